@@ -1,0 +1,1 @@
+"""The live door: WebSocket sessions, admission, and the plain HTTP routes beside them."""

@@ -1,0 +1,142 @@
+"""What one frame gave. The same `FrameResult` leaves by every door.
+
+All coordinates are pixels of the frame as sent: x right, y down, clipped to the frame. An EXIF
+orientation is not applied: what the client sent is what the numbers refer to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+KEYPOINT_NAMES = (
+    "nose",
+    "left_eye",
+    "right_eye",
+    "left_ear",
+    "right_ear",
+    "left_shoulder",
+    "right_shoulder",
+    "left_elbow",
+    "right_elbow",
+    "left_wrist",
+    "right_wrist",
+    "left_hip",
+    "right_hip",
+    "left_knee",
+    "right_knee",
+    "left_ankle",
+    "right_ankle",
+)
+"""COCO's 17 keypoints, in its order (https://cocodataset.org/#keypoints-2020). Left is the person's left."""
+
+SKELETON = (
+    (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7),
+    (6, 8), (7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
+)  # fmt: skip
+"""COCO's limbs as pairs of indices into KEYPOINT_NAMES, counted from 0."""
+
+Status = Literal["ok", "stale", "skipped", "error", "disabled"]
+STAGES = ("detect", "pose", "ocr", "motion", "track")
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    class_id: int
+    class_name: str
+    confidence: float
+    box: Box
+    track_id: int | None = None
+    """Same number, same thing, as long as its stream lasts; null until the tracker trusts it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keypoint:
+    name: str
+    x: float
+    y: float
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pose:
+    confidence: float
+    box: Box
+    keypoints: tuple[Keypoint, ...]
+    """17, in COCO's order."""
+    track_id: int | None = None
+    """Of the tracked person that it belongs to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    text: str
+    confidence: float
+    polygon: tuple[tuple[float, float], ...]
+    """Four corners, clockwise from the text's top left."""
+
+
+@dataclass(frozen=True, slots=True)
+class CameraMotion:
+    dx: float
+    dy: float
+    """The median flow: how far the whole picture moved since the last frame, pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class MotionGrid:
+    columns: int
+    rows: int
+    scale: float
+    """Pixels a unit."""
+    data: str
+    """Base64 of int8 pairs dx, dy, row by row; the camera's own motion is still in them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Motion:
+    score: float
+    """Mean flow once the camera's is taken out, pixels a frame over the frame's diagonal."""
+    direction_deg: float | None
+    """Mean direction of the moving cells: 0 right, 90 down, 180 left, 270 up. Null when none moves."""
+    moving_fraction: float
+    """Share of cells that move, 0 to 1."""
+    camera: CameraMotion
+    grid: MotionGrid | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """How one modality went on this frame; "no text found" and "OCR did not run" never look the same."""
+
+    status: Status
+    reason: str | None = None
+    age_ms: float | None = None
+    """For `stale`: how old the attached answer is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class FrameResult:
+    image: Image
+    objects: list[Detection] = field(default_factory=list)
+    poses: list[Pose] = field(default_factory=list)
+    texts: list[Text] = field(default_factory=list)
+    motion: Motion | None = None
+    stages: dict[str, Stage] = field(default_factory=dict)
+    """One of STAGES each, always all of them."""
+    timings_ms: dict[str, float] = field(default_factory=dict)
+    """Monotonic durations: queue, decode, prepare, gate, infer, parse, motion, total; those that ran."""
