@@ -63,13 +63,17 @@ class AccessSettings(Section):
 
 class LiveSettings(Section):
     max_sessions: int = Field(64, ge=1, le=10_000, description="sessions served at once, in each worker")
-    max_waiting: int = Field(128, ge=0, le=100_000, description="sessions kept in the waiting room when all slots are taken")
+    max_waiting: int = Field(
+        128, ge=0, le=100_000, description="sessions kept in the waiting room when all slots are taken"
+    )
     max_connections: int = Field(
         2048, ge=1, le=100_000, description="sockets open at once, those that said nothing yet among them"
     )
     credits: int = Field(2, ge=1, le=64, description="frames a client may have in flight")
     max_frame_bytes: int = Field(2 * 1024 * 1024, ge=1024, description="largest frame, bytes")
-    max_pixels: int = Field(4096 * 4096, ge=1, description="largest frame, pixels, read from its header before decoding")
+    max_pixels: int = Field(
+        4096 * 4096, ge=1, description="largest frame, pixels, read from its header before decoding"
+    )
     max_messages_per_s: float = Field(240.0, gt=0, description="messages a second that a session may send on average")
     max_age_ms: float = Field(2000.0, gt=0, description="a realtime frame that waited longer is dropped unanalysed")
     init_timeout_s: float = Field(10.0, gt=0, description="seconds a new socket has for its first message")

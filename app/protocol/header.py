@@ -43,7 +43,8 @@ def unpack(message: bytes) -> BinaryFrame:
         return BinaryFrame(None, None, message)
     if message[:4] != MAGIC:
         raise UndecodableFrame(
-            f"a frame is a JPEG (FF D8 …) or the header SLF1 and a JPEG; this one starts with {message[:4].hex(' ') or 'nothing'}"
+            "a frame is a JPEG (FF D8 …) or the header SLF1 and a JPEG; "
+            f"this one starts with {message[:4].hex(' ') or 'nothing'}"
         )
     if len(message) < SIZE:
         raise UndecodableFrame(f"the header has {SIZE} bytes, this message {len(message)}")

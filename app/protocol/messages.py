@@ -71,14 +71,18 @@ class SummaryChoice(_Message):
 class Patch(_Message):
     """What `init` and `update` may both change."""
 
-    stages: StagesPatch | None = Field(None, description="which modalities run: `detect`, `pose`, `ocr`, `motion`, `track`, `summary`")
+    stages: StagesPatch | None = Field(
+        None, description="which modalities run: `detect`, `pose`, `ocr`, `motion`, `track`, `summary`"
+    )
     confidence: float | None = Field(None, ge=0, le=1, description="least score of a detection")
     iou: float | None = Field(None, ge=0, le=1, description="NMS threshold")
     classes: Annotated[list[int | str] | None, Field(max_length=1000)] = Field(
         None, description="class names or ids to keep; an empty list keeps all"
     )
     motion_grid: bool | None = Field(None, description="send the flow as a grid of vectors")
-    max_age_ms: float | None = Field(None, gt=0, le=600_000, description="a realtime frame that waited longer is dropped")
+    max_age_ms: float | None = Field(
+        None, gt=0, le=600_000, description="a realtime frame that waited longer is dropped"
+    )
     summary: SummaryChoice | None = Field(None, description="`{prompt: NAME}`")
 
 

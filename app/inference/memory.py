@@ -1,0 +1,152 @@
+"""Input memory for requests: slots of shared-memory regions that Triton has mapped, or plain heap memory.
+
+A region's name is unlinked as soon as Triton has it mapped, so that a killed service leaves nothing
+in /dev/shm, and no name is ever used twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import socket
+import uuid
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "UINT8": np.dtype(np.uint8),
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+}
+PREFIX = "sightline"
+_PAGE = 4096
+_SHM = "/dev/shm"
+
+
+def region_name() -> str:
+    """A name no other process or life of this one has: host and pid tell whose it was when it is found orphaned."""
+    return f"{PREFIX}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
+
+
+def orphaned(name: str) -> bool:
+    """Whether a region of this name was registered by a process of this host that is gone."""
+    prefix, _, rest = name.partition("-")
+    host, _, pid = rest.rpartition("-")[0].rpartition("-")
+    if prefix != PREFIX or host != socket.gethostname() or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+class Region:
+    """One shared-memory object, cut into equal slots."""
+
+    def __init__(self, slot_bytes: int, slots: int) -> None:
+        self.name = region_name()
+        self.slot_bytes = -(-slot_bytes // _PAGE) * _PAGE
+        self.slots = slots
+        self.size = self.slot_bytes * slots
+        self._path = f"{_SHM}/{self.name}"
+        descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        try:
+            # Reserves the pages now: a full /dev/shm then fails here, not as a SIGBUS in the middle of a frame.
+            os.posix_fallocate(descriptor, 0, self.size)
+            self.memory = mmap.mmap(descriptor, self.size)
+        except OSError:
+            self.unlink()
+            raise
+        finally:
+            os.close(descriptor)
+
+    def unlink(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+
+
+@dataclass(slots=True)
+class Slot:
+    """A place in a region: the input first, then room for outputs."""
+
+    region: Region
+    offset: int
+    requests: dict[tuple[str, str, int], Any] = field(default_factory=dict)
+    """Requests built for this slot, by model, version and output offset: a slot's request never changes."""
+
+
+class HeldBuffer:
+    """A `client.Buffer`. Counts its holders: the owner and every request in flight."""
+
+    __slots__ = ("_array", "_holders", "_pool", "cursor", "slot")
+
+    def __init__(self, array: NDArray[Any], pool: Pool | None, slot: Slot | None) -> None:
+        self._array = array
+        self._holders = 1
+        self._pool = pool
+        self.slot = slot
+        self.cursor = 0
+        """Where the next request's outputs go, bytes from the slot's start."""
+        if slot is not None:
+            self.cursor = array.nbytes
+
+    @property
+    def array(self) -> NDArray[Any]:
+        return self._array
+
+    def hold(self) -> None:
+        self._holders += 1
+
+    def release(self) -> None:
+        self._holders -= 1
+        if self._holders == 0 and self._pool is not None and self.slot is not None:
+            self._pool.free.append(self.slot)
+        assert self._holders >= 0, "a buffer was released twice"
+
+
+@dataclass(slots=True)
+class Pool:
+    """Free slots for inputs of one shape."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    output_bytes: int
+    free: deque[Slot] = field(default_factory=deque)
+    growing: bool = False
+
+    @property
+    def input_bytes(self) -> int:
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    @property
+    def slot_bytes(self) -> int:
+        return self.input_bytes + self.output_bytes
+
+    def add(self, region: Region) -> None:
+        self.free.extend(Slot(region, index * region.slot_bytes) for index in range(region.slots))
+
+    def take(self) -> HeldBuffer:
+        """A slot's memory; heap memory when none is free."""
+        if not self.free:
+            return HeldBuffer(np.empty(self.shape, self.dtype), None, None)
+        slot = self.free.pop()  # the one used last: its pages are still in the cache
+        array = np.frombuffer(slot.region.memory, self.dtype, int(np.prod(self.shape)), slot.offset)
+        return HeldBuffer(array.reshape(self.shape), self, slot)
+
+
+def output_bytes(shapes: list[tuple[str, tuple[int, ...]]]) -> int | None:
+    """Bytes of outputs of these (dtype, shape), each at an 8-byte boundary; None where a shape is open."""
+    total = 0
+    for dtype, shape in shapes:
+        if dtype not in DTYPES or any(size < 0 for size in shape):
+            return None
+        total += -(-int(np.prod(shape)) * DTYPES[dtype].itemsize // 8) * 8
+    return total

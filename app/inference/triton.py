@@ -1,0 +1,401 @@
+"""The singleton Triton client: one grpc.aio channel, a fair gate, deadlines, reconnection, shared memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from app import metrics
+from app.errors import ConfigurationError, InferenceError, InferenceTimeout, InferenceUnavailable
+from app.inference.client import ModelSpec, Reply, TensorSpec
+from app.inference.gate import Gate
+from app.inference.memory import DTYPES, HeldBuffer, Pool, Region, orphaned, output_bytes
+from app.settings import TritonSettings
+
+log = logging.getLogger(__name__)
+
+_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    # Channels to the same address share connections by default; ours must die with its client.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+_PROBE_INTERVAL_S = 5.0
+_PROBE_DEADLINE_S = 2.0
+_SHM_BUDGET = 256 * 1024 * 1024
+_SLOTS = 32
+
+
+class TritonClient:
+    """`InferenceClient` on a real Triton. Made inside a running event loop; `open` before use.
+
+    Args:
+        url: `host:port` of Triton's gRPC.
+        on_change: called with True or False whenever the server comes or goes.
+    """
+
+    def __init__(self, url: str, settings: TritonSettings, *, on_change: Callable[[bool], None] | None = None) -> None:
+        self.url = url
+        self._settings = settings
+        self._on_change = on_change
+        self._gate = Gate(settings.triton_max_in_flight)
+        self._channel = grpc.aio.insecure_channel(url, options=_OPTIONS)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._up = False
+        self._generation = 0
+        self._suspect = asyncio.Event()
+        self._lost_memory = False
+        self._watcher: asyncio.Task[None] | None = None
+        self._calls: set[asyncio.Task[Reply]] = set()
+        self._growing: set[asyncio.Task[None]] = set()
+        self._pools: dict[tuple[tuple[int, ...], str], Pool] = {}
+        self._regions: list[Region] = []
+        self._output_bytes = 0
+        self._shm = settings.triton_shm != "off"
+
+    @property
+    def up(self) -> bool:
+        return self._up
+
+    @property
+    def generation(self) -> int:
+        return self._generation
+
+    @property
+    def shared_memory(self) -> bool:
+        """Whether tensors go through shared memory."""
+        return self._shm and bool(self._regions)
+
+    async def open(self) -> None:
+        """Connects and begins to watch the server. A server that is away is no error: it is waited for.
+
+        Raises:
+            ConfigurationError: TRITON_SHM=on, and the server cannot map our memory.
+        """
+        if await self._probe():
+            await self._connected()
+        else:
+            log.warning("Triton at %s does not answer yet; waiting for it", self.url)
+            metrics.INFERENCE_UP.set(0)
+        self._watcher = asyncio.create_task(self._watch(), name="triton-watch")
+
+    async def close(self) -> None:
+        """Lets the requests in flight end (their deadline bounds it), unregisters the memory, closes the channel."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=self._settings.triton_deadline_s + 1)
+        await asyncio.gather(*self._growing, return_exceptions=True)
+        if self._up:
+            for region in self._regions:
+                await self._unregister(region.name)
+        self._pools.clear()
+        await self._channel.close()
+
+    # --- what a model looks like ---
+
+    async def describe(self, model: str) -> ModelSpec | None:
+        """See `InferenceClient.describe`."""
+        try:
+            named = {"name": model}
+            ready = await self._stub.ModelReady(service_pb2.ModelReadyRequest(**named), timeout=_PROBE_DEADLINE_S)
+            if not ready.ready:
+                return None
+            metadata = await self._stub.ModelMetadata(
+                service_pb2.ModelMetadataRequest(**named), timeout=_PROBE_DEADLINE_S
+            )
+            answer = await self._stub.ModelConfig(service_pb2.ModelConfigRequest(**named), timeout=_PROBE_DEADLINE_S)
+        except grpc.aio.AioRpcError as error:
+            if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
+                return None
+            raise self._failure(model, error) from None
+        spec = ModelSpec(
+            name=model,
+            version=max(metadata.versions, key=int, default=""),
+            inputs=tuple(TensorSpec(t.name, t.datatype, tuple(t.shape)) for t in metadata.inputs),
+            outputs=tuple(TensorSpec(t.name, t.datatype, tuple(t.shape)) for t in metadata.outputs),
+            max_batch=max(1, answer.config.max_batch_size),
+            parameters={key: value.string_value for key, value in answer.config.parameters.items()},
+        )
+        self._output_bytes = max(self._output_bytes, _item_bytes(spec))
+        return spec
+
+    # --- memory ---
+
+    def buffer(self, shape: tuple[int, ...], dtype: str) -> HeldBuffer:
+        """See `InferenceClient.buffer`."""
+        pool = self._pools.get((shape, dtype))
+        if pool is None:
+            # Twice the room: detection and pose of one picture may be two requests on one buffer.
+            pool = Pool(shape, DTYPES[dtype], output_bytes=2 * self._output_bytes * shape[0])
+            self._pools[shape, dtype] = pool
+        if not pool.free and self._shm and self._up and not pool.growing:
+            pool.growing = True
+            task = asyncio.create_task(self._grow(pool))
+            self._growing.add(task)
+            task.add_done_callback(self._growing.discard)
+        return pool.take()
+
+    async def _grow(self, pool: Pool) -> None:
+        try:
+            slots = max(1, min(_SLOTS, _SHM_BUDGET // 4 // pool.slot_bytes))
+            if sum(region.size for region in self._regions) + slots * pool.slot_bytes > _SHM_BUDGET:
+                return  # heap memory serves the rest
+            region = await self._map(pool.slot_bytes, slots)
+            if region is not None:
+                pool.add(region)
+        finally:
+            pool.growing = False
+
+    async def _map(self, slot_bytes: int, slots: int) -> Region | None:
+        """A region that Triton has mapped; None where that does not work (then it is not tried again)."""
+        try:
+            region = Region(slot_bytes, slots)
+        except OSError as error:
+            log.warning("no shared memory (%s): tensors go over gRPC", error)
+            self._shm = False
+            return None
+        try:
+            request = service_pb2.SystemSharedMemoryRegisterRequest(
+                name=region.name, key=f"/{region.name}", offset=0, byte_size=region.size
+            )
+            await self._stub.SystemSharedMemoryRegister(request, timeout=_PROBE_DEADLINE_S)
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                log.info("Triton at %s cannot map our memory (%s): tensors go over gRPC", self.url, error.details())
+                self._shm = False
+            return None
+        finally:
+            region.unlink()
+        self._regions.append(region)
+        return region
+
+    async def _unregister(self, name: str) -> None:
+        request = service_pb2.SystemSharedMemoryUnregisterRequest(name=name)
+        try:
+            await self._stub.SystemSharedMemoryUnregister(request, timeout=_PROBE_DEADLINE_S)
+        except grpc.aio.AioRpcError as error:
+            log.debug("unregister %s: %s", name, error.details())
+
+    async def _sweep(self) -> None:
+        """Frees what processes of this host that were killed left registered."""
+        status = await self._stub.SystemSharedMemoryStatus(
+            service_pb2.SystemSharedMemoryStatusRequest(), timeout=_PROBE_DEADLINE_S
+        )
+        for name in status.regions:
+            if orphaned(name):
+                await self._unregister(name)
+
+    # --- requests ---
+
+    async def infer(self, model: ModelSpec, buffer: HeldBuffer, *, stream: str) -> Reply:
+        """See `InferenceClient.infer`."""
+        if not self._up:
+            raise InferenceUnavailable(f"Triton at {self.url} does not answer")
+        arrived = time.perf_counter()
+        await self._gate.acquire(stream)
+        gate_s = time.perf_counter() - arrived
+        buffer.hold()
+        # A task of its own, shielded: grpc.aio leaks when the awaiter of a call is cancelled
+        # (https://github.com/grpc/grpc/issues/43360), and Triton may write into the slot until the call ends.
+        call = asyncio.create_task(self._call(model, buffer, gate_s))
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        try:
+            return await asyncio.shield(call)
+        except asyncio.CancelledError:
+            call.add_done_callback(_forget)
+            raise
+
+    async def _call(self, model: ModelSpec, buffer: HeldBuffer, gate_s: float) -> Reply:
+        metrics.IN_FLIGHT.inc()
+        sent = time.perf_counter()
+        try:
+            request, placed = self._request(model, buffer)
+            answer = await self._stub.ModelInfer(request, timeout=self._settings.triton_deadline_s)
+            infer_s = time.perf_counter() - sent
+            return Reply(_outputs(answer, buffer, placed), gate_s, infer_s)
+        except grpc.aio.AioRpcError as error:
+            raise self._failure(model.name, error) from None
+        finally:
+            metrics.IN_FLIGHT.dec()
+            buffer.release()
+            self._gate.release()
+
+    def _request(self, model: ModelSpec, buffer: HeldBuffer) -> tuple[Any, dict[str, tuple[int, tuple[int, ...]]]]:
+        """The request, and where its outputs land in the slot: name -> (offset in the slot, shape)."""
+        slot = buffer.slot
+        if slot is None or slot.region not in self._regions:
+            # Memory that this life of the server has not mapped: the pixels travel in the message.
+            return self._plain_request(model, buffer.array), {}
+        key = (model.name, model.version, buffer.cursor)
+        cached = slot.requests.get(key)
+        if cached is None:
+            cached = slot.requests[key] = _shared_request(model, buffer)
+        request, placed, end = cached
+        buffer.cursor = end
+        return request, placed
+
+    @staticmethod
+    def _plain_request(model: ModelSpec, array: NDArray[Any]) -> Any:
+        request = service_pb2.ModelInferRequest(model_name=model.name)
+        tensor = request.inputs.add(name=model.inputs[0].name, datatype=model.inputs[0].dtype)
+        tensor.shape.extend(array.shape)
+        request.raw_input_contents.append(array.tobytes())
+        return request
+
+    def _failure(self, model: str, error: grpc.aio.AioRpcError) -> InferenceError:
+        details = error.details() or error.code().name
+        if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+            metrics.INFERENCE_ERRORS.labels("timeout").inc()
+            self._suspect.set()
+            return InferenceTimeout(
+                f"{model}: no answer within TRITON_DEADLINE_S={self._settings.triton_deadline_s:g} seconds"
+            )
+        if error.code() == grpc.StatusCode.UNAVAILABLE:
+            metrics.INFERENCE_ERRORS.labels("unavailable").inc()
+            self._suspect.set()
+            return InferenceUnavailable(f"Triton at {self.url}: {details}")
+        if "shared memory region" in details:  # restarted between two probes: what was registered is forgotten
+            self._lost_memory = True
+            self._suspect.set()
+        metrics.INFERENCE_ERRORS.labels("refused").inc()
+        return InferenceError(f"{model}: {details}")
+
+    # --- whether it is there ---
+
+    async def _watch(self) -> None:
+        wait = _PROBE_INTERVAL_S
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._suspect.wait(), wait)
+            self._suspect.clear()
+            if not await self._probe():
+                self._gone()
+                wait = min(2.0, wait * 2 if wait < _PROBE_INTERVAL_S else 0.1)
+                continue
+            if not self._up or self._lost_memory:
+                await self._connected()
+            wait = _PROBE_INTERVAL_S
+            await asyncio.sleep(0.05)  # a burst of failures asks once
+
+    async def _probe(self) -> bool:
+        try:
+            answer = await self._stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=_PROBE_DEADLINE_S)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(answer.ready)
+
+    def _gone(self) -> None:
+        if not self._up:
+            return
+        self._up = False
+        metrics.INFERENCE_UP.set(0)
+        log.warning("Triton at %s is gone; reconnecting", self.url)
+        if self._on_change is not None:
+            self._on_change(False)
+
+    async def _connected(self) -> None:
+        self._regions.clear()  # a new life of the server has nothing mapped; slots still held are dropped when released
+        self._pools.clear()
+        self._lost_memory = False
+        if self._settings.triton_shm != "off":
+            await self._try_memory()
+        self._up = True
+        self._generation += 1
+        metrics.INFERENCE_UP.set(1)
+        log.info("Triton at %s is ready (%s)", self.url, "shared memory" if self._shm else "gRPC tensors")
+        if self._on_change is not None:
+            self._on_change(True)
+
+    async def _try_memory(self) -> None:
+        self._shm = True
+        try:
+            await self._sweep()
+        except grpc.aio.AioRpcError as error:
+            log.debug("sweep: %s", error.details())
+        trial = await self._map(4096, 1)
+        if trial is not None:
+            self._regions.remove(trial)
+            await self._unregister(trial.name)
+        elif self._settings.triton_shm == "on":
+            raise ConfigurationError(
+                f"TRITON_SHM='on': Triton at {self.url} cannot map this process's shared memory; "
+                "both need one host and one /dev/shm (docker: ipc: host), or set TRITON_SHM=auto"
+            )
+
+
+def _item_bytes(spec: ModelSpec) -> int:
+    """Bytes of all outputs for a batch of one; 0 where they are not known beforehand."""
+    return output_bytes([(t.dtype, (1, *t.shape[1:])) for t in spec.outputs]) or 0
+
+
+def _shared_request(model: ModelSpec, buffer: HeldBuffer) -> tuple[Any, dict[str, tuple[int, tuple[int, ...]]], int]:
+    slot = buffer.slot
+    assert slot is not None
+    array, region = buffer.array, slot.region
+    request = service_pb2.ModelInferRequest(model_name=model.name)
+    tensor = request.inputs.add(name=model.inputs[0].name, datatype=model.inputs[0].dtype)
+    tensor.shape.extend(array.shape)
+    _place(tensor, region.name, slot.offset, array.nbytes)
+    shapes = {t.name: (array.shape[0], *t.shape[1:]) for t in model.outputs}
+    size = output_bytes([(t.dtype, shapes[t.name]) for t in model.outputs])
+    if size is None or buffer.cursor + size > region.slot_bytes:
+        return request, {}, buffer.cursor  # open or too large: the outputs travel in the answer
+    placed: dict[str, tuple[int, tuple[int, ...]]] = {}
+    cursor = buffer.cursor
+    for output in model.outputs:
+        used = output_bytes([(output.dtype, shapes[output.name])])
+        assert used is not None
+        _place(request.outputs.add(name=output.name), region.name, slot.offset + cursor, used)
+        placed[output.name] = (cursor, shapes[output.name])
+        cursor += used
+    return request, placed, cursor
+
+
+def _place(tensor: Any, region: str, offset: int, size: int) -> None:
+    tensor.parameters["shared_memory_region"].string_param = region
+    tensor.parameters["shared_memory_byte_size"].int64_param = size
+    if offset:
+        tensor.parameters["shared_memory_offset"].int64_param = offset
+
+
+def _outputs(
+    answer: Any, buffer: HeldBuffer, placed: Mapping[str, tuple[int, tuple[int, ...]]]
+) -> dict[str, NDArray[Any]]:
+    out: dict[str, NDArray[Any]] = {}
+    raw = iter(answer.raw_output_contents)
+    for tensor in answer.outputs:
+        dtype = DTYPES.get(tensor.datatype)
+        if dtype is None:
+            raise InferenceError(
+                f"{answer.model_name}: output {tensor.name} is {tensor.datatype}; known: {', '.join(DTYPES)}"
+            )
+        shape = tuple(tensor.shape)
+        count = int(np.prod(shape))
+        if tensor.name in placed:
+            assert buffer.slot is not None
+            offset = buffer.slot.offset + placed[tensor.name][0]
+            out[tensor.name] = np.frombuffer(buffer.slot.region.memory, dtype, count, offset).reshape(shape)
+        else:
+            out[tensor.name] = np.frombuffer(next(raw), dtype).reshape(shape)
+    return out
+
+
+def _forget(call: asyncio.Task[Reply]) -> None:
+    """The awaiter is gone: the answer, or the error, is dropped."""
+    if not call.cancelled():
+        call.exception()

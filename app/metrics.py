@@ -1,0 +1,69 @@
+"""Every Prometheus object of the service; nowhere else is one made.
+
+No session or frame id is ever a label. frames_received = processed + dropped + failed + in flight,
+for every door, at every moment.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_BATCHES = (1, 2, 4, 8, 16, 32)
+
+SESSIONS_ACTIVE = Gauge("sightline_sessions_active", "Live sessions being served", multiprocess_mode="livesum")
+SESSIONS_WAITING = Gauge("sightline_sessions_waiting", "Live sessions in the waiting room", multiprocess_mode="livesum")
+SESSIONS = Counter("sightline_sessions_total", "Live sessions that ended, by how", ["outcome"])
+
+FRAMES_RECEIVED = Counter("sightline_frames_received_total", "Frames that came in", ["door"])
+FRAMES_PROCESSED = Counter("sightline_frames_processed_total", "Frames that were answered with a result", ["door"])
+FRAMES_DROPPED = Counter("sightline_frames_dropped_total", "Frames given up on purpose", ["door", "reason"])
+FRAMES_FAILED = Counter("sightline_frames_failed_total", "Frames that ended in an error", ["door", "stage"])
+STAGE_ERRORS = Counter("sightline_stage_errors_total", "Stages that said `error` on a frame", ["stage"])
+
+MODEL_FRAMES = Counter("sightline_model_frames_total", "Frames that a model answered", ["model"])
+MODEL_BATCH = Histogram("sightline_model_batch_size", "Frames in one request to a model", ["model"], buckets=_BATCHES)
+STAGE_SECONDS = Histogram("sightline_stage_seconds", "Time a stage took", ["door", "stage"], buckets=_SECONDS)
+FRAME_AGE = Histogram("sightline_frame_age_seconds", "From received to answered", ["door"], buckets=_SECONDS)
+PIPELINE_FPS = Gauge(
+    "sightline_pipeline_fps", "Results a second over the last seconds", ["door"], multiprocess_mode="livesum"
+)
+
+IN_FLIGHT = Gauge("sightline_inference_in_flight", "Requests at the inference server", multiprocess_mode="livesum")
+INFERENCE_UP = Gauge("sightline_inference_up", "1 while the inference server answers", multiprocess_mode="livemin")
+INFERENCE_ERRORS = Counter("sightline_inference_errors_total", "Requests to a model that failed", ["reason"])
+
+OCR_RUNS = Counter("sightline_ocr_runs_total", "OCR runs, by how they ended", ["outcome"])
+OCR_RSS = Gauge("sightline_ocr_process_rss_bytes", "Resident memory of the OCR process", multiprocess_mode="livesum")
+
+AUTH_FAILURES = Counter("sightline_auth_failures_total", "Sessions and requests turned away", ["reason"])
+LAST_ACTIVITY = Gauge(
+    "sightline_last_activity_timestamp_seconds", "When the last frame came in, epoch seconds", multiprocess_mode="max"
+)
+
+
+def registry() -> CollectorRegistry:
+    """The process's registry; with several workers, one that adds up all of theirs."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return REGISTRY
+    merged = CollectorRegistry()
+    MultiProcessCollector(merged)  # type: ignore[no-untyped-call]
+    return merged
+
+
+def exposition() -> bytes:
+    """The text that `GET /metrics` answers."""
+    return generate_latest(registry())
+
+
+def share_between_workers(folder: Path) -> None:
+    """Makes all processes started from here add up in one exposition. Call before they import this module."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("*.db"):
+        stale.unlink()
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)

@@ -1,0 +1,56 @@
+"""Queues that never make their producer wait."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class DropQueue(Generic[T]):
+    """Bounded; when full, the oldest item gives way to the newest and is handed back to be counted.
+
+    One consumer, on one event loop; not thread-safe.
+    """
+
+    def __init__(self, maxsize: int = 1) -> None:
+        if maxsize < 1:
+            raise ValueError(f"maxsize is {maxsize}: want at least 1")
+        self._items: deque[T] = deque()
+        self._maxsize = maxsize
+        self._arrived = asyncio.Event()
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def put(self, item: T) -> T | None:
+        """Adds `item`; returns the one that had to give way, if any. After `close` that is `item` itself."""
+        if self._closed:
+            return item
+        dropped = self._items.popleft() if len(self._items) >= self._maxsize else None
+        self._items.append(item)
+        self._arrived.set()
+        return dropped
+
+    async def get(self) -> T | None:
+        """The oldest item kept; waits for one. None once the queue is closed and empty."""
+        while not self._items:
+            if self._closed:
+                return None
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._items.popleft()
+
+    def close(self) -> None:
+        """No more items; `get` still hands out those that are in."""
+        self._closed = True
+        self._arrived.set()
+
+    def drain(self) -> list[T]:
+        """Takes out everything that is left."""
+        left = list(self._items)
+        self._items.clear()
+        return left
