@@ -25,3 +25,59 @@ INSTALL = $(UV) pip install --quiet --require-hashes --no-deps
 .venv/.dev: .venv/.service requirements/dev.txt
 	$(INSTALL) --python .venv/bin/python -r requirements/dev.txt
 	@touch $@
+
+# The embedded Triton lives in an environment of its own: its Python backend wants numpy 1.
+.venv-triton/.ready: .venv/.bootstrap requirements/triton.txt
+	$(UV) venv --quiet --allow-existing --python .venv/bin/python .venv-triton
+	$(INSTALL) --python .venv-triton/bin/python -r requirements/triton.txt
+	@touch $@
+
+# So does OCR: PaddleX looks one opencv package up by name and version. The second file lays the headless
+# build of the same version over it, so that no libGL is needed.
+.venv-ocr/.ready: .venv/.bootstrap requirements/ocr.txt requirements/ocr-headless.txt
+	$(UV) venv --quiet --allow-existing --python .venv/bin/python .venv-ocr
+	$(INSTALL) --python .venv-ocr/bin/python -r requirements/ocr.txt
+	$(INSTALL) --reinstall --python .venv-ocr/bin/python -r requirements/ocr-headless.txt
+	@touch $@
+
+.PHONY: help install demo serve test check format bench models triton-env ocr-env requirements clean
+
+help: ## what there is to do
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+
+install: .venv/.service .venv-triton/.ready .venv-ocr/.ready ## everything the service needs
+
+demo: install ## the service on http://127.0.0.1:8000, everything on the CPU, nothing to download
+	@.venv/bin/sightline serve --page
+
+serve: install ## the service as your settings say
+	@.venv/bin/sightline serve
+
+triton-env: .venv-triton/.ready ## the embedded Triton's environment
+
+ocr-env: .venv-ocr/.ready ## OCR's environment
+
+models: .venv/.bootstrap .venv-triton/.ready ## YOLO's 80 classes: DETECT=yolov8n POSE=yolov8n-pose, or paths of .pt or .onnx
+	@.venv/bin/python triton/models.py --detect "$(or $(DETECT),yolov8n)" --pose "$(or $(POSE),yolov8n-pose)"
+
+check: .venv/.dev ## lint, types, directions of imports
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+test: install .venv/.dev ## every test
+	.venv/bin/pytest $(ARGS)
+
+format: .venv/.dev ## put the code in order
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+bench: install .venv/.dev ## benchmarks, all or NAME=one
+	.venv/bin/python -m benchmarks $(NAME)
+
+requirements: .venv/.bootstrap ## compile requirements/*.in anew
+	PATH="$(CURDIR)/.venv/bin:$$PATH" requirements/compile.sh
+
+clean: ## remove the environments and what the service left
+	rm -rf .venv .venv-triton .venv-ocr .state

@@ -21,6 +21,7 @@ class DropQueue(Generic[T]):
         self._items: deque[T] = deque()
         self._maxsize = maxsize
         self._arrived = asyncio.Event()
+        self._taken = asyncio.Event()
         self._closed = False
 
     def __len__(self) -> int:
@@ -42,12 +43,20 @@ class DropQueue(Generic[T]):
                 return None
             self._arrived.clear()
             await self._arrived.wait()
+        self._taken.set()
         return self._items.popleft()
+
+    async def room(self) -> None:
+        """Waits until an item can be put without dropping one, or the queue is closed."""
+        while len(self._items) >= self._maxsize and not self._closed:
+            self._taken.clear()
+            await self._taken.wait()
 
     def close(self) -> None:
         """No more items; `get` still hands out those that are in."""
         self._closed = True
         self._arrived.set()
+        self._taken.set()
 
     def drain(self) -> list[T]:
         """Takes out everything that is left."""

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from app.inference.memory import Buffer
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
@@ -34,21 +36,6 @@ class ModelSpec:
     parameters: Mapping[str, str] = field(default_factory=dict)
     """The model configuration's string parameters. We read `display_name` (what really answers) and
     `class_names` (a JSON array of names in the order of class ids)."""
-
-
-class Buffer(Protocol):
-    """Memory for one request's input, shared with the server where that works.
-
-    Whoever got it calls `release` once, also after an error. A request in flight keeps the memory
-    alive by itself: releasing early never lets the server read a later frame's pixels.
-    """
-
-    @property
-    def array(self) -> NDArray[Any]:
-        """The input tensor, of the shape and dtype asked for. Contents are what the last user left."""
-        ...
-
-    def release(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import InferenceUnavailable
-from app.inference.client import Buffer, ModelSpec, Reply
+from app.inference.client import ModelSpec, Reply
 from app.inference.gate import Gate
-from app.inference.memory import DTYPES, HeldBuffer
+from app.inference.memory import DTYPES, Buffer
 
 Model = Callable[[NDArray[Any]], Mapping[str, NDArray[Any]]]
 
@@ -38,9 +38,9 @@ class FakeClient:
             raise InferenceUnavailable("the fake is down")
         return self._models[model][0] if model in self._models else None
 
-    def buffer(self, shape: tuple[int, ...], dtype: str) -> HeldBuffer:
+    def buffer(self, shape: tuple[int, ...], dtype: str) -> Buffer:
         """See `InferenceClient.buffer`."""
-        return HeldBuffer(np.empty(shape, DTYPES[dtype]), None, None)
+        return Buffer(np.empty(shape, DTYPES[dtype]), None, None)
 
     async def infer(self, model: ModelSpec, buffer: Buffer, *, stream: str) -> Reply:
         """See `InferenceClient.infer`."""

@@ -83,8 +83,12 @@ class Slot:
     """Requests built for this slot, by model, version and output offset: a slot's request never changes."""
 
 
-class HeldBuffer:
-    """A `client.Buffer`. Counts its holders: the owner and every request in flight."""
+class Buffer:
+    """Memory for one request's input, shared with the server where that works.
+
+    Counts its holders: the owner, who calls `release` once, also after an error, and every request in
+    flight. Releasing early thus never lets the server read a later frame's pixels.
+    """
 
     __slots__ = ("_array", "_holders", "_pool", "cursor", "slot")
 
@@ -100,6 +104,7 @@ class HeldBuffer:
 
     @property
     def array(self) -> NDArray[Any]:
+        """The input tensor, of the shape and dtype asked for. Contents are what the last user left."""
         return self._array
 
     def hold(self) -> None:
@@ -133,13 +138,13 @@ class Pool:
     def add(self, region: Region) -> None:
         self.free.extend(Slot(region, index * region.slot_bytes) for index in range(region.slots))
 
-    def take(self) -> HeldBuffer:
+    def take(self) -> Buffer:
         """A slot's memory; heap memory when none is free."""
         if not self.free:
-            return HeldBuffer(np.empty(self.shape, self.dtype), None, None)
+            return Buffer(np.empty(self.shape, self.dtype), None, None)
         slot = self.free.pop()  # the one used last: its pages are still in the cache
         array = np.frombuffer(slot.region.memory, self.dtype, int(np.prod(self.shape)), slot.offset)
-        return HeldBuffer(array.reshape(self.shape), self, slot)
+        return Buffer(array.reshape(self.shape), self, slot)
 
 
 def output_bytes(shapes: list[tuple[str, tuple[int, ...]]]) -> int | None:

@@ -18,7 +18,7 @@ from app import metrics
 from app.errors import ConfigurationError, InferenceError, InferenceTimeout, InferenceUnavailable
 from app.inference.client import ModelSpec, Reply, TensorSpec
 from app.inference.gate import Gate
-from app.inference.memory import DTYPES, HeldBuffer, Pool, Region, orphaned, output_bytes
+from app.inference.memory import DTYPES, Buffer, Pool, Region, orphaned, output_bytes
 from app.settings import TritonSettings
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class TritonClient:
     @property
     def shared_memory(self) -> bool:
         """Whether tensors go through shared memory."""
-        return self._shm and bool(self._regions)
+        return self._shm and self._up
 
     async def open(self) -> None:
         """Connects and begins to watch the server. A server that is away is no error: it is waited for.
@@ -135,7 +135,7 @@ class TritonClient:
 
     # --- memory ---
 
-    def buffer(self, shape: tuple[int, ...], dtype: str) -> HeldBuffer:
+    def buffer(self, shape: tuple[int, ...], dtype: str) -> Buffer:
         """See `InferenceClient.buffer`."""
         pool = self._pools.get((shape, dtype))
         if pool is None:
@@ -201,7 +201,7 @@ class TritonClient:
 
     # --- requests ---
 
-    async def infer(self, model: ModelSpec, buffer: HeldBuffer, *, stream: str) -> Reply:
+    async def infer(self, model: ModelSpec, buffer: Buffer, *, stream: str) -> Reply:
         """See `InferenceClient.infer`."""
         if not self._up:
             raise InferenceUnavailable(f"Triton at {self.url} does not answer")
@@ -220,7 +220,7 @@ class TritonClient:
             call.add_done_callback(_forget)
             raise
 
-    async def _call(self, model: ModelSpec, buffer: HeldBuffer, gate_s: float) -> Reply:
+    async def _call(self, model: ModelSpec, buffer: Buffer, gate_s: float) -> Reply:
         metrics.IN_FLIGHT.inc()
         sent = time.perf_counter()
         try:
@@ -235,7 +235,7 @@ class TritonClient:
             buffer.release()
             self._gate.release()
 
-    def _request(self, model: ModelSpec, buffer: HeldBuffer) -> tuple[Any, dict[str, tuple[int, tuple[int, ...]]]]:
+    def _request(self, model: ModelSpec, buffer: Buffer) -> tuple[Any, dict[str, tuple[int, tuple[int, ...]]]]:
         """The request, and where its outputs land in the slot: name -> (offset in the slot, shape)."""
         slot = buffer.slot
         if slot is None or slot.region not in self._regions:
@@ -343,7 +343,7 @@ def _item_bytes(spec: ModelSpec) -> int:
     return output_bytes([(t.dtype, (1, *t.shape[1:])) for t in spec.outputs]) or 0
 
 
-def _shared_request(model: ModelSpec, buffer: HeldBuffer) -> tuple[Any, dict[str, tuple[int, tuple[int, ...]]], int]:
+def _shared_request(model: ModelSpec, buffer: Buffer) -> tuple[Any, dict[str, tuple[int, tuple[int, ...]]], int]:
     slot = buffer.slot
     assert slot is not None
     array, region = buffer.array, slot.region
@@ -373,9 +373,7 @@ def _place(tensor: Any, region: str, offset: int, size: int) -> None:
         tensor.parameters["shared_memory_offset"].int64_param = offset
 
 
-def _outputs(
-    answer: Any, buffer: HeldBuffer, placed: Mapping[str, tuple[int, tuple[int, ...]]]
-) -> dict[str, NDArray[Any]]:
+def _outputs(answer: Any, buffer: Buffer, placed: Mapping[str, tuple[int, tuple[int, ...]]]) -> dict[str, NDArray[Any]]:
     out: dict[str, NDArray[Any]] = {}
     raw = iter(answer.raw_output_contents)
     for tensor in answer.outputs:

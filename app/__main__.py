@@ -1,0 +1,93 @@
+"""The command line: `sightline` or `python -m app`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.errors import ConfigurationError, SightlineError
+
+cli = typer.Typer(
+    name="sightline",
+    help="Live video in, structured sight out.\n\nStart with `sightline serve`, then open the page that it names.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+@cli.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on (HOST; 127.0.0.1).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on (PORT; 8000). 0 takes a free one.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that serve (WORKERS; 1).")] = None,
+) -> None:
+    """Run the service: the live WebSocket, the HTTP routes and the page.
+
+    Without `TRITON_URL` it starts a Triton Inference Server of its own on the CPU. Every setting is an
+    environment variable; the README has them all.
+    """
+    for name, value in (("HOST", host), ("PORT", port), ("WORKERS", workers)):
+        if value is not None:
+            os.environ[name] = str(value)
+    from app.serving import run
+
+    run()
+
+
+@cli.command()
+def triton() -> None:
+    """Run the embedded Triton alone, until Ctrl-C; prints its addresses. Other services use it by TRITON_URL."""
+    from app.embedded import run
+
+    run()
+
+
+@cli.command()
+def send(
+    source: Annotated[str, typer.Argument(help="A video file, a folder of pictures, one picture, or a camera number.")],
+    url: Annotated[str, typer.Option(help="The service.")] = "http://127.0.0.1:8000",
+    token: Annotated[str | None, typer.Option(envvar="SIGHTLINE_TOKEN", help="Token of the service.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write an annotated .mp4, or results as .jsonl, here.")
+    ] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second; default: the source's own.")] = None,
+    realtime: Annotated[bool, typer.Option(help="Newest frame wins, as in the browser; default: every frame.")] = False,
+    confidence: Annotated[float | None, typer.Option(min=0, max=1, help="Least score of a detection.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
+) -> None:
+    """Stream a video to a service; print a JSON line a result, or write an annotated film."""
+    from app.sending import send as run
+
+    run(source, url=url, token=token, output=output, fps=fps, realtime=realtime, confidence=confidence, limit=limit)
+
+
+@cli.command()
+def schema() -> None:
+    """Print the live protocol's JSON Schema."""
+    import orjson
+
+    from app.protocol.messages import schema as build
+
+    sys.stdout.write(orjson.dumps(build(), option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+def main() -> None:
+    """Runs the command; what people can mend is said in one line, without a traceback."""
+    try:
+        cli()
+    except ConfigurationError as error:
+        sys.stderr.write(f"sightline: {error}\n")
+        sys.exit(2)
+    except SightlineError as error:
+        sys.stderr.write(f"sightline: {error}\n")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

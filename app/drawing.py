@@ -1,0 +1,87 @@
+"""A result in supervision's types, and drawn over its picture."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from app.protocol.result import SKELETON, FrameResult
+
+if TYPE_CHECKING:
+    import supervision
+
+_SURE = 0.3
+"""Keypoints less confident than this are not drawn."""
+_TEXT = (60, 200, 250)
+
+
+def to_supervision(frame: FrameResult) -> tuple[supervision.Detections, supervision.KeyPoints]:
+    """The result as supervision's types: boxes xyxy float32 [n, 4] and keypoints xy float32 [n, 17, 2], frame pixels.
+
+    `Detections.data["class_name"]` has the names; `tracker_id` is -1 where there is no track yet.
+    """
+    import supervision
+
+    objects, people = frame.objects, frame.poses
+    if objects:
+        detections = supervision.Detections(
+            xyxy=np.array([[o.box.x1, o.box.y1, o.box.x2, o.box.y2] for o in objects], np.float32),
+            confidence=np.array([o.confidence for o in objects], np.float32),
+            class_id=np.array([o.class_id for o in objects], int),
+            tracker_id=np.array([-1 if o.track_id is None else o.track_id for o in objects], int),
+            data={"class_name": np.array([o.class_name for o in objects])},
+        )
+    else:
+        detections = supervision.Detections.empty()
+    if not people:
+        return detections, supervision.KeyPoints.empty()
+    points = np.array([[(k.x, k.y, k.confidence) for k in pose.keypoints] for pose in people], np.float32)
+    keypoints = supervision.KeyPoints(
+        xy=points[:, :, :2],
+        keypoint_confidence=points[:, :, 2],
+        class_id=np.zeros(len(people), int),
+    )
+    return detections, keypoints
+
+
+def annotate(picture: NDArray[np.uint8], frame: FrameResult) -> NDArray[np.uint8]:
+    """Draws boxes with labels, skeletons and texts over a copy of the picture, RGB uint8 [height, width, 3]."""
+    import supervision
+
+    detections, keypoints = to_supervision(frame)
+    palette = supervision.ColorPalette.DEFAULT
+    scale = max(picture.shape[:2]) / 1000
+    thickness = max(1, round(2 * scale))
+    out: Any = picture.copy()
+    out = supervision.BoxAnnotator(color=palette, thickness=thickness).annotate(out, detections)
+    labels = [_label(one.class_name, one.confidence, one.track_id) for one in frame.objects]
+    label = supervision.LabelAnnotator(color=palette, text_scale=max(0.35, 0.6 * scale), text_padding=4)
+    out = label.annotate(out, detections, labels=labels)
+    _draw_skeletons(out, keypoints, thickness)
+    for text in frame.texts:
+        corners = np.array(text.polygon, np.int32)
+        cv2.polylines(out, [corners], True, _TEXT, thickness, cv2.LINE_AA)
+        at = (int(corners[0][0]), max(12, int(corners[0][1]) - 5))
+        cv2.putText(out, text.text, at, cv2.FONT_HERSHEY_SIMPLEX, max(0.4, 0.7 * scale), _TEXT, thickness, cv2.LINE_AA)
+    drawn: NDArray[np.uint8] = out
+    return drawn
+
+
+def _label(name: str, confidence: float, track: int | None) -> str:
+    return f"{name} {confidence:.2f}" + ("" if track is None else f" #{track}")
+
+
+def _draw_skeletons(picture: NDArray[np.uint8], keypoints: supervision.KeyPoints, thickness: int) -> None:
+    if keypoints.keypoint_confidence is None:
+        return
+    for points, sure in zip(keypoints.xy, keypoints.keypoint_confidence, strict=True):
+        for start, end in SKELETON:
+            if sure[start] > _SURE and sure[end] > _SURE:
+                ends = [tuple(int(v) for v in points[index]) for index in (start, end)]
+                cv2.line(picture, ends[0], ends[1], (0, 230, 118), thickness, cv2.LINE_AA)
+        for index, (x, y) in enumerate(points):
+            if sure[index] > _SURE:
+                cv2.circle(picture, (int(x), int(y)), thickness + 1, (255, 255, 255), -1, cv2.LINE_AA)

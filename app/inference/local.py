@@ -1,0 +1,229 @@
+"""The embedded Triton: a real tritonserver of our own on the CPU, supervised, gone when we are gone.
+
+    triton = LocalTriton(settings, state_dir)
+    address = await triton.start()      # "127.0.0.1:41234", ready to answer
+    ...
+    await triton.stop()
+
+`reaper.py` stands between the server and us and ends it however this process ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+from app.errors import ConfigurationError, InferenceUnavailable
+from app.inference import launch
+from app.settings import TritonSettings
+
+log = logging.getLogger(__name__)
+
+REAPER = Path(__file__).with_name("reaper.py")
+POLL_S = 0.1
+GRACE_S = 8.0
+"""Between SIGTERM and SIGKILL; more than the server's own exit timeout."""
+BACKOFF_S = (0.5, 30.0)
+"""The first wait before a restart, and the longest: it doubles in between."""
+STEADY_S = 60.0
+"""A server that lived this long is restarted after the first wait again."""
+LOGS_KEPT = 8
+
+
+class LocalTriton:
+    """Starts a Triton on free loopback ports, keeps it running, ends it.
+
+    Args:
+        settings: `triton_python`, `triton_repository` and `triton_start_timeout_s` are read.
+        state_dir: logs, compiled Python and the backend's links go to `triton/` in it. Instances may share it.
+        progress: called with a line for people whenever the start gets further.
+    """
+
+    def __init__(
+        self, settings: TritonSettings, state_dir: Path, progress: Callable[[str], None] | None = None
+    ) -> None:
+        self._settings = settings
+        self._folder = (state_dir / "triton").resolve()
+        self._progress = progress or (lambda line: log.info("%s", line))
+        self._ports: launch.Ports | None = None
+        self._reaper: subprocess.Popen[bytes] | None = None
+        self._supervision: asyncio.Task[None] | None = None
+        self.pid: int | None = None
+        """tritonserver's process id; None while there is none."""
+        self.restarts = 0
+        """Times it died and was started again."""
+        self.log_path = self._folder / f"triton-{secrets.token_hex(4)}.log"
+        """What this instance's server printed."""
+
+    @property
+    def grpc_url(self) -> str:
+        return f"127.0.0.1:{self._given.grpc}"
+
+    @property
+    def http_url(self) -> str:
+        return f"http://127.0.0.1:{self._given.http}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://127.0.0.1:{self._given.metrics}/metrics"
+
+    @property
+    def _given(self) -> launch.Ports:
+        if self._ports is None:
+            raise InferenceUnavailable("the embedded Triton was not started")
+        return self._ports
+
+    async def start(self) -> str:
+        """Starts the server and waits until every model is ready.
+
+        Returns:
+            Its gRPC address, `host:port`. It stays the same over restarts.
+
+        Raises:
+            ConfigurationError: its environment or its repository is missing or unfit; names the setting.
+            InferenceUnavailable: it died, or was not ready in time; quotes the end of its log.
+        """
+        if self._supervision is not None:
+            raise RuntimeError("already started")
+        self._environment = await asyncio.to_thread(launch.probe, self._settings.triton_python)
+        self._backends = await asyncio.to_thread(launch.backend_overlay, self._environment, self._folder)
+        try:
+            for attempt in range(3):
+                self._ports = launch.free_ports()
+                try:
+                    await self._run_until_ready()
+                    break
+                except InferenceUnavailable:
+                    # Between our asking for a free port and Triton's taking it, someone else may take it.
+                    if attempt == 2 or "address already in use" not in self._log_tail(200).lower():
+                        raise
+        except BaseException:
+            await self._end()
+            raise
+        self._supervision = asyncio.create_task(self._supervise(), name="embedded-triton")
+        return self.grpc_url
+
+    async def stop(self) -> None:
+        """Ends the server and its backend processes, and waits for it. Does nothing when there is none."""
+        if self._supervision is not None:
+            self._supervision.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervision
+            self._supervision = None
+        await self._end()
+
+    async def _supervise(self) -> None:
+        wait, longest = BACKOFF_S
+        while True:
+            started = time.monotonic()
+            while self._running():  # noqa: ASYNC110  a process sets no event; child watchers differ between loops
+                await asyncio.sleep(POLL_S)
+            if time.monotonic() - started > STEADY_S:
+                wait = BACKOFF_S[0]
+            log.error("Triton ended; starting it again in %.1f s. Its last words:\n%s", wait, self._log_tail())
+            await self._end()
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, longest)
+            self.restarts += 1
+            try:
+                await self._run_until_ready()
+            except (InferenceUnavailable, ConfigurationError, OSError) as error:
+                log.error("Triton did not come back: %s", error)
+                await self._end()
+
+    async def _run_until_ready(self) -> None:
+        """One life of the server, up to ready."""
+        await asyncio.to_thread(self._launch)
+        names = launch.models_of(self._settings.triton_repository)
+        deadline = time.monotonic() + self._settings.triton_start_timeout_s
+        said, begun = "", time.monotonic()
+        # trust_env=False: a proxy named in the environment has no business between us and loopback.
+        async with httpx.AsyncClient(base_url=self.http_url, timeout=2.0, trust_env=False) as http:
+            while not await self._is_ready(http):
+                if not self._running():
+                    raise InferenceUnavailable(f"Triton ended while starting:\n{self._log_tail()}\n({self.log_path})")
+                if time.monotonic() > deadline:
+                    raise InferenceUnavailable(
+                        f"Triton was not ready within TRITON_START_TIMEOUT_S="
+                        f"{self._settings.triton_start_timeout_s:g}:\n{self._log_tail()}\n({self.log_path})"
+                    )
+                line = f"starting Triton: models loaded {self._loaded(names)}/{len(names)}"
+                if line != said:
+                    self._progress(said := line)
+                await asyncio.sleep(POLL_S)
+        self._progress(f"Triton is ready after {time.monotonic() - begun:.1f} s: {', '.join(names)}")
+
+    def _launch(self) -> None:
+        self._turn_log()
+        # New for each life: a region that a dead server left behind is never met again.
+        shm = f"sightline_{os.getpid()}_{secrets.token_hex(4)}_"
+        assert self._ports is not None
+        server = launch.command(self._environment, self._settings.triton_repository, self._backends, self._ports, shm)
+        reaper = [sys.executable, "-S", "-E", str(REAPER), "--parent", str(os.getpid()), "--log", str(self.log_path)]
+        reaper += [f"--set={name}={value}" for name, value in launch.variables(self._environment, self._folder).items()]
+        self._reaper = subprocess.Popen(
+            [*reaper, "--shm", shm, "--grace", str(GRACE_S), "--", *server],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # A terminal's Ctrl-C is for the service, which then stops Triton in order.
+            start_new_session=True,
+        )
+        assert self._reaper.stdout is not None
+        first = self._reaper.stdout.readline()
+        self._reaper.stdout.close()
+        self.pid = int(first) if first.strip().isdigit() else None
+
+    def _running(self) -> bool:
+        return self._reaper is not None and self._reaper.poll() is None
+
+    @staticmethod
+    async def _is_ready(http: httpx.AsyncClient) -> bool:
+        try:
+            return (await http.get("/v2/health/ready")).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    async def _end(self) -> None:
+        """Closes the reaper's pipe and waits for it: it returns when the whole process group is gone."""
+        reaper, self._reaper, self.pid = self._reaper, None, None
+        if reaper is None:
+            return
+        assert reaper.stdin is not None
+        reaper.stdin.close()
+        await asyncio.shield(asyncio.to_thread(reaper.wait))
+
+    def _loaded(self, names: tuple[str, ...]) -> int:
+        text = self._read_log()
+        return len(set(re.findall(r"successfully loaded '([^']+)'", text)) & set(names))
+
+    def _read_log(self) -> str:
+        try:
+            return self.log_path.read_text(errors="replace")
+        except OSError:
+            return ""
+
+    def _log_tail(self, lines: int = 15) -> str:
+        """The end of the log; what Triton marks as an error or a warning, where it says so."""
+        text = [line for line in self._read_log().splitlines() if line.strip()]
+        marked = [line for line in text if re.match(r"[EW]\d{4} ", line) or "Error" in line]
+        return "\n".join((marked or text)[-lines:])
+
+    def _turn_log(self) -> None:
+        """The last life's log becomes `.1`; of other instances' logs the newest few stay."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if self.log_path.exists():
+            self.log_path.replace(self.log_path.with_suffix(".log.1"))
+        logs = sorted(self._folder.glob("triton-*.log*"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for old in logs[LOGS_KEPT:]:
+            old.unlink(missing_ok=True)

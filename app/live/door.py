@@ -1,0 +1,61 @@
+"""What all live sessions share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from app.live.admission import Admission
+from app.live.choices import defaults
+from app.pipeline.multimodal import Pipeline
+from app.protocol.messages import Limits, Notice, StreamSettings
+from app.settings import AccessSettings, LiveSettings, PipelineSettings
+
+if TYPE_CHECKING:
+    from app.live.session import Session
+
+
+class LiveDoor:
+    """The pipeline, the settings, the line and the sessions now open."""
+
+    def __init__(
+        self, pipeline: Pipeline, live: LiveSettings, access: AccessSettings, defaults_of: PipelineSettings
+    ) -> None:
+        self.pipeline = pipeline
+        self.live = live
+        self.access = access
+        self.admission = Admission(live, access)
+        self.sessions: set[Session] = set()
+        self.defaults: StreamSettings = defaults(defaults_of, live)
+        self.limits = Limits(
+            max_frame_bytes=live.max_frame_bytes,
+            max_pixels=live.max_pixels,
+            max_messages_per_s=live.max_messages_per_s,
+            idle_timeout_s=live.idle_timeout_s,
+            max_pause_s=live.max_pause_s,
+            max_session_s=live.max_session_s,
+        )
+        self._inference_up = pipeline.client.up
+
+    def notify(self, notice: Notice) -> None:
+        """Tells every session."""
+        for session in [*self.sessions]:
+            session.notice(notice)
+
+    def inference_changed(self, up: bool) -> None:
+        """The inference server came or went."""
+        if up == self._inference_up:
+            return
+        self._inference_up = up
+        self.notify(
+            Notice("inference_restored", "detection and pose are back")
+            if up
+            else Notice("inference_unavailable", "no detection or pose until it is back; motion goes on")
+        )
+
+    def ocr_changed(self, available: bool, reason: str | None) -> None:
+        """OCR came or went."""
+        self.notify(
+            Notice("ocr_restored", "text reading is back")
+            if available
+            else Notice("ocr_unavailable", f"no text reading: {reason}")
+        )

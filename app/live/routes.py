@@ -1,0 +1,171 @@
+"""The live door's routes: the socket, and plain HTTP beside it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import FileResponse, Response
+from starlette.websockets import WebSocket
+
+from app import __version__, metrics
+from app.errors import FrameError, FrameTooLarge, ProtocolError
+from app.live import choices
+from app.live.admission import bearer, origin_allowed, token_valid
+from app.live.door import LiveDoor
+from app.live.session import Session
+from app.live.single import analyze_one
+from app.protocol import messages
+from app.settings import ROOT
+
+router = APIRouter()
+_STARTED = time.time()
+_WEB = ROOT / "app" / "web"
+
+
+def _door(request: Request | WebSocket) -> LiveDoor:
+    door: LiveDoor = request.app.state.door
+    return door
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(value), status, media_type="application/json")
+
+
+def _problem(status: int, code: str, message: str, field: str | None = None) -> Response:
+    return _json({"error": {"code": code, "message": message, "field": field}}, status)
+
+
+def _unauthorized(request: Request) -> Response | None:
+    token = bearer(request.headers.get("authorization"))
+    if token_valid(token, _door(request).access):
+        return None
+    metrics.AUTH_FAILURES.labels("missing_token" if token is None else "bad_token").inc()
+    answer = _problem(401, "unauthorized", "this service wants `Authorization: Bearer TOKEN`")
+    answer.headers["WWW-Authenticate"] = "Bearer"
+    return answer
+
+
+@router.websocket("/ws/inference")
+async def inference(socket: WebSocket) -> None:
+    """The live protocol, version 1."""
+    door = _door(socket)
+    if not origin_allowed(socket.headers.get("origin"), socket.headers.get("host"), door.access):
+        metrics.AUTH_FAILURES.labels("origin").inc()
+        origin = socket.headers.get("origin")
+        await socket.send_denial_response(
+            _problem(403, "origin", f"pages of {origin} may not connect; ALLOWED_ORIGINS names those that may")
+        )
+        return
+    if len(door.sessions) >= door.live.max_connections:
+        answer = _problem(503, "rejected", f"{door.live.max_connections} sockets are open, which is MAX_CONNECTIONS")
+        answer.headers["Retry-After"] = "5"
+        metrics.SESSIONS.labels("refused").inc()
+        await socket.send_denial_response(answer)
+        return
+    await Session(socket, door).run()
+
+
+@router.post("/v1/frames")
+async def frames(
+    request: Request,
+    confidence: Annotated[float | None, Query(ge=0, le=1)] = None,
+    iou: Annotated[float | None, Query(ge=0, le=1)] = None,
+    classes: Annotated[str | None, Query(max_length=10_000)] = None,
+) -> Response:
+    """One JPEG in, one result out. Text is read too and waited for, since nobody else is held up by it."""
+    refused = _unauthorized(request)
+    if refused is not None:
+        return refused
+    door = _door(request)
+    wanted = [int(one) if one.isdigit() else one for one in classes.split(",")] if classes else None
+    try:
+        patch = messages.Patch.model_validate({"confidence": confidence, "iou": iou, "classes": wanted})
+        detect = door.pipeline.vision.detect
+        settings = choices.apply(patch, door.defaults, detect.class_names if detect else ())
+        jpeg = await _body(request, door.live.max_frame_bytes)
+        result = await analyze_one(door.pipeline, jpeg, settings)
+    except ProtocolError as error:
+        return _problem(422, error.code, str(error), error.field)
+    except FrameTooLarge as error:
+        return _problem(413, error.code, str(error))
+    except FrameError as error:
+        return _problem(415, error.code, str(error))
+    return Response(messages.encode(result), media_type="application/json")
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise FrameTooLarge(f"more than {limit} bytes, which is MAX_FRAME_BYTES")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+@router.get("/v1/models")
+async def models(request: Request) -> Response:
+    """What is served now: the names behind each stage, classes, keypoints."""
+    return _unauthorized(request) or _json(_door(request).pipeline.models)
+
+
+@router.get("/schema.json")
+async def schema() -> Response:
+    """JSON Schema of the live protocol."""
+    return _json(messages.schema())
+
+
+@router.get("/health/live")
+async def live() -> Response:
+    """200 while the process answers."""
+    return _json({"status": "ok"})
+
+
+@router.get("/health/ready")
+async def ready(request: Request) -> Response:
+    """200 when frames are fully analysed; 503 with the state of each part otherwise."""
+    state = request.app.state
+    disk = shutil.disk_usage(state.settings.server.state_dir)
+    parts = {
+        "inference": state.inference_health(),
+        "ocr": _door(request).pipeline.ocr.health(),
+        "disk": {"state": "ok" if disk.free > _LEAST_FREE else "full", "free_bytes": disk.free},
+    }
+    well = parts["inference"]["state"] == "ok" and parts["disk"]["state"] == "ok"
+    return _json({"status": "ready" if well else "unavailable", **parts}, 200 if well else 503)
+
+
+_LEAST_FREE = 64 * 1024 * 1024
+
+
+@router.get("/status")
+async def status() -> Response:
+    """How busy the service is, over all workers: what an idle stop reads."""
+    registry = metrics.registry()
+    last = registry.get_sample_value("sightline_last_activity_timestamp_seconds") or 0.0
+    return _json(
+        {
+            "version": __version__,
+            "uptime_s": round(time.time() - _STARTED, 1),
+            "sessions_active": int(registry.get_sample_value("sightline_sessions_active") or 0),
+            "sessions_waiting": int(registry.get_sample_value("sightline_sessions_waiting") or 0),
+            "last_activity": last or None,
+            "idle_s": round(time.time() - (last or _STARTED), 1),
+        }
+    )
+
+
+@router.get("/metrics")
+async def prometheus() -> Response:
+    """Prometheus' text format."""
+    return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@router.get("/")
+async def page() -> Response:
+    """The page."""
+    return FileResponse(_WEB / "index.html", headers={"Cache-Control": "no-cache"})

@@ -1,0 +1,378 @@
+"""One live session: a socket, from its upgrade to its `bye`.
+
+Three tasks: `_read` takes what the client sends, `_serve` waits for a slot and then answers the
+newest frame over and over, `_keep_time` watches the clocks. Any of them may `end` the session; the
+last word, with the report, is said in one place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from typing import Any
+
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from app import metrics
+from app.errors import FrameError, FrameTooLarge, ProtocolError
+from app.live import choices
+from app.live.admission import Place, Rejected, bearer, token_valid
+from app.live.door import LiveDoor
+from app.live.ledger import Ledger
+from app.live.rate import TokenBucket
+from app.pipeline.frames import Frame, Job, StreamMemory
+from app.protocol import header, messages
+from app.protocol.messages import (
+    CLOSE_CODES,
+    PROTOCOL_VERSION,
+    Bye,
+    ByeReason,
+    Error,
+    Init,
+    Notice,
+    Pause,
+    Ping,
+    Queued,
+    Ready,
+    Result,
+    Resume,
+    ServerMessage,
+    SettingsInForce,
+    Stop,
+    StreamSettings,
+    Update,
+)
+from app.protocol.result import FrameResult
+from app.queues import DropQueue
+
+log = logging.getLogger(__name__)
+
+_LAST_WORD_S = 1.0
+_TICK_S = 0.5
+CONNECTION = "sightline.connection"
+"""Key of the ASGI scope's extensions: the socket itself, where the server gives it (`server.LiveSocket`)."""
+
+
+class Session:
+    """Runs one client's session over an upgraded socket."""
+
+    def __init__(self, socket: WebSocket, door: LiveDoor) -> None:
+        self.id = uuid.uuid4().hex
+        self._socket = socket
+        self._door = door
+        self._live = door.live
+        self._token = bearer(socket.headers.get("authorization"))
+        self._address = socket.client.host if socket.client else "local"
+        self._settings: StreamSettings = door.defaults
+        self._inbox: DropQueue[tuple[int, Frame]] = DropQueue(1)
+        self._memory = StreamMemory()
+        self._ledger = Ledger()
+        self._rate = TokenBucket(self._live.max_messages_per_s)
+        self._begun: asyncio.Future[Init | None] = asyncio.get_running_loop().create_future()
+        self._ready = False
+        self._paused_at: float | None = None
+        self._last_frame = time.monotonic()
+        self._ending = asyncio.Event()
+        self._reason: ByeReason | None = None
+        self._message: str | None = None
+        self._retry_after_s: float | None = None
+        self._outcome = "disconnected"
+        self._tasks: asyncio.TaskGroup | None = None
+        self._frame_ids = 0
+        self._connection: Any = socket.scope.get("extensions", {}).get(CONNECTION)
+
+    async def run(self) -> None:
+        """Serves the session until either side ends it. Raises nothing that is the client's doing."""
+        await self._socket.accept()
+        self._door.sessions.add(self)
+        if self._connection is not None:
+            self._connection.end_session = lambda: self.end("shutdown")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                serving = tasks.create_task(self._serve())
+                others = [tasks.create_task(self._read()), tasks.create_task(self._keep_time())]
+                await self._ending.wait()
+                self._inbox.close()
+                if self._reason in ("stopped", "shutdown", "max_session"):
+                    await asyncio.wait({serving}, timeout=self._live.send_timeout_s)
+                for task in (serving, *others):
+                    task.cancel()
+        except* Exception:  # the door's boundary: one session's fault is logged and counted, the service goes on
+            log.exception("session %s failed", self.id)
+            self._outcome = "crashed"
+            self._reason = self._reason or "protocol_error"
+        finally:
+            self._tasks = None
+            self._door.pipeline.ocr.forget(self._memory.ocr)
+            try:
+                await self._farewell()
+            finally:
+                self._door.sessions.discard(self)
+                metrics.SESSIONS.labels(self._outcome).inc()
+
+    def end(self, reason: ByeReason | None, message: str | None = None, *, retry_after_s: float | None = None) -> None:
+        """Ends the session; the first reason stays. None: the client is gone, there is nobody to say `bye` to."""
+        if self._ending.is_set():
+            return
+        self._reason, self._message, self._retry_after_s = reason, message, retry_after_s
+        self._outcome = reason or "disconnected"
+        self._ending.set()
+
+    def notice(self, notice: Notice) -> None:
+        """Tells the client, soon."""
+        if self._ready and self._tasks is not None and not self._ending.is_set():
+            self._tasks.create_task(self._send(notice))
+
+    # --- what the client sends ---
+
+    async def _read(self) -> None:
+        while True:
+            message = await self._socket.receive()
+            if message["type"] == "websocket.disconnect":
+                self.end(None)
+                return
+            data = message.get("bytes")
+            if data is not None:
+                await self._frame(data)
+            else:
+                await self._control(message.get("text") or "")
+            if self._settings.mode == "lossless":
+                await self._inbox.room()  # what is not received waits in the client: nothing is lost
+
+    async def _frame(self, data: bytes) -> None:
+        now = time.perf_counter()
+        self._ledger.received(len(data))
+        self._frame_ids += 1
+        self._last_frame = time.monotonic()
+        if not self._begun.done():
+            self._begun.set_result(None)
+        if not self._rate.take():
+            self._ledger.dropped("rate_limited")
+            await self._complain_of_rate()
+            return
+        seq = self._frame_ids
+        try:
+            if len(data) > self._live.max_frame_bytes + header.SIZE:
+                raise FrameTooLarge(f"{len(data)} bytes; MAX_FRAME_BYTES is {self._live.max_frame_bytes}")
+            numbered, captured_at_ms, jpeg = header.unpack(data)
+        except FrameError as error:
+            self._ledger.dropped(error.code)
+            await self._send(Error(error.code, str(error), seq=seq))
+            return
+        frame = Frame(
+            stream=self.id,
+            jpeg=jpeg,
+            received=now,
+            received_at_ms=time.time() * 1000,
+            seq=seq if numbered is None else numbered,
+            captured_at_ms=captured_at_ms,
+        )
+        if self._inbox.put((self._frame_ids, frame)) is not None:
+            self._ledger.dropped("superseded")
+
+    async def _complain_of_rate(self) -> None:
+        if self._rate.may_complain():
+            limit = self._live.max_messages_per_s
+            await self._send(Error("rate_limited", f"more than {limit:g} messages a second; the rest is dropped"))
+
+    async def _control(self, text: str) -> None:
+        if not self._rate.take():
+            await self._complain_of_rate()
+            return
+        try:
+            message = messages.parse(text)
+            await self._obey(message)
+        except ProtocolError as error:
+            await self._send(Error(error.code, str(error), field=error.field))
+
+    async def _obey(self, message: messages.ClientMessage) -> None:
+        if isinstance(message, Stop):
+            self.end("stopped")
+        elif isinstance(message, Init):
+            self._init(message)
+        elif isinstance(message, Update):
+            self._require_begun()
+            self._settings = choices.apply(message, self._settings, self._class_names)
+            if self._ready:
+                await self._send(SettingsInForce(self._settings))
+        elif isinstance(message, Pause):
+            self._paused_at = self._paused_at or time.monotonic()
+        elif isinstance(message, Resume):
+            self._paused_at = None
+            self._last_frame = time.monotonic()
+
+    def _init(self, message: Init) -> None:
+        if self._begun.done():
+            raise ProtocolError(
+                "`init` comes once, before the first frame; use `update`", code="already_started", field="type"
+            )
+        settings = choices.apply(message, self._settings, self._class_names)
+        self._settings = settings
+        if settings.mode == "lossless":
+            self._inbox = DropQueue(self._live.credits)
+        self._token = message.token or self._token
+        self._begun.set_result(message)
+
+    def _require_begun(self) -> None:
+        if not self._begun.done():
+            raise ProtocolError("`update` before `init` or a frame", code="not_started", field="type")
+
+    @property
+    def _class_names(self) -> tuple[str, ...]:
+        detect = self._door.pipeline.vision.detect
+        return detect.class_names if detect is not None else ()
+
+    # --- what the client gets ---
+
+    async def _serve(self) -> None:
+        if not await self._begin():
+            return
+        try:
+            with self._door.admission.place(token=self._token, address=self._address) as place:
+                await self._wait(place)
+                self._ready = True
+                self._last_frame = time.monotonic()
+                if await self._send(self._welcome()):
+                    await self._answer_frames()
+        except Rejected as error:
+            self.end("rejected", str(error), retry_after_s=error.retry_after_s)
+
+    async def _begin(self) -> bool:
+        """Waits for the first message; whether the client may go on."""
+        try:
+            async with asyncio.timeout(self._live.init_timeout_s):
+                await asyncio.shield(self._begun)
+        except TimeoutError:
+            if token_valid(self._token, self._door.access):
+                self.end("idle", f"nothing came within {self._live.init_timeout_s:g} seconds")
+            else:
+                self._refuse("late_token", f"no token within {self._live.init_timeout_s:g} seconds")
+            return False
+        if not token_valid(self._token, self._door.access):
+            if self._token is None:
+                self._refuse("missing_token", "this service wants a token: `init.token` or `Authorization: Bearer`")
+            else:
+                self._refuse("bad_token", "this token does not open the service")
+            return False
+        return True
+
+    def _refuse(self, reason: str, message: str) -> None:
+        metrics.AUTH_FAILURES.labels(reason).inc()
+        self.end("unauthorized", message)
+
+    async def _wait(self, place: Place) -> None:
+        while not place.granted:
+            place.moved.clear()
+            position = place.position
+            if not await self._send(Queued(position, position - 1, self._door.admission.eta_s(position))):
+                await asyncio.Event().wait()  # the session is over; `run` cancels this task
+            await place.moved.wait()
+
+    def _welcome(self) -> Ready:
+        return Ready(
+            protocol=PROTOCOL_VERSION,
+            session_id=self.id,
+            models=self._door.pipeline.models,
+            settings=self._settings,
+            limits=self._door.limits,
+            credits=self._live.credits,
+        )
+
+    async def _answer_frames(self) -> None:
+        while (item := await self._inbox.get()) is not None:
+            frame_id, frame = item
+            waited_ms = (time.perf_counter() - frame.received) * 1000
+            if self._settings.mode == "realtime" and waited_ms > self._settings.max_age_ms:
+                self._ledger.dropped("stale")
+                late = f"waited {waited_ms:.0f} ms; max_age_ms is {self._settings.max_age_ms:g}"
+                answer: ServerMessage = Error("stale", late, seq=frame.seq)
+                if not await self._send(answer):
+                    return
+                continue
+            if not await self._answer(frame_id, frame):
+                return
+
+    async def _answer(self, frame_id: int, frame: Frame) -> bool:
+        seq = frame.seq
+        try:
+            (found,) = await self._door.pipeline.analyze([Job(frame, self._memory, self._settings)])
+        except Exception:  # the door's per-frame boundary: logged, counted, answered; the session goes on
+            log.exception("a frame of session %s failed", self.id)
+            self._ledger.failed("pipeline")
+            return await self._send(Error("internal", "this frame could not be analysed", seq=seq))
+        if isinstance(found, FrameError):
+            self._ledger.dropped(found.code)
+            return await self._send(Error(found.code, str(found), seq=seq))
+        return await self._send_result(frame_id, seq, frame, found)
+
+    async def _send_result(self, frame_id: int, seq: int, frame: Frame, found: FrameResult) -> bool:
+        age_s = time.perf_counter() - frame.received
+        sent = await self._send(
+            Result(
+                session_id=self.id,
+                frame_id=frame_id,
+                seq=seq,
+                captured_at_ms=frame.received_at_ms if frame.captured_at_ms is None else frame.captured_at_ms,
+                frame=found,
+                age_ms=round(age_s * 1000, 3),
+                dropped=self._ledger.tell_dropped(),
+            )
+        )
+        if sent:
+            self._ledger.processed(age_s, found.timings_ms)
+        return sent
+
+    async def _send(self, message: ServerMessage) -> bool:
+        """Sends; False when the session is over, because the client is gone or does not read."""
+        try:
+            async with asyncio.timeout(self._live.send_timeout_s):
+                await self._socket.send({"type": "websocket.send", "text": messages.encode(message).decode()})
+        except TimeoutError:
+            self.end("slow_reader", f"nothing was read for {self._live.send_timeout_s:g} seconds")
+            return False
+        except (WebSocketDisconnect, RuntimeError):  # RuntimeError: Starlette's word for a socket that is closed
+            self.end(None)
+            return False
+        return True
+
+    # --- clocks ---
+
+    async def _keep_time(self) -> None:
+        live, started = self._live, time.monotonic()
+        next_ping = started + live.ping_interval_s
+        while True:
+            await asyncio.sleep(min(_TICK_S, live.ping_interval_s))
+            now = time.monotonic()
+            if now >= next_ping:
+                next_ping = now + live.ping_interval_s
+                await self._send(Ping(time.time() * 1000))
+            if now - started > live.max_session_s:
+                self.end("max_session", f"sessions last {live.max_session_s:g} seconds at most")
+            if not self._ready:
+                continue
+            if self._paused_at is not None:
+                if now - self._paused_at > live.max_pause_s:
+                    self.end("idle", f"paused for more than {live.max_pause_s:g} seconds")
+            elif now - self._last_frame > live.idle_timeout_s:
+                self.end("idle", f"no frame for {live.idle_timeout_s:g} seconds")
+
+    # --- the last word ---
+
+    async def _farewell(self) -> None:
+        reason = self._reason
+        self._ledger.settle("disconnected" if reason is None else reason)
+        if reason is None or self._socket.client_state == WebSocketState.DISCONNECTED:
+            return
+        bye = Bye(reason, self._ledger.report(), self._message, self._retry_after_s)
+        try:
+            async with asyncio.timeout(_LAST_WORD_S):
+                await self._socket.send({"type": "websocket.send", "text": messages.encode(bye).decode()})
+                await self._socket.close(CLOSE_CODES[reason], reason)
+        except TimeoutError:
+            if self._connection is not None:
+                self._connection.abort()
+        except (WebSocketDisconnect, RuntimeError):
+            pass  # it left while we spoke

@@ -1,0 +1,69 @@
+"""One picture, no session: what `POST /v1/frames` does."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+import uuid
+
+from app import metrics
+from app.errors import FrameError
+from app.pipeline.frames import Frame, Job, StreamMemory
+from app.pipeline.multimodal import Pipeline
+from app.protocol.messages import Dropped, Result, StreamSettings
+from app.protocol.result import FrameResult
+
+DOOR = "http"
+_POLL_S = 0.01
+
+
+async def analyze_one(pipeline: Pipeline, jpeg: bytes, settings: StreamSettings) -> Result:
+    """The result of one JPEG, its text read to the end.
+
+    Raises:
+        FrameError: the picture cannot be used.
+    """
+    metrics.FRAMES_RECEIVED.labels(DOOR).inc()
+    metrics.LAST_ACTIVITY.set_to_current_time()
+    received, stream = time.perf_counter(), uuid.uuid4().hex
+    now_ms = time.time() * 1000
+    frame = Frame(stream=stream, jpeg=jpeg, received=received, received_at_ms=now_ms, seq=1)
+    accounted = False
+    try:
+        memory = StreamMemory()
+        (found,) = await pipeline.analyze([Job(frame, memory, settings)], door=DOOR)
+        if isinstance(found, FrameError):
+            metrics.FRAMES_DROPPED.labels(DOOR, found.code).inc()
+            accounted = True
+            raise found
+        found = await _read_text(pipeline, memory, frame, found)
+        age_s = time.perf_counter() - received
+        metrics.FRAMES_PROCESSED.labels(DOOR).inc()
+        metrics.FRAME_AGE.labels(DOOR).observe(age_s)
+        accounted = True
+    finally:
+        if not accounted:
+            metrics.FRAMES_FAILED.labels(DOOR, "pipeline").inc()
+    return Result(
+        session_id=stream,
+        frame_id=1,
+        seq=1,
+        captured_at_ms=now_ms,
+        frame=found,
+        age_ms=round(age_s * 1000, 3),
+        dropped=Dropped(0, 0),
+    )
+
+
+async def _read_text(pipeline: Pipeline, memory: StreamMemory, frame: Frame, found: FrameResult) -> FrameResult:
+    """Waits for the run that the frame started; OCR's own time limits bound it."""
+    if not memory.ocr.pending:
+        return found
+    try:
+        while memory.ocr.pending:
+            await asyncio.sleep(_POLL_S)  # noqa: ASYNC110 - one picture at a time waits here
+    finally:
+        pipeline.ocr.forget(memory.ocr)
+    texts, stage = pipeline.ocr.attach(memory.ocr, frame.jpeg, memory.grey, now=time.perf_counter())
+    return dataclasses.replace(found, texts=texts, stages={**found.stages, "ocr": stage})

@@ -1,0 +1,41 @@
+"""Logging: lines for people on a terminal, one JSON object a line for machines. Nothing is logged per frame."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from datetime import UTC, datetime
+
+import orjson
+
+from app.settings import ServerSettings
+
+
+class JsonFormatter(logging.Formatter):
+    """`time`, `level`, `logger`, `message`, and `error` with a traceback where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["error"] = self.formatException(record.exc_info)
+        return orjson.dumps(entry).decode()
+
+
+def configure(settings: ServerSettings) -> None:
+    """Sends everything to stderr in the format asked for."""
+    plain = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S") if plain else JsonFormatter()
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.log_level.upper())
+    # Uvicorn says a line a connection at this level; httpx one a request.
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -1,0 +1,126 @@
+"""`create_app`: the lifespan opens Triton, the pipeline and the door; the routes are mounted."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
+
+from app import __version__
+from app.errors import ConfigurationError, ModelRejected, SightlineError
+from app.inference.local import LocalTriton
+from app.inference.triton import TritonClient
+from app.live import routes
+from app.live.door import LiveDoor
+from app.pipeline.multimodal import Pipeline
+from app.pipeline.ocr import Ocr
+from app.settings import ROOT, Settings
+from app.tuning import tune
+
+log = logging.getLogger(__name__)
+
+
+class StartFailed(Exception):
+    """The reason was logged; nothing more is to be said."""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The service. Settings come from the environment unless given.
+
+    Raises:
+        ConfigurationError: a setting is wrong.
+    """
+    settings = settings or Settings()
+    require_tokens(settings)
+    app = FastAPI(title="Sightline", version=__version__, lifespan=_lifespan)
+    app.state.settings = settings
+    app.include_router(routes.router)
+    app.mount("/web", StaticFiles(directory=ROOT / "app" / "web"), name="web")
+    return app
+
+
+def require_tokens(settings: Settings) -> None:
+    """Off loopback the service wants tokens, or to be told that it is open on purpose.
+
+    Raises:
+        ConfigurationError: neither is the case.
+    """
+    access, host = settings.access, settings.server.host
+    if access.auth_tokens or access.allow_anonymous or _is_loopback(host):
+        return
+    raise ConfigurationError(
+        f"HOST='{host}' is reachable from other machines, and AUTH_TOKENS is empty: "
+        "set AUTH_TOKENS=some-long-secret, or ALLOW_ANONYMOUS=true if everybody may use it, or HOST=127.0.0.1"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    tune()
+    settings: Settings = app.state.settings
+    async with AsyncExitStack() as stack:
+        try:
+            await _open(app, settings, stack)
+        except SightlineError as error:
+            log.critical("%s", error)
+            raise StartFailed from None
+        yield
+
+
+async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None:
+    """Opens everything in order; the stack closes it the other way round."""
+    settings.server.state_dir.mkdir(parents=True, exist_ok=True)
+    embedded = None
+    url = settings.triton.triton_url
+    if url is None:
+        embedded = LocalTriton(settings.triton, settings.server.state_dir)
+        stack.push_async_callback(embedded.stop)
+        url = await embedded.start()
+    door: LiveDoor | None = None
+
+    def inference_changed(up: bool) -> None:
+        if door is not None:
+            door.inference_changed(up)
+
+    def ocr_changed(available: bool, reason: str | None) -> None:
+        if door is not None:
+            door.ocr_changed(available, reason)
+
+    client = TritonClient(url, settings.triton, on_change=inference_changed)
+    stack.push_async_callback(client.close)
+    await client.open()
+    ocr = Ocr(settings.ocr, state_dir=settings.server.state_dir, on_change=ocr_changed)
+    stack.push_async_callback(ocr.close)
+    if settings.ocr.ocr == "on" and not ocr.available:
+        raise ConfigurationError(f"OCR='on': {ocr.reason}")
+    pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live)
+    stack.push_async_callback(asyncio.to_thread, pipeline.close)
+    try:
+        await pipeline.load()
+    except ModelRejected as error:
+        raise ConfigurationError(str(error)) from None
+    door = LiveDoor(pipeline, settings.live, settings.access, settings.pipeline)
+    app.state.door = door
+
+    def inference_health() -> dict[str, Any]:
+        return {
+            "state": "ok" if client.up else "unavailable",
+            "url": url,
+            "shared_memory": client.shared_memory,
+            "embedded": None if embedded is None else {"pid": embedded.pid, "restarts": embedded.restarts},
+        }
+
+    app.state.inference_health = inference_health

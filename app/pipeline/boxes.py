@@ -1,0 +1,129 @@
+"""Boxes: letterbox and back, overlap, non-maximum suppression. Pure numpy.
+
+Boxes are float32 `[n, 4]`: x1, y1, x2, y2. The *canvas* is the model's input picture, the *frame* what was sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+_BLOCK = 128
+"""Candidates that `nms` compares with each other at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Letterbox:
+    """Where a frame lies in its canvas. All integers are pixels; `scale` is canvas over frame."""
+
+    image_width: int
+    image_height: int
+    canvas_width: int
+    canvas_height: int
+    scale: float
+    width: int
+    """Of the frame's picture on the canvas."""
+    height: int
+    pad_x: int
+    """Left edge of the picture on the canvas."""
+    pad_y: int
+    """Top edge."""
+
+
+def letterbox(image_width: int, image_height: int, canvas_width: int, canvas_height: int) -> Letterbox:
+    """Fits a frame into a canvas: the largest size that keeps its proportions, centred.
+
+    Rounds as Ultralytics' `LetterBox(auto=False, center=True, scaleup=True)` does (ultralytics/data/augment.py),
+    since the models were trained and are judged with it: sizes to the nearest pixel, an odd rest goes right
+    and below. A side never shrinks to nothing.
+    """
+    scale = min(canvas_width / image_width, canvas_height / image_height)
+    width = max(1, round(image_width * scale))
+    height = max(1, round(image_height * scale))
+    return Letterbox(
+        image_width,
+        image_height,
+        canvas_width,
+        canvas_height,
+        scale,
+        width,
+        height,
+        pad_x=round((canvas_width - width) / 2 - 0.1),
+        pad_y=round((canvas_height - height) / 2 - 0.1),
+    )
+
+
+def to_image(xyxy: NDArray[Any], box: Letterbox) -> Floats:
+    """Boxes `[n, 4]` in canvas pixels -> frame pixels, clipped to the frame (Ultralytics' `scale_boxes`)."""
+    return points_to_image(xyxy.reshape(-1, 2), box).reshape(-1, 4)
+
+
+def points_to_image(xy: NDArray[Any], box: Letterbox) -> Floats:
+    """Points `[..., 2]` in canvas pixels -> frame pixels, clipped to the frame.
+
+    Ultralytics' `scale_coords` takes the padding before rounding, so that its keypoints lie up to half a canvas
+    pixel beside the picture; here points and boxes share the padding that the picture really has.
+    """
+    points = np.array(xy, dtype=np.float32)
+    points -= np.array((box.pad_x, box.pad_y), dtype=np.float32)
+    points /= np.float32(box.scale)
+    limit = np.array((box.image_width, box.image_height), dtype=np.float32)
+    return np.clip(points, np.float32(0), limit, out=points)
+
+
+def iou(a: Floats, b: Floats) -> Floats:
+    """Intersection over union of every box of `a` `[n, 4]` with every box of `b` `[m, 4]`: `[n, m]`.
+
+    Two boxes without area overlap by 0.
+    """
+    ax1, ay1, ax2, ay2 = (a[:, i, None] for i in range(4))
+    bx1, by1, bx2, by2 = b.T
+    width = np.minimum(ax2, bx2) - np.maximum(ax1, bx1)
+    height = np.minimum(ay2, by2) - np.maximum(ay1, by1)
+    shared = np.maximum(width, 0) * np.maximum(height, 0)
+    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - shared
+    ratio: Floats = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return ratio
+
+
+def nms(xyxy: Floats, scores: Floats, class_ids: NDArray[Any], iou_threshold: float, max_detections: int) -> Ints:
+    """Greedy non-maximum suppression within each class: indices of the boxes kept, best first.
+
+    A box goes when it overlaps a better one of its class by more than `iou_threshold`; equal scores keep their
+    order. The result is that of the plain loop over all pairs. Candidates are taken in blocks: a block is compared
+    with itself, its survivors then with all that is left, so that neither many candidates nor many survivors
+    cost a full matrix.
+    """
+    order = np.argsort(-scores, kind="stable")
+    kept: list[Ints] = []
+    count = 0
+    while order.size and count < max_detections:
+        block, order = order[:_BLOCK], order[_BLOCK:]
+        over = _overlap(xyxy, class_ids, block, block, iou_threshold)
+        best = block[_survivors(np.triu(over, 1))]
+        kept.append(best)
+        count += best.size
+        if order.size and count < max_detections:
+            order = order[~_overlap(xyxy, class_ids, best, order, iou_threshold).any(axis=0)]
+    return np.concatenate(kept)[:max_detections] if kept else np.empty(0, np.int64)
+
+
+def _overlap(xyxy: Floats, class_ids: NDArray[Any], a: Ints, b: Ints, threshold: float) -> NDArray[np.bool_]:
+    same: NDArray[np.bool_] = class_ids[a, None] == class_ids[b]
+    same &= iou(xyxy[a], xyxy[b]) > threshold
+    return same
+
+
+def _survivors(over: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """`over[i, j]`: i is better than j and overlaps it. Row by row, a survivor removes what it overlaps."""
+    alive = np.ones(len(over), dtype=np.bool_)
+    for i in np.flatnonzero(over.any(axis=1)):
+        if alive[i]:
+            alive &= ~over[i]
+    return alive

@@ -1,0 +1,136 @@
+"""When to read text, and how to say how fresh it is. Decides; does no I/O and reads no clock.
+
+Change is counted in cells of a small grey picture, not in pixels: letters are thin, so a sign may change
+all its words and yet hardly a pixel in a hundred. Where text was read last, a single cell is enough.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from app.protocol.result import Stage, Text
+
+PIXEL_STEP = 24
+"""Grey levels. Less is noise of the sensor or of JPEG."""
+CELL = 8
+"""Side of a cell, pixels of the small picture."""
+CELL_SHARE = 2 / CELL**2
+"""Of a cell's pixels; when fewer changed, the cell did not."""
+
+
+@dataclass(slots=True, eq=False)
+class OcrMemory:
+    """What one stream remembers of its text. All times are the caller's monotonic seconds."""
+
+    texts: list[Text] = field(default_factory=list)
+    """Of the last run that succeeded."""
+    read_at: float | None = None
+    """When the frame that `texts` were read in was offered; None before the first success."""
+    asked_at: float | None = None
+    """When the frame of the last run, finished or not, was offered."""
+    scene: NDArray[np.uint8] | None = None
+    """That frame, small and grey."""
+    text_cells: NDArray[np.bool_] | None = None
+    """Where `texts` stand in it."""
+    waiting: bytes | None = None
+    """Its JPEG, as long as it stands in line."""
+    running: bool = False
+    problem: str | None = None
+    """Why the last run failed; None once one succeeds."""
+
+    @property
+    def pending(self) -> bool:
+        return self.running or self.waiting is not None
+
+    def ask(self, jpeg: bytes, grey: NDArray[np.uint8] | None, now: float) -> None:
+        """Puts a frame in line, in the place of one that stands there."""
+        self.waiting = jpeg
+        self.asked_at = now
+        # The caller's picture may live in memory that the next frame overwrites.
+        self.scene = None if grey is None else grey.copy()
+
+    def begin(self) -> bytes:
+        """Takes the frame out of the line."""
+        jpeg, self.waiting, self.running = self.waiting, None, True
+        assert jpeg is not None
+        return jpeg
+
+    def succeed(self, texts: list[Text], width: int, height: int) -> None:
+        """`width` and `height` are of the frame that was read, pixels."""
+        self.texts, self.read_at = texts, self.asked_at
+        self.text_cells = None if self.scene is None else text_cells(texts, width, height, self.scene.shape)
+        self.running, self.problem = False, None
+
+    def fail(self, problem: str) -> None:
+        self.waiting, self.running, self.problem = None, False, problem
+
+
+def has_changed(memory: OcrMemory, grey: NDArray[np.uint8] | None, *, threshold: float) -> bool:
+    """Whether the scene is another than the last run's: `threshold` of the picture, or anything where text stood."""
+    cells = changed_cells(memory.scene, grey)
+    if memory.text_cells is not None and memory.text_cells.shape == cells.shape and (cells & memory.text_cells).any():
+        return True
+    share = cells.mean()
+    return bool(share > 0 and share >= threshold)
+
+
+def change_fraction(before: NDArray[np.uint8] | None, after: NDArray[np.uint8] | None) -> float:
+    """Share of the picture, 0 to 1, that is another: the mean of `changed_cells`."""
+    return float(changed_cells(before, after).mean())
+
+
+def changed_cells(before: NDArray[np.uint8] | None, after: NDArray[np.uint8] | None) -> NDArray[np.bool_]:
+    """Which cells, `[rows, columns]`, have CELL_SHARE of their pixels off by more than PIXEL_STEP.
+
+    Both are uint8 grey, `[height, width]`. Where there is nothing to compare (one is missing, or of another
+    size), it is a single cell that changed.
+    """
+    if before is None or after is None or before.shape != after.shape or after.size == 0:
+        return np.ones((1, 1), np.bool_)
+    _, changed = cv2.threshold(cv2.absdiff(before, after), PIXEL_STEP, 255, cv2.THRESH_BINARY)
+    rows, columns = grid(after.shape)
+    # The mean of a cell, rounded to a whole level, is the share of its pixels that changed.
+    return cv2.resize(changed, (columns, rows), interpolation=cv2.INTER_AREA) >= round(255 * CELL_SHARE)
+
+
+def text_cells(texts: list[Text], width: int, height: int, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """The cells that the texts of a frame of this width and height touch in a grey picture of that shape."""
+    rows, columns = grid(shape)
+    cells = np.zeros((rows, columns), np.bool_)
+    for text in texts:
+        points = np.array(text.polygon) * (columns / width, rows / height)
+        (left, top), (right, bottom) = np.floor(points.min(axis=0)).astype(int), np.ceil(points.max(axis=0)).astype(int)
+        cells[top:bottom, left:right] = True
+    return cells
+
+
+def grid(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of cells; at the edges of an odd size they are a little smaller."""
+    return -(-shape[0] // CELL), -(-shape[1] // CELL)
+
+
+def due(memory: OcrMemory, *, changed: bool, min_interval_s: float, now: float) -> bool:
+    """Whether this frame starts a run: none is pending, the interval passed, and there is something new or to retry."""
+    if memory.pending:
+        return False
+    if memory.asked_at is None:
+        return True
+    return now - memory.asked_at >= min_interval_s and (changed or memory.problem is not None)
+
+
+def stage(memory: OcrMemory, *, changed: bool, now: float) -> Stage:
+    """How text reading went, said of a frame that `changed` since the last run's, or did not."""
+    if memory.problem is not None:
+        return Stage("error", memory.problem)
+    if memory.read_at is None:
+        return Stage("skipped", "running")
+    age_ms = round((now - memory.read_at) * 1000.0, 1)
+    if memory.pending:
+        return Stage("stale", "running", age_ms)
+    if changed:
+        return Stage("stale", "throttled", age_ms)
+    return Stage("ok")

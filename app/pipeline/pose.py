@@ -1,0 +1,112 @@
+"""Poses out of a YOLO pose model's output, in every layout of `heads`. Pure numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.inference.client import ModelSpec
+from app.pipeline.boxes import Floats, Letterbox, points_to_image, to_image
+from app.pipeline.heads import Layout, candidates, find_head
+from app.pipeline.tensors import InputFormat, input_format
+from app.pipeline.yolo import rounded
+from app.protocol.result import KEYPOINT_NAMES, Box, Keypoint, Pose
+
+_KEYPOINTS = len(KEYPOINT_NAMES)
+_RAW_ROWS = 4 + 1 + 3 * _KEYPOINTS
+_COLUMNS = 6 + 3 * _KEYPOINTS
+KNOWN = (
+    f"[N, {_RAW_ROWS}, A] (the raw head of YOLOv8-pose, YOLO11-pose), [N, K, {_COLUMNS}] (end-to-end; or prepared, "
+    f"behind a UINT8 picture [N, H, W, 3]), FP32 or FP16: one class, COCO's {_KEYPOINTS} keypoints of x, y, confidence"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Posed:
+    """n persons of one frame, best first."""
+
+    xyxy: Floats
+    """`[n, 4]`, frame pixels."""
+    confidence: Floats
+    keypoints: Floats
+    """`[n, 17, 3]`: x, y in frame pixels, confidence."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoseReader:
+    spec: ModelSpec
+    input: InputFormat
+    output_name: str
+    layout: Layout
+
+    def read(
+        self,
+        outputs: Mapping[str, NDArray[Any]],
+        index: int,
+        box: Letterbox,
+        *,
+        confidence: float,
+        iou: float,
+        max_detections: int,
+        classes: frozenset[int] | None = None,
+    ) -> Posed:
+        """The persons of picture `index` of a batch; see `heads.candidates`. `classes` changes nothing: all are persons.
+
+        Keypoints keep their place at any confidence (Ultralytics moves those below 0.5 to 0, 0).
+        """
+        found = candidates(
+            outputs[self.output_name][index],
+            self.layout,
+            class_count=1,
+            confidence=confidence,
+            iou=iou,
+            classes=None,
+            max_detections=max_detections,
+        )
+        keypoints = np.nan_to_num(found.extra.reshape(-1, _KEYPOINTS, 3))
+        keypoints[..., :2] = points_to_image(keypoints[..., :2], box)
+        return Posed(to_image(found.xyxy, box), found.confidence, keypoints)
+
+
+def pose_reader(spec: ModelSpec, *, output: str | None = None) -> PoseReader:
+    """Picks the reader for a model from its metadata.
+
+    Args:
+        output: name of the output tensor; without it the one whose shape fits is taken.
+
+    Raises:
+        ModelRejected: no layout that we know.
+    """
+    form = input_format(spec)
+
+    def raw(rows: int, columns: int) -> bool:
+        return rows == _RAW_ROWS
+
+    tensor, layout = find_head(spec, form, columns=_COLUMNS, sure=raw, likely=raw, output=output, known=KNOWN)
+    return PoseReader(spec, form, tensor.name, layout)
+
+
+def poses(posed: Posed, track_ids: NDArray[Any] | None) -> list[Pose]:
+    """The wire's poses: pixels to 2 decimals, confidences to 4. `track_ids` `[n]`: -1 where there is none."""
+    ids = [-1] * len(posed.confidence) if track_ids is None else track_ids.tolist()
+    return [
+        Pose(
+            confidence,
+            Box(*corners),
+            tuple(map(Keypoint, KEYPOINT_NAMES, xs, ys, scores)),
+            track_id if track_id >= 0 else None,
+        )
+        for confidence, corners, xs, ys, scores, track_id in zip(
+            rounded(posed.confidence, 4),
+            rounded(posed.xyxy, 2),
+            rounded(posed.keypoints[..., 0], 2),
+            rounded(posed.keypoints[..., 1], 2),
+            rounded(posed.keypoints[..., 2], 4),
+            ids,
+            strict=True,
+        )
+    ]

@@ -1,0 +1,88 @@
+"""Which models are served, how they are read, and by which requests a batch is answered."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.errors import ModelRejected
+from app.inference.client import InferenceClient, ModelSpec
+from app.pipeline.pose import PoseReader, pose_reader
+from app.pipeline.yolo import DetectReader, detect_reader
+from app.protocol.messages import DetectModel, Models, PoseModel
+from app.protocol.result import KEYPOINT_NAMES, SKELETON
+from app.settings import TritonSettings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Vision:
+    """The readers for what the server serves now; None where it does not serve it."""
+
+    detect: DetectReader | None = None
+    pose: PoseReader | None = None
+    both: tuple[DetectReader, PoseReader] | None = None
+    """Readers of the ensemble that answers both in one call."""
+    persons: frozenset[int] = frozenset()
+    """Class ids that a pose may belong to."""
+
+    def wire(self, ocr: str | None) -> Models:
+        """What `ready` and `GET /v1/models` say."""
+        detect, pose = self.detect, self.pose
+        return Models(
+            detect=None if detect is None else DetectModel(_display(detect.spec), detect.class_names),
+            pose=None if pose is None else PoseModel(_display(pose.spec), KEYPOINT_NAMES, SKELETON),
+            ocr=ocr,
+        )
+
+
+async def describe(client: InferenceClient, settings: TritonSettings) -> Vision:
+    """Asks the server for its models and picks their readers.
+
+    Raises:
+        InferenceUnavailable: the server cannot be reached.
+        ModelRejected: a model's tensors have no layout that we read.
+    """
+    labels = read_labels(settings.triton_labels)
+    detect_spec = await client.describe(settings.triton_detect_model)
+    pose_spec = await client.describe(settings.triton_pose_model)
+    detect = detect_reader(detect_spec, labels) if detect_spec else None
+    pose = pose_reader(pose_spec) if pose_spec else None
+    both = None
+    if detect and pose and settings.triton_ensemble:
+        ensemble = await client.describe(settings.triton_ensemble)
+        both = _ensemble(ensemble, detect, pose) if ensemble else None
+    names = detect.class_names if detect else ()
+    return Vision(detect, pose, both, frozenset(i for i, name in enumerate(names) if name.lower() == "person"))
+
+
+def read_labels(path: Path | None) -> tuple[str, ...] | None:
+    """Class names, one a line."""
+    if path is None:
+        return None
+    try:
+        return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    except OSError as error:
+        reason = f"TRITON_LABELS='{path}': {error.strerror}; want a text file, one class name a line"
+        raise ModelRejected(reason) from None
+
+
+def _ensemble(spec: ModelSpec, detect: DetectReader, pose: PoseReader) -> tuple[DetectReader, PoseReader] | None:
+    """Readers of the ensemble's two outputs; None where it takes other pictures than its parts."""
+    named = dataclasses.replace(spec, parameters={**spec.parameters, **detect.spec.parameters})
+    try:
+        both = detect_reader(named, detect.class_names), pose_reader(spec)
+    except ModelRejected as error:
+        log.warning("the ensemble is not used: %s", error)
+        return None
+    if both[0].input != detect.input or both[1].input != pose.input:
+        log.warning("the ensemble %s is not used: its input is not that of its parts", spec.name)
+        return None
+    return both
+
+
+def _display(spec: ModelSpec) -> str:
+    return spec.parameters.get("display_name") or spec.name

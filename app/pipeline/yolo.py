@@ -1,0 +1,146 @@
+"""Detections out of a YOLO model's output, in every layout of `heads`. Pure numpy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.errors import ModelRejected
+from app.inference.client import ModelSpec
+from app.pipeline.boxes import Floats, Letterbox, to_image
+from app.pipeline.heads import Classes, Layout, anchors, candidates, find_head
+from app.pipeline.tensors import InputFormat, input_format
+from app.protocol.result import Box, Detection
+
+KNOWN = (
+    "[N, 4 + classes, A] (the raw head of YOLOv8, YOLO11), [N, K, 6] (end-to-end, as YOLOv10, YOLO26; or prepared, "
+    "behind a UINT8 picture [N, H, W, 3]), FP32 or FP16"
+)
+_POSE = (56, 57)
+"""Rows of a raw, columns of any other pose head: no detections, whatever else they could be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Detected:
+    """n objects of one frame, best first."""
+
+    xyxy: Floats
+    """`[n, 4]`, frame pixels."""
+    confidence: Floats
+    class_id: Classes
+
+
+@dataclass(frozen=True, slots=True)
+class DetectReader:
+    spec: ModelSpec
+    input: InputFormat
+    output_name: str
+    layout: Layout
+    class_names: tuple[str, ...]
+    """By class id; empty where the model neither brings names nor says how many classes it has."""
+
+    def read(
+        self,
+        outputs: Mapping[str, NDArray[Any]],
+        index: int,
+        box: Letterbox,
+        *,
+        confidence: float,
+        iou: float,
+        classes: frozenset[int] | None,
+        max_detections: int,
+    ) -> Detected:
+        """The objects of picture `index` of a batch. `classes`: ids to keep, None keeps all. See `heads.candidates`."""
+        found = candidates(
+            outputs[self.output_name][index],
+            self.layout,
+            class_count=len(self.class_names),
+            confidence=confidence,
+            iou=iou,
+            classes=classes,
+            max_detections=max_detections,
+        )
+        return Detected(to_image(found.xyxy, box), found.confidence, found.class_id)
+
+
+def detect_reader(spec: ModelSpec, labels: tuple[str, ...] | None = None, *, output: str | None = None) -> DetectReader:
+    """Picks the reader for a model from its metadata.
+
+    Class names are the model's parameter `class_names`, else `labels`, else `class_0`, `class_1`, ...
+
+    Args:
+        output: name of the output tensor; without it the one whose shape fits is taken.
+
+    Raises:
+        ModelRejected: no layout that we know, or names that are not as many as the classes.
+    """
+    form = input_format(spec)
+    names, source = _names(spec, labels)
+    cells = anchors(form)
+
+    def sure(rows: int, columns: int) -> bool:
+        return rows == 4 + len(names) if names else columns == cells and rows >= 5 and rows not in _POSE
+
+    def likely(rows: int, columns: int) -> bool:
+        # [N, 25200, 85] is YOLOv5's, and [N, A, 4 + classes] a raw head turned over.
+        return rows >= 5 and rows not in (*_POSE, cells, 3 * cells) and columns not in _POSE
+
+    tensor, layout = find_head(spec, form, columns=6, sure=sure, likely=likely, output=output, known=KNOWN)
+    if layout == "raw":
+        count = tensor.shape[1] - 4
+        if names and len(names) != count:
+            raise ModelRejected(
+                f"model {spec.name!r}: output {tensor.name!r} {list(tensor.shape)} has {count} classes, "
+                f"but {source} names {len(names)}"
+            )
+        names = names or tuple(f"class_{i}" for i in range(count))
+    return DetectReader(spec, form, tensor.name, layout, names)
+
+
+def _names(spec: ModelSpec, labels: tuple[str, ...] | None) -> tuple[tuple[str, ...], str]:
+    """The class names and where they are from; empty where nobody says."""
+    text = spec.parameters.get("class_names")
+    if text is None:
+        return labels or (), "TRITON_LABELS"
+    try:
+        names = json.loads(text)
+    except json.JSONDecodeError:
+        names = None
+    if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+        raise ModelRejected(
+            f"model {spec.name!r}: parameter class_names={text[:60]!r}; want a JSON array of names in the order of "
+            'class ids, such as ["person", "bicycle"]'
+        )
+    return tuple(names), "its parameter class_names"
+
+
+def detections(detected: Detected, track_ids: NDArray[Any] | None, class_names: tuple[str, ...]) -> list[Detection]:
+    """The wire's objects: pixels to 2 decimals, confidence to 4. `track_ids` `[n]`: -1 where there is none."""
+    count = len(detected.class_id)
+    ids = [-1] * count if track_ids is None else track_ids.tolist()
+    return [
+        Detection(
+            class_id,
+            class_names[class_id] if 0 <= class_id < len(class_names) else f"class_{class_id}",
+            confidence,
+            Box(*corners),
+            track_id if track_id >= 0 else None,
+        )
+        for class_id, confidence, corners, track_id in zip(
+            detected.class_id.tolist(),
+            rounded(detected.confidence, 4),
+            rounded(detected.xyxy, 2),
+            ids,
+            strict=True,
+        )
+    ]
+
+
+def rounded(values: NDArray[Any], decimals: int) -> list[Any]:
+    """Nested lists of Python floats. Rounded as float64: a rounded float32 would be written with all its digits."""
+    return np.round(values.astype(np.float64), decimals).tolist()  # type: ignore[no-any-return]

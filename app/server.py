@@ -1,0 +1,102 @@
+"""Uvicorn, with what it lacks: a clock on sockets that say nothing, a graceful `bye`, and a way to abort."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from app.errors import ConfigurationError
+from app.live.session import CONNECTION
+from app.settings import Settings
+
+
+class TimedHttp(H11Protocol):
+    """Aborts a connection whose first request has not arrived whole in time: idle, or slow on purpose."""
+
+    first_request_s = 10.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._first_request = self.loop.call_later(self.first_request_s, self._too_slow)
+
+    def _too_slow(self) -> None:
+        if self.cycle is None:  # no request has reached the application
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._first_request.cancel()
+        super().connection_lost(exc)
+
+    def handle_websocket_upgrade(self, event: Any) -> None:
+        self._first_request.cancel()
+        super().handle_websocket_upgrade(event)
+
+
+class LiveSocket(WebSocketsSansIOProtocol):
+    """Lets the session end itself when the service stops, and abort a peer that never reads."""
+
+    end_session: Any = None
+    """Set by the session: called when the service stops."""
+
+    async def run_asgi(self) -> None:
+        extensions: Any = self.scope["extensions"]
+        extensions[CONNECTION] = self
+        await super().run_asgi()
+
+    def shutdown(self) -> None:
+        if self.end_session is None:
+            super().shutdown()
+        else:
+            self.end_session()  # answers what is in flight, says `bye`, closes; uvicorn waits for it
+
+    def abort(self) -> None:
+        """Closes at once; closing in order would wait for the peer to read."""
+        self.transport.abort()
+
+
+def config(settings: Settings, app: Any, *, factory: bool = False) -> uvicorn.Config:
+    """Uvicorn's configuration for this service."""
+    TimedHttp.first_request_s = settings.live.init_timeout_s
+    return uvicorn.Config(
+        app,
+        factory=factory,
+        workers=settings.server.workers,
+        loop="uvloop",
+        http=TimedHttp,
+        ws=LiveSocket,
+        # Larger messages end the connection (1009); those between MAX_FRAME_BYTES and this get an `error`.
+        ws_max_size=2 * settings.live.max_frame_bytes,
+        ws_per_message_deflate=False,
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.server.drain_timeout_s)),
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """The listening socket.
+
+    Raises:
+        ConfigurationError: HOST or PORT cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(
+            f"HOST='{host}' PORT={port}: cannot listen there ({error.strerror or error}); "
+            "stop what uses the port, or set PORT to another (0 takes a free one)"
+        ) from None
+    listener.listen(2048)
+    listener.set_inheritable(True)
+    return listener

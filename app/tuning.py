@@ -1,0 +1,30 @@
+"""Process-wide settings of the libraries under the hot path. Called once, before the first frame."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import sys
+
+import cv2
+
+log = logging.getLogger(__name__)
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_THRESHOLD = 256 * 1024 * 1024
+
+
+def tune() -> None:
+    """Keeps glibc from giving picture-sized memory back to the kernel, and OpenCV from making threads of its own.
+
+    With glibc's defaults a buffer of a frame's size is mapped, faulted in page by page and unmapped again
+    for every frame, which can double the cost of a decode (mallopt(3)).
+    """
+    cv2.setNumThreads(1)  # one frame, one thread: the frames are what runs in parallel
+    if sys.platform == "linux":
+        try:
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(_M_MMAP_THRESHOLD, 32 * 1024 * 1024)  # glibc's own maximum
+            libc.mallopt(_M_TRIM_THRESHOLD, _THRESHOLD)
+        except (OSError, AttributeError):  # musl has no mallopt
+            log.debug("no mallopt here")

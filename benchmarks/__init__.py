@@ -1,0 +1,1 @@
+"""Benchmarks: ratios within one run, a fresh process a variant. `make bench`."""

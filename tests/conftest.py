@@ -1,0 +1,91 @@
+"""Fixtures of the real thing: a Triton with canned models, services in processes of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.settings import TritonSettings
+from benchmarks import canned
+from tests.support.service import Service, require_environment, running_triton, serving
+
+Serve = Callable[..., Service]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A developer's own settings must not change what is tested.
+    for name in ("TRITON_URL", "AUTH_TOKENS", "HOST", "PORT", "OCR"):
+        os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def canned_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`host:port` of a real Triton whose models answer one person and one dog at once."""
+    require_environment(TritonSettings().triton_python, "make triton-env")
+    folder = tmp_path_factory.mktemp("canned")
+    with running_triton(canned.write(folder / "repository"), folder / "state") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def serve(canned_triton: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """Starts a service on the canned Triton with the settings given; ends it with the module."""
+    started: list[tuple[object, Service]] = []
+
+    def start(**settings: str) -> Service:
+        settings = {"TRITON_URL": canned_triton, "OCR": "off", **settings}
+        context = serving(tmp_path_factory.mktemp("service"), settings)
+        service = context.__enter__()
+        started.append((context, service))
+        return service
+
+    yield start
+    for context, _ in reversed(started):
+        context.__exit__(None, None, None)  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def service(serve: Serve) -> Service:
+    """A service with default settings on the canned Triton, OCR off."""
+    return serve()
+
+
+@pytest.fixture(scope="session")
+def jpeg() -> bytes:
+    """A photograph, 640x480, as a camera sends it."""
+    return photograph()
+
+
+def photograph(width: int = 640, height: int = 480, quality: int = 80) -> bytes:
+    """skimage's astronaut (it ships inside the package), cut to size, JPEG 4:2:0."""
+    import simplejpeg
+    from PIL import Image
+    from skimage import data
+
+    picture = Image.fromarray(data.astronaut()).resize((width, height))
+    encoded: bytes = simplejpeg.encode_jpeg(np.asarray(picture), quality=quality, colorsubsampling="420")
+    return encoded
+
+
+def pillow_jpeg(picture: object, **options: object) -> bytes:
+    """A JPEG as Pillow writes it: progressive, CMYK, EXIF and the like."""
+    out = io.BytesIO()
+    picture.save(out, "JPEG", **options)  # type: ignore[attr-defined]
+    return out.getvalue()
+
+
+@pytest.fixture(scope="session")
+def run() -> Callable[..., object]:
+    """`asyncio.run`."""
+    return asyncio.run
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path) -> Path:
+    return tmp_path / "state"

@@ -1,0 +1,82 @@
+"""ONNX graphs in Ultralytics' layouts whose every number can be computed by hand.
+
+Each head is linear in the mean colour of the cells of an 8-pixel grid: `weights @ colour + bias`.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+CELL = 8
+
+
+def save(
+    path: Path,
+    weights: np.ndarray,
+    bias: np.ndarray,
+    *,
+    height: int = 160,
+    width: int = 192,
+    batch: int | str = "batch",
+    half: bool = False,
+    open_size: bool = False,
+    end2end: bool = False,
+    opset: int = 17,
+    metadata: dict[str, str] | None = None,
+) -> Path:
+    """Writes a graph with `weights` [C, 3] and `bias` [C]: output [N, C, A] raw, [N, 300, C] end-to-end."""
+    channels, anchors = len(bias), (height // CELL) * (width // CELL)
+    kind, dtype = (TensorProto.FLOAT16, np.float16) if half else (TensorProto.FLOAT, np.float32)
+    constants = {
+        "weights": weights.astype(dtype).reshape(channels, 3, 1, 1),
+        "bias": bias.astype(dtype),
+        "flat": np.array([0, channels, -1], np.int64),
+    }
+    nodes = [
+        helper.make_node("AveragePool", ["images"], ["cells"], kernel_shape=[CELL, CELL], strides=[CELL, CELL]),
+        helper.make_node("Conv", ["cells", "weights", "bias"], ["map"]),
+        helper.make_node("Reshape", ["map", "flat"], ["flat_map" if end2end else "output0"]),
+    ]
+    head: list[int | str] = [batch, channels, "anchors" if open_size else anchors]
+    if end2end:
+        constants |= {"from": np.array([0]), "to": np.array([300]), "axis": np.array([1])}
+        nodes.append(helper.make_node("Transpose", ["flat_map"], ["rows"], perm=[0, 2, 1]))
+        nodes.append(helper.make_node("Slice", ["rows", "from", "to", "axis"], ["output0"]))
+        head = [batch, 300, channels]
+    size: list[int | str] = ["height", "width"] if open_size else [height, width]
+    graph = helper.make_graph(
+        nodes,
+        "head",
+        [helper.make_tensor_value_info("images", kind, [batch, 3, *size])],
+        [helper.make_tensor_value_info("output0", kind, head)],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    helper.set_model_props(model, metadata or {})
+    onnx.save(model, path)
+    return path
+
+
+def head(images: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """What the graph above gives for UINT8 [N, H, W, 3]: [N, C, A], in float64."""
+    count, height, width, _ = images.shape
+    scaled = images.astype(np.float64) / 255
+    cells = scaled.reshape(count, height // CELL, CELL, width // CELL, CELL, 3).mean(axis=(2, 4))
+    return np.einsum("nac,kc->nka", cells.reshape(count, -1, 3), weights) + bias[:, None]
+
+
+def candidates(raw: np.ndarray, classes: int, count: int = 300) -> np.ndarray:
+    """The prepared rows of a raw head by the definition, one anchor at a time: [N, K, 6 + the rest]."""
+    pictures = []
+    for one in raw:
+        rows = []
+        for x, y, width, height, *rest in one.T:
+            scores, keypoints = rest[:classes], rest[classes:]
+            best = int(np.argmax(scores))
+            corners = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
+            rows.append([*corners, scores[best], best, *keypoints])
+        rows.sort(key=lambda row: -row[4])
+        pictures.append(rows[:count])
+    return np.array(pictures)

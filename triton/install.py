@@ -1,0 +1,141 @@
+"""Puts ONNX models into a repository and keeps its ensemble in step with what is there.
+
+An installed model is a new version folder (`2/`, `3/`, …: model.onnx, model.json, model.py) and
+`configs/installed.pbtxt`, which wins over the `config.pbtxt` beside it and names the version. Replacing that one
+file is the switch: until then Triton starts with what was there before, never with half a model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from configs import Size, ensemble_config, onnx_config, resized
+from layouts import load, names
+from prepare import Sheet, prepare
+
+DETECT, POSE, VISION, MEDIAPIPE = "yolo", "yolo_pose", "vision", "_mediapipe"
+BACKEND = Path(__file__).with_name("onnx_model.py")
+
+
+def install(source: Path, name: str, repository: Path, *, as_is: bool = False) -> Path:
+    """Installs an ONNX as `name`, prepared unless `as_is`, and returns its version folder.
+
+    Raises:
+        UnknownLayout: no layout that we read; the repository is as it was.
+    """
+    folder = repository / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".incoming-") as scratch:
+        fresh = Path(scratch) / "version"
+        fresh.mkdir()
+        if as_is:
+            shutil.copyfile(source, fresh / "model.onnx")
+            classes = names(load(source))
+        else:
+            classes = prepare(source, fresh / "model.onnx").names
+        shutil.copyfile(BACKEND, fresh / "model.py")
+        number = max((1, *_versions(folder))) + 1
+        model = load(fresh / "model.onnx")
+        config = onnx_config(model, name, source.stem, classes, number, instances=os.cpu_count() or 1)
+        fresh.rename(folder / str(number))
+    write_config(folder, config)
+    for old in _versions(folder):
+        if 1 < old < number:
+            shutil.rmtree(folder / str(old))
+    return folder / str(number)
+
+
+def remove(name: str, repository: Path) -> None:
+    """Takes back what was installed as `name`; the checked-in model answers again."""
+    folder = repository / name
+    if not folder.is_dir():
+        return
+    (folder / "configs" / "installed.pbtxt").unlink(missing_ok=True)
+    for version in _versions(folder):
+        if version > 1:
+            shutil.rmtree(folder / str(version))
+    if (folder / "configs").is_dir():
+        (folder / "configs").rmdir()
+
+
+def compose(repository: Path) -> str | None:
+    """Writes the ensemble over what is installed now; MediaPipe stands in where one model is missing.
+
+    Returns:
+        Why there is no ensemble; None when there is one.
+    """
+    sheets = {name: installed(repository / name) for name in (DETECT, POSE)}
+    sizes = {name: (sheet.height, sheet.width) for name, sheet in sheets.items() if sheet}
+    as_is = [name for name in (DETECT, POSE) if name not in sizes and _has_onnx(repository / name)]
+    parts = [name for name in (DETECT, POSE) if name not in sizes and name not in as_is]
+    for name in (*parts, MEDIAPIPE, VISION):
+        remove(name, repository)
+    (repository / VISION / "not_served.txt").unlink(missing_ok=True)
+    if not sizes and not as_is:
+        return None
+    mediapipe = (repository / MEDIAPIPE / "config.pbtxt").exists()
+    reason = None
+    if as_is:
+        reason = f"{as_is[0]} is installed as it is, not prepared"
+    elif len(set(sizes.values())) > 1:
+        reason = "; ".join(f"{name} takes {height}x{width}" for name, (height, width) in sizes.items())
+        reason += ": one call for both needs one size (export both with the same imgsz)"
+    elif parts and not mediapipe:
+        reason = f"{parts[0]} is not installed"
+    size = next(iter(sizes.values()), None)
+    if mediapipe and parts and size:
+        for name in (*parts, MEDIAPIPE):
+            write_config(repository / name, resized((repository / name / "config.pbtxt").read_text(), size))
+    if reason is None and size:
+        _write_ensemble(repository, sheets, size)
+    elif (repository / VISION).is_dir():
+        (repository / VISION / "not_served.txt").write_text(reason + "\n")
+    return reason
+
+
+def _write_ensemble(repository: Path, sheets: dict[str, Sheet | None], size: Size) -> None:
+    (repository / VISION / "1").mkdir(parents=True, exist_ok=True)
+    standing_in = (repository / MEDIAPIPE / "config.pbtxt").read_text() if None in sheets.values() else ""
+    steps = []
+    for name, output in ((DETECT, "detections"), (POSE, "poses")):
+        sheet = sheets[name]
+        if sheet:
+            steps.append((name, "detections", output, sheet.candidates, sheet.columns))
+        else:
+            rows, columns = re.search(
+                rf'"{output}" data_type: TYPE_FP32 dims: \[ (\d+), (\d+) \]', standing_in
+            ).groups()
+            steps.append((MEDIAPIPE, output, output, int(rows), int(columns)))
+    detect = sheets[DETECT]
+    classes = detect.names if detect else ["person", "face"]
+    shown = " + ".join(sheet.source.removesuffix(".onnx") if sheet else "mediapipe" for sheet in sheets.values())
+    write_config(repository / VISION, ensemble_config(VISION, size, steps, shown, classes))
+
+
+def installed(folder: Path) -> Sheet | None:
+    """The sheet of the prepared model that the installed configuration names, if there is one."""
+    config = folder / "configs" / "installed.pbtxt"
+    version = re.search(r"versions: \[ (\d+) \]", config.read_text()) if config.exists() else None
+    sheet = folder / version[1] / "model.json" if version else None
+    return Sheet(**json.loads(sheet.read_text())) if sheet and sheet.exists() else None
+
+
+def _has_onnx(folder: Path) -> bool:
+    config = folder / "configs" / "installed.pbtxt"
+    return config.exists() and "version_policy" in config.read_text()
+
+
+def write_config(folder: Path, text: str) -> None:
+    (folder / "configs").mkdir(exist_ok=True)
+    fresh = folder / "configs" / f".installed-{os.getpid()}"
+    fresh.write_text(text)
+    fresh.replace(folder / "configs" / "installed.pbtxt")
+
+
+def _versions(folder: Path) -> list[int]:
+    return [int(path.name) for path in folder.iterdir() if path.is_dir() and path.name.isdigit()]

@@ -1,0 +1,149 @@
+"""`make models`: puts YOLO into the embedded Triton's repository.
+
+    make models                                      yolov8n and yolov8n-pose, downloaded and exported
+    make models DETECT=yolo11s POSE=yolo11s-pose     any name that Ultralytics knows
+    make models DETECT=best.pt                       your own weights
+    make models DETECT=best.onnx                     your own export: offline, without Ultralytics
+    make models REMOVE=1                             back to MediaPipe
+
+Nothing is replaced before everything asked for is ready. The service takes the new models at its next start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from install import DETECT, POSE, compose, install, remove
+from layouts import UnknownLayout
+from prepare import Sheet, prepare
+
+REPOSITORY = Path(__file__).with_name("cpu_repository")
+DEFAULTS = {DETECT: "yolov8n", POSE: "yolov8n-pose"}
+TASKS = {DETECT: "detect", POSE: "pose"}
+LICENCE = """\
+YOLO's weights and the tool that exports them are Ultralytics', under the AGPL-3.0 licence (or one bought from
+Ultralytics): https://www.ultralytics.com/license. The tool runs in a temporary environment that is deleted
+afterwards; the weights stay on this machine and are no part of this project. Ctrl-C now to do without them."""
+EXPORT = """\
+import sys
+from ultralytics import YOLO
+print(YOLO(sys.argv[1]).export(format="onnx", imgsz=[int(size) for size in sys.argv[2].split(",")], simplify=True))
+"""
+
+
+class Stop(Exception):
+    """Nothing was installed; says why, and what to do."""
+
+
+def main() -> int:
+    options = _options()
+    wanted = {name: given for name, given in ((DETECT, options.detect), (POSE, options.pose)) if given}
+    try:
+        if options.remove:
+            for name in DEFAULTS:
+                remove(name, options.repository)
+        else:
+            _install(wanted or DEFAULTS, options)
+        if not options.as_is and (reason := compose(options.repository)):
+            print(f"no ensemble: {reason}")
+    except (Stop, UnknownLayout, OSError) as error:
+        print(f"{error}\nNothing was changed.", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = "an Ultralytics name, or a path to a .pt or .onnx"
+    parser.add_argument("--detect", help=f"detection model: {what}")
+    parser.add_argument("--pose", help=f"pose model: {what}")
+    parser.add_argument("--imgsz", default="640", help="size to export at: one number, or HEIGHT,WIDTH (default 640)")
+    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="where to (default triton/cpu_repository)")
+    parser.add_argument("--as-is", action="store_true", help="install a .onnx as it is, not prepared")
+    parser.add_argument("--remove", action="store_true", help="take back what was installed")
+    options = parser.parse_args()
+    if not re.fullmatch(r"\d+(,\d+)?", options.imgsz):
+        parser.error(f"--imgsz {options.imgsz!r}: want one number, or HEIGHT,WIDTH, for example 480,640")
+    return options
+
+
+def _install(wanted: dict[str, str], options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory(prefix="sightline-models-") as scratch:
+        folder = Path(scratch)
+        sources = {name: _local(given) for name, given in wanted.items()}
+        to_export = {name: given for name, given in wanted.items() if sources[name] is None}
+        if to_export:
+            if options.as_is:
+                raise Stop(f"--as-is takes .onnx files, not {', '.join(to_export.values())}")
+            print(LICENCE, flush=True)
+            python = _export_environment(folder)
+            sources |= {name: _export(python, given, options.imgsz, folder / name) for name, given in to_export.items()}
+        ready = {name: source for name, source in sources.items() if source is not None}
+        if not options.as_is:
+            for name, source in ready.items():
+                _check_task(name, source, prepare(source, folder / "check" / f"{name}.onnx"))
+        for name, source in ready.items():
+            version = install(source, name, options.repository, as_is=options.as_is)
+            print(f"{name}: {source.name} -> {version}")
+
+
+def _local(given: str) -> Path | None:
+    """The .onnx at hand; None for what has to be exported first."""
+    path = Path(given).expanduser()
+    if path.suffix in (".onnx", ".pt") and not path.exists() and len(path.parts) > 1:
+        raise Stop(f"{given}: there is no such file")
+    if path.suffix == ".onnx":
+        if not path.exists():
+            raise Stop(f"{given}: there is no such file")
+        return path
+    if not path.exists() and not re.fullmatch(r"[\w.-]+", given):
+        raise Stop(f"{given}: neither a file nor a model's name; want for example yolov8n, best.pt or best.onnx")
+    return None
+
+
+def _check_task(name: str, source: Path, sheet: Sheet) -> None:
+    if sheet.task != TASKS[name]:
+        raise Stop(f"{source.name}: is a {sheet.task} model; {name} wants one for {TASKS[name]}")
+
+
+def _export_environment(folder: Path) -> Path:
+    uv = Path(sys.executable).with_name("uv")
+    run = [str(uv) if uv.exists() else shutil.which("uv") or "uv"]
+    environment = folder / "environment"
+    made = subprocess.run([*run, "venv", "--quiet", "--python", sys.executable, environment], check=False)
+    if made.returncode != 0:
+        raise Stop("the temporary environment for Ultralytics' export tool could not be made (see above)")
+    python = environment / "bin" / "python"
+    packages = [*run, "pip", "install", "--python", str(python), "ultralytics", "onnx", "onnxslim", "onnxruntime"]
+    # PyTorch without CUDA is a tenth of the size, but has an index of its own that not every network reaches.
+    if any(subprocess.run([*packages, *extra], check=False).returncode == 0 for extra in (["--torch-backend=cpu"], [])):
+        return python
+    raise Stop(
+        "Ultralytics' export tool could not be installed (see above): it takes a network with a package index. "
+        "Without one, export elsewhere and name the file: make models DETECT=path/to/best.onnx"
+    )
+
+
+def _export(python: Path, given: str, size: str, folder: Path) -> Path:
+    """Runs Ultralytics' own export in a folder of its own, where it also leaves what it downloads."""
+    folder.mkdir()
+    path = Path(given).expanduser()
+    if path.exists():
+        weights = Path(shutil.copy(path, folder))
+    else:
+        weights = folder / (given if path.suffix else f"{given}.pt")
+    tool = subprocess.run([python, "-c", EXPORT, weights.name, size], cwd=folder, check=False)
+    exported = weights.with_suffix(".onnx")
+    if tool.returncode != 0 or not exported.exists():
+        raise Stop(f"{given}: Ultralytics did not export it (see above); a name's weights need a network to fetch")
+    return exported
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""Prepares an Ultralytics-style ONNX for the wire: bytes in, a short list of candidates out. Offline.
+
+    python triton/prepare.py yolov8n.onnx -o prepared.onnx
+
+before                                             after
+images      FP32/FP16 [N, 3, H, W], 0..1, RGB      images      UINT8 [N, H, W, 3], RGB
+raw head    [N, 4 + classes, A], [N, 56, A]        detections  FP32 [N, K, 6], [N, K, 57]
+end-to-end  [N, 300, 6], [N, 300, 57]
+
+A quarter of the bytes go in, and some 7 KB a frame come out instead of 2.8 MB. A row is x1, y1, x2, y2 in input
+pixels, score, class, and for poses x, y, confidence of 17 keypoints. The K best are picked; NMS stays with the
+reader. Weights are untouched; metadata (`names`, `task`, `imgsz`) is carried over; beside the graph a JSON with
+the same name tells what it is and its SHA-256.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from layouts import KEYPOINTS, Layout, UnknownLayout, class_names, load, metadata, read_layout
+from onnx import TensorProto, compose, helper, numpy_helper
+
+PREFIX = "net/"
+"""Everything of the source is renamed with it, so that our own names never meet one of its names."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The JSON beside a prepared graph."""
+
+    source: str
+    source_sha256: str
+    sha256: str
+    task: str
+    names: list[str]
+    height: int
+    width: int
+    candidates: int
+    columns: int
+    layout: str
+
+
+def prepare(source: Path, target: Path) -> Sheet:
+    """Writes the prepared graph to `target` and its sheet to `target` with the suffix .json.
+
+    Raises:
+        UnknownLayout: see there.
+    """
+    model = load(source)
+    layout = read_layout(model, source.name)
+    prepared = model if layout.kind == "prepared" else rebuild(model, layout)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(prepared, target)
+    names = class_names(model, layout)
+    sheet = Sheet(
+        source=source.name,
+        source_sha256=checksum(source),
+        sha256=checksum(target),
+        task="pose" if layout.pose else "detect",
+        names=names,
+        height=layout.height,
+        width=layout.width,
+        candidates=layout.candidates,
+        columns=layout.columns,
+        layout=layout.kind,
+    )
+    target.with_suffix(".json").write_text(json.dumps(asdict(sheet), indent=2) + "\n")
+    return sheet
+
+
+def checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def rebuild(model: onnx.ModelProto, layout: Layout) -> onnx.ModelProto:
+    """The source between our input and our output."""
+    graph = compose.add_prefix(model, PREFIX).graph
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    before = _input_nodes(layout)
+    after, constants = (_raw_nodes if layout.kind == "raw" else _end2end_nodes)(layout, opset)
+    batch: int | str = layout.batch or "N"
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, [batch, layout.height, layout.width, 3])
+    detections = helper.make_tensor_value_info(
+        "detections", TensorProto.FLOAT, [batch, layout.candidates, layout.columns]
+    )
+    scale = numpy_helper.from_array(
+        np.asarray(255, np.float16 if layout.input_type == TensorProto.FLOAT16 else np.float32), "scale"
+    )
+    # The source's notes on inner shapes are left out: with a size fixed at last they may contradict it.
+    rebuilt = helper.make_model(
+        helper.make_graph(
+            [*before, *graph.node, *after],
+            "prepared",
+            [images],
+            [detections],
+            [*graph.initializer, scale, *constants],
+            sparse_initializer=list(graph.sparse_initializer),
+        ),
+        opset_imports=list(model.opset_import),
+        functions=list(model.functions),
+        producer_name="sightline",
+    )
+    rebuilt.ir_version = model.ir_version
+    helper.set_model_props(rebuilt, metadata(model))
+    onnx.checker.check_model(rebuilt)
+    return rebuilt
+
+
+def _input_nodes(layout: Layout) -> list[onnx.NodeProto]:
+    """As Ultralytics does it: to the network's own type first, then divided."""
+    return [
+        helper.make_node("Transpose", ["images"], ["nchw"], perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", ["nchw"], ["pixels"], to=layout.input_type),
+        helper.make_node("Div", ["pixels", "scale"], [PREFIX + layout.input_name]),
+    ]
+
+
+def _end2end_nodes(layout: Layout, opset: int) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
+    return [helper.make_node("Cast", [PREFIX + layout.output_name], ["detections"], to=TensorProto.FLOAT)], []
+
+
+def _raw_nodes(layout: Layout, opset: int) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
+    """[N, C, A] -> [N, K, columns]: the K anchors with the best class, as corners, score, class, keypoints."""
+    classes = layout.classes or 0
+    channels = 4 + classes + (3 * KEYPOINTS if layout.pose else 0)
+    values = {"zero": [0], "two": [2], "four": [4], "end_of_classes": [4 + classes], "axis1": [1], "axis2": [2]}
+    values |= {"k": [layout.candidates], "spread": [1, channels, 1]}
+    if layout.pose:
+        values["channels"] = [channels]
+    constants = [numpy_helper.from_array(np.asarray(value, np.int64), name) for name, value in values.items()]
+    constants.append(numpy_helper.from_array(np.asarray(0.5, np.float32), "half"))
+    make = helper.make_node
+    best = (
+        make("ReduceMax", ["scores", "axis1"], ["best"], keepdims=0)
+        if opset >= 18
+        else make("ReduceMax", ["scores"], ["best"], axes=[1], keepdims=0)
+    )
+
+    def unsqueeze(source: str, target: str, axis: int) -> onnx.NodeProto:
+        if opset >= 13:
+            return make("Unsqueeze", [source, f"axis{axis}"], [target])
+        return make("Unsqueeze", [source], [target], axes=[axis])
+
+    nodes = [
+        make("Cast", [PREFIX + layout.output_name], ["head"], to=TensorProto.FLOAT),
+        make("Slice", ["head", "four", "end_of_classes", "axis1"], ["scores"]),
+        best,
+        make("TopK", ["best", "k"], ["score", "index"], axis=1, largest=1, sorted=1),
+        unsqueeze("index", "index_row", 1),
+        make("Expand", ["index_row", "spread"], ["index_all"]),
+        make("GatherElements", ["head", "index_all"], ["picked_columns"], axis=2),
+        make("Transpose", ["picked_columns"], ["picked"], perm=[0, 2, 1]),
+        make("Slice", ["picked", "zero", "two", "axis2"], ["centre"]),
+        make("Slice", ["picked", "two", "four", "axis2"], ["size"]),
+        make("Mul", ["size", "half"], ["reach"]),
+        make("Sub", ["centre", "reach"], ["low"]),
+        make("Add", ["centre", "reach"], ["high"]),
+        unsqueeze("score", "score_column", 2),
+        make("Slice", ["picked", "four", "end_of_classes", "axis2"], ["picked_scores"]),
+        make("ArgMax", ["picked_scores"], ["class_index"], axis=2, keepdims=1),
+        make("Cast", ["class_index"], ["class"], to=TensorProto.FLOAT),
+    ]
+    columns = ["low", "high", "score_column", "class"]
+    if layout.pose:
+        nodes.append(make("Slice", ["picked", "end_of_classes", "channels", "axis2"], ["keypoints"]))
+        columns.append("keypoints")
+    nodes.append(make("Concat", columns, ["detections"], axis=2))
+    return nodes, constants
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="ONNX as Ultralytics exports it")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the prepared ONNX; its JSON goes beside it")
+    options = parser.parse_args()
+    try:
+        sheet = prepare(options.source, options.output)
+    except (UnknownLayout, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(json.dumps(asdict(sheet), indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
