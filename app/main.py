@@ -18,6 +18,7 @@ from app.inference.local import LocalTriton
 from app.inference.triton import TritonClient
 from app.live import routes
 from app.live.door import LiveDoor
+from app.pipeline import tracks
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.ocr import Ocr
 from app.settings import ROOT, Settings
@@ -106,12 +107,14 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
     stack.push_async_callback(ocr.close)
     if settings.ocr.ocr == "on" and not ocr.available:
         raise ConfigurationError(f"OCR='on': {ocr.reason}")
+    await asyncio.to_thread(tracks.load)  # a second of imports: here, not under the first frame
     pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live)
     stack.push_async_callback(asyncio.to_thread, pipeline.close)
     try:
         await pipeline.load()
     except ModelRejected as error:
         raise ConfigurationError(str(error)) from None
+    _say_ready(pipeline)
     door = LiveDoor(pipeline, settings.live, settings.access, settings.pipeline)
     app.state.door = door
 
@@ -124,3 +127,13 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
         }
 
     app.state.inference_health = inference_health
+
+
+def _say_ready(pipeline: Pipeline) -> None:
+    models = pipeline.models
+    log.info(
+        "ready: detection by %s, pose by %s, text by %s",
+        models.detect.name if models.detect else "nobody",
+        models.pose.name if models.pose else "nobody",
+        models.ocr or f"nobody ({pipeline.ocr.reason})",
+    )

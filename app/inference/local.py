@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 
 REAPER = Path(__file__).with_name("reaper.py")
 POLL_S = 0.1
-GRACE_S = 8.0
-"""Between SIGTERM and SIGKILL; more than the server's own exit timeout."""
+GRACE_S = 1.5
+"""Between SIGTERM and SIGKILL. Whoever stops us has had its answers; Triton would go on unloading models in order."""
 BACKOFF_S = (0.5, 30.0)
 """The first wait before a restart, and the longest: it doubles in between."""
 STEADY_S = 60.0
@@ -213,10 +213,10 @@ class LocalTriton:
         except OSError:
             return ""
 
-    def _log_tail(self, lines: int = 15) -> str:
-        """The end of the log; what Triton marks as an error or a warning, where it says so."""
-        text = [line for line in self._read_log().splitlines() if line.strip()]
-        marked = [line for line in text if re.match(r"[EW]\d{4} ", line) or "Error" in line]
+    def _log_tail(self, lines: int = 8) -> str:
+        """The end of the log: what Triton marks as an error, where it does."""
+        text = [line.replace("\\n", "\n  ") for line in self._read_log().splitlines() if line.strip()]
+        marked = [line for line in text if re.match(r"E\d{4} |error: ", line) and "CudaDriver" not in line]
         return "\n".join((marked or text)[-lines:])
 
     def _turn_log(self) -> None:

@@ -32,6 +32,9 @@ async def analyze_one(pipeline: Pipeline, jpeg: bytes, settings: StreamSettings)
     accounted = False
     try:
         memory = StreamMemory()
+        # One picture has nothing to be tracked, and no picture before it.
+        stages = dataclasses.replace(settings.stages, track=False, motion=False)
+        settings = dataclasses.replace(settings, stages=stages)
         (found,) = await pipeline.analyze([Job(frame, memory, settings)], door=DOOR)
         if isinstance(found, FrameError):
             metrics.FRAMES_DROPPED.labels(DOOR, found.code).inc()
@@ -61,8 +64,8 @@ async def _read_text(pipeline: Pipeline, memory: StreamMemory, frame: Frame, fou
     if not memory.ocr.pending:
         return found
     try:
-        while memory.ocr.pending:
-            await asyncio.sleep(_POLL_S)  # noqa: ASYNC110 - one picture at a time waits here
+        while memory.ocr.pending:  # noqa: ASYNC110 - runs end rarely, and one picture at a time waits here
+            await asyncio.sleep(_POLL_S)
     finally:
         pipeline.ocr.forget(memory.ocr)
     texts, stage = pipeline.ocr.attach(memory.ocr, frame.jpeg, memory.grey, now=time.perf_counter())

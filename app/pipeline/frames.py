@@ -34,8 +34,6 @@ class StreamMemory:
     """The last frame, small and grey: the flow's first picture."""
     flow: Flow | None = None
     tracker: StreamTracker | None = None
-    size: tuple[int, int] | None = None
-    """Width and height of the last frame; tracks do not survive a change."""
     ocr: OcrMemory = field(default_factory=OcrMemory)
 
 

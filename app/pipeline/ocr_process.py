@@ -197,6 +197,8 @@ class OcrProcess:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(END_TIMEOUT_S):
                 await self._process.wait()
+        # Its last words may still be in the pipe.
+        await asyncio.wait([self._listening], timeout=END_TIMEOUT_S)
         code = self._process.returncode
         if code is None:
             return f"the OCR process closed its output: {self.last_words}"

@@ -28,6 +28,8 @@ class Vision:
     """Readers of the ensemble that answers both in one call."""
     persons: frozenset[int] = frozenset()
     """Class ids that a pose may belong to."""
+    rejected: str | None = None
+    """Why a model that is served is not used."""
 
     def wire(self, ocr: str | None) -> Models:
         """What `ready` and `GET /v1/models` say."""

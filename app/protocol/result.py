@@ -123,6 +123,11 @@ class Stage:
     """For `stale`: how old the attached answer is."""
 
 
+OK = Stage("ok")
+OFF = Stage("disabled", "off")
+"""Not asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Image:
     width: int

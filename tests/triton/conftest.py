@@ -1,6 +1,5 @@
 """The tools of triton/ are scripts beside the repositories, not a package: they are imported from their folder."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from app.settings import ROOT, TritonSettings
+from tests.support.service import require_environment
+
 sys.path.insert(0, str(ROOT / "triton"))
 
 RUN = """
@@ -24,11 +25,8 @@ np.save(sys.argv[3], session.run(None, {session.get_inputs()[0].name: np.load(sy
 @pytest.fixture(scope="session")
 def triton_python() -> Path:
     """The interpreter of the embedded Triton's environment."""
-    python = ROOT / ".venv-triton" / "bin" / "python"
-    if not python.exists():
-        if os.environ.get("CI"):
-            pytest.fail("the embedded Triton's environment (.venv-triton) is missing: make triton-env")
-        pytest.skip("needs the embedded Triton's environment (.venv-triton): make triton-env")
+    python = TritonSettings().triton_python
+    require_environment(python, "make triton-env")
     return python
 
 

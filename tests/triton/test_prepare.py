@@ -21,6 +21,8 @@ def weights_of(channels: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
     spread = np.random.default_rng(seed)
     weights, bias = spread.normal(0, 1, (channels, 3)), spread.normal(0, 0.2, channels)
     weights[:4] *= 40
+    # Grey scores 0 in every class: which is best depends on the colour alone.
+    weights[4:] -= weights[4:].mean(axis=1, keepdims=True)
     bias[:4], bias[4:] = (90, 80, 60, 50), 0
     return weights.astype(np.float16).astype(float), bias.astype(np.float16).astype(float)
 

@@ -1,0 +1,95 @@
+"""From what the models saw to a frame's result: tracks, text, and how every stage went."""
+
+from __future__ import annotations
+
+import time
+
+from app import metrics
+from app.errors import FrameError
+from app.pipeline import pose as poses
+from app.pipeline import yolo
+from app.pipeline.batch import Batch, Look
+from app.pipeline.ocr import Ocr
+from app.pipeline.tracks import StreamTracker, match_poses
+from app.pipeline.vision import Vision
+from app.protocol.result import OFF, OK, STAGES, Detection, FrameResult, Image, Pose, Stage, Text
+
+
+def finish(look: Look, batch: Batch, ocr: Ocr, started: float, door: str) -> FrameResult | FrameError:
+    """The frame's result once its models have answered; takes some hundred microseconds."""
+    if look.error is not None:
+        return look.error
+    info, settings = look.info, look.job.settings
+    assert info is not None
+    clock = time.perf_counter()
+    objects, people = _track(look, batch.vision)
+    now = look.time("parse", clock)
+    stages = look.stages
+    texts: list[Text] = []
+    if settings.stages.ocr:
+        texts, stages["ocr"] = ocr.attach(look.job.memory.ocr, look.job.frame.jpeg, look.grey, now=now)
+    _say(look, batch)
+    look.timings["queue"] = started - look.job.frame.received
+    look.timings["total"] = time.perf_counter() - look.job.frame.received
+    for name, seconds in look.timings.items():
+        metrics.STAGE_SECONDS.labels(door, name).observe(seconds)
+    return FrameResult(
+        image=Image(info.width, info.height),
+        objects=objects,
+        poses=people,
+        texts=texts,
+        motion=look.motion,
+        stages={name: stages[name] for name in STAGES},
+        timings_ms={name: round(seconds * 1000, 3) for name, seconds in look.timings.items()},
+    )
+
+
+def _track(look: Look, vision: Vision) -> tuple[list[Detection], list[Pose]]:
+    """Track ids for what was found; poses take theirs from the persons that they lie on."""
+    assert look.info is not None
+    size = look.info.width, look.info.height
+    detected, posed, memory = look.detected, look.posed, look.job.memory
+    object_ids = pose_ids = None
+    if look.job.settings.stages.track and (detected is not None or posed is not None):
+        if memory.tracker is None:
+            memory.tracker = StreamTracker()
+        at_s = look.job.frame.received
+        if detected is not None:
+            object_ids = memory.tracker.update(
+                detected.xyxy, detected.confidence, detected.class_id, size=size, at_s=at_s
+            )
+            if posed is not None:
+                pose_ids = match_poses(posed, detected, object_ids, vision.persons)
+        elif posed is not None:
+            pose_ids = memory.tracker.update(posed.xyxy, posed.confidence, size=size, at_s=at_s)
+        look.stages["track"] = OK
+    names = vision.detect.class_names if vision.detect else ()
+    objects = [] if detected is None else yolo.detections(detected, object_ids, names)
+    people = [] if posed is None else poses.poses(posed, pose_ids)
+    return objects, people
+
+
+def _say(look: Look, batch: Batch) -> None:
+    """Every stage says how it went, also those that did not run."""
+    chosen, stages, vision = look.job.settings.stages, look.stages, batch.vision
+    for name, wanted, served in (
+        ("detect", chosen.detect, vision.detect),
+        ("pose", chosen.pose, vision.pose),
+    ):
+        if not wanted:
+            stages[name] = OFF
+        elif name not in stages:
+            stages[name] = _missing(batch, served is not None)
+    for name, wanted in (("ocr", chosen.ocr), ("motion", chosen.motion), ("track", chosen.track)):
+        if not wanted:
+            stages[name] = OFF
+    stages.setdefault("track", Stage("skipped", "nothing_detected_on"))
+    for name, stage in stages.items():
+        if stage.status == "error":
+            metrics.STAGE_ERRORS.labels(name).inc()
+
+
+def _missing(batch: Batch, served: bool) -> Stage:
+    if not batch.up or served:
+        return Stage("error", "inference_unavailable")
+    return Stage("disabled", batch.vision.rejected or "not_served")

@@ -1,0 +1,251 @@
+"""The embedded Triton as a process: starts, comes back, goes."""
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from app.errors import ConfigurationError, InferenceUnavailable
+from app.inference.local import LocalTriton
+from app.settings import ROOT, TritonSettings
+from tests.support.service import require_environment
+
+MODEL = """
+import triton_python_backend_utils as pb_utils
+class TritonPythonModel:
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", r.inputs()[0].as_numpy())]) for r in requests]
+"""
+CONFIG = """
+backend: "python" max_batch_size: 4
+input [ { name: "x" data_type: TYPE_FP32 dims: [ 2 ] } ] output [ { name: "y" data_type: TYPE_FP32 dims: [ 2 ] } ]
+instance_group [ { kind: KIND_CPU } ]
+"""
+ECHO = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [3, 4]}]}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """One model that gives back what it gets."""
+    require_environment(TritonSettings().triton_python, "make triton-env")
+    version = tmp_path / "repository" / "echo" / "1"
+    version.mkdir(parents=True)
+    (version / "model.py").write_text(MODEL)
+    (version.parent / "config.pbtxt").write_text(CONFIG)
+    return version.parent.parent
+
+
+def settings_of(repository: Path, **more: object) -> TritonSettings:
+    return TritonSettings(triton_repository=repository, triton_start_timeout_s=60, **more)  # type: ignore[arg-type]
+
+
+def echo(triton: LocalTriton) -> list[float]:
+    answer = httpx.post(f"{triton.http_url}/v2/models/echo/infer", json=ECHO, timeout=10)
+    return answer.json()["outputs"][0]["data"]
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A server and the backend processes that it started."""
+    server = psutil.Process(pid)
+    return [server, *server.children(recursive=True)]
+
+
+def running(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+
+def regions(pid: int) -> list[str]:
+    """Shared memory of all servers that a process started."""
+    return [path.name for path in Path("/dev/shm").glob(f"sightline_{pid}_*")]
+
+
+def wait_for(what: Callable[[], object], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.05)
+
+
+def test_starts_answers_and_leaves_nothing_behind(repository: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    triton = LocalTriton(settings_of(repository), tmp_path / "state", progress=said.append)
+
+    async def life() -> list[psutil.Process]:
+        address = await triton.start()
+        assert address == triton.grpc_url
+        assert address.startswith("127.0.0.1:")
+        assert echo(triton) == [3, 4]
+        assert "nv_inference_request_success" in httpx.get(triton.metrics_url).text
+        assert triton.pid is not None
+        processes = family(triton.pid)
+        await triton.stop()
+        return processes
+
+    processes = asyncio.run(life())
+    assert len(processes) == 2
+    assert not running(processes)
+    assert not regions(os.getpid())
+    assert triton.pid is None
+    assert said[0] == "starting Triton: models loaded 0/1"
+    assert said[-1].endswith("echo")
+    assert "successfully loaded 'echo'" in triton.log_path.read_text()
+
+
+def test_listens_on_loopback_only(repository: Path, tmp_path: Path) -> None:
+    async def addresses() -> set[str]:
+        triton = LocalTriton(settings_of(repository), tmp_path / "state")
+        await triton.start()
+        try:
+            assert triton.pid is not None
+            sockets = psutil.Process(triton.pid).net_connections("inet")
+            return {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
+        finally:
+            await triton.stop()
+
+    assert asyncio.run(addresses()) == {"127.0.0.1"}
+
+
+def test_killed_it_comes_back_at_the_same_address(repository: Path, tmp_path: Path) -> None:
+    async def life() -> None:
+        triton = LocalTriton(settings_of(repository), tmp_path / "state")
+        address = await triton.start()
+        try:
+            assert triton.pid is not None
+            first = family(triton.pid)
+            os.kill(triton.pid, signal.SIGKILL)
+            async with httpx.AsyncClient(base_url=triton.http_url) as http, asyncio.timeout(60):
+                while triton.restarts == 0 or not await ready(http):
+                    await asyncio.sleep(0.05)
+            assert triton.grpc_url == address
+            assert triton.restarts == 1
+            assert await asyncio.to_thread(echo, triton) == [3, 4]
+            # The backend processes of the first life went with it.
+            assert not running(first)
+            assert triton.log_path.with_suffix(".log.1").exists()
+        finally:
+            await triton.stop()
+
+    async def ready(http: httpx.AsyncClient) -> bool:
+        try:
+            return (await http.get("/v2/health/ready")).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    asyncio.run(life())
+    assert not regions(os.getpid())
+
+
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+from app.inference.local import LocalTriton
+from app.settings import TritonSettings
+
+async def main():
+    triton = LocalTriton(TritonSettings(triton_repository=sys.argv[1]), Path(sys.argv[2]))
+    await triton.start()
+    print(triton.pid, flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_goes_with_its_parent_however_that_went(repository: Path, tmp_path: Path, number: signal.Signals) -> None:
+    command = [sys.executable, "-c", PARENT, str(repository), str(tmp_path / "state")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as parent:
+        try:
+            assert parent.stdout is not None
+            pid = int(parent.stdout.readline())
+            processes = psutil.Process(parent.pid).children(recursive=True)
+            assert pid in {one.pid for one in processes}
+            assert len(processes) == 3  # reaper, server, backend process
+            assert regions(parent.pid)
+        finally:
+            parent.send_signal(number)
+    wait_for(lambda: not running(processes))
+    assert not regions(parent.pid)
+
+
+def test_server_ends_when_the_reaper_itself_is_killed(repository: Path, tmp_path: Path) -> None:
+    async def life() -> list[psutil.Process]:
+        triton = LocalTriton(settings_of(repository), tmp_path / "state")
+        await triton.start()
+        assert triton.pid is not None
+        processes = family(triton.pid)
+        reaper = psutil.Process(triton.pid).parent()
+        assert reaper is not None
+        reaper.kill()
+        await asyncio.to_thread(wait_for, lambda: not running(processes))
+        await triton.stop()
+        return processes
+
+    asyncio.run(life())
+    for left in Path("/dev/shm").glob(f"sightline_{os.getpid()}_*"):
+        left.unlink()
+
+
+def test_several_at_once(repository: Path, tmp_path: Path) -> None:
+    async def life() -> None:
+        tritons = [LocalTriton(settings_of(repository), tmp_path / "state") for _ in range(2)]
+        try:
+            addresses = await asyncio.gather(*(triton.start() for triton in tritons))
+            assert len(set(addresses)) == 2
+            assert [echo(triton) for triton in tritons] == [[3, 4], [3, 4]]
+            assert len({triton.log_path for triton in tritons}) == 2
+        finally:
+            for triton in tritons:
+                await triton.stop()
+
+    asyncio.run(life())
+
+
+def refusal(settings: TritonSettings, state: Path, kind: type[Exception]) -> str:
+    with pytest.raises(kind) as refused:
+        asyncio.run(LocalTriton(settings, state).start())
+    return str(refused.value)
+
+
+def test_a_missing_environment_names_the_command_that_installs_it(tmp_path: Path) -> None:
+    python = tmp_path / "nowhere" / "python"
+    message = refusal(TritonSettings(triton_python=python), tmp_path, ConfigurationError)
+    assert f"TRITON_PYTHON='{python}'" in message
+    assert "make triton-env" in message
+    assert "TRITON_URL" in message
+
+
+def test_an_environment_without_triton_is_named(tmp_path: Path) -> None:
+    message = refusal(TritonSettings(triton_python=Path(sys.executable)), tmp_path, ConfigurationError)
+    assert "nvidia-pytriton is not installed" in message
+
+
+def test_a_missing_or_empty_repository_is_named(repository: Path, tmp_path: Path) -> None:
+    missing = refusal(settings_of(tmp_path / "none"), tmp_path, ConfigurationError)
+    assert f"TRITON_REPOSITORY='{tmp_path / 'none'}': there is no such folder" in missing
+    shutil.rmtree(repository / "echo")
+    assert "no model in it" in refusal(settings_of(repository), tmp_path, ConfigurationError)
+
+
+def test_a_model_that_does_not_load_is_quoted(repository: Path, tmp_path: Path) -> None:
+    (repository / "echo" / "1" / "model.py").write_text("raise RuntimeError('weights are for another machine')\n")
+    message = refusal(settings_of(repository), tmp_path, InferenceUnavailable)
+    assert "echo" in message
+    assert "weights are for another machine" in message
+    assert not regions(os.getpid())
+
+
+def test_a_start_that_takes_too_long_is_ended(repository: Path, tmp_path: Path) -> None:
+    (repository / "echo" / "1" / "model.py").write_text("import time\ntime.sleep(60)\n")
+    settings = TritonSettings(triton_repository=repository, triton_start_timeout_s=0.5)
+    assert "TRITON_START_TIMEOUT_S=0.5" in refusal(settings, tmp_path, InferenceUnavailable)
+    assert not regions(os.getpid())
