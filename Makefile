@@ -28,19 +28,19 @@ INSTALL = $(UV) pip install --quiet --require-hashes --no-deps
 
 # The embedded Triton lives in an environment of its own: its Python backend wants numpy 1.
 .venv-triton/.ready: .venv/.bootstrap requirements/triton.txt
-	$(UV) venv --quiet --allow-existing --python .venv/bin/python .venv-triton
+	$(UV) venv --quiet --clear --python .venv/bin/python .venv-triton
 	$(INSTALL) --python .venv-triton/bin/python -r requirements/triton.txt
 	@touch $@
 
 # So does OCR: PaddleX looks one opencv package up by name and version. The second file lays the headless
 # build of the same version over it, so that no libGL is needed.
 .venv-ocr/.ready: .venv/.bootstrap requirements/ocr.txt requirements/ocr-headless.txt
-	$(UV) venv --quiet --allow-existing --python .venv/bin/python .venv-ocr
+	$(UV) venv --quiet --clear --python .venv/bin/python .venv-ocr
 	$(INSTALL) --python .venv-ocr/bin/python -r requirements/ocr.txt
 	$(INSTALL) --reinstall --python .venv-ocr/bin/python -r requirements/ocr-headless.txt
 	@touch $@
 
-.PHONY: help install demo serve test check format bench models triton-env ocr-env requirements clean
+.PHONY: help install demo serve test check format bench models triton-env ocr-env docs requirements clean
 
 help: ## what there is to do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -48,7 +48,7 @@ help: ## what there is to do
 install: .venv/.service .venv-triton/.ready .venv-ocr/.ready ## everything the service needs
 
 demo: install ## the service on http://127.0.0.1:8000, everything on the CPU, nothing to download
-	@.venv/bin/sightline serve --page
+	@.venv/bin/sightline serve
 
 serve: install ## the service as your settings say
 	@.venv/bin/sightline serve
@@ -75,6 +75,9 @@ format: .venv/.dev ## put the code in order
 
 bench: install .venv/.dev ## benchmarks, all or NAME=one
 	.venv/bin/python -m benchmarks $(NAME)
+
+docs: .venv/.dev ## write the README's reference tables from the code
+	.venv/bin/python -m tests.docs.tables README.md
 
 requirements: .venv/.bootstrap ## compile requirements/*.in anew
 	PATH="$(CURDIR)/.venv/bin:$$PATH" requirements/compile.sh

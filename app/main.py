@@ -114,7 +114,7 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
         await pipeline.load()
     except ModelRejected as error:
         raise ConfigurationError(str(error)) from None
-    _say_ready(pipeline)
+    _say_ready(pipeline, getattr(app.state, "address", ""))
     door = LiveDoor(pipeline, settings.live, settings.access, settings.pipeline)
     app.state.door = door
 
@@ -129,10 +129,11 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
     app.state.inference_health = inference_health
 
 
-def _say_ready(pipeline: Pipeline) -> None:
+def _say_ready(pipeline: Pipeline, address: str) -> None:
     models = pipeline.models
     log.info(
-        "ready: detection by %s, pose by %s, text by %s",
+        "ready: %sdetection by %s, pose by %s, text by %s",
+        f"open {address} – " if address else "",
         models.detect.name if models.detect else "nobody",
         models.pose.name if models.pose else "nobody",
         models.ocr or f"nobody ({pipeline.ocr.reason})",

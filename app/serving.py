@@ -36,7 +36,7 @@ def run() -> None:
 
     app = create_app(settings)
     listener = listen(settings.server.host, settings.server.port)
-    _announce(settings, listener.getsockname()[1])
+    app.state.address = _announce(settings, listener.getsockname()[1])
     server = uvicorn.Server(config(settings, app))
     server.run([listener])
     if not server.started:
@@ -76,7 +76,8 @@ def _shared_triton(settings: Settings) -> Iterator[None]:
         loop.close()
 
 
-def _announce(settings: Settings, port: int) -> None:
+def _announce(settings: Settings, port: int) -> str:
     host = settings.server.host
-    shown = f"[{host}]" if ":" in host else host
-    log.info("starting on http://%s:%d", shown, port)
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    log.info("starting on %s", address)
+    return address

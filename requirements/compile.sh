@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
-# Compiles every *.in into a pinned *.txt with hashes. No index address gets in.
+# Compiles every *.in into a pinned *.txt with hashes; or those named. No index address gets in.
 set -euo pipefail
 cd "$(dirname "$0")"
-compile() {
-    uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-        --no-emit-index-url --override overrides.in "$@"
-}
-for name in "${@:-bootstrap service dev}"; do
-    for one in $name; do compile "$one.in" -o "$one.txt"; done
+for name in "${@:-bootstrap service dev triton ocr ocr-headless}"; do
+    for one in $name; do
+        case $one in
+            ocr) options=(--override ocr-overrides.in) ;;
+            triton | ocr-headless) options=(--no-deps) ;; # every package is named: nothing else is wanted
+            *) options=(--override overrides.in) ;;
+        esac
+        uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+            --no-emit-index-url "${options[@]}" "$one.in" -o "$one.txt"
+    done
 done

@@ -25,12 +25,11 @@ from pathlib import Path
 import httpx
 
 from app.errors import ConfigurationError, InferenceUnavailable
-from app.inference import launch
+from app.inference import launch, reaper
 from app.settings import TritonSettings
 
 log = logging.getLogger(__name__)
 
-REAPER = Path(__file__).with_name("reaper.py")
 POLL_S = 0.1
 GRACE_S = 1.5
 """Between SIGTERM and SIGKILL. Whoever stops us has had its answers; Triton would go on unloading models in order."""
@@ -106,8 +105,9 @@ class LocalTriton:
                     break
                 except InferenceUnavailable:
                     # Between our asking for a free port and Triton's taking it, someone else may take it.
-                    if attempt == 2 or "address already in use" not in self._log_tail(200).lower():
+                    if attempt == 2 or "already in use" not in self._log_tail():
                         raise
+                    await self._end()
         except BaseException:
             await self._end()
             raise
@@ -167,13 +167,15 @@ class LocalTriton:
     def _launch(self) -> None:
         self._turn_log()
         # New for each life: a region that a dead server left behind is never met again.
-        shm = f"sightline_{os.getpid()}_{secrets.token_hex(4)}_"
+        self._shm = f"sightline_{os.getpid()}_{secrets.token_hex(4)}_"
         assert self._ports is not None
-        server = launch.command(self._environment, self._settings.triton_repository, self._backends, self._ports, shm)
-        reaper = [sys.executable, "-S", "-E", str(REAPER), "--parent", str(os.getpid()), "--log", str(self.log_path)]
-        reaper += [f"--set={name}={value}" for name, value in launch.variables(self._environment, self._folder).items()]
+        server = launch.command(
+            self._environment, self._settings.triton_repository, self._backends, self._ports, self._shm
+        )
+        guard = [sys.executable, "-S", "-E", reaper.__file__, "--parent", str(os.getpid()), "--log", str(self.log_path)]
+        guard += [f"--set={name}={value}" for name, value in launch.variables(self._environment, self._folder).items()]
         self._reaper = subprocess.Popen(
-            [*reaper, "--shm", shm, "--grace", str(GRACE_S), "--", *server],
+            [*guard, "--shm", self._shm, "--grace", str(GRACE_S), "--", *server],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             # A terminal's Ctrl-C is for the service, which then stops Triton in order.
@@ -196,12 +198,14 @@ class LocalTriton:
 
     async def _end(self) -> None:
         """Closes the reaper's pipe and waits for it: it returns when the whole process group is gone."""
-        reaper, self._reaper, self.pid = self._reaper, None, None
-        if reaper is None:
+        ended, self._reaper, self.pid = self._reaper, None, None
+        if ended is None:
             return
-        assert reaper.stdin is not None
-        reaper.stdin.close()
-        await asyncio.shield(asyncio.to_thread(reaper.wait))
+        assert ended.stdin is not None
+        ended.stdin.close()
+        if await asyncio.shield(asyncio.to_thread(ended.wait)) < 0:
+            # Killed itself, it could not clear up; the kernel ends the server in its place.
+            reaper.sweep(self._shm)
 
     def _loaded(self, names: tuple[str, ...]) -> int:
         text = self._read_log()

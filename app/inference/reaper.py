@@ -54,7 +54,7 @@ def main() -> int:
             _bound_log(options.log)
         _end(child, options.grace)
     finally:
-        _sweep(options.shm)
+        sweep(options.shm)
     code = child.wait()
     return code if code >= 0 else 128 - code
 
@@ -119,7 +119,8 @@ def _alive(group: int) -> bool:
     return False
 
 
-def _sweep(prefix: str) -> None:
+def sweep(prefix: str) -> None:
+    """Removes the shared memory files whose names begin so; whoever has one mapped keeps it."""
     for region in Path("/dev/shm").glob(f"{prefix}*"):
         with contextlib.suppress(OSError):
             region.unlink()

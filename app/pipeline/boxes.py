@@ -115,9 +115,9 @@ def nms(xyxy: Floats, scores: Floats, class_ids: NDArray[Any], iou_threshold: fl
 
 
 def _overlap(xyxy: Floats, class_ids: NDArray[Any], a: Ints, b: Ints, threshold: float) -> NDArray[np.bool_]:
-    same: NDArray[np.bool_] = class_ids[a, None] == class_ids[b]
-    same &= iou(xyxy[a], xyxy[b]) > threshold
-    return same
+    over: NDArray[np.bool_] = iou(xyxy[a], xyxy[b]) > threshold
+    over &= class_ids[a, None] == class_ids[b]
+    return over
 
 
 def _survivors(over: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -110,8 +110,11 @@ def candidates(
     one of their class by more than `iou` go, except out of an end-to-end head. Boxes that are not finite go.
     """
     head = head.astype(np.float32, copy=False)
-    found = _raw(head, class_count, confidence) if layout == "raw" else _rows(head, confidence)
-    keep = np.isfinite(found.xyxy).all(axis=1) & np.isfinite(found.confidence)
+    with np.errstate(invalid="ignore", over="ignore"):
+        found = _raw(head, class_count, confidence) if layout == "raw" else _rows(head, confidence)
+        keep = np.isfinite(found.xyxy.sum(axis=1) + found.confidence)
+    if not keep.size:
+        return found
     if classes is not None:
         keep &= np.isin(found.class_id, list(classes))
     chosen = np.flatnonzero(keep)

@@ -30,6 +30,8 @@ CAMERA_ERROR = 0.15
 """Share of the camera's motion that is added to that."""
 ONE_WAY = 0.1
 """Least length of the sum of vectors over the sum of their lengths that still is a direction."""
+A_FEW = 0.01
+"""Share of the cells that must move for a direction: noise moves one or two of 300 now and then."""
 GRID_SCALE = 0.25
 """Finest unit of the grid, frame pixels."""
 
@@ -109,7 +111,7 @@ def measure(flow: Floats, previous: Grey, *, width: int, height: int, grid: bool
     moving = speed > MOVING * diagonal + CAMERA_ERROR * float(np.hypot(*camera))
     return Motion(
         score=round(float(speed.mean()) / diagonal, 5),
-        direction_deg=_direction(own[moving], float(speed[moving].sum())),
+        direction_deg=_direction(own[moving]) if moving.mean() >= A_FEW else None,
         moving_fraction=round(float(moving.mean()), 4),
         camera=CameraMotion(round(float(camera[0]), 2), round(float(camera[1]), 2)),
         grid=_grid(cells, columns, rows) if grid else None,
@@ -128,10 +130,10 @@ def _texture(picture: Grey, columns: int, rows: int) -> Floats:
     return np.sqrt(np.maximum(variance, 0))  # type: ignore[no-any-return]
 
 
-def _direction(moving: Floats, total: float) -> float | None:
-    """The sum of the vectors: a mean direction, each by its length. None where nothing moves or all cancels out."""
+def _direction(moving: Floats) -> float | None:
+    """Of the sum of the vectors: a mean direction, each by its length. None where they cancel each other out."""
     x, y = (float(value) for value in moving.sum(axis=0))
-    if not total or np.hypot(x, y) < ONE_WAY * total:
+    if np.hypot(x, y) < ONE_WAY * float(np.hypot(moving[:, 0], moving[:, 1]).sum()):
         return None
     return round(float(np.degrees(np.arctan2(y, x))) % 360, 1) % 360
 

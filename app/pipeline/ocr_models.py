@@ -44,7 +44,7 @@ def _sources(models: Path | None) -> tuple[Path, Path]:
         spec = importlib.util.find_spec("rapidocr")
         if spec is None or spec.origin is None:
             raise FileNotFoundError(
-                "the package `rapidocr`, which carries the models, is not installed: run `make ocr`"
+                "the package `rapidocr`, which carries the models, is not installed: run `make ocr-env`"
             )
         folder = Path(spec.origin).parent / "models"
         files = folder / f"{_carried(DETECT)}.onnx", folder / f"{_carried(RECOGNISE)}.onnx"

@@ -49,7 +49,7 @@ class OcrSupervisor:
                 )
             except OcrStartFailed as error:
                 self._failed_starts += 1
-                self._changed(f"the OCR process does not start: {error}. Does `make ocr` go through?")
+                self._changed(f"the OCR process does not start: {error}. Does `make ocr-env` go through?")
             else:
                 self._failed_starts = 0
                 self._starts += 1
@@ -114,6 +114,6 @@ def why_off(settings: OcrSettings) -> str | None:
     if settings.ocr == "on":
         raise ConfigurationError(
             f"OCR_PYTHON={settings.ocr_python}: should be the interpreter of OCR's environment, and OCR=on insists "
-            "on it. Run `make ocr`, or set OCR=auto"
+            "on it. Run `make ocr-env`, or set OCR=auto"
         )
-    return "OCR's environment is not installed: run `make ocr`"
+    return "OCR's environment is not installed: run `make ocr-env`"

@@ -54,7 +54,7 @@ class PoseReader:
         max_detections: int,
         classes: frozenset[int] | None = None,
     ) -> Posed:
-        """The persons of picture `index` of a batch; see `heads.candidates`. `classes` changes nothing: all are persons.
+        """The persons of picture `index` of a batch; see `heads.candidates`. All are persons, whatever `classes`.
 
         Keypoints keep their place at any confidence (Ultralytics moves those below 0.5 to 0, 0).
         """

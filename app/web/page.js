@@ -28,18 +28,26 @@ $("file").onchange = async (event) => {
   const file = event.target.files[0];
   if (!file) return;
   stop();
-  if (file.type.startsWith("image/")) {
-    picture = await createImageBitmap(file);
-    video.poster = URL.createObjectURL(file);
-  } else {
-    video.src = URL.createObjectURL(file);
-    video.loop = true;
-    await video.play();
-  }
+  if (file.type.startsWith("image/")) return showPicture(file);
+  video.src = URL.createObjectURL(file);
+  video.loop = true;
+  await video.play();
   start();
 };
 
+$("sample").onclick = async () => {
+  stop();
+  await showPicture(await (await fetch("/web/sample.jpg")).blob());
+};
+
+async function showPicture(blob) {
+  picture = await createImageBitmap(blob);
+  video.poster = URL.createObjectURL(blob);
+  start();
+}
+
 $("stop").onclick = stop;
+$("access").onsubmit = (event) => event.preventDefault();
 
 function start() {
   $("hint").hidden = true;
@@ -77,7 +85,7 @@ function receive(message) {
     session = message;
     credits = message.credits;
     skeleton = message.models.pose?.skeleton ?? [];
-    $("models").textContent = `${message.models.detect?.name ?? "no detection"} · ${message.models.pose?.name ?? "no pose"} · ${message.models.ocr ?? "no OCR"}`;
+    $("models").textContent = describe(message.models);
     say("live");
     for (let free = credits; free > 0; free -= 1) pump();
   } else if (message.type === "result") {
@@ -92,6 +100,12 @@ function receive(message) {
   else if (message.type === "notice") say(message.message);
   else if (message.type === "ping") socket.send(JSON.stringify({ type: "pong", t: message.t }));
   else if (message.type === "bye") say(`session ended: ${message.message ?? message.reason}`);
+}
+
+function describe({ detect, pose, ocr }) {
+  const parts = [`detection: ${detect?.name ?? "none"}`, `pose: ${pose?.name ?? "none"}`, `text: ${ocr ?? "none"}`];
+  if (detect?.name === "mediapipe") parts.push("for YOLO's 80 classes run: make models");
+  return parts.join(" · ");
 }
 
 function credit() {
@@ -182,7 +196,7 @@ function show(result) {
     "results a second": (arrivals.length / 2).toFixed(1),
     "age in the service": `${result.age_ms.toFixed(0)} ms`,
     "dropped": result.dropped.total,
-    "motion": motion ? `${(motion.score * 1000).toFixed(1)} ‰, ${(motion.moving_fraction * 100).toFixed(0)} % moving` : "–",
+    "movement": motion ? `${(motion.score * 1000).toFixed(1)} ‰, ${(motion.moving_fraction * 100).toFixed(0)} % moving` : "–",
     ...Object.fromEntries(Object.entries(result.stages).map(([name, stage]) => [name, stage.status + (stage.reason ? ` (${stage.reason})` : "")])),
   };
   $("numbers").replaceChildren(...Object.entries(rows).map(([name, value]) => {

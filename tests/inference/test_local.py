@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 from app.errors import ConfigurationError, InferenceUnavailable
+from app.inference import launch
 from app.inference.local import LocalTriton
 from app.settings import ROOT, TritonSettings
 from tests.support.service import require_environment
@@ -53,6 +55,17 @@ def echo(triton: LocalTriton) -> list[float]:
     return answer.json()["outputs"][0]["data"]
 
 
+def ready(triton: LocalTriton) -> bool:
+    try:
+        return httpx.get(f"{triton.http_url}/v2/health/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def metrics(triton: LocalTriton) -> str:
+    return httpx.get(triton.metrics_url, timeout=10).text
+
+
 def family(pid: int) -> list[psutil.Process]:
     """A server and the backend processes that it started."""
     server = psutil.Process(pid)
@@ -84,7 +97,7 @@ def test_starts_answers_and_leaves_nothing_behind(repository: Path, tmp_path: Pa
         assert address == triton.grpc_url
         assert address.startswith("127.0.0.1:")
         assert echo(triton) == [3, 4]
-        assert "nv_inference_request_success" in httpx.get(triton.metrics_url).text
+        assert "nv_inference_request_success" in metrics(triton)
         assert triton.pid is not None
         processes = family(triton.pid)
         await triton.stop()
@@ -107,7 +120,7 @@ def test_listens_on_loopback_only(repository: Path, tmp_path: Path) -> None:
         try:
             assert triton.pid is not None
             sockets = psutil.Process(triton.pid).net_connections("inet")
-            return {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
+            return {one.laddr.ip.removeprefix("::ffff:") for one in sockets if one.status == psutil.CONN_LISTEN}
         finally:
             await triton.stop()
 
@@ -122,9 +135,7 @@ def test_killed_it_comes_back_at_the_same_address(repository: Path, tmp_path: Pa
             assert triton.pid is not None
             first = family(triton.pid)
             os.kill(triton.pid, signal.SIGKILL)
-            async with httpx.AsyncClient(base_url=triton.http_url) as http, asyncio.timeout(60):
-                while triton.restarts == 0 or not await ready(http):
-                    await asyncio.sleep(0.05)
+            await asyncio.to_thread(wait_for, lambda: triton.restarts == 1 and ready(triton), 60)
             assert triton.grpc_url == address
             assert triton.restarts == 1
             assert await asyncio.to_thread(echo, triton) == [3, 4]
@@ -133,12 +144,6 @@ def test_killed_it_comes_back_at_the_same_address(repository: Path, tmp_path: Pa
             assert triton.log_path.with_suffix(".log.1").exists()
         finally:
             await triton.stop()
-
-    async def ready(http: httpx.AsyncClient) -> bool:
-        try:
-            return (await http.get("/v2/health/ready")).status_code == 200
-        except httpx.TransportError:
-            return False
 
     asyncio.run(life())
     assert not regions(os.getpid())
@@ -178,7 +183,7 @@ def test_goes_with_its_parent_however_that_went(repository: Path, tmp_path: Path
 
 
 def test_server_ends_when_the_reaper_itself_is_killed(repository: Path, tmp_path: Path) -> None:
-    async def life() -> list[psutil.Process]:
+    async def life() -> None:
         triton = LocalTriton(settings_of(repository), tmp_path / "state")
         await triton.start()
         assert triton.pid is not None
@@ -188,11 +193,30 @@ def test_server_ends_when_the_reaper_itself_is_killed(repository: Path, tmp_path
         reaper.kill()
         await asyncio.to_thread(wait_for, lambda: not running(processes))
         await triton.stop()
-        return processes
 
     asyncio.run(life())
-    for left in Path("/dev/shm").glob(f"sightline_{os.getpid()}_*"):
-        left.unlink()
+    assert not regions(os.getpid())
+
+
+def test_a_port_taken_meanwhile_is_replaced(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        free = launch.free_ports()
+        stolen = launch.Ports(grpc=taken.getsockname()[1], http=free.http, metrics=free.metrics)
+        offers = iter([stolen, launch.free_ports()])
+        monkeypatch.setattr(launch, "free_ports", lambda: next(offers))
+
+        async def life() -> None:
+            triton = LocalTriton(settings_of(repository), tmp_path / "state")
+            address = await triton.start()
+            try:
+                assert address != f"127.0.0.1:{stolen.grpc}"
+                assert await asyncio.to_thread(echo, triton) == [3, 4]
+            finally:
+                await triton.stop()
+
+        asyncio.run(life())
 
 
 def test_several_at_once(repository: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.pipeline.boxes import iou, letterbox, nms, points_to_image, to_image
@@ -82,6 +82,7 @@ CORNER = st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(0, 8), st
 CANDIDATE = st.tuples(CORNER, st.integers(0, 6), st.integers(0, 2))
 
 
+@settings(deadline=None)
 @given(
     st.lists(CANDIDATE, max_size=60),
     st.sampled_from([0.0, 0.25, 0.45, 0.5, 0.75, 1.0]),

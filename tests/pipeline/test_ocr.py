@@ -26,7 +26,7 @@ from app.settings import ROOT, OcrSettings
 
 PYTHON = OcrSettings(_env_file=None).ocr_python
 needs_ocr = pytest.mark.skipif(
-    not PYTHON.is_file() and not os.environ.get("CI"), reason="OCR's environment is not installed: run `make ocr`"
+    not PYTHON.is_file() and not os.environ.get("CI"), reason="OCR's environment is not installed: run `make ocr-env`"
 )
 PATIENCE_S = 90.0
 
@@ -447,7 +447,7 @@ def test_a_broken_environment_is_told_and_so_is_its_repair(
 
 def test_a_missing_environment_is_disabled_and_says_what_to_do(tmp_path: Path):
     ocr = Ocr(settings(ocr_python=tmp_path / "python"), state_dir=tmp_path)
-    reason = "OCR's environment is not installed: run `make ocr`"
+    reason = "OCR's environment is not installed: run `make ocr-env`"
 
     async def main() -> None:
         ocr.warm()

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from app.errors import ModelRejected
-from app.pipeline.boxes import letterbox
+from app.pipeline.boxes import iou, letterbox
 from app.pipeline.yolo import Detected, detect_reader, detections
-
 from tests.support.heads import FLOAT, PREPARED, model, raw_head, row_head
 
 WIDE = letterbox(1280, 720, 640, 640)  # half size, 140 rows of border above
@@ -94,6 +93,26 @@ def test_300_candidates_on_two_things(layout):
     assert sorted(found.confidence.tolist()) == pytest.approx(sorted(best))
 
 
+def test_a_whole_head_reads_as_a_plain_loop_would():
+    random = np.random.default_rng(3)
+    head = np.concatenate((random.uniform(100, 500, (2, 8400)), random.uniform(20, 120, (2, 8400))))
+    scores = random.uniform(0, 0.4, (3, 8400))
+    scores[random.integers(0, 3, 900), random.integers(0, 8400, 900)] += random.uniform(0, 0.5, 900)
+    head = np.concatenate((head, scores)).astype(np.float32)
+    kept = []
+    columns = sorted((column for column in head.T if max(column[4:]) > 0.45), key=lambda column: -max(column[4:]))
+    for x, y, width, height, *ours in columns:
+        one = (x - width / 2, y - height / 2, x + width / 2, y + height / 2, int(np.argmax(ours)))
+        corners = np.array([one[:4]], np.float32)
+        if all(one[4] != other[4] or iou(corners, np.array([other[:4]], np.float32))[0, 0] <= 0.3 for other in kept):
+            kept.append(one)
+    reader = detect_reader(model(FLOAT, (-1, 7, 8400)))
+    found = read(reader, head, confidence=0.45, iou=0.3, box=letterbox(640, 640, 640, 640))
+    assert 20 < len(kept) < 300
+    assert found.class_id.tolist() == [one[4] for one in kept]
+    assert found.xyxy == pytest.approx(np.array([one[:4] for one in kept]), abs=1e-3)
+
+
 def test_only_the_best_class_of_a_box_counts():
     reader, head = reader_and_head("raw", ROWS[:1])
     head[5, 0] = 0.6
@@ -103,11 +122,16 @@ def test_only_the_best_class_of_a_box_counts():
 
 @pytest.mark.parametrize("layout", ["raw", "prepared", "end_to_end"])
 def test_numbers_that_are_none_do_not_get_through(layout):
-    rows = [(np.nan, 1, 2, 3, 0.9, 0), (1, 1, np.inf, 3, 0.9, 0), ROWS[0], (1, 1, 5, 5, np.nan, 1)]
+    rows = [
+        (np.nan, 1, 2, 3, 0.9, 0),
+        (1, 1, np.inf, 3, 0.9, 0),
+        (-np.inf, 1, np.inf, 3, 0.9, 0),
+        ROWS[0],
+        (1, 1, 5, 5, np.nan, 1),
+    ]
     with np.errstate(invalid="ignore"):
         reader, head = reader_and_head(layout, rows)
-        found = read(reader, head)
-    assert found.xyxy.tolist() == [BOXES[0]]
+    assert read(reader, head).xyxy.tolist() == [BOXES[0]]
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,14 @@ class Found:
     """[n, 2]. Of a person: middle of the hips, a point on the circle around the whole body, then the same for
     the upper body."""
 
+    def moved(self, part: tuple[int, int, int, int], width: int, height: int) -> Found:
+        """Found in a part of a picture (x1, y1, x2, y2 in pixels): the same in shares of the whole."""
+        x1, y1, x2, y2 = part
+        start = np.array([x1 / width, y1 / height])
+        scale = np.array([(x2 - x1) / width, (y2 - y1) / height])
+        corner, size = start + scale * self.box[:2], scale * self.box[2:]
+        return Found(self.score, (*corner, *size), start + scale * self.points)
+
 
 class Graph:
     """One graph, run picture by picture. Keeps nothing from one to the next."""

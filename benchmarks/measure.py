@@ -1,0 +1,82 @@
+"""One variant's window of measurement: frames, latencies, and the CPU time of everybody who took part."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What one variant did in one window."""
+
+    frames: int
+    seconds: float
+    p50_ms: float
+    """Latency of a frame as the client sees it: from sent to answered."""
+    p99_ms: float
+    cpu_s: float
+    """User and system time of the process under test, all its threads."""
+    triton_cpu_s: float
+    load_cpu_s: float
+    """Of the load client; 0 where there is none."""
+    machine_busy_s: float
+    """Of all CPUs, whoever used them."""
+    stolen_s: float
+    """That the hypervisor gave to somebody else."""
+
+    @property
+    def rate(self) -> float:
+        """Frames a second."""
+        return self.frames / self.seconds
+
+    @property
+    def cpu_us(self) -> float:
+        """CPU microseconds a frame."""
+        return self.cpu_s / max(1, self.frames) * 1e6
+
+
+class Window:
+    """Counts answers between `open` and `close`."""
+
+    def __init__(self, watch: Sequence[int], triton: Sequence[int], *, own_load: bool = True) -> None:
+        """`watch`: the processes under test. `own_load`: whether the calling process is the load client."""
+        self._groups = watch, triton, [os.getpid()] if own_load else []
+        self._latencies: list[float] = []
+        self._open = False
+
+    def answered(self, latency_s: float) -> None:
+        if self._open:
+            self._latencies.append(latency_s)
+
+    def open(self) -> None:
+        self._begun = _clocks(self._groups)
+        self._open = True
+
+    def close(self) -> None:
+        self._open = False
+        self._ended = _clocks(self._groups)
+
+    def measured(self) -> Measured:
+        seconds, cpu, triton, load, busy, stolen = (b - a for a, b in zip(self._begun, self._ended, strict=True))
+        ordered = sorted(self._latencies) or [float("nan")]
+        p50, p99 = (round(ordered[int(q * (len(ordered) - 1))] * 1000, 3) for q in (0.50, 0.99))
+        return Measured(len(self._latencies), seconds, p50, p99, cpu, triton, load, busy, stolen)
+
+
+def _clocks(groups: Sequence[Sequence[int]]) -> tuple[float, ...]:
+    """Now; CPU seconds of each group; CPU seconds of the machine, and those stolen."""
+    _, user, nice, system, _, _, hard, soft, stolen, *_ = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    busy = sum(map(int, (user, nice, system, hard, soft))) * _TICK_S
+    return perf_counter(), *(sum(map(_cpu_s, group)) for group in groups), busy, int(stolen) * _TICK_S
+
+
+def _cpu_s(pid: int) -> float:
+    """User and system seconds (proc(5), fields 14 and 15 of `stat`; the name before them may hold blanks)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * _TICK_S
