@@ -26,6 +26,14 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(entry).decode()
 
 
+class _SaidAlready(logging.Filter):
+    """Drops uvicorn's traceback of a start that ended with a reason of our own, logged in one line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return "StartFailed" not in message and not message.startswith("Application startup failed")
+
+
 def configure(settings: ServerSettings) -> None:
     """Sends everything to stderr in the format asked for."""
     plain = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
@@ -37,5 +45,7 @@ def configure(settings: ServerSettings) -> None:
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
     # Uvicorn says a line a connection at this level; httpx one a request.
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    uvicorn = logging.getLogger("uvicorn.error")
+    uvicorn.setLevel(logging.WARNING)
+    uvicorn.addFilter(_SaidAlready())
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -16,7 +16,7 @@ from app import __version__
 from app.errors import ConfigurationError, ModelRejected, SightlineError
 from app.inference.local import LocalTriton
 from app.inference.triton import TritonClient
-from app.live import routes
+from app.live import ledger, routes, single
 from app.live.door import LiveDoor
 from app.pipeline import tracks
 from app.pipeline.multimodal import Pipeline
@@ -117,6 +117,8 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
     _say_ready(pipeline, getattr(app.state, "address", ""))
     door = LiveDoor(pipeline, settings.live, settings.access, settings.pipeline)
     app.state.door = door
+    pacing = asyncio.create_task(_publish_pace(), name="pace")
+    stack.callback(pacing.cancel)
 
     def inference_health() -> dict[str, Any]:
         return {
@@ -127,6 +129,13 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
         }
 
     app.state.inference_health = inference_health
+
+
+async def _publish_pace() -> None:
+    while True:
+        await asyncio.sleep(1.0)
+        ledger.PACE.publish()
+        single.PACE.publish()
 
 
 def _say_ready(pipeline: Pipeline, address: str) -> None:

@@ -7,6 +7,8 @@ for every door, at every moment.
 from __future__ import annotations
 
 import os
+import time
+from collections import deque
 from pathlib import Path
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
@@ -47,6 +49,30 @@ AUTH_FAILURES = Counter("sightline_auth_failures_total", "Sessions and requests 
 LAST_ACTIVITY = Gauge(
     "sightline_last_activity_timestamp_seconds", "When the last frame came in, epoch seconds", multiprocess_mode="max"
 )
+
+
+class Pace:
+    """How many results a second a door gave over the last seconds: PIPELINE_FPS."""
+
+    _WINDOW_S = 5.0
+
+    def __init__(self, door: str) -> None:
+        self._gauge = PIPELINE_FPS.labels(door)
+        self._count = 0
+        self._marks: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+
+    def add(self) -> None:
+        """One more result."""
+        self._count += 1
+
+    def publish(self) -> None:
+        """Sets the gauge. Called about once a second, so that it falls to 0 when nothing comes any more."""
+        now = time.monotonic()
+        self._marks.append((now, self._count))
+        while len(self._marks) > 2 and now - self._marks[0][0] > self._WINDOW_S:
+            self._marks.popleft()
+        since, before = self._marks[0]
+        self._gauge.set((self._count - before) / max(now - since, 1e-9))
 
 
 def registry() -> CollectorRegistry:

@@ -6,7 +6,6 @@ holds the two together.
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -112,7 +111,7 @@ class TritonSettings(Section):
             return None
         host, colon, port = value.removeprefix("grpc://").rpartition(":")
         if not (colon and host and port.isdigit()):
-            raise ValueError("want host:port of Triton's gRPC endpoint, for example 127.0.0.1:8001")
+            raise ValueError("host:port of Triton's gRPC endpoint, for example 127.0.0.1:8001")
         return f"{host}:{port}"
 
 
@@ -150,40 +149,24 @@ class Settings:
     """
 
     def __init__(self, **overrides: object) -> None:
-        self._overrides = overrides
-        for section in (self.server, self.access, self.live, self.triton, self.pipeline, self.ocr):
-            assert section.model_config["frozen"]
+        problems: list[str] = []
 
-    @cached_property
-    def server(self) -> ServerSettings:
-        return self._read(ServerSettings)
+        def read(section: type[S]) -> S:
+            given = {name: value for name, value in overrides.items() if name in section.model_fields}
+            try:
+                return section(**given)
+            except ValidationError as error:
+                problems.extend(_explain(error))
+                return section.model_construct()
 
-    @cached_property
-    def access(self) -> AccessSettings:
-        return self._read(AccessSettings)
-
-    @cached_property
-    def live(self) -> LiveSettings:
-        return self._read(LiveSettings)
-
-    @cached_property
-    def triton(self) -> TritonSettings:
-        return self._read(TritonSettings)
-
-    @cached_property
-    def pipeline(self) -> PipelineSettings:
-        return self._read(PipelineSettings)
-
-    @cached_property
-    def ocr(self) -> OcrSettings:
-        return self._read(OcrSettings)
-
-    def _read(self, section: type[S]) -> S:
-        given = {name: value for name, value in self._overrides.items() if name in section.model_fields}
-        try:
-            return section(**given)
-        except ValidationError as error:
-            raise ConfigurationError(_explain(error)) from None
+        self.server = read(ServerSettings)
+        self.access = read(AccessSettings)
+        self.live = read(LiveSettings)
+        self.triton = read(TritonSettings)
+        self.pipeline = read(PipelineSettings)
+        self.ocr = read(OcrSettings)
+        if problems:
+            raise ConfigurationError("\n".join(problems))
 
 
 SECTIONS: tuple[type[Section], ...] = (
@@ -196,11 +179,11 @@ SECTIONS: tuple[type[Section], ...] = (
 )
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError) -> list[str]:
     lines = []
     for detail in error.errors():
         name = str(detail["loc"][0]).upper() if detail["loc"] else "settings"
         seen = "a secret" if name == "AUTH_TOKENS" else repr(detail["input"])
-        message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ").partition(", unable")[0]
         lines.append(f"{name}={seen}: should be {message}")
-    return "\n".join(lines)
+    return lines

@@ -68,19 +68,18 @@ def _place(tensor: Any, region: Region, offset: int, size: int) -> None:
 
 
 async def loop(stub: Any, slot: Slot, clip: Iterator[bytes], window: Window) -> bytes:
-    """Analyses the clip until cancelled; returns the last result."""
+    """Analyses the clip until the window is closed; returns the last result."""
     picture = slot.canvas[TOP : TOP + photographs.HEIGHT]
     flow, previous, result = Flow("dis"), np.zeros((120, 160), np.uint8), b""
     for jpeg in clip:
+        if window.closed:  # not cancelled: Triton may still write into the slot of a call that was
+            break
         begun = perf_counter()
         simplejpeg.decode_jpeg(jpeg, "RGB", fastdct=True, fastupsample=True, buffer=picture)
         grey = small_grey(picture)
         motion = float(np.abs(flow(previous, grey)).mean())
         previous = grey
-        try:
-            await stub.ModelInfer(slot.request, timeout=5)
-        except asyncio.CancelledError:
-            break
+        await stub.ModelInfer(slot.request, timeout=5)
         result = orjson.dumps({"type": "result", "objects": read(slot.found), "poses": read(slot.posed), "motion": motion})
         window.answered(perf_counter() - begun)
     return result
@@ -118,8 +117,6 @@ async def run(options: argparse.Namespace) -> dict[str, object]:
             for task in done:
                 task.result()
             do()
-        for task in work:
-            task.cancel()
         results = await asyncio.gather(*work)
         await stub.SystemSharedMemoryUnregister(service_pb2.SystemSharedMemoryUnregisterRequest(name=region.name))
     return {**asdict(window.measured()), "sample": json.loads(results[0])}

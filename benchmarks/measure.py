@@ -49,6 +49,7 @@ class Window:
         self._groups = watch, triton, [os.getpid()] if own_load else []
         self._latencies: list[float] = []
         self._open = False
+        self.closed = False
 
     def answered(self, latency_s: float) -> None:
         if self._open:
@@ -59,7 +60,7 @@ class Window:
         self._open = True
 
     def close(self) -> None:
-        self._open = False
+        self._open, self.closed = False, True
         self._ended = _clocks(self._groups)
 
     def measured(self) -> Measured:

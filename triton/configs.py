@@ -22,7 +22,10 @@ Size = tuple[int, int]
 def onnx_config(
     model: onnx.ModelProto, name: str, shown: str, classes: Sequence[str], version: int, instances: int
 ) -> str:
-    """For an ONNX behind `onnx_model.py`: tensors as the graph declares them, the batch dimension left to Triton."""
+    """For an ONNX behind `onnx_model.py`: tensors as the graph declares them, the batch dimension left to Triton.
+
+    No dynamic batching: on a CPU a batch gains nothing, and would give one instance all that waits.
+    """
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [_tensor(value) for value in model.graph.input if value.name not in weights]
     outputs = [_tensor(value) for value in model.graph.output]
@@ -33,7 +36,6 @@ max_batch_size: {MAX_BATCH}
 version_policy {{ specific {{ versions: [ {version} ] }} }}
 input [ {", ".join(inputs)} ]
 output [ {", ".join(outputs)} ]
-dynamic_batching {{ max_queue_delay_microseconds: 500 }}
 instance_group [ {{ kind: KIND_CPU count: {instances} }} ]
 {parameters(shown, classes)}"""
 

@@ -33,6 +33,8 @@ class Gate:
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self.release()  # the place came in the same tick as the cancellation
+            else:
+                self._forget(stream, turn)
             raise
 
     def release(self) -> None:
@@ -46,3 +48,12 @@ class Gate:
                 turn.set_result(None)
                 return
         self._free += 1
+
+    def _forget(self, stream: str, turn: asyncio.Future[None]) -> None:
+        """A turn that was given up must not cost its stream a round."""
+        turns = self._waiting.get(stream)
+        if turns is None or turn not in turns:
+            return
+        turns.remove(turn)
+        if not turns:
+            del self._waiting[stream]

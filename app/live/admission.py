@@ -27,7 +27,12 @@ def origin_allowed(origin: str | None, host: str | None, access: AccessSettings)
     """Whether a page of this origin may connect. Clients that are no browsers send none and may."""
     if origin is None or "*" in access.allowed_origins or origin in access.allowed_origins:
         return True
-    return not access.allowed_origins and host is not None and urlsplit(origin).netloc == host
+    if access.allowed_origins or host is None:
+        return False
+    try:
+        return urlsplit(origin).netloc == host
+    except ValueError:  # no URL, though browsers send nothing else
+        return False
 
 
 def token_valid(token: str | None, access: AccessSettings) -> bool:

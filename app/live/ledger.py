@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ DOOR = "live"
 _received = metrics.FRAMES_RECEIVED.labels(DOOR)
 _processed = metrics.FRAMES_PROCESSED.labels(DOOR)
 _age = metrics.FRAME_AGE.labels(DOOR)
+PACE = metrics.Pace(DOOR)
 
 
 class Ledger:
@@ -44,6 +46,7 @@ class Ledger:
     def processed(self, age_s: float, timings_ms: Mapping[str, float]) -> None:
         self._processed += 1
         _processed.inc()
+        PACE.add()
         _age.observe(age_s)
         for name, value in timings_ms.items():
             times = self._times.get(name)
@@ -81,4 +84,4 @@ class Ledger:
 def _at(values: deque[float], quantile: float) -> float:
     """The quantile of the last samples, nearest rank."""
     ordered = sorted(values)
-    return round(ordered[min(len(ordered) - 1, int(quantile * len(ordered)))], 3)
+    return round(ordered[math.ceil(quantile * len(ordered)) - 1], 3)

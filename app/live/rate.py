@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 _BURST_S = 2.0
-_COMPLAINT_S = 1.0
 
 
 class TokenBucket:
@@ -13,9 +12,8 @@ class TokenBucket:
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
-        self._level = self._size = rate * _BURST_S
+        self._level = self._size = max(1.0, rate * _BURST_S)
         self._at = time.monotonic()
-        self._complained = 0.0
 
     def take(self) -> bool:
         """Whether one more message is within the rate."""
@@ -27,10 +25,7 @@ class TokenBucket:
         self._level -= 1
         return True
 
-    def may_complain(self) -> bool:
-        """True once a second: telling a flood of each dropped message would double it."""
-        now = time.monotonic()
-        if now - self._complained < _COMPLAINT_S:
-            return False
-        self._complained = now
-        return True
+    @property
+    def wait_s(self) -> float:
+        """Seconds until `take` may succeed again."""
+        return max(0.0, (1 - self._level) / self._rate)

@@ -15,6 +15,7 @@ from app.protocol.messages import Dropped, Result, StreamSettings
 from app.protocol.result import FrameResult
 
 DOOR = "http"
+PACE = metrics.Pace(DOOR)
 _POLL_S = 0.01
 
 
@@ -43,6 +44,7 @@ async def analyze_one(pipeline: Pipeline, jpeg: bytes, settings: StreamSettings)
         found = await _read_text(pipeline, memory, frame, found)
         age_s = time.perf_counter() - received
         metrics.FRAMES_PROCESSED.labels(DOOR).inc()
+        PACE.add()
         metrics.FRAME_AGE.labels(DOOR).observe(age_s)
         accounted = True
     finally:

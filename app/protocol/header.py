@@ -33,6 +33,13 @@ def pack(jpeg: bytes, *, seq: int, captured_at_ms: float) -> bytes:
     return _LAYOUT.pack(MAGIC, seq & 0xFFFFFFFF, captured_at_ms) + jpeg
 
 
+def seq_of(message: bytes) -> int | None:
+    """The client's number of a frame, also of one that `unpack` refuses: so that the refusal can name it."""
+    if message[:4] != MAGIC or len(message) < 8:
+        return None
+    return int.from_bytes(message[4:8])
+
+
 def unpack(message: bytes) -> BinaryFrame:
     """Takes a binary message apart; whether the JPEG can be decoded is not looked at.
 
