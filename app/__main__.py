@@ -56,7 +56,10 @@ def send(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write an annotated .mp4, or results as .jsonl, here.")
     ] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames a second; default: as fast as they are answered, with --realtime the source's own.")] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(help="Frames a second; default: as fast as they are answered, with --realtime the source's own."),
+    ] = None,
     realtime: Annotated[bool, typer.Option(help="Newest frame wins, as in the browser; default: every frame.")] = False,
     confidence: Annotated[float | None, typer.Option(min=0, max=1, help="Least score of a detection.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,

@@ -2,7 +2,8 @@
 
 Copied to a model's version folder as model.py by install.py. Inputs and outputs are the graph's own, as the
 configuration names them. One thread a session: on a CPU two sessions of one thread beat one of two, and batches
-gain nothing, so every request runs by itself.
+gain nothing, so every request runs by itself. Tensors pass as DLPack: the backend's own conversion speaks numpy's
+1.x ABI and gives wrong numbers with numpy 2.
 """
 
 from __future__ import annotations
@@ -38,13 +39,16 @@ class TritonPythonModel:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: object) -> object:
-        images = pb_utils.get_input_tensor_by_name(request, self._input).as_numpy()
+        images = np.from_dlpack(pb_utils.get_input_tensor_by_name(request, self._input))
         parts = np.split(images, len(images)) if self._single and len(images) > 1 else [images]
         try:
             answers = [self._session.run(self._outputs, {self._input: part}) for part in parts]
         except Exception as error:  # this request's own answer; the next may well succeed
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"ONNX Runtime: {error}"))
-        joined = [np.concatenate(tensors) if len(tensors) > 1 else tensors[0] for tensors in zip(*answers, strict=True)]
         wanted = set(request.requested_output_names())
-        tensors = (pb_utils.Tensor(name, value) for name, value in zip(self._outputs, joined, strict=True))
-        return pb_utils.InferenceResponse([tensor for tensor in tensors if tensor.name() in wanted])
+        tensors = []
+        for name, values in zip(self._outputs, zip(*answers, strict=True), strict=True):
+            if name in wanted:
+                joined = np.concatenate(values) if len(values) > 1 else np.ascontiguousarray(values[0])
+                tensors.append(pb_utils.Tensor.from_dlpack(name, joined))
+        return pb_utils.InferenceResponse(tensors)

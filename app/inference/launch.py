@@ -25,7 +25,7 @@ import importlib.util, json, site, sys, sysconfig
 spec = importlib.util.find_spec("pytriton")
 print(json.dumps({
     "version": "%d.%d" % sys.version_info[:2], "bin": sysconfig.get_path("scripts"),
-    "libraries": sysconfig.get_config_var("LIBDIR"), "library": sysconfig.get_config_var("INSTSONAME"),
+    "libraries": [sysconfig.get_config_var("LIBDIR"), sys.base_prefix + "/lib"], "library": sysconfig.get_config_var("INSTSONAME"),
     "triton": spec and list(spec.submodule_search_locations)[0],
 }))
 """
@@ -44,7 +44,8 @@ class TritonEnvironment:
 
     python_version: str
     bin: Path
-    python_libraries: Path
+    python_libraries: tuple[Path, ...]
+    """Where its libpython may lie."""
     wheel: Path
     """The wheel's `pytriton/tritonserver`."""
 
@@ -82,7 +83,7 @@ def probe(python: Path) -> TritonEnvironment:
     environment = TritonEnvironment(
         python_version=found["version"],
         bin=Path(found["bin"]),
-        python_libraries=Path(found["libraries"]),
+        python_libraries=tuple(map(Path, found["libraries"])),
         wheel=Path(found["triton"]) / "tritonserver",
     )
     if not environment.stub.exists():
@@ -198,7 +199,7 @@ def command(environment: TritonEnvironment, repository: Path, backends: Path, po
 
 def variables(environment: TritonEnvironment, folder: Path) -> dict[str, str]:
     """The server's whole environment; nothing else is inherited."""
-    libraries = (environment.wheel_libraries, environment.python_libraries)
+    libraries = (environment.wheel_libraries, *environment.python_libraries)
     return {
         # The backend's interpreter ignores every PYTHON* variable: the python3 found first is its environment.
         "PATH": f"{environment.bin}:{os.defpath}",
@@ -208,6 +209,8 @@ def variables(environment: TritonEnvironment, folder: Path) -> dict[str, str]:
         # The models bring one process a core; threads beneath them would only fight.
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
+        # ONNX Runtime reports home from 1.29 on unless told otherwise.
+        "ORT_DISABLE_TELEMETRY": "1",
         # A frame is over glibc's mmap threshold: without this each one is mapped and unmapped anew.
         "MALLOC_MMAP_THRESHOLD_": str(64 * 1024 * 1024),
         "MALLOC_TRIM_THRESHOLD_": str(128 * 1024 * 1024),

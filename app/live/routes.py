@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import time
 from typing import Annotated, Any
@@ -9,6 +10,8 @@ from typing import Annotated, Any
 import orjson
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, Response
+from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
 from starlette.websockets import WebSocket
 
 from app import __version__, metrics
@@ -81,20 +84,33 @@ async def frames(
     if refused is not None:
         return refused
     door = _door(request)
-    wanted = [int(one) if one.isdigit() else one for one in classes.split(",")] if classes else None
     try:
-        patch = messages.Patch.model_validate({"confidence": confidence, "iou": iou, "classes": wanted})
+        patch = messages.Patch(confidence=confidence, iou=iou, classes=_classes(classes))
         detect = door.pipeline.vision.detect
         settings = choices.apply(patch, door.defaults, detect.class_names if detect else ())
-        jpeg = await _body(request, door.live.max_frame_bytes)
+        async with asyncio.timeout(door.live.init_timeout_s):
+            jpeg = await _body(request, door.live.max_frame_bytes)
         result = await analyze_one(door.pipeline, jpeg, settings)
+    except ValidationError as error:
+        return _problem(422, "invalid_value", f"classes: {error.errors()[0]['msg']}", "classes")
     except ProtocolError as error:
         return _problem(422, error.code, str(error), error.field)
     except FrameTooLarge as error:
         return _problem(413, error.code, str(error))
     except FrameError as error:
         return _problem(415, error.code, str(error))
+    except TimeoutError:
+        return _problem(408, "timeout", f"the picture was not here within {door.live.init_timeout_s:g} seconds")
+    except ClientDisconnect:
+        return Response(status_code=400)  # nobody reads it
     return Response(messages.encode(result), media_type="application/json")
+
+
+def _classes(text: str | None) -> list[int | str] | None:
+    """`person,16` as names and ids."""
+    if not text:
+        return None
+    return [int(one) if one.isascii() and one.isdigit() and len(one) < 10 else one for one in text.split(",")]
 
 
 async def _body(request: Request, limit: int) -> bytes:

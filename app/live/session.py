@@ -96,7 +96,7 @@ class Session:
                 others = [tasks.create_task(self._read()), tasks.create_task(self._keep_time())]
                 await self._ending.wait()
                 self._inbox.close()
-                if self._reason in ("stopped", "shutdown", "max_session"):
+                if self._ready and self._reason in ("stopped", "shutdown", "max_session"):
                     await asyncio.wait({serving}, timeout=self._live.send_timeout_s)
                 for task in (serving, *others):
                     task.cancel()
@@ -149,39 +149,48 @@ class Session:
         self._last_frame = time.monotonic()
         if not self._begun.done():
             self._begun.set_result(None)
-        if not self._rate.take():
-            self._ledger.dropped("rate_limited")
-            await self._complain_of_rate()
+        numbered = header.seq_of(data)
+        seq = self._frame_ids if numbered is None else numbered
+        if self._settings.mode == "lossless":
+            await self._turn()
+        elif not self._rate.take():
+            await self._refuse_frame(
+                seq, "rate_limited", f"more than MAX_MESSAGES_PER_S={self._live.max_messages_per_s:g} messages a second"
+            )
+            await asyncio.sleep(0)  # a flood arrives many at a time: others are served in between
             return
-        seq = self._frame_ids
         try:
             if len(data) > self._live.max_frame_bytes + header.SIZE:
                 raise FrameTooLarge(f"{len(data)} bytes; MAX_FRAME_BYTES is {self._live.max_frame_bytes}")
-            numbered, captured_at_ms, jpeg = header.unpack(data)
+            _, captured_at_ms, jpeg = header.unpack(data)
         except FrameError as error:
-            self._ledger.dropped(error.code)
-            await self._send(Error(error.code, str(error), seq=seq))
+            await self._refuse_frame(seq, error.code, str(error))
             return
         frame = Frame(
             stream=self.id,
             jpeg=jpeg,
             received=now,
             received_at_ms=time.time() * 1000,
-            seq=seq if numbered is None else numbered,
+            seq=seq,
             captured_at_ms=captured_at_ms,
         )
         if self._inbox.put((self._frame_ids, frame)) is not None:
             self._ledger.dropped("superseded")
+        else:
+            # Two frames may arrive as one piece of data: the first is taken out before the second supersedes it.
+            await asyncio.sleep(0)
 
-    async def _complain_of_rate(self) -> None:
-        if self._rate.may_complain():
-            limit = self._live.max_messages_per_s
-            await self._send(Error("rate_limited", f"more than {limit:g} messages a second; the rest is dropped"))
+    async def _refuse_frame(self, seq: int, reason: str, message: str) -> None:
+        self._ledger.dropped(reason)
+        await self._send(Error(reason, message, seq=seq))
+
+    async def _turn(self) -> None:
+        """Waits until one more message is within the rate; what is not read meanwhile waits in the client."""
+        while not self._rate.take():
+            await asyncio.sleep(self._rate.wait_s)
 
     async def _control(self, text: str) -> None:
-        if not self._rate.take():
-            await self._complain_of_rate()
-            return
+        await self._turn()
         try:
             message = messages.parse(text)
             await self._obey(message)
@@ -209,11 +218,11 @@ class Session:
             raise ProtocolError(
                 "`init` comes once, before the first frame; use `update`", code="already_started", field="type"
             )
-        settings = choices.apply(message, self._settings, self._class_names)
-        self._settings = settings
-        if settings.mode == "lossless":
-            self._inbox = DropQueue(self._live.credits)
         self._token = message.token or self._token
+        if token_valid(self._token, self._door.access):  # else it is refused, and not told of our classes
+            self._settings = choices.apply(message, self._settings, self._class_names)
+            if self._settings.mode == "lossless":
+                self._inbox = DropQueue(self._live.credits)
         self._begun.set_result(message)
 
     def _require_begun(self) -> None:
