@@ -57,8 +57,9 @@ triton-env: .venv-triton/.ready ## the embedded Triton's environment
 
 ocr-env: .venv-ocr/.ready ## OCR's environment
 
-models: .venv/.bootstrap .venv-triton/.ready ## YOLO's 80 classes: DETECT=yolov8n POSE=yolov8n-pose, or paths of .pt or .onnx
-	@.venv/bin/python triton/models.py --detect "$(or $(DETECT),yolov8n)" --pose "$(or $(POSE),yolov8n-pose)"
+models: .venv/.dev .venv-triton/.ready ## YOLO's 80 classes; DETECT= and POSE= name others, or paths of .pt or .onnx; REMOVE=1
+	@.venv/bin/python triton/models.py $(if $(REMOVE),--remove) $(if $(DETECT),--detect "$(DETECT)") \
+		$(if $(POSE),--pose "$(POSE)") $(if $(IMGSZ),--imgsz "$(IMGSZ)")
 
 check: .venv/.dev ## lint, types, directions of imports
 	.venv/bin/ruff check .

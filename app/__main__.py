@@ -50,17 +50,26 @@ def triton() -> None:
 
 @cli.command()
 def send(
-    source: Annotated[str, typer.Argument(help="A video file, a folder of pictures, one picture, or a camera number.")],
-    url: Annotated[str, typer.Option(help="The service.")] = "http://127.0.0.1:8000",
-    token: Annotated[str | None, typer.Option(envvar="SIGHTLINE_TOKEN", help="Token of the service.")] = None,
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="A video file, a folder of pictures, one picture, or a camera number."),
+    ],
+    url: Annotated[
+        str, typer.Option(help="The service; http://127.0.0.1:8000 unless given.", show_default=False)
+    ] = "http://127.0.0.1:8000",
+    token: Annotated[str | None, typer.Option(envvar="SIGHTLINE_TOKEN", help="Where the service asks for one.")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write an annotated .mp4, or results as .jsonl, here.")
+        Path | None, typer.Option("--output", "-o", help="An annotated .mp4, or results as .jsonl; default: stdout.")
     ] = None,
     fps: Annotated[
         float | None,
-        typer.Option(help="Frames a second; default: as fast as they are answered, with --realtime the source's own."),
+        typer.Option(
+            min=0.01, help="Frames a second; default: as fast as they are answered, with --realtime the source's own."
+        ),
     ] = None,
-    realtime: Annotated[bool, typer.Option(help="Newest frame wins, as in the browser; default: every frame.")] = False,
+    realtime: Annotated[
+        bool, typer.Option("--realtime", help="The newest frame wins, as in the browser; default: every frame counts.")
+    ] = False,
     confidence: Annotated[float | None, typer.Option(min=0, max=1, help="Least score of a detection.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
 ) -> None:

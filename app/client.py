@@ -8,6 +8,7 @@ async with connect("http://127.0.0.1:8000") as session:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ import orjson
 from pydantic import TypeAdapter
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as open_socket
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from app.drawing import to_supervision
 from app.errors import SightlineError
@@ -101,22 +102,28 @@ async def connect(
     }
     init = {"type": "init", "protocol": messages.PROTOCOL_VERSION}
     init |= {key: value for key, value in wishes.items() if value is not None}
-    address = url.replace("http", "ws", 1).rstrip("/")
-    if not address.endswith("/ws/inference"):
-        address += "/ws/inference"
+    address = _address(url)
     try:
         # Compression costs the sender 0.9 ms a frame and gains nothing on JPEG.
         socket = await open_socket(address, compression=None, max_size=None)
     except InvalidStatus as error:
         body = error.response.body or b""
         raise SessionEnded(f"{url}: HTTP {error.response.status_code} {body.decode(errors='replace')}") from None
-    except OSError as error:
+    except (OSError, WebSocketException) as error:
         raise SessionEnded(f"{url}: {error}") from None
     async with socket:
         await socket.send(orjson.dumps(init).decode())
         session = LiveSession(socket)
         await session._until_ready()
         yield session
+
+
+def _address(url: str) -> str:
+    scheme, separator, rest = url.rstrip("/").partition("://")
+    if scheme in ("http", "https"):
+        scheme = scheme.replace("http", "ws")
+    path = "" if rest.endswith("/ws/inference") else "/ws/inference"
+    return f"{scheme}{separator}{rest}{path}"
 
 
 class LiveSession:
@@ -127,6 +134,7 @@ class LiveSession:
         self._seq = 0
         self._answered = 0
         self._room = asyncio.Event()
+        self._ended: SessionEnded | None = None
         self.ready: Ready
         self.bye: Bye | None = None
         self.notices: list[Notice] = []
@@ -149,15 +157,26 @@ class LiveSession:
 
         Args:
             captured_at_ms: when the picture was taken, epoch milliseconds; now unless given.
+
+        Raises:
+            SessionEnded: the session is over. Only `receive` notices: another task must be in it.
         """
         # An answer to a frame acknowledges all before it: those were dropped, and nothing else will come of them.
-        while self._seq - self._answered >= self.ready.credits:
+        while self._ended is None and self._seq - self._answered >= self.ready.credits:
             self._room.clear()
             await self._room.wait()
+        if self._ended is not None:
+            raise self._ended
         self._seq += 1
         now = time.time() * 1000 if captured_at_ms is None else captured_at_ms
-        await self._socket.send(header.pack(jpeg, seq=self._seq, captured_at_ms=now))
+        await self._send(header.pack(jpeg, seq=self._seq, captured_at_ms=now))
         return self._seq
+
+    async def _send(self, message: bytes | str) -> None:
+        try:
+            await self._socket.send(message)
+        except ConnectionClosed as error:  # its last word, if there was one, is still to be received
+            raise SessionEnded(f"the session ended: {error}", self.bye) from None
 
     async def receive(self) -> ServerMessage:
         """The next message, whatever it is; a `ping` is answered on the way.
@@ -168,14 +187,16 @@ class LiveSession:
         try:
             message = decode(await self._socket.recv())
         except ConnectionClosed as error:
-            self._room.set()
             said = self.bye.message or self.bye.reason if self.bye else str(error)
-            raise SessionEnded(f"the session ended: {said}", self.bye) from None
+            self._ended = SessionEnded(f"the session ended: {said}", self.bye)
+            self._room.set()
+            raise self._ended from None
         if isinstance(message, Bye):
             self.bye = message
             return await self.receive()
         if isinstance(message, messages.Ping):
-            await self._socket.send(orjson.dumps({"type": "pong", "t": message.t}).decode())
+            with contextlib.suppress(ConnectionClosed):  # then the next `recv` says so
+                await self._socket.send(orjson.dumps({"type": "pong", "t": message.t}).decode())
         elif isinstance(message, Result) or (isinstance(message, messages.Error) and message.seq is not None):
             self._acknowledge(message.seq)
         return message
@@ -186,11 +207,11 @@ class LiveSession:
 
     async def update(self, **wishes: Any) -> None:
         """Changes settings from the next frame on; the answer comes as `SettingsInForce`."""
-        await self._socket.send(orjson.dumps({"type": "update", **wishes}).decode())
+        await self._send(orjson.dumps({"type": "update", **wishes}).decode())
 
     async def stop(self) -> None:
         """Asks the service to finish; `receive` gives what is still to come, then raises `SessionEnded`."""
-        await self._socket.send('{"type":"stop"}')
+        await self._send('{"type":"stop"}')
 
     async def stream(self, frames: AsyncIterable[bytes] | Iterable[bytes]) -> AsyncIterator[Result]:
         """Sends frames and gives their results as they come; ends when all that is to come has come.
@@ -199,6 +220,7 @@ class LiveSession:
 
         Raises:
             SessionEnded: the service ended the session before that.
+            Exception: whatever the source of the frames raises, once what was in flight is answered.
         """
         sending = asyncio.create_task(self._send_all(frames))
         try:
@@ -220,14 +242,18 @@ class LiveSession:
         finally:
             sending.cancel()
             (outcome,) = await asyncio.gather(sending, return_exceptions=True)
-            if isinstance(outcome, Exception) and not isinstance(outcome, ConnectionClosed):
+            if isinstance(outcome, Exception) and not isinstance(outcome, SessionEnded):
                 raise outcome
 
     async def _send_all(self, frames: AsyncIterable[bytes] | Iterable[bytes]) -> None:
-        if isinstance(frames, AsyncIterable):
-            async for jpeg in frames:
-                await self.send_frame(jpeg)
-        else:
-            for jpeg in frames:
-                await self.send_frame(jpeg)
-        await self.stop()
+        try:
+            if isinstance(frames, AsyncIterable):
+                async for jpeg in frames:
+                    await self.send_frame(jpeg)
+            else:
+                for jpeg in frames:
+                    await self.send_frame(jpeg)
+        finally:
+            task = asyncio.current_task()
+            if self._ended is None and not (task and task.cancelling()):
+                await self.stop()  # also when the source fails: what is in flight is answered, then it raises

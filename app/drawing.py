@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 _SURE = 0.3
 """Keypoints less confident than this are not drawn."""
-_TEXT = (60, 200, 250)
+_TEXT = (255, 210, 60)
+"""RGB, as all colours here but supervision's, which takes pictures for BGR."""
 
 
 def to_supervision(frame: FrameResult) -> tuple[supervision.Detections, supervision.KeyPoints]:
@@ -54,18 +55,26 @@ def annotate(picture: NDArray[np.uint8], frame: FrameResult) -> NDArray[np.uint8
     detections, keypoints = to_supervision(frame)
     palette = supervision.ColorPalette.DEFAULT
     scale = max(picture.shape[:2]) / 1000
-    thickness = max(1, round(2 * scale))
+    thickness = max(1, round(3 * scale))
     out: Any = picture.copy()
     out = supervision.BoxAnnotator(color=palette, thickness=thickness).annotate(out, detections)
-    labels = [_label(one.class_name, one.confidence, one.track_id) for one in frame.objects]
-    label = supervision.LabelAnnotator(color=palette, text_scale=max(0.35, 0.6 * scale), text_padding=4)
-    out = label.annotate(out, detections, labels=labels)
     _draw_skeletons(out, keypoints, thickness)
-    for text in frame.texts:
-        corners = np.array(text.polygon, np.int32)
-        cv2.polylines(out, [corners], True, _TEXT, thickness, cv2.LINE_AA)
-        at = (int(corners[0][0]), max(12, int(corners[0][1]) - 5))
-        cv2.putText(out, text.text, at, cv2.FONT_HERSHEY_SIMPLEX, max(0.4, 0.7 * scale), _TEXT, thickness, cv2.LINE_AA)
+    # Labels last, where they stay readable; `smart_position` keeps them in the picture and off each other.
+    label = {"text_scale": max(0.4, 0.6 * scale), "text_padding": max(3, round(6 * scale)), "smart_position": True}
+    names = [_label(one.class_name, one.confidence, one.track_id) for one in frame.objects]
+    out = supervision.LabelAnnotator(color=palette, **label).annotate(out, detections, labels=names)
+    if frame.texts:
+        corners = [np.array(text.polygon, np.float32) for text in frame.texts]
+        cv2.polylines(out, [one.round().astype(np.int32) for one in corners], True, _TEXT, thickness, cv2.LINE_AA)
+        boxes = np.array([[*one.min(axis=0), *one.max(axis=0)] for one in corners], np.float32)
+        below = supervision.LabelAnnotator(
+            color=supervision.Color(*_TEXT[::-1]),
+            text_color=supervision.Color.BLACK,
+            text_position=supervision.Position.BOTTOM_LEFT,
+            **label,
+        )
+        places = supervision.Detections(xyxy=boxes, class_id=np.zeros(len(boxes), int))
+        out = below.annotate(out, places, labels=[text.text for text in frame.texts])
     drawn: NDArray[np.uint8] = out
     return drawn
 

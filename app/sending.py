@@ -7,14 +7,16 @@ import itertools
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, closing, contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
 import av
-import orjson
-import simplejpeg
+import cv2
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -35,6 +37,8 @@ class JsonLines:
     """One result a line."""
 
     def __init__(self, path: Path | None) -> None:
+        if path is not None:
+            _writable(path)
         self._file = sys.stdout.buffer if path is None else path.open("wb")
 
     def write(self, jpeg: bytes, result: Result) -> None:
@@ -47,26 +51,54 @@ class JsonLines:
 
 
 class Film:
-    """The pictures with what was seen drawn over them, H.264 in MP4."""
+    """The pictures with what was seen drawn over them, H.264 in MP4. Its size is the first picture's."""
 
     def __init__(self, path: Path, fps: float) -> None:
-        self._container = av.open(str(path), "w")
+        _writable(path)
+        self._path = path
         self._rate = Fraction(fps).limit_denominator(1001)
+        self._container: Any = None
         self._stream: Any = None
 
     def write(self, jpeg: bytes, result: Result) -> None:
-        picture = annotate(simplejpeg.decode_jpeg(jpeg, "RGB"), result.frame)
-        height, width = (side - side % 2 for side in picture.shape[:2])  # 4:2:0 wants even sides
-        if self._stream is None:
-            self._stream = self._container.add_stream("libx264", rate=self._rate)
-            self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
-        frame = av.VideoFrame.from_ndarray(picture[:height, :width].copy(), format="rgb24")
+        # As it was sent, without its EXIF orientation: the result's pixels are those.
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        pixels: Any = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags)
+        picture = annotate(pixels, result.frame)
+        if self._container is None:
+            self._open(*picture.shape[:2])
+        frame = av.VideoFrame.from_ndarray(_fit(picture, self._stream.width, self._stream.height), format="rgb24")
         self._container.mux(self._stream.encode(frame))
 
+    def _open(self, height: int, width: int) -> None:
+        self._container = av.open(str(self._path), "w")
+        self._stream = self._container.add_stream("libx264", rate=self._rate)
+        self._stream.width, self._stream.height = width + width % 2, height + height % 2  # 4:2:0 wants even sides
+        self._stream.pix_fmt = "yuv420p"
+
     def close(self) -> None:
-        if self._stream is not None:
+        if self._container is not None:
             self._container.mux(self._stream.encode(None))
-        self._container.close()
+            self._container.close()
+
+
+def _writable(path: Path) -> None:
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise SightlineError(f"--output {path}: {error.strerror}") from None
+
+
+def _fit(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """The picture, RGB uint8 [h, w, 3], in the middle of a black one of this size; made smaller where it must be."""
+    if picture.shape[:2] == (height, width):
+        return picture
+    scale = min(1.0, width / picture.shape[1], height / picture.shape[0])
+    size = max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale))
+    canvas = np.zeros((height, width, 3), np.uint8)
+    left, top = (width - size[0]) // 2, (height - size[1]) // 2
+    canvas[top : top + size[1], left : left + size[0]] = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    return canvas
 
 
 def send(
@@ -88,49 +120,57 @@ def send(
     opened = open_source(source)
     if output is not None and output.suffix not in (".mp4", ".jsonl"):
         raise SightlineError(f"--output {output}: want a name that ends in .mp4 or .jsonl")
-    sink: Sink = Film(output, fps or opened.fps) if output and output.suffix == ".mp4" else JsonLines(output)
-    total = min(limit or sys.maxsize, opened.frames or sys.maxsize)
-    pictures = itertools.islice(opened, limit)
-    try:
-        with _progress(None if total == sys.maxsize else total) as advance:
-            asyncio.run(
-                _send(pictures, sink, advance, url, token, realtime, confidence, fps or opened.fps if realtime else fps)
-            )
-    finally:
-        sink.close()
+    total = opened.frames if limit is None or opened.frames is None else min(limit, opened.frames)
+    job = Job(
+        pictures=itertools.islice(opened, limit),
+        total=total or limit,
+        pace=fps or opened.fps if realtime else fps,
+        output=output,
+        film_fps=fps or opened.fps,
+    )
+    connecting = connect(url, token=token, mode="realtime" if realtime else "lossless", confidence=confidence)
+    asyncio.run(_send(job, connecting))
 
 
-async def _send(
-    pictures: Iterator[Picture],
-    sink: Sink,
-    advance: Any,
-    url: str,
-    token: str | None,
-    realtime: bool,
-    confidence: float | None,
-    pace: float | None,
-) -> None:
-    async with connect(url, token=token, mode="realtime" if realtime else "lossless", confidence=confidence) as session:
-        sent: dict[int, bytes] = {}
-        results = session.stream(_paced(pictures, pace, sent))
-        async for result in results:
-            advance()
-            jpeg = sent.pop(result.seq)
-            for late in [seq for seq in sent if seq < result.seq]:
-                del sent[late]
-            await asyncio.to_thread(sink.write, jpeg, result)
+@dataclass(frozen=True, slots=True)
+class Job:
+    pictures: Iterator[Picture]
+    total: int | None
+    """How many there will be; None where nobody knows."""
+    pace: float | None
+    """Pictures a second; None: as fast as they are answered."""
+    output: Path | None
+    film_fps: float
+
+    def open_sink(self) -> Sink:
+        if self.output is not None and self.output.suffix == ".mp4":
+            return Film(self.output, self.film_fps)
+        return JsonLines(self.output)
+
+
+async def _send(job: Job, connecting: AbstractAsyncContextManager[LiveSession]) -> None:
+    sent: dict[int, bytes] = {}
+    # The session first: where there is none, no file is touched.
+    async with connecting as session:
+        with closing(job.open_sink()) as sink, _progress(job.total) as advance:
+            async for result in session.stream(_paced(job, sent)):
+                advance()
+                jpeg = sent.pop(result.seq)
+                for late in [seq for seq in sent if seq < result.seq]:
+                    del sent[late]
+                await asyncio.to_thread(sink.write, jpeg, result)
         _summarise(session)
 
 
-async def _paced(pictures: Iterator[Picture], pace: float | None, sent: dict[int, bytes]) -> AsyncIterator[bytes]:
-    """The pictures at `pace` a second, or as fast as credits allow; remembered until their result is there."""
+async def _paced(job: Job, sent: dict[int, bytes]) -> AsyncIterator[bytes]:
+    """The job's pictures at its pace, or as fast as credits allow; remembered until their result is there."""
     started = time.monotonic()
     for number in itertools.count():
-        picture = await asyncio.to_thread(next, pictures, None)  # decoding a film must not hold up the socket
+        picture = await asyncio.to_thread(next, job.pictures, None)  # decoding a film must not hold up the socket
         if picture is None:
             return
-        if pace is not None:
-            await asyncio.sleep(started + number / pace - time.monotonic())
+        if job.pace is not None:
+            await asyncio.sleep(started + number / job.pace - time.monotonic())
         sent[number + 1] = picture.jpeg
         yield picture.jpeg
 
@@ -141,20 +181,20 @@ def _summarise(session: LiveSession) -> None:
     report = session.bye.report
     total = report.stages.get("total")
     dropped = ", ".join(f"{count} {reason}" for reason, count in report.dropped.items()) or "none"
-    console = Console(stderr=True)
-    console.print(
+    lines = [
         f"{report.received} frames received, {report.processed} answered, dropped: {dropped}, failed: {report.failed}; "
         f"{report.processed / max(report.duration_s, 1e-9):.1f} a second"
-        + (f", {total.p50_ms:.0f} ms each (p95 {total.p95_ms:.0f})" if total else ""),
-        highlight=False,
-    )
-    for refused in session.refused:
-        console.print(f"frame {refused.seq} was refused: {orjson.dumps(refused.message).decode()}", highlight=False)
+        + (f", {total.p50_ms:.0f} ms each (p95 {total.p95_ms:.0f})" if total else "")
+    ]
+    lines += [f"frame {refused.seq} was refused: {refused.message}" for refused in session.refused]
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
 
 
 @contextmanager
 def _progress(total: int | None) -> Iterator[Any]:
+    """A bar where somebody looks; files and pipes get the summary alone."""
+    console = Console(stderr=True)
     columns = (TextColumn("frames"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=False) as progress:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("send", total=total)
         yield lambda: progress.advance(task)

@@ -9,31 +9,41 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
 
 from app.errors import ConfigurationError
 from app.live.session import CONNECTION
 from app.settings import Settings
 
+_MAX_FRAGMENTS = 4096
+"""Of one message: empty ones count for nothing in its size, and would add up."""
+
 
 class TimedHttp(H11Protocol):
-    """Aborts a connection whose first request has not arrived whole in time: idle, or slow on purpose."""
+    """Aborts a connection whose next request's head has not arrived in time: idle, or slow on purpose."""
 
-    first_request_s = 10.0
+    request_head_s = 10.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._first_request = self.loop.call_later(self.first_request_s, self._too_slow)
+        self._clock = self.loop.call_later(self.request_head_s, self._too_slow)
 
     def _too_slow(self) -> None:
-        if self.cycle is None:  # no request has reached the application
+        if self.cycle is None or self.cycle.response_complete:  # no request is with the application
             self.transport.abort()
 
+    def on_response_complete(self) -> None:
+        # Uvicorn's own clock between requests stops at the next byte, whatever it is.
+        self._clock.cancel()
+        self._clock = self.loop.call_later(self.request_head_s, self._too_slow)
+        super().on_response_complete()
+
     def connection_lost(self, exc: Exception | None) -> None:
-        self._first_request.cancel()
+        self._clock.cancel()
         super().connection_lost(exc)
 
     def handle_websocket_upgrade(self, event: Any) -> None:
-        self._first_request.cancel()
+        self._clock.cancel()
         super().handle_websocket_upgrade(event)
 
 
@@ -42,11 +52,35 @@ class LiveSocket(WebSocketsSansIOProtocol):
 
     end_session: Any = None
     """Set by the session: called when the service stops."""
+    linger_s = 5.0
+    """How long a peer has to take the last word and to answer the close frame."""
+    _linger: asyncio.TimerHandle | None = None
 
     async def run_asgi(self) -> None:
         extensions: Any = self.scope["extensions"]
         extensions[CONNECTION] = self
         await super().run_asgi()
+        if not self.disconnected:
+            # Closing in order flushes first: a peer that does not read would keep its socket open for good.
+            self._linger = self.loop.call_later(self.linger_s, self.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._linger is not None:
+            self._linger.cancel()
+        super().connection_lost(exc)
+
+    def handle_ping(self) -> None:
+        if self.writable.is_set():
+            super().handle_ping()
+        else:
+            self.conn.data_to_send()  # dropped: pongs to a peer that does not read would pile up without bound
+
+    def handle_cont(self, event: Frame) -> None:
+        if len(self.frames) < _MAX_FRAGMENTS:
+            super().handle_cont(event)
+        else:
+            self.conn.fail(1009, "too many fragments")
+            self.handle_parser_exception()
 
     def shutdown(self) -> None:
         if self.end_session is None:
@@ -61,7 +95,8 @@ class LiveSocket(WebSocketsSansIOProtocol):
 
 def config(settings: Settings, app: Any, *, factory: bool = False) -> uvicorn.Config:
     """Uvicorn's configuration for this service."""
-    TimedHttp.first_request_s = settings.live.init_timeout_s
+    TimedHttp.request_head_s = settings.live.init_timeout_s
+    LiveSocket.linger_s = settings.live.send_timeout_s
     return uvicorn.Config(
         app,
         factory=factory,

@@ -82,8 +82,10 @@ class Video:
                 stream = container.streams.video[0]
                 self.frames: int | None = stream.frames or None
                 self.fps = float(stream.average_rate or 25)
-        except (av.error.FFmpegError, IndexError) as error:
-            raise SourceError(f"{path}: no video that can be read ({error})") from None
+        except av.error.FFmpegError as error:
+            raise SourceError(f"{path}: no video that can be read ({error.strerror})") from None
+        except IndexError:
+            raise SourceError(f"{path}: there is no video in it") from None
 
     def __iter__(self) -> Iterator[Picture]:
         with av.open(str(self._path)) as container:
@@ -124,6 +126,8 @@ class Camera:
     frames: int | None = None
 
     def __init__(self, number: int) -> None:
+        # What OpenCV tried on the way is nothing that the caller did wrong.
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
         self._camera = cv2.VideoCapture(number)
         if not self._camera.isOpened():
             raise SourceError(f"camera {number}: cannot be opened; is it there, and free?")

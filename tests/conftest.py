@@ -16,6 +16,9 @@ from benchmarks import canned
 from tests.support.service import Service, require_environment, running_triton, serving
 
 Serve = Callable[..., Service]
+SLOW_S = 0.3
+SLOW = {"TRITON_DETECT_MODEL": "slow", "TRITON_POSE_MODEL": "none", "TRITON_ENSEMBLE": "none"}
+"""Settings of a service whose only model takes `SLOW_S` a frame."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,11 +29,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def canned_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`host:port` of a real Triton whose models answer one person and one dog at once."""
+    """`host:port` of a real Triton whose models answer one person and one dog at once; see `SLOW`, too."""
     require_environment(TritonSettings().triton_python, "make triton-env")
     folder = tmp_path_factory.mktemp("canned")
-    with running_triton(canned.write(folder / "repository"), folder / "state") as url:
+    repository = canned.write(folder / "repository")
+    names = ["person", *(f"class_{number}" for number in range(1, 80))]
+    found = {"detections": canned.detections([canned.PERSON])}
+    canned.model(repository, "slow", found, delay_s=SLOW_S, class_names=names)
+    with running_triton(repository, folder / "state") as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """What tests that are coroutines run on."""
+    return "asyncio"
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ STRIDES = (8, 16, 32)
 
 KNOWN = """layouts known:
   [N, 4+classes, A]           raw head of YOLOv8 / YOLO11, input FP32 or FP16 [N, 3, H, W]
-  [N, 56, A]                  the same with 17 keypoints
+  [N, 56, A]                  the same with 17 keypoints (more rows with more classes)
   [N, 300, 6], [N, 300, 57]   end-to-end heads (YOLOv10, YOLO26)
   [N, K, 6], [N, K, 57]       prepared already, input UINT8 [N, H, W, 3]"""
 
@@ -53,6 +54,7 @@ def load(source: Path) -> onnx.ModelProto:
     """Raises UnknownLayout: not an ONNX file, or damaged."""
     try:
         model = onnx.load(source)
+        sort_nodes(model.graph)
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError, TypeError) as error:
         raise UnknownLayout(f"{source.name}: not a sound ONNX file: {error}") from None
@@ -61,6 +63,37 @@ def load(source: Path) -> onnx.ModelProto:
             raise
         raise UnknownLayout(f"{source.name}: not an ONNX file: {error}") from None
     return model
+
+
+def sort_nodes(graph: onnx.GraphProto) -> None:
+    """Puts every node behind those that it reads from: converters to FP16 append theirs at the end."""
+    made_by = {output: index for index, node in enumerate(graph.node) for output in node.output if output}
+    placed: list[int] = []
+    state = [0] * len(graph.node)  # 1 on the way, 2 placed
+    for first in range(len(graph.node)):
+        waiting = [first]
+        while waiting:
+            index = waiting[-1]
+            before = [made_by[name] for name in _reads(graph.node[index]) if name in made_by]
+            missing = [other for other in before if state[other] == 0]
+            if state[index] == 0 and missing:
+                waiting += missing
+                continue
+            if state[index] == 0:
+                state[index] = 2
+                placed.append(index)
+            waiting.pop()
+    ordered = [graph.node[index] for index in placed]
+    del graph.node[:]
+    graph.node.extend(ordered)
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in (attribute.g, *attribute.graphs):
+            for one in inner.node:
+                yield from _reads(one)
 
 
 def metadata(model: onnx.ModelProto) -> dict[str, str]:
@@ -120,11 +153,13 @@ def read_layout(model: onnx.ModelProto, name: str) -> Layout:
     if rows >= anchors and columns is not None:
         raise unknown
     pose = _is_pose(model, rows)
-    if pose and rows != 5 + 3 * KEYPOINTS:
-        raise unknown
+    if pose and metadata(model).get("kpt_shape", f"[{KEYPOINTS}, 3]") != f"[{KEYPOINTS}, 3]":
+        raise UnknownLayout(f"{unknown}\nits kpt_shape is {metadata(model)['kpt_shape']}; known is [{KEYPOINTS}, 3]")
     if metadata(model).get("task", "detect") not in ("detect", "pose"):
         raise unknown
-    classes = 1 if pose else rows - 4
+    classes = rows - 4 - (3 * KEYPOINTS if pose else 0)
+    if classes < 1:
+        raise unknown
     return Layout("raw", **common, classes=classes, pose=pose, candidates=min(CANDIDATES, anchors))
 
 

@@ -35,6 +35,9 @@ import sys
 from ultralytics import YOLO
 print(YOLO(sys.argv[1]).export(format="onnx", imgsz=[int(size) for size in sys.argv[2].split(",")], simplify=True))
 """
+EXPORT_PACKAGES = ("ultralytics", "onnx", "onnxslim", "onnxruntime", "opencv-python-headless")
+# The desktop build of OpenCV, which Ultralytics asks for, needs libGL; a server has none.
+OVERRIDES = "opencv-python ; sys_platform == 'never'\nopencv-python-headless\n"
 
 
 class Stop(Exception):
@@ -120,7 +123,9 @@ def _export_environment(folder: Path) -> Path:
     if made.returncode != 0:
         raise Stop("the temporary environment for Ultralytics' export tool could not be made (see above)")
     python = environment / "bin" / "python"
-    packages = [*run, "pip", "install", "--python", str(python), "ultralytics", "onnx", "onnxslim", "onnxruntime"]
+    overrides = folder / "overrides.txt"
+    overrides.write_text(OVERRIDES)
+    packages = [*run, "pip", "install", "--python", str(python), "--override", str(overrides), *EXPORT_PACKAGES]
     # PyTorch without CUDA is a tenth of the size, but has an index of its own that not every network reaches.
     if any(subprocess.run([*packages, *extra], check=False).returncode == 0 for extra in (["--torch-backend=cpu"], [])):
         return python

@@ -21,11 +21,12 @@ INSTALL = "`make triton-env` installs it; `make demo` does so by itself"
 
 # Asked of the environment's own interpreter. -I: neither the caller's variables nor its folder leak in.
 _PROBE = """
-import importlib.util, json, site, sys, sysconfig
+import importlib.util, json, sys, sysconfig
 spec = importlib.util.find_spec("pytriton")
 print(json.dumps({
     "version": "%d.%d" % sys.version_info[:2], "bin": sysconfig.get_path("scripts"),
-    "libraries": [sysconfig.get_config_var("LIBDIR"), sys.base_prefix + "/lib"], "library": sysconfig.get_config_var("INSTSONAME"),
+    "libraries": [sysconfig.get_config_var("LIBDIR"), sys.base_prefix + "/lib"],
+    "library": sysconfig.get_config_var("INSTSONAME"),
     "triton": spec and list(spec.submodule_search_locations)[0],
 }))
 """

@@ -218,10 +218,13 @@ class LocalTriton:
             return ""
 
     def _log_tail(self, lines: int = 8) -> str:
-        """The end of the log: what Triton marks as an error, where it does."""
+        """Triton's reasons where it names them (with a model's own traceback), else the end of its log."""
         text = [line.replace("\\n", "\n  ") for line in self._read_log().splitlines() if line.strip()]
-        marked = [line for line in text if re.match(r"E\d{4} |error: ", line) and "CudaDriver" not in line]
-        return "\n".join((marked or text)[-lines:])
+        for marks in (r"error: |load failed|failed to ", r"E\d{4} (?!.*CudaDriver)", ""):
+            marked = [line for line in text if re.match(marks, line)]
+            if marked:
+                break
+        return "\n".join(marked[-lines:])
 
     def _turn_log(self) -> None:
         """The last life's log becomes `.1`; of other instances' logs the newest few stay."""

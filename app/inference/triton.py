@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -59,7 +59,7 @@ class TritonClient:
         self._lost_memory = False
         self._watcher: asyncio.Task[None] | None = None
         self._calls: set[asyncio.Task[Reply]] = set()
-        self._growing: set[asyncio.Task[None]] = set()
+        self._chores: set[asyncio.Task[None]] = set()
         self._pools: dict[tuple[tuple[int, ...], str], Pool] = {}
         self._regions: list[Region] = []
         self._output_bytes = 0
@@ -98,7 +98,7 @@ class TritonClient:
             await asyncio.gather(self._watcher, return_exceptions=True)
         if self._calls:
             await asyncio.wait(self._calls, timeout=self._settings.triton_deadline_s + 1)
-        await asyncio.gather(*self._growing, return_exceptions=True)
+        await asyncio.gather(*self._chores, return_exceptions=True)
         if self._up:
             for region in self._regions:
                 await self._unregister(region.name)
@@ -144,10 +144,13 @@ class TritonClient:
             self._pools[shape, dtype] = pool
         if not pool.free and self._shm and self._up and not pool.growing:
             pool.growing = True
-            task = asyncio.create_task(self._grow(pool))
-            self._growing.add(task)
-            task.add_done_callback(self._growing.discard)
+            self._do(self._grow(pool))
         return pool.take()
+
+    def _do(self, chore: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(chore)
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
 
     async def _grow(self, pool: Pool) -> None:
         try:
@@ -189,6 +192,13 @@ class TritonClient:
             await self._stub.SystemSharedMemoryUnregister(request, timeout=_PROBE_DEADLINE_S)
         except grpc.aio.AioRpcError as error:
             log.debug("unregister %s: %s", name, error.details())
+
+    async def _give_up(self, regions: Sequence[Region]) -> None:
+        """Unregisters what was mapped before, should the server be the same one still: it was out of reach only."""
+        if self._calls:
+            await asyncio.wait({*self._calls})  # their deadlines bound it; until then Triton writes there
+        for region in regions:
+            await self._unregister(region.name)
 
     async def _sweep(self) -> None:
         """Frees what processes of this host that were killed left registered."""
@@ -283,14 +293,24 @@ class TritonClient:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._suspect.wait(), wait)
             self._suspect.clear()
-            if not await self._probe():
+            if not await self._back():
                 self._gone()
                 wait = min(2.0, wait * 2 if wait < _PROBE_INTERVAL_S else 0.1)
                 continue
-            if not self._up or self._lost_memory:
-                await self._connected()
             wait = _PROBE_INTERVAL_S
             await asyncio.sleep(0.05)  # a burst of failures asks once
+
+    async def _back(self) -> bool:
+        """Whether the server answers and, after it was away, could be connected to again."""
+        if not await self._probe():
+            return False
+        try:
+            if not self._up or self._lost_memory:
+                await self._connected()
+        except ConfigurationError as error:
+            log.error("%s", error)
+            return False
+        return True
 
     async def _probe(self) -> bool:
         try:
@@ -309,7 +329,10 @@ class TritonClient:
             self._on_change(False)
 
     async def _connected(self) -> None:
-        self._regions.clear()  # a new life of the server has nothing mapped; slots still held are dropped when released
+        # A new life of the server has nothing mapped; slots still held are dropped when released.
+        if self._regions:
+            self._do(self._give_up([*self._regions]))
+        self._regions.clear()
         self._pools.clear()
         self._lost_memory = False
         if self._settings.triton_shm != "off":

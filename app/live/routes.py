@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import time
 from typing import Annotated, Any
@@ -20,13 +21,15 @@ from app.live import choices
 from app.live.admission import bearer, origin_allowed, token_valid
 from app.live.door import LiveDoor
 from app.live.session import Session
-from app.live.single import analyze_one
+from app.live.single import analyze_one, count_refused
 from app.protocol import messages
-from app.settings import ROOT
+from app.protocol.messages import StreamSettings
+from app.settings import ROOT, LiveSettings
 
 router = APIRouter()
 _STARTED = time.time()
 _WEB = ROOT / "app" / "web"
+_ID = re.compile("[0-9]{1,9}")
 
 
 def _door(request: Request | WebSocket) -> LiveDoor:
@@ -85,41 +88,50 @@ async def frames(
         return refused
     door = _door(request)
     try:
-        patch = messages.Patch(confidence=confidence, iou=iou, classes=_classes(classes))
-        detect = door.pipeline.vision.detect
-        settings = choices.apply(patch, door.defaults, detect.class_names if detect else ())
-        async with asyncio.timeout(door.live.init_timeout_s):
-            jpeg = await _body(request, door.live.max_frame_bytes)
+        settings = _wishes(door, confidence, iou, classes)
+        jpeg = await _body(request, door.live)
         result = await analyze_one(door.pipeline, jpeg, settings)
-    except ValidationError as error:
-        return _problem(422, "invalid_value", f"classes: {error.errors()[0]['msg']}", "classes")
     except ProtocolError as error:
         return _problem(422, error.code, str(error), error.field)
+    except _TooLate as error:
+        return _problem(408, error.code, str(error))
     except FrameTooLarge as error:
         return _problem(413, error.code, str(error))
     except FrameError as error:
         return _problem(415, error.code, str(error))
-    except TimeoutError:
-        return _problem(408, "timeout", f"the picture was not here within {door.live.init_timeout_s:g} seconds")
     except ClientDisconnect:
         return Response(status_code=400)  # nobody reads it
     return Response(messages.encode(result), media_type="application/json")
 
 
-def _classes(text: str | None) -> list[int | str] | None:
-    """`person,16` as names and ids."""
-    if not text:
-        return None
-    return [int(one) if one.isascii() and one.isdigit() and len(one) < 10 else one for one in text.split(",")]
+def _wishes(door: LiveDoor, confidence: float | None, iou: float | None, classes: str | None) -> StreamSettings:
+    """The settings in force for a request; `classes` as in `person,16`."""
+    wanted = None if not classes else [int(one) if _ID.fullmatch(one) else one for one in classes.split(",")]
+    try:
+        patch = messages.Patch.model_validate({"confidence": confidence, "iou": iou, "classes": wanted})
+    except ValidationError as error:
+        raise ProtocolError(f"classes: {error.errors()[0]['msg']}", code="invalid_value", field="classes") from None
+    detect = door.pipeline.vision.detect
+    return choices.apply(patch, door.defaults, detect.class_names if detect else ())
 
 
-async def _body(request: Request, limit: int) -> bytes:
+class _TooLate(FrameError):
+    code = "timeout"
+
+
+async def _body(request: Request, live: LiveSettings) -> bytes:
     chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            raise FrameTooLarge(f"more than {limit} bytes, which is MAX_FRAME_BYTES")
-        chunks.append(chunk)
+    try:
+        async with asyncio.timeout(live.init_timeout_s):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > live.max_frame_bytes:
+                    count_refused("too_large")
+                    raise FrameTooLarge(f"more than {live.max_frame_bytes} bytes, which is MAX_FRAME_BYTES")
+                chunks.append(chunk)
+    except TimeoutError:
+        count_refused("timeout")
+        raise _TooLate(f"the picture was not here whole within {live.init_timeout_s:g} seconds") from None
     return b"".join(chunks)
 
 

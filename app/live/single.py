@@ -61,6 +61,12 @@ async def analyze_one(pipeline: Pipeline, jpeg: bytes, settings: StreamSettings)
     )
 
 
+def count_refused(reason: str) -> None:
+    """A picture that was turned away before it was here whole."""
+    metrics.FRAMES_RECEIVED.labels(DOOR).inc()
+    metrics.FRAMES_DROPPED.labels(DOOR, reason).inc()
+
+
 async def _read_text(pipeline: Pipeline, memory: StreamMemory, frame: Frame, found: FrameResult) -> FrameResult:
     """Waits for the run that the frame started; OCR's own time limits bound it."""
     if not memory.ocr.pending:

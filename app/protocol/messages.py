@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from app.errors import ProtocolError
 from app.protocol.result import FrameResult
@@ -68,6 +68,21 @@ class SummaryChoice(_Message):
     prompt: str = Field(min_length=1, max_length=64, description="name of one of the operator's prompts")
 
 
+def _name_or_id(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError("want a class's name or id")
+    return value
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool):  # which Python takes for 1
+        raise ValueError("want a number")
+    return value
+
+
+ClassChoice = Annotated[int | str, BeforeValidator(_name_or_id)]
+
+
 class Patch(_Message):
     """What `init` and `update` may both change."""
 
@@ -76,7 +91,7 @@ class Patch(_Message):
     )
     confidence: float | None = Field(None, ge=0, le=1, description="least score of a detection")
     iou: float | None = Field(None, ge=0, le=1, description="NMS threshold")
-    classes: Annotated[list[int | str] | None, Field(max_length=1000)] = Field(
+    classes: Annotated[list[ClassChoice] | None, Field(max_length=1000)] = Field(
         None, description="class names or ids to keep; an empty list keeps all"
     )
     motion_grid: bool | None = Field(None, description="send the flow as a grid of vectors")
@@ -90,7 +105,7 @@ class Init(Patch):
     """Once, first; optional. Answered by `ready`, or `queued` and then `ready`."""
 
     type: Literal["init"]
-    protocol: Literal[1] = Field(1, description="version spoken")
+    protocol: Annotated[Literal[1], BeforeValidator(_number)] = Field(1, description="version spoken")
     token: str | None = Field(None, max_length=4096, description="one of AUTH_TOKENS, where the service asks for one")
     mode: Mode | None = Field(None, description="`realtime` (the newest frame wins) or `lossless` (every frame)")
 
@@ -153,8 +168,9 @@ def parse(text: str | bytes) -> ClientMessage:
         message: ClientMessage = model.model_validate(data)
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
-        path = ".".join(str(part) for part in detail["loc"])
-        raise ProtocolError(f"{path}: {detail['msg']}", code="invalid_value", field=path) from None
+        path = ".".join(map(str, detail["loc"]))
+        message_ = detail["msg"].removeprefix("Value error, ")
+        raise ProtocolError(f"{path}: {message_}", code="invalid_value", field=path) from None
     return message
 
 
@@ -220,7 +236,8 @@ class Ready:
     settings: StreamSettings
     limits: Limits
     credits: int
-    """Frames that may be in flight; every `result`, and every `error` with a `seq`, returns one."""
+    """Frames that may be in flight. A `result`, or an `error` with a `seq`, returns the credit of its frame
+    and of all frames before it: those were superseded, and nothing else will come of them."""
     type: Literal["ready"] = "ready"
 
 

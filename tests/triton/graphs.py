@@ -24,9 +24,13 @@ def save(
     open_size: bool = False,
     end2end: bool = False,
     opset: int = 17,
+    shuffled: bool = False,
     metadata: dict[str, str] | None = None,
 ) -> Path:
-    """Writes a graph with `weights` [C, 3] and `bias` [C]: output [N, C, A] raw, [N, 300, C] end-to-end."""
+    """Writes a graph with `weights` [C, 3] and `bias` [C]: output [N, C, A] raw, [N, 300, C] end-to-end.
+
+    `shuffled` puts the nodes in the wrong order, as Ultralytics' FP16 export does; ONNX Runtime takes that, too.
+    """
     channels, anchors = len(bias), (height // CELL) * (width // CELL)
     kind, dtype = (TensorProto.FLOAT16, np.float16) if half else (TensorProto.FLOAT, np.float32)
     constants = {
@@ -53,6 +57,10 @@ def save(
         [helper.make_tensor_value_info("output0", kind, head)],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
+    if shuffled:
+        backwards = list(reversed(graph.node))
+        del graph.node[:]
+        graph.node.extend(backwards)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     helper.set_model_props(model, metadata or {})
     onnx.save(model, path)

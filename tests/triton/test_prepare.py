@@ -64,11 +64,27 @@ def test_pose_head_keeps_its_keypoints(tmp_path: Path, run_onnx) -> None:
     assert_same_rows(run_onnx(tmp_path / "prepared.onnx", IMAGES), expected)
 
 
+def test_pose_of_several_classes(tmp_path: Path, run_onnx) -> None:
+    weights, bias = weights_of(4 + 3 + 51)
+    metadata = {"task": "pose", "kpt_shape": "[17, 3]", "names": "{0: 'player', 1: 'keeper', 2: 'referee'}"}
+    sheet = prepare(graphs.save(tmp_path / "own.onnx", weights, bias, metadata=metadata), tmp_path / "prepared.onnx")
+    assert (sheet.task, sheet.names) == ("pose", ["player", "keeper", "referee"])
+    expected = graphs.candidates(graphs.head(IMAGES, weights, bias), 3)
+    assert_same_rows(run_onnx(tmp_path / "prepared.onnx", IMAGES), expected)
+
+
+def test_other_keypoints_are_refused(tmp_path: Path) -> None:
+    weights, bias = weights_of(4 + 1 + 63)
+    source = graphs.save(tmp_path / "hand.onnx", weights, bias, metadata={"task": "pose", "kpt_shape": "[21, 3]"})
+    with pytest.raises(UnknownLayout, match=r"kpt_shape is \[21, 3\]; known is \[17, 3\]"):
+        prepare(source, tmp_path / "prepared.onnx")
+
+
 def test_half_precision_is_entered_and_left_inside_the_graph(tmp_path: Path, run_onnx) -> None:
     # One colour: the head is the same everywhere, so that rounding cannot reorder the candidates.
     weights, bias = weights_of(4 + CLASSES)
     images = np.broadcast_to(np.array([200, 40, 120], np.uint8), (2, 160, 192, 3))
-    prepare(graphs.save(tmp_path / "half.onnx", weights, bias, half=True), tmp_path / "prepared.onnx")
+    prepare(graphs.save(tmp_path / "half.onnx", weights, bias, half=True, shuffled=True), tmp_path / "prepared.onnx")
     expected = graphs.candidates(graphs.head(images, weights, bias), CLASSES)
     found = run_onnx(tmp_path / "prepared.onnx", images)
     assert found.dtype == np.float32
