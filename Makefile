@@ -61,13 +61,32 @@ models: .venv/.dev .venv-triton/.ready ## YOLO's 80 classes; DETECT= and POSE= n
 	@.venv/bin/python triton/models.py $(if $(REMOVE),--remove) $(if $(DETECT),--detect "$(DETECT)") \
 		$(if $(POSE),--pose "$(POSE)") $(if $(IMGSZ),--imgsz "$(IMGSZ)")
 
-check: .venv/.dev ## lint, types, directions of imports
+# Programs that the tests talk to, from Debian's packages; elsewhere, or without root, what is missing is skipped by name.
+.venv/.system: .venv/.bootstrap tests/system-packages.txt
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		missing=""; \
+		for one in $$(cat tests/system-packages.txt); do dpkg -s $$one >/dev/null 2>&1 || missing="$$missing $$one"; done; \
+		if [ -n "$$missing" ]; then \
+			echo "installing$$missing"; \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+		fi; \
+	fi
+	@touch $@
+
+# TypeScript checks the page's JSDoc types. No npm: said, and skipped at home.
+node_modules/.ready: package.json package-lock.json
+	@if command -v npm >/dev/null; then npm ci --silent --no-audit --no-fund && touch $@; \
+	elif [ -n "$${CI:-}" ]; then echo "npm is missing: the page's types cannot be checked"; exit 1; \
+	else echo "npm is missing: the page's types are not checked"; fi
+
+check: .venv/.dev node_modules/.ready ## lint, types, directions of imports
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+	@if [ -x node_modules/.bin/tsc ]; then echo node_modules/.bin/tsc && node_modules/.bin/tsc -p app/web; fi
 
-test: install .venv/.dev ## every test
+test: install .venv/.dev .venv/.system ## every test
 	.venv/bin/pytest $(ARGS)
 
 format: .venv/.dev ## put the code in order

@@ -10,18 +10,17 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.staticfiles import StaticFiles
 
 from app import __version__
 from app.errors import ConfigurationError, ModelRejected, SightlineError
 from app.inference.local import LocalTriton
 from app.inference.triton import TritonClient
-from app.live import ledger, routes, single
+from app.live import ledger, page, routes, single
 from app.live.door import LiveDoor
 from app.pipeline import tracks
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.ocr import Ocr
-from app.settings import ROOT, Settings
+from app.settings import Settings
 from app.tuning import tune
 
 log = logging.getLogger(__name__)
@@ -42,7 +41,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = FastAPI(title="Sightline", version=__version__, lifespan=_lifespan)
     app.state.settings = settings
     app.include_router(routes.router)
-    app.mount("/web", StaticFiles(directory=ROOT / "app" / "web"), name="web")
+    app.include_router(page.router)
+    app.mount("/web", page.WebFiles(settings.web), name="web")
     return app
 
 

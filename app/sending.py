@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
@@ -124,7 +124,9 @@ def send(
     job = Job(
         pictures=itertools.islice(opened, limit),
         total=total or limit,
-        pace=fps or opened.fps if realtime else fps,
+        # A camera keeps its own pace, and its driver leaves out what nobody takes.
+        pace=opened.fps if realtime and fps is None and opened.frames is not None else fps,
+        keeps_up=realtime and opened.frames is not None,
         output=output,
         film_fps=fps or opened.fps,
     )
@@ -139,8 +141,14 @@ class Job:
     """How many there will be; None where nobody knows."""
     pace: float | None
     """Pictures a second; None: as fast as they are answered."""
+    keeps_up: bool
+    """Whether a picture whose time is over is left out."""
     output: Path | None
     film_fps: float
+    sent: dict[int, bytes] = field(default_factory=dict)
+    """Pictures without their result yet, by `seq`."""
+    left_out: list[int] = field(default_factory=list)
+    """Numbers of pictures, from 0."""
 
     def open_sink(self) -> Sink:
         if self.output is not None and self.output.suffix == ".mp4":
@@ -149,33 +157,37 @@ class Job:
 
 
 async def _send(job: Job, connecting: AbstractAsyncContextManager[LiveSession]) -> None:
-    sent: dict[int, bytes] = {}
     # The session first: where there is none, no file is touched.
     async with connecting as session:
         with closing(job.open_sink()) as sink, _progress(job.total) as advance:
-            async for result in session.stream(_paced(job, sent)):
+            async for result in session.stream(_paced(job)):
                 advance()
-                jpeg = sent.pop(result.seq)
-                for late in [seq for seq in sent if seq < result.seq]:
-                    del sent[late]
+                jpeg = job.sent.pop(result.seq)
+                for late in [seq for seq in job.sent if seq < result.seq]:
+                    del job.sent[late]
                 await asyncio.to_thread(sink.write, jpeg, result)
-        _summarise(session)
+        _summarise(session, len(job.left_out))
 
 
-async def _paced(job: Job, sent: dict[int, bytes]) -> AsyncIterator[bytes]:
-    """The job's pictures at its pace, or as fast as credits allow; remembered until their result is there."""
-    started = time.monotonic()
+async def _paced(job: Job) -> AsyncIterator[bytes]:
+    """The job's pictures at its pace, or as fast as credits allow."""
+    started: float | None = None
     for number in itertools.count():
         picture = await asyncio.to_thread(next, job.pictures, None)  # decoding a film must not hold up the socket
         if picture is None:
             return
+        started = time.monotonic() if started is None else started
         if job.pace is not None:
-            await asyncio.sleep(started + number / job.pace - time.monotonic())
-        sent[number + 1] = picture.jpeg
+            early_s = started + number / job.pace - time.monotonic()
+            if job.keeps_up and early_s < -1 / job.pace:
+                job.left_out.append(number)
+                continue
+            await asyncio.sleep(early_s)
+        job.sent[number + 1 - len(job.left_out)] = picture.jpeg
         yield picture.jpeg
 
 
-def _summarise(session: LiveSession) -> None:
+def _summarise(session: LiveSession, left_out: int) -> None:
     if session.bye is None:
         return
     report = session.bye.report
@@ -186,6 +198,8 @@ def _summarise(session: LiveSession) -> None:
         f"{report.processed / max(report.duration_s, 1e-9):.1f} a second"
         + (f", {total.p50_ms:.0f} ms each (p95 {total.p95_ms:.0f})" if total else "")
     ]
+    if left_out:
+        lines.append(f"{left_out} more were not sent: their time was over")
     lines += [f"frame {refused.seq} was refused: {refused.message}" for refused in session.refused]
     sys.stderr.write("".join(f"{line}\n" for line in lines))
 

@@ -6,6 +6,7 @@ holds the two together.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -29,6 +30,7 @@ class Section(BaseSettings):
 
 
 S = TypeVar("S", bound=Section)
+_WEB_ADDRESS = re.compile(r"https?://[^\s/;,'\"?#@]+(/[^\s;,'\"]*)?")
 
 
 class ServerSettings(Section):
@@ -141,6 +143,24 @@ class OcrSettings(Section):
     ocr_max_rss_mb: int = Field(1500, ge=100, description="resident memory past which the process is replaced")
 
 
+class WebSettings(Section):
+    service_url: str | None = Field(
+        None, description="where the page finds the service, `https://host`; unset: where the page came from"
+    )
+    start_server_url: str | None = Field(
+        None, description="what the page calls to start a service that is switched off; unset: nothing does"
+    )
+
+    @field_validator("service_url", "start_server_url")
+    @classmethod
+    def _web_address(cls, value: str | None) -> str | None:
+        if not value:
+            return None
+        if not _WEB_ADDRESS.fullmatch(value):
+            raise ValueError("a web address, for example https://sight.example")
+        return value.rstrip("/")
+
+
 class Settings:
     """All sections. Each room is handed its own.
 
@@ -165,6 +185,7 @@ class Settings:
         self.triton = read(TritonSettings)
         self.pipeline = read(PipelineSettings)
         self.ocr = read(OcrSettings)
+        self.web = read(WebSettings)
         if problems:
             raise ConfigurationError("\n".join(problems))
 
@@ -176,6 +197,7 @@ SECTIONS: tuple[type[Section], ...] = (
     TritonSettings,
     PipelineSettings,
     OcrSettings,
+    WebSettings,
 )
 
 

@@ -27,12 +27,16 @@ def main(
 ) -> None:
     """Measures what README.md in this folder describes."""
     console = Console()
+    console.width = max(console.width, 132)
     chosen = [name] if name else list(BENCHMARKS)
     if unknown := [one for one in chosen if one not in BENCHMARKS]:
         raise typer.BadParameter(f"{unknown[0]!r} is none; there are: {', '.join(BENCHMARKS)}", param_hint="NAME")
     wanted = tuple(variants.split(",")) if variants else None
     for one in chosen:
         benchmark = BENCHMARKS[one]
+        if strange := set(wanted or ()) - set(benchmark.VARIANTS):
+            known = ", ".join(benchmark.VARIANTS)
+            raise typer.BadParameter(f"{min(strange)!r} is none; {one} has: {known}", param_hint="--variants")
         plan = benchmark.plan_from(seconds=seconds, turns=turns, sessions=sessions, variants=wanted)
         try:
             results = benchmark.measure(plan, lambda line: console.print(line, style="dim", highlight=False))

@@ -80,14 +80,15 @@ async def loop(stub: Any, slot: Slot, clip: Iterator[bytes], window: Window) -> 
         motion = float(np.abs(flow(previous, grey)).mean())
         previous = grey
         await stub.ModelInfer(slot.request, timeout=5)
-        result = orjson.dumps({"type": "result", "objects": read(slot.found), "poses": read(slot.posed), "motion": motion})
+        found = {"objects": read(slot.found), "poses": read(slot.posed), "motion": motion}
+        result = orjson.dumps({"type": "result", **found})
         window.answered(perf_counter() - begun)
     return result
 
 
 def small_grey(picture: NDArray[np.uint8]) -> Any:
-    half = cv2.resize(picture, (320, 240), interpolation=cv2.INTER_LINEAR)
-    return cv2.resize(cv2.cvtColor(half, cv2.COLOR_RGB2GRAY), (160, 120), interpolation=cv2.INTER_LINEAR)
+    half = cv2.resize(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), (320, 240), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(half, (160, 120), interpolation=cv2.INTER_LINEAR)
 
 
 def read(head: NDArray[np.float32]) -> list[list[float]]:

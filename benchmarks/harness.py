@@ -20,12 +20,12 @@ from typing import Any
 import httpx
 import psutil
 
-from app.settings import ROOT
+from app.settings import ROOT, SECTIONS
 
 START_S = 90.0
 PACKAGES = ("grpcio", "numpy", "opencv-python-headless", "orjson", "simplejpeg", "tritonclient", "uvicorn", "uvloop")
-_OWN = ("TRITON_", "OCR", "AUTH_", "LOG_", "PROMETHEUS_", "MAX_", "PYTHON")
-"""Beginnings of variables that must not leak from a developer's shell into what is measured."""
+_OWN = {name.upper() for section in SECTIONS for name in section.model_fields} | {"PROMETHEUS_MULTIPROC_DIR"}
+"""Variables that must not leak from a developer's shell into what is measured."""
 
 
 class BenchmarkError(Exception):
@@ -51,12 +51,14 @@ def cores() -> Cores:
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
     """This process's environment without its Sightline settings, with those given."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_OWN)}
+    kept = {name: value for name, value in os.environ.items() if name not in _OWN}
     return {**kept, "PYTHONUNBUFFERED": "1", **settings}
 
 
 @contextmanager
-def process(arguments: Sequence[str], on: frozenset[int], log: Path, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
+def process(
+    arguments: Sequence[str], on: frozenset[int], log: Path, **settings: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """`python -m …` on these cores, its output in `log`; ended by SIGTERM, by SIGKILL when that does not do."""
     with log.open("wb") as out:
         child = subprocess.Popen(
@@ -163,12 +165,10 @@ def spread(values: Sequence[float]) -> Spread:
 
 def machine() -> dict[str, Any]:
     """What it was measured on."""
-    cpu = next(
-        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").open() if line.startswith("model name")),
-        platform.processor(),
-    )
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "cpu": cpu,
+        "cpu": models[0] if models else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "kernel": platform.release(),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -22,6 +23,10 @@ from benchmarks.measure import Measured
 
 SAME_WORK = {"stages": {"ocr": False, "track": False}}
 DEFAULTS: dict[str, Any] = {"stages": {"ocr": False}}
+
+
+QUIET = 0.1
+"""Of a core, used by others: more, and the rates of one turn cannot be compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,8 @@ class Stand:
 
     @property
     def timing(self) -> list[str]:
-        return ["--warm-up", str(self.plan.warm_up_s), "--seconds", str(self.plan.seconds), "--frames", str(self.frames)]
+        plan = self.plan
+        return [f"--warm-up={plan.warm_up_s}", f"--seconds={plan.seconds}", f"--frames={self.frames}"]
 
     @property
     def patience_s(self) -> float:
@@ -100,11 +106,11 @@ class Variant:
 
 
 VARIANTS = {
-    "ours": Variant("ours, the naive one's work (no tracking)", lambda stand: ours(stand, SAME_WORK)),
-    "tracking": Variant("ours, defaults (tracking too)", lambda stand: ours(stand, DEFAULTS)),
-    "grpc": Variant("ours, defaults, tensors over gRPC", lambda stand: ours(stand, DEFAULTS, TRITON_SHM="off")),
-    "naive": Variant("naive service", naive),
-    "floor": Variant("floor: no service at all", floor),
+    "ours": Variant("ours, the same work", lambda stand: ours(stand, SAME_WORK)),
+    "tracking": Variant("ours, defaults (+ tracking)", lambda stand: ours(stand, DEFAULTS)),
+    "grpc": Variant("… tensors over gRPC", lambda stand: ours(stand, DEFAULTS, TRITON_SHM="off")),
+    "naive": Variant("naive", naive),
+    "floor": Variant("floor: no service", floor),
 }
 
 
@@ -149,6 +155,7 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
         "plan": {**asdict(plan), "mean_jpeg_bytes": round(sum(sizes) / len(sizes))},
         "variants": {name: summary(measured) for name, measured in turns.items()},
         "ratios": ratios(turns),
+        "samples": samples,
         "turns": {name: [asdict(one) for one in measured] for name, measured in turns.items()},
     }
 
@@ -182,10 +189,15 @@ def summary(measured: Sequence[Measured]) -> dict[str, Any]:
         "core_busy": lambda one: one.cpu_s / one.seconds,
         "triton_busy": lambda one: one.triton_cpu_s / one.seconds,
         "load_busy": lambda one: one.load_cpu_s / one.seconds,
-        "others_busy": lambda one: (one.machine_busy_s - one.cpu_s - one.triton_cpu_s - one.load_cpu_s) / one.seconds,
+        "others_busy": lambda one: others_s(one) / one.seconds,
         "stolen": lambda one: one.stolen_s / one.seconds,
     }
     return {name: asdict(spread([figure(one) for one in measured])) for name, figure in figures.items()}
+
+
+def others_s(one: Measured) -> float:
+    """CPU time of whatever else ran on the machine. Its clocks count in ticks: a little under 0 is none."""
+    return max(0.0, one.machine_busy_s - one.cpu_s - one.triton_cpu_s - one.load_cpu_s)
 
 
 def ratios(turns: dict[str, list[Measured]]) -> dict[str, Any]:
@@ -211,26 +223,34 @@ def bottleneck(summary: dict[str, Any]) -> str:
 def show(results: dict[str, Any], console: Console) -> None:
     """The tables."""
     plan = results["plan"]
-    table = Table(title=f"live: {plan['sessions']} sessions, 640x480, {plan['mean_jpeg_bytes'] / 1000:.0f} KB a JPEG")
-    for column in ("", "frames/s", "CPU µs/frame", "p50 ms", "p99 ms", "core", "Triton", "load", "others", "full"):
-        table.add_column(column, justify="left" if not column else "right")
+    title = f"live: {plan['sessions']} sessions, 640x480, {plan['mean_jpeg_bytes'] / 1000:.0f} KB a JPEG"
+    rates = Table(title=title, box=SIMPLE, caption="busy: shares of one core, by who used it")
+    columns = ("frames/s", "CPU µs a frame", "p50 / p99 ms", "service", "Triton", "load", "others", "full")
+    rates.add_column("", no_wrap=True)
+    for column in columns:
+        rates.add_column(column, justify="right")
     for name, one in results["variants"].items():
-        wide = [str(Spread(**one[figure])) for figure in ("frames_per_s", "cpu_us_per_frame", "p50_ms", "p99_ms")]
-        shares = ("core_busy", "triton_busy", "load_busy", "others_busy")
-        busy = [f"{one[figure]['median']:.0%}" for figure in shares]
-        table.add_row(VARIANTS[name].title, *wide, *busy, bottleneck(one))
-    console.print(table)
-    table = Table(title="ratios, turn by turn: median (least–most)")
-    for column in ("", "times naive, by rate", "by CPU", "share of the floor, by rate", "by CPU"):
-        table.add_column(column, justify="left" if not column else "right")
+        latency = f"{one['p50_ms']['median']:,.1f} / {one['p99_ms']['median']:,.1f}"
+        shares = [f"{one[part]['median']:.0%}" for part in ("core_busy", "triton_busy", "load_busy", "others_busy")]
+        rate, cpu = (str(Spread(**one[figure])) for figure in ("frames_per_s", "cpu_us_per_frame"))
+        rates.add_row(VARIANTS[name].title, rate, cpu, latency, *shares, bottleneck(one))
+    console.print(rates)
+    compared = Table(title="turn by turn: median (least–most)", box=SIMPLE)
+    for column in ("", "× naive, by rate", "× naive, by CPU", "of floor, by rate", "of floor, by CPU"):
+        compared.add_column(column, justify="right" if column else "left")
     for name, one in results["ratios"].items():
         cells = [
             str(Spread(**one[label][by])) if label in one else "–"
             for label in ("over_naive", "of_floor")
             for by in ("by_rate", "by_cpu")
         ]
-        table.add_row(VARIANTS[name].title, *cells)
-    console.print(table)
+        compared.add_row(VARIANTS[name].title, *cells)
+    console.print(compared)
+    noise = max(one["others_busy"]["most"] + one["stolen"]["most"] for one in results["variants"].values())
+    if noise > QUIET:
+        console.print(
+            f"others used up to {noise:.0%} of a core: rates are not to be trusted, go by CPU", style="yellow"
+        )
 
 
 def plan_from(**given: Any) -> Plan:

@@ -60,9 +60,9 @@ class Load(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         key = base64.b64encode(os.urandom(16)).decode()
-        lines = f"GET {self._path} HTTP/1.1", f"Host: {self._host}", "Upgrade: websocket", "Connection: Upgrade"
-        lines += f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13", "", ""
-        transport.write("\r\n".join(lines).encode())
+        lines = [f"GET {self._path} HTTP/1.1", f"Host: {self._host}", "Upgrade: websocket", "Connection: Upgrade"]
+        lines += [f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13", "", ""]
+        self._transport.write("\r\n".join(lines).encode())
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self.ended.done():

@@ -93,9 +93,7 @@ def detections(output: np.ndarray, scale: float, left: int, top: int) -> list[di
     keep = scores > CONFIDENCE
     boxes, scores, class_ids = boxes_of(rows[keep, :4], scale, left, top), scores[keep], class_ids[keep]
     indices = cv2.dnn.NMSBoxesBatched(boxes.tolist(), scores.tolist(), class_ids.tolist(), CONFIDENCE, IOU)
-    return [
-        {"class_id": int(class_ids[i]), "confidence": float(scores[i]), "box": corners(boxes[i])} for i in indices
-    ]
+    return [{"class_id": int(class_ids[i]), "confidence": float(scores[i]), "box": corners(boxes[i])} for i in indices]
 
 
 def keypoints(output: np.ndarray, scale: float, left: int, top: int) -> list[dict[str, Any]]:

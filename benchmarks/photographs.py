@@ -46,8 +46,7 @@ def _picture(name: str) -> NDArray[np.uint8]:
     room = STEP * FRAMES + 20
     scale = max((WIDTH + room) / picture.shape[1], (HEIGHT + room) / picture.shape[0])
     size = (round(picture.shape[1] * scale), round(picture.shape[0] * scale))
-    resized: NDArray[np.uint8] = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)  # type: ignore[assignment]
-    return resized
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)  # type: ignore[return-value]
 
 
 def _clip(picture: NDArray[np.uint8], start: int) -> list[bytes]:

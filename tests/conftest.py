@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -19,6 +20,10 @@ Serve = Callable[..., Service]
 SLOW_S = 0.3
 SLOW = {"TRITON_DETECT_MODEL": "slow", "TRITON_POSE_MODEL": "none", "TRITON_ENSEMBLE": "none"}
 """Settings of a service whose only model takes `SLOW_S` a frame."""
+
+
+hypothesis.settings.register_profile("tests", deadline=None, database=None)
+hypothesis.settings.load_profile("tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
@@ -57,7 +58,7 @@ class TritonClient:
         self._generation = 0
         self._suspect = asyncio.Event()
         self._lost_memory = False
-        self._watcher: asyncio.Task[None] | None = None
+        self._watchers: list[asyncio.Task[None]] = []
         self._calls: set[asyncio.Task[Reply]] = set()
         self._chores: set[asyncio.Task[None]] = set()
         self._pools: dict[tuple[tuple[int, ...], str], Pool] = {}
@@ -89,13 +90,16 @@ class TritonClient:
         else:
             log.warning("Triton at %s does not answer yet; waiting for it", self.url)
             metrics.INFERENCE_UP.set(0)
-        self._watcher = asyncio.create_task(self._watch(), name="triton-watch")
+        self._watchers = [
+            asyncio.create_task(self._watch(), name="triton-watch"),
+            asyncio.create_task(self._notice(), name="triton-notice"),
+        ]
 
     async def close(self) -> None:
         """Lets the requests in flight end (their deadline bounds it), unregisters the memory, closes the channel."""
-        if self._watcher is not None:
-            self._watcher.cancel()
-            await asyncio.gather(self._watcher, return_exceptions=True)
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
         if self._calls:
             await asyncio.wait(self._calls, timeout=self._settings.triton_deadline_s + 1)
         await asyncio.gather(*self._chores, return_exceptions=True)
@@ -300,6 +304,15 @@ class TritonClient:
             wait = _PROBE_INTERVAL_S
             await asyncio.sleep(0.05)  # a burst of failures asks once
 
+    async def _notice(self) -> None:
+        """Notices at once when the connection breaks: a quick restart would pass between two probes."""
+        while True:
+            state = self._channel.get_state()
+            await self._channel.wait_for_state_change(state)
+            if self._up and state == grpc.ChannelConnectivity.READY:
+                self._lost_memory = True
+                self._suspect.set()
+
     async def _back(self) -> bool:
         """Whether the server answers and, after it was away, could be connected to again."""
         if not await self._probe():
@@ -406,7 +419,7 @@ def _outputs(answer: Any, buffer: Buffer, placed: Mapping[str, tuple[int, tuple[
                 f"{answer.model_name}: output {tensor.name} is {tensor.datatype}; known: {', '.join(DTYPES)}"
             )
         shape = tuple(tensor.shape)
-        count = int(np.prod(shape))
+        count = math.prod(shape)
         if tensor.name in placed:
             assert buffer.slot is not None
             offset = buffer.slot.offset + placed[tensor.name][0]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 from starlette.websockets import WebSocket
@@ -24,11 +24,10 @@ from app.live.session import Session
 from app.live.single import analyze_one, count_refused
 from app.protocol import messages
 from app.protocol.messages import StreamSettings
-from app.settings import ROOT, LiveSettings
+from app.settings import LiveSettings
 
 router = APIRouter()
 _STARTED = time.time()
-_WEB = ROOT / "app" / "web"
 _ID = re.compile("[0-9]{1,9}")
 
 
@@ -191,9 +190,3 @@ async def status() -> Response:
 async def prometheus() -> Response:
     """Prometheus' text format."""
     return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-@router.get("/")
-async def page() -> Response:
-    """The page."""
-    return FileResponse(_WEB / "index.html", headers={"Cache-Control": "no-cache"})

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 from app import metrics
 from app.errors import FrameError, InferenceError, InferenceUnavailable, ModelRejected
@@ -29,6 +30,10 @@ from app.protocol.result import OK, FrameResult, Stage
 from app.settings import LiveSettings, PipelineSettings, TritonSettings
 
 log = logging.getLogger(__name__)
+
+# `labels` takes a lock and looks its arguments over; what it answers stays the same.
+_model_batch = cache(metrics.MODEL_BATCH.labels)
+_model_frames = cache(metrics.MODEL_FRAMES.labels)
 
 
 class Pipeline:
@@ -155,7 +160,7 @@ class Pipeline:
                 for stage in request.stages:
                     look.stages[stage] = Stage("error", reason)
             return
-        metrics.MODEL_BATCH.labels(spec.name).observe(len(batch.looks))
+        _model_batch(spec.name).observe(len(batch.looks))
         parsing = time.perf_counter()
         for index, look in enumerate(batch.looks):
             if look.error is None:
@@ -180,7 +185,7 @@ class Pipeline:
                 classes=None if settings.classes is None else frozenset(settings.classes),
                 max_detections=limit,
             )
-            metrics.MODEL_FRAMES.labels(self._triton.triton_detect_model).inc()
+            _model_frames(self._triton.triton_detect_model).inc()
             look.stages["detect"] = OK
         if request.pose is not None and settings.stages.pose:
             look.posed = request.pose.read(
@@ -192,5 +197,5 @@ class Pipeline:
                 classes=None,
                 max_detections=limit,
             )
-            metrics.MODEL_FRAMES.labels(self._triton.triton_pose_model).inc()
+            _model_frames(self._triton.triton_pose_model).inc()
             look.stages["pose"] = OK

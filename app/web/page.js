@@ -5,7 +5,8 @@ const $ = (id) => document.getElementById(id);
 const video = $("video"), overlay = $("overlay"), pen = overlay.getContext("2d");
 const grabber = document.createElement("canvas");
 const COLOURS = ["#00e676", "#40c4ff", "#ffd740", "#ff6e40", "#e040fb", "#b2ff59"];
-const PICTURE_RATE_MS = 200; // a still picture is sent five times a second
+const PICTURE_RATE_MS = 200; // between a still picture's result and its next frame
+const SURE = 0.3; // keypoints less confident are not drawn
 
 let socket = null, picture = null, session = null, latest = null, credits = 0, sequence = 0;
 let skeleton = [], arrivals = [];
@@ -26,12 +27,17 @@ $("camera").onclick = async () => {
 
 $("file").onchange = async (event) => {
   const file = event.target.files[0];
+  event.target.value = ""; // the same file may be opened again
   if (!file) return;
   stop();
-  if (file.type.startsWith("image/")) return showPicture(file);
-  video.src = URL.createObjectURL(file);
-  video.loop = true;
-  await video.play();
+  try {
+    if (file.type.startsWith("image/")) return await showPicture(file);
+    video.src = URL.createObjectURL(file);
+    video.loop = true;
+    await video.play();
+  } catch {
+    return say(`This browser cannot show ${file.name}: want a picture, or a video in MP4 or WebM.`);
+  }
   start();
 };
 
@@ -45,6 +51,10 @@ async function showPicture(blob) {
   video.poster = URL.createObjectURL(blob);
   start();
 }
+
+document.onvisibilitychange = () => {
+  if (session) socket.send(JSON.stringify({ type: document.hidden ? "pause" : "resume" }));
+};
 
 $("stop").onclick = stop;
 $("access").onsubmit = (event) => event.preventDefault();
@@ -74,6 +84,7 @@ function stop() {
   video.load();
   session = latest = picture = null;
   arrivals = [];
+  $("numbers").replaceChildren();
   $("stop").disabled = true;
   $("hint").hidden = false;
   pen.clearRect(0, 0, overlay.width, overlay.height);
@@ -139,75 +150,97 @@ function draw() {
   if (!socket) return;
   requestAnimationFrame(draw);
   if (!latest) return;
-  const { width, height } = latest.image;
-  if (overlay.width !== width || overlay.height !== height) { overlay.width = width; overlay.height = height; }
-  pen.clearRect(0, 0, width, height);
-  pen.lineWidth = Math.max(2, width / 320);
-  pen.font = `${Math.max(12, width / 45)}px system-ui`;
-  for (const one of latest.objects) box(one.box, `${one.class_name} ${one.confidence.toFixed(2)}${one.track_id ? ` #${one.track_id}` : ""}`, COLOURS[one.class_id % COLOURS.length]);
-  for (const pose of latest.poses) bones(pose.keypoints);
-  for (const text of latest.texts) polygon(text.polygon, text.text);
+  const { width, height } = latest.image, ratio = devicePixelRatio;
+  $("stage").style.setProperty("--aspect", width / height);
+  // Drawn in pixels of the screen, so that lines and letters are sharp whatever the frame's size.
+  const wide = Math.round(overlay.clientWidth * ratio), high = Math.round(overlay.clientHeight * ratio);
+  if (overlay.width !== wide || overlay.height !== high) { overlay.width = wide; overlay.height = high; }
+  pen.clearRect(0, 0, wide, high);
+  pen.lineWidth = 2 * ratio;
+  pen.font = `${13 * ratio}px system-ui, sans-serif`;
+  const at = (x, y) => [x * wide / width, y * high / height];
+  for (const one of latest.objects) box(one, at);
+  for (const pose of latest.poses) bones(pose.keypoints, at);
+  const { status, age_ms } = latest.stages.ocr;
+  const old = status === "stale" ? ` · ${(age_ms / 1000).toFixed(1)} s ago` : "";
+  for (const text of latest.texts) polygon(text.polygon.map(([x, y]) => at(x, y)), text.text + old, old !== "");
 }
 
-function box({ x1, y1, x2, y2 }, label, colour) {
-  pen.strokeStyle = pen.fillStyle = colour;
+function box(one, at) {
+  const [x1, y1] = at(one.box.x1, one.box.y1), [x2, y2] = at(one.box.x2, one.box.y2);
+  pen.strokeStyle = pen.fillStyle = COLOURS[one.class_id % COLOURS.length];
   pen.strokeRect(x1, y1, x2 - x1, y2 - y1);
-  tag(label, x1, y1);
+  tag(`${one.class_name} ${one.confidence.toFixed(2)}${one.track_id === null ? "" : ` #${one.track_id}`}`, x1, y1);
 }
 
 function tag(label, x, y) {
-  const size = parseFloat(pen.font), wide = pen.measureText(label).width + 8, top = Math.max(0, y - size * 1.4);
-  pen.fillRect(x, top, wide, size * 1.4);
+  const size = parseFloat(pen.font), wide = pen.measureText(label).width + size * 0.7, high = size * 1.5;
+  const left = Math.max(0, Math.min(x - pen.lineWidth / 2, overlay.width - wide)), top = Math.max(0, y - high);
+  pen.fillRect(left, top, wide, high);
   pen.fillStyle = "#000";
-  pen.fillText(label, x + 4, top + size * 1.05);
+  pen.fillText(label, left + size * 0.35, top + size * 1.12);
 }
 
-function bones(points) {
-  pen.strokeStyle = pen.fillStyle = "#ffffffd0";
+function bones(points, at) {
+  pen.strokeStyle = pen.fillStyle = "#ffffffe0";
+  const places = points.map((point) => point.confidence < SURE ? null : at(point.x, point.y));
   for (const [a, b] of skeleton) {
-    if (points[a].confidence < 0.3 || points[b].confidence < 0.3) continue;
+    if (!places[a] || !places[b]) continue;
     pen.beginPath();
-    pen.moveTo(points[a].x, points[a].y);
-    pen.lineTo(points[b].x, points[b].y);
+    pen.moveTo(...places[a]);
+    pen.lineTo(...places[b]);
     pen.stroke();
   }
-  for (const point of points) {
-    if (point.confidence < 0.3) continue;
+  for (const place of places) {
+    if (!place) continue;
     pen.beginPath();
-    pen.arc(point.x, point.y, pen.lineWidth * 1.5, 0, 7);
+    pen.arc(...place, pen.lineWidth * 1.5, 0, 7);
     pen.fill();
   }
 }
 
-function polygon(corners, label) {
+// A text that was read in an earlier frame is dashed: it stands where it stood then.
+function polygon(corners, label, old) {
   pen.strokeStyle = pen.fillStyle = "#ffd740";
+  pen.setLineDash(old ? [pen.lineWidth * 3, pen.lineWidth * 2] : []);
   pen.beginPath();
-  for (const [x, y] of corners) pen.lineTo(x, y);
+  for (const corner of corners) pen.lineTo(...corner);
   pen.closePath();
   pen.stroke();
-  tag(label, corners[0][0], corners[0][1]);
+  pen.setLineDash([]);
+  tag(label, ...corners[0]);
 }
 
 function show(result) {
   const now = performance.now();
   arrivals = arrivals.filter((at) => now - at < 2000);
-  const motion = result.motion;
-  const rows = {
-    "results a second": (arrivals.length / 2).toFixed(1),
-    "age in the service": `${result.age_ms.toFixed(0)} ms`,
-    "dropped": result.dropped.total,
-    "movement": motion ? `${(motion.score * 1000).toFixed(1)} ‰, ${(motion.moving_fraction * 100).toFixed(0)} % moving` : "–",
-    ...Object.fromEntries(Object.entries(result.stages).map(([name, stage]) => [name, stage.status + (stage.reason ? ` (${stage.reason})` : "")])),
-  };
-  $("numbers").replaceChildren(...Object.entries(rows).map(([name, value]) => {
-    const row = document.createElement("div"), term = document.createElement("dt"), data = document.createElement("dd");
+  const { motion, stages } = result;
+  const tiles = [
+    ["results a second", (arrivals.length / 2).toFixed(1)],
+    ["age in the service", `${result.age_ms.toFixed(0)} ms`],
+    ["dropped", result.dropped.total],
+    ["camera moves", motion ? `${Math.hypot(motion.camera.dx, motion.camera.dy).toFixed(1)} px a frame` : "–"],
+    ["moving", motion ? `${(motion.moving_fraction * 100).toFixed(0)} %` : "–"],
+    ...Object.entries(stages).map(([name, stage]) => [name, said(stage), stage.status]),
+    ["text", result.texts.map((text) => text.text).join(" · ") || nothing(stages.ocr), "wide"],
+  ];
+  $("numbers").replaceChildren(...tiles.map(([name, value, kind]) => {
+    const tile = document.createElement("div"), term = document.createElement("dt"), data = document.createElement("dd");
     term.textContent = name;
     data.textContent = value;
-    row.append(term, data);
-    return row;
+    tile.className = kind ?? "";
+    tile.append(term, data);
+    return tile;
   }));
-  const items = result.texts.map((text) => Object.assign(document.createElement("li"), { textContent: text.text }));
-  $("texts").replaceChildren(...(items.length ? items : [Object.assign(document.createElement("li"), { textContent: "none", className: "none" })]));
+}
+
+function said({ status, reason, age_ms }) {
+  if (status === "stale") return `${(age_ms / 1000).toFixed(1)} s old (${reason})`;
+  return reason ? `${status} (${reason})` : status;
+}
+
+function nothing({ status, reason }) {
+  return status === "ok" || status === "stale" ? "none in the picture" : `not read: ${reason}`;
 }
 
 function say(text) { $("status").textContent = text; }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import struct
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -156,12 +157,11 @@ async def test_too_many_bytes_are_refused_with_the_limit_by_the_clients_number(s
 @pytest.mark.parametrize("pieces", [1, 500])
 async def test_a_message_of_50_mb_ends_the_connection_at_once(service: Service, pieces: int) -> None:
     piece = bytes(50_000_000 // pieces)
-    with pytest.raises(ConnectionClosed) as closed:
-        async with ready(service) as live:
-            await live.connection.send(piece if pieces == 1 else (piece for _ in range(pieces)))
-            await live.rest()
-            await live.connection.send(b"")
-    assert closed.value.rcvd is None or closed.value.rcvd.code == 1009
+    async with ready(service) as live:
+        with suppress(ConnectionClosed):  # in the middle of sending
+            await live.connection.send(piece if pieces == 1 else [piece] * pieces)
+        await live.rest()
+        assert live.connection.close_code in (1009, 1006)  # 1006: what was sent meanwhile ran into the closed socket
     async with ready(service):
         pass  # others are served
 

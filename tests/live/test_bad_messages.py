@@ -48,7 +48,9 @@ async def refusal(live: Live, text: str | bytes) -> Message:
     return error
 
 
-@pytest.mark.parametrize("text", ["", "{", "nonsense", "{'type': 'stop'}", '{"type":"stop"} x', "NaN", '"\\ud800"', "\0"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "nonsense", "{'type': 'stop'}", '{"type":"stop"} x', "NaN", '"\\ud800"', "\0"]
+)
 async def test_what_is_no_json_is_said_to_be_none(unhurried: Service, text: str) -> None:
     async with ready(unhurried) as live:
         assert (await refusal(live, text))["code"] == "not_json"

@@ -174,6 +174,17 @@ def ended(one: socket.socket) -> bool:
     return True
 
 
+def send_until_cut_off(one: socket.socket, data: bytes) -> None:
+    """Sends the same over and over until the service has had enough."""
+    deadline = time.monotonic() + PATIENCE_S
+    try:
+        while time.monotonic() < deadline:
+            one.sendall(data)
+    except ConnectionError:
+        return
+    raise AssertionError("the service takes whatever comes")
+
+
 def settle(service: Service, sample: str = "sightline_sessions_active", value: float = 0) -> None:
     """Waits until a metric has this value."""
     deadline = time.monotonic() + PATIENCE_S

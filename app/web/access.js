@@ -1,0 +1,36 @@
+// The tokens: kept for this tab, as long as it is open.
+
+import { element } from "./elements.js";
+
+const FIELDS = { token: "sightline.token", "start-token": "sightline.start-token" };
+
+export class Access {
+  constructor() {
+    for (const [id, key] of Object.entries(FIELDS)) {
+      const field = element(id, HTMLInputElement);
+      field.value = sessionStorage.getItem(key) ?? "";
+      field.onchange = () => (field.value ? sessionStorage.setItem(key, field.value) : sessionStorage.removeItem(key));
+    }
+    const form = element("access", HTMLDetailsElement).querySelector("form");
+    if (form) form.onsubmit = (event) => event.preventDefault();
+  }
+
+  get token() {
+    return element("token", HTMLInputElement).value || undefined;
+  }
+
+  get startToken() {
+    return element("start-token", HTMLInputElement).value || undefined;
+  }
+
+  /** Only where there is a server to start. */
+  askForStartToken() {
+    element("start-token-row", HTMLLabelElement).hidden = false;
+  }
+
+  /** The service wants a token: here it goes. */
+  ask() {
+    element("access", HTMLDetailsElement).open = true;
+    element("token", HTMLInputElement).focus();
+  }
+}

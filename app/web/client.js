@@ -1,0 +1,370 @@
+// The live protocol in a browser, ready to be taken into another page: no DOM, nothing to build.
+//
+//   const client = new SightlineClient();
+//   client.on("result", ({ result }) => console.log(result.objects));
+//   client.on("wantsFrame", () => grab().then((jpeg) => client.sendFrame(jpeg)));
+//   client.connect({ url: "https://sight.example" });
+
+import { retryDelay } from "./backoff.js";
+import { Flight } from "./flight.js";
+import { PROTOCOL_VERSION, packFrame, socketUrl } from "./protocol.js";
+import { StartRefused, askStarter } from "./starter.js";
+import { byeWords } from "./words.js";
+
+/** @import { Bye, Notice, Queued, Ready, Refusal, Report, Result, ServerMessage, Settings, SettingsInForce, Summary } from "./protocol.js" */
+/** @import { SentFrame } from "./flight.js" */
+/** @import { StartAnswer } from "./starter.js" */
+
+/** @typedef {"idle" | "starting" | "connecting" | "queued" | "live" | "waiting" | "ended"} State */
+/**
+ * @typedef {object} Events What each event carries in `detail`; times are `performance.now()`'s.
+ * @property {{state: State, previous: State, why: string | null, retryAt: number | null}} state `waiting` tells when
+ *   it connects again; null means not before `resume` or `retryNow`.
+ * @property {StartAnswer & {since: number}} starting
+ * @property {Queued} queued
+ * @property {Ready} ready
+ * @property {{free: number}} wantsFrame
+ * @property {{result: Result, frame: SentFrame | null, receivedAt: number, roundTripMs: number | null,
+ *   ageMs: number | null}} result `ageMs`: from capture to here, on this machine's clock alone.
+ * @property {SettingsInForce} settings
+ * @property {Summary} summary
+ * @property {Notice} notice
+ * @property {Refusal} refused
+ * @property {{reason: string, text: string, report: Report, again: boolean}} bye
+ */
+/**
+ * @typedef {object} ConnectOptions
+ * @property {string} url Of the service, `https://host`.
+ * @property {string} [token] One of the service's AUTH_TOKENS, where it asks for one.
+ * @property {Settings} [settings]
+ * @property {"realtime" | "lossless"} [mode]
+ * @property {{url: string, token?: string}} [startServer] What to call when the service is switched off.
+ */
+
+/** After these a new connection would end the same way, or nobody wants one. */
+const FINAL = new Set(["stopped", "unauthorized", "protocol_error"]);
+const OPEN_MS = 10_000;
+const STOP_MS = 3_000;
+const SILENCE_MS = 60_000; // the service pings every 15 s: a connection that is silent for so long is dead
+const PROBE_MS = 3_000;
+
+export class SightlineClient extends EventTarget {
+  /** @type {State} */
+  #state = "idle";
+  /** @type {ConnectOptions | null} */
+  #options = null;
+  /** @type {Settings} */
+  #wanted = {};
+  /** @type {WebSocket | null} */
+  #socket = null;
+  #flight = new Flight();
+  #seq = 0;
+  #attempt = 0;
+  #paused = false;
+  #stopping = false;
+  #begun = false;
+  /** @type {Bye | null} */
+  #bye = null;
+  /** @type {Map<string, ReturnType<typeof setTimeout>>} */
+  #timers = new Map();
+  /** @type {{since: number, url: string} | null} */
+  #starting = null;
+
+  get state() {
+    return this.#state;
+  }
+
+  /** Whether a frame may be sent now. */
+  get wantsFrame() {
+    return this.#state === "live" && !this.#paused && !this.#stopping && this.#flight.free > 0;
+  }
+
+  /**
+   * Listens; returns what ends it.
+   * @template {keyof Events} K
+   * @param {K} type
+   * @param {(detail: Events[K]) => void} listener
+   */
+  on(type, listener) {
+    const wrapped = (/** @type {Event} */ event) => listener(/** @type {CustomEvent<Events[K]>} */ (event).detail);
+    this.addEventListener(type, wrapped);
+    return () => this.removeEventListener(type, wrapped);
+  }
+
+  /** Resolves when a frame may be sent: `for (;;) { await client.frameWanted(); client.sendFrame(await grab()); }` */
+  frameWanted() {
+    if (this.wantsFrame) return Promise.resolve();
+    return new Promise((resolve) => this.addEventListener("wantsFrame", () => resolve(undefined), { once: true }));
+  }
+
+  /**
+   * Opens a session and keeps one open until `stop`, or until the service says that there is no use.
+   * @param {ConnectOptions} options
+   */
+  connect(options) {
+    this.#drop();
+    this.#options = options;
+    this.#wanted = { ...options.settings };
+    this.#attempt = 0;
+    this.#starting = null;
+    this.#stopping = false;
+    this.#open();
+  }
+
+  /**
+   * Sends a frame. Without a credit it is not sent: the next one will be newer.
+   * @param {Uint8Array} jpeg
+   * @param {{capturedAt?: number}} [options] On the clock of `performance.now()`.
+   * @returns {number | null} The frame's `seq`; null when it was not sent.
+   */
+  sendFrame(jpeg, { capturedAt = performance.now() } = {}) {
+    if (!this.wantsFrame || !this.#socket) return null;
+    const seq = ++this.#seq;
+    this.#flight.sent({ seq, capturedAt, sentAt: performance.now(), bytes: jpeg.byteLength });
+    this.#socket.send(packFrame(jpeg, seq, performance.timeOrigin + capturedAt));
+    return seq;
+  }
+
+  /**
+   * Changes settings from the next frame on, also over later connections. Answered by `settings`.
+   * @param {Settings} patch
+   */
+  update(patch) {
+    this.#wanted = { ...this.#wanted, ...patch, stages: { ...this.#wanted.stages, ...patch.stages } };
+    if (this.#begun) this.#say({ type: "update", ...patch });
+  }
+
+  /** For a hidden page: no frames are wanted, the slot stays for a while. */
+  pause() {
+    if (this.#paused) return;
+    this.#paused = true;
+    if (this.#begun) this.#say({ type: "pause" });
+  }
+
+  resume() {
+    if (!this.#paused) return;
+    this.#paused = false;
+    if (this.#begun) this.#say({ type: "resume" });
+    if (this.#state === "waiting" && !this.#timers.has("retry")) this.retryNow();
+    this.#want();
+  }
+
+  /** Ends the session: what is in flight is answered, then comes `bye`. */
+  stop() {
+    this.#stopping = true;
+    if (this.#begun && this.#socket?.readyState === WebSocket.OPEN) {
+      this.#say({ type: "stop" });
+      this.#after("stop", STOP_MS, () => this.#finish("stopped"));
+    } else if (this.#state !== "idle" && this.#state !== "ended") this.#finish("stopped");
+  }
+
+  /** Connects at once instead of at the end of the wait. */
+  retryNow() {
+    if (this.#state === "waiting" || this.#state === "starting") this.#open();
+  }
+
+  // --- the connection ---
+
+  #open() {
+    const options = this.#options;
+    if (!options) return;
+    this.#drop();
+    this.#bye = null;
+    if (!this.#starting) this.#enter("connecting");
+    const socket = new WebSocket(socketUrl(this.#starting?.url ?? options.url));
+    this.#socket = socket;
+    let opened = false;
+    socket.onopen = () => {
+      opened = true;
+      this.#clear("open");
+      this.#init({ ...this.#wanted, ...(options.mode && { mode: options.mode }) });
+    };
+    socket.onmessage = (event) => {
+      this.#after("silence", SILENCE_MS, () => this.#lost(socket, true, "The service has fallen silent."));
+      this.#receive(JSON.parse(event.data));
+    };
+    socket.onclose = (event) => this.#lost(socket, opened, event.reason);
+    this.#after("open", OPEN_MS, () => this.#lost(socket, false, "The service does not answer."));
+  }
+
+  /** @param {Settings & {mode?: string}} settings */
+  #init(settings) {
+    this.#begun = true;
+    this.#say({ type: "init", protocol: PROTOCOL_VERSION, token: this.#options?.token || undefined, ...settings });
+    if (this.#paused) this.#say({ type: "pause" });
+  }
+
+  /** Lets go of the socket, whatever it is doing. */
+  #drop() {
+    for (const timer of this.#timers.values()) clearTimeout(timer);
+    this.#timers.clear();
+    const socket = this.#socket;
+    this.#socket = null;
+    this.#begun = false;
+    this.#flight = new Flight();
+    if (socket) {
+      socket.onopen = socket.onmessage = socket.onclose = null;
+      socket.close();
+    }
+  }
+
+  /**
+   * @param {WebSocket} socket
+   * @param {boolean} opened
+   * @param {string} why
+   */
+  #lost(socket, opened, why) {
+    if (socket !== this.#socket) return;
+    const bye = this.#bye;
+    this.#drop();
+    if (this.#stopping || (bye && FINAL.has(bye.reason))) return this.#finish(bye?.reason ?? "stopped");
+    if (!opened && this.#options?.startServer) return void this.#start(this.#options.startServer);
+    this.#starting = null;
+    const words = bye ? byeWords(bye.reason, bye.message) : why || "The connection was lost.";
+    if (this.#paused) return this.#enter("waiting", { why: words });
+    const delay = retryDelay(this.#attempt++, bye?.retry_after_s);
+    this.#after("retry", delay, () => this.#open());
+    this.#enter("waiting", { why: words, retryAt: performance.now() + delay });
+  }
+
+  /**
+   * Has the service started, and tries the door every few seconds: it opens once the models are there.
+   * @param {{url: string, token?: string}} starter
+   */
+  async #start({ url, token }) {
+    const first = !this.#starting;
+    this.#starting ??= { since: performance.now(), url: this.#options?.url ?? "" };
+    const current = this.#starting;
+    if (first) this.#enter("starting");
+    try {
+      const answer = await askStarter(url, { method: first ? "POST" : "GET", token });
+      if (current !== this.#starting || this.#stopping) return;
+      if (answer.url) current.url = answer.url;
+      this.#emit("starting", { ...answer, since: current.since });
+    } catch (error) {
+      if (current !== this.#starting || this.#stopping) return;
+      if (!(error instanceof StartRefused)) throw error;
+      if (!error.passing) return this.#finish("start_refused", error.message);
+      this.#emit("starting", { state: "unknown", etaS: null, url: null, message: error.message, since: current.since });
+    }
+    this.#after("retry", PROBE_MS * (0.75 + Math.random() / 2), () => this.#open());
+  }
+
+  /**
+   * @param {string} reason
+   * @param {string | null} [why]
+   */
+  #finish(reason, why = null) {
+    const bye = this.#bye;
+    this.#drop();
+    this.#starting = null;
+    this.#enter("ended", { why: why ?? byeWords(bye?.reason ?? reason, bye?.message) });
+  }
+
+  // --- what the service says ---
+
+  /** @param {ServerMessage} message */
+  #receive(message) {
+    if (message.type === "result") this.#result(message);
+    else if (message.type === "ping") this.#say({ type: "pong", t: message.t });
+    else if (message.type === "ready") this.#ready(message);
+    else if (message.type === "queued") {
+      this.#enter("queued");
+      this.#emit("queued", message);
+    } else if (message.type === "settings") this.#emit("settings", message.settings);
+    else if (message.type === "error") this.#refused(message);
+    else if (message.type === "bye") {
+      this.#bye = message;
+      const text = byeWords(message.reason, message.message);
+      const again = !this.#stopping && !FINAL.has(message.reason);
+      this.#emit("bye", { reason: message.reason, text, report: message.report, again });
+    } else if (message.type === "notice") this.#emit("notice", message);
+    else if (message.type === "summary") this.#emit("summary", message);
+  }
+
+  /** @param {Ready} message */
+  #ready(message) {
+    this.#attempt = 0;
+    this.#starting = null;
+    this.#flight = new Flight(message.credits);
+    this.#enter("live");
+    this.#emit("ready", message);
+    this.#want();
+  }
+
+  /** @param {Result} result */
+  #result(result) {
+    const receivedAt = performance.now();
+    const frame = this.#flight.answered(result.seq);
+    const roundTripMs = frame && receivedAt - frame.sentAt;
+    const ageMs = frame && receivedAt - frame.capturedAt;
+    this.#emit("result", { result, frame, receivedAt, roundTripMs, ageMs });
+    this.#want();
+  }
+
+  /** @param {Refusal} message */
+  #refused(message) {
+    if (message.seq !== null) this.#flight.answered(message.seq);
+    this.#emit("refused", message);
+    // The model may know other classes than the one that they were chosen from. Rather all of them than no session.
+    if (this.#state !== "live" && message.field?.startsWith("classes")) {
+      const { classes: _, ...others } = this.#wanted;
+      this.#wanted = others;
+      this.#init(others);
+    }
+    this.#want();
+  }
+
+  // --- small things ---
+
+  #want() {
+    if (this.wantsFrame) this.#emit("wantsFrame", { free: this.#flight.free });
+  }
+
+  /** @param {object} message */
+  #say(message) {
+    if (this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(message));
+  }
+
+  /**
+   * @param {State} state
+   * @param {{why?: string | null, retryAt?: number | null}} [detail]
+   */
+  #enter(state, { why = null, retryAt = null } = {}) {
+    const previous = this.#state;
+    if (state === previous && state !== "waiting") return;
+    this.#state = state;
+    this.#emit("state", { state, previous, why, retryAt });
+  }
+
+  /**
+   * @template {keyof Events} K
+   * @param {K} type
+   * @param {Events[K]} detail
+   */
+  #emit(type, detail) {
+    this.dispatchEvent(new CustomEvent(type, { detail }));
+  }
+
+  /**
+   * @param {string} name
+   * @param {number} ms
+   * @param {() => void} then
+   */
+  #after(name, ms, then) {
+    this.#clear(name);
+    this.#timers.set(
+      name,
+      setTimeout(() => {
+        this.#timers.delete(name);
+        then();
+      }, ms),
+    );
+  }
+
+  /** @param {string} name */
+  #clear(name) {
+    clearTimeout(this.#timers.get(name));
+    this.#timers.delete(name);
+  }
+}

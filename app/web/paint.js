@@ -1,0 +1,245 @@
+// Draws a scene. Every line has a dark edge and every label a dark ground, so that it shows on any picture.
+
+/** @import { Field, Scene, SceneObject, ScenePose, SceneText } from "./tracks.js" */
+/** @typedef {CanvasRenderingContext2D | OffscreenCanvasRenderingContext2D} Pen */
+/**
+ * @typedef {object} Place Where the scene lies on the canvas, and how large things are drawn on it.
+ * @property {number} x
+ * @property {number} y
+ * @property {number} scale Canvas pixels a scene pixel.
+ * @property {number} unit Canvas pixels a CSS pixel: line widths and letters follow it.
+ */
+/** @typedef {{x: number, y: number, width: number, height: number}} Rectangle */
+
+const EDGE = "rgb(0 0 0 / 0.6)";
+const LEAST_KEYPOINT = 0.3;
+const LEFT = "#4dd8ff";
+const RIGHT = "#ffa14d";
+const MIDDLE = "#ffffff";
+const TEXT = "#ffe14d";
+const FONT_PX = 13;
+const LABEL_PX = 20;
+
+/**
+ * A colour of its own for each class: hues a golden angle apart, all light enough for a dark ground.
+ * @param {number} classId
+ */
+export function classColour(classId) {
+  return `hsl(${Math.round((145 + classId * 137.508) % 360)} 90% 65%)`;
+}
+
+/**
+ * @param {Pen} pen
+ * @param {Scene} scene
+ * @param {Place} place
+ * @param {[number, number][]} skeleton
+ */
+export function paint(pen, scene, place, skeleton) {
+  /** @type {Rectangle[]} */
+  const labels = [];
+  const bounds = { x: place.x, y: place.y, width: scene.width * place.scale, height: scene.height * place.scale };
+  pen.save();
+  pen.lineJoin = pen.lineCap = "round";
+  pen.font = `600 ${FONT_PX * place.unit}px system-ui, sans-serif`;
+  pen.textBaseline = "middle";
+  if (scene.field) paintField(pen, scene, scene.field, place);
+  for (const pose of scene.poses) paintPose(pen, pose, place, skeleton);
+  for (const object of scene.objects) paintBox(pen, object, place);
+  for (const text of scene.texts) paintText(pen, text, place);
+  // Labels last: nothing is drawn over them, and each keeps clear of those before it.
+  for (const { box, class_id, class_name, confidence, track_id, alpha } of scene.objects) {
+    const words = `${class_name} ${Math.round(confidence * 100)}%${track_id === null ? "" : ` #${track_id}`}`;
+    label(pen, words, onCanvas(box, place), classColour(class_id), alpha, place, bounds, labels);
+  }
+  for (const { text, polygon, alpha } of scene.texts) {
+    label(pen, text, onCanvas(around(polygon), place), TEXT, alpha, place, bounds, labels);
+  }
+  pen.restore();
+}
+
+/**
+ * @param {Pen} pen
+ * @param {number} width
+ * @param {string} colour
+ * @param {number} unit
+ */
+function stroke(pen, width, colour, unit) {
+  pen.lineWidth = (width + 2.5) * unit;
+  pen.strokeStyle = EDGE;
+  pen.stroke();
+  pen.lineWidth = width * unit;
+  pen.strokeStyle = colour;
+  pen.stroke();
+}
+
+/**
+ * @param {Pen} pen
+ * @param {SceneObject} object
+ * @param {Place} place
+ */
+function paintBox(pen, { box, class_id, alpha }, place) {
+  const { x, y, width, height } = onCanvas(box, place);
+  pen.globalAlpha = alpha;
+  pen.beginPath();
+  pen.roundRect(x, y, width, height, 3 * place.unit);
+  stroke(pen, 2, classColour(class_id), place.unit);
+}
+
+/**
+ * @param {Pen} pen
+ * @param {ScenePose} pose
+ * @param {Place} place
+ * @param {[number, number][]} skeleton
+ */
+function paintPose(pen, { keypoints, alpha }, { x, y, scale, unit }, skeleton) {
+  pen.globalAlpha = alpha;
+  const sure = keypoints.map((point) => point.confidence >= LEAST_KEYPOINT);
+  for (const colour of [MIDDLE, LEFT, RIGHT]) {
+    pen.beginPath();
+    for (const [a, b] of skeleton) {
+      if (!sure[a] || !sure[b] || limbColour(keypoints[a].name, keypoints[b].name) !== colour) continue;
+      pen.moveTo(x + keypoints[a].x * scale, y + keypoints[a].y * scale);
+      pen.lineTo(x + keypoints[b].x * scale, y + keypoints[b].y * scale);
+    }
+    stroke(pen, 2.5, colour, unit);
+  }
+  pen.beginPath();
+  keypoints.forEach((point, i) => {
+    if (!sure[i]) return;
+    const [across, down] = [x + point.x * scale, y + point.y * scale];
+    pen.moveTo(across + 3 * unit, down);
+    pen.arc(across, down, 3 * unit, 0, 2 * Math.PI);
+  });
+  pen.fillStyle = "#fff";
+  pen.strokeStyle = EDGE;
+  pen.lineWidth = 1.5 * unit;
+  pen.stroke();
+  pen.fill();
+}
+
+/**
+ * @param {string} a
+ * @param {string} b
+ */
+function limbColour(a, b) {
+  if (a.startsWith("left") && b.startsWith("left")) return LEFT;
+  return a.startsWith("right") && b.startsWith("right") ? RIGHT : MIDDLE;
+}
+
+/**
+ * A text that was read a while ago has a broken line: the sign may have moved since.
+ * @param {Pen} pen
+ * @param {SceneText} text
+ * @param {Place} place
+ */
+function paintText(pen, { polygon, stale, alpha }, { x, y, scale, unit }) {
+  pen.globalAlpha = alpha;
+  pen.beginPath();
+  for (const [across, down] of polygon) pen.lineTo(x + across * scale, y + down * scale);
+  pen.closePath();
+  if (stale) pen.setLineDash([6 * unit, 5 * unit]);
+  stroke(pen, 2, TEXT, unit);
+  pen.setLineDash([]);
+}
+
+/**
+ * Flow as a vector in each cell; what hardly moves has none.
+ * @param {Pen} pen
+ * @param {Scene} scene
+ * @param {Field} field
+ * @param {Place} place
+ */
+function paintField(pen, { width, height }, { columns, rows, vectors }, { x, y, scale, unit }) {
+  const [across, down] = [width / columns, height / rows];
+  const longer = 2.5; // drawn longer than the way of one frame: a walk is a pixel or two
+  pen.globalAlpha = 0.85;
+  pen.beginPath();
+  for (let cell = 0; cell < columns * rows; cell += 1) {
+    const [dx, dy] = [vectors[2 * cell] * longer, vectors[2 * cell + 1] * longer];
+    const length = Math.hypot(dx, dy);
+    if (length < width * 0.004) continue;
+    const fromX = x + ((cell % columns) + 0.5) * across * scale;
+    const fromY = y + (Math.floor(cell / columns) + 0.5) * down * scale;
+    const [toX, toY] = [fromX + dx * scale, fromY + dy * scale];
+    const head = Math.min(5 * unit, length * scale * 0.5) / (length * scale);
+    const [backX, backY] = [dx * scale * head, dy * scale * head];
+    pen.moveTo(fromX, fromY);
+    pen.lineTo(toX, toY);
+    pen.moveTo(toX - backX + backY * 0.6, toY - backY - backX * 0.6);
+    pen.lineTo(toX, toY);
+    pen.lineTo(toX - backX - backY * 0.6, toY - backY + backX * 0.6);
+  }
+  stroke(pen, 1.25, "#b6ff6b", unit);
+}
+
+/**
+ * A label above its thing where there is room, else below its upper edge; inside the picture, clear of others.
+ * @param {Pen} pen
+ * @param {string} words
+ * @param {Rectangle} thing
+ * @param {string} colour
+ * @param {number} alpha
+ * @param {Place} place
+ * @param {Rectangle} bounds
+ * @param {Rectangle[]} taken
+ */
+function label(pen, words, thing, colour, alpha, { unit }, bounds, taken) {
+  const height = LABEL_PX * unit;
+  const width = Math.min(measure(pen, words) + 10 * unit, bounds.width);
+  const x = Math.max(bounds.x, Math.min(thing.x, bounds.x + bounds.width - width));
+  const candidates = [thing.y - height - unit, thing.y + 2 * unit, thing.y + thing.height + unit, thing.y + height + 3 * unit];
+  const inside = candidates.filter((y) => y >= bounds.y && y + height <= bounds.y + bounds.height);
+  const y = inside.find((at) => !taken.some((other) => overlap(other, { x, y: at, width, height }))) ?? inside[0] ?? bounds.y;
+  taken.push({ x, y, width, height });
+  pen.globalAlpha = alpha * 0.9;
+  pen.fillStyle = "#10151c";
+  pen.beginPath();
+  pen.roundRect(x, y, width, height, 4 * unit);
+  pen.fill();
+  pen.globalAlpha = alpha;
+  pen.fillStyle = colour;
+  pen.fillRect(x, y + 3 * unit, 3 * unit, height - 6 * unit);
+  pen.fillText(words, x + 7 * unit, y + height / 2 + 0.5 * unit, width - 9 * unit);
+}
+
+/** @type {Map<string, number>} */
+const widths = new Map();
+
+/**
+ * @param {Pen} pen
+ * @param {string} words
+ */
+function measure(pen, words) {
+  const key = `${pen.font} ${words}`;
+  let width = widths.get(key);
+  if (width === undefined) {
+    if (widths.size > 2000) widths.clear();
+    width = pen.measureText(words).width;
+    widths.set(key, width);
+  }
+  return width;
+}
+
+/**
+ * @param {Rectangle} a
+ * @param {Rectangle} b
+ */
+function overlap(a, b) {
+  return a.x < b.x + b.width && b.x < a.x + a.width && a.y < b.y + b.height && b.y < a.y + a.height;
+}
+
+/**
+ * @param {{x1: number, y1: number, x2: number, y2: number}} box
+ * @param {Place} place
+ * @returns {Rectangle}
+ */
+function onCanvas({ x1, y1, x2, y2 }, { x, y, scale }) {
+  return { x: x + x1 * scale, y: y + y1 * scale, width: (x2 - x1) * scale, height: (y2 - y1) * scale };
+}
+
+/** @param {[number, number][]} polygon */
+function around(polygon) {
+  const xs = polygon.map(([x]) => x);
+  const ys = polygon.map(([, y]) => y);
+  return { x1: Math.min(...xs), y1: Math.min(...ys), x2: Math.max(...xs), y2: Math.max(...ys) };
+}

@@ -1,0 +1,273 @@
+// What is in view between two results: boxes and skeletons move with their tracks and fade when they are not seen
+// any more. Pure: the caller brings the time (`performance.now()`'s), results come in, a scene for any time goes out.
+
+import { Glide } from "./glide.js";
+
+/** @import { Box, Detection, Motion, Pose, Result } from "./protocol.js" */
+
+/**
+ * @typedef {object} SceneObject
+ * @property {number} class_id
+ * @property {string} class_name
+ * @property {number} confidence
+ * @property {number | null} track_id
+ * @property {Box} box Pixels of the scene.
+ * @property {number} alpha 0 to 1.
+ */
+/**
+ * @typedef {object} ScenePose
+ * @property {number} confidence
+ * @property {number | null} track_id
+ * @property {Box} box
+ * @property {{name: string, x: number, y: number, confidence: number}[]} keypoints
+ * @property {number} alpha
+ */
+/** @typedef {{text: string, confidence: number, polygon: [number, number][], stale: boolean, alpha: number}} SceneText */
+/** @typedef {{columns: number, rows: number, vectors: Float32Array}} Field dx, dy pairs, row by row, pixels of the scene. */
+/**
+ * @typedef {object} Scene What is drawn at one moment, in pixels of the picture that is shown.
+ * @property {number} width
+ * @property {number} height
+ * @property {SceneObject[]} objects
+ * @property {ScenePose[]} poses
+ * @property {SceneText[]} texts
+ * @property {{score: number, direction_deg: number | null, moving_fraction: number} | null} motion
+ * @property {Field | null} field
+ */
+/**
+ * @typedef {object} Track
+ * @property {string} kind
+ * @property {number | null} id
+ * @property {Glide} glide x1, y1, x2, y2, then x, y of each keypoint.
+ * @property {Detection | Pose} last
+ * @property {number} bornAt
+ * @property {number | null} lostAt
+ */
+
+const FADE_IN_MS = 80;
+const FADE_OUT_MS = 250;
+const HOLD_MS = 400; // with no result at all: at least so long does the last one count as the present
+const HOLD_RESULTS = 2; // … or as long as so many results take
+const TEXT_STALE_MS = 1500;
+const SAME_THING = 0.3; // IoU
+
+export class Tracks {
+  /** @type {Track[]} */
+  #objects = [];
+  /** @type {Track[]} */
+  #poses = [];
+  /** @type {Result | null} */
+  #result = null;
+  /** @type {Field | null} */
+  #field = null;
+  #observedAt = 0;
+  #intervalMs = HOLD_MS;
+
+  /**
+   * @param {Result} result
+   * @param {number} capturedAt When its frame was taken.
+   * @param {number} now
+   */
+  observe(result, capturedAt, now) {
+    if (this.#observedAt) this.#intervalMs += 0.3 * (now - this.#observedAt - this.#intervalMs);
+    this.#observedAt = now;
+    this.#result = result;
+    this.#field = field(result.motion, result.image);
+    this.#objects = follow(this.#objects, result.objects, (one) => `object ${one.class_id}`, result.image, capturedAt, now);
+    this.#poses = follow(this.#poses, result.poses, () => "pose", result.image, capturedAt, now);
+  }
+
+  clear() {
+    this.#objects = [];
+    this.#poses = [];
+    this.#result = this.#field = null;
+    this.#observedAt = 0;
+  }
+
+  /**
+   * The scene as it is to be drawn.
+   * @param {number} now
+   * @param {{width: number, height: number}} size Of the picture that is shown.
+   * @returns {Scene}
+   */
+  at(now, { width, height }) {
+    const result = this.#result;
+    const silence = now - this.#observedAt - Math.max(HOLD_MS, HOLD_RESULTS * this.#intervalMs);
+    const present = result ? 1 - clamp(silence / FADE_OUT_MS) : 0;
+    const shown = (/** @type {Track} */ track) => present * visibility(track, now);
+    const stale = (result?.stages.ocr?.status === "stale" && (result.stages.ocr.age_ms ?? 0) > TEXT_STALE_MS) || false;
+    const across = width / (result?.image.width ?? 1);
+    const down = height / (result?.image.height ?? 1);
+    return {
+      width,
+      height,
+      objects: this.#objects.map((track) => sceneObject(track, now, width, height, shown(track))).filter(visible),
+      poses: this.#poses.map((track) => scenePose(track, now, width, height, shown(track))).filter(visible),
+      texts: (result?.texts ?? [])
+        .map(({ text, confidence, polygon }) => {
+          const corners = polygon.map(([x, y]) => /** @type {[number, number]} */ ([x * across, y * down]));
+          return { text, confidence, polygon: corners, stale, alpha: present };
+        })
+        .filter(visible),
+      motion: present > 0 ? (result?.motion ?? null) : null,
+      field: present > 0 && this.#field ? scaled(this.#field, across, down) : null,
+    };
+  }
+}
+
+/**
+ * The tracks after a result: known things are moved, new ones begin, missing ones start to fade.
+ * @template {Detection | Pose} T
+ * @param {Track[]} tracks
+ * @param {T[]} found
+ * @param {(one: T) => string} kindOf
+ * @param {{width: number, height: number}} image
+ * @param {number} capturedAt
+ * @param {number} now
+ * @returns {Track[]}
+ */
+function follow(tracks, found, kindOf, image, capturedAt, now) {
+  const left = new Set(tracks);
+  const kept = found.map((one) => {
+    const values = vector(one, image);
+    const kind = kindOf(one);
+    const track = match(left, kind, one.track_id, values, now);
+    if (!track) {
+      return { kind, id: one.track_id, glide: new Glide(values, capturedAt), last: one, bornAt: now, lostAt: null };
+    }
+    left.delete(track);
+    track.glide.observe(values, capturedAt, now);
+    return Object.assign(track, { id: one.track_id ?? track.id, last: one, lostAt: null });
+  });
+  const fading = [...left].filter((track) => track.lostAt === null || now - track.lostAt < FADE_OUT_MS);
+  for (const track of fading) track.lostAt ??= now;
+  return [...kept, ...fading];
+}
+
+/**
+ * The track of the same number; for a thing without one, or a number never seen, the track that lies where it is.
+ * @param {Set<Track>} tracks
+ * @param {string} kind
+ * @param {number | null} id
+ * @param {number[]} values
+ * @param {number} now
+ */
+function match(tracks, kind, id, values, now) {
+  let best = null;
+  let most = SAME_THING;
+  for (const track of tracks) {
+    if (track.kind !== kind) continue;
+    if (id !== null && track.id === id) return track;
+    if (id !== null && track.id !== null) continue;
+    const overlap = iou(track.glide.at(now), values);
+    if (overlap > most) [best, most] = [track, overlap];
+  }
+  return best;
+}
+
+/**
+ * @param {Detection | Pose} one
+ * @param {{width: number, height: number}} image
+ */
+function vector({ box, ...one }, { width, height }) {
+  const values = [box.x1 / width, box.y1 / height, box.x2 / width, box.y2 / height];
+  if ("keypoints" in one) for (const point of one.keypoints) values.push(point.x / width, point.y / height);
+  return values;
+}
+
+/**
+ * @param {ArrayLike<number>} a
+ * @param {ArrayLike<number>} b
+ */
+export function iou(a, b) {
+  const across = Math.min(a[2], b[2]) - Math.max(a[0], b[0]);
+  const down = Math.min(a[3], b[3]) - Math.max(a[1], b[1]);
+  if (across <= 0 || down <= 0) return 0;
+  const shared = across * down;
+  return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared);
+}
+
+/**
+ * @param {Track} track
+ * @param {number} now
+ */
+function visibility({ bornAt, lostAt }, now) {
+  const out = lostAt === null ? 1 : 1 - clamp((now - lostAt) / FADE_OUT_MS);
+  return out * clamp((now - bornAt + FADE_IN_MS / 4) / FADE_IN_MS);
+}
+
+/**
+ * @param {Track} track
+ * @param {number} now
+ * @param {number} width
+ * @param {number} height
+ * @param {number} alpha
+ * @returns {SceneObject}
+ */
+function sceneObject(track, now, width, height, alpha) {
+  const { class_id, class_name, confidence } = /** @type {Detection} */ (track.last);
+  return { class_id, class_name, confidence, track_id: track.id, box: box(track.glide.at(now), width, height), alpha };
+}
+
+/**
+ * @param {Track} track
+ * @param {number} now
+ * @param {number} width
+ * @param {number} height
+ * @param {number} alpha
+ * @returns {ScenePose}
+ */
+function scenePose(track, now, width, height, alpha) {
+  const { keypoints, confidence } = /** @type {Pose} */ (track.last);
+  const values = track.glide.at(now);
+  const points = keypoints.map((point, i) => ({
+    name: point.name,
+    x: values[4 + 2 * i] * width,
+    y: values[5 + 2 * i] * height,
+    confidence: point.confidence,
+  }));
+  return { confidence, track_id: track.id, box: box(values, width, height), keypoints: points, alpha };
+}
+
+/**
+ * @param {Float64Array} values
+ * @param {number} width
+ * @param {number} height
+ * @returns {Box}
+ */
+function box(values, width, height) {
+  const [x1, y1, x2, y2] = values;
+  return { x1: clamp(x1) * width, y1: clamp(y1) * height, x2: clamp(x2) * width, y2: clamp(y2) * height };
+}
+
+/**
+ * @param {Motion | null} motion
+ * @param {{width: number, height: number}} image
+ * @returns {Field | null} In pixels of the image.
+ */
+function field(motion, image) {
+  if (!motion?.grid || !image.width) return null;
+  const { columns, rows, scale, data } = motion.grid;
+  const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
+  return { columns, rows, vectors: Float32Array.from(new Int8Array(bytes.buffer), (unit) => unit * scale) };
+}
+
+/**
+ * @param {Field} field
+ * @param {number} across
+ * @param {number} down
+ * @returns {Field}
+ */
+function scaled({ columns, rows, vectors }, across, down) {
+  return { columns, rows, vectors: vectors.map((value, i) => value * (i % 2 ? down : across)) };
+}
+
+/** @param {{alpha: number}} one */
+function visible({ alpha }) {
+  return alpha > 0.01;
+}
+
+/** @param {number} value */
+function clamp(value) {
+  return Math.min(1, Math.max(0, value));
+}

@@ -1,0 +1,97 @@
+// What the page says in words, made from what the service says in codes. Pure.
+
+/** @import { Result, Stage } from "./protocol.js" */
+
+/** @type {Record<string, string>} */
+const BYE = {
+  stopped: "The session was stopped.",
+  idle: "No frames came for a while, so the service gave the place away.",
+  max_session: "The session lasted as long as the service allows.",
+  slow_reader: "This page read too slowly: its connection or its machine could not keep up.",
+  unauthorized: "The service wants a valid token.",
+  shutdown: "The service is shutting down.",
+  protocol_error: "The service and this page do not understand each other. Reload the page; it may be an old one.",
+  inference_unavailable: "The models cannot be reached.",
+  rejected: "All places are taken, and the waiting room is full.",
+};
+
+/**
+ * Why a session ended, for people.
+ * @param {string} reason
+ * @param {string | null} [message] The service's own words.
+ */
+export function byeWords(reason, message) {
+  const words = BYE[reason] ?? `The service ended the session: ${reason}.`;
+  return message ? `${words} (${message})` : words;
+}
+
+/** @type {Record<string, string>} */
+const STAGES = { detect: "Objects", pose: "Poses", ocr: "Text", motion: "Motion", track: "Tracks" };
+
+/** @type {Record<string, string>} */
+const REASONS = {
+  running: "being read",
+  first_frame: "first frame",
+  size_changed: "size changed",
+  frame_too_small: "frame too small",
+  inference_unavailable: "models unavailable",
+};
+
+/** @param {string} name Of a stage, as on the wire. */
+export function stageTitle(name) {
+  return STAGES[name] ?? name;
+}
+
+/**
+ * How a stage went: `ok`, `stale 0.4 s, throttled`.
+ * @param {Stage | undefined} stage
+ */
+export function stageWords(stage) {
+  if (!stage) return "";
+  if (stage.status === "disabled") return stage.reason && stage.reason !== "off" ? `off, ${stage.reason}` : "off";
+  const age = stage.age_ms === null ? "" : ` ${seconds(stage.age_ms)}`;
+  const reason = stage.reason ? `, ${REASONS[stage.reason] ?? stage.reason.replaceAll("_", " ")}` : "";
+  return `${stage.status}${age}${reason}`;
+}
+
+/** @param {number} ms */
+export function seconds(ms) {
+  return ms < 9950 ? `${(ms / 1000).toFixed(1)} s` : `${Math.round(ms / 1000)} s`;
+}
+
+/**
+ * A while in words: `40 s`, `about 3 min`.
+ * @param {number} s
+ */
+export function duration(s) {
+  if (s < 90) return `${Math.max(1, Math.round(s))} s`;
+  return s < 5400 ? `about ${Math.round(s / 60)} min` : `about ${(s / 3600).toFixed(1)} h`;
+}
+
+/** @param {number} size */
+export function bytes(size) {
+  if (size < 1e6) return `${Math.round(size / 1000)} kB`;
+  return size < 1e9 ? `${(size / 1e6).toFixed(1)} MB` : `${(size / 1e9).toFixed(2)} GB`;
+}
+
+/**
+ * What is in view, in a sentence: for those who cannot see the picture, and for those who look elsewhere.
+ * @param {Pick<Result, "objects" | "poses" | "texts" | "motion">} result
+ */
+export function seenWords({ objects, poses, texts, motion }) {
+  /** @type {Map<string, number>} */
+  const counts = new Map();
+  for (const one of objects) counts.set(one.class_name, (counts.get(one.class_name) ?? 0) + 1);
+  const parts = [...counts].map(([name, count]) => (count === 1 ? `1 ${name}` : `${count} × ${name}`));
+  if (!objects.length && poses.length) parts.push(poses.length === 1 ? "1 pose" : `${poses.length} poses`);
+  if (texts.length) parts.push(`text: ${texts.map((text) => `“${text.text}”`).join(", ")}`);
+  if (motion && motion.moving_fraction >= 0.02) parts.push(`moving ${heading(motion.direction_deg)}`.trim());
+  return parts.length ? parts.join(" · ") : "nothing recognised";
+}
+
+const HEADINGS = ["right", "down and right", "down", "down and left", "left", "up and left", "up", "up and right"];
+
+/** @param {number | null} degrees 0 right, 90 down. */
+function heading(degrees) {
+  return degrees === null ? "" : HEADINGS[Math.round(degrees / 45) % 8];
+}

@@ -1,0 +1,66 @@
+"""A client that writes down what it got, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.client import connect
+from app.protocol.messages import Result
+from app.protocol.result import Box
+
+
+def watch(url: str, jpegs: list[bytes], **wishes: Any) -> list[Result]:
+    """The results of these frames, every one analysed."""
+    return asyncio.run(watching(url, jpegs, **wishes))
+
+
+async def watching(url: str, jpegs: list[bytes], **wishes: Any) -> list[Result]:
+    async with connect(url, mode="lossless", **wishes) as session:
+        results = [result async for result in session.stream(jpegs)]
+    assert [result.seq for result in results] == list(range(1, len(jpegs) + 1))
+    return results
+
+
+def watch_until(
+    url: str, jpegs: list[bytes], enough: Callable[[Result], bool], *, every_s: float = 0.1, at_most: int = 200
+) -> list[tuple[Result, float]]:
+    """Sends the frames at a pace, then the last one over and over; each result with when it came, monotonic seconds.
+
+    Ends with the first result after the last frame that is `enough`, or after `at_most` frames.
+    """
+    seen: list[tuple[Result, float]] = []
+    done = asyncio.Event()
+
+    async def paced() -> AsyncIterator[bytes]:
+        for index in range(at_most):
+            if done.is_set():
+                return
+            yield jpegs[min(index, len(jpegs) - 1)]
+            await asyncio.sleep(every_s)
+
+    async def run() -> None:
+        async with connect(url, mode="lossless") as session:
+            async for result in session.stream(paced()):
+                seen.append((result, time.monotonic()))
+                if result.seq >= len(jpegs) and enough(result):
+                    done.set()
+
+    asyncio.run(run())
+    return seen
+
+
+def corners(box: Box) -> NDArray[np.float64]:
+    """x1, y1, x2, y2."""
+    return np.array([box.x1, box.y1, box.x2, box.y2])
+
+
+def iou(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    low, high = np.maximum(one[:2], other[:2]), np.minimum(one[2:], other[2:])
+    shared = np.prod(np.clip(high - low, 0, None))
+    return float(shared / (np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2]) - shared))

@@ -1,0 +1,269 @@
+"""Clients that mean harm, or are broken: the service goes on, others are served, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, ExitStack, suppress
+
+import httpx
+import psutil
+import pytest
+
+from tests.conftest import SLOW, Serve, photograph
+from tests.support.live import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    PATIENCE_S,
+    PING,
+    TEXT,
+    ended,
+    opened,
+    plain_socket,
+    ready,
+    reset,
+    send_until_cut_off,
+    settle,
+    upgrade,
+    ws_frame,
+)
+from tests.support.service import Service, assert_adds_up
+
+pytestmark = pytest.mark.anyio
+MANY = 500
+
+
+@pytest.fixture(scope="module")
+def target(serve: Serve) -> Service:
+    """One that waits for nobody longer than a second."""
+    return serve(INIT_TIMEOUT_S="1", SEND_TIMEOUT_S="1", MAX_MESSAGES_PER_S="10000", MAX_SESSIONS="8")
+
+
+@pytest.fixture(scope="module")
+def slow(serve: Serve) -> Service:
+    return serve(**SLOW, MAX_SESSIONS="2", TRITON_MAX_IN_FLIGHT="1")
+
+
+@pytest.fixture(autouse=True)
+def unharmed(target: Service) -> Iterator[None]:
+    """After each of these tests others are served as before and no slot is taken."""
+    yield
+    asyncio.run(served(target))
+    settle(target)
+
+
+async def served(service: Service) -> None:
+    async with ready(service) as live:
+        await live.frame(photograph(64, 48))
+        assert (await live.answer())["type"] == "result"
+        await live.stop()
+
+
+def resident(service: Service) -> int:
+    return psutil.Process(service.process.pid).memory_info().rss
+
+
+def until_let_go(service: Service, *sockets: socket.socket) -> None:
+    """Waits until the service holds none of these connections any more."""
+    until_none_from(service, {one.getsockname()[1] for one in sockets})
+
+
+def until_none_from(service: Service, ports: set[int]) -> None:
+    process, deadline = psutil.Process(service.process.pid), time.monotonic() + PATIENCE_S
+    while held := ports & {one.raddr.port for one in process.net_connections("tcp") if one.raddr}:
+        assert time.monotonic() < deadline, f"{len(held)} connections are still open"
+        time.sleep(0.1)
+
+
+# --- many that say nothing ---
+
+
+async def test_500_sockets_that_say_nothing_are_all_closed_while_others_are_served(target: Service) -> None:
+    async with AsyncExitStack() as stack:
+        silent = [await stack.enter_async_context(opened(target)) for _ in range(MANY)]
+        await served(target)
+        byes = await asyncio.gather(*(live.bye() for live in silent))
+    assert {bye["reason"] for bye in byes} == {"idle"}
+    assert target.metrics()['sightline_sessions_total{outcome="idle"}'] >= MANY
+
+
+def test_500_connections_that_say_nothing_or_half_a_request_are_all_closed(target: Service) -> None:
+    with ExitStack() as stack:
+        silent = [stack.enter_context(plain_socket(target)) for _ in range(MANY)]
+        for one in silent[::2]:
+            one.sendall(b"GET /ws/inference HTTP/1.1\r\nHost: x\r\nUpgrade: webso")
+        asyncio.run(served(target))
+        assert all(ended(one) for one in silent)
+
+
+def test_500_connections_that_vanish_leave_nothing(target: Service) -> None:
+    ports = set()
+    for number in range(MANY):
+        one = plain_socket(target)
+        ports.add(one.getsockname()[1])
+        if number % 3:
+            one.sendall(b"GET /ws/inference HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n")
+        if number % 3 == 2:
+            one.sendall(b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n")
+        reset(one)
+    until_none_from(target, ports)
+    assert "Traceback" not in target.log
+
+
+# --- readers that do not read ---
+
+
+def test_a_reader_that_never_reads_loses_its_session_and_its_socket(target: Service, jpeg: bytes) -> None:
+    with plain_socket(target, receive_buffer=4096) as one:
+        upgrade(one)
+        one.sendall(ws_frame(jpeg, BINARY))
+        update = ws_frame(b'{"type":"update"}', TEXT) * 100
+        send_until_cut_off(one, update)  # and never read the answers
+        settle(target)
+        until_let_go(target, one)
+    assert target.metrics()['sightline_sessions_total{outcome="slow_reader"}'] >= 1
+
+
+def test_a_peer_that_does_not_answer_the_close_frame_is_cut_off(target: Service) -> None:
+    with plain_socket(target) as one:
+        upgrade(one)
+        one.sendall(ws_frame(b'{"type":"stop"}', TEXT))
+        assert ended(one)  # after SEND_TIMEOUT_S
+
+
+def test_pongs_to_a_peer_that_reads_nothing_neither_pile_up_nor_hold_its_socket(target: Service) -> None:
+    before = resident(target)
+    with plain_socket(target, receive_buffer=4096) as one:
+        upgrade(one)
+        one.sendall(ws_frame(b'{"type":"init"}', TEXT))
+        while b'"ready"' not in one.recv(1 << 16):
+            pass
+        flood = ws_frame(bytes(125), PING) * 1000
+        for _ in range(400):  # 52 MB, which as pongs would be as much
+            one.sendall(flood)
+        assert resident(target) - before < 25e6
+        one.sendall(ws_frame(b"", CLOSE))
+        until_let_go(target, one)  # though what it was sent can never be flushed
+
+
+def test_fragments_without_end_are_refused(target: Service) -> None:
+    with plain_socket(target) as one:
+        upgrade(one)
+        one.sendall(ws_frame(b'{"type":"init"}', TEXT) + ws_frame(b"", BINARY, fin=False))
+        with suppress(ConnectionError):
+            one.sendall(ws_frame(b"", CONTINUATION, fin=False) * 100_000)
+        assert ended(one)
+
+
+# --- those who break the protocol below ours ---
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        ws_frame(b"x", 3),
+        ws_frame(b"x", CONTINUATION),
+        ws_frame(bytes(126), PING),
+        ws_frame(b"x", CLOSE),
+        ws_frame(b"\x03\xe8\xff", CLOSE),
+        b"\x82\x05hello",
+        b"\xff" * 1000,
+        b"\x82\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+    ],
+    ids=["opcode", "continuation", "long ping", "short close", "close text", "unmasked", "ones", "endless length"],
+)
+def test_frames_that_break_rfc_6455_end_the_connection(target: Service, garbage: bytes) -> None:
+    with plain_socket(target) as one:
+        upgrade(one)
+        one.sendall(garbage)
+        assert ended(one)
+    assert "Exception in ASGI" not in target.log
+
+
+def test_random_bytes_end_the_connection(target: Service) -> None:
+    for _ in range(20):
+        with plain_socket(target) as one:
+            upgrade(one)
+            with suppress(ConnectionError):
+                one.sendall(os.urandom(2000))
+            assert ended(one)
+
+
+# --- those who leave at the worst moment ---
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+@pytest.mark.parametrize("mode", ["realtime", "lossless"])
+async def test_leaving_in_the_middle_of_inference_frees_the_slot(
+    slow: Service, jpeg: bytes, how: str, mode: str
+) -> None:
+    received = slow.frames()["received"]
+    async with AsyncExitStack() as stack:
+        lives = [await stack.enter_async_context(ready(slow, mode=mode)) for _ in range(2)]
+        for live in lives:
+            await live.frame(jpeg)
+        await asyncio.sleep(0.1)  # now one is at the model, and one at the gate
+        for live in lives:
+            if how == "close":
+                await live.connection.close()
+            else:
+                wire = live.connection.transport.get_extra_info("socket")
+                wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # RST
+                live.connection.transport.abort()
+    settle(slow)
+    settle(slow, "sightline_inference_in_flight")
+    counts = assert_adds_up(slow)
+    assert counts["received"] == received + 2
+    await served(slow)
+    assert "Traceback" not in slow.log
+
+
+async def test_one_who_leaves_between_two_words_is_no_fault(target: Service, jpeg: bytes) -> None:
+    for number in range(20):
+        one = plain_socket(target)
+        upgrade(one)
+        whole = ws_frame(b'{"type":"init"}', TEXT) + ws_frame(jpeg, BINARY)
+        one.sendall(whole[: len(whole) * number // 19])
+        reset(one)
+    settle(target)
+    assert "Traceback" not in target.log
+
+
+# --- after all of it ---
+
+
+def test_memory_returns_to_where_it_was(target: Service, jpeg: bytes) -> None:
+    asyncio.run(served(target))
+    before = resident(target)
+
+    async def session(number: int) -> None:
+        async with ready(target, motion_grid=True) as live:
+            for _ in range(5):
+                await live.frame(jpeg)
+                await live.answer()
+            if number % 2:
+                await live.stop()
+
+    async def rounds(count: int) -> None:
+        for start in range(0, count, 8):
+            await asyncio.gather(*(session(start + number) for number in range(8)))
+            settle(target)
+
+    asyncio.run(rounds(24))
+    warm = resident(target)
+    asyncio.run(rounds(72))
+    assert resident(target) - warm < 20e6, (before, warm, resident(target))
+    assert resident(target) < 600e6
+
+
+def test_everything_is_accounted_for_and_nobody_is_left(target: Service, slow: Service) -> None:
+    for one in (target, slow):
+        assert_adds_up(one)
+        settle(one)
+        status = httpx.get(f"{one.url}/status").json()
+        assert (status["sessions_active"], status["sessions_waiting"]) == (0, 0)

@@ -1,0 +1,245 @@
+"""Plain HTTP beside the socket."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import httpx
+import pytest
+from PIL import Image
+
+from app.client import decode
+from app.protocol.messages import Result
+from tests.conftest import SLOW, Serve, photograph, pillow_jpeg
+from tests.support.live import ended, plain_socket, reset, send_until_cut_off, validators
+from tests.support.service import Service, assert_adds_up
+
+
+@pytest.fixture(scope="module")
+def brisk(serve: Serve) -> Service:
+    """One that waits for nobody longer than half a second."""
+    return serve(INIT_TIMEOUT_S="0.5", **SLOW)
+
+
+def post(service: Service, content: object, query: str = "", **headers: str) -> httpx.Response:
+    return httpx.post(f"{service.url}/v1/frames{query}", content=content, headers=headers, timeout=20)  # type: ignore[arg-type]
+
+
+def code(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["error"]["code"]
+
+
+# --- POST /v1/frames ---
+
+
+def test_one_picture_in_one_result_out(service: Service, jpeg: bytes) -> None:
+    answer = post(service, jpeg)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+    validators(service.url)["result"].validate(answer.json())
+    result = decode(answer.content)
+    assert isinstance(result, Result)
+    assert [one.class_name for one in result.frame.objects] == ["person", "dog"]
+    assert [one.track_id for one in result.frame.objects] == [None, None]
+    assert result.frame.stages["track"].status == result.frame.stages["motion"].status == "disabled"
+
+
+def test_the_body_may_come_in_chunks_of_unknown_number(service: Service, jpeg: bytes) -> None:
+    def chunks() -> Iterator[bytes]:
+        for at in range(0, len(jpeg), 1000):
+            yield jpeg[at : at + 1000]
+
+    assert post(service, chunks()).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ("?confidence=0.85", ["person"]),
+        ("?classes=dog", ["dog"]),
+        ("?classes=PERSON,16", ["person", "dog"]),
+        ("?classes=1", []),
+        ("?classes=", ["person", "dog"]),
+        ("?iou=0.1&confidence=0", ["person", "dog"]),
+    ],
+)
+def test_the_query_says_what_to_keep(service: Service, jpeg: bytes, query: str, names: list[str]) -> None:
+    answer = post(service, jpeg, query)
+    assert [one["class_name"] for one in answer.json()["objects"]] == names
+
+
+@pytest.mark.parametrize(
+    "classes", ["unicorn", "80", "-1", "²", "9" * 5000, "1," * 3000, "person,,dog", "%00", "1e3"], ids=lambda c: c[:10]
+)
+def test_classes_that_are_none_are_named(service: Service, jpeg: bytes, classes: str) -> None:
+    answer = post(service, jpeg, f"?classes={classes}")
+    assert code(answer) == (422, "invalid_value")
+    assert answer.json()["error"]["field"].startswith("classes")
+
+
+@pytest.mark.parametrize("query", ["confidence=2", "confidence=-0.1", "confidence=much", "iou=nan", "iou=1.01"])
+def test_numbers_out_of_range_are_refused(service: Service, jpeg: bytes, query: str) -> None:
+    answer = post(service, jpeg, f"?{query}")
+    assert answer.status_code == 422
+    assert query.partition("=")[0] in answer.text
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"hello", b"\xff\xd8", b"\x89PNG\r\n\x1a\n"], ids=["nothing", "text", "cut", "png"]
+)
+def test_what_is_no_jpeg_is_an_unsupported_medium(service: Service, body: bytes) -> None:
+    assert code(post(service, body)) == (415, "undecodable")
+
+
+def test_a_picture_cut_short_is_one_too(service: Service, jpeg: bytes) -> None:
+    assert code(post(service, jpeg[: len(jpeg) // 2])) == (415, "undecodable")
+
+
+def test_too_many_pixels_or_bytes_are_too_large(service: Service) -> None:
+    assert code(post(service, pillow_jpeg(Image.new("RGB", (8000, 8000)), quality=5))) == (413, "too_large")
+    assert code(post(service, b"\xff\xd8" + bytes(2 * 1024 * 1024))) == (413, "too_large")
+
+
+def test_a_body_without_end_is_answered_at_the_limit_and_cut_off(brisk: Service) -> None:
+    with plain_socket(brisk) as one:
+        one.sendall(b"POST /v1/frames HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        send_until_cut_off(one, b"10000\r\n" + bytes(0x10000) + b"\r\n")
+    assert brisk.metrics()['sightline_frames_dropped_total{door="http",reason="too_large"}'] == 1
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(brisk: Service, jpeg: bytes) -> None:
+    with plain_socket(brisk) as one:
+        one.sendall(b"POST /v1/frames HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n\xff\xd8")
+        assert b" 408 " in one.recv(1 << 16)
+        assert ended(one)
+    assert post(brisk, jpeg).status_code == 200
+
+
+def test_a_client_that_leaves_in_the_middle_is_no_fault_of_ours(brisk: Service, jpeg: bytes) -> None:
+    head = f"POST /v1/frames HTTP/1.1\r\nHost: x\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode()
+    for body in (b"", jpeg[:1000], jpeg):
+        one = plain_socket(brisk)
+        one.sendall(head + body)
+        time.sleep(0.1)  # the whole one is then with the slow model
+        reset(one)
+    assert post(brisk, jpeg).status_code == 200
+    assert "Traceback" not in brisk.log
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+def test_other_methods_are_not_allowed(service: Service, method: str) -> None:
+    assert httpx.request(method, f"{service.url}/v1/frames").status_code == 405
+
+
+# --- connections that are slow on purpose ---
+
+
+def test_half_a_request_is_not_waited_for(brisk: Service) -> None:
+    with plain_socket(brisk) as one:
+        one.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow")
+        assert ended(one)
+
+
+def test_half_a_second_request_is_not_waited_for_either(brisk: Service) -> None:
+    with plain_socket(brisk) as one:
+        one.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b" 200 " in one.recv(1 << 16)
+        one.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow")
+        assert ended(one)
+
+
+def test_a_connection_that_says_nothing_is_closed(brisk: Service) -> None:
+    with plain_socket(brisk) as one:
+        assert ended(one)
+
+
+@pytest.mark.parametrize("garbage", [b"\0" * 100, b"\x16\x03\x01\x02\0\x01\0", b"GET\r\n\r\n", b"A" * 100_000])
+def test_what_is_no_http_is_sent_away(brisk: Service, garbage: bytes) -> None:
+    with plain_socket(brisk) as one:
+        with suppress(ConnectionError):  # sent away before all of it was sent
+            one.sendall(garbage)
+        assert ended(one)
+
+
+# --- what tells of itself ---
+
+
+def test_live_and_ready(service: Service) -> None:
+    assert httpx.get(f"{service.url}/health/live").json() == {"status": "ok"}
+    answer = httpx.get(f"{service.url}/health/ready")
+    assert answer.status_code == 200
+    parts = answer.json()
+    assert parts["status"] == "ready"
+    assert parts["inference"]["state"] == parts["disk"]["state"] == "ok"
+    assert parts["inference"]["shared_memory"] is True
+    assert parts["ocr"]["state"] == "disabled"
+
+
+def test_status_says_when_something_last_happened(service: Service, jpeg: bytes) -> None:
+    before = time.time()
+    post(service, jpeg)
+    status = httpx.get(f"{service.url}/status").json()
+    assert (status["sessions_active"], status["sessions_waiting"]) == (0, 0)
+    assert before <= status["last_activity"] <= time.time()
+    assert status["idle_s"] >= 0
+    assert status["uptime_s"] > 0
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", status["version"])
+
+
+def test_models_are_those_that_ready_names(service: Service) -> None:
+    models = httpx.get(f"{service.url}/v1/models").json()
+    assert models["detect"]["name"] == "canned yolo"
+    assert len(models["detect"]["classes"]) == 80
+    assert len(models["pose"]["keypoints"]) == 17
+    assert models["ocr"] is None
+
+
+def test_metrics_are_prometheus_text_and_count(service: Service, jpeg: bytes) -> None:
+    answer = httpx.get(f"{service.url}/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert "# TYPE sightline_frames_received_total counter" in answer.text
+    before = service.frames("http")["processed"]
+    post(service, jpeg)
+    assert service.frames("http")["processed"] == before + 1
+    assert service.metrics()["sightline_inference_up"] == 1
+    assert "session_id" not in answer.text
+
+
+def test_the_page_and_what_it_loads(service: Service) -> None:
+    page = httpx.get(f"{service.url}/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "sightline" in page.text.lower()
+    for name in re.findall(r'(?:src|href)="(/web/[^"#?]+)', page.text):
+        assert httpx.get(service.url + name).status_code == 200, name
+    assert httpx.get(f"{service.url}/web/../main.py").status_code == 404
+
+
+def test_the_openapi_names_every_route_with_a_summary(service: Service) -> None:
+    paths = httpx.get(f"{service.url}/openapi.json").json()["paths"]
+    wanted = {"/v1/frames", "/v1/models", "/schema.json", "/health/live", "/health/ready", "/status", "/metrics", "/"}
+    assert wanted <= set(paths)
+    for path, methods in paths.items():
+        for method, operation in methods.items():
+            assert operation.get("description"), f"{method} {path}"
+
+
+def test_unknown_paths_are_not_found(service: Service) -> None:
+    assert httpx.get(f"{service.url}/nothing").status_code == 404
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as one:
+        one.sendall(
+            b"GET /ws/other HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        assert one.recv(1 << 16).startswith(b"HTTP/1.1 403")
+
+
+def test_every_picture_of_this_module_is_accounted_for(service: Service, brisk: Service) -> None:
+    post(service, photograph(64, 48))
+    for one in (service, brisk):
+        counts = assert_adds_up(one, "http")
+        assert counts["processed"] > 0
+        assert counts["dropped"] > 0
+        assert "Traceback" not in one.log

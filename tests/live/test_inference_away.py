@@ -1,0 +1,110 @@
+"""Triton is killed under open sessions, and comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.settings import TritonSettings
+from benchmarks import canned
+from tests.support.live import Live, Message, opened, ready
+from tests.support.service import Service, assert_adds_up, require_environment, serving, wait_until
+from tests.support.triton import Mortal, mortal
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mortal]:
+    require_environment(TritonSettings().triton_python, "make triton-env")
+    folder = tmp_path_factory.mktemp("mortal")
+    with mortal(canned.write(folder / "repository"), folder / "state") as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def bereft(triton: Mortal, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    settings = {"TRITON_URL": triton.url, "OCR": "off"}
+    with serving(tmp_path_factory.mktemp("service"), settings) as service:
+        yield service
+
+
+async def frames_until(live: Live, jpeg: bytes, detect: str) -> tuple[Message, list[Message]]:
+    """Sends frames until detection says this; that result, and the notices on the way."""
+    notices = []
+    while True:
+        await live.frame(jpeg)
+        while (message := await live.until("result", "notice"))["type"] == "notice":
+            notices.append(message)
+        if message["stages"]["detect"]["status"] == detect:
+            return message, notices
+
+
+async def test_frames_are_answered_without_it_and_detection_comes_back_by_itself(
+    bereft: Service, triton: Mortal, jpeg: bytes
+) -> None:
+    async with ready(bereft) as live, ready(bereft) as other:
+        await frames_until(live, jpeg, "ok")
+        triton.kill()
+        result, notices = await frames_until(live, jpeg, "error")
+        assert result["stages"]["detect"]["reason"] == "inference_unavailable"
+        assert result["stages"]["pose"]["status"] == "error"
+        assert result["stages"]["motion"]["status"] == "ok"
+        assert (result["objects"], result["poses"]) == ([], [])
+        notices = notices or [await live.until("notice")]
+        assert notices[-1]["code"] == "inference_unavailable"
+        assert (await other.until("notice"))["code"] == "inference_unavailable"
+        gone = wait_until(bereft, "/health/ready", 503).json()
+        assert (gone["status"], gone["inference"]["state"]) == ("unavailable", "unavailable")
+        assert bereft.metrics()["sightline_inference_up"] == 0
+
+        async with opened(bereft) as late:  # sessions are opened all the while
+            await late.frame(jpeg)
+            assert (await late.until("ready"))["type"] == "ready"
+            assert (await late.answer())["type"] == "result"
+
+        result, notices = await frames_until(live, jpeg, "ok")
+        notices = notices or [await live.until("notice")]
+        assert notices[-1]["code"] == "inference_restored"
+        assert (await other.until("notice"))["code"] == "inference_restored"
+        assert [one["class_name"] for one in result["objects"]] == ["person", "dog"]
+        back = wait_until(bereft, "/health/ready").json()
+        assert back["inference"]["shared_memory"] is True
+        bye = await live.stop()
+    assert bye["report"]["failed"] == 0
+    assert bye["report"]["processed"] == bye["report"]["received"]
+
+
+def test_a_single_picture_without_it_says_so(bereft: Service, triton: Mortal, jpeg: bytes) -> None:
+    triton.kill()
+    wait_until(bereft, "/health/ready", 503)
+    answer = httpx.post(f"{bereft.url}/v1/frames", content=jpeg, timeout=20)
+    assert answer.status_code == 200
+    assert answer.json()["stages"]["detect"] == {"status": "error", "reason": "inference_unavailable", "age_ms": None}
+    wait_until(bereft, "/health/ready")
+    assert len(httpx.post(f"{bereft.url}/v1/frames", content=jpeg, timeout=20).json()["objects"]) == 2
+
+
+async def test_a_service_that_starts_before_its_triton_waits_for_it(tmp_path: Path, jpeg: bytes) -> None:
+    settings = {"TRITON_URL": "127.0.0.1:9", "OCR": "off"}
+    with serving(tmp_path, settings, ready=False) as service:
+        async with ready(service) as live:
+            assert live.welcome["models"]["detect"] is None
+            await live.say("update", classes=["person"])
+            error = await live.until("error")
+            assert "no detection model is served now" in error["message"]
+            await live.frame(jpeg)
+            await live.answer()
+            await live.frame(jpeg)
+            result = await live.answer()
+        assert result["stages"]["detect"]["reason"] == "inference_unavailable"
+        assert result["stages"]["motion"]["status"] == "ok"
+
+
+def test_everything_is_accounted_for(bereft: Service) -> None:
+    counts = assert_adds_up(bereft)
+    assert counts["failed"] == counts["dropped"] == 0
+    assert "Traceback" not in bereft.log
