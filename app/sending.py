@@ -24,7 +24,7 @@ from app.client import LiveSession, connect
 from app.drawing import annotate
 from app.errors import SightlineError
 from app.protocol.messages import Result, encode_result
-from app.sources import Picture, open_source
+from app.sources import Camera, Picture, open_source
 
 
 class Sink(Protocol):
@@ -121,12 +121,13 @@ def send(
     if output is not None and output.suffix not in (".mp4", ".jsonl"):
         raise SightlineError(f"--output {output}: want a name that ends in .mp4 or .jsonl")
     total = opened.frames if limit is None or opened.frames is None else min(limit, opened.frames)
+    # A camera keeps its own pace, and its driver leaves out what nobody takes.
+    recorded = not isinstance(opened, Camera)
     job = Job(
         pictures=itertools.islice(opened, limit),
         total=total or limit,
-        # A camera keeps its own pace, and its driver leaves out what nobody takes.
-        pace=opened.fps if realtime and fps is None and opened.frames is not None else fps,
-        keeps_up=realtime and opened.frames is not None,
+        pace=opened.fps if recorded and realtime and fps is None else fps,
+        keeps_up=recorded and realtime,
         output=output,
         film_fps=fps or opened.fps,
     )

@@ -133,5 +133,4 @@ def listen(host: str, port: int) -> socket.socket:
             "stop what uses the port, or set PORT to another (0 takes a free one)"
         ) from None
     listener.listen(2048)
-    listener.set_inheritable(True)
     return listener

@@ -175,20 +175,24 @@ class TritonClient:
             log.warning("no shared memory (%s): tensors go over gRPC", error)
             self._shm = False
             return None
+        self._regions.append(region)  # at once: whatever happens meanwhile, it is unregistered in the end
         try:
             request = service_pb2.SystemSharedMemoryRegisterRequest(
                 name=region.name, key=f"/{region.name}", offset=0, byte_size=region.size
             )
             await self._stub.SystemSharedMemoryRegister(request, timeout=_PROBE_DEADLINE_S)
         except grpc.aio.AioRpcError as error:
-            if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+                return None  # the server may map it yet
+            if region in self._regions:
+                self._regions.remove(region)
+            if error.code() != grpc.StatusCode.UNAVAILABLE:
                 log.info("Triton at %s cannot map our memory (%s): tensors go over gRPC", self.url, error.details())
                 self._shm = False
             return None
         finally:
             region.unlink()
-        self._regions.append(region)
-        return region
+        return region if region in self._regions else None  # else the server came anew in between
 
     async def _unregister(self, name: str) -> None:
         request = service_pb2.SystemSharedMemoryUnregisterRequest(name=name)
@@ -294,8 +298,10 @@ class TritonClient:
     async def _watch(self) -> None:
         wait = _PROBE_INTERVAL_S
         while True:
+            # Not `wait_for`: until Python 3.12 it forgets a cancellation that comes together with the event.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._suspect.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await self._suspect.wait()
             self._suspect.clear()
             if not await self._back():
                 self._gone()

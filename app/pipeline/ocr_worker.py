@@ -144,4 +144,6 @@ def resident_bytes() -> int:
 
 
 if __name__ == "__main__":
+    # uvloop hands down what is inheritable, the service's listening socket too: its port must be free once it is gone.
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)

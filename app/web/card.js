@@ -12,7 +12,7 @@ import { make } from "./elements.js";
  * @typedef {object} Content
  * @property {string} title
  * @property {string} text
- * @property {"calm" | "wait" | "problem"} [tone]
+ * @property {"start" | "calm" | "wait" | "problem"} [tone]
  * @property {Action[]} [actions]
  * @property {Node[]} [body] Between text and actions.
  */
@@ -22,6 +22,8 @@ export class Card {
   #title = make("h2");
   #text = make("p");
   #key = "";
+  /** @type {Node[]} */
+  #body = [];
 
   /** @param {HTMLElement} root */
   constructor(root) {
@@ -34,19 +36,24 @@ export class Card {
 
   /** @param {Content} content */
   show({ title, text, tone = "calm", actions = [], body = [] }) {
-    const key = JSON.stringify([title, tone, actions.map(({ label }) => label), body.length]);
+    const key = JSON.stringify([title, tone, actions.map(({ label }) => label)]);
     this.#title.textContent = title;
     this.#text.textContent = text;
     this.#root.dataset.tone = tone;
-    if (key === this.#key && this.shown && !body.length) return; // only its text moved on: the focus stays
+    const same = body.length === this.#body.length && body.every((node, index) => node === this.#body[index]);
+    if (key === this.#key && same && this.shown) return; // only its text moved on: the focus stays
     this.#key = key;
+    this.#body = body;
+    this.#root.role = tone === "problem" ? "alert" : null;
     const buttons = actions.map(({ label, run, primary }) => {
       const button = make("button", { className: primary ? "primary" : "", textContent: label });
       button.onclick = run;
       return button;
     });
     const row = make("div", { className: "actions" }, ...buttons);
-    this.#root.replaceChildren(make("div", { className: "inner" }, this.#title, this.#text, ...body, ...(buttons.length ? [row] : [])));
+    const inner = make("div", { className: "inner" }, this.#title, this.#text, ...body);
+    if (buttons.length) inner.append(row);
+    this.#root.replaceChildren(inner);
     this.#root.hidden = false;
   }
 

@@ -8,12 +8,12 @@
  */
 
 export const PARTS = [
-  { name: "encode", title: "capture, encode", colour: "#8b9cf7" },
+  { name: "encode", title: "encode", colour: "#8b9cf7" },
   { name: "network", title: "network", colour: "#4dc3ff" },
-  { name: "wait", title: "queue, gate", colour: "#ff8f6b" },
-  { name: "prepare", title: "decode, motion", colour: "#f5c542" },
+  { name: "wait", title: "waiting", colour: "#ff8f6b" },
+  { name: "prepare", title: "decode", colour: "#f5c542" },
   { name: "infer", title: "models", colour: "#3ddc84" },
-  { name: "rest", title: "the rest", colour: "#98a2b0" },
+  { name: "rest", title: "other", colour: "#98a2b0" },
 ];
 const BARS = 90;
 const GRID_MS = [10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000];
@@ -77,8 +77,8 @@ export class Chart {
    */
   get means() {
     if (!this.#bars.length) return null;
-    const mean = (/** @type {string} */ name) => this.#bars.reduce((sum, bar) => sum + bar[name], 0) / this.#bars.length;
-    return Object.fromEntries(PARTS.map(({ name }) => [name, mean(name)]));
+    const sum = (/** @type {string} */ name) => this.#bars.reduce((so, bar) => so + bar[name], 0);
+    return Object.fromEntries(PARTS.map(({ name }) => [name, sum(name) / this.#bars.length]));
   }
 
   draw() {
@@ -90,6 +90,7 @@ export class Chart {
     const most = [...ages].sort((a, b) => a - b)[Math.floor(ages.length * 0.97)] ?? 0;
     this.#top = GRID_MS.find((line) => line >= most * 1.05) ?? most;
     pen.clearRect(0, 0, width, height);
+    if (!ages.length) return;
     this.#grid();
     const step = width / BARS;
     this.#bars.forEach((bar, index) => {

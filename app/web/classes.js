@@ -72,7 +72,8 @@ export class ClassFilter {
     const all = this.#box.querySelector("[data-all]");
     if (all) all.ariaPressed = String(!this.#chosen.size);
     const names = this.chosen;
-    say(within(this.#root, "summary span", HTMLElement), names.length ? names.slice(0, 3).join(", ") + (names.length > 3 ? `, ${names.length - 3} more` : "") : "all");
+    const more = names.length > 3 ? `, ${names.length - 3} more` : "";
+    say(within(this.#root, "summary span", HTMLElement), names.slice(0, 3).join(", ") + more || "all");
   }
 
   /** @param {string} text */

@@ -6,20 +6,23 @@
 //   client.connect({ url: "https://sight.example" });
 
 import { retryDelay } from "./backoff.js";
+import { Connection } from "./connection.js";
 import { Flight } from "./flight.js";
 import { PROTOCOL_VERSION, packFrame, socketUrl } from "./protocol.js";
 import { StartRefused, askStarter } from "./starter.js";
 import { byeWords } from "./words.js";
 
-/** @import { Bye, Notice, Queued, Ready, Refusal, Report, Result, ServerMessage, Settings, SettingsInForce, Summary } from "./protocol.js" */
+/** @import { Bye, Notice, Queued, Ready, Refusal, Report, Result, ServerMessage } from "./protocol.js" */
+/** @import { Settings, SettingsInForce, Summary } from "./protocol.js" */
 /** @import { SentFrame } from "./flight.js" */
 /** @import { StartAnswer } from "./starter.js" */
 
 /** @typedef {"idle" | "starting" | "connecting" | "queued" | "live" | "waiting" | "ended"} State */
 /**
  * @typedef {object} Events What each event carries in `detail`; times are `performance.now()`'s.
- * @property {{state: State, previous: State, why: string | null, retryAt: number | null}} state `waiting` tells when
- *   it connects again; null means not before `resume` or `retryNow`.
+ * @property {{state: State, previous: State, reason: string | null, why: string | null, retryAt: number | null}} state
+ *   `reason` and `why`, the same in words, come with `waiting` and `ended`. `retryAt` comes with `waiting`: when it
+ *   connects again; null means not before `resume` or `retryNow`.
  * @property {StartAnswer & {since: number}} starting
  * @property {Queued} queued
  * @property {Ready} ready
@@ -43,9 +46,7 @@ import { byeWords } from "./words.js";
 
 /** After these a new connection would end the same way, or nobody wants one. */
 const FINAL = new Set(["stopped", "unauthorized", "protocol_error"]);
-const OPEN_MS = 10_000;
 const STOP_MS = 3_000;
-const SILENCE_MS = 60_000; // the service pings every 15 s: a connection that is silent for so long is dead
 const PROBE_MS = 3_000;
 
 export class SightlineClient extends EventTarget {
@@ -55,8 +56,8 @@ export class SightlineClient extends EventTarget {
   #options = null;
   /** @type {Settings} */
   #wanted = {};
-  /** @type {WebSocket | null} */
-  #socket = null;
+  /** @type {Connection | null} */
+  #connection = null;
   #flight = new Flight();
   #seq = 0;
   #attempt = 0;
@@ -65,8 +66,11 @@ export class SightlineClient extends EventTarget {
   #begun = false;
   /** @type {Bye | null} */
   #bye = null;
-  /** @type {Map<string, ReturnType<typeof setTimeout>>} */
-  #timers = new Map();
+  /**
+   * The end of a wait: for the next attempt, or for the last `bye`.
+   * @type {ReturnType<typeof setTimeout> | null}
+   */
+  #timer = null;
   /** @type {{since: number, url: string} | null} */
   #starting = null;
 
@@ -118,10 +122,10 @@ export class SightlineClient extends EventTarget {
    * @returns {number | null} The frame's `seq`; null when it was not sent.
    */
   sendFrame(jpeg, { capturedAt = performance.now() } = {}) {
-    if (!this.wantsFrame || !this.#socket) return null;
+    if (!this.wantsFrame) return null;
     const seq = ++this.#seq;
     this.#flight.sent({ seq, capturedAt, sentAt: performance.now(), bytes: jpeg.byteLength });
-    this.#socket.send(packFrame(jpeg, seq, performance.timeOrigin + capturedAt));
+    this.#connection?.send(packFrame(jpeg, seq, performance.timeOrigin + capturedAt));
     return seq;
   }
 
@@ -145,16 +149,16 @@ export class SightlineClient extends EventTarget {
     if (!this.#paused) return;
     this.#paused = false;
     if (this.#begun) this.#say({ type: "resume" });
-    if (this.#state === "waiting" && !this.#timers.has("retry")) this.retryNow();
+    if (this.#state === "waiting" && this.#timer === null) this.retryNow();
     this.#want();
   }
 
   /** Ends the session: what is in flight is answered, then comes `bye`. */
   stop() {
     this.#stopping = true;
-    if (this.#begun && this.#socket?.readyState === WebSocket.OPEN) {
+    if (this.#begun) {
       this.#say({ type: "stop" });
-      this.#after("stop", STOP_MS, () => this.#finish("stopped"));
+      this.#after(STOP_MS, () => this.#finish("stopped"));
     } else if (this.#state !== "idle" && this.#state !== "ended") this.#finish("stopped");
   }
 
@@ -171,20 +175,11 @@ export class SightlineClient extends EventTarget {
     this.#drop();
     this.#bye = null;
     if (!this.#starting) this.#enter("connecting");
-    const socket = new WebSocket(socketUrl(this.#starting?.url ?? options.url));
-    this.#socket = socket;
-    let opened = false;
-    socket.onopen = () => {
-      opened = true;
-      this.#clear("open");
-      this.#init({ ...this.#wanted, ...(options.mode && { mode: options.mode }) });
-    };
-    socket.onmessage = (event) => {
-      this.#after("silence", SILENCE_MS, () => this.#lost(socket, true, "The service has fallen silent."));
-      this.#receive(JSON.parse(event.data));
-    };
-    socket.onclose = (event) => this.#lost(socket, opened, event.reason);
-    this.#after("open", OPEN_MS, () => this.#lost(socket, false, "The service does not answer."));
+    this.#connection = new Connection(socketUrl(this.#starting?.url ?? options.url), {
+      open: () => this.#init({ ...this.#wanted, ...(options.mode && { mode: options.mode }) }),
+      message: (message) => this.#receive(message),
+      lost: (opened, why) => this.#lost(opened, why),
+    });
   }
 
   /** @param {Settings & {mode?: string}} settings */
@@ -194,37 +189,32 @@ export class SightlineClient extends EventTarget {
     if (this.#paused) this.#say({ type: "pause" });
   }
 
-  /** Lets go of the socket, whatever it is doing. */
+  /** Lets go of the connection, whatever it is doing. */
   #drop() {
-    for (const timer of this.#timers.values()) clearTimeout(timer);
-    this.#timers.clear();
-    const socket = this.#socket;
-    this.#socket = null;
+    if (this.#timer !== null) clearTimeout(this.#timer);
+    this.#timer = null;
+    this.#connection?.close();
+    this.#connection = null;
     this.#begun = false;
     this.#flight = new Flight();
-    if (socket) {
-      socket.onopen = socket.onmessage = socket.onclose = null;
-      socket.close();
-    }
   }
 
   /**
-   * @param {WebSocket} socket
    * @param {boolean} opened
    * @param {string} why
    */
-  #lost(socket, opened, why) {
-    if (socket !== this.#socket) return;
+  #lost(opened, why) {
     const bye = this.#bye;
     this.#drop();
     if (this.#stopping || (bye && FINAL.has(bye.reason))) return this.#finish(bye?.reason ?? "stopped");
     if (!opened && this.#options?.startServer) return void this.#start(this.#options.startServer);
     this.#starting = null;
     const words = bye ? byeWords(bye.reason, bye.message) : why || "The connection was lost.";
-    if (this.#paused) return this.#enter("waiting", { why: words });
+    const reason = bye?.reason ?? "lost";
+    if (this.#paused) return this.#enter("waiting", { reason, why: words });
     const delay = retryDelay(this.#attempt++, bye?.retry_after_s);
-    this.#after("retry", delay, () => this.#open());
-    this.#enter("waiting", { why: words, retryAt: performance.now() + delay });
+    this.#after(delay, () => this.#open());
+    this.#enter("waiting", { reason, why: words, retryAt: performance.now() + delay });
   }
 
   /**
@@ -247,7 +237,8 @@ export class SightlineClient extends EventTarget {
       if (!error.passing) return this.#finish("start_refused", error.message);
       this.#emit("starting", { state: "unknown", etaS: null, url: null, message: error.message, since: current.since });
     }
-    this.#after("retry", PROBE_MS * (0.75 + Math.random() / 2), () => this.#open());
+    if (this.#connection) return; // somebody would not wait
+    this.#after(PROBE_MS * (0.75 + Math.random() / 2), () => this.#open());
   }
 
   /**
@@ -258,7 +249,7 @@ export class SightlineClient extends EventTarget {
     const bye = this.#bye;
     this.#drop();
     this.#starting = null;
-    this.#enter("ended", { why: why ?? byeWords(bye?.reason ?? reason, bye?.message) });
+    this.#enter("ended", { reason, why: why ?? byeWords(bye?.reason ?? reason, bye?.message) });
   }
 
   // --- what the service says ---
@@ -323,18 +314,18 @@ export class SightlineClient extends EventTarget {
 
   /** @param {object} message */
   #say(message) {
-    if (this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(message));
+    this.#connection?.say(message);
   }
 
   /**
    * @param {State} state
-   * @param {{why?: string | null, retryAt?: number | null}} [detail]
+   * @param {{reason?: string | null, why?: string | null, retryAt?: number | null}} [detail]
    */
-  #enter(state, { why = null, retryAt = null } = {}) {
+  #enter(state, { reason = null, why = null, retryAt = null } = {}) {
     const previous = this.#state;
     if (state === previous && state !== "waiting") return;
     this.#state = state;
-    this.#emit("state", { state, previous, why, retryAt });
+    this.#emit("state", { state, previous, reason, why, retryAt });
   }
 
   /**
@@ -347,24 +338,14 @@ export class SightlineClient extends EventTarget {
   }
 
   /**
-   * @param {string} name
    * @param {number} ms
    * @param {() => void} then
    */
-  #after(name, ms, then) {
-    this.#clear(name);
-    this.#timers.set(
-      name,
-      setTimeout(() => {
-        this.#timers.delete(name);
-        then();
-      }, ms),
-    );
-  }
-
-  /** @param {string} name */
-  #clear(name) {
-    clearTimeout(this.#timers.get(name));
-    this.#timers.delete(name);
+  #after(ms, then) {
+    if (this.#timer !== null) clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => {
+      this.#timer = null;
+      then();
+    }, ms);
   }
 }

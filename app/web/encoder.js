@@ -1,9 +1,9 @@
 // From what is shown to a JPEG, in a worker; on the main thread where the browser has no OffscreenCanvas.
 
 /** @typedef {HTMLVideoElement | HTMLCanvasElement} View */
-/** @typedef {{id: number, picture: VideoFrame | ImageBitmap, width: number, height: number, quality: number}} EncodeRequest */
-/** @typedef {{id: number, bytes?: ArrayBuffer, problem?: string}} EncodeReply */
 /** @typedef {{width: number, height: number, quality: number}} Wanted Pixels, and 0 to 1. */
+/** @typedef {Wanted & {id: number, picture: VideoFrame | ImageBitmap}} EncodeRequest */
+/** @typedef {{id: number, bytes?: ArrayBuffer, problem?: string}} EncodeReply */
 
 /** One picture at a time: while it is `busy`, a newer picture is on its way anyway. */
 export class Encoder {
@@ -11,6 +11,21 @@ export class Encoder {
   #worker = startWorker();
   #canvas = document.createElement("canvas");
   #id = 0;
+  /** @type {{resolve: (bytes: ArrayBuffer) => void, reject: (error: Error) => void} | null} */
+  #pending = null;
+
+  constructor() {
+    if (!this.#worker) return;
+    this.#worker.onmessage = (/** @type {MessageEvent<EncodeReply>} */ { data }) => {
+      if (data.id !== this.#id) return;
+      if (data.bytes) this.#pending?.resolve(data.bytes);
+      else this.#pending?.reject(new Error(`the picture could not be encoded: ${data.problem}`));
+    };
+    this.#worker.onerror = (event) => {
+      this.#worker = null; // from here on the main thread does it
+      this.#pending?.reject(new Error(`the encoder's worker failed: ${event.message}`));
+    };
+  }
 
   /** `worker`, or `main thread` where it must be. */
   get where() {
@@ -18,7 +33,7 @@ export class Encoder {
   }
 
   /**
-   * The view as it is now, as JPEG of the given size. The picture is taken before this returns.
+   * The view as it is now, as JPEG of the given size.
    * @param {View} view
    * @param {Wanted} wanted
    * @returns {Promise<Uint8Array>}
@@ -26,31 +41,25 @@ export class Encoder {
   async encode(view, wanted) {
     this.busy = true;
     try {
-      return new Uint8Array(await (this.#worker ? this.#inWorker(this.#worker, view, wanted) : this.#here(view, wanted)));
+      return new Uint8Array(await (this.#worker ? this.#inWorker(view, wanted) : this.#here(view, wanted)));
     } finally {
       this.busy = false;
+      this.#pending = null;
     }
   }
 
   /**
-   * @param {Worker} worker
    * @param {View} view
    * @param {Wanted} wanted
    * @returns {Promise<ArrayBuffer>}
    */
-  async #inWorker(worker, view, { width, height, quality }) {
+  async #inWorker(view, { width, height, quality }) {
     const picture = await take(view);
     const id = ++this.#id;
+    if (!this.#worker) throw new Error("the encoder's worker failed");
+    const worker = this.#worker;
     return new Promise((resolve, reject) => {
-      worker.onmessage = (/** @type {MessageEvent<EncodeReply>} */ { data }) => {
-        if (data.id !== id) return;
-        if (data.bytes) resolve(data.bytes);
-        else reject(new Error(`the picture could not be encoded: ${data.problem}`));
-      };
-      worker.onerror = (event) => {
-        this.#worker = null; // from here on the main thread does it
-        reject(new Error(`the encoder's worker failed: ${event.message}`));
-      };
+      this.#pending = { resolve, reject };
       worker.postMessage({ id, picture, width, height, quality }, [picture]);
     });
   }

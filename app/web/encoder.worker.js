@@ -5,7 +5,8 @@
 let canvas = new OffscreenCanvas(1, 1);
 let pen = canvas.getContext("2d", { alpha: false });
 
-self.onmessage = async (/** @type {MessageEvent<EncodeRequest>} */ { data: { id, picture, width, height, quality } }) => {
+self.onmessage = async (/** @type {MessageEvent<EncodeRequest>} */ { data }) => {
+  const { id, picture, width, height, quality } = data;
   try {
     if (canvas.width !== width || canvas.height !== height) {
       canvas = new OffscreenCanvas(width, height);

@@ -1,7 +1,8 @@
 // A point in as many dimensions as needed that is seen now and then, and shown at any time in between. Pure.
 
-const BASE_MS = 300; // velocity comes from this much of the past: two neighbouring results would mostly tell their noise
-const AHEAD_MS = 250; // extrapolation dies out: nothing runs out of the picture while answers are missing
+const BASE_MS = 300; // velocity comes from this much of the past: neighbouring results would tell their noise
+const AHEAD_MS = 200; // a result's usual age: so far a thing is taken to go on as it went …
+const DYING_MS = 250; // … and then less and less: nothing runs out of the picture while answers are missing
 const BLEND_MS = 90; // within which a correction is worked in, so that nothing jumps
 const JUMP = 0.2; // of the picture: farther than that it is another thing, and is shown where it is at once
 
@@ -58,7 +59,9 @@ export class Glide {
    */
   at(now) {
     const { at, values } = this.#seen[this.#seen.length - 1];
-    const ahead = AHEAD_MS * (1 - Math.exp(-Math.max(0, now - at) / AHEAD_MS));
+    const since = Math.max(0, now - at);
+    const beyond = Math.max(0, since - AHEAD_MS);
+    const ahead = since - beyond + DYING_MS * (1 - Math.exp(-beyond / DYING_MS));
     const left = Math.exp(-Math.max(0, now - this.#correctedAt) / BLEND_MS);
     return values.map((value, i) => value + this.#velocity[i] * ahead + this.#offset[i] * left);
   }

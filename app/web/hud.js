@@ -65,11 +65,16 @@ export class Hud {
     this.#chart.clear();
   }
 
-  /** Nothing is in view any more. */
-  end() {
+  /** No results come for now: nothing is known to be in view. */
+  forget() {
     this.#last = null;
-    this.camera.clear();
     this.results.clear();
+  }
+
+  /** There is no picture any more. */
+  end() {
+    this.forget();
+    this.camera.clear();
   }
 
   /**
@@ -111,10 +116,12 @@ export class Hud {
     const means = this.#chart.means;
     const items = element("legend", HTMLUListElement).children;
     PARTS.forEach(({ name }, index) => {
-      say(within(items[index], "b", HTMLElement), means ? `${means[name].toFixed(means[name] < 10 ? 1 : 0)} ms` : "–");
+      const ms = means?.[name];
+      say(within(items[index], "b", HTMLElement), ms === undefined ? "–" : `${ms.toFixed(ms < 10 ? 1 : 0)} ms`);
     });
     const [p50, p95] = [this.ages.quantile(0.5), this.ages.quantile(0.95)];
-    const words = p50 === null || p95 === null ? "no results yet" : `median ${p50.toFixed(0)} ms, p95 ${p95.toFixed(0)} ms`;
+    const none = p50 === null || p95 === null;
+    const words = none ? "no results yet" : `median ${p50.toFixed(0)} ms, p95 ${p95.toFixed(0)} ms`;
     element("chart", HTMLCanvasElement).ariaLabel = `Age of the latest results: ${words}`;
   }
 
@@ -122,8 +129,8 @@ export class Hud {
     const { width, height, bytes: size } = this.#sender.last;
     if (!size) return;
     const { quality, rate } = this.#pace;
-    const words = `${width} × ${height}, quality ${Math.round(quality * 100)}%, ${bytes(size)} a frame, up to ${rate.toFixed(rate < 10 ? 1 : 0)} a second`;
-    say(element("pace", HTMLParagraphElement), words);
+    const frame = `${width} × ${height}, quality ${Math.round(quality * 100)}%, ${bytes(size)} a frame`;
+    say(element("pace", HTMLParagraphElement), `${frame}, up to ${rate.toFixed(rate < 10 ? 1 : 0)} a second`);
   }
 
   #session() {
@@ -149,9 +156,9 @@ export class Hud {
     const told = [...this.#refused.values()].reduce((sum, count) => sum + count, 0);
     const total = Math.max(told, this.#last?.dropped.total ?? this.#droppedBefore);
     this.#droppedBefore = total;
-    const superseded = total - told;
-    const reasons = [...this.#refused, ...(superseded ? [/** @type {const} */ (["superseded", superseded])] : [])];
-    return reasons.length ? reasons.map(([reason, count]) => `${reason.replaceAll("_", " ")} ${count}`).join(", ") : "none";
+    const reasons = new Map(this.#refused);
+    if (total > told) reasons.set("superseded", total - told);
+    return [...reasons].map(([reason, count]) => `${reason.replaceAll("_", " ")} ${count}`).join(", ") || "none";
   }
 
   /** @param {number} now */

@@ -43,6 +43,7 @@ switcher.onchange = (source) => {
   if (!source) return;
   sender.attach(source);
   overlay.size = () => source;
+  element("stage", HTMLDivElement).style.setProperty("--ratio", String(source.width / source.height));
   tracks.clear();
   overlay.start();
   allow(true);
@@ -58,10 +59,10 @@ overlay.ondraw = (now) => {
 // --- the session ---
 
 function connect() {
-  pace.reset();
   sender.reset();
   results.clear();
   clearSummaries();
+  states.keepReport(null);
   const startServer = config.start_server_url ? { url: config.start_server_url, token: access.startToken } : undefined;
   client.connect({ url: config.service_url, token: access.token, settings: panel.settings, startServer });
 }
@@ -81,12 +82,16 @@ function endPicture() {
 
 client.on("state", (event) => {
   states.state(event);
-  if (event.state !== "live") panel.observe(null);
+  if (event.state !== "live") {
+    panel.observe(null);
+    hud.forget();
+  }
   if (event.state === "ended") endPicture();
 });
 client.on("starting", (event) => states.starting(event));
 client.on("queued", (event) => states.queued(event));
 client.on("ready", (ready) => {
+  pace.reset();
   overlay.skeleton = ready.models.pose?.skeleton ?? [];
   hud.begin(ready);
   panel.begin(ready);
@@ -143,14 +148,15 @@ async function record(on) {
   const ending = recorder;
   recorder = on && switcher.source ? new Recorder(switcher.source, overlay) : null;
   recordButton.ariaPressed = String(Boolean(recorder));
-  say(recordButton, recorder ? "Stop recording" : "Record");
+  say(recordButton, recorder ? "Finish" : "Record");
   element("recording", HTMLParagraphElement).hidden = !recorder;
   await ending?.stop();
 }
 
 setInterval(() => {
   resultsButton.disabled = !results.count;
-  if (recorder) say(within(element("recording", HTMLElement), "span", HTMLElement), `${Math.floor(recorder.seconds)} s`);
+  const time = within(element("recording", HTMLElement), "span", HTMLElement);
+  if (recorder) say(time, `${Math.floor(recorder.seconds)} s`);
 }, 500);
 
 /** @param {boolean} running */

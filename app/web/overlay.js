@@ -9,7 +9,10 @@ const MOST_DENSITY = 2; // more canvas pixels than that cost time and show nothi
 
 /** Draws what `tracks` shows, over a picture that is laid out with `object-fit: contain` in the same rectangle. */
 export class Overlay {
-  /** @type {Scene} The scene as it was drawn last, in pixels of the picture. For tests and for pages that embed this. */
+  /**
+   * The scene as it was drawn last, in pixels of the picture. For tests and for pages that embed this.
+   * @type {Scene}
+   */
   model = { width: 0, height: 0, objects: [], poses: [], texts: [], motion: null, field: null };
   /**
    * Called after each drawn frame, with its time.

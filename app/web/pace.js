@@ -109,7 +109,7 @@ export class Pace {
       const achieved = this.#intervalMs ? 1000 / this.#intervalMs : this.#rate;
       this.#rate = Math.max(RATE.least, 0.9 * Math.min(this.#rate, achieved));
     } else {
-      this.#rate = Math.min(RATE.most, this.#rate + Math.max(0.25, 0.15 * this.#rate) * Math.min(1, elapsed / 1000));
+      this.#rate = Math.min(RATE.most, this.#rate + Math.max(1, 0.15 * this.#rate) * Math.min(1, elapsed / 1000));
     }
   }
 

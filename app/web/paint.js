@@ -1,5 +1,8 @@
 // Draws a scene. Every line has a dark edge and every label a dark ground, so that it shows on any picture.
 
+import { label } from "./labels.js";
+
+/** @import { Rectangle } from "./labels.js" */
 /** @import { Field, Scene, SceneObject, ScenePose, SceneText } from "./tracks.js" */
 /** @typedef {CanvasRenderingContext2D | OffscreenCanvasRenderingContext2D} Pen */
 /**
@@ -9,7 +12,6 @@
  * @property {number} scale Canvas pixels a scene pixel.
  * @property {number} unit Canvas pixels a CSS pixel: line widths and letters follow it.
  */
-/** @typedef {{x: number, y: number, width: number, height: number}} Rectangle */
 
 const EDGE = "rgb(0 0 0 / 0.6)";
 const LEAST_KEYPOINT = 0.3;
@@ -18,7 +20,6 @@ const RIGHT = "#ffa14d";
 const MIDDLE = "#ffffff";
 const TEXT = "#ffe14d";
 const FONT_PX = 13;
-const LABEL_PX = 20;
 
 /**
  * A colour of its own for each class: hues a golden angle apart, all light enough for a dark ground.
@@ -43,7 +44,7 @@ export function paint(pen, scene, place, skeleton) {
   pen.font = `600 ${FONT_PX * place.unit}px system-ui, sans-serif`;
   pen.textBaseline = "middle";
   if (scene.field) paintField(pen, scene, scene.field, place);
-  for (const pose of scene.poses) paintPose(pen, pose, place, skeleton);
+  for (const pose of scene.poses) paintPose(pen, scene, pose, place, skeleton);
   for (const object of scene.objects) paintBox(pen, object, place);
   for (const text of scene.texts) paintText(pen, text, place);
   // Labels last: nothing is drawn over them, and each keeps clear of those before it.
@@ -86,14 +87,19 @@ function paintBox(pen, { box, class_id, alpha }, place) {
 }
 
 /**
+ * A point on the very edge was clipped to the picture: nobody knows where it really is.
  * @param {Pen} pen
+ * @param {Scene} scene
  * @param {ScenePose} pose
  * @param {Place} place
  * @param {[number, number][]} skeleton
  */
-function paintPose(pen, { keypoints, alpha }, { x, y, scale, unit }, skeleton) {
+function paintPose(pen, { width, height }, { keypoints, alpha }, { x, y, scale, unit }, skeleton) {
   pen.globalAlpha = alpha;
-  const sure = keypoints.map((point) => point.confidence >= LEAST_KEYPOINT);
+  const sure = keypoints.map((point) => {
+    const inside = point.x > 1 && point.y > 1 && point.x < width - 1 && point.y < height - 1;
+    return inside && point.confidence >= LEAST_KEYPOINT;
+  });
   for (const colour of [MIDDLE, LEFT, RIGHT]) {
     pen.beginPath();
     for (const [a, b] of skeleton) {
@@ -170,62 +176,6 @@ function paintField(pen, { width, height }, { columns, rows, vectors }, { x, y, 
     pen.lineTo(toX - backX - backY * 0.6, toY - backY + backX * 0.6);
   }
   stroke(pen, 1.25, "#b6ff6b", unit);
-}
-
-/**
- * A label above its thing where there is room, else below its upper edge; inside the picture, clear of others.
- * @param {Pen} pen
- * @param {string} words
- * @param {Rectangle} thing
- * @param {string} colour
- * @param {number} alpha
- * @param {Place} place
- * @param {Rectangle} bounds
- * @param {Rectangle[]} taken
- */
-function label(pen, words, thing, colour, alpha, { unit }, bounds, taken) {
-  const height = LABEL_PX * unit;
-  const width = Math.min(measure(pen, words) + 10 * unit, bounds.width);
-  const x = Math.max(bounds.x, Math.min(thing.x, bounds.x + bounds.width - width));
-  const candidates = [thing.y - height - unit, thing.y + 2 * unit, thing.y + thing.height + unit, thing.y + height + 3 * unit];
-  const inside = candidates.filter((y) => y >= bounds.y && y + height <= bounds.y + bounds.height);
-  const y = inside.find((at) => !taken.some((other) => overlap(other, { x, y: at, width, height }))) ?? inside[0] ?? bounds.y;
-  taken.push({ x, y, width, height });
-  pen.globalAlpha = alpha * 0.9;
-  pen.fillStyle = "#10151c";
-  pen.beginPath();
-  pen.roundRect(x, y, width, height, 4 * unit);
-  pen.fill();
-  pen.globalAlpha = alpha;
-  pen.fillStyle = colour;
-  pen.fillRect(x, y + 3 * unit, 3 * unit, height - 6 * unit);
-  pen.fillText(words, x + 7 * unit, y + height / 2 + 0.5 * unit, width - 9 * unit);
-}
-
-/** @type {Map<string, number>} */
-const widths = new Map();
-
-/**
- * @param {Pen} pen
- * @param {string} words
- */
-function measure(pen, words) {
-  const key = `${pen.font} ${words}`;
-  let width = widths.get(key);
-  if (width === undefined) {
-    if (widths.size > 2000) widths.clear();
-    width = pen.measureText(words).width;
-    widths.set(key, width);
-  }
-  return width;
-}
-
-/**
- * @param {Rectangle} a
- * @param {Rectangle} b
- */
-function overlap(a, b) {
-  return a.x < b.x + b.width && b.x < a.x + a.width && a.y < b.y + b.height && b.y < a.y + a.height;
 }
 
 /**

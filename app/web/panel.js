@@ -1,4 +1,5 @@
-// What to look for and how to send it. The switches show the settings in force: what the service says, not what was asked.
+// What to look for and how to send it. The switches show the settings in force: what the service says, not what was
+// asked.
 
 import { ClassFilter } from "./classes.js";
 import { element, make, say, within } from "./elements.js";
@@ -8,6 +9,7 @@ import { stageTitle, stageWords } from "./words.js";
 /** @import { Ready, Result, Settings, SettingsInForce, StageName } from "./protocol.js" */
 
 const STAGES = /** @type {const} */ (["detect", "pose", "ocr", "motion", "track", "summary"]);
+const SLIDER_MS = 120; // a slider on its way changes nothing yet
 const TITLES = { summary: "Summaries", field: "Motion vectors" };
 
 export class Panel {
@@ -24,15 +26,26 @@ export class Panel {
   #confidence = element("confidence", HTMLInputElement);
   /** @type {string[]} */
   #classNames = [];
+  /**
+   * What was changed by hand; the rest is as the operator set it.
+   * @type {Settings}
+   */
+  #chosen = {};
+  /** The switch that was pressed last, until the service answers. */
+  #asked = "";
   /** Asked for, and the service said no. */
   #noSummaries = false;
 
   constructor() {
     const list = within(element("stages", HTMLElement), "ul", HTMLUListElement);
     for (const name of [...STAGES, "field"]) list.append(this.#row(name));
-    this.#confidence.oninput = () => this.#sayConfidence();
-    this.#confidence.onchange = () => this.onsettings({ confidence: Number(this.#confidence.value) });
-    this.#classes.onchange = (classes) => this.onsettings({ classes });
+    let moving = 0;
+    this.#confidence.oninput = () => {
+      this.#sayConfidence();
+      clearTimeout(moving);
+      moving = setTimeout(() => this.#change({ confidence: Number(this.#confidence.value) }), SLIDER_MS);
+    };
+    this.#classes.onchange = (classes) => this.#change({ classes });
     this.#classes.show([], null);
     for (const name of /** @type {const} */ (["size", "quality", "rate"])) {
       const choice = element(name, HTMLSelectElement);
@@ -41,14 +54,11 @@ export class Panel {
   }
 
   /**
-   * Everything chosen, for a session's `init`.
+   * What was chosen, for a session's `init`.
    * @returns {Settings}
    */
   get settings() {
-    const on = (/** @type {string} */ name) => Boolean(this.#switches.get(name)?.box.checked);
-    const stages = Object.fromEntries(STAGES.map((name) => [name, on(name)]));
-    const classes = this.#classes.chosen;
-    return { stages, confidence: Number(this.#confidence.value), motion_grid: on("field"), ...(classes.length && { classes }) };
+    return this.#chosen;
   }
 
   /**
@@ -97,18 +107,22 @@ export class Panel {
     }
   }
 
-  #asked = "";
+  /** @param {Settings} patch */
+  #change(patch) {
+    this.#chosen = { ...this.#chosen, ...patch, stages: { ...this.#chosen.stages, ...patch.stages } };
+    this.onsettings(patch);
+  }
 
   /** @param {string} name */
   #row(name) {
     const title = TITLES[/** @type {keyof typeof TITLES} */ (name)] ?? stageTitle(name);
-    const box = make("input", { type: "checkbox", id: `stage-${name}`, checked: name !== "summary" && name !== "field" });
+    const checked = name !== "summary" && name !== "field";
+    const box = make("input", { type: "checkbox", id: `stage-${name}`, checked });
     box.setAttribute("role", "switch");
     const words = make("span", { className: "words" });
     box.onchange = () => {
       this.#asked = name;
-      if (name === "field") this.onsettings({ motion_grid: box.checked, ...(box.checked && { stages: { motion: true } }) });
-      else this.onsettings({ stages: { [/** @type {StageName} */ (name)]: box.checked } });
+      if (name !== "field") this.#change({ stages: { [/** @type {StageName} */ (name)]: box.checked } });
     };
     this.#switches.set(name, { box, words });
     return make("li", {}, make("label", { className: "switch" }, box, make("span", { textContent: title })), words);

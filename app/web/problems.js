@@ -82,7 +82,10 @@ function cameraProblem(name, detail) {
  */
 function screenProblem(name, detail) {
   if (name === "NotAllowedError") {
-    return { title: "The screen is not shared", text: "Nothing was chosen. Press Share screen again and choose a window." };
+    return {
+      title: "The screen is not shared",
+      text: "Nothing was chosen. Press Share screen again and choose a window.",
+    };
   }
   if (name === "NotSupportedError") {
     return {

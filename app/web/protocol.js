@@ -149,6 +149,7 @@ export function packFrame(jpeg, seq, capturedAtMs) {
 export function socketUrl(url) {
   const address = new URL(url);
   address.protocol = address.protocol.replace(/^http/, "ws");
-  if (!address.pathname.endsWith("/ws/inference")) address.pathname = `${address.pathname.replace(/\/$/, "")}/ws/inference`;
+  const path = address.pathname.replace(/\/$/, "");
+  if (!path.endsWith("/ws/inference")) address.pathname = `${path}/ws/inference`;
   return address.href;
 }

@@ -1,8 +1,9 @@
 // What the page shows of the session's state: the word in the header, the card over the picture, the banner.
 
 import { Card } from "./card.js";
-import { element, fillRows, make, say, within } from "./elements.js";
-import { bytes, duration } from "./words.js";
+import { element, make, say, within } from "./elements.js";
+import { reportTable } from "./report.js";
+import { duration } from "./words.js";
 
 /** @import { Content } from "./card.js" */
 /** @import { Events } from "./client.js" */
@@ -10,6 +11,11 @@ import { bytes, duration } from "./words.js";
 /** @import { Queued, Report } from "./protocol.js" */
 
 const TICK_MS = 500;
+/** @type {Record<string, string>} */
+const ENDED = {
+  unauthorized: "A token is needed",
+  start_refused: "The service was not started",
+};
 /** @typedef {"idle" | "good" | "wait" | "problem"} Tone */
 
 export class States {
@@ -30,6 +36,7 @@ export class States {
   /** @type {Report | null} */
   #report = null;
   #service = "";
+  #bar = make("progress");
 
   constructor() {
     setInterval(() => this.#tick?.(), TICK_MS);
@@ -47,6 +54,7 @@ export class States {
     this.#show({
       title: "See what the service sees",
       text: `Start the camera, or try the sample. Frames go to ${this.#service} and nowhere else; none is kept.`,
+      tone: "start",
     });
   }
 
@@ -76,17 +84,17 @@ export class States {
   }
 
   /** @param {Events["state"]} event */
-  state({ state, why, retryAt }) {
+  state({ state, reason, why, retryAt }) {
     if (state === "connecting") {
       this.#word("Connecting …", "wait");
       this.#clear();
     } else if (state === "live") {
       this.#word("Live", "good");
-      this.#report = null;
       this.#clear();
-    } else if (state === "starting") this.starting({ state: "starting", etaS: null, url: null, message: null, since: performance.now() });
-    else if (state === "waiting") this.#waiting(why ?? "", retryAt);
-    else if (state === "ended") this.#ended(why ?? "");
+    } else if (state === "starting") {
+      this.starting({ state: "starting", etaS: null, url: null, message: null, since: performance.now() });
+    } else if (state === "waiting") this.#waiting(why ?? "", retryAt);
+    else if (state === "ended") this.#ended(reason, why ?? "");
   }
 
   /** @param {Queued} queued */
@@ -100,16 +108,20 @@ export class States {
       actions: [{ label: "Leave", run: () => this.onleave() }],
     });
     this.#every(() => {
-      const left = until === null ? null : (until - performance.now()) / 1000;
-      const when = left === null ? "" : left > 0 ? ` That takes ${duration(left)}, going by the last sessions.` : " That should be soon.";
+      let when = "";
+      if (until !== null) {
+        const left = (until - performance.now()) / 1000;
+        when = left > 0 ? ` That takes ${duration(left)}, going by the last sessions.` : " That should be soon.";
+      }
       this.#card.say(`All places are taken. Yours opens by itself; leave this page open.${when}`);
     });
   }
 
   /** @param {Events["starting"]} event */
   starting({ state, etaS, message, since }) {
-    const bar = make("progress");
+    const bar = this.#bar;
     const until = etaS === null ? null : performance.now() + etaS * 1000;
+    if (until === null) bar.removeAttribute("value");
     if (until !== null) bar.max = Math.max(1, (until - since) / 1000);
     this.#word("Starting the service …", "wait");
     this.#show({
@@ -122,14 +134,18 @@ export class States {
     this.#every(() => {
       const gone = (performance.now() - since) / 1000;
       if (until !== null) bar.value = Math.min(gone, bar.max * 0.98);
-      const left = until === null ? null : (until - performance.now()) / 1000;
-      const when = left === null ? `${Math.round(gone)} s so far.` : left > 0 ? `About ${duration(left).replace("about ", "")} to go.` : "Any moment now.";
-      const what = state === "stopping" ? "It is just being switched off, and starts after that." : "It was switched off.";
+      let when = `${Math.round(gone)} s so far.`;
+      if (until !== null) {
+        const left = (until - performance.now()) / 1000;
+        when = left > 0 ? `About ${duration(left).replace("about ", "")} to go.` : "Any moment now.";
+      }
+      const stopping = state === "stopping";
+      const what = stopping ? "It is just being switched off, and starts after that." : "It was switched off.";
       this.#card.say([what, when, message].filter(Boolean).join(" "));
     });
   }
 
-  /** @param {Report} report */
+  /** @param {Report | null} report */
   keepReport(report) {
     this.#report = report;
   }
@@ -158,14 +174,19 @@ export class States {
     });
   }
 
-  /** @param {string} why */
-  #ended(why) {
+  /**
+   * @param {string | null} reason
+   * @param {string} why
+   */
+  #ended(reason, why) {
     const report = this.#report;
-    this.#word("Ended", "idle");
+    const refused = reason === "unauthorized" || reason === "start_refused";
+    this.#word(refused ? "Not connected" : "Ended", refused ? "problem" : "idle");
     this.#show({
-      title: "The session has ended",
+      title: (reason && ENDED[reason]) || "The session has ended",
       text: why,
-      body: report ? [reportTable(report)] : [],
+      tone: refused ? "problem" : "calm",
+      body: report?.received ? [reportTable(report)] : [],
       actions: [{ label: "Start again", run: () => this.onagain(), primary: true }],
     });
   }
@@ -208,20 +229,4 @@ export class States {
     this.#status.dataset.tone = tone;
     document.body.dataset.tone = tone;
   }
-}
-
-/** @param {Report} report */
-function reportTable({ received, processed, dropped, failed, bytes: size, duration_s, stages }) {
-  const reasons = Object.entries(dropped).map(([reason, count]) => `${reason.replaceAll("_", " ")} ${count}`);
-  const list = make("dl", { className: "rows" });
-  const total = stages.total;
-  fillRows(list, [
-    ["Lasted", duration(duration_s)],
-    ["Frames", `${received}, ${bytes(size)}`],
-    ["Analysed", String(processed)],
-    ["Dropped", reasons.join(", ") || "none"],
-    ...(failed ? [/** @type {[string, string]} */ (["Failed", String(failed)])] : []),
-    ...(total ? [/** @type {[string, string]} */ (["A frame took", `${total.p50_ms.toFixed(0)} ms, p95 ${total.p95_ms.toFixed(0)} ms`])] : []),
-  ]);
-  return list;
 }

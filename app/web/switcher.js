@@ -8,6 +8,8 @@ import { listCameras, openCamera, openFile, openScreen } from "./source.js";
 /** @import { Source } from "./source.js" */
 /** @import { States } from "./states.js" */
 
+const ASKED_MS = 600; // a camera that was allowed before opens within that
+
 export class Switcher {
   /** @type {Source | null} */
   source = null;
@@ -72,8 +74,9 @@ export class Switcher {
     const again = () => this.#open(kind, open);
     this.#last = kind === "camera" ? () => this.camera() : again;
     const asked = setTimeout(() => {
-      if (kind === "camera" && !this.source) this.#states.asking("The browser asks whether this page may use the camera.");
-    }, 600);
+      if (kind !== "camera" || this.source) return;
+      this.#states.asking("The browser asks whether this page may use the camera.");
+    }, ASKED_MS);
     try {
       const source = await open();
       if (opening !== this.#opening) return source.stop(); // another was asked for meanwhile
@@ -108,10 +111,10 @@ export class Switcher {
     const phone = matchMedia("(pointer: coarse)").matches;
     this.#flip.hidden = !phone || cameras.length < 2;
     element("cameras", HTMLElement).hidden = phone || cameras.length < 2;
-    const current = this.source?.label;
-    this.#cameras.replaceChildren(
-      ...cameras.map(({ deviceId, label }) => make("option", { value: deviceId, textContent: label, selected: label === current })),
-    );
+    const options = cameras.map(({ deviceId, label }) => {
+      return make("option", { value: deviceId, textContent: label, selected: label === this.source?.label });
+    });
+    this.#cameras.replaceChildren(...options);
   }
 
   #takeFiles() {

@@ -22,8 +22,8 @@ import { Glide } from "./glide.js";
  * @property {{name: string, x: number, y: number, confidence: number}[]} keypoints
  * @property {number} alpha
  */
-/** @typedef {{text: string, confidence: number, polygon: [number, number][], stale: boolean, alpha: number}} SceneText */
-/** @typedef {{columns: number, rows: number, vectors: Float32Array}} Field dx, dy pairs, row by row, pixels of the scene. */
+/** @typedef {import("./protocol.js").Text & {stale: boolean, alpha: number}} SceneText */
+/** @typedef {{columns: number, rows: number, vectors: Float32Array}} Field dx, dy pairs, row by row, pixels. */
 /**
  * @typedef {object} Scene What is drawn at one moment, in pixels of the picture that is shown.
  * @property {number} width
@@ -73,8 +73,9 @@ export class Tracks {
     this.#observedAt = now;
     this.#result = result;
     this.#field = field(result.motion, result.image);
-    this.#objects = follow(this.#objects, result.objects, (one) => `object ${one.class_id}`, result.image, capturedAt, now);
-    this.#poses = follow(this.#poses, result.poses, () => "pose", result.image, capturedAt, now);
+    const { image, objects, poses } = result;
+    this.#objects = follow(this.#objects, objects, (one) => `object ${one.class_id}`, image, capturedAt, now);
+    this.#poses = follow(this.#poses, poses, () => "pose", image, capturedAt, now);
   }
 
   clear() {

@@ -8,7 +8,7 @@ const BYE = {
   idle: "No frames came for a while, so the service gave the place away.",
   max_session: "The session lasted as long as the service allows.",
   slow_reader: "This page read too slowly: its connection or its machine could not keep up.",
-  unauthorized: "The service wants a valid token.",
+  unauthorized: "Enter a token that opens this service under Access, then start again.",
   shutdown: "The service is shutting down.",
   protocol_error: "The service and this page do not understand each other. Reload the page; it may be an old one.",
   inference_unavailable: "The models cannot be reached.",

@@ -1,0 +1,74 @@
+// One socket to the live door, which notices by itself when the other end is gone.
+
+/** @import { ServerMessage } from "./protocol.js" */
+
+const OPEN_MS = 10_000;
+const SILENCE_MS = 60_000; // the service pings every 15 s: a connection that is silent for so long is dead
+
+/**
+ * @typedef {object} Listeners
+ * @property {() => void} open
+ * @property {(message: ServerMessage) => void} message
+ * @property {(opened: boolean, why: string) => void} lost Once, and nothing after it. `opened`: whether it ever was.
+ */
+
+export class Connection {
+  #socket;
+  #lost;
+  #opened = false;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #clock;
+
+  /**
+   * @param {string} url
+   * @param {Listeners} listeners
+   */
+  constructor(url, { open, message, lost }) {
+    this.#lost = lost;
+    this.#socket = new WebSocket(url);
+    this.#expect(OPEN_MS, "The service does not answer.");
+    this.#socket.onopen = () => {
+      this.#opened = true;
+      this.#expect(SILENCE_MS, "The service has fallen silent.");
+      open();
+    };
+    this.#socket.onmessage = (event) => {
+      this.#expect(SILENCE_MS, "The service has fallen silent.");
+      message(JSON.parse(event.data));
+    };
+    this.#socket.onclose = (event) => this.#end(event.reason);
+  }
+
+  /** @param {object} message */
+  say(message) {
+    if (this.#socket.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(message));
+  }
+
+  /** @param {Uint8Array<ArrayBuffer>} frame */
+  send(frame) {
+    if (this.#socket.readyState === WebSocket.OPEN) this.#socket.send(frame);
+  }
+
+  /** Lets go of it without a word: `lost` is not called. */
+  close() {
+    clearTimeout(this.#clock);
+    this.#socket.onopen = this.#socket.onmessage = this.#socket.onclose = null;
+    this.#socket.close();
+  }
+
+  /**
+   * Something must come within this time.
+   * @param {number} ms
+   * @param {string} otherwise
+   */
+  #expect(ms, otherwise) {
+    clearTimeout(this.#clock);
+    this.#clock = setTimeout(() => this.#end(otherwise), ms);
+  }
+
+  /** @param {string} why */
+  #end(why) {
+    this.close();
+    this.#lost(this.#opened, why);
+  }
+}

@@ -1,0 +1,111 @@
+"""Debian's Chromium with a fake camera, and the real service with its own Triton and text reading."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Playwright, sync_playwright
+
+from app.settings import OcrSettings, TritonSettings
+from tests.browser.films import write_y4m
+from tests.browser.sight import Sight
+from tests.support import clip
+from tests.support.clip import Pixels
+from tests.support.service import Service, require_environment, serving
+
+CHROMIUM = Path("/usr/bin/chromium")
+ARGUMENTS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    # A name that is not loopback: browsers trust no plain http from there.
+    "--host-resolver-rules=MAP sight.test 127.0.0.1",
+)
+FAKE_CAMERA = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
+CAMERA_FPS = 15
+Look = Callable[..., Sight]
+Launch = Callable[..., Browser]
+
+
+@pytest.fixture(scope="package")
+def chromium() -> Path:
+    """The browser; skips by name at home, fails in CI, when it is not installed."""
+    if not CHROMIUM.exists():
+        message = f"{CHROMIUM} is missing: install what tests/system-packages.txt names"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return CHROMIUM
+
+
+@pytest.fixture(scope="package")
+def playwright() -> Iterator[Playwright]:
+    # It keeps an event loop running in this thread: it must end with these tests, others want loops of their own.
+    with sync_playwright() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def film() -> list[Pixels]:
+    """A window that goes to and fro over a person and a sign, slowly; the last picture leads to the first."""
+    there = clip.Pan((4, 2), 12).pictures()
+    return there + there[-2:0:-1]
+
+
+@pytest.fixture(scope="package")
+def launch(chromium: Path, playwright: Playwright) -> Iterator[Launch]:
+    """Starts a browser with these arguments beside the usual ones."""
+    started: list[Browser] = []
+
+    def start(*arguments: str) -> Browser:
+        browser = playwright.chromium.launch(executable_path=chromium, args=[*ARGUMENTS, *arguments])
+        started.append(browser)
+        return browser
+
+    yield start
+    for browser in started:
+        browser.close()
+
+
+@pytest.fixture(scope="package")
+def browser(launch: Launch, film: list[Pixels], tmp_path_factory: pytest.TempPathFactory) -> Browser:
+    """One whose camera plays the film, and may be used without asking."""
+    camera = write_y4m(tmp_path_factory.mktemp("camera") / "camera.y4m", film, CAMERA_FPS)
+    return launch(*FAKE_CAMERA, f"--use-file-for-fake-video-capture={camera}")
+
+
+@pytest.fixture
+def look(browser: Browser) -> Iterator[Look]:
+    """Opens the page of a service in a profile of its own; at the end, nothing unexpected must have been said."""
+    opened: list[Sight] = []
+
+    def open_page(service: Service | str, path: str = "/", *, within: Browser = browser, **context: Any) -> Sight:
+        origin = service if isinstance(service, str) else service.url
+        context = {"viewport": {"width": 1280, "height": 900}, **context}
+        sight = Sight(within.new_context(**context).new_page(), origin)
+        opened.append(sight)
+        return sight.open(path)
+
+    yield open_page
+    for sight in opened:
+        sight.page.context.close()
+    for sight in opened:
+        sight.check()
+
+
+@pytest.fixture(scope="package")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service on the models of a fresh machine."""
+    require_environment(TritonSettings().triton_python, "make triton-env")
+    require_environment(OcrSettings().ocr_python, "make ocr-env")
+    with serving(tmp_path_factory.mktemp("real"), {"OCR": "on"}) as service:
+        yield service

@@ -1,0 +1,188 @@
+"""The client's page in a browser, watched: what it says on the console, and whom it talks to."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import time
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from playwright.sync_api import ConsoleMessage, Page
+
+from app.settings import ROOT
+from tests.support import clip
+
+SCREENSHOTS = ROOT / ".state" / "screenshots"
+PATIENCE_S = 30.0
+SOCKET_FAILED = r"WebSocket connection to .* failed"
+"""What Chromium itself writes on the console when nobody answers at a socket's address."""
+
+WATCH = """() => {
+    globalThis.seen = { last: null, said: [] };
+    sightline.client.on("result", ({ result }) => { seen.last = result; });
+    for (const type of ["state", "starting", "queued", "ready", "notice", "refused", "bye"])
+        sightline.client.on(type, (detail) => seen.said.push({ type, ...detail }));
+}"""
+
+MOMENT = """() => new Promise((done) => requestAnimationFrame(() => {
+    // The overlay's own callback was asked for before this one: what it drew is of the same moment.
+    const { width, height, objects, poses, texts } = sightline.overlay.model;
+    const copy = Object.assign(document.createElement("canvas"), { width, height });
+    copy.getContext("2d").drawImage(document.querySelector("#view > *"), 0, 0);
+    const drawn = document.getElementById("overlay").toDataURL("image/png");
+    done({ objects, poses, texts, place: sightline.overlay.place, shown: copy.toDataURL("image/png"), drawn });
+}))"""
+
+
+@dataclass
+class Sight:
+    """One page. `check` says what went wrong on it that no test asked for."""
+
+    page: Page
+    origin: str
+    expected: list[str] = field(default_factory=list)
+    """Patterns of console messages that a test provokes."""
+    permitted: set[str] = field(default_factory=set)
+    """Origins beside the page's own that it is told to talk to."""
+    said: list[str] = field(default_factory=list)
+    asked: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.page.on("console", self._heard)
+        self.page.on("pageerror", lambda error: self.said.append(f"page error: {error}"))
+        self.page.on("request", lambda request: self.asked.add(request.url))
+        self.page.on("websocket", lambda socket: self.asked.add(socket.url))
+
+    def _heard(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning", "assert"):
+            self.said.append(f"{message.type}: {message.text}")
+
+    def check(self) -> None:
+        unexpected = [one for one in self.said if not any(re.search(pattern, one) for pattern in self.expected)]
+        assert unexpected == []
+        hosts = {urlsplit(url).netloc for url in self.asked if not url.startswith(("blob:", "data:"))}
+        assert hosts <= {urlsplit(one).netloc for one in (self.origin, *self.permitted)}
+
+    # --- what a person does ---
+
+    def open(self, path: str = "/") -> Sight:
+        self.page.goto(self.origin + path)
+        self.until("'loaded' in document.body.dataset")
+        self.page.evaluate(WATCH)
+        return self
+
+    def start(self, button: str = "#sample", *, results: int = 1) -> Sight:
+        """Presses a source's button and waits for results."""
+        self.page.click(button)
+        return self.live(results=results)
+
+    def live(self, *, results: int = 1) -> Sight:
+        """Waits until the session is live, and for so many more results."""
+        self.until("sightline.client.state === 'live'")
+        count = self.ask("sightline.hud.results.total")
+        self.until(f"sightline.hud.results.total >= {count + results} || sightline.hud.results.total < {count}")
+        return self
+
+    # --- what is there ---
+
+    def ask(self, expression: str) -> Any:
+        return self.page.evaluate(expression)
+
+    def until(self, expression: str, patience_s: float = PATIENCE_S) -> Any:
+        """Waits until an expression is true, and returns its value. (The page's policy forbids polling inside it.)"""
+        deadline = time.monotonic() + patience_s
+        while not (value := self.page.evaluate(expression)):
+            assert time.monotonic() < deadline, f"never true: {expression}\n{self._state()}"
+            self.page.wait_for_timeout(50)
+        return value
+
+    def _state(self) -> str:
+        state = self.ask("globalThis.sightline && [sightline.client.state, globalThis.seen?.said.slice(-5), seen.last]")
+        return f"{self.text('#stage')}\n{state}\n{self.said}"
+
+    def text(self, selector: str) -> str:
+        """What is to be read there, on one line."""
+        return " ".join(self.page.inner_text(selector).split())
+
+    def shows(self, selector: str, words: str) -> str:
+        """Waits until these words are to be read there; returns all that is."""
+        deadline = time.monotonic() + PATIENCE_S
+        while words not in (text := self.text(selector)):
+            assert time.monotonic() < deadline, f"{words!r} is not in {text!r}\n{self._state()}"
+            self.page.wait_for_timeout(50)
+        return text
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """What the client said so far, of one type."""
+        return [one for one in self.ask("seen.said") if one["type"] == kind]
+
+    def moment(self) -> Moment:
+        got = self.page.evaluate(MOMENT)
+        return Moment(got["objects"], got["poses"], got["texts"], got["place"], _pixels(got["shown"]), _pixels(got["drawn"]))
+
+    def screenshot(self, name: str) -> None:
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+@dataclass
+class Moment:
+    """What was drawn at one moment, and the picture that it was drawn over."""
+
+    objects: list[dict[str, Any]]
+    poses: list[dict[str, Any]]
+    texts: list[dict[str, Any]]
+    place: dict[str, float]
+    shown: NDArray[np.uint8]
+    """RGBA [height, width, 4], the source's own pixels."""
+    drawn: NDArray[np.uint8]
+    """RGBA of the overlay's canvas."""
+
+    def box(self, name: str) -> NDArray[np.float64]:
+        """x1, y1, x2, y2 of the only object of this class, in the picture's pixels."""
+        (found,) = (one["box"] for one in self.objects if one["class_name"] == name)
+        return np.array([found[key] for key in ("x1", "y1", "x2", "y2")])
+
+    def corner(self) -> NDArray[np.float64]:
+        """Where in `clip.scene` the shown picture's upper left corner is, found by looking for its middle there."""
+        middle = np.ascontiguousarray(self.shown[120:400, 100:460, :3])
+        match = cv2.matchTemplate(clip.scene(), middle, cv2.TM_CCOEFF_NORMED)
+        _, best, _, (x, y) = cv2.minMaxLoc(match)
+        assert best > 0.95
+        return np.array([x - 100.0, y - 120.0])
+
+    def truth(self, place: NDArray[np.float64]) -> NDArray[np.float64]:
+        """A place of the scene (x, y, x, y, ...) in the shown picture, clipped to it."""
+        moved = place.reshape(-1, 2) - self.corner()
+        return np.clip(moved, 0, self.shown.shape[1::-1]).ravel()
+
+    def outlined(self, name: str, colour: tuple[int, int, int]) -> float:
+        """Share of the box's outline along which the overlay has this colour, within two CSS pixels.
+
+        Lines of other things may cross it, labels may hide some of it.
+        """
+        x1, y1, x2, y2 = self.box(name) * self.place["scale"] + np.tile([self.place["x"], self.place["y"]], 2)
+        steps = np.linspace(0.06, 0.94, 40)
+        across, down = x1 + (x2 - x1) * steps, y1 + (y2 - y1) * steps
+        points = [*((x, y) for x in across for y in (y1, y2)), *((x, y) for y in down for x in (x1, x2))]
+        near = (self.drawn[..., 3] > 200) & (np.abs(self.drawn[..., :3].astype(int) - colour).max(axis=2) < 40)
+        height, width = near.shape
+        reach = 2
+        hits = [
+            near[max(0, round(y) - reach) : round(y) + reach + 1, max(0, round(x) - reach) : round(x) + reach + 1].any()
+            for x, y in points
+            if reach < x < width - reach and reach < y < height - reach
+        ]
+        assert len(hits) > 60
+        return float(np.mean(hits))
+
+
+def _pixels(url: str) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGBA"))

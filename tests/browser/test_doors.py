@@ -1,0 +1,95 @@
+"""What stands before a session: the waiting room, a token, a service that is switched off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.browser.conftest import Look
+from tests.browser.sight import SOCKET_FAILED
+from tests.browser.wire import free_port, start_server
+from tests.conftest import Serve
+from tests.support.service import serving
+
+
+def test_the_waiting_room_shows_the_place_and_opens_by_itself(serve: Serve, look: Look) -> None:
+    service = serve(MAX_SESSIONS="1")
+    first = look(service).start("#sample", results=2)
+    second, third = look(service), look(service)
+    second.page.click("#sample")
+    assert "All places are taken" in second.shows("#card", "You are next")
+    third.page.click("#camera")
+    third.shows("#card", "Number 2 in line")
+    assert third.text("#status") == "Waiting room, number 2"
+    third.screenshot("waiting")
+    first.page.click("#stop")
+    second.live(results=2)
+    third.shows("#card", "You are next")
+    third.page.click("text=Leave")
+    third.shows("#card", "The session has ended")
+    second.page.click("#stop")
+    second.shows("#card", "The session has ended")
+
+
+def test_a_token_is_asked_for_and_kept_in_the_tab(serve: Serve, look: Look) -> None:
+    service = serve(AUTH_TOKENS="open-sesame,another")
+    sight = look(service)
+    sight.page.click("#sample")
+    sight.shows("#card", "The service wants a valid token")
+    assert sight.page.evaluate("document.activeElement.id") == "token"
+    sight.screenshot("token")
+    sight.page.keyboard.type("open-barley")
+    sight.page.click("text=Start again")
+    sight.until("seen.said.filter(({ type }) => type === 'bye').length === 2")
+    assert {one["reason"] for one in sight.events("bye")} == {"unauthorized"}
+    sight.shows("#card", "The service wants a valid token")
+    sight.page.fill("#token", "open-sesame")
+    sight.page.click("text=Start again")
+    sight.live(results=2)
+    sight.page.reload()
+    sight.until("'loaded' in document.body.dataset")
+    sight.start("#sample")  # the tab has it still
+    assert not sight.ask("localStorage.length")
+    elsewhere = look(service)
+    assert elsewhere.page.input_value("#token") == ""
+
+
+def test_a_service_that_is_off_is_started_and_waited_for(
+    serve: Serve, look: Look, canned_triton: str, tmp_path: Path
+) -> None:
+    port = free_port()
+    with start_server(state="starting", eta_s=40, message="Waking the machine.") as starter:
+        # One service hosts the page; another, off for now, is where frames go.
+        pages = serve(SERVICE_URL=f"http://127.0.0.1:{port}", START_SERVER_URL=starter.url)
+        sight = look(pages)
+        sight.permitted |= {f"http://127.0.0.1:{port}", starter.url}
+        sight.expected.append(SOCKET_FAILED)
+        sight.page.click("#access summary")
+        sight.page.fill("#start-token", "wake-up")
+        sight.page.click("#sample")
+        text = sight.shows("#card", "to go")
+        assert "The service is starting" in text
+        assert "Waking the machine." in text
+        assert sight.text("#status") == "Starting the service …"
+        sight.screenshot("starting")
+        assert starter.asked[0] == ("POST", "Bearer wake-up")
+        sight.until("document.querySelector('#card progress').value > 1")
+        settings = {"TRITON_URL": canned_triton, "OCR": "off", "PORT": str(port), "ALLOWED_ORIGINS": pages.url}
+        with serving(tmp_path, settings):
+            starter.answer = {"state": "running", "eta_s": 0}
+            sight.live(results=3)
+            assert [method for method, _ in starter.asked].count("POST") == 1
+            sight.page.click("#stop")
+            sight.shows("#card", "The session has ended")
+
+
+def test_a_start_that_is_refused_says_so(serve: Serve, look: Look) -> None:
+    port = free_port()
+    with start_server(message=None) as starter:
+        starter.status = 403
+        pages = serve(SERVICE_URL=f"http://127.0.0.1:{port}", START_SERVER_URL=starter.url)
+        sight = look(pages)
+        sight.permitted |= {f"http://127.0.0.1:{port}", starter.url}
+        sight.expected += [SOCKET_FAILED, "responded with a status of 403"]
+        sight.page.click("#sample")
+        sight.shows("#card", "start-server wants a valid start token")
+        assert len(starter.asked) == 1

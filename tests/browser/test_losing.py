@@ -1,0 +1,110 @@
+"""The connection goes and comes back: cut, refused, shut down, restarted."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from tests.browser.conftest import Look
+from tests.browser.sight import SOCKET_FAILED
+from tests.browser.wire import free_port, wired
+from tests.conftest import Serve
+from tests.support.service import Service, assert_adds_up, serving
+
+
+def test_a_cut_network_comes_back_with_what_was_chosen(service: Service, look: Look) -> None:
+    with wired(service) as wire:
+        sight = look(wire.url).start("#sample", results=3)
+        sight.expected.append(SOCKET_FAILED)
+        sight.page.click("label:has(#stage-pose)")
+        sight.until("!sightline.overlay.model.poses.length")
+        first = sight.ask("seen.last.session_id")
+        wire.cut()
+        sight.shows("#banner", "Connecting again in")
+        assert sight.text("#status") == "Connection lost"
+        drawn = sight.ask("sightline.hud.drawn.total")
+        sight.until("!sightline.overlay.model.objects.length")  # what is not known any more is not shown
+        assert sight.page.is_visible("#view canvas")
+        assert sight.ask("sightline.hud.drawn.total") > drawn  # the picture goes on
+        sight.screenshot("lost")
+        wire.mend()
+        sight.page.click("#banner button")
+        sight.live(results=3)
+        assert sight.ask("seen.last.session_id") != first
+        assert not sight.page.is_visible("#banner")
+        assert sight.ask("seen.last.stages.pose.status") == "disabled"
+        assert not sight.page.is_checked("#stage-pose")
+        assert sight.ask("sightline.overlay.model.objects.length") == 2
+
+
+def test_a_service_that_is_shut_down_and_started_again(canned_triton: str, look: Look, tmp_path: Path) -> None:
+    settings = {"TRITON_URL": canned_triton, "OCR": "off", "PORT": str(free_port())}
+    (tmp_path / "again").mkdir()
+    with serving(tmp_path, settings) as service:
+        sight = look(service).start("#sample", results=5)
+        sight.expected.append(SOCKET_FAILED)
+        service.process.send_signal(signal.SIGTERM)
+        sight.shows("#banner", "shutting down")
+        (bye,) = sight.events("bye")
+        assert (bye["reason"], bye["again"]) == ("shutdown", True)
+        assert bye["report"]["processed"] >= 5
+        service.process.wait(30)
+    with serving(tmp_path / "again", settings):
+        sight.live(results=5)  # by itself
+        assert sight.text("#status") == "Live"
+        sight.page.click("#stop")
+        sight.shows("#card", "The session has ended")
+
+
+def test_a_killed_service_is_waited_for(canned_triton: str, look: Look, tmp_path: Path) -> None:
+    with serving(tmp_path, {"TRITON_URL": canned_triton, "OCR": "off"}) as service:
+        sight = look(service).start("#sample", results=2)
+        sight.expected.append(SOCKET_FAILED)
+        service.process.kill()
+        service.process.wait()
+        sight.shows("#banner", "Connecting again in")
+        # Three attempts in vain, each after a longer wait on average; then whoever waits has had enough.
+        sight.until("seen.said.filter(({ type, state }) => type === 'state' && state === 'connecting').length >= 4")
+        sight.page.click("#stop")
+        sight.shows("#card", "The session was stopped")
+        assert sight.ask("sightline.client.state") == "ended"
+
+
+def test_stop_shows_the_report(serve: Serve, look: Look) -> None:
+    service = serve()
+    sight = look(service).start("#sample", results=10)
+    sight.page.click("#stop")
+    text = sight.shows("#card", "The session has ended")
+    sight.screenshot("ended")
+    (bye,) = sight.events("bye")
+    report = bye["report"]
+    assert (bye["reason"], bye["again"]) == ("stopped", False)
+    assert f"Frames {report['received']}, " in text
+    assert f"Analysed {report['processed']}" in text
+    assert f"A frame took {report['stages']['total']['p50_ms']:.0f} ms" in text
+    counts = assert_adds_up(service)
+    assert {key: counts[key] for key in ("received", "processed")} == {
+        key: report[key] for key in ("received", "processed")
+    }
+    assert sight.page.is_disabled("#stop")
+    sight.page.click("text=Start again")
+    sight.live(results=3)
+    assert sight.text("#status") == "Live"
+
+
+def test_closing_the_page_ends_the_session(service: Service, look: Look) -> None:
+    sight = look(service).start("#sample", results=2)
+    before = service.metrics()['sightline_sessions_total{outcome="stopped"}']
+    sight.page.goto("about:blank")
+    sight.page.wait_for_timeout(500)
+    assert service.metrics()['sightline_sessions_total{outcome="stopped"}'] == before + 1
+
+
+def test_frames_that_are_refused_are_counted_by_reason(serve: Serve, look: Look) -> None:
+    service = serve(MAX_PIXELS="1000")
+    sight = look(service)
+    sight.page.click("#sample")
+    sight.until("sightline.sender.counts.sent >= 5")  # every refusal gives its credit back
+    sight.until("seen.said.filter(({ type }) => type === 'refused').length >= 5")
+    assert {one["code"] for one in sight.events("refused")} == {"too_large"}
+    assert "too large" in sight.shows("#session", "Dropped there too large")

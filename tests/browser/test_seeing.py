@@ -1,0 +1,162 @@
+"""From a source to boxes on the picture, against the real models: what is drawn lies where the things are."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.browser.conftest import Look
+from tests.browser.films import write_webm
+from tests.browser.sight import Moment, Sight
+from tests.integration.watching import iou
+from tests.support import clip
+from tests.support.clip import Pixels
+from tests.support.service import Service
+
+ALL_SEEN = """(() => {
+    const { objects, poses, texts } = sightline.overlay.model;
+    return objects.length >= 2 && poses.length && texts.length && objects.every(({ alpha }) => alpha > 0.95);
+})()"""
+
+
+def colour_of(sight: Sight, name: str) -> tuple[int, int, int]:
+    """The class's colour as the overlay paints it, RGB."""
+    red, green, blue = sight.ask(f"""async () => {{
+        const {{ classColour }} = await import("/web/paint.js");
+        const {{ class_id }} = sightline.overlay.model.objects.find((one) => one.class_name === "{name}");
+        const pen = document.createElement("canvas").getContext("2d");
+        pen.fillStyle = classColour(class_id);
+        pen.fillRect(0, 0, 1, 1);
+        return [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3);
+    }}""")
+    return red, green, blue
+
+
+def moments(sight: Sight, count: int) -> list[Moment]:
+    """Some, a while apart, each with everything in view."""
+    found = []
+    for _ in range(count):
+        sight.until(ALL_SEEN)
+        found.append(sight.moment())
+        sight.page.wait_for_timeout(230)
+    return found
+
+
+def assert_drawn_where_she_is(sight: Sight) -> None:
+    """Every box, the skeleton's face and the sign's text, against where the shown picture itself has them."""
+    overlaps = []
+    for moment in moments(sight, 4):
+        overlaps.append(iou(moment.box("person"), moment.truth(clip.PERSON)))
+        assert iou(moment.box("face"), moment.truth(clip.FACE)) > 0.5
+        assert moment.outlined("person", colour_of(sight, "person")) > 0.8
+        assert moment.outlined("face", colour_of(sight, "face")) > 0.8
+        (pose,) = moment.poses
+        at = {point["name"]: np.array([point["x"], point["y"]]) for point in pose["keypoints"]}
+        for name, point in clip.POINTS.items():
+            assert np.hypot(*(at[name] - moment.truth(point))) < 32, name
+        (text,) = moment.texts
+        assert text["text"] == clip.WORDS
+        # Read up to a second or two ago: the sign has moved a little since.
+        sign = moment.truth(clip.words_box()).reshape(2, 2).mean(axis=0)
+        assert np.hypot(*(np.mean(text["polygon"], axis=0) - sign)) < 60
+        assert (moment.drawn[..., 3] > 0).mean() < 0.3  # the picture is still to be seen
+    assert min(overlaps) > 0.65
+    assert np.mean(overlaps) > 0.72
+
+
+def test_the_camera_shows_what_the_service_sees(real: Service, look: Look) -> None:
+    sight = look(real)
+    sight.screenshot("start")
+    assert "Start the camera" in sight.text("#card")
+    sight.start("#camera", results=8)
+    assert_drawn_where_she_is(sight)
+    sight.screenshot("camera")
+
+    assert sight.text("#status") == "Live"
+    assert "mediapipe" in sight.text("#models")
+    assert "make models" in sight.text("#yolo")
+    seen = sight.shows("#seen", clip.WORDS)
+    assert "1 person" in seen
+    assert "1 face" in seen
+    assert clip.WORDS in sight.ask("document.getElementById('overlay').ariaLabel")
+    figures = {name: float(sight.text(f"#{name}")) for name in ("camera-fps", "drawn-fps", "result-fps", "age-p50", "age-p95")}
+    assert 5 < figures["camera-fps"] < 20
+    assert figures["drawn-fps"] > 15
+    assert 0 < figures["result-fps"] < 20
+    assert 0 < figures["age-p50"] <= figures["age-p95"] < 5000
+    words = {name: sight.text(f"#stages li:has(#stage-{name}) .words") for name in ("detect", "pose", "ocr", "motion", "track")}
+    assert {words[name] for name in ("detect", "pose", "track")} == {"ok"}
+    assert re.fullmatch(r"ok|first frame|size changed", words["motion"])
+    assert re.fullmatch(r"(ok|stale \d+\.\d s)(, [\w ]+)?", words["ocr"])
+    shares = [float(one.split()[-2]) for one in sight.page.locator("#legend li").all_inner_texts()]
+    assert len(shares) == 6
+    assert max(shares) > 1
+    assert sight.ask("""() => {
+        const chart = document.getElementById("chart");
+        const { data } = chart.getContext("2d").getImageData(0, 0, chart.width, chart.height);
+        return new Set(new Uint32Array(data.buffer)).size;
+    }""") > 4  # colours
+    assert re.search(r"640 × 480, quality \d+%, \d+ kB a frame", sight.text("#pace"))
+    assert re.search(r"Frames sent \d+ of \d+", sight.text("#session"))
+
+
+def test_the_sample_needs_no_camera(real: Service, look: Look) -> None:
+    sight = look(real).start("#sample", results=8)
+    sight.shows("#seen", clip.WORDS)
+    sight.until(ALL_SEEN)
+    sight.screenshot("sample")
+    for moment in moments(sight, 2):
+        # The very picture that was on the page, asked about by itself.
+        jpeg = io.BytesIO()
+        Image.fromarray(moment.shown[..., :3]).save(jpeg, "JPEG", quality=90)
+        alone = httpx.post(f"{real.url}/v1/frames", content=jpeg.getvalue(), timeout=30).json()
+        boxes = {one["class_name"]: np.array(list(one["box"].values())) for one in alone["objects"]}
+        assert sorted(one["class_name"] for one in moment.objects) == sorted(boxes) == ["face", "person"]
+        for name, box in boxes.items():
+            assert iou(moment.box(name), box) > 0.75
+            assert moment.outlined(name, colour_of(sight, name)) > 0.8
+        assert [one["text"] for one in alone["texts"]] == [clip.WORDS]
+
+
+@pytest.mark.parametrize("kind", ["mp4", "webm"])
+def test_a_film_from_the_disk(real: Service, look: Look, film: list[Pixels], tmp_path: Path, kind: str) -> None:
+    path = (clip.write_mp4 if kind == "mp4" else write_webm)(tmp_path / f"film.{kind}", film)
+    sight = look(real)
+    sight.page.set_input_files("#file", path)
+    sight.live(results=5)
+    assert_drawn_where_she_is(sight)
+
+
+def test_a_picture_from_the_disk(real: Service, look: Look, film: list[Pixels], tmp_path: Path) -> None:
+    Image.fromarray(film[0]).save(tmp_path / "picture.png")
+    sight = look(real)
+    sight.page.set_input_files("#file", tmp_path / "picture.png")
+    sight.live(results=2)
+    assert_drawn_where_she_is(sight)
+
+
+def test_a_file_that_is_none_is_named(real: Service, look: Look, tmp_path: Path) -> None:
+    (tmp_path / "notes.webm").write_text("no film")
+    sight = look(real)
+    sight.page.set_input_files("#file", tmp_path / "notes.webm")
+    assert "film.webm" in sight.shows("#card", "This film cannot be shown")
+    sight.page.click("text=Use the sample")
+    sight.live()
+
+
+def test_flow_is_drawn_when_it_is_asked_for(real: Service, look: Look) -> None:
+    sight = look(real).start("#camera", results=3)
+    sight.page.click("label:has(#stage-field)")
+    columns, rows, length = sight.until(
+        "(({ field }) => field && [field.columns, field.rows, field.vectors.length])(sightline.overlay.model)"
+    )
+    assert length == 2 * columns * rows
+    # The window goes to and fro: what it shows moves a few pixels a frame, all of it the same way.
+    sight.until("sightline.overlay.model.field && Math.hypot(...sightline.overlay.model.field.vectors.slice(200, 202)) > 1")
+    sight.screenshot("flow")

@@ -1,0 +1,361 @@
+"""TritonClient against a real Triton with canned models."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from prometheus_client import REGISTRY
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from app.errors import ConfigurationError, InferenceError, InferenceTimeout, InferenceUnavailable
+from app.inference import memory, triton
+from app.inference.client import ModelSpec, TensorSpec
+from app.inference.memory import Buffer
+from app.inference.triton import TritonClient
+from app.settings import ROOT, TritonSettings
+from benchmarks import canned
+from tests.conftest import SLOW_S
+from tests.support.service import require_environment
+from tests.support.triton import mortal
+
+pytestmark = pytest.mark.anyio
+SHAPE = (1, canned.SIZE, canned.SIZE, 3)
+PERSON = np.array(canned.PERSON, np.float32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+async def one_loop(anyio_backend: str) -> None:
+    """One event loop for all tests here: grpc.aio's poller is the process's and keeps to those it has met."""
+    return
+
+
+@asynccontextmanager
+async def client(
+    url: str, on_change: Callable[[bool], None] | None = None, **settings: object
+) -> AsyncIterator[TritonClient]:
+    """An open client; afterwards nothing of it is held at the gate."""
+    one = TritonClient(url, TritonSettings(**settings), on_change=on_change)  # type: ignore[arg-type]
+    await one.open()
+    try:
+        yield one
+    finally:
+        await one.close()
+    assert REGISTRY.get_sample_value("sightline_inference_in_flight") == 0
+
+
+async def described(one: TritonClient, model: str = "yolo") -> ModelSpec:
+    spec = await one.describe(model)
+    assert spec is not None
+    return spec
+
+
+async def ask(one: TritonClient, spec: ModelSpec, stream: str = "s") -> bool:
+    """One request, its answer looked at; whether its pixels lay in shared memory."""
+    buffer = one.buffer(SHAPE, "UINT8")
+    try:
+        buffer.array[:] = 7
+        reply = await one.infer(spec, buffer, stream=stream)
+        np.testing.assert_array_equal(reply.outputs["detections"][0, 0], PERSON)
+        assert reply.outputs["detections"].shape == (1, 300, 6)
+        return buffer.slot is not None
+    finally:
+        buffer.release()
+
+
+async def until(condition: Callable[[], bool], patience_s: float = 20.0) -> None:
+    async with asyncio.timeout(patience_s):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def mapped(one: TritonClient) -> None:
+    """Waits until there is shared memory."""
+
+    def there() -> bool:
+        buffer = one.buffer(SHAPE, "UINT8")
+        buffer.release()
+        return buffer.slot is not None
+
+    await until(there)
+
+
+async def regions(url: str) -> set[str]:
+    """Names that are registered at this Triton."""
+    async with grpc.aio.insecure_channel(url) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        status = await stub.SystemSharedMemoryStatus(service_pb2.SystemSharedMemoryStatusRequest())
+    return set(status.regions)
+
+
+def in_shm() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if name.startswith(f"{memory.PREFIX}-")}
+
+
+# --- what a model looks like ---
+
+
+async def test_a_model_is_described_as_the_server_has_it(canned_triton: str) -> None:
+    async with client(canned_triton) as one:
+        spec = await described(one)
+    assert (spec.name, spec.version, spec.max_batch) == ("yolo", "1", 16)
+    assert spec.inputs == (TensorSpec("images", "UINT8", (-1, 640, 640, 3)),)
+    assert spec.outputs == (TensorSpec("detections", "FP32", (-1, 300, 6)),)
+    assert spec.parameters["display_name"] == "canned yolo"
+
+
+async def test_a_model_that_is_not_served_is_none(canned_triton: str) -> None:
+    async with client(canned_triton) as one:
+        assert await one.describe("unicorn") is None
+        assert one.up
+
+
+async def test_a_server_that_is_away_cannot_be_asked() -> None:
+    async with client("127.0.0.1:9") as one:
+        assert not one.up
+        assert one.generation == 0
+        with pytest.raises(InferenceUnavailable, match=r"127.0.0.1:9"):
+            await one.describe("yolo")
+
+
+# --- memory ---
+
+
+async def test_pixels_and_answers_go_through_shared_memory_once_it_is_mapped(canned_triton: str) -> None:
+    async with client(canned_triton) as one:
+        spec = await described(one)
+        assert await ask(one, spec) is False  # the first need not wait for the mapping
+        await mapped(one)
+        assert await ask(one, spec) is True
+        assert one.shared_memory
+        assert len([name for name in await regions(canned_triton) if f"-{os.getpid()}-" in name]) == 1
+        assert in_shm() == set()  # names live only until the server has them
+    assert not [name for name in await regions(canned_triton) if f"-{os.getpid()}-" in name]
+
+
+async def test_when_all_slots_are_taken_the_heap_serves(canned_triton: str) -> None:
+    async with client(canned_triton) as one:
+        spec = await described(one)
+        await mapped(one)
+        held = [one.buffer(SHAPE, "UINT8") for _ in range(400)]
+        await asyncio.sleep(0.2)  # whatever may still be mapped is mapped
+        held += [one.buffer(SHAPE, "UINT8") for _ in range(400)]
+        assert {buffer.slot is None for buffer in held} == {True, False}
+        for buffer in (held[0], held[-1]):
+            reply = await one.infer(spec, buffer, stream="s")
+            np.testing.assert_array_equal(reply.outputs["detections"][0, 0], PERSON)
+        for buffer in held:
+            buffer.release()
+        assert await ask(one, spec) is True
+
+
+async def test_two_models_read_one_buffer_and_answer_side_by_side(canned_triton: str) -> None:
+    async with client(canned_triton) as one:
+        detect, pose = await described(one), await described(one, "yolo_pose")
+        await mapped(one)
+        buffer = one.buffer(SHAPE, "UINT8")
+        assert buffer.slot is not None
+        found, posed = await asyncio.gather(one.infer(detect, buffer, stream="s"), one.infer(pose, buffer, stream="s"))
+        np.testing.assert_array_equal(found.outputs["detections"][0, 0], PERSON)
+        np.testing.assert_array_equal(posed.outputs["detections"][0, 0], np.array(canned.person_pose(), np.float32))
+        buffer.release()
+
+
+async def test_without_shared_memory_the_pixels_travel(canned_triton: str) -> None:
+    async with client(canned_triton, triton_shm="off") as one:
+        spec = await described(one)
+        assert [await ask(one, spec) for _ in range(3)] == [False] * 3
+        assert not one.shared_memory
+        assert not [name for name in await regions(canned_triton) if f"-{os.getpid()}-" in name]
+
+
+async def test_a_full_memory_is_done_without(canned_triton: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_SHM", "/proc/nowhere")
+    async with client(canned_triton) as one:
+        assert not one.shared_memory
+        assert await ask(one, await described(one)) is False
+    refusing = TritonClient(canned_triton, TritonSettings(triton_shm="on"))
+    with pytest.raises(ConfigurationError, match=r"TRITON_SHM='on'.*TRITON_SHM=auto"):
+        await refusing.open()
+    await refusing.close()
+
+
+async def test_what_a_killed_process_left_registered_is_swept(canned_triton: str) -> None:
+    code = """
+import asyncio, sys
+from app.inference.triton import TritonClient
+from app.settings import TritonSettings
+
+async def main():
+    client = TritonClient(sys.argv[1], TritonSettings())
+    await client.open()
+    spec = await client.describe("yolo")
+    while True:
+        buffer = client.buffer((1, 640, 640, 3), "UINT8")
+        await client.infer(spec, buffer, stream="s")
+        buffer.release()
+        if buffer.slot is not None:
+            print("mapped", flush=True)
+            await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+    command = [sys.executable, "-c", code, canned_triton]
+    killed = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, cwd=ROOT)
+    assert killed.stdout is not None
+    assert await killed.stdout.readline() == b"mapped\n"
+    left = {name for name in await regions(canned_triton) if f"-{killed.pid}-" in name}
+    assert len(left) == 1
+    async with client(canned_triton):
+        assert left <= await regions(canned_triton)  # of one who lives
+    killed.kill()
+    await killed.wait()
+    async with client(canned_triton):
+        assert not left & await regions(canned_triton)
+
+
+# --- requests that fail ---
+
+
+async def test_no_answer_in_time_is_a_timeout_that_names_the_setting(canned_triton: str) -> None:
+    async with client(canned_triton, triton_deadline_s=SLOW_S / 3) as one:
+        spec = await described(one, "slow")
+        with pytest.raises(InferenceTimeout, match=r"slow.*TRITON_DEADLINE_S=0.1 "):
+            await ask(one, spec)
+        assert await ask(one, await described(one)) in (True, False)  # others are answered
+
+
+async def test_a_request_that_the_server_refuses_fails_alone(canned_triton: str) -> None:
+    async with client(canned_triton, triton_max_in_flight=1) as one:
+        spec = await described(one)
+        for _ in range(3):
+            buffer = one.buffer((1, 64, 64, 3), "UINT8")
+            with pytest.raises(InferenceError, match=r"yolo: .*shape"):
+                await one.infer(spec, buffer, stream="s")
+            buffer.release()
+        assert one.up
+        await ask(one, spec)
+
+
+async def test_the_gate_bounds_what_is_at_the_server(canned_triton: str) -> None:
+    async with client(canned_triton, triton_max_in_flight=2) as one:
+        spec = await described(one)
+        tasks = [asyncio.create_task(ask(one, spec, f"s{number % 5}")) for number in range(40)]
+        most = 0.0
+        while not all(task.done() for task in tasks):
+            most = max(most, REGISTRY.get_sample_value("sightline_inference_in_flight") or 0)
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+    assert most == 2
+
+
+async def test_requests_given_up_in_flight_leak_neither_places_nor_memory(canned_triton: str) -> None:
+    async with client(canned_triton, triton_max_in_flight=2) as one:
+        slow = await described(one, "slow")
+        await mapped(one)
+        buffers = [one.buffer(SHAPE, "UINT8") for _ in range(6)]
+        tasks = [asyncio.create_task(one.infer(slow, buffer, stream="s")) for buffer in buffers]
+        await asyncio.sleep(SLOW_S / 3)  # two are at the server, four at the gate
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        assert all(task.cancelled() for task in tasks)
+        for buffer in buffers:
+            buffer.release()
+        # The two run on at the server, and it may write: neither places nor memory of theirs are given away yet.
+        assert REGISTRY.get_sample_value("sightline_inference_in_flight") == 2
+        assert reused(one, buffers) == [False, False, True, True, True, True]
+        await until(lambda: REGISTRY.get_sample_value("sightline_inference_in_flight") == 0)
+        assert reused(one, buffers) == [True] * 6
+        async with asyncio.timeout(5):
+            await asyncio.gather(*(ask(one, slow) for _ in range(2)))
+
+
+def reused(one: TritonClient, old: list[Buffer]) -> list[bool]:
+    """Whether the memory of each of these is given to others now."""
+    new = [one.buffer(SHAPE, "UINT8") for _ in range(200)]
+    found = [any(np.shares_memory(buffer.array, other.array) for other in new) for buffer in old]
+    for buffer in new:
+        buffer.release()
+    return found
+
+
+async def test_close_waits_for_what_is_in_flight(canned_triton: str) -> None:
+    async with client(canned_triton) as one:
+        task = asyncio.create_task(ask(one, await described(one, "slow")))
+        await asyncio.sleep(SLOW_S / 3)
+    assert task.done()
+    await task
+
+
+# --- coming and going ---
+
+
+async def test_killed_and_restarted_it_is_away_then_back_with_memory_and_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_environment(TritonSettings().triton_python, "make triton-env")
+    monkeypatch.setattr(triton, "_PROBE_INTERVAL_S", 0.5)
+    monkeypatch.setattr(triton, "_PROBE_DEADLINE_S", 0.5)
+    with mortal(canned.write(tmp_path / "repository"), tmp_path / "state") as server:
+        changes: list[bool] = []
+        async with client(server.url, changes.append) as one:
+            spec = await described(one)
+            await mapped(one)
+            assert (one.up, one.generation, changes) == (True, 1, [True])
+            held = one.buffer(SHAPE, "UINT8")  # across the server's death
+
+            server.kill()
+            await until(lambda: not one.up)
+            with pytest.raises(InferenceUnavailable):
+                await ask(one, spec)
+            await until(lambda: one.up)
+            assert changes == [True, False, True]
+            assert one.generation == 2
+            spec = await described(one)
+            reply = await one.infer(spec, held, stream="s")  # its memory means nothing to the new one: pixels travel
+            np.testing.assert_array_equal(reply.outputs["detections"][0, 0], PERSON)
+            held.release()
+            await mapped(one)
+            assert await ask(one, spec) is True
+
+            # Standing still is like being away; but then it still has what was registered, which must not add up.
+            before = await regions(server.url)
+            server.process.send_signal(signal.SIGSTOP)
+            try:
+                await until(lambda: not one.up)
+            finally:
+                server.process.send_signal(signal.SIGCONT)
+            await until(lambda: one.up)
+            assert one.generation == 3
+            await mapped(one)
+            assert await ask(one, spec) is True
+            after = await regions(server.url)
+            assert len(after) == len(before) == 1
+            assert after != before
+    assert in_shm() == set()
+
+
+async def test_memory_forgotten_by_the_server_is_mapped_anew(canned_triton: str) -> None:
+    async with client(canned_triton) as one:
+        spec = await described(one)
+        await mapped(one)
+        async with grpc.aio.insecure_channel(canned_triton) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            for name in await regions(canned_triton):
+                if f"-{os.getpid()}-" in name:
+                    await stub.SystemSharedMemoryUnregister(service_pb2.SystemSharedMemoryUnregisterRequest(name=name))
+        with pytest.raises(InferenceError, match="shared memory region"):
+            await ask(one, spec)
+        await until(lambda: one.generation == 2)
+        await mapped(one)
+        assert await ask(one, spec) is True

@@ -1,0 +1,264 @@
+// The client against a socket that the test holds: credits, settings, how it ends and how it comes back.
+
+import assert from "node:assert/strict";
+import { beforeEach, mock, test } from "node:test";
+
+import { SightlineClient } from "../../app/web/client.js";
+
+const JPEG = Uint8Array.of(0xff, 0xd8, 0xff);
+const REPORT = { received: 3, processed: 3, dropped: {}, failed: 0, bytes: 9, duration_s: 1, stages: {} };
+const READY = {
+  type: "ready",
+  session_id: "s",
+  models: { detect: { name: "yolo", classes: ["person"] }, pose: null, ocr: null },
+  settings: {},
+  limits: {},
+  credits: 2,
+};
+
+/** The service's end of a socket. */
+class Socket {
+  static OPEN = 1;
+  static opened = [];
+  readyState = 0;
+  sent = [];
+  constructor(url) {
+    this.url = url;
+    Socket.opened.push(this);
+  }
+  send(data) {
+    this.sent.push(typeof data === "string" ? JSON.parse(data) : data);
+  }
+  close() {
+    this.readyState = 3;
+  }
+  accept() {
+    this.readyState = 1;
+    this.onopen();
+  }
+  say(message) {
+    this.onmessage({ data: JSON.stringify(message) });
+  }
+  end(reason = "") {
+    this.readyState = 3;
+    this.onclose?.({ code: 1000, reason });
+  }
+  static get last() {
+    return Socket.opened.at(-1);
+  }
+}
+
+beforeEach(() => {
+  mock.reset();
+  mock.timers.reset();
+  mock.timers.enable({ apis: ["setTimeout"] });
+  globalThis.WebSocket = Socket;
+  Socket.opened = [];
+});
+
+function live(options = {}) {
+  const client = new SightlineClient();
+  const states = [];
+  client.on("state", ({ state }) => states.push(state));
+  client.connect({ url: "http://sight.test", ...options });
+  Socket.last.accept();
+  Socket.last.say(READY);
+  return { client, states, socket: Socket.last };
+}
+
+function result(seq, more = {}) {
+  return { type: "result", seq, age_ms: 5, objects: [], dropped: { since_last: 0, total: 0 }, ...more };
+}
+
+test("opens with init, its token and its settings", () => {
+  const { client, states, socket } = live({ token: "secret", settings: { confidence: 0.5, stages: { ocr: false } } });
+  assert.equal(socket.url, "ws://sight.test/ws/inference");
+  assert.deepEqual(socket.sent, [
+    { type: "init", protocol: 1, token: "secret", confidence: 0.5, stages: { ocr: false } },
+  ]);
+  assert.deepEqual(states, ["connecting", "live"]);
+  assert.equal(client.wantsFrame, true);
+});
+
+test("sends no more than the credits allow; an answer acknowledges all frames before it", async () => {
+  const { client, socket } = live();
+  const seen = [];
+  client.on("result", (event) => seen.push(event));
+  assert.equal(client.sendFrame(JPEG), 1);
+  assert.equal(client.sendFrame(JPEG), 2);
+  assert.equal(client.sendFrame(JPEG), null);
+  const wanted = client.frameWanted();
+  socket.say(result(2));
+  await wanted;
+  assert.deepEqual([client.sendFrame(JPEG), client.sendFrame(JPEG), client.sendFrame(JPEG)], [3, 4, null]);
+  assert.equal(seen[0].frame.seq, 2);
+  assert.ok(seen[0].roundTripMs >= 0 && seen[0].ageMs >= seen[0].roundTripMs);
+  assert.equal(socket.sent.filter((message) => message instanceof Uint8Array).length, 4);
+});
+
+test("a refused frame returns its credit and is told", () => {
+  const { client, socket } = live();
+  const refused = [];
+  client.on("refused", (event) => refused.push(event.code));
+  client.sendFrame(JPEG);
+  client.sendFrame(JPEG);
+  socket.say({ type: "error", code: "stale", message: "waited", field: null, seq: 1, fatal: false });
+  assert.equal(client.sendFrame(JPEG), 3);
+  assert.deepEqual(refused, ["stale"]);
+});
+
+test("answers pings", () => {
+  const { socket } = live();
+  socket.say({ type: "ping", t: 12.5 });
+  assert.deepEqual(socket.sent.at(-1), { type: "pong", t: 12.5 });
+});
+
+test("settings changed by update are kept over a lost connection", () => {
+  const { client, states, socket } = live({ settings: { stages: { ocr: false } } });
+  client.update({ stages: { pose: false }, confidence: 0.7 });
+  assert.deepEqual(socket.sent.at(-1), { type: "update", stages: { pose: false }, confidence: 0.7 });
+  socket.end();
+  assert.equal(client.state, "waiting");
+  mock.timers.tick(20_000);
+  Socket.last.accept();
+  assert.equal(Socket.opened.length, 2);
+  const { type, stages, confidence } = Socket.last.sent[0];
+  assert.deepEqual([type, stages, confidence], ["init", { ocr: false, pose: false }, 0.7]);
+  Socket.last.say(READY);
+  assert.deepEqual(states, ["connecting", "live", "waiting", "connecting", "live"]);
+});
+
+for (const reason of ["stopped", "unauthorized", "protocol_error"]) {
+  test(`does not come back after ${reason}`, () => {
+    const { client, socket } = live();
+    const byes = [];
+    client.on("bye", (event) => byes.push(event));
+    socket.say({ type: "bye", reason, report: REPORT, message: null, retry_after_s: null });
+    socket.end(reason);
+    mock.timers.tick(600_000);
+    assert.equal(client.state, "ended");
+    assert.equal(Socket.opened.length, 1);
+    assert.deepEqual(byes[0].report, REPORT);
+    assert.equal(byes[0].again, false);
+    assert.ok(byes[0].text.length > 10);
+  });
+}
+
+test("waits as long as the service asks before it comes back", () => {
+  const client = new SightlineClient();
+  client.connect({ url: "http://sight.test" });
+  Socket.last.accept();
+  Socket.last.say({ type: "bye", reason: "rejected", report: REPORT, message: null, retry_after_s: 30 });
+  Socket.last.end();
+  mock.timers.tick(30_000);
+  assert.equal(Socket.opened.length, 1);
+  mock.timers.tick(1_000);
+  assert.equal(Socket.opened.length, 2);
+});
+
+test("tells the place in the waiting room, then goes live", () => {
+  const client = new SightlineClient();
+  const queued = [];
+  client.on("queued", (event) => queued.push(event.position));
+  client.connect({ url: "http://sight.test" });
+  Socket.last.accept();
+  Socket.last.say({ type: "queued", position: 2, ahead: 1, eta_s: 10 });
+  assert.equal(client.state, "queued");
+  Socket.last.say({ type: "queued", position: 1, ahead: 0, eta_s: 5 });
+  Socket.last.say(READY);
+  assert.deepEqual([client.state, queued], ["live", [2, 1]]);
+});
+
+test("a paused page sends nothing and is not connected again before it resumes", () => {
+  const { client, socket } = live();
+  client.pause();
+  assert.deepEqual(socket.sent.at(-1), { type: "pause" });
+  assert.equal(client.sendFrame(JPEG), null);
+  socket.say({ type: "bye", reason: "idle", report: REPORT, message: null, retry_after_s: null });
+  socket.end();
+  mock.timers.tick(600_000);
+  assert.equal(Socket.opened.length, 1);
+  client.resume();
+  assert.equal(Socket.opened.length, 2);
+});
+
+test("stop says so, waits for bye, and ends without one", () => {
+  const { client, socket } = live();
+  client.stop();
+  assert.deepEqual(socket.sent.at(-1), { type: "stop" });
+  assert.equal(client.sendFrame(JPEG), null);
+  mock.timers.tick(3_000);
+  assert.equal(client.state, "ended");
+});
+
+test("a service that does not answer is tried again", () => {
+  const client = new SightlineClient();
+  client.connect({ url: "http://sight.test" });
+  mock.timers.tick(10_000);
+  assert.equal(client.state, "waiting");
+  client.retryNow();
+  assert.equal(Socket.opened.length, 2);
+});
+
+test("classes that another model does not know are given up, not the session", () => {
+  const client = new SightlineClient();
+  client.connect({ url: "http://sight.test", settings: { classes: ["zebra"], confidence: 0.4 } });
+  Socket.last.accept();
+  Socket.last.say({ type: "error", code: "invalid_value", message: "no", field: "classes.0", seq: null, fatal: false });
+  const [first, second] = Socket.last.sent;
+  assert.deepEqual(first.classes, ["zebra"]);
+  assert.deepEqual([second.type, second.classes, second.confidence], ["init", undefined, 0.4]);
+});
+
+test("has a service started that is switched off, and connects when it is there", async () => {
+  const calls = [];
+  const answers = [
+    { state: "starting", eta_s: 40 },
+    { state: "running", eta_s: 0, url: "http://new.test" },
+  ];
+  mock.method(globalThis, "fetch", async (url, { method, headers }) => {
+    calls.push([url, method, headers.Authorization]);
+    return new Response(JSON.stringify(answers[Math.min(calls.length, 2) - 1]));
+  });
+  const client = new SightlineClient();
+  const told = [];
+  client.on("starting", ({ state, etaS }) => told.push([state, etaS]));
+  client.connect({ url: "http://sight.test", startServer: { url: "http://start.test/", token: "t" } });
+  Socket.last.end();
+  assert.equal(client.state, "starting");
+  await settle();
+  mock.timers.tick(4_000);
+  Socket.last.end();
+  await settle();
+  mock.timers.tick(4_000);
+  assert.equal(Socket.last.url, "ws://new.test/ws/inference");
+  Socket.last.accept();
+  Socket.last.say(READY);
+  assert.equal(client.state, "live");
+  assert.deepEqual(calls, [
+    ["http://start.test/", "POST", "Bearer t"],
+    ["http://start.test/", "GET", "Bearer t"],
+  ]);
+  assert.deepEqual(told, [
+    ["starting", 40],
+    ["running", 0],
+  ]);
+});
+
+test("a start that is refused ends it with the reason", async () => {
+  mock.method(globalThis, "fetch", async () => new Response("{}", { status: 403 }));
+  const client = new SightlineClient();
+  const whys = [];
+  client.on("state", ({ why }) => whys.push(why));
+  client.connect({ url: "http://sight.test", startServer: { url: "http://start.test/" } });
+  Socket.last.end();
+  await settle();
+  assert.equal(client.state, "ended");
+  assert.match(whys.at(-1), /token/);
+});
+
+/** Lets promises settle; timers stand still. */
+async function settle() {
+  for (let turn = 0; turn < 20; turn += 1) await Promise.resolve();
+  await new Promise((resolve) => setImmediate(resolve));
+}

@@ -1,0 +1,156 @@
+// The parts of the page that decide: no browser, no network, no clock.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { retryDelay } from "../../app/web/backoff.js";
+import { sharesOf } from "../../app/web/chart.js";
+import { Flight } from "../../app/web/flight.js";
+import { Pace, fit } from "../../app/web/pace.js";
+import { problemOf } from "../../app/web/problems.js";
+import { HEADER_BYTES, packFrame, socketUrl } from "../../app/web/protocol.js";
+import { RateMeter, Samples } from "../../app/web/stats.js";
+import { byeWords, seenWords, stageWords } from "../../app/web/words.js";
+
+test("a frame's header is read back as it was written", () => {
+  const message = packFrame(Uint8Array.of(0xff, 0xd8, 7), 4_000_000_001, 1_700_000_000_123.5);
+  const view = new DataView(message.buffer);
+  assert.equal(String.fromCharCode(...message.slice(0, 4)), "SLF1");
+  assert.equal(view.getUint32(4), 4_000_000_001);
+  assert.equal(view.getFloat64(8), 1_700_000_000_123.5);
+  assert.deepEqual([...message.slice(HEADER_BYTES)], [0xff, 0xd8, 7]);
+});
+
+test("the live door is found from any address of the service", () => {
+  assert.equal(socketUrl("http://127.0.0.1:8000"), "ws://127.0.0.1:8000/ws/inference");
+  assert.equal(socketUrl("https://sight.example/cv/"), "wss://sight.example/cv/ws/inference");
+  assert.equal(socketUrl("wss://sight.example/ws/inference"), "wss://sight.example/ws/inference");
+});
+
+test("an answer returns the credits of its frame and of all before it", () => {
+  const flight = new Flight(3);
+  for (const seq of [1, 2, 3]) flight.sent({ seq, capturedAt: 0, sentAt: seq, bytes: 1 });
+  assert.equal(flight.free, 0);
+  assert.equal(flight.answered(2)?.sentAt, 2);
+  assert.equal(flight.free, 2);
+  assert.equal(flight.answered(2), null);
+  assert.equal(flight.free, 2);
+  assert.equal(flight.answered(3)?.seq, 3);
+  assert.equal(flight.free, 3);
+});
+
+test("the wait grows, is spread over all of it, and never undercuts what the service asked for", () => {
+  const longest = [0, 1, 2, 3].map((attempt) => retryDelay(attempt, null, () => 1));
+  assert.deepEqual(longest, [500, 1000, 2000, 4000]);
+  assert.equal(retryDelay(50, null, () => 1), 20_000);
+  assert.equal(retryDelay(3, null, () => 0), 100);
+  assert.equal(retryDelay(0, 7, () => 0.5), 7250);
+});
+
+test("a rate is right after two ticks, and falls once nothing comes", () => {
+  const meter = new RateMeter(2000);
+  for (let at = 0; at <= 1000; at += 100) meter.tick(at);
+  assert.equal(meter.rate(1000), 10);
+  assert.ok(meter.rate(1900) < 6);
+  assert.equal(meter.rate(4000), 0);
+  assert.equal(meter.total, 11);
+});
+
+test("quantiles are of the last values only", () => {
+  const samples = new Samples(10);
+  assert.equal(samples.quantile(0.5), null);
+  for (let value = 1; value <= 15; value += 1) samples.add(value);
+  assert.equal(samples.quantile(0), 6);
+  assert.equal(samples.quantile(0.5), 10);
+  assert.equal(samples.quantile(0.95), 15);
+});
+
+/** Runs a pace against a service that needs `serviceMs` a frame and holds one more in its inbox. */
+function drive(pace, { serviceMs, networkMs = 2, seconds }) {
+  let [now, free, waited] = [0, 0, []];
+  const until = seconds * 1000;
+  while (now < until) {
+    now += 1000 / 30;
+    if (!pace.due(now) || free - now > serviceMs) continue;
+    pace.sent(now);
+    const waitedMs = Math.max(0, free - now);
+    free = Math.max(now, free) + serviceMs;
+    const serverMs = waitedMs + serviceMs;
+    pace.answered({ now: free, roundTripMs: serverMs + networkMs, serverMs, waitedMs, encodeMs: 5, dropped: 0 });
+    waited.push(waitedMs);
+  }
+  return { rate: waited.length / seconds, waitedMs: waited.slice(-20).reduce((sum, one) => sum + one, 0) / 20 };
+}
+
+test("a slow service is sent what it can do, and frames hardly wait there", () => {
+  const { rate, waitedMs } = drive(new Pace(), { serviceMs: 200, seconds: 60 });
+  assert.ok(rate > 3.5 && rate < 5.3, `${rate}`);
+  assert.ok(waitedMs < 120, `${waitedMs}`);
+});
+
+test("a fast service is sent every frame", () => {
+  const pace = new Pace();
+  const { rate } = drive(pace, { serviceMs: 10, seconds: 20 });
+  assert.ok(rate > 28, `${rate}`);
+  assert.equal(pace.quality, 0.8);
+  assert.equal(pace.size, 640);
+});
+
+test("a slow network lowers quality, then size, and both come back", () => {
+  const pace = new Pace();
+  drive(pace, { serviceMs: 30, networkMs: 400, seconds: 40 });
+  assert.equal(pace.quality, 0.5);
+  assert.ok(pace.size < 640);
+  drive(pace, { serviceMs: 10, networkMs: 5, seconds: 120 });
+  assert.equal(pace.size, 640);
+});
+
+test("what is set by hand stays", () => {
+  const pace = new Pace();
+  pace.set({ size: 960, quality: 0.9, rate: 5 });
+  drive(pace, { serviceMs: 30, networkMs: 400, seconds: 20 });
+  assert.deepEqual([pace.size, pace.quality, pace.rate], [960, 0.9, 5]);
+  pace.set({ size: null });
+  assert.ok(pace.size <= 640);
+});
+
+test("a picture is scaled down, never up", () => {
+  assert.deepEqual(fit(1280, 720, 640), { width: 640, height: 360 });
+  assert.deepEqual(fit(480, 640, 640), { width: 480, height: 640 });
+  assert.deepEqual(fit(3000, 10, 320), { width: 320, height: 1 });
+});
+
+test("the shares of a result add up to its age", () => {
+  const timings_ms = { queue: 3, decode: 2, prepare: 1, motion: 4, gate: 1, infer: 20, parse: 1, total: 29 };
+  const shares = sharesOf({ age_ms: 35, timings_ms }, 60, 45);
+  assert.deepEqual(shares, { encode: 15, network: 10, wait: 4, prepare: 7, infer: 20, rest: 4 });
+  assert.equal(Object.values(shares).reduce((sum, one) => sum + one, 0), 60);
+});
+
+test("every trouble with a camera says what to do", () => {
+  const place = { hostname: "10.0.0.5", port: "8000" };
+  const of = (name, message = "") => problemOf(new DOMException(message, name), "camera", place);
+  assert.match(of("NotAllowedError").text, /Allow/);
+  assert.match(of("NotAllowedError", "Permission denied by system").title, /system/);
+  assert.match(of("NotFoundError").text, /sample/);
+  assert.match(of("NotReadableError").title, /busy/);
+  assert.match(of("InsecureContextError").text, /https.*http:\/\/localhost:8000/);
+  assert.match(problemOf(new DOMException("", "NotAllowedError"), "screen", place).text, /again/);
+  assert.match(problemOf(new Error("no codec"), "film", place).text, /no codec/);
+});
+
+test("codes become words", () => {
+  assert.equal(stageWords({ status: "stale", age_ms: 430, reason: "throttled" }), "stale 0.4 s, throttled");
+  assert.equal(stageWords({ status: "disabled", age_ms: null, reason: "off" }), "off");
+  assert.equal(stageWords({ status: "skipped", age_ms: null, reason: "running" }), "skipped, being read");
+  assert.match(byeWords("idle", null), /frames/);
+  assert.match(byeWords("new_reason", "so there"), /new_reason.*so there/);
+  const person = { class_name: "person", class_id: 0, confidence: 1, track_id: 1, box: { x1: 0, y1: 0, x2: 1, y2: 1 } };
+  const text = { text: "GATE 7", confidence: 1, polygon: [] };
+  const motion = { score: 0.1, moving_fraction: 0.3, direction_deg: 178, camera: { dx: 0, dy: 0 }, grid: null };
+  assert.equal(
+    seenWords({ objects: [person, person], poses: [], texts: [text], motion }),
+    "2 × person · text: “GATE 7” · moving left",
+  );
+  assert.equal(seenWords({ objects: [], poses: [], texts: [], motion: null }), "nothing recognised");
+});
