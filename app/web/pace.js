@@ -24,8 +24,9 @@ export const SIZES = [320, 416, 512, 640];
 const QUALITY = { least: 0.5, most: 0.8 };
 const RATE = { least: 1, most: 30 };
 const SMOOTH = 0.3;
-const WAITING = 0.3; // of the time that the service needs for a frame
-const WAITING_MS = 4;
+const WAITED = 0.3; // of the time that the service needs for a frame …
+const WAITED_MS = 4; // … and a little, and a frame counts as having waited
+const MANY = 0.5; // of the latest frames
 const SLOW_NETWORK_MS = 120;
 const FAST_NETWORK_MS = 60;
 const SLOW_ENCODER_MS = 40;
@@ -38,8 +39,7 @@ export class Pace {
   #size = SIZES.length - 1;
   #rate = RATE.most;
   #nextAt = 0;
-  #waitedMs = 0;
-  #serviceMs = 0;
+  #waiting = 0;
   #networkMs = 0;
   #encodeMs = 0;
   #answeredAt = 0;
@@ -84,8 +84,6 @@ export class Pace {
   /** @param {Answered} answer */
   answered(answer) {
     this.#networkMs = blend(this.#networkMs, Math.max(0, answer.roundTripMs - answer.serverMs));
-    this.#waitedMs = blend(this.#waitedMs, answer.waitedMs);
-    this.#serviceMs = blend(this.#serviceMs, answer.serverMs - answer.waitedMs);
     this.#encodeMs = blend(this.#encodeMs, answer.encodeMs);
     this.#adaptRate(answer);
     this.#adaptPicture(answer.now);
@@ -95,17 +93,22 @@ export class Pace {
   /** A new session: nothing that was measured holds. */
   reset() {
     this.#rate = RATE.most;
-    this.#networkMs = this.#waitedMs = this.#serviceMs = 0;
-    this.#intervalMs = this.#answeredAt = this.#nextAt = this.#fellAt = 0;
+    this.#networkMs = this.#waiting = this.#intervalMs = this.#answeredAt = this.#nextAt = this.#fellAt = 0;
   }
 
-  /** @param {Answered} answer */
-  #adaptRate({ now, dropped }) {
+  /**
+   * What counts is how many frames waited, not how long: one that was held up says nothing about the rate.
+   * @param {Answered} answer
+   */
+  #adaptRate({ now, dropped, serverMs, waitedMs }) {
     const elapsed = this.#answeredAt ? Math.min(now - this.#answeredAt, 5000) : 0;
-    if (elapsed) this.#intervalMs = this.#intervalMs ? blend(this.#intervalMs, elapsed) : elapsed;
-    if (dropped > 0 || this.#waitedMs > WAITING * this.#serviceMs + WAITING_MS) {
-      if (now - this.#fellAt < Math.max(250, 3 * this.#intervalMs)) return; // what was sent before must show first
+    if (elapsed) this.#intervalMs = this.#intervalMs ? blend(this.#intervalMs, elapsed, 0.1) : elapsed;
+    const waited = dropped > 0 || waitedMs > WAITED * (serverMs - waitedMs) + WAITED_MS;
+    this.#waiting = blend(this.#waiting, waited ? 1 : 0);
+    if (this.#waiting > MANY) {
+      if (now - this.#fellAt < 3 * this.#intervalMs) return; // what was sent before must show first
       this.#fellAt = now;
+      this.#waiting = 0;
       const achieved = this.#intervalMs ? 1000 / this.#intervalMs : this.#rate;
       this.#rate = Math.max(RATE.least, 0.9 * Math.min(this.#rate, achieved));
     } else {
@@ -141,9 +144,10 @@ export class Pace {
 /**
  * @param {number} before
  * @param {number} now
+ * @param {number} [share] How much the latest counts.
  */
-function blend(before, now) {
-  return before + SMOOTH * (now - before);
+function blend(before, now, share = SMOOTH) {
+  return before + share * (now - before);
 }
 
 /**

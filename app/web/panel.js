@@ -123,6 +123,7 @@ export class Panel {
     box.onchange = () => {
       this.#asked = name;
       if (name !== "field") this.#change({ stages: { [/** @type {StageName} */ (name)]: box.checked } });
+      else this.#change({ motion_grid: box.checked, ...(box.checked && { stages: { motion: true } }) });
     };
     this.#switches.set(name, { box, words });
     return make("li", {}, make("label", { className: "switch" }, box, make("span", { textContent: title })), words);

@@ -20,7 +20,7 @@ from app.settings import ROOT
 from tests.support import clip
 
 SCREENSHOTS = ROOT / ".state" / "screenshots"
-PATIENCE_S = 30.0
+PATIENCE_S = 20.0
 SOCKET_FAILED = r"WebSocket connection to .* failed"
 """What Chromium itself writes on the console when nobody answers at a socket's address."""
 
@@ -28,7 +28,7 @@ WATCH = """() => {
     globalThis.seen = { last: null, said: [] };
     sightline.client.on("result", ({ result }) => { seen.last = result; });
     for (const type of ["state", "starting", "queued", "ready", "notice", "refused", "bye"])
-        sightline.client.on(type, (detail) => seen.said.push({ type, ...detail }));
+        sightline.client.on(type, (detail) => seen.said.push({ ...detail, type }));
 }"""
 
 MOMENT = """() => new Promise((done) => requestAnimationFrame(() => {
@@ -106,6 +106,10 @@ class Sight:
     def _state(self) -> str:
         state = self.ask("globalThis.sightline && [sightline.client.state, globalThis.seen?.said.slice(-5), seen.last]")
         return f"{self.text('#stage')}\n{state}\n{self.said}"
+
+    def press(self, name: str) -> None:
+        """Presses the button of this name."""
+        self.page.get_by_role("button", name=name, exact=True).click()
 
     def text(self, selector: str) -> str:
         """What is to be read there, on one line."""

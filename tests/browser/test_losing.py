@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
+import httpx
+
 from tests.browser.conftest import Look
-from tests.browser.sight import SOCKET_FAILED
+from tests.browser.sight import PATIENCE_S, SOCKET_FAILED
 from tests.browser.wire import free_port, wired
 from tests.conftest import Serve
 from tests.support.service import Service, assert_adds_up, serving
@@ -87,17 +90,19 @@ def test_stop_shows_the_report(serve: Serve, look: Look) -> None:
         key: report[key] for key in ("received", "processed")
     }
     assert sight.page.is_disabled("#stop")
-    sight.page.click("text=Start again")
+    sight.press("Start again")
     sight.live(results=3)
     assert sight.text("#status") == "Live"
 
 
 def test_closing_the_page_ends_the_session(service: Service, look: Look) -> None:
     sight = look(service).start("#sample", results=2)
-    before = service.metrics()['sightline_sessions_total{outcome="stopped"}']
+    assert httpx.get(f"{service.url}/status").json()["sessions_active"] == 1
     sight.page.goto("about:blank")
-    sight.page.wait_for_timeout(500)
-    assert service.metrics()['sightline_sessions_total{outcome="stopped"}'] == before + 1
+    deadline = time.monotonic() + PATIENCE_S
+    while httpx.get(f"{service.url}/status").json()["sessions_active"]:
+        assert time.monotonic() < deadline
+        sight.page.wait_for_timeout(50)
 
 
 def test_frames_that_are_refused_are_counted_by_reason(serve: Serve, look: Look) -> None:

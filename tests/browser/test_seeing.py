@@ -146,7 +146,7 @@ def test_a_file_that_is_none_is_named(real: Service, look: Look, tmp_path: Path)
     sight = look(real)
     sight.page.set_input_files("#file", tmp_path / "notes.webm")
     assert "film.webm" in sight.shows("#card", "This film cannot be shown")
-    sight.page.click("text=Use the sample")
+    sight.press("Use the sample")
     sight.live()
 
 

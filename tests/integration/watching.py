@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -27,29 +27,21 @@ async def watching(url: str, jpegs: list[bytes], **wishes: Any) -> list[Result]:
     return results
 
 
-def watch_until(
-    url: str, jpegs: list[bytes], enough: Callable[[Result], bool], *, every_s: float = 0.1, at_most: int = 200
-) -> list[tuple[Result, float]]:
-    """Sends the frames at a pace, then the last one over and over; each result with when it came, monotonic seconds.
-
-    Ends with the first result after the last frame that is `enough`, or after `at_most` frames.
-    """
-    seen: list[tuple[Result, float]] = []
-    done = asyncio.Event()
+def watch_film(
+    url: str, film: Callable[[list[Result]], Iterable[bytes]], *, every_s: float = 0.1, at_most: int = 400
+) -> list[Result]:
+    """The results of a film that is made as it goes: `film` sees the results so far and gives frame after frame."""
+    seen: list[Result] = []
 
     async def paced() -> AsyncIterator[bytes]:
-        for index in range(at_most):
-            if done.is_set():
-                return
-            yield jpegs[min(index, len(jpegs) - 1)]
+        for jpeg in islice(film(seen), at_most):
+            yield jpeg
             await asyncio.sleep(every_s)
 
     async def run() -> None:
         async with connect(url, mode="lossless") as session:
             async for result in session.stream(paced()):
-                seen.append((result, time.monotonic()))
-                if result.seq >= len(jpegs) and enough(result):
-                    done.set()
+                seen.append(result)  # noqa: PERF401 - `film` looks at it meanwhile
 
     asyncio.run(run())
     return seen

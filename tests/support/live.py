@@ -20,6 +20,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from app.protocol import header
+from app.protocol.messages import Report
 from tests.support.service import Service
 
 Message = dict[str, Any]
@@ -114,6 +115,11 @@ def adds_up(report: Message) -> bool:
     """received = processed + dropped + failed."""
     accounted: int = report["processed"] + sum(report["dropped"].values()) + report["failed"]
     return accounted == report["received"]
+
+
+def adds_up_report(report: Report) -> bool:
+    """The same of a typed report."""
+    return report.received == report.processed + sum(report.dropped.values()) + report.failed
 
 
 # --- below the protocol: TCP sockets, by hand ---

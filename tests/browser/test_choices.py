@@ -1,0 +1,111 @@
+"""What is chosen on the page takes effect in the results, and the page shows what is in force."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.browser.conftest import Look
+from tests.browser.sight import Sight
+from tests.support import clip
+from tests.support.service import Service
+
+NAMES = "sightline.overlay.model.objects.map((one) => one.class_name).sort().join()"
+
+
+@pytest.fixture
+def sight(service: Service, look: Look) -> Sight:
+    """Live on models that always see a person (0.9) and a dog (0.8)."""
+    sight = look(service).start("#sample", results=2)
+    sight.until(f"{NAMES} === 'dog,person'")
+    return sight
+
+
+def press(sight: Sight, stage: str) -> None:
+    sight.page.click(f"label:has(#stage-{stage})")
+
+
+def status_is(sight: Sight, stage: str, *statuses: str) -> None:
+    sight.until(f"{list(statuses)}.includes(seen.last.stages.{stage}.status)")
+
+
+def test_each_stage_goes_and_comes(real: Service, look: Look) -> None:
+    sight = look(real).start("#camera", results=2)
+    model = "sightline.overlay.model"
+    there = {
+        "detect": f"{model}.objects.length >= 2",
+        "pose": f"{model}.poses.length === 1",
+        "ocr": f"{model}.texts.some(({{ text }}) => text === '{clip.WORDS}')",
+        "motion": f"{model}.motion",
+        "track": f"{model}.objects.some((one) => one.track_id !== null)",
+    }
+    for seen in there.values():
+        sight.until(seen)
+    for stage, seen in there.items():
+        press(sight, stage)
+        status_is(sight, stage, "disabled")
+        sight.until(f"!({seen})")
+        assert sight.text(f"#stages li:has(#stage-{stage}) .words") in ("", "off")
+    assert sight.text("#motion") == "–"
+    for stage in there:
+        press(sight, stage)
+        status_is(sight, stage, "ok", "stale", "skipped")
+    for seen in there.values():
+        sight.until(seen)
+
+
+def test_summaries_that_are_not_offered_say_so(sight: Sight) -> None:
+    press(sight, "summary")
+    sight.shows("#stages", "not offered by this service")
+    assert not sight.page.is_checked("#stage-summary")
+
+
+def test_the_confidence_slider(sight: Sight) -> None:
+    sight.page.fill("#confidence", "0.85")
+    sight.until(f"{NAMES} === 'person'")
+    assert sight.text("#stages output") == "85%"
+    sight.page.fill("#confidence", "0.95")
+    sight.until(f"{NAMES} === ''")
+    sight.page.fill("#confidence", "0.5")
+    sight.until(f"{NAMES} === 'dog,person'")
+
+
+def test_the_class_filter(sight: Sight) -> None:
+    sight.page.click("#classes summary")
+    chips = sight.page.locator("#classes .chip")
+    assert chips.count() == 81
+    sight.page.fill("#classes input", "do")
+    assert [chip for chip in chips.all_inner_texts() if chip] == ["all", "dog"]
+    sight.press("dog")
+    sight.until(f"{NAMES} === 'dog'")
+    assert "dog" in sight.text("#classes summary")
+    sight.page.fill("#classes input", "")
+    sight.press("class_3")
+    sight.shows("#classes summary", "class_3, dog")
+    sight.press("dog")
+    sight.until(f"{NAMES} === ''")
+    sight.press("all")
+    sight.until(f"{NAMES} === 'dog,person'")
+
+
+def test_size_quality_and_rate_by_hand(sight: Sight) -> None:
+    sight.page.select_option("#size", "320")
+    sight.until("seen.last.image.width === 320 && seen.last.image.height === 240")
+    sight.until(f"{NAMES} === 'dog,person'")
+    # Boxes are drawn on the picture as it is shown, whatever the size that was sent.
+    person = sight.moment().box("person")
+    sight.page.select_option("#size", "640")
+    sight.until("seen.last.image.width === 640")
+    sight.page.wait_for_timeout(300)
+    assert sight.moment().box("person") == pytest.approx(person, abs=4)
+    sight.page.select_option("#quality", "0.9")
+    sight.page.wait_for_timeout(400)
+    large = sight.ask("sightline.sender.last.bytes")
+    sight.page.select_option("#quality", "0.5")
+    sight.page.wait_for_timeout(400)
+    assert sight.ask("sightline.sender.last.bytes") < 0.7 * large
+    sight.page.select_option("#rate", "5")
+    sight.page.wait_for_timeout(500)
+    sent = sight.ask("sightline.sender.counts.sent")
+    sight.page.wait_for_timeout(2000)
+    assert sight.ask("sightline.sender.counts.sent") - sent <= 13
+    sight.shows("#pace", "up to 5.0 a second")

@@ -1,0 +1,64 @@
+"""No camera, none allowed, none offered: each says what is wrong and what to do, and the sample is at hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.browser.conftest import FAKE_CAMERA, Launch, Look
+from tests.support.service import Service
+
+# A camera that exists and fails cannot be had from flags: the browser's answer is put in its place.
+BUSY = """navigator.mediaDevices.getUserMedia = () =>
+    Promise.reject(new DOMException("Could not start video source", "NotReadableError"));"""
+
+
+def test_permission_refused(service: Service, look: Look, launch: Launch) -> None:
+    browser = launch("--use-fake-device-for-media-stream", "--deny-permission-prompts")
+    sight = look(service, within=browser)
+    sight.page.click("#camera")
+    assert "choose Allow" in sight.shows("#card", "The camera was refused")
+    assert sight.text("#status") == "Not connected"
+    sight.screenshot("refused")
+    sight.press("Try again")
+    sight.shows("#card", "The camera was refused")
+    sight.press("Use the sample")
+    sight.live()
+    # What runs goes on when another source is refused.
+    sight.page.click("#camera")
+    sight.shows("#banner", "The camera was refused")
+    sight.live(results=2)
+
+
+def test_no_camera(service: Service, look: Look, launch: Launch) -> None:
+    browser = launch(FAKE_CAMERA[0], "--use-fake-device-for-media-stream=device-count=0")
+    sight = look(service, within=browser)
+    sight.page.click("#camera")
+    assert "Plug one in" in sight.shows("#card", "No camera was found")
+    sight.press("Use the sample")
+    sight.live()
+
+
+def test_a_busy_camera(service: Service, look: Look) -> None:
+    sight = look(service)
+    sight.page.evaluate(BUSY)
+    sight.page.click("#camera")
+    assert "Could not start video source" in sight.shows("#card", "The camera is busy")
+
+
+def test_plain_http_from_elsewhere(service: Service, look: Look) -> None:
+    sight = look(f"http://sight.test:{service.port}")
+    assert not sight.ask("isSecureContext")
+    sight.page.click("#camera")
+    text = sight.shows("#card", "Browsers keep the camera for secure pages")
+    assert "sight.test" in text
+    assert f"http://localhost:{service.port}" in text
+    sight.screenshot("insecure")
+    sight.press("Use the sample")
+    sight.live()
+    sight.page.click("#screen")
+    sight.shows("#banner", "Browsers keep the screen for secure pages")
+
+
+@pytest.mark.parametrize("button", ["#still", "#record", "#stop", "#results"])
+def test_nothing_to_keep_before_there_is_a_picture(service: Service, look: Look, button: str) -> None:
+    assert look(service).page.is_disabled(button)

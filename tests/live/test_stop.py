@@ -1,0 +1,225 @@
+"""How the service ends: in order on SIGTERM, and leaving nothing behind however it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from app.settings import OcrSettings, TritonSettings
+from benchmarks import canned
+from tests.conftest import SLOW
+from tests.support.live import adds_up, opened, plain_socket, ready
+from tests.support.service import Service, assert_adds_up, require_environment, serving
+
+pytestmark = pytest.mark.anyio
+PATIENCE_S = 20.0
+
+
+@pytest.fixture
+def embedded(tmp_path: Path) -> Iterator[Service]:
+    """A service with a Triton of its own, and OCR where its environment is installed."""
+    require_environment(TritonSettings().triton_python, "make triton-env")
+    repository = canned.write(tmp_path / "repository")
+    with serving(tmp_path, {"TRITON_REPOSITORY": str(repository), "OCR": "auto"}) as service:
+        yield service
+
+
+def family(service: Service) -> list[psutil.Process]:
+    """The service and all that it started, also what was adopted by others since."""
+    parent = psutil.Process(service.process.pid)
+    return [parent, *parent.children(recursive=True)]
+
+
+def assert_gone(processes: list[psutil.Process]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while left := [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+def in_shm(pids: list[int]) -> list[str]:
+    return [name for name in os.listdir("/dev/shm") if any(f"sightline_{pid}_" in name for pid in pids)]
+
+
+async def ended(service: Service) -> int:
+    """Its exit code."""
+    return await asyncio.to_thread(service.process.wait, PATIENCE_S)
+
+
+async def read_something(service: Service, jpeg: bytes) -> None:
+    """One picture through HTTP, whose text is read: OCR's process is then there."""
+    async with httpx.AsyncClient(timeout=120) as http:
+        answer = await http.post(f"{service.url}/v1/frames", content=jpeg)
+    assert answer.status_code == 200
+    if OcrSettings().ocr_python.exists():
+        assert answer.json()["stages"]["ocr"]["status"] == "ok"
+
+
+# --- SIGTERM ---
+
+
+async def test_what_is_in_flight_is_answered_and_everybody_is_told(
+    canned_triton: str, tmp_path: Path, jpeg: bytes
+) -> None:
+    settings = {"TRITON_URL": canned_triton, "OCR": "off", **SLOW, "MAX_SESSIONS": "2", "TRITON_MAX_IN_FLIGHT": "1"}
+    with serving(tmp_path, settings) as service:
+        async with AsyncExitStack() as stack:
+            realtime = await stack.enter_async_context(ready(service))
+            lossless = await stack.enter_async_context(ready(service, mode="lossless"))
+            waiting = await stack.enter_async_context(opened(service))
+            await waiting.say("init")
+            await waiting.until("queued")
+            silent = await stack.enter_async_context(opened(service))
+            for seq in (1, 2):
+                await realtime.frame(jpeg, seq)
+                await lossless.frame(jpeg, seq)
+            await asyncio.sleep(0.1)
+            service.process.send_signal(signal.SIGTERM)
+            rests = await asyncio.gather(*(live.rest() for live in (realtime, lossless, waiting, silent)))
+            assert await ended(service) == 0
+    for live, rest in zip((realtime, lossless, waiting, silent), rests, strict=True):
+        assert (rest[-1]["type"], rest[-1]["reason"]) == ("bye", "shutdown")
+        assert live.connection.close_code == 1001
+        assert adds_up(rest[-1]["report"])
+    for rest in rests[:2]:
+        assert [one["seq"] for one in rest if one["type"] == "result"] == [1, 2]
+    for rest in rests[2:]:
+        assert [one["type"] for one in rest] == ["bye"]  # nobody is let in on the way out
+        assert rest[0]["report"]["duration_s"] < 5
+    assert "Traceback" not in service.log
+
+
+async def test_after_sigterm_nobody_is_let_in(canned_triton: str, tmp_path: Path, jpeg: bytes) -> None:
+    settings = {"TRITON_URL": canned_triton, "OCR": "off", **SLOW}
+    with serving(tmp_path, settings) as service:
+        async with ready(service) as live:
+            await live.frame(jpeg, 1)
+            await live.frame(jpeg, 2)
+            service.process.send_signal(signal.SIGTERM)
+            assert (await live.answer())["seq"] == 1
+            with pytest.raises(ConnectionError):
+                plain_socket(service)
+            assert (await live.answer())["seq"] == 2
+            assert (await live.bye())["reason"] == "shutdown"
+        assert await ended(service) == 0
+
+
+async def test_clients_that_do_not_listen_hold_nobody_up_for_long(canned_triton: str, tmp_path: Path) -> None:
+    """A peer that does not answer the close, a connection that says nothing, half a request, half a body."""
+    settings = {"TRITON_URL": canned_triton, "OCR": "off", "DRAIN_TIMEOUT_S": "2", "SEND_TIMEOUT_S": "1"}
+    with serving(tmp_path, settings) as service:
+        async with opened(service) as live:
+            await live.say("init")
+            await live.until("ready")
+            live.connection.transport.pause_reading()
+            halves = [b"", b"GET / HT", b"POST /v1/frames HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"]
+            connections = [plain_socket(service) for _ in halves]
+            for one, half in zip(connections, halves, strict=True):
+                one.sendall(half)
+            await asyncio.sleep(0.1)
+            service.process.send_signal(signal.SIGTERM)
+            assert await ended(service) == 0
+            for one in connections:
+                one.close()
+            live.connection.transport.abort()
+
+
+async def test_with_an_embedded_triton_no_process_is_left(embedded: Service, jpeg: bytes) -> None:
+    await read_something(embedded, jpeg)
+    everybody = family(embedded)
+    names = " ".join(one.name() for one in everybody)
+    assert "tritonserver" in names
+    async with ready(embedded) as live:
+        await live.frame(jpeg)
+        assert len((await live.answer())["objects"]) == 2
+        embedded.process.send_signal(signal.SIGTERM)
+        assert (await live.bye())["reason"] == "shutdown"
+    assert await ended(embedded) == 0
+    assert_gone(everybody)
+    assert in_shm([one.pid for one in everybody]) == []
+    assert "Traceback" not in embedded.log
+
+
+# --- SIGKILL ---
+
+
+async def test_after_kill_9_triton_and_ocr_are_gone_too(embedded: Service, jpeg: bytes) -> None:
+    await read_something(embedded, jpeg)
+    everybody = family(embedded)
+    embedded.process.kill()
+    await ended(embedded)
+    assert_gone(everybody)
+    assert in_shm([one.pid for one in everybody]) == []
+
+
+# --- several workers ---
+
+
+@pytest.fixture
+def pair(tmp_path: Path, canned_triton: str) -> Iterator[Service]:
+    settings = {"TRITON_URL": canned_triton, "OCR": "off", "WORKERS": "2"}
+    with serving(tmp_path, settings) as service:
+        yield service
+
+
+async def workers_that_serve(service: Service, jpeg: bytes, sessions: int = 12) -> None:
+    """Sessions until every worker has had some; the kernel deals out the connections."""
+    async with AsyncExitStack() as stack:
+        lives = [await stack.enter_async_context(ready(service)) for _ in range(sessions)]
+        for live in lives:
+            await live.frame(jpeg)
+        for live in lives:
+            assert (await live.answer())["type"] == "result"
+        assert service.metrics()["sightline_sessions_active"] == sessions
+        for live in lives:
+            await live.stop()
+
+
+async def test_two_workers_serve_and_their_metrics_add_up(pair: Service, jpeg: bytes) -> None:
+    await workers_that_serve(pair, jpeg)
+    counts = assert_adds_up(pair)
+    assert counts == {"received": 12, "processed": 12, "dropped": 0, "failed": 0}
+    status = httpx.get(f"{pair.url}/status").json()
+    assert (status["sessions_active"], status["last_activity"] is None) == (0, False)
+    assert pair.metrics()["sightline_inference_up"] == 1
+    everybody = family(pair)
+    assert len([one for one in everybody if one.name().startswith("python")]) >= 3
+    async with ready(pair) as live:
+        pair.process.send_signal(signal.SIGTERM)
+        assert (await live.bye())["reason"] == "shutdown"
+    await ended(pair)
+    assert_gone(everybody)
+    assert "Traceback" not in pair.log
+
+
+async def test_workers_do_not_outlive_their_parent(pair: Service) -> None:
+    everybody = family(pair)
+    assert len(everybody) >= 3
+    pair.process.kill()
+    await ended(pair)
+    assert_gone(everybody)
+
+
+async def test_a_worker_that_is_killed_is_replaced(pair: Service, jpeg: bytes) -> None:
+    def workers() -> set[int]:
+        return {
+            one.pid for one in psutil.Process(pair.process.pid).children() if "spawn_main" in " ".join(one.cmdline())
+        }
+
+    first = workers()
+    assert len(first) == 2
+    os.kill(min(first), signal.SIGKILL)
+    deadline = time.monotonic() + PATIENCE_S
+    while len(workers() - {min(first)}) < 2:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.1)
+    await workers_that_serve(pair, jpeg, 4)
