@@ -13,7 +13,7 @@ from pathlib import Path
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -79,9 +79,18 @@ def registry() -> CollectorRegistry:
     """The process's registry; with several workers, one that adds up all of theirs."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return REGISTRY
+    _forget_the_dead(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
     merged = CollectorRegistry()
     MultiProcessCollector(merged)  # type: ignore[no-untyped-call]
     return merged
+
+
+def _forget_the_dead(folder: Path) -> None:
+    """What a worker that was killed had open is open no more; what it counted stays counted."""
+    for gauge in folder.glob("gauge_live*_*.db"):
+        pid = int(gauge.stem.rpartition("_")[2])
+        if not Path(f"/proc/{pid}").exists():
+            mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
 
 
 def exposition() -> bytes:

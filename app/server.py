@@ -13,20 +13,29 @@ from websockets.frames import Frame
 
 from app.errors import ConfigurationError
 from app.live.session import CONNECTION
-from app.settings import Settings
+from app.settings import LiveSettings, Settings
 
 _MAX_FRAGMENTS = 4096
 """Of one message: empty ones count for nothing in its size, and would add up."""
 
 
+class ServerConfig(uvicorn.Config):
+    """Uvicorn's, and the clocks of its connections; it travels to worker processes as it is."""
+
+    live: LiveSettings
+
+
 class TimedHttp(H11Protocol):
     """Aborts a connection whose next request's head has not arrived in time: idle, or slow on purpose."""
 
-    request_head_s = 10.0
+    config: ServerConfig
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._clock = self.loop.call_later(self.request_head_s, self._too_slow)
+        self._wind_up()
+
+    def _wind_up(self) -> None:
+        self._clock = self.loop.call_later(self.config.live.init_timeout_s, self._too_slow)
 
     def _too_slow(self) -> None:
         if self.cycle is None or self.cycle.response_complete:  # no request is with the application
@@ -35,7 +44,7 @@ class TimedHttp(H11Protocol):
     def on_response_complete(self) -> None:
         # Uvicorn's own clock between requests stops at the next byte, whatever it is.
         self._clock.cancel()
-        self._clock = self.loop.call_later(self.request_head_s, self._too_slow)
+        self._wind_up()
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -52,8 +61,7 @@ class LiveSocket(WebSocketsSansIOProtocol):
 
     end_session: Any = None
     """Set by the session: called when the service stops."""
-    linger_s = 5.0
-    """How long a peer has to take the last word and to answer the close frame."""
+    config: ServerConfig
     _linger: asyncio.TimerHandle | None = None
 
     async def run_asgi(self) -> None:
@@ -62,7 +70,7 @@ class LiveSocket(WebSocketsSansIOProtocol):
         await super().run_asgi()
         if not self.disconnected:
             # Closing in order flushes first: a peer that does not read would keep its socket open for good.
-            self._linger = self.loop.call_later(self.linger_s, self.abort)
+            self._linger = self.loop.call_later(self.config.live.send_timeout_s, self.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._linger is not None:
@@ -93,11 +101,9 @@ class LiveSocket(WebSocketsSansIOProtocol):
         self.transport.abort()
 
 
-def config(settings: Settings, app: Any, *, factory: bool = False) -> uvicorn.Config:
+def config(settings: Settings, app: Any, *, factory: bool = False) -> ServerConfig:
     """Uvicorn's configuration for this service."""
-    TimedHttp.request_head_s = settings.live.init_timeout_s
-    LiveSocket.linger_s = settings.live.send_timeout_s
-    return uvicorn.Config(
+    made = ServerConfig(
         app,
         factory=factory,
         workers=settings.server.workers,
@@ -113,6 +119,8 @@ def config(settings: Settings, app: Any, *, factory: bool = False) -> uvicorn.Co
         server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.server.drain_timeout_s)),
     )
+    made.live = settings.live
+    return made
 
 
 def listen(host: str, port: int) -> socket.socket:

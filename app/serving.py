@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
+from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
 from app.inference.local import LocalTriton
@@ -53,7 +56,25 @@ def _run_workers(settings: Settings) -> None:
     listener = listen(settings.server.host, settings.server.port)
     _announce(settings, listener.getsockname()[1])
     with _shared_triton(settings):
-        Multiprocess(config(settings, "app.main:create_app", factory=True), sockets=[listener]).run()
+        Multiprocess(config(settings, "app.serving:worker", factory=True), sockets=[listener]).run()
+
+
+def worker() -> FastAPI:
+    """The service in one of several processes; uvicorn's factory, called in each."""
+    from app.main import create_app
+
+    settings = Settings()
+    configure(settings.server)
+    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+    return create_app(settings)
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed can end nobody: its workers would go on serving, and hold the port."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ in /dev/shm, and no name is ever used twice.
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import os
 import socket
@@ -81,6 +82,8 @@ class Slot:
     offset: int
     requests: dict[tuple[str, str, int], Any] = field(default_factory=dict)
     """Requests built for this slot, by model, version and output offset: a slot's request never changes."""
+    borders: dict[int, object] = field(default_factory=dict)
+    """By picture of the batch: how it lay when its border was last painted. Whoever fills the input keeps it."""
 
 
 class Buffer:
@@ -129,7 +132,7 @@ class Pool:
 
     @property
     def input_bytes(self) -> int:
-        return int(np.prod(self.shape)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def slot_bytes(self) -> int:
@@ -143,7 +146,7 @@ class Pool:
         if not self.free:
             return Buffer(np.empty(self.shape, self.dtype), None, None)
         slot = self.free.pop()  # the one used last: its pages are still in the cache
-        array = np.frombuffer(slot.region.memory, self.dtype, int(np.prod(self.shape)), slot.offset)
+        array = np.frombuffer(slot.region.memory, self.dtype, math.prod(self.shape), slot.offset)
         return Buffer(array.reshape(self.shape), self, slot)
 
 
@@ -153,5 +156,5 @@ def output_bytes(shapes: list[tuple[str, tuple[int, ...]]]) -> int | None:
     for dtype, shape in shapes:
         if dtype not in DTYPES or any(size < 0 for size in shape):
             return None
-        total += -(-int(np.prod(shape)) * DTYPES[dtype].itemsize // 8) * 8
+        total += -(-math.prod(shape) * DTYPES[dtype].itemsize // 8) * 8
     return total

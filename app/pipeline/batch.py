@@ -58,6 +58,16 @@ class Input:
             return canvas
         return np.empty((self.form.height, self.form.width, 3), np.uint8)
 
+    def place(self, index: int, box: Letterbox) -> bool:
+        """Notes how a frame lies in its canvas; whether the border must be painted, which frames of one size share."""
+        self.boxes[index] = box
+        slot = self.buffer.slot
+        if slot is None or not self.form.is_image:
+            return True
+        painted = slot.borders.get(index) == box
+        slot.borders[index] = box
+        return not painted
+
 
 @dataclass(slots=True)
 class Request:

@@ -74,7 +74,8 @@ def points_to_image(xy: NDArray[Any], box: Letterbox) -> Floats:
     points -= np.array((box.pad_x, box.pad_y), dtype=np.float32)
     points /= np.float32(box.scale)
     limit = np.array((box.image_width, box.image_height), dtype=np.float32)
-    return np.clip(points, np.float32(0), limit, out=points)
+    np.maximum(points, np.float32(0), out=points)  # both together in half the time of np.clip
+    return np.minimum(points, limit, out=points)
 
 
 def iou(a: Floats, b: Floats) -> Floats:
@@ -82,14 +83,17 @@ def iou(a: Floats, b: Floats) -> Floats:
 
     Two boxes without area overlap by 0.
     """
-    ax1, ay1, ax2, ay2 = (a[:, i, None] for i in range(4))
-    bx1, by1, bx2, by2 = b.T
-    width = np.minimum(ax2, bx2) - np.maximum(ax1, bx1)
-    height = np.minimum(ay2, by2) - np.maximum(ay1, by1)
-    shared = np.maximum(width, 0) * np.maximum(height, 0)
-    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - shared
+    sides = np.minimum(a[:, None, 2:], b[:, 2:]) - np.maximum(a[:, None, :2], b[:, :2])
+    np.maximum(sides, 0, out=sides)
+    shared = sides[..., 0] * sides[..., 1]
+    union = _area(a)[:, None] + _area(b) - shared
     ratio: Floats = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
     return ratio
+
+
+def _area(xyxy: Floats) -> Floats:
+    area: Floats = (xyxy[:, 2] - xyxy[:, 0]) * (xyxy[:, 3] - xyxy[:, 1])
+    return area
 
 
 def nms(xyxy: Floats, scores: Floats, class_ids: NDArray[Any], iou_threshold: float, max_detections: int) -> Ints:
@@ -106,7 +110,8 @@ def nms(xyxy: Floats, scores: Floats, class_ids: NDArray[Any], iou_threshold: fl
     while order.size and count < max_detections:
         block, order = order[:_BLOCK], order[_BLOCK:]
         over = _overlap(xyxy, class_ids, block, block, iou_threshold)
-        best = block[_survivors(np.triu(over, 1))]
+        np.fill_diagonal(over, False)
+        best = block[_survivors(over)] if over.any() else block
         kept.append(best)
         count += best.size
         if order.size and count < max_detections:
@@ -121,9 +126,9 @@ def _overlap(xyxy: Floats, class_ids: NDArray[Any], a: Ints, b: Ints, threshold:
 
 
 def _survivors(over: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """`over[i, j]`: i is better than j and overlaps it. Row by row, a survivor removes what it overlaps."""
+    """`over[i, j]`: i and j overlap; the better comes first. Row by row, a survivor removes what it overlaps."""
     alive = np.ones(len(over), dtype=np.bool_)
     for i in np.flatnonzero(over.any(axis=1)):
         if alive[i]:
-            alive &= ~over[i]
+            alive[i + 1 :] &= ~over[i, i + 1 :]
     return alive

@@ -122,6 +122,8 @@ def candidates(
         return _take(found, chosen[:max_detections])
     if chosen.size > MAX_NMS:
         chosen = chosen[np.argsort(-found.confidence[chosen], kind="stable")[:MAX_NMS]]
+    if chosen.size < 2:
+        return _take(found, chosen)
     kept = nms(found.xyxy[chosen], found.confidence[chosen], found.class_id[chosen], iou, max_detections)
     return _take(found, chosen[kept])
 
@@ -145,7 +147,8 @@ def _raw(head: Floats, class_count: int, confidence: float) -> Candidates:
 
 def _rows(head: Floats, confidence: float) -> Candidates:
     rows = head[head[:, 4] > confidence]
-    return Candidates(rows[:, :4], rows[:, 4], np.nan_to_num(rows[:, 5]).astype(np.int32), rows[:, 6:])
+    class_id = np.where(np.isfinite(rows[:, 5]), rows[:, 5], 0).astype(np.int32)
+    return Candidates(rows[:, :4], rows[:, 4], class_id, rows[:, 6:])
 
 
 def _take(found: Candidates, at: NDArray[np.int64]) -> Candidates:

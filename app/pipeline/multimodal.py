@@ -12,8 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 
 from app import metrics
 from app.errors import FrameError, InferenceError, InferenceUnavailable, ModelRejected
@@ -24,6 +23,7 @@ from app.pipeline.frames import Job
 from app.pipeline.ocr import Ocr
 from app.pipeline.prepare import prepare
 from app.pipeline.tensors import InputFormat
+from app.pipeline.threads import Threads
 from app.pipeline.vision import Vision, describe
 from app.protocol.messages import Models
 from app.protocol.result import OK, FrameResult, Stage
@@ -53,14 +53,14 @@ class Pipeline:
         self._triton = triton
         self._limits = limits
         threads = settings.decode_threads or os.cpu_count() or 1
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._threads = Threads(threads, "decode")
         self._vision = Vision()
         self._generation = 0
         self._describing = asyncio.Lock()
 
     def close(self) -> None:
         """Ends the threads; frames under way are finished."""
-        self._threads.shutdown(wait=True)
+        self._threads.close()
 
     async def load(self) -> None:
         """Describes the models, again after every reconnection. Does nothing while the server is away.
@@ -104,9 +104,7 @@ class Pipeline:
                 log.error("%s", error)
         started = time.perf_counter()
         batch = self._batch([*jobs])
-        preparing = asyncio.get_running_loop().run_in_executor(
-            self._threads, prepare, batch, self._limits, self._settings.motion_method
-        )
+        preparing = self._threads.run(partial(prepare, batch, self._limits, self._settings.motion_method))
         try:
             await asyncio.shield(preparing)
             await self._infer(batch)

@@ -29,9 +29,10 @@ def _look(look: Look, index: int, batch: Batch, limits: LiveSettings, method: Me
     info = look.info = inspect(jpeg, max_bytes=limits.max_frame_bytes, max_pixels=limits.max_pixels)
     wants_grey = settings.stages.motion or settings.stages.ocr
     for form, tensor in batch.inputs.items():
-        box = tensor.boxes[index] = letterbox(info.width, info.height, form.width, form.height)
+        box = letterbox(info.width, info.height, form.width, form.height)
+        border = tensor.place(index, box)
         canvas = tensor.canvas(index)
-        decode_into(jpeg, info, box, canvas)
+        decode_into(jpeg, info, box, canvas, border=border)
         clock = look.time("decode", clock)
         if wants_grey and look.grey is None:
             look.grey = small_grey(canvas, box)

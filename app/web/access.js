@@ -1,18 +1,26 @@
 // The tokens: kept for this tab, as long as it is open.
 
 import { element } from "./elements.js";
+import { recall, remember } from "./memory.js";
 
 const FIELDS = { token: "sightline.token", "start-token": "sightline.start-token" };
 
 export class Access {
+  /** Enter was pressed in one of the fields. */
+  onenter = () => {};
+
   constructor() {
     for (const [id, key] of Object.entries(FIELDS)) {
       const field = element(id, HTMLInputElement);
-      field.value = sessionStorage.getItem(key) ?? "";
-      field.onchange = () => (field.value ? sessionStorage.setItem(key, field.value) : sessionStorage.removeItem(key));
+      field.value = recall("tab", key) ?? "";
+      field.onchange = () => remember("tab", key, field.value);
     }
     const form = element("access", HTMLDetailsElement).querySelector("form");
-    if (form) form.onsubmit = (event) => event.preventDefault();
+    if (!form) return;
+    form.onsubmit = (event) => {
+      event.preventDefault();
+      this.onenter();
+    };
   }
 
   get token() {

@@ -163,7 +163,7 @@ export class Hud {
 
   /** @param {number} now */
   #speak(now) {
-    if (now - this.#spokenAt < SPOKEN_MS) return;
+    if (this.#last && now - this.#spokenAt < SPOKEN_MS) return;
     const words = this.#last ? seenWords(this.#last) : "nothing yet";
     const seen = element("seen", HTMLParagraphElement);
     if (seen.textContent === words) return;

@@ -129,7 +129,10 @@ client.on("bye", ({ reason, report }) => {
 
 panel.onsettings = (patch) => client.update(patch);
 panel.onpace = (wishes) => pace.set(wishes);
-states.onagain = () => switcher.again();
+states.onagain = () => void switcher.again();
+access.onenter = () => {
+  if (client.state === "ended") void switcher.again();
+};
 states.onretry = () => client.retryNow();
 states.onleave = leave;
 states.onsample = () => void switcher.sample();

@@ -20,6 +20,8 @@ const RIGHT = "#ffa14d";
 const MIDDLE = "#ffffff";
 const TEXT = "#ffe14d";
 const FONT_PX = 13;
+const ARROW_LENGTH = 2.5; // longer than the way of one frame: a walk is a pixel or two
+const ARROW_SPACE_PX = 24;
 
 /**
  * A colour of its own for each class: hues a golden angle apart, all light enough for a dark ground.
@@ -47,8 +49,10 @@ export function paint(pen, scene, place, skeleton) {
   for (const pose of scene.poses) paintPose(pen, scene, pose, place, skeleton);
   for (const object of scene.objects) paintBox(pen, object, place);
   for (const text of scene.texts) paintText(pen, text, place);
-  // Labels last: nothing is drawn over them, and each keeps clear of those before it.
-  for (const { box, class_id, class_name, confidence, track_id, alpha } of scene.objects) {
+  // Labels last: nothing is drawn over them, and each keeps clear of those before it. Small things have theirs last,
+  // since there is room around them.
+  const largestFirst = [...scene.objects].sort((a, b) => area(b.box) - area(a.box));
+  for (const { box, class_id, class_name, confidence, track_id, alpha } of largestFirst) {
     const words = `${class_name} ${Math.round(confidence * 100)}%${track_id === null ? "" : ` #${track_id}`}`;
     label(pen, words, onCanvas(box, place), classColour(class_id), alpha, place, bounds, labels);
   }
@@ -157,15 +161,16 @@ function paintText(pen, { polygon, stale, alpha }, { x, y, scale, unit }) {
  */
 function paintField(pen, { width, height }, { columns, rows, vectors }, { x, y, scale, unit }) {
   const [across, down] = [width / columns, height / rows];
-  const longer = 2.5; // drawn longer than the way of one frame: a walk is a pixel or two
+  const step = Math.max(1, Math.ceil((ARROW_SPACE_PX * unit) / (across * scale))); // on a small picture not each cell
   pen.globalAlpha = 0.85;
   pen.beginPath();
   for (let cell = 0; cell < columns * rows; cell += 1) {
-    const [dx, dy] = [vectors[2 * cell] * longer, vectors[2 * cell + 1] * longer];
+    const [column, row] = [cell % columns, Math.floor(cell / columns)];
+    const [dx, dy] = [vectors[2 * cell] * ARROW_LENGTH, vectors[2 * cell + 1] * ARROW_LENGTH];
     const length = Math.hypot(dx, dy);
-    if (length < width * 0.004) continue;
-    const fromX = x + ((cell % columns) + 0.5) * across * scale;
-    const fromY = y + (Math.floor(cell / columns) + 0.5) * down * scale;
+    if (column % step || row % step || length < width * 0.004) continue;
+    const fromX = x + (column + 0.5) * across * scale;
+    const fromY = y + (row + 0.5) * down * scale;
     const [toX, toY] = [fromX + dx * scale, fromY + dy * scale];
     const head = Math.min(5 * unit, length * scale * 0.5) / (length * scale);
     const [backX, backY] = [dx * scale * head, dy * scale * head];
@@ -185,6 +190,11 @@ function paintField(pen, { width, height }, { columns, rows, vectors }, { x, y, 
  */
 function onCanvas({ x1, y1, x2, y2 }, { x, y, scale }) {
   return { x: x + x1 * scale, y: y + y1 * scale, width: (x2 - x1) * scale, height: (y2 - y1) * scale };
+}
+
+/** @param {{x1: number, y1: number, x2: number, y2: number}} box */
+function area({ x1, y1, x2, y2 }) {
+  return (x2 - x1) * (y2 - y1);
 }
 
 /** @param {[number, number][]} polygon */

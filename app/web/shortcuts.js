@@ -1,6 +1,7 @@
 // Single keys for what is used often. They can be switched off, since a screen reader or a voice may type.
 
 import { element, fillRows, within } from "./elements.js";
+import { recall, remember } from "./memory.js";
 
 const KEPT = "sightline.shortcuts";
 
@@ -11,8 +12,8 @@ export function listen(shortcuts) {
   const dialog = element("shortcuts", HTMLDialogElement);
   const on = element("shortcuts-on", HTMLInputElement);
   const all = [...shortcuts, { key: "?", title: "this list", run: () => dialog.showModal() }];
-  on.checked = localStorage.getItem(KEPT) !== "off";
-  on.onchange = () => localStorage.setItem(KEPT, on.checked ? "on" : "off");
+  on.checked = recall("browser", KEPT) !== "off";
+  on.onchange = () => remember("browser", KEPT, on.checked ? "on" : "off");
   fillRows(within(dialog, "dl", HTMLDListElement), all.map(({ key, title }) => [key, title]));
   element("help", HTMLButtonElement).onclick = () => dialog.showModal();
   document.addEventListener("keydown", (event) => {

@@ -22,7 +22,7 @@ const BYE = {
  */
 export function byeWords(reason, message) {
   const words = BYE[reason] ?? `The service ended the session: ${reason}.`;
-  return message ? `${words} (${message})` : words;
+  return message && reason !== "unauthorized" ? `${words} (${message})` : words;
 }
 
 /** @type {Record<string, string>} */

@@ -88,12 +88,12 @@ def look(browser: Browser) -> Iterator[Look]:
     """Opens the page of a service in a profile of its own; at the end, nothing unexpected must have been said."""
     opened: list[Sight] = []
 
-    def open_page(service: Service | str, path: str = "/", *, within: Browser = browser, **context: Any) -> Sight:
+    def open_page(service: Service | str, *, within: Browser = browser, opening: bool = True, **context: Any) -> Sight:
         origin = service if isinstance(service, str) else service.url
         context = {"viewport": {"width": 1280, "height": 900}, **context}
         sight = Sight(within.new_context(**context).new_page(), origin)
         opened.append(sight)
-        return sight.open(path)
+        return sight.open() if opening else sight
 
     yield open_page
     for sight in opened:

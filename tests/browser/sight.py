@@ -72,8 +72,8 @@ class Sight:
 
     # --- what a person does ---
 
-    def open(self, path: str = "/") -> Sight:
-        self.page.goto(self.origin + path)
+    def open(self) -> Sight:
+        self.page.goto(self.origin)
         self.until("'loaded' in document.body.dataset")
         self.page.evaluate(WATCH)
         return self
@@ -105,7 +105,7 @@ class Sight:
 
     def _state(self) -> str:
         state = self.ask("globalThis.sightline && [sightline.client.state, globalThis.seen?.said.slice(-5), seen.last]")
-        return f"{self.text('#stage')}\n{state}\n{self.said}"
+        return f"{self.text('body')[:1000]}\n{state}\n{self.said}"
 
     def press(self, name: str) -> None:
         """Presses the button of this name."""

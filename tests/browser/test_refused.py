@@ -8,8 +8,10 @@ from tests.browser.conftest import FAKE_CAMERA, Launch, Look
 from tests.support.service import Service
 
 # A camera that exists and fails cannot be had from flags: the browser's answer is put in its place.
-BUSY = """navigator.mediaDevices.getUserMedia = () =>
-    Promise.reject(new DOMException("Could not start video source", "NotReadableError"));"""
+BUSY = """() => {
+    const busy = () => Promise.reject(new DOMException("Could not start video source", "NotReadableError"));
+    navigator.mediaDevices.getUserMedia = busy;
+}"""
 
 
 def test_permission_refused(service: Service, look: Look, launch: Launch) -> None:

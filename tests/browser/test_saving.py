@@ -33,12 +33,15 @@ def saved(sight: Sight, button: str, folder: Path) -> Path:
 
 
 def on_an_outline(picture: Image.Image) -> float:
-    """Share of pixels along the person's box (whose place is known) that are far from what the scene has anywhere near."""
+    """Share of the sides of the person's box, whose place is known, where the picture is green, which the scene is nowhere.
+
+    A film has half the picture's resolution in colour: thin lines lose most of theirs.
+    """
     pixels = np.asarray(picture.convert("RGB")).astype(int)
     x1, y1, x2, y2 = 100, 40, 300, 440  # canned.PERSON on a 640x480 picture
     down = np.arange(y1 + 40, y2 - 40, 8)
     green = [pixels[y, x - 2 : x + 3] for y in down for x in (x1, x2)]
-    return float(np.mean([((one[:, 1] - one[:, [0, 2]].max(axis=1)) > 60).any() for one in green]))
+    return float(np.mean([((one[:, 1] - one[:, [0, 2]].max(axis=1)) > 30).any() for one in green]))
 
 
 def test_a_still_has_picture_and_overlay(sight: Sight, tmp_path: Path) -> None:
@@ -54,16 +57,16 @@ def test_a_still_has_picture_and_overlay(sight: Sight, tmp_path: Path) -> None:
 def test_a_recording_is_a_film_of_both(sight: Sight, tmp_path: Path) -> None:
     sight.page.click("#record")
     sight.shows("#recording", "2 s")
-    assert sight.text("#record") == "Stop recording"
+    assert sight.page.get_attribute("#record", "aria-pressed") == "true"
     path = saved(sight, "#record", tmp_path)
     assert path.suffix == ".webm"
     with av.open(str(path)) as film:
         frames = [frame.to_image() for frame in film.decode(video=0)]
     assert {frame.size for frame in frames} == {(clip.WIDTH, clip.HEIGHT)}
-    assert len(frames) > 20
+    assert len(frames) > 8
     assert np.mean([on_an_outline(frame) for frame in frames[2:]]) > 0.8
     assert np.abs(np.subtract(frames[2], frames[-1], dtype=int)).mean() > 1  # it moves
-    assert sight.text("#record") == "Record"
+    assert sight.page.get_attribute("#record", "aria-pressed") == "false"
 
 
 def test_stop_ends_a_recording_and_keeps_it(sight: Sight, tmp_path: Path) -> None:

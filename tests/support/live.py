@@ -130,7 +130,11 @@ def plain_socket(service: Service, *, receive_buffer: int | None = None) -> sock
     if receive_buffer is not None:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     one.settimeout(PATIENCE_S)
-    one.connect(("127.0.0.1", service.port))
+    try:
+        one.connect(("127.0.0.1", service.port))
+    except OSError:
+        one.close()
+        raise
     return one
 
 
@@ -196,4 +200,12 @@ def settle(service: Service, sample: str = "sightline_sessions_active", value: f
     deadline = time.monotonic() + PATIENCE_S
     while (seen := service.metrics().get(sample, 0.0)) != value:
         assert time.monotonic() < deadline, f"{sample} is {seen}, not {value}"
+        time.sleep(0.05)
+
+
+def settle_below(service: Service, sample: str, value: float) -> None:
+    """Waits until a metric is below this value."""
+    deadline = time.monotonic() + PATIENCE_S
+    while (seen := service.metrics().get(sample, 0.0)) >= value:
+        assert time.monotonic() < deadline, f"{sample} is {seen}, not below {value}"
         time.sleep(0.05)

@@ -1,0 +1,188 @@
+"""The page on a phone and a desk, by keyboard and for a screen reader, in the dark and in the light."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.browser.conftest import Look
+from tests.browser.sight import Sight
+from tests.support.service import Service
+
+CONTROLS = "button, input, select, summary, a[href]"
+PHONES = {"390x844": (390, 844), "360x740": (360, 740)}
+
+OUTSIDE = f"""() => [...document.querySelectorAll({CONTROLS!r})]
+    .filter((one) => one.checkVisibility())
+    .map((one) => [one.id || one.textContent || one.outerHTML, one.getBoundingClientRect()])
+    .filter(([, {{ left, right, height }}]) => left < 0 || right > innerWidth + 0.5 || height < 16)
+    .map(([name, {{ left, right, height }}]) => [name, left, right, height])"""
+
+CUT_OFF = """() => [...document.querySelectorAll("button, h1, h2, dt, dd, #status, #seen, .words, .hint, option")]
+    .filter((one) => one.checkVisibility() && one.scrollWidth > one.clientWidth + 1 && one.clientWidth > 0)
+    .filter((one) => getComputedStyle(one).overflowX !== "visible" || one.getBoundingClientRect().right > innerWidth)
+    .map((one) => one.id || one.textContent)"""
+
+FOCUS = """() => {
+    const one = document.activeElement;
+    const shown = one.closest(".button") ?? one;
+    const { outlineStyle, outlineWidth } = getComputedStyle(shown);
+    const { top, bottom, left, right } = shown.getBoundingClientRect();
+    const inView = bottom > 0 && top < innerHeight && right > 0 && left < innerWidth;
+    return [one.dataset.number ?? null, outlineStyle !== "none" && parseFloat(outlineWidth) >= 1.5, inView];
+}"""
+
+# WCAG 2.2, 1.4.3: https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio
+FAINT = """() => {
+    const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+    const light = (colour) => {
+        const [r, g, b] = numbers(colour).slice(0, 3).map((value) => value / 255)
+            .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const ground = (one) => {
+        for (let at = one; at; at = at.parentElement) {
+            const colour = getComputedStyle(at).backgroundColor;
+            if ((numbers(colour)[3] ?? 1) === 1) return colour;
+        }
+        return "rgb(255, 255, 255)";
+    };
+    return [...document.querySelectorAll("body *")]
+        .filter((one) => one.checkVisibility() && !one.closest("#stage, dialog, noscript, .unseen, :disabled"))
+        .filter((one) => [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim()))
+        .map((one) => {
+            const { color, fontSize, fontWeight } = getComputedStyle(one);
+            const [a, b] = [light(color), light(ground(one))].sort((x, y) => y - x);
+            const large = parseFloat(fontSize) >= (fontWeight >= 700 ? 18.66 : 24);
+            return [one.textContent.trim().slice(0, 30), (a + 0.05) / (b + 0.05), large ? 3 : 4.5];
+        })
+        .filter(([, ratio, least]) => ratio < least);
+}"""
+
+
+def open_everything(sight: Sight) -> None:
+    for name in ("access", "classes"):
+        if sight.page.is_visible(f"#{name} summary"):
+            sight.page.click(f"#{name} summary")
+
+
+def assert_all_within(sight: Sight) -> None:
+    assert sight.ask("document.documentElement.scrollWidth") <= sight.ask("innerWidth")
+    assert sight.page.evaluate(OUTSIDE) == []
+    assert sight.page.evaluate(CUT_OFF) == []
+
+
+@pytest.mark.parametrize("size", PHONES)
+def test_a_phone_in_portrait(service: Service, look: Look, size: str) -> None:
+    width, height = PHONES[size]
+    phone: dict[str, Any] = {"is_mobile": True, "has_touch": True, "device_scale_factor": 2}
+    sight = look(service, viewport={"width": width, "height": height}, **phone)
+    assert_all_within(sight)
+    start = sight.page.locator("#camera").bounding_box()
+    assert start is not None
+    assert start["y"] + start["height"] < height  # without scrolling
+    sight.screenshot(f"phone-{size}-start")
+    sight.page.tap("#camera")
+    sight.live(results=3)
+    sight.until("sightline.overlay.model.objects.length === 2")
+    sight.screenshot(f"phone-{size}-live")
+    open_everything(sight)
+    assert_all_within(sight)
+    sight.page.tap("#stop")
+    sight.shows("#card", "The session has ended")
+    button = sight.page.get_by_role("button", name="Start again").bounding_box()
+    assert button is not None
+    assert button["x"] >= 0
+    assert button["x"] + button["width"] <= width
+    assert_all_within(sight)
+    sight.screenshot(f"phone-{size}-ended")
+
+
+@pytest.mark.parametrize("width", [768, 1024, 1920])
+def test_other_widths(service: Service, look: Look, width: int) -> None:
+    sight = look(service, viewport={"width": width, "height": 800}).start("#sample")
+    open_everything(sight)
+    assert_all_within(sight)
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_all_text_can_be_read(service: Service, look: Look, scheme: str) -> None:
+    sight = look(service, color_scheme=scheme)
+    assert sight.page.evaluate(FAINT) == []
+    sight.start("#sample", results=3)
+    open_everything(sight)
+    sight.page.wait_for_timeout(400)
+    assert sight.page.evaluate(FAINT) == []
+    red, green, blue = (
+        int(value) for value in sight.ask("getComputedStyle(document.body).backgroundColor.match(/\\d+/g)")[:3]
+    )
+    assert (red + green + blue < 200) == (scheme == "dark")
+    sight.screenshot(f"live-{scheme}")
+
+
+def test_everything_by_keyboard(service: Service, look: Look) -> None:
+    sight = look(service).start("#sample")
+    sight.page.click("#access summary")
+    wanted = sight.page.evaluate(f"""() => [...document.querySelectorAll({CONTROLS!r})]
+        .filter((one) => one.checkVisibility() && !one.disabled && one.tabIndex >= 0)
+        .map((one, index) => (one.dataset.number = String(index)))""")
+    assert len(wanted) > 20
+    reached = []
+    sight.ask("document.activeElement.blur()")
+    for _ in range(len(wanted) + 2):
+        sight.page.keyboard.press("Tab")
+        number, outlined, in_view = sight.page.evaluate(FOCUS)
+        if number is None:
+            continue
+        assert outlined, f"no focus is to be seen on {number}"
+        assert in_view, f"{number} is focused outside the view"
+        reached.append(number)
+    assert sorted(set(reached), key=int) == wanted
+    # In the order in which they stand, from wherever it began.
+    first = reached.index("0")
+    assert (reached[first:] + reached[:first])[: len(wanted)] == wanted
+
+
+def test_start_look_and_stop_without_a_mouse(service: Service, look: Look) -> None:
+    sight = look(service)
+    sight.page.keyboard.press("?")
+    assert sight.page.is_visible("#shortcuts")
+    sight.screenshot("shortcuts")
+    sight.page.keyboard.press("Escape")
+    assert not sight.page.is_visible("#shortcuts")
+    sight.page.keyboard.press("s")
+    sight.live(results=2)
+    sight.page.keyboard.press("1")
+    sight.until("seen.last.stages.detect.status === 'disabled'")
+    sight.page.keyboard.press("1")
+    sight.until("seen.last.stages.detect.status === 'ok'")
+    sight.page.focus("#confidence")
+    for _ in range(12):
+        sight.page.keyboard.press("ArrowRight")
+    sight.until("sightline.overlay.model.objects.length === 0")  # 95%
+    sight.page.click("#access summary")
+    sight.page.focus("#token")
+    sight.page.keyboard.type("xs1")  # letters in a field are no shortcuts
+    assert sight.ask("sightline.client.state") == "live"
+    sight.ask("document.activeElement.blur()")
+    sight.page.keyboard.press("x")
+    sight.shows("#card", "The session has ended")
+
+
+def test_every_control_has_a_name(service: Service, look: Look) -> None:
+    sight = look(service).start("#sample", results=2)
+    open_everything(sight)
+    cdp = sight.page.context.new_cdp_session(sight.page)
+    nodes = cdp.send("Accessibility.getFullAXTree")["nodes"]
+    focusable = [
+        node
+        for node in nodes
+        if not node["ignored"]
+        and node["role"]["value"] != "RootWebArea"
+        and any(one["name"] == "focusable" and one["value"]["value"] for one in node.get("properties", []))
+    ]
+    assert len(focusable) > 20
+    assert [node["role"]["value"] for node in focusable if not node["name"]["value"].strip()] == []
+    live = sight.ask("[...document.querySelectorAll('[role=status], [role=alert], [aria-live]')].map((one) => one.id)")
+    assert {"status", "seen"} <= set(live)
