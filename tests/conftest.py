@@ -6,6 +6,7 @@ import asyncio
 import io
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import hypothesis
@@ -54,24 +55,24 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="module")
 def serve(canned_triton: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     """Starts a service on the canned Triton with the settings given; ends it with the module."""
-    started: list[tuple[object, Service]] = []
+    started: list[Service] = []
+    with ExitStack() as stack:
 
-    def start(**settings: str) -> Service:
-        settings = {"TRITON_URL": canned_triton, "OCR": "off", **settings}
-        context = serving(tmp_path_factory.mktemp("service"), settings)
-        service = context.__enter__()
-        started.append((context, service))
-        return service
+        def start(**settings: str) -> Service:
+            settings = {"TRITON_URL": canned_triton, "OCR": "off", **settings}
+            started.append(stack.enter_context(serving(tmp_path_factory.mktemp("service"), settings)))
+            return started[-1]
 
-    yield start
-    for context, _ in reversed(started):
-        context.__exit__(None, None, None)  # type: ignore[attr-defined]
+        yield start
+        for service in started:  # all at once: each takes a moment
+            service.process.terminate()
 
 
-@pytest.fixture(scope="module")
-def service(serve: Serve) -> Service:
-    """A service with default settings on the canned Triton, OCR off."""
-    return serve()
+@pytest.fixture(scope="session")
+def service(canned_triton: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with default settings on the canned Triton, OCR off; the same for all tests."""
+    with serving(tmp_path_factory.mktemp("service"), {"TRITON_URL": canned_triton, "OCR": "off"}) as one:
+        yield one
 
 
 @pytest.fixture(scope="session")

@@ -62,13 +62,13 @@ class Sight:
 
     def _heard(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning", "assert"):
-            self.said.append(f"{message.type}: {message.text}")
+            self.said.append(f"{message.type}: {message.text} ({message.location['url']})")
 
     def check(self) -> None:
         unexpected = [one for one in self.said if not any(re.search(pattern, one) for pattern in self.expected)]
-        assert unexpected == []
+        assert unexpected == [], unexpected
         hosts = {urlsplit(url).netloc for url in self.asked if not url.startswith(("blob:", "data:"))}
-        assert hosts <= {urlsplit(one).netloc for one in (self.origin, *self.permitted)}
+        assert hosts - {urlsplit(one).netloc for one in (self.origin, *self.permitted)} == set()
 
     # --- what a person does ---
 
@@ -129,7 +129,9 @@ class Sight:
 
     def moment(self) -> Moment:
         got = self.page.evaluate(MOMENT)
-        return Moment(got["objects"], got["poses"], got["texts"], got["place"], _pixels(got["shown"]), _pixels(got["drawn"]))
+        return Moment(
+            got["objects"], got["poses"], got["texts"], got["place"], _pixels(got["shown"]), _pixels(got["drawn"])
+        )
 
     def screenshot(self, name: str) -> None:
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)

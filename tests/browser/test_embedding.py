@@ -18,6 +18,7 @@ def example() -> str:
 
 def test_the_readmes_page_sees_with_the_client_alone(service: Service, look: Look) -> None:
     sight = look(service, opening=False)
+    sight.expected.append("favicon.ico")
     sight.page.goto(f"{service.url}/health/live")  # an address of the service that is not its page
     sight.page.set_content("<!doctype html><title>Embedded</title>" + example())
     sight.shows("body", "person")
@@ -26,5 +27,6 @@ def test_the_readmes_page_sees_with_the_client_alone(service: Service, look: Loo
     sight.page.wait_for_timeout(500)
     assert service.frames()["received"] > received + 2  # frame after frame
     modules = {url.rpartition("/")[2] for url in sight.asked if url.endswith(".js")}
+    assert "client.js" in modules
     # The reusable part brings nothing of the page's own.
-    assert modules <= {"client.js", "protocol.js", "flight.js", "backoff.js", "starter.js", "words.js"}
+    assert modules.isdisjoint({"main.js", "elements.js", "states.js", "panel.js", "hud.js", "overlay.js", "source.js"})

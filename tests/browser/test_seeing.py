@@ -85,23 +85,31 @@ def test_the_camera_shows_what_the_service_sees(real: Service, look: Look) -> No
     assert "1 person" in seen
     assert "1 face" in seen
     assert clip.WORDS in sight.ask("document.getElementById('overlay').ariaLabel")
-    figures = {name: float(sight.text(f"#{name}")) for name in ("camera-fps", "drawn-fps", "result-fps", "age-p50", "age-p95")}
+    figures = {
+        name: float(sight.text(f"#{name}")) for name in ("camera-fps", "drawn-fps", "result-fps", "age-p50", "age-p95")
+    }
     assert 5 < figures["camera-fps"] < 20
     assert figures["drawn-fps"] > 15
     assert 0 < figures["result-fps"] < 20
     assert 0 < figures["age-p50"] <= figures["age-p95"] < 5000
-    words = {name: sight.text(f"#stages li:has(#stage-{name}) .words") for name in ("detect", "pose", "ocr", "motion", "track")}
+    words = {
+        name: sight.text(f"#stages li:has(#stage-{name}) .words")
+        for name in ("detect", "pose", "ocr", "motion", "track")
+    }
     assert {words[name] for name in ("detect", "pose", "track")} == {"ok"}
     assert re.fullmatch(r"ok|first frame|size changed", words["motion"])
     assert re.fullmatch(r"(ok|stale \d+\.\d s)(, [\w ]+)?", words["ocr"])
     shares = [float(one.split()[-2]) for one in sight.page.locator("#legend li").all_inner_texts()]
     assert len(shares) == 6
     assert max(shares) > 1
-    assert sight.ask("""() => {
+    assert (
+        sight.ask("""() => {
         const chart = document.getElementById("chart");
         const { data } = chart.getContext("2d").getImageData(0, 0, chart.width, chart.height);
         return new Set(new Uint32Array(data.buffer)).size;
-    }""") > 4  # colours
+    }""")
+        > 4
+    )  # colours
     assert re.search(r"640 × 480, quality \d+%, \d+ kB a frame", sight.text("#pace"))
     assert re.search(r"Frames sent \d+ of \d+", sight.text("#session"))
 
@@ -158,5 +166,7 @@ def test_flow_is_drawn_when_it_is_asked_for(real: Service, look: Look) -> None:
     )
     assert length == 2 * columns * rows
     # The window goes to and fro: what it shows moves a few pixels a frame, all of it the same way.
-    sight.until("sightline.overlay.model.field && Math.hypot(...sightline.overlay.model.field.vectors.slice(200, 202)) > 1")
+    sight.until(
+        "sightline.overlay.model.field && Math.hypot(...sightline.overlay.model.field.vectors.slice(200, 202)) > 1"
+    )
     sight.screenshot("flow")

@@ -27,9 +27,15 @@ def test_every_file_carries_the_policy(service: Service, path: str) -> None:
     [
         ("connect-src", "fetch('http://127.0.0.1:9/').catch(() => {})"),
         ("img-src", "document.body.append(Object.assign(new Image(), { src: 'http://127.0.0.1:9/a.png' }))"),
-        ("script-src-elem", "document.body.append(Object.assign(document.createElement('script'), { text: 'ran = 1' }))"),
+        (
+            "script-src-elem",
+            "document.body.append(Object.assign(document.createElement('script'), { text: 'ran = 1' }))",
+        ),
         ("style-src-attr", "document.body.setAttribute('style', 'color: red')"),
-        ("frame-src", "document.body.append(Object.assign(document.createElement('iframe'), { src: 'http://127.0.0.1:9/' }))"),
+        (
+            "frame-src",
+            "document.body.append(Object.assign(document.createElement('iframe'), { src: 'http://127.0.0.1:9/' }))",
+        ),
     ],
 )
 def test_what_is_not_the_pages_own_is_blocked(service: Service, look: Look, directive: str, act: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,7 @@ async def frames_until(live: Live, jpeg: bytes, detect: str) -> tuple[Message, l
     """Sends frames until detection says this; that result, and the notices on the way."""
     notices = []
     while True:
+        await asyncio.sleep(0.01)  # without a model to wait for it would be more than MAX_MESSAGES_PER_S
         await live.frame(jpeg)
         while (message := await live.until("result", "notice"))["type"] == "notice":
             notices.append(message)
