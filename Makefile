@@ -87,6 +87,9 @@ check: .venv/.dev node_modules/.ready ## lint, types, directions of imports
 	@if [ -x node_modules/.bin/tsc ]; then echo node_modules/.bin/tsc && node_modules/.bin/tsc -p app/web; fi
 
 test: install .venv/.dev .venv/.system ## every test
+	@if command -v node >/dev/null; then node --test tests/web/*.test.mjs; \
+	elif [ -n "$${CI:-}" ]; then echo "node is missing: the page's modules cannot be tested"; exit 1; \
+	else echo "node is missing: the page's modules are not tested"; fi
 	.venv/bin/pytest $(ARGS)
 
 format: .venv/.dev ## put the code in order

@@ -52,7 +52,7 @@ class Pipeline:
         self._settings = settings
         self._triton = triton
         self._limits = limits
-        threads = settings.decode_threads or os.cpu_count() or 1
+        threads = settings.decode_threads or max(2, len(os.sched_getaffinity(0)))
         self._threads = Threads(threads, "decode")
         self._vision = Vision()
         self._generation = 0

@@ -70,9 +70,9 @@ def test_a_service_that_is_off_is_started_and_waited_for(
         assert "The service is starting" in text
         assert "Waking the machine." in text
         assert sight.text("#status") == "Starting the service …"
-        sight.screenshot("starting")
         assert starter.asked[0] == ("POST", "Bearer wake-up")
         sight.until("document.querySelector('#card progress').value > 1")
+        sight.screenshot("starting")
         settings = {"TRITON_URL": canned_triton, "OCR": "off", "PORT": str(port), "ALLOWED_ORIGINS": pages.url}
         with serving(tmp_path, settings):
             starter.answer = {"state": "running", "eta_s": 0}

@@ -131,9 +131,9 @@ def _attribute_docs(model: type[Any]) -> dict[str, str]:
     assert isinstance(tree, ast.ClassDef)
     notes = {}
     for field, note in zip(tree.body, tree.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(note, ast.Expr):
-            if isinstance(note.value, ast.Constant) and isinstance(note.value.value, str):
-                notes[field.target.id] = " ".join(note.value.value.split())
+        match field, note:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                notes[name] = " ".join(text.split())
     return notes
 
 
