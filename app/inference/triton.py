@@ -5,21 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import grpc
-import numpy as np
-from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from app import metrics
 from app.errors import ConfigurationError, InferenceError, InferenceTimeout, InferenceUnavailable
 from app.inference.client import ModelSpec, Reply, TensorSpec
 from app.inference.gate import Gate
-from app.inference.memory import DTYPES, Buffer, Pool, Region, orphaned, output_bytes
+from app.inference.memory import DTYPES, Buffer, Pool, Region, orphaned
+from app.inference.requests import Placed, item_bytes, outputs, plain_request, shared_request
 from app.settings import TritonSettings
 
 log = logging.getLogger(__name__)
@@ -134,7 +132,7 @@ class TritonClient:
             max_batch=max(1, answer.config.max_batch_size),
             parameters={key: value.string_value for key, value in answer.config.parameters.items()},
         )
-        self._output_bytes = max(self._output_bytes, _item_bytes(spec))
+        self._output_bytes = max(self._output_bytes, item_bytes(spec))
         return spec
 
     # --- memory ---
@@ -245,7 +243,7 @@ class TritonClient:
             request, placed = self._request(model, buffer)
             answer = await self._stub.ModelInfer(request, timeout=self._settings.triton_deadline_s)
             infer_s = time.perf_counter() - sent
-            return Reply(_outputs(answer, buffer, placed), gate_s, infer_s)
+            return Reply(outputs(answer, buffer, placed), gate_s, infer_s)
         except grpc.aio.AioRpcError as error:
             raise self._failure(model.name, error) from None
         finally:
@@ -253,27 +251,19 @@ class TritonClient:
             buffer.release()
             self._gate.release()
 
-    def _request(self, model: ModelSpec, buffer: Buffer) -> tuple[Any, dict[str, tuple[int, tuple[int, ...]]]]:
+    def _request(self, model: ModelSpec, buffer: Buffer) -> tuple[Any, Placed]:
         """The request, and where its outputs land in the slot: name -> (offset in the slot, shape)."""
         slot = buffer.slot
         if slot is None or slot.region not in self._regions:
             # Memory that this life of the server has not mapped: the pixels travel in the message.
-            return self._plain_request(model, buffer.array), {}
+            return plain_request(model, buffer.array), {}
         key = (model.name, model.version, buffer.cursor)
         cached = slot.requests.get(key)
         if cached is None:
-            cached = slot.requests[key] = _shared_request(model, buffer)
+            cached = slot.requests[key] = shared_request(model, buffer)
         request, placed, end = cached
         buffer.cursor = end
         return request, placed
-
-    @staticmethod
-    def _plain_request(model: ModelSpec, array: NDArray[Any]) -> Any:
-        request = service_pb2.ModelInferRequest(model_name=model.name)
-        tensor = request.inputs.add(name=model.inputs[0].name, datatype=model.inputs[0].dtype)
-        tensor.shape.extend(array.shape)
-        request.raw_input_contents.append(array.tobytes())
-        return request
 
     def _failure(self, model: str, error: grpc.aio.AioRpcError) -> InferenceError:
         details = error.details() or error.code().name
@@ -378,61 +368,6 @@ class TritonClient:
                 f"TRITON_SHM='on': Triton at {self.url} cannot map this process's shared memory; "
                 "both need one host and one /dev/shm (docker: ipc: host), or set TRITON_SHM=auto"
             )
-
-
-def _item_bytes(spec: ModelSpec) -> int:
-    """Bytes of all outputs for a batch of one; 0 where they are not known beforehand."""
-    return output_bytes([(t.dtype, (1, *t.shape[1:])) for t in spec.outputs]) or 0
-
-
-def _shared_request(model: ModelSpec, buffer: Buffer) -> tuple[Any, dict[str, tuple[int, tuple[int, ...]]], int]:
-    slot = buffer.slot
-    assert slot is not None
-    array, region = buffer.array, slot.region
-    request = service_pb2.ModelInferRequest(model_name=model.name)
-    tensor = request.inputs.add(name=model.inputs[0].name, datatype=model.inputs[0].dtype)
-    tensor.shape.extend(array.shape)
-    _place(tensor, region.name, slot.offset, array.nbytes)
-    shapes = {t.name: (array.shape[0], *t.shape[1:]) for t in model.outputs}
-    size = output_bytes([(t.dtype, shapes[t.name]) for t in model.outputs])
-    if size is None or buffer.cursor + size > region.slot_bytes:
-        return request, {}, buffer.cursor  # open or too large: the outputs travel in the answer
-    placed: dict[str, tuple[int, tuple[int, ...]]] = {}
-    cursor = buffer.cursor
-    for output in model.outputs:
-        used = output_bytes([(output.dtype, shapes[output.name])])
-        assert used is not None
-        _place(request.outputs.add(name=output.name), region.name, slot.offset + cursor, used)
-        placed[output.name] = (cursor, shapes[output.name])
-        cursor += used
-    return request, placed, cursor
-
-
-def _place(tensor: Any, region: str, offset: int, size: int) -> None:
-    tensor.parameters["shared_memory_region"].string_param = region
-    tensor.parameters["shared_memory_byte_size"].int64_param = size
-    if offset:
-        tensor.parameters["shared_memory_offset"].int64_param = offset
-
-
-def _outputs(answer: Any, buffer: Buffer, placed: Mapping[str, tuple[int, tuple[int, ...]]]) -> dict[str, NDArray[Any]]:
-    out: dict[str, NDArray[Any]] = {}
-    raw = iter(answer.raw_output_contents)
-    for tensor in answer.outputs:
-        dtype = DTYPES.get(tensor.datatype)
-        if dtype is None:
-            raise InferenceError(
-                f"{answer.model_name}: output {tensor.name} is {tensor.datatype}; known: {', '.join(DTYPES)}"
-            )
-        shape = tuple(tensor.shape)
-        count = math.prod(shape)
-        if tensor.name in placed:
-            assert buffer.slot is not None
-            offset = buffer.slot.offset + placed[tensor.name][0]
-            out[tensor.name] = np.frombuffer(buffer.slot.region.memory, dtype, count, offset).reshape(shape)
-        else:
-            out[tensor.name] = np.frombuffer(next(raw), dtype).reshape(shape)
-    return out
 
 
 def _forget(call: asyncio.Task[Reply]) -> None:

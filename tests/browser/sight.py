@@ -129,9 +129,8 @@ class Sight:
 
     def moment(self) -> Moment:
         got = self.page.evaluate(MOMENT)
-        return Moment(
-            got["objects"], got["poses"], got["texts"], got["place"], _pixels(got["shown"]), _pixels(got["drawn"])
-        )
+        shown, drawn = _pixels(got.pop("shown")), _pixels(got.pop("drawn"))
+        return Moment(**got, shown=shown, drawn=drawn)
 
     def screenshot(self, name: str) -> None:
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)

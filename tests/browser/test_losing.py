@@ -113,3 +113,17 @@ def test_frames_that_are_refused_are_counted_by_reason(serve: Serve, look: Look)
     sight.until("seen.said.filter(({ type }) => type === 'refused').length >= 5")
     assert {one["code"] for one in sight.events("refused")} == {"too_large"}
     assert "too large" in sight.shows("#session", "Dropped there too large")
+
+
+def test_a_machine_that_was_offline_connects_at_once_when_it_is_back(service: Service, look: Look) -> None:
+    with wired(service) as wire:
+        sight = look(wire.url).start("#sample", results=2)
+        sight.expected.append(SOCKET_FAILED)
+        sight.page.context.set_offline(True)
+        wire.cut()
+        sight.shows("#banner", "Connecting again in")
+        # In vain a few times, so that the next wait would be a long one.
+        sight.until("seen.said.filter(({ state }) => state === 'connecting').length >= 4")
+        wire.mend()
+        sight.page.context.set_offline(False)
+        sight.live(results=2)

@@ -33,7 +33,7 @@ def saved(sight: Sight, button: str, folder: Path) -> Path:
 
 
 def on_an_outline(picture: Image.Image) -> float:
-    """Share of the sides of the person's box, whose place is known, where the picture is green, which the scene is nowhere.
+    """Share of the sides of the person's box, whose place is known, where the picture is green as the scene is nowhere.
 
     A film has half the picture's resolution in colour: thin lines lose most of theirs.
     """

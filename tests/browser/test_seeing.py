@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 from pathlib import Path
@@ -19,6 +20,19 @@ from tests.support import clip
 from tests.support.clip import Pixels
 from tests.support.service import Service
 
+FIGURES = ("camera-fps", "drawn-fps", "result-fps", "age-p50", "age-p95")
+STAGES = ("detect", "pose", "ocr", "motion", "track")
+CHART_COLOURS = """() => {
+    const chart = document.getElementById("chart");
+    const { data } = chart.getContext("2d").getImageData(0, 0, chart.width, chart.height);
+    return new Set(new Uint32Array(data.buffer)).size;
+}"""
+DROP = """(base64) => {
+    const bytes = Uint8Array.from(atob(base64), (one) => one.charCodeAt(0));
+    const dataTransfer = new DataTransfer();
+    dataTransfer.items.add(new File([bytes], "picture.png", { type: "image/png" }));
+    document.getElementById("stage").dispatchEvent(new DragEvent("drop", { bubbles: true, dataTransfer }));
+}"""
 ALL_SEEN = """(() => {
     const { objects, poses, texts } = sightline.overlay.model;
     return objects.length >= 2 && poses.length && texts.length && objects.every(({ alpha }) => alpha > 0.95);
@@ -85,31 +99,19 @@ def test_the_camera_shows_what_the_service_sees(real: Service, look: Look) -> No
     assert "1 person" in seen
     assert "1 face" in seen
     assert clip.WORDS in sight.ask("document.getElementById('overlay').ariaLabel")
-    figures = {
-        name: float(sight.text(f"#{name}")) for name in ("camera-fps", "drawn-fps", "result-fps", "age-p50", "age-p95")
-    }
+    figures = {name: float(sight.text(f"#{name}")) for name in FIGURES}
     assert 5 < figures["camera-fps"] < 20
     assert figures["drawn-fps"] > 15
     assert 0 < figures["result-fps"] < 20
     assert 0 < figures["age-p50"] <= figures["age-p95"] < 5000
-    words = {
-        name: sight.text(f"#stages li:has(#stage-{name}) .words")
-        for name in ("detect", "pose", "ocr", "motion", "track")
-    }
+    words = {name: sight.text(f"#stages li:has(#stage-{name}) .words") for name in STAGES}
     assert {words[name] for name in ("detect", "pose", "track")} == {"ok"}
     assert re.fullmatch(r"ok|first frame|size changed", words["motion"])
     assert re.fullmatch(r"(ok|stale \d+\.\d s)(, [\w ]+)?", words["ocr"])
     shares = [float(one.split()[-2]) for one in sight.page.locator("#legend li").all_inner_texts()]
     assert len(shares) == 6
     assert max(shares) > 1
-    assert (
-        sight.ask("""() => {
-        const chart = document.getElementById("chart");
-        const { data } = chart.getContext("2d").getImageData(0, 0, chart.width, chart.height);
-        return new Set(new Uint32Array(data.buffer)).size;
-    }""")
-        > 4
-    )  # colours
+    assert sight.page.evaluate(CHART_COLOURS) > 4
     assert re.search(r"640 × 480, quality \d+%, \d+ kB a frame", sight.text("#pace"))
     assert re.search(r"Frames sent \d+ of \d+", sight.text("#session"))
 
@@ -141,12 +143,21 @@ def test_a_film_from_the_disk(real: Service, look: Look, film: list[Pixels], tmp
     assert_drawn_where_she_is(sight)
 
 
-def test_a_picture_from_the_disk(real: Service, look: Look, film: list[Pixels], tmp_path: Path) -> None:
-    Image.fromarray(film[0]).save(tmp_path / "picture.png")
+def test_a_picture_that_is_dropped_on_the_page(real: Service, look: Look, film: list[Pixels]) -> None:
+    png = io.BytesIO()
+    Image.fromarray(film[0]).save(png, "PNG")
     sight = look(real)
-    sight.page.set_input_files("#file", tmp_path / "picture.png")
+    sight.page.evaluate(DROP, base64.b64encode(png.getvalue()).decode())
     sight.live(results=2)
     assert_drawn_where_she_is(sight)
+
+
+def test_a_shared_screen(real: Service, look: Look) -> None:
+    # The browser's stand-in for a screen: what matters is that its pictures arrive.
+    sight = look(real).start("#screen", results=3)
+    assert sight.ask("seen.last.image.width") > 300
+    sight.page.click("#stop")
+    sight.shows("#card", "The session has ended")
 
 
 def test_a_file_that_is_none_is_named(real: Service, look: Look, tmp_path: Path) -> None:
@@ -166,7 +177,5 @@ def test_flow_is_drawn_when_it_is_asked_for(real: Service, look: Look) -> None:
     )
     assert length == 2 * columns * rows
     # The window goes to and fro: what it shows moves a few pixels a frame, all of it the same way.
-    sight.until(
-        "sightline.overlay.model.field && Math.hypot(...sightline.overlay.model.field.vectors.slice(200, 202)) > 1"
-    )
+    sight.until("(({ field }) => field && Math.hypot(...field.vectors.slice(200, 202)) > 1)(sightline.overlay.model)")
     sight.screenshot("flow")

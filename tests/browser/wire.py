@@ -9,7 +9,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from tests.support.service import Service
@@ -122,12 +123,33 @@ def start_server(**answer: Any) -> Iterator[Starter]:
         def log_message(self, *_: object) -> None:
             """Nothing on stderr."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Door) as server:
-        starter = Starter(f"http://127.0.0.1:{server.server_port}/start", answer)
+    with _served(Door) as origin:
+        starter = Starter(f"{origin}/start", answer)
+        yield starter
+
+
+@contextmanager
+def folder_served(folder: Path) -> Iterator[str]:
+    """A folder's files over HTTP; yields the origin."""
+
+    class Files(SimpleHTTPRequestHandler):
+        def __init__(self, *request: Any) -> None:
+            super().__init__(*request, directory=str(folder))
+
+        def log_message(self, *_: object) -> None:
+            """Nothing on stderr."""
+
+    with _served(Files) as origin:
+        yield origin
+
+
+@contextmanager
+def _served(door: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), door) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
-            yield starter
+            yield f"http://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
             thread.join()

@@ -1,0 +1,87 @@
+"""Triton's messages: requests whose tensors lie in shared memory or in themselves, and what an answer holds. Pure."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient.grpc import service_pb2
+
+from app.errors import InferenceError
+from app.inference.client import ModelSpec
+from app.inference.memory import DTYPES, Buffer, output_bytes
+
+Placed = dict[str, tuple[int, tuple[int, ...]]]
+"""Where outputs land: by name, bytes from the slot's start, and their shape."""
+
+
+def plain_request(model: ModelSpec, array: NDArray[Any]) -> Any:
+    """A request with its pixels in it."""
+    request = service_pb2.ModelInferRequest(model_name=model.name)
+    tensor = request.inputs.add(name=model.inputs[0].name, datatype=model.inputs[0].dtype)
+    tensor.shape.extend(array.shape)
+    request.raw_input_contents.append(array.tobytes())
+    return request
+
+
+def item_bytes(spec: ModelSpec) -> int:
+    """Bytes of all outputs for a batch of one; 0 where they are not known beforehand."""
+    return output_bytes([(t.dtype, (1, *t.shape[1:])) for t in spec.outputs]) or 0
+
+
+def shared_request(model: ModelSpec, buffer: Buffer) -> tuple[Any, Placed, int]:
+    """A request whose input, and outputs where they fit, are in the buffer's slot; and where the next one's may go."""
+    slot = buffer.slot
+    assert slot is not None
+    array, region = buffer.array, slot.region
+    request = service_pb2.ModelInferRequest(model_name=model.name)
+    tensor = request.inputs.add(name=model.inputs[0].name, datatype=model.inputs[0].dtype)
+    tensor.shape.extend(array.shape)
+    _place(tensor, region.name, slot.offset, array.nbytes)
+    shapes = {t.name: (array.shape[0], *t.shape[1:]) for t in model.outputs}
+    size = output_bytes([(t.dtype, shapes[t.name]) for t in model.outputs])
+    if size is None or buffer.cursor + size > region.slot_bytes:
+        return request, {}, buffer.cursor  # open or too large: the outputs travel in the answer
+    placed: Placed = {}
+    cursor = buffer.cursor
+    for output in model.outputs:
+        used = output_bytes([(output.dtype, shapes[output.name])])
+        assert used is not None
+        _place(request.outputs.add(name=output.name), region.name, slot.offset + cursor, used)
+        placed[output.name] = (cursor, shapes[output.name])
+        cursor += used
+    return request, placed, cursor
+
+
+def _place(tensor: Any, region: str, offset: int, size: int) -> None:
+    tensor.parameters["shared_memory_region"].string_param = region
+    tensor.parameters["shared_memory_byte_size"].int64_param = size
+    if offset:
+        tensor.parameters["shared_memory_offset"].int64_param = offset
+
+
+def outputs(answer: Any, buffer: Buffer, placed: Placed) -> dict[str, NDArray[Any]]:
+    """The answer's tensors by name: views of the slot, or of the message where they travelled in it.
+
+    Raises:
+        InferenceError: a type that we do not read.
+    """
+    out: dict[str, NDArray[Any]] = {}
+    raw = iter(answer.raw_output_contents)
+    for tensor in answer.outputs:
+        dtype = DTYPES.get(tensor.datatype)
+        if dtype is None:
+            raise InferenceError(
+                f"{answer.model_name}: output {tensor.name} is {tensor.datatype}; known: {', '.join(DTYPES)}"
+            )
+        shape = tuple(tensor.shape)
+        count = math.prod(shape)
+        if tensor.name in placed:
+            assert buffer.slot is not None
+            offset = buffer.slot.offset + placed[tensor.name][0]
+            out[tensor.name] = np.frombuffer(buffer.slot.region.memory, dtype, count, offset).reshape(shape)
+        else:
+            out[tensor.name] = np.frombuffer(next(raw), dtype).reshape(shape)
+    return out
