@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 
 from app import __version__
 from app.errors import ConfigurationError, ModelRejected, SightlineError
@@ -41,6 +42,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = FastAPI(title="Sightline", version=__version__, lifespan=_lifespan)
     app.state.settings = settings
     app.include_router(routes.router)
+    app.add_exception_handler(RequestValidationError, routes.invalid_query)
     app.include_router(page.router)
     app.mount("/web", page.WebFiles(settings.web), name="web")
     return app

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -52,11 +53,15 @@ def _run_workers(settings: Settings) -> None:
     from app.main import require_tokens
 
     require_tokens(settings)
-    metrics.share_between_workers(settings.server.state_dir / f"metrics-{os.getpid()}")
+    shared = settings.server.state_dir / f"metrics-{os.getpid()}"
+    metrics.share_between_workers(shared)
     listener = listen(settings.server.host, settings.server.port)
     _announce(settings, listener.getsockname()[1])
-    with _shared_triton(settings):
-        Multiprocess(config(settings, "app.serving:worker", factory=True), sockets=[listener]).run()
+    try:
+        with _shared_triton(settings):
+            Multiprocess(config(settings, "app.serving:worker", factory=True), sockets=[listener]).run()
+    finally:
+        shutil.rmtree(shared, ignore_errors=True)
 
 
 def worker() -> FastAPI:

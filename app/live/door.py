@@ -25,6 +25,8 @@ class LiveDoor:
         self.access = access
         self.admission = Admission(live, access)
         self.sessions: set[Session] = set()
+        self.pictures = 0
+        """Pictures that came by HTTP and are being analysed."""
         self.defaults: StreamSettings = defaults(defaults_of, live)
         self.limits = Limits(
             max_frame_bytes=live.max_frame_bytes,

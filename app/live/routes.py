@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
@@ -29,6 +30,14 @@ from app.settings import LiveSettings
 router = APIRouter()
 _STARTED = time.time()
 _ID = re.compile("[0-9]{1,9}")
+
+
+async def invalid_query(request: Request, error: Exception) -> Response:
+    """A wrong query parameter, in the shape of our other errors. FastAPI's handler of `RequestValidationError`."""
+    assert isinstance(error, RequestValidationError)
+    detail = error.errors()[0]
+    field = str(detail["loc"][-1])
+    return _problem(422, "invalid_value", f"{field}: {detail['msg']}", field)
 
 
 def _door(request: Request | WebSocket) -> LiveDoor:
@@ -86,6 +95,12 @@ async def frames(
     if refused is not None:
         return refused
     door = _door(request)
+    if door.pictures >= door.live.max_sessions:
+        answer = _problem(503, "rejected", f"{door.pictures} pictures are being analysed, as many as MAX_SESSIONS")
+        answer.headers["Retry-After"] = "1"
+        count_refused("rejected")
+        return answer
+    door.pictures += 1
     try:
         settings = _wishes(door, confidence, iou, classes)
         jpeg = await _body(request, door.live)
@@ -100,6 +115,8 @@ async def frames(
         return _problem(415, error.code, str(error))
     except ClientDisconnect:
         return Response(status_code=400)  # nobody reads it
+    finally:
+        door.pictures -= 1
     return Response(messages.encode(result), media_type="application/json")
 
 

@@ -4,6 +4,7 @@
 
 const OPEN_MS = 10_000;
 const SILENCE_MS = 60_000; // the service pings every 15 s: a connection that is silent for so long is dead
+const QUIET_MS = 20_000; // … and with a frame on its way it need not take that long: an answer or a ping was due
 
 /**
  * @typedef {object} Listeners
@@ -16,6 +17,8 @@ export class Connection {
   #socket;
   #lost;
   #opened = false;
+  /** A frame went out, and nothing came since. */
+  #awaiting = false;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #clock;
 
@@ -33,6 +36,7 @@ export class Connection {
       open();
     };
     this.#socket.onmessage = (event) => {
+      this.#awaiting = false;
       this.#expect(SILENCE_MS, "The service has fallen silent.");
       message(JSON.parse(event.data));
     };
@@ -46,7 +50,11 @@ export class Connection {
 
   /** @param {Uint8Array<ArrayBuffer>} frame */
   send(frame) {
-    if (this.#socket.readyState === WebSocket.OPEN) this.#socket.send(frame);
+    if (this.#socket.readyState !== WebSocket.OPEN) return;
+    this.#socket.send(frame);
+    if (this.#awaiting) return;
+    this.#awaiting = true;
+    this.#expect(QUIET_MS, "The service does not answer any more.");
   }
 
   /** Lets go of it without a word: `lost` is not called. */

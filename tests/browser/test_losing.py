@@ -119,11 +119,25 @@ def test_a_machine_that_was_offline_connects_at_once_when_it_is_back(service: Se
     with wired(service) as wire:
         sight = look(wire.url).start("#sample", results=2)
         sight.expected.append(SOCKET_FAILED)
-        sight.page.context.set_offline(True)
         wire.cut()
         sight.shows("#banner", "Connecting again in")
+        sight.page.context.set_offline(True)
         # In vain a few times, so that the next wait would be a long one.
         sight.until("seen.said.filter(({ state }) => state === 'connecting').length >= 4")
         wire.mend()
         sight.page.context.set_offline(False)
+        sight.live(results=2)
+
+
+def test_a_network_that_swallows_everything_is_noticed(service: Service, look: Look) -> None:
+    with wired(service) as wire:
+        sight = look(wire.url, opening=False)
+        sight.page.clock.install()
+        sight.open().start("#sample", results=2)
+        wire.hush()
+        sight.until("!sightline.overlay.model.objects.length")  # what is not known any more is not shown
+        assert sight.ask("sightline.client.state") == "live"
+        sight.page.clock.fast_forward(21_000)
+        sight.shows("#banner", "The service does not answer any more. Connecting again in")
+        wire.mend()
         sight.live(results=2)

@@ -33,7 +33,7 @@ class Wire:
         self._target = ("127.0.0.1", service.port)
         self._door = socket.create_server(("127.0.0.1", 0))
         self._ends: list[socket.socket] = []
-        self._up = True
+        self._up, self._hushed = True, False
         self.url = f"http://127.0.0.1:{self._door.getsockname()[1]}"
         threading.Thread(target=self._take, daemon=True).start()
 
@@ -47,8 +47,12 @@ class Wire:
             end.close()
         self._ends.clear()
 
+    def hush(self) -> None:
+        """Nothing gets through any more, and neither side is told: a radio that is out of reach."""
+        self._hushed = True
+
     def mend(self) -> None:
-        self._up = True
+        self._up, self._hushed = True, False
 
     def close(self) -> None:
         self._door.close()
@@ -65,14 +69,14 @@ class Wire:
                 far = socket.create_connection(self._target)
                 self._ends += [near, far]
                 for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=_carry, args=(source, sink), daemon=True).start()
+                    threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
 
-
-def _carry(source: socket.socket, sink: socket.socket) -> None:
-    with suppress(OSError):
-        while data := source.recv(65536):
-            sink.sendall(data)
-        sink.shutdown(socket.SHUT_WR)
+    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if not self._hushed:
+                    sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
 
 
 @contextmanager

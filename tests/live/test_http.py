@@ -6,6 +6,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import httpx
@@ -83,8 +84,19 @@ def test_classes_that_are_none_are_named(service: Service, jpeg: bytes, classes:
 @pytest.mark.parametrize("query", ["confidence=2", "confidence=-0.1", "confidence=much", "iou=nan", "iou=1.01"])
 def test_numbers_out_of_range_are_refused(service: Service, jpeg: bytes, query: str) -> None:
     answer = post(service, jpeg, f"?{query}")
-    assert answer.status_code == 422
-    assert query.partition("=")[0] in answer.text
+    assert code(answer) == (422, "invalid_value")
+    assert answer.json()["error"]["field"] == query.partition("=")[0]
+
+
+def test_more_pictures_at_once_than_sessions_are_sent_away(serve: Serve, jpeg: bytes) -> None:
+    service = serve(MAX_SESSIONS="1", **SLOW)
+    with ThreadPoolExecutor(6) as pool:
+        answers = [*pool.map(lambda _: post(service, jpeg), range(6))]
+    assert {one.status_code for one in answers} == {200, 503}
+    assert all(one.headers["Retry-After"] for one in answers if one.status_code == 503)
+    counts = assert_adds_up(service, "http")
+    assert counts["received"] == 6
+    assert post(service, jpeg).status_code == 200
 
 
 @pytest.mark.parametrize(
