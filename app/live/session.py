@@ -176,7 +176,7 @@ class Session:
         )
         if self._inbox.put((self._frame_ids, frame)) is not None:
             self._ledger.dropped("superseded")
-        else:
+        elif self._settings.mode == "realtime":
             # Two frames may arrive as one piece of data: the first is taken out before the second supersedes it.
             await asyncio.sleep(0)
 

@@ -103,7 +103,7 @@ def measure(flow: Floats, previous: Grey, *, width: int, height: int, grid: bool
     rows, columns = (max(1, round(side / CELL)) for side in previous.shape)
     to_frame = np.array((width / previous.shape[1], height / previous.shape[0]), np.float32)
     cells = (_mean(flow, columns, rows) * to_frame).reshape(-1, 2)
-    textured = _texture(previous, columns, rows).ravel() >= MIN_TEXTURE
+    textured = _variance(previous, columns, rows).ravel() >= MIN_TEXTURE**2
     seen = cells[textured]
     camera = np.partition(seen, len(seen) // 2, axis=0)[len(seen) // 2] if len(seen) else np.zeros(2, np.float32)
     own = cells - camera
@@ -126,11 +126,11 @@ def _mean(values: NDArray[Any], columns: int, rows: int) -> Floats:
     return cv2.resize(values, (columns, rows), interpolation=cv2.INTER_AREA).astype(np.float32, copy=False)
 
 
-def _texture(picture: Grey, columns: int, rows: int) -> Floats:
-    """The standard deviation of each cell's grey levels."""
+def _variance(picture: Grey, columns: int, rows: int) -> Floats:
+    """The variance of each cell's grey levels."""
     levels = picture.astype(np.float32)
-    variance = _mean(levels * levels, columns, rows) - _mean(levels, columns, rows) ** 2
-    return np.sqrt(np.maximum(variance, 0))  # type: ignore[no-any-return]
+    mean = _mean(levels, columns, rows)
+    return _mean(levels * levels, columns, rows) - mean * mean
 
 
 def _direction(moving: Floats) -> float | None:
