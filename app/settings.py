@@ -122,7 +122,7 @@ class PipelineSettings(Section):
     iou: float = Field(0.45, ge=0, le=1, description="NMS: boxes that overlap more are one, unless a client says")
     max_detections: int = Field(300, ge=1, le=3000, description="most detections a frame")
     motion_method: Literal["dis", "farneback"] = Field("dis", description="dense flow: `dis` (fast) or `farneback`")
-    decode_threads: int = Field(0, ge=0, le=256, description="threads that decode and prepare; 0: a core each, at least 2")
+    decode_threads: int = Field(0, ge=0, le=256, description="threads that decode; 0: one a core, two at least")
 
 
 class OcrSettings(Section):
