@@ -95,13 +95,18 @@ class Pipeline:
         """Analyses frames as one batch; answers in their order, an error in the place of a frame that is none.
 
         Each frame is of another stream, or at least the frames of one stream are never split over two
-        calls at a time. A model that fails makes its stage say `error`; the rest of the frame is answered.
+        calls at a time. More frames than a model takes at once go one batch after the other. A model that
+        fails makes its stage say `error`; the rest of the frame is answered.
         """
         if self.client.up and self.client.generation != self._generation:
             try:
                 await self.load()
             except ModelRejected as error:
                 log.error("%s", error)
+        most = self._vision.max_batch
+        if len(jobs) > most:
+            parts = [jobs[at : at + most] for at in range(0, len(jobs), most)]
+            return [answer for part in parts for answer in await self.analyze(part, door=door)]
         started = time.perf_counter()
         batch = self._batch([*jobs])
         preparing = self._threads.run(partial(prepare, batch, self._limits, self._settings.motion_method))

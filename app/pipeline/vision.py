@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,12 @@ class Vision:
     """Class ids that a pose may belong to."""
     rejected: str | None = None
     """Why a model that is served is not used."""
+
+    @property
+    def max_batch(self) -> int:
+        """Frames that every model takes in one request."""
+        readers = (self.detect, self.pose, *(self.both or ()))
+        return min((reader.spec.max_batch for reader in readers if reader is not None), default=sys.maxsize)
 
     def wire(self, ocr: str | None) -> Models:
         """What `ready` and `GET /v1/models` say."""
