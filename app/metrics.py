@@ -45,6 +45,44 @@ INFERENCE_ERRORS = Counter("sightline_inference_errors_total", "Requests to a mo
 OCR_RUNS = Counter("sightline_ocr_runs_total", "OCR runs, by how they ended", ["outcome"])
 OCR_RSS = Gauge("sightline_ocr_process_rss_bytes", "Resident memory of the OCR process", multiprocess_mode="livesum")
 
+SUMMARY_BACKLOG_ITEMS = Gauge(
+    "sightline_summary_backlog_items", "Observations that wait for a summary", ["where"], multiprocess_mode="livesum"
+)
+SUMMARY_BACKLOG_BYTES = Gauge(
+    "sightline_summary_backlog_bytes", "The same in bytes", ["where"], multiprocess_mode="livesum"
+)
+SUMMARY_OBSERVATIONS = Counter(
+    "sightline_summary_observations_total", "What became of observations offered to the backlog", ["outcome"]
+)
+SUMMARY_DISK_ERRORS = Counter("sightline_summary_disk_errors_total", "Troubles with the backlog's file", ["reason"])
+SUMMARY_INTERVAL = Gauge(
+    "sightline_summary_interval_seconds", "Mean interval of summaries over sessions", multiprocess_mode="livemax"
+)
+SUMMARIES = Counter("sightline_summaries_total", "Summaries, by who wrote them and how it went", ["source", "outcome"])
+LLM_SECONDS = Histogram("sightline_llm_seconds", "Time a request to the language model took", buckets=_SECONDS)
+LLM_TOKENS = Counter("sightline_llm_tokens_total", "Tokens sent to and got from the language model", ["direction"])
+LLM_BREAKER_OPEN = Gauge(
+    "sightline_llm_breaker_open", "1 while the language model is left alone", multiprocess_mode="livemax"
+)
+
+FLEET_CAMERAS = Gauge("sightline_fleet_cameras", "Cameras that a worker reads", multiprocess_mode="livemax")
+FLEET_LAG = Gauge(
+    "sightline_fleet_lag_frames", "Frames in Redis that the group was not given yet", multiprocess_mode="livemax"
+)
+FLEET_BATCH_FILL = Gauge(
+    "sightline_fleet_batch_fill_ratio", "Frames in a batch over BATCH_SIZE, lately", multiprocess_mode="livemax"
+)
+FLEET_RECLAIMED = Counter("sightline_fleet_pending_reclaimed_total", "Frames taken over from workers that died")
+FLEET_DEAD_LETTERS = Counter("sightline_fleet_dead_letters_total", "Frames given up after FLEET_MAX_DELIVERIES")
+KAFKA_ERRORS = Counter("sightline_kafka_publish_errors_total", "Results that Kafka did not take", ["reason"])
+INGEST_FRAMES = Counter(
+    "sightline_ingest_frames_total", "Frames read from sources, by what became of them", ["outcome"]
+)
+INGEST_RECONNECTS = Counter("sightline_ingest_reconnects_total", "Sources opened again after they were lost")
+INGEST_SOURCES = Gauge("sightline_ingest_sources", "Sources by state", ["state"], multiprocess_mode="livesum")
+
+ACTIVITY_ERRORS = Counter("sightline_activity_publish_errors_total", "Activity figures that CloudWatch did not take")
+
 AUTH_FAILURES = Counter("sightline_auth_failures_total", "Sessions and requests turned away", ["reason"])
 LAST_ACTIVITY = Gauge(
     "sightline_last_activity_timestamp_seconds", "When the last frame came in, epoch seconds", multiprocess_mode="max"

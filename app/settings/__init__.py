@@ -1,0 +1,112 @@
+"""Settings: one frozen section a room, read once from the environment (or `.env`) and handed down.
+
+Nothing below a door reads the environment. Every variable stands in the README's table; a test
+holds the two together.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from app.errors import ConfigurationError
+from app.settings.aws import ActivitySettings, AwsSettings
+from app.settings.fleet import FleetSettings, IngestSettings, KafkaSettings, RedisSettings
+from app.settings.inference import OcrSettings, PipelineSettings, TritonSettings
+from app.settings.section import ROOT, Section
+from app.settings.service import AccessSettings, LiveSettings, ServerSettings, WebSettings
+from app.settings.summary import LlmSettings, SummarySettings
+
+__all__ = [
+    "ROOT",
+    "SECTIONS",
+    "AccessSettings",
+    "ActivitySettings",
+    "AwsSettings",
+    "FleetSettings",
+    "IngestSettings",
+    "KafkaSettings",
+    "LiveSettings",
+    "LlmSettings",
+    "OcrSettings",
+    "PipelineSettings",
+    "RedisSettings",
+    "Section",
+    "ServerSettings",
+    "Settings",
+    "SummarySettings",
+    "TritonSettings",
+    "WebSettings",
+]
+
+S = TypeVar("S", bound=Section)
+
+
+class Settings:
+    """All sections. Each room is handed its own.
+
+    Raises:
+        ConfigurationError: one line a wrong variable: its name, the value seen, what would be right.
+    """
+
+    def __init__(self, **overrides: object) -> None:
+        problems: list[str] = []
+
+        def read(section: type[S]) -> S:
+            given = {name: value for name, value in overrides.items() if name in section.model_fields}
+            try:
+                return section(**given)
+            except ValidationError as error:
+                problems.extend(_explain(error))
+                return section.model_construct()
+
+        self.server = read(ServerSettings)
+        self.access = read(AccessSettings)
+        self.live = read(LiveSettings)
+        self.triton = read(TritonSettings)
+        self.pipeline = read(PipelineSettings)
+        self.ocr = read(OcrSettings)
+        self.web = read(WebSettings)
+        self.summary = read(SummarySettings)
+        self.llm = read(LlmSettings)
+        self.aws = read(AwsSettings)
+        self.activity = read(ActivitySettings)
+        self.redis = read(RedisSettings)
+        self.kafka = read(KafkaSettings)
+        self.fleet = read(FleetSettings)
+        self.ingest = read(IngestSettings)
+        if problems:
+            raise ConfigurationError("\n".join(problems))
+
+
+SECTIONS: tuple[type[Section], ...] = (
+    ServerSettings,
+    AccessSettings,
+    LiveSettings,
+    TritonSettings,
+    PipelineSettings,
+    OcrSettings,
+    WebSettings,
+    SummarySettings,
+    LlmSettings,
+    AwsSettings,
+    ActivitySettings,
+    RedisSettings,
+    KafkaSettings,
+    FleetSettings,
+    IngestSettings,
+)
+
+
+_SECRETS = ("AUTH_TOKENS", "LLM_API_KEY", "REDIS_URL")
+
+
+def _explain(error: ValidationError) -> list[str]:
+    lines = []
+    for detail in error.errors():
+        name = str(detail["loc"][0]).upper() if detail["loc"] else "settings"
+        seen = "a secret" if name in _SECRETS else repr(detail["input"])
+        message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ").partition(", unable")[0]
+        lines.append(f"{name}={seen}: should be {message}")
+    return lines

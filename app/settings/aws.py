@@ -1,0 +1,32 @@
+"""Amazon's interfaces, and the activity figure that lets an idle machine be stopped."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from app.settings.section import Section, web_address
+
+
+class AwsSettings(Section):
+    aws_region: str | None = Field(None, description="region; unset: as the AWS SDK finds it")
+    aws_endpoint_url: str | None = Field(
+        None, description="address of a stand-in for AWS, such as moto's server; unset: AWS itself"
+    )
+
+    @field_validator("aws_endpoint_url")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        return web_address(value, "http://127.0.0.1:5000")
+
+
+class ActivitySettings(Section):
+    activity_metric: Literal["off", "cloudwatch"] = Field(
+        "off", description="where the number of sessions is published, for the function that stops an idle machine"
+    )
+    activity_interval_s: float = Field(60.0, ge=1, le=3600, description="seconds between two figures")
+    activity_namespace: str = Field("Sightline", min_length=1, description="CloudWatch namespace of the figure")
+    activity_instance_id: str | None = Field(
+        None, description="EC2 instance the figure is for; unset: this machine, by its metadata service"
+    )

@@ -1,0 +1,64 @@
+"""The camera fleet: Redis Streams in, micro-batches, Kafka out."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, SecretStr
+
+from app.settings.section import Section
+
+
+class RedisSettings(Section):
+    redis_url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379"), description="Redis that carries the frames; may hold a password"
+    )
+    fleet_stream_prefix: str = Field("frames:", min_length=1, description="a camera's stream is this and its id")
+    fleet_group: str = Field("inference-workers", min_length=1, description="consumer group of the workers")
+
+
+class KafkaSettings(Section):
+    kafka_bootstrap_servers: str = Field(
+        "127.0.0.1:9092", min_length=1, description="Kafka brokers, `host:port`, comma-separated"
+    )
+    kafka_topic: str = Field("vision.detections", min_length=1, description="topic of the results, key: camera id")
+    kafka_failure_policy: Literal["hold", "ack"] = Field(
+        "hold", description="Kafka away: `hold` waits and reads no more, `ack` gives the frames up, counted"
+    )
+
+
+class FleetSettings(Section):
+    fleet_mode: Literal["async", "sync"] = Field(
+        "async", description="`async`: batches to Triton; `sync`: blocking, a pool of threads, for models on the CPU"
+    )
+    fleet_processes: int = Field(1, ge=1, le=64, description="worker processes that `fleet work` starts")
+    fleet_profile: Literal["latency", "throughput"] = Field(
+        "latency", description="defaults of BATCH_SIZE and BATCH_TIMEOUT_MS: 4 and 20, or 16 and 5"
+    )
+    batch_size: int | None = Field(None, ge=1, le=64, description="most frames in a batch; unset: FLEET_PROFILE's")
+    batch_timeout_ms: float | None = Field(
+        None, gt=0, le=1000, description="longest wait of a batch's first frame for others; unset: FLEET_PROFILE's"
+    )
+    fleet_batches_in_flight: int = Field(4, ge=1, le=64, description="batches of a worker process at work at once")
+    frame_staleness_ms: float = Field(2000.0, gt=0, description="frames captured longer ago are skipped and counted")
+    fleet_shards: int = Field(32, ge=1, le=32, description="tasks that the cameras of a worker are spread over")
+    fleet_threads: int = Field(8, ge=1, le=64, description="threads of `sync`")
+    fleet_discover_s: float = Field(2.0, gt=0, description="seconds between two looks for new cameras")
+    fleet_reclaim_s: float = Field(30.0, gt=0, description="seconds between two claims of what dead workers left")
+    fleet_reclaim_idle_ms: int = Field(
+        60_000, ge=100, description="milliseconds after which an unacknowledged frame counts as left behind"
+    )
+    fleet_max_deliveries: int = Field(3, ge=1, description="deliveries after which a frame goes to `frames:dead`")
+    metrics_port: int = Field(8002, ge=0, le=65535, description="port of a fleet process's /metrics; 0: a free one")
+    fleet_face_model: str = Field("arcface", min_length=1, description="Triton model of face embeddings")
+    max_sub_batch: int = Field(16, ge=1, le=256, description="most face crops in one request")
+
+
+class IngestSettings(Section):
+    ingest_fps: float = Field(30.0, gt=0, le=240, description="frames a second taken from a camera at most")
+    ingest_busy_fps: float = Field(15.0, gt=0, le=240, description="the same once the camera's stream is lagging")
+    ingest_min_fps: float = Field(1.0, gt=0, le=240, description="the least it falls to while the lag grows")
+    ingest_maxlen: int = Field(100, ge=1, description="frames of a camera that Redis keeps (MAXLEN ~)")
+    ingest_jpeg_quality: int = Field(80, ge=1, le=100, description="JPEG quality of ingested frames")
+    ingest_refresh_s: float = Field(5.0, gt=0, description="seconds between two looks for new sources")
+    ingest_reconnect_max_s: float = Field(30.0, gt=0, description="longest pause before a lost camera is tried again")

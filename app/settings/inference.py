@@ -1,0 +1,68 @@
+"""Triton, the pipeline and text reading."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from app.settings.section import ROOT, Section
+
+
+class TritonSettings(Section):
+    triton_url: str | None = Field(
+        None, description="`host:port` of a Triton's gRPC; unset: a Triton of its own on the CPU (the embedded one)"
+    )
+    triton_max_in_flight: int = Field(8, ge=1, le=1024, description="requests in flight over all sessions (the gate)")
+    triton_deadline_s: float = Field(5.0, gt=0, le=600, description="seconds a request may take")
+    triton_shm: Literal["auto", "off", "on"] = Field(
+        "auto", description="tensors through shared memory: `auto` tries it, `on` refuses to start without, `off` never"
+    )
+    triton_detect_model: str = Field("yolo", min_length=1, description="name of the detection model")
+    triton_pose_model: str = Field("yolo_pose", min_length=1, description="name of the pose model")
+    triton_ensemble: str = Field("vision", description="name of the ensemble over both; unused where it is not served")
+    triton_repository: Path = Field(ROOT / "triton" / "cpu_repository", description="models of the embedded Triton")
+    triton_python: Path = Field(
+        ROOT / ".venv-triton" / "bin" / "python", description="interpreter of the embedded Triton's environment"
+    )
+    triton_start_timeout_s: float = Field(120.0, gt=0, description="seconds the embedded Triton has to become ready")
+    triton_labels: Path | None = Field(
+        None, description="class names, one a line, for a detection model that brings none"
+    )
+
+    @field_validator("triton_url")
+    @classmethod
+    def _host_port(cls, value: str | None) -> str | None:
+        if value is None or value == "":
+            return None
+        host, colon, port = value.removeprefix("grpc://").rpartition(":")
+        if not (colon and host and port.isdigit()):
+            raise ValueError("host:port of Triton's gRPC endpoint, for example 127.0.0.1:8001")
+        return f"{host}:{port}"
+
+
+class PipelineSettings(Section):
+    confidence: float = Field(0.35, ge=0, le=1, description="least score of a detection, unless a client says")
+    iou: float = Field(0.45, ge=0, le=1, description="NMS: boxes that overlap more are one, unless a client says")
+    max_detections: int = Field(300, ge=1, le=3000, description="most detections a frame")
+    motion_method: Literal["dis", "farneback"] = Field("dis", description="dense flow: `dis` (fast) or `farneback`")
+    decode_threads: int = Field(0, ge=0, le=256, description="threads that decode; 0: one a core, two at least")
+
+
+class OcrSettings(Section):
+    ocr: Literal["auto", "on", "off"] = Field(
+        "auto", description="text reading: `auto` when its environment is installed, `on` refuses to start without"
+    )
+    ocr_python: Path = Field(ROOT / ".venv-ocr" / "bin" / "python", description="interpreter of OCR's environment")
+    ocr_models: Path | None = Field(
+        None, description="folder with `det.onnx` and `rec.onnx` (PaddleOCR); unset: PP-OCRv6 small"
+    )
+    ocr_min_interval_s: float = Field(1.0, ge=0, description="least seconds between two runs for one stream")
+    ocr_change_threshold: float = Field(
+        0.02, ge=0, le=1, description="share of the picture that must have changed since the last run"
+    )
+    ocr_min_confidence: float = Field(0.6, ge=0, le=1, description="least score of a text")
+    ocr_timeout_s: float = Field(20.0, gt=0, description="seconds after which a run is killed")
+    ocr_max_runs: int = Field(500, ge=1, description="runs after which the process is replaced")
+    ocr_max_rss_mb: int = Field(1500, ge=100, description="resident memory past which the process is replaced")

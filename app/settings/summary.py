@@ -1,0 +1,71 @@
+"""Summaries: the backlog of observations, and the language model that puts them into words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr, field_validator
+
+from app.settings.section import ROOT, Section, web_address
+
+
+class SummarySettings(Section):
+    summary_min_interval_s: float = Field(
+        5.0, gt=0, le=3600, description="least seconds between two summaries of a session"
+    )
+    summary_max_interval_s: float = Field(
+        60.0, gt=0, le=86400, description="most seconds between two summaries while something was seen"
+    )
+    summary_ram_items: int = Field(256, ge=1, description="observations of a session kept in memory; more go to disk")
+    summary_ram_bytes: int = Field(1024 * 1024, ge=1024, description="the same in bytes")
+    summary_disk_items: int = Field(10_000, ge=0, description="observations of a session kept on disk; 0: none")
+    summary_disk_bytes: int = Field(
+        64 * 1024 * 1024, ge=0, description="bytes of observations of all sessions kept on disk (STATE_DIR)"
+    )
+    summary_keep: int = Field(
+        20, ge=1, le=1000, description="last summaries of a session that `GET /v1/sessions/{id}/summaries` answers"
+    )
+    summary_orphan_hours: float = Field(
+        24.0, gt=0, description="hours after which observations of sessions that ended are swept from disk"
+    )
+    summary_prompts: Path = Field(
+        ROOT / "app" / "summary" / "prompts", description="folder of prompts, one NAME.md each; clients choose a name"
+    )
+    summary_prompt: str = Field("default", min_length=1, description="prompt of a session that names none")
+
+
+class LlmSettings(Section):
+    llm_model: str | None = Field(
+        None, description="`provider:model` for LangChain, such as `openai:gpt-5-mini`; unset: digests, no model"
+    )
+    llm_base_url: str | None = Field(
+        None, description="address of an OpenAI-compatible server, `http://host/v1`; unset: the provider's own"
+    )
+    llm_api_key: SecretStr | None = Field(
+        None, description="key of the provider; unset: its own variable, such as OPENAI_API_KEY"
+    )
+    llm_max_in_flight: int = Field(4, ge=1, le=256, description="requests to the model at once over all sessions")
+    llm_timeout_s: float = Field(20.0, gt=0, le=600, description="seconds a request to the model may take")
+    llm_retries: int = Field(2, ge=0, le=10, description="times a request is repeated after 429 or a server error")
+    llm_max_output_tokens: int = Field(500, ge=50, le=8192, description="longest answer, tokens")
+    llm_session_tokens: int = Field(
+        200_000, ge=0, description="tokens a session may spend, then it gets digests; 0: no bound"
+    )
+    llm_hour_tokens: int = Field(2_000_000, ge=0, description="tokens all sessions may spend an hour; 0: no bound")
+    llm_hour_cost: float = Field(
+        0.0, ge=0, description="cost all sessions may run up an hour, in the unit of the two prices; 0: no bound"
+    )
+    llm_input_price: float = Field(0.0, ge=0, description="price of a million input tokens, for LLM_HOUR_COST")
+    llm_output_price: float = Field(0.0, ge=0, description="price of a million output tokens, for LLM_HOUR_COST")
+    llm_breaker_failures: int = Field(5, ge=1, description="failures in a row after which the model is left alone")
+    llm_breaker_s: float = Field(60.0, gt=0, description="seconds it is left alone; then one request tries it")
+
+    @field_validator("llm_model", "llm_api_key", mode="before")
+    @classmethod
+    def _empty(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @field_validator("llm_base_url")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        return web_address(value, "http://127.0.0.1:11434/v1")
