@@ -78,12 +78,15 @@ async def connect(
     classes: Iterable[str | int] | None = None,
     motion_grid: bool | None = None,
     max_age_ms: float | None = None,
+    summary_prompt: str | None = None,
 ) -> AsyncIterator[LiveSession]:
     """Opens a session and waits until it is ready (also through the waiting room).
 
     Args:
         url: of the service, `http://host:port`; `ws` and `https` work as well.
         token: one of the service's AUTH_TOKENS, where it asks for one.
+        stages: which modalities run, `{"summary": True}`; what is left out stays as the service has it.
+        summary_prompt: one of `ready.prompts`, for summaries.
         mode: `realtime`, where the newest frame wins, or `lossless`, where every frame is answered.
 
     Raises:
@@ -99,6 +102,7 @@ async def connect(
         "classes": None if classes is None else list(classes),
         "motion_grid": motion_grid,
         "max_age_ms": max_age_ms,
+        "summary": summary_prompt and {"prompt": summary_prompt},
     }
     init = {"type": "init", "protocol": messages.PROTOCOL_VERSION}
     init |= {key: value for key, value in wishes.items() if value is not None}
@@ -138,6 +142,8 @@ class LiveSession:
         self.ready: Ready
         self.bye: Bye | None = None
         self.notices: list[Notice] = []
+        self.summaries: list[messages.Summary] = []
+        """What the stream showed, in words, as `stream` met it."""
         self.refused: list[messages.Error] = []
         """Frames that the service could not use."""
 
@@ -230,6 +236,8 @@ class LiveSession:
                     yield message
                 elif isinstance(message, Notice):
                     self.notices.append(message)
+                elif isinstance(message, messages.Summary):
+                    self.summaries.append(message)
                 elif isinstance(message, messages.Error):
                     if message.seq is None:
                         raise Refused(message)

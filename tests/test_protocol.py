@@ -73,6 +73,7 @@ def test_the_layout_is_the_one_published() -> None:
 
 # --- messages ---
 
+SUMMARY = messages.Summary("digest", "A person", "One person stands.", ("standing",), ("EXIT",), (), 0.8, 1, 9, 1.7e12)
 EXAMPLES: list[messages.ServerMessage] = [
     messages.Queued(1, 0, None),
     messages.Queued(2, 1, 3.5),
@@ -100,11 +101,13 @@ EXAMPLES: list[messages.ServerMessage] = [
         2.5,
         messages.Dropped(0, 3),
     ),
+    SUMMARY,
     messages.Notice("inference_unavailable", "gone"),
     messages.Error("stale", "late", seq=3),
     messages.Error("invalid_value", "wrong", field="iou"),
     messages.Ping(1.7e12),
     messages.Bye("stopped", messages.Report(stages={"total": messages.StageTimes(1.0, 2.0)})),
+    messages.Bye("stopped", messages.Report(summary=SUMMARY)),
     messages.Bye("rejected", messages.Report(), "full", 5.0),
 ]
 

@@ -108,6 +108,7 @@
  * @property {number} bytes
  * @property {number} duration_s
  * @property {Record<string, {p50_ms: number, p95_ms: number}>} stages
+ * @property {Summary | null} [summary] Of what was seen since the last one.
  */
 /**
  * @typedef {object} Bye

@@ -1,0 +1,141 @@
+"""What a client may say: pydantic models, strict (a string is not a number), unknown fields ignored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from app.errors import ProtocolError
+from app.protocol.stream import Mode
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+
+class StagesPatch(_Message):
+    """Booleans; what is left out stays as it is."""
+
+    detect: bool | None = None
+    pose: bool | None = None
+    ocr: bool | None = None
+    motion: bool | None = None
+    track: bool | None = None
+    summary: bool | None = None
+
+
+class SummaryChoice(_Message):
+    prompt: str = Field(min_length=1, max_length=64, description="name of one of the operator's prompts")
+
+
+def _name_or_id(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError("want a class's name or id")
+    return value
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool):  # which Python takes for 1
+        raise ValueError("want a number")
+    return value
+
+
+ClassChoice = Annotated[int | str, BeforeValidator(_name_or_id)]
+
+
+class Patch(_Message):
+    """What `init` and `update` may both change."""
+
+    stages: StagesPatch | None = Field(
+        None, description="which modalities run: `detect`, `pose`, `ocr`, `motion`, `track`, `summary`"
+    )
+    confidence: float | None = Field(None, ge=0, le=1, description="least score of a detection")
+    iou: float | None = Field(None, ge=0, le=1, description="NMS threshold")
+    classes: Annotated[list[ClassChoice] | None, Field(max_length=1000)] = Field(
+        None, description="class names or ids to keep; an empty list keeps all"
+    )
+    motion_grid: bool | None = Field(None, description="send the flow as a grid of vectors")
+    max_age_ms: float | None = Field(
+        None, gt=0, le=600_000, description="a realtime frame that waited longer is dropped"
+    )
+    summary: SummaryChoice | None = Field(None, description="`{prompt: NAME}`")
+
+
+class Init(Patch):
+    """Once, first; optional. Answered by `ready`, or `queued` and then `ready`."""
+
+    type: Literal["init"]
+    protocol: Annotated[Literal[1], BeforeValidator(_number)] = Field(1, description="version spoken")
+    token: str | None = Field(None, max_length=4096, description="one of AUTH_TOKENS, where the service asks for one")
+    mode: Mode | None = Field(None, description="`realtime` (the newest frame wins) or `lossless` (every frame)")
+
+
+class Update(Patch):
+    """Takes effect at the next frame; answered by `settings`."""
+
+    type: Literal["update"]
+
+
+class Pause(_Message):
+    """The idle clock stops; the slot stays until `max_pause_s`."""
+
+    type: Literal["pause"]
+
+
+class Resume(_Message):
+    """Ends a pause."""
+
+    type: Literal["resume"]
+
+
+class Stop(_Message):
+    """Finish what is in flight, then `bye`."""
+
+    type: Literal["stop"]
+
+
+class Pong(_Message):
+    """The answer to `ping`."""
+
+    type: Literal["pong"]
+    t: float | None = Field(None, description="`t` of the ping")
+
+
+CLIENT_MESSAGES: tuple[type[_Message], ...] = (Init, Update, Pause, Resume, Stop, Pong)
+ClientMessage = Init | Update | Pause | Resume | Stop | Pong
+_BY_TYPE: dict[str, type[Any]] = {model.model_fields["type"].annotation.__args__[0]: model for model in CLIENT_MESSAGES}  # type: ignore[union-attr]
+
+
+def parse(text: str | bytes) -> ClientMessage:
+    """One control message.
+
+    Raises:
+        ProtocolError: not a JSON object, an unknown `type`, or a wrong value (with the field's dotted name).
+    """
+    try:
+        data = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise ProtocolError(f"not JSON: {error}", code="not_json") from None
+    if not isinstance(data, dict):
+        raise ProtocolError(f"want a JSON object with a `type`, got {_kind(data)}", code="not_an_object")
+    name = data.get("type")
+    model = _BY_TYPE.get(name) if isinstance(name, str) else None
+    if model is None:
+        raise ProtocolError(
+            f"unknown type {name!r}; known: {', '.join(_BY_TYPE)}"[:300], code="unknown_type", field="type"
+        )
+    try:
+        message: ClientMessage = model.model_validate(data)
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        path = ".".join(map(str, detail["loc"]))
+        message_ = detail["msg"].removeprefix("Value error, ")
+        raise ProtocolError(f"{path}: {message_}", code="invalid_value", field=path) from None
+    return message
+
+
+def _kind(value: object) -> str:
+    names = {list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    return names.get(type(value), "null")

@@ -1,0 +1,247 @@
+"""What the service says: frozen dataclasses that orjson writes as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import orjson
+
+from app.protocol.result import FrameResult
+from app.protocol.stream import StreamSettings
+
+
+@dataclass(frozen=True, slots=True)
+class DetectModel:
+    name: str
+    """What really answers, e.g. `yolov8n` or `mediapipe`."""
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PoseModel:
+    name: str
+    keypoints: tuple[str, ...]
+    skeleton: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    detect: DetectModel | None
+    """Null while the inference server is away."""
+    pose: PoseModel | None
+    ocr: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    max_frame_bytes: int
+    max_pixels: int
+    max_messages_per_s: float
+    idle_timeout_s: float
+    max_pause_s: float
+    max_session_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """All slots are taken; repeated as the line moves."""
+
+    position: int
+    """1 is next."""
+    ahead: int
+    eta_s: float | None
+    """From how long sessions lasted lately; null while unknown."""
+    type: Literal["queued"] = "queued"
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Frames may come."""
+
+    protocol: int
+    session_id: str
+    models: Models
+    settings: StreamSettings
+    limits: Limits
+    credits: int
+    """Frames that may be in flight. A `result`, or an `error` with a `seq`, returns the credit of its frame
+    and of all frames before it: those were superseded, and nothing else will come of them."""
+    prompts: tuple[str, ...] = ()
+    """What `summary.prompt` may name; empty where nothing is summarised."""
+    type: Literal["ready"] = "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsInForce:
+    """The answer to `update`."""
+
+    settings: StreamSettings
+    type: Literal["settings"] = "settings"
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    since_last: int
+    """Frames of this session dropped since its last `result`."""
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one frame gave."""
+
+    session_id: str
+    frame_id: int
+    """The service's number of the frame in this session, from 1."""
+    seq: int
+    """The client's number out of the header; without one, `frame_id`."""
+    captured_at_ms: float
+    """The header's; without one, when the service received it."""
+    frame: FrameResult
+    age_ms: float
+    """From received to sent, on the service's clock."""
+    dropped: Dropped
+    type: Literal["result"] = "result"
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something is degraded or restored; the session goes on."""
+
+    code: Literal["ocr_unavailable", "ocr_restored", "inference_unavailable", "inference_restored", "summary_backlog"]
+    message: str
+    type: Literal["notice"] = "notice"
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What the stream showed lately, in words."""
+
+    source: Literal["llm", "digest"]
+    """`digest`: made from the results by rule, without a language model."""
+    title: str
+    scene: str
+    activities: tuple[str, ...]
+    visible_text: tuple[str, ...]
+    concerns: tuple[str, ...]
+    """What the prompt asks to watch for, or looks unusual."""
+    confidence: float
+    first_frame_id: int
+    last_frame_id: int
+    generated_at_ms: float
+    type: Literal["summary"] = "summary"
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """One message or frame was refused."""
+
+    code: str
+    message: str
+    field: str | None = None
+    seq: int | None = None
+    """Of the frame refused; returns its credit."""
+    fatal: bool = False
+    """True: `bye` follows."""
+    type: Literal["error"] = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    t: float
+    """Epoch milliseconds."""
+    type: Literal["ping"] = "ping"
+
+
+ByeReason = Literal[
+    "stopped",
+    "idle",
+    "max_session",
+    "slow_reader",
+    "unauthorized",
+    "shutdown",
+    "protocol_error",
+    "inference_unavailable",
+    "rejected",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class StageTimes:
+    p50_ms: float
+    p95_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """received = processed + dropped + failed, always."""
+
+    received: int = 0
+    processed: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    """By reason."""
+    failed: int = 0
+    bytes: int = 0
+    duration_s: float = 0.0
+    stages: dict[str, StageTimes] = field(default_factory=dict)
+    summary: Summary | None = None
+    """Of what was seen since the last `summary`, where the stream was summarised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bye:
+    """The last message; the close frame follows."""
+
+    reason: ByeReason
+    report: Report
+    message: str | None = None
+    retry_after_s: float | None = None
+    type: Literal["bye"] = "bye"
+
+
+SERVER_MESSAGES = (Queued, Ready, SettingsInForce, Result, Summary, Notice, Error, Ping, Bye)
+ServerMessage = Queued | Ready | SettingsInForce | Result | Summary | Notice | Error | Ping | Bye
+
+CLOSE_CODES: dict[str, int] = {
+    "stopped": 1000,
+    "idle": 4000,
+    "max_session": 4001,
+    "slow_reader": 4002,
+    "unauthorized": 4003,
+    "shutdown": 1001,
+    "protocol_error": 4004,
+    "inference_unavailable": 1013,
+    "rejected": 1013,
+}
+"""The close frame's code for every `bye.reason`."""
+
+
+def encode(message: ServerMessage) -> bytes:
+    """UTF-8 JSON of a message; a `Result`'s frame is laid flat, as PROTOCOL says."""
+    if isinstance(message, Result):
+        return encode_result(message)
+    return orjson.dumps(message)
+
+
+def encode_result(message: Result) -> bytes:
+    """The `result` message."""
+    frame = message.frame
+    return orjson.dumps(
+        {
+            "type": "result",
+            "session_id": message.session_id,
+            "frame_id": message.frame_id,
+            "seq": message.seq,
+            "captured_at_ms": message.captured_at_ms,
+            "image": frame.image,
+            "objects": frame.objects,
+            "poses": frame.poses,
+            "texts": frame.texts,
+            "motion": frame.motion,
+            "stages": frame.stages,
+            "timings_ms": frame.timings_ms,
+            "age_ms": message.age_ms,
+            "dropped": message.dropped,
+        }
+    )
