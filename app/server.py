@@ -12,7 +12,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import Frame
 
 from app.errors import ConfigurationError
-from app.live.session import CONNECTION
+from app.live.voice import CONNECTION
 from app.settings import LiveSettings, Settings
 
 _MAX_FRAGMENTS = 4096

@@ -11,21 +11,21 @@ import asyncio
 import logging
 import time
 import uuid
-from typing import Any
 
-from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+from starlette.websockets import WebSocket
 
 from app import metrics
-from app.errors import FrameError, FrameTooLarge, ProtocolError
+from app.errors import FrameError, ProtocolError
 from app.live import choices
 from app.live.admission import Place, Rejected, bearer, token_valid
+from app.live.clocks import Clocks
 from app.live.door import LiveDoor
+from app.live.intake import Intake
 from app.live.ledger import Ledger
-from app.live.rate import TokenBucket
+from app.live.voice import Gone, TooSlow, Voice
 from app.pipeline.frames import Frame, Job, StreamMemory
-from app.protocol import header, messages
+from app.protocol import messages
 from app.protocol.messages import (
-    CLOSE_CODES,
     PROTOCOL_VERSION,
     Bye,
     ByeReason,
@@ -45,14 +45,10 @@ from app.protocol.messages import (
     Update,
 )
 from app.protocol.result import FrameResult
-from app.queues import DropQueue
 
 log = logging.getLogger(__name__)
 
-_LAST_WORD_S = 1.0
 _TICK_S = 0.5
-CONNECTION = "sightline.connection"
-"""Key of the ASGI scope's extensions: the socket itself, where the server gives it (`server.LiveSocket`)."""
 
 
 class Session:
@@ -63,39 +59,35 @@ class Session:
         self._socket = socket
         self._door = door
         self._live = door.live
+        self._voice = Voice(socket, door.live.send_timeout_s)
         self._token = bearer(socket.headers.get("authorization"))
         self._address = socket.client.host if socket.client else "local"
         self._settings: StreamSettings = door.defaults
-        self._inbox: DropQueue[tuple[int, Frame]] = DropQueue(1)
         self._memory = StreamMemory()
         self._ledger = Ledger()
-        self._rate = TokenBucket(self._live.max_messages_per_s)
+        self._intake = Intake(self.id, door.live, self._ledger)
         self._begun: asyncio.Future[Init | None] = asyncio.get_running_loop().create_future()
         self._ready = False
-        self._paused_at: float | None = None
-        self._last_frame = time.monotonic()
+        self._clocks = Clocks(door.live, time.monotonic())
         self._ending = asyncio.Event()
         self._reason: ByeReason | None = None
         self._message: str | None = None
         self._retry_after_s: float | None = None
         self._outcome = "disconnected"
         self._tasks: asyncio.TaskGroup | None = None
-        self._frame_ids = 0
-        self._connection: Any = socket.scope.get("extensions", {}).get(CONNECTION)
 
     async def run(self) -> None:
         """Serves the session until either side ends it. Raises nothing that is the client's doing."""
         await self._socket.accept()
         self._door.sessions.add(self)
-        if self._connection is not None:
-            self._connection.end_session = lambda: self.end("shutdown")
+        self._voice.on_shutdown(lambda: self.end("shutdown"))
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
                 serving = tasks.create_task(self._serve())
                 others = [tasks.create_task(self._read()), tasks.create_task(self._keep_time())]
                 await self._ending.wait()
-                self._inbox.close()
+                self._intake.line.close()
                 if self._ready and self._reason in ("stopped", "shutdown", "max_session"):
                     await asyncio.wait({serving}, timeout=self._live.send_timeout_s)
                 for task in (serving, *others):
@@ -139,58 +131,18 @@ class Session:
                 await self._frame(data)
             else:
                 await self._control(message.get("text") or "")
-            if self._settings.mode == "lossless":
-                await self._inbox.room()  # what is not received waits in the client: nothing is lost
+            await self._intake.room()
 
     async def _frame(self, data: bytes) -> None:
-        now = time.perf_counter()
-        self._ledger.received(len(data))
-        self._frame_ids += 1
-        self._last_frame = time.monotonic()
+        self._clocks.frame(time.monotonic())
         if not self._begun.done():
             self._begun.set_result(None)
-        numbered = header.seq_of(data)
-        seq = self._frame_ids if numbered is None else numbered
-        if self._settings.mode == "lossless":
-            await self._turn()
-        elif not self._rate.take():
-            await self._refuse_frame(
-                seq, "rate_limited", f"more than MAX_MESSAGES_PER_S={self._live.max_messages_per_s:g} messages a second"
-            )
-            await asyncio.sleep(0)  # a flood arrives many at a time: others are served in between
-            return
-        try:
-            if len(data) > self._live.max_frame_bytes + header.SIZE:
-                raise FrameTooLarge(f"{len(data)} bytes; MAX_FRAME_BYTES is {self._live.max_frame_bytes}")
-            _, captured_at_ms, jpeg = header.unpack(data)
-        except FrameError as error:
-            await self._refuse_frame(seq, error.code, str(error))
-            return
-        frame = Frame(
-            stream=self.id,
-            jpeg=jpeg,
-            received=now,
-            received_at_ms=time.time() * 1000,
-            seq=seq,
-            captured_at_ms=captured_at_ms,
-        )
-        if self._inbox.put((self._frame_ids, frame)) is not None:
-            self._ledger.dropped("superseded")
-        elif self._settings.mode == "realtime":
-            # Two frames may arrive as one piece of data: the first is taken out before the second supersedes it.
-            await asyncio.sleep(0)
-
-    async def _refuse_frame(self, seq: int, reason: str, message: str) -> None:
-        self._ledger.dropped(reason)
-        await self._send(Error(reason, message, seq=seq))
-
-    async def _turn(self) -> None:
-        """Waits until one more message is within the rate; what is not read meanwhile waits in the client."""
-        while not self._rate.take():  # noqa: ASYNC110  time alone fills the bucket
-            await asyncio.sleep(self._rate.wait_s)
+        refusal = await self._intake.take(data)
+        if refusal is not None:
+            await self._send(refusal)
 
     async def _control(self, text: str) -> None:
-        await self._turn()
+        await self._intake.turn()
         try:
             message = messages.parse(text)
             await self._obey(message)
@@ -208,10 +160,9 @@ class Session:
             if self._ready:
                 await self._send(SettingsInForce(self._settings))
         elif isinstance(message, Pause):
-            self._paused_at = self._paused_at or time.monotonic()
+            self._clocks.pause(time.monotonic())
         elif isinstance(message, Resume):
-            self._paused_at = None
-            self._last_frame = time.monotonic()
+            self._clocks.resume(time.monotonic())
 
     def _init(self, message: Init) -> None:
         if self._begun.done():
@@ -221,8 +172,7 @@ class Session:
         self._token = message.token or self._token
         if token_valid(self._token, self._door.access):  # else it is refused, and not told of our classes
             self._settings = choices.apply(message, self._settings, self._class_names)
-            if self._settings.mode == "lossless":
-                self._inbox = DropQueue(self._live.credits)
+            self._intake.choose(self._settings.mode)
         self._begun.set_result(message)
 
     def _require_begun(self) -> None:
@@ -243,7 +193,7 @@ class Session:
             with self._door.admission.place(token=self._token, address=self._address) as place:
                 await self._wait(place)
                 self._ready = True
-                self._last_frame = time.monotonic()
+                self._clocks.serve(time.monotonic())
                 if await self._send(self._welcome()):
                     await self._answer_frames()
         except Rejected as error:
@@ -291,7 +241,7 @@ class Session:
         )
 
     async def _answer_frames(self) -> None:
-        while (item := await self._inbox.get()) is not None:
+        while (item := await self._intake.line.get()) is not None:
             frame_id, frame = item
             waited_ms = (time.perf_counter() - frame.received) * 1000
             if self._settings.mode == "realtime" and waited_ms > self._settings.max_age_ms:
@@ -337,51 +287,27 @@ class Session:
     async def _send(self, message: ServerMessage) -> bool:
         """Sends; False when the session is over, because the client is gone or does not read."""
         try:
-            async with asyncio.timeout(self._live.send_timeout_s):
-                await self._socket.send({"type": "websocket.send", "text": messages.encode(message).decode()})
-        except TimeoutError:
+            await self._voice.say(message)
+        except TooSlow:
             self.end("slow_reader", f"nothing was read for {self._live.send_timeout_s:g} seconds")
             return False
-        except (WebSocketDisconnect, RuntimeError):  # RuntimeError: Starlette's word for a socket that is closed
+        except Gone:
             self.end(None)
             return False
         return True
 
-    # --- clocks ---
-
     async def _keep_time(self) -> None:
-        live, started = self._live, time.monotonic()
-        next_ping = started + live.ping_interval_s
         while True:
-            await asyncio.sleep(min(_TICK_S, live.ping_interval_s))
+            await asyncio.sleep(min(_TICK_S, self._live.ping_interval_s))
             now = time.monotonic()
-            if now >= next_ping:
-                next_ping = now + live.ping_interval_s
+            if self._clocks.ping_due(now):
                 await self._send(Ping(time.time() * 1000))
-            if now - started > live.max_session_s:
-                self.end("max_session", f"sessions last {live.max_session_s:g} seconds at most")
-            if not self._ready:
-                continue
-            if self._paused_at is not None:
-                if now - self._paused_at > live.max_pause_s:
-                    self.end("idle", f"paused for more than {live.max_pause_s:g} seconds")
-            elif now - self._last_frame > live.idle_timeout_s:
-                self.end("idle", f"no frame for {live.idle_timeout_s:g} seconds")
-
-    # --- the last word ---
+            over = self._clocks.over(now)
+            if over is not None:
+                self.end(*over)
 
     async def _farewell(self) -> None:
         reason = self._reason
         self._ledger.settle("disconnected" if reason is None else reason)
-        if reason is None or self._socket.client_state == WebSocketState.DISCONNECTED:
-            return
-        bye = Bye(reason, self._ledger.report(), self._message, self._retry_after_s)
-        try:
-            async with asyncio.timeout(_LAST_WORD_S):
-                await self._socket.send({"type": "websocket.send", "text": messages.encode(bye).decode()})
-                await self._socket.close(CLOSE_CODES[reason], reason)
-        except TimeoutError:
-            if self._connection is not None:
-                self._connection.abort()
-        except (WebSocketDisconnect, RuntimeError):
-            pass  # it left while we spoke
+        if reason is not None:
+            await self._voice.farewell(Bye(reason, self._ledger.report(), self._message, self._retry_after_s))

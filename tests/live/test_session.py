@@ -52,6 +52,7 @@ async def test_init_is_answered_by_ready_with_everything_a_client_needs(service:
         "classes": None,
         "motion_grid": False,
         "max_age_ms": 2000.0,
+        "summary_prompt": None,
     }
     assert welcome["limits"]["max_frame_bytes"] == 2 * 1024 * 1024
     assert welcome["limits"]["max_pixels"] == 4096 * 4096
@@ -61,7 +62,17 @@ async def test_init_is_answered_by_ready_with_everything_a_client_needs(service:
 def test_the_schema_served_is_the_one_of_the_code(service: Service) -> None:
     served = httpx.get(f"{service.url}/schema.json").json()
     assert served == messages.schema()
-    assert set(served["server"]) == {"queued", "ready", "settings", "result", "notice", "error", "ping", "bye"}
+    assert set(served["server"]) == {
+        "queued",
+        "ready",
+        "settings",
+        "result",
+        "summary",
+        "notice",
+        "error",
+        "ping",
+        "bye",
+    }
     assert set(served["client"]) == {"init", "update", "pause", "resume", "stop", "pong"}
 
 

@@ -1,0 +1,55 @@
+"""When a session has lasted long enough. Pure: the caller brings the time."""
+
+from __future__ import annotations
+
+from app.protocol.messages import ByeReason
+from app.settings import LiveSettings
+
+
+class Clocks:
+    """A session's clocks; `now` is monotonic seconds everywhere."""
+
+    def __init__(self, live: LiveSettings, now: float) -> None:
+        self._live = live
+        self._started = self._last_frame = now
+        self._next_ping = now + live.ping_interval_s
+        self._paused_at: float | None = None
+        self._serving = False
+
+    def serve(self, now: float) -> None:
+        """The session has its slot: from now on it must send frames."""
+        self._serving = True
+        self._last_frame = now
+
+    def frame(self, now: float) -> None:
+        self._last_frame = now
+
+    def pause(self, now: float) -> None:
+        """The idle clock stops. A second pause does not lengthen the first."""
+        if self._paused_at is None:
+            self._paused_at = now
+
+    def resume(self, now: float) -> None:
+        self._paused_at = None
+        self._last_frame = now
+
+    def ping_due(self, now: float) -> bool:
+        """Whether a `ping` is due; then the next one is an interval from now."""
+        due = now >= self._next_ping
+        if due:
+            self._next_ping = now + self._live.ping_interval_s
+        return due
+
+    def over(self, now: float) -> tuple[ByeReason, str] | None:
+        """Why the session ends now, and in words; None while it may go on."""
+        live = self._live
+        if now - self._started > live.max_session_s:
+            return "max_session", f"sessions last {live.max_session_s:g} seconds at most"
+        if not self._serving:
+            return None
+        if self._paused_at is not None:
+            if now - self._paused_at > live.max_pause_s:
+                return "idle", f"paused for more than {live.max_pause_s:g} seconds"
+        elif now - self._last_frame > live.idle_timeout_s:
+            return "idle", f"no frame for {live.idle_timeout_s:g} seconds"
+        return None
