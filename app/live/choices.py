@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 
 from app.errors import ProtocolError
-from app.protocol.messages import Patch, Stages, StreamSettings
+from app.protocol.messages import Patch, StreamSettings
 from app.settings import LiveSettings, PipelineSettings
+from app.summary.prompts import Prompts
 
 
 def defaults(pipeline: PipelineSettings, live: LiveSettings) -> StreamSettings:
@@ -15,11 +16,16 @@ def defaults(pipeline: PipelineSettings, live: LiveSettings) -> StreamSettings:
     return StreamSettings(confidence=pipeline.confidence, iou=pipeline.iou, max_age_ms=live.max_age_ms)
 
 
-def apply(patch: Patch, settings: StreamSettings, class_names: Sequence[str]) -> StreamSettings:
+def apply(
+    patch: Patch, settings: StreamSettings, class_names: Sequence[str], prompts: Prompts | None = None
+) -> StreamSettings:
     """The settings with a client's wishes in them.
 
+    Args:
+        prompts: the operator's; None where nothing is summarised.
+
     Raises:
-        ProtocolError: a class that the model does not know.
+        ProtocolError: a class that the model does not know, a prompt that the operator does not have.
     """
     given = patch.model_dump(
         exclude_none=True, include={"mode", "confidence", "iou", "motion_grid", "max_age_ms"}, warnings=False
@@ -28,21 +34,12 @@ def apply(patch: Patch, settings: StreamSettings, class_names: Sequence[str]) ->
         given["stages"] = dataclasses.replace(settings.stages, **patch.stages.model_dump(exclude_none=True))
     if patch.classes is not None:
         given["classes"] = class_ids(patch.classes, class_names)
-    if patch.summary is not None:
-        raise ProtocolError(
-            f"no prompt is named {patch.summary.prompt!r}: this service has none",
-            code="invalid_value",
-            field="summary.prompt",
-        )
+    if patch.summary is not None and prompts is not None:
+        given["summary_prompt"] = prompts.chosen(patch.summary.prompt)
     changed: StreamSettings = dataclasses.replace(settings, **given)
-    if changed.stages.summary:
-        changed = dataclasses.replace(changed, stages=_without_summary(changed.stages))
-    return changed
-
-
-def _without_summary(stages: Stages) -> Stages:
-    # Settings in force say what really runs: this service does not summarise.
-    return dataclasses.replace(stages, summary=False)
+    if prompts is None:  # settings in force say what really runs
+        return dataclasses.replace(changed, stages=dataclasses.replace(changed.stages, summary=False))
+    return dataclasses.replace(changed, summary_prompt=prompts.chosen(changed.summary_prompt))
 
 
 def class_ids(wanted: Sequence[int | str], names: Sequence[str]) -> tuple[int, ...] | None:

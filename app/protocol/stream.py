@@ -33,4 +33,4 @@ class StreamSettings:
     motion_grid: bool = False
     max_age_ms: float = 2000.0
     summary_prompt: str | None = None
-    """Which of the operator's prompts the summaries follow; null while nothing is summarised."""
+    """Which of the operator's prompts summaries follow, where `stages.summary` is on."""
