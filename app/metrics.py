@@ -81,6 +81,20 @@ INGEST_FRAMES = Counter(
 INGEST_RECONNECTS = Counter("sightline_ingest_reconnects_total", "Sources opened again after they were lost")
 INGEST_SOURCES = Gauge("sightline_ingest_sources", "Sources by state", ["state"], multiprocess_mode="livesum")
 
+SEGMENTS = Counter("sightline_segments_total", "Segments, by who analysed them and how it went", ["backend", "outcome"])
+SEGMENTS_IN_FLIGHT = Gauge(
+    "sightline_segments_in_flight", "Segments at the backend", ["backend"], multiprocess_mode="livesum"
+)
+SEGMENT_SECONDS = Histogram(
+    "sightline_segment_seconds",
+    "Time from a segment's invocation to its completion",
+    ["backend"],
+    buckets=(1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000),
+)
+SEGMENT_MESSAGES = Counter(
+    "sightline_segment_messages_total", "Queue messages, by queue and what became of them", ["queue", "outcome"]
+)
+
 ACTIVITY_ERRORS = Counter("sightline_activity_publish_errors_total", "Activity figures that CloudWatch did not take")
 
 AUTH_FAILURES = Counter("sightline_auth_failures_total", "Sessions and requests turned away", ["reason"])

@@ -15,6 +15,7 @@ from app.settings.aws import ActivitySettings, AwsSettings
 from app.settings.fleet import FleetSettings, IngestSettings, KafkaSettings, RedisSettings
 from app.settings.inference import OcrSettings, PipelineSettings, TritonSettings
 from app.settings.section import ROOT, Section
+from app.settings.segments import SegmentSettings
 from app.settings.service import AccessSettings, LiveSettings, ServerSettings, WebSettings
 from app.settings.summary import LlmSettings, SummarySettings
 
@@ -33,6 +34,7 @@ __all__ = [
     "PipelineSettings",
     "RedisSettings",
     "Section",
+    "SegmentSettings",
     "ServerSettings",
     "Settings",
     "SummarySettings",
@@ -76,6 +78,7 @@ class Settings:
         self.kafka = read(KafkaSettings)
         self.fleet = read(FleetSettings)
         self.ingest = read(IngestSettings)
+        self.segments = read(SegmentSettings)
         if problems:
             raise ConfigurationError("\n".join(problems))
 
@@ -96,6 +99,7 @@ SECTIONS: tuple[type[Section], ...] = (
     KafkaSettings,
     FleetSettings,
     IngestSettings,
+    SegmentSettings,
 )
 
 

@@ -1,8 +1,8 @@
 """The circuit breaker before the language model. Pure: the caller passes the time.
 
-    closed ──LLM_BREAKER_FAILURES in a row──▶ open ──LLM_BREAKER_S──▶ half-open ──one success──▶ closed
-                                               ▲                          │
-                                               └────────one failure───────┘
+closed ──LLM_BREAKER_FAILURES in a row──▶ open ──LLM_BREAKER_S──▶ half-open ──one success──▶ closed
+                                           ▲                          │
+                                           └────────one failure───────┘
 """
 
 from __future__ import annotations
