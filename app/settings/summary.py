@@ -32,6 +32,9 @@ class SummarySettings(Section):
         ROOT / "app" / "summary" / "prompts", description="folder of prompts, one NAME.md each; clients choose a name"
     )
     summary_prompt: str = Field("default", min_length=1, description="prompt of a session that names none")
+    summary_finish_s: float = Field(
+        3.0, gt=0, le=60, description="seconds that the last summary of a session may take; then it is a digest"
+    )
 
 
 class LlmSettings(Section):
@@ -42,12 +45,20 @@ class LlmSettings(Section):
         None, description="address of an OpenAI-compatible server, `http://host/v1`; unset: the provider's own"
     )
     llm_api_key: SecretStr | None = Field(
-        None, description="key of the provider; unset: its own variable, such as OPENAI_API_KEY"
+        None, description="key of the provider, or of the server at LLM_BASE_URL; unset: one of the next two"
+    )
+    openai_api_key: SecretStr | None = Field(
+        None, description="key for `openai:` where LLM_API_KEY and LLM_BASE_URL are unset"
+    )
+    anthropic_api_key: SecretStr | None = Field(
+        None, description="key for `anthropic:` where LLM_API_KEY and LLM_BASE_URL are unset"
     )
     llm_max_in_flight: int = Field(4, ge=1, le=256, description="requests to the model at once over all sessions")
     llm_timeout_s: float = Field(20.0, gt=0, le=600, description="seconds a request to the model may take")
     llm_retries: int = Field(2, ge=0, le=10, description="times a request is repeated after 429 or a server error")
-    llm_max_output_tokens: int = Field(500, ge=50, le=8192, description="longest answer, tokens")
+    llm_max_output_tokens: int = Field(
+        2000, ge=50, le=32_768, description="longest answer, tokens; what a model thinks before it answers counts"
+    )
     llm_session_tokens: int = Field(
         200_000, ge=0, description="tokens a session may spend, then it gets digests; 0: no bound"
     )
@@ -60,7 +71,7 @@ class LlmSettings(Section):
     llm_breaker_failures: int = Field(5, ge=1, description="failures in a row after which the model is left alone")
     llm_breaker_s: float = Field(60.0, gt=0, description="seconds it is left alone; then one request tries it")
 
-    @field_validator("llm_model", "llm_api_key", mode="before")
+    @field_validator("llm_model", "llm_api_key", "openai_api_key", "anthropic_api_key", mode="before")
     @classmethod
     def _empty(cls, value: object) -> object:
         return None if value == "" else value

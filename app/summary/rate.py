@@ -1,8 +1,7 @@
 """How long to wait between two summaries of a session. Pure.
 
-What has gathered asks for a summary: a busy scene fills its backlog faster, has more to tell, and one request over
-many observations costs more memory here and more tokens there than two requests over half of them. So more waiting
-means sooner, from the longest interval down to the shortest.
+What has gathered asks for a summary: a busy scene fills its backlog faster and has more to tell, and what waits too
+long is merged and loses detail. So more waiting means sooner, from the longest interval down to the shortest.
 
 That holds only while the model keeps up. A model that fails, or that takes long, is not helped by being asked more
 often: every failure in a row doubles the interval, and a session leaves the model alone for at least twice as long as

@@ -122,6 +122,7 @@ client.on("notice", ({ message }) => states.notice(message));
 client.on("summary", showSummary);
 client.on("bye", ({ reason, report }) => {
   states.keepReport(report);
+  if (report.summary) showSummary(report.summary);
   if (reason === "unauthorized") access.ask();
 });
 

@@ -31,10 +31,8 @@ export class Panel {
    * @type {Settings}
    */
   #chosen = {};
-  /** The switch that was pressed last, until the service answers. */
-  #asked = "";
-  /** Asked for, and the service said no. */
   #noSummaries = false;
+  #prompt = within(element("prompt", HTMLElement), "select", HTMLSelectElement);
 
   constructor() {
     const list = within(element("stages", HTMLElement), "ul", HTMLUListElement);
@@ -45,6 +43,7 @@ export class Panel {
       clearTimeout(moving);
       moving = setTimeout(() => this.#change({ confidence: Number(this.#confidence.value) }), SLIDER_MS);
     };
+    this.#prompt.onchange = () => this.#change({ summary: { prompt: this.#prompt.value } });
     this.#classes.onchange = (classes) => this.#change({ classes });
     this.#classes.show([], null);
     for (const name of /** @type {const} */ (["size", "quality", "rate"])) {
@@ -70,9 +69,10 @@ export class Panel {
   }
 
   /** @param {Ready} ready */
-  begin({ models, settings }) {
+  begin({ models, settings, prompts = [] }) {
     this.#classNames = models.detect?.classes ?? [];
-    this.#noSummaries = false;
+    this.#noSummaries = !prompts.length;
+    this.#prompt.replaceChildren(...prompts.map((name) => make("option", { textContent: name })));
     element("yolo", HTMLElement).hidden = models.detect?.name !== "mediapipe";
     this.inForce(settings);
   }
@@ -81,8 +81,8 @@ export class Panel {
   inForce(settings) {
     for (const name of STAGES) this.#check(name, settings.stages[name]);
     this.#check("field", settings.motion_grid);
-    this.#noSummaries ||= this.#asked === "summary" && !settings.stages.summary;
-    this.#asked = "";
+    element("prompt", HTMLElement).hidden = !settings.stages.summary || this.#prompt.options.length < 2;
+    this.#prompt.value = settings.summary_prompt ?? "";
     const summary = this.#switches.get("summary");
     if (summary) {
       summary.box.disabled = this.#noSummaries;
@@ -121,7 +121,6 @@ export class Panel {
     box.setAttribute("role", "switch");
     const words = make("span", { className: "words" });
     box.onchange = () => {
-      this.#asked = name;
       if (name !== "field") this.#change({ stages: { [/** @type {StageName} */ (name)]: box.checked } });
       else this.#change({ motion_grid: box.checked, ...(box.checked && { stages: { motion: true } }) });
     };

@@ -43,6 +43,7 @@
  * @property {number[] | null} classes
  * @property {boolean} motion_grid
  * @property {number} max_age_ms
+ * @property {string | null} [summary_prompt]
  */
 /**
  * @typedef {object} Models
@@ -59,6 +60,7 @@
  * @property {SettingsInForce} settings
  * @property {Record<string, number>} limits
  * @property {number} credits
+ * @property {string[]} [prompts] What `summary.prompt` may name; empty where nothing is summarised.
  */
 /**
  * @typedef {object} Result
@@ -87,6 +89,8 @@
  * @property {string[]} visible_text
  * @property {string[]} concerns
  * @property {number} confidence
+ * @property {number} first_frame_id
+ * @property {number} last_frame_id
  * @property {number} generated_at_ms
  */
 /** @typedef {{type: "notice", code: string, message: string}} Notice */

@@ -1,0 +1,87 @@
+"""What to do about a request to the language model that failed: its reason, and when to try again. Pure.
+
+LangChain's integrations raise the exceptions of their providers' SDKs. Those that `langchain_core.exceptions` classifies
+are known by their class, the others by the HTTP status that they carry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Literal
+
+Reason = Literal[
+    "timeout",
+    "rate_limited",
+    "unavailable",
+    "unauthorized",
+    "rejected",
+    "refused",
+    "unparsable",
+    "breaker_open",
+    "budget",
+]
+WORTH_REPEATING: frozenset[Reason] = frozenset({"rate_limited", "unavailable"})
+"""A timeout is not: the model had LLM_TIMEOUT_S, and what gathered meanwhile is better summarised anew."""
+
+FIRST_S = 0.5
+LONGEST_S = 20.0
+_BY_STATUS: dict[int, Reason] = {401: "unauthorized", 403: "unauthorized", 404: "rejected", 408: "timeout"}
+_BY_STATUS |= {409: "unavailable", 425: "unavailable", 429: "rate_limited"}
+_BY_CLASS: dict[str, Reason] = {
+    "ModelAuthenticationError": "unauthorized",
+    "ModelPermissionDeniedError": "unauthorized",
+    "ModelRateLimitError": "rate_limited",
+    "ModelTimeoutError": "timeout",
+    "ModelConnectionError": "unavailable",
+    "ModelAPIError": "unavailable",
+    "ModelInvalidRequestError": "rejected",
+    "ModelNotFoundError": "rejected",
+    "ContextOverflowError": "rejected",
+    "TimeoutException": "timeout",  # httpx
+    "TransportError": "unavailable",
+}
+
+
+def reason_of(error: BaseException) -> Reason:
+    """Why a request failed. What is no error of the way there is an answer that could not be read: `unparsable`."""
+    status = getattr(error, "status_code", None)
+    if isinstance(status, int) and status >= 400:
+        return _BY_STATUS.get(status, "unavailable" if status >= 500 else "rejected")
+    for one in type(error).__mro__:
+        if one.__name__ in _BY_CLASS:
+            return _BY_CLASS[one.__name__]
+    if isinstance(error, TimeoutError):
+        return "timeout"
+    return "unavailable" if isinstance(error, OSError) else "unparsable"
+
+
+def retry_after_s(error: BaseException, now: datetime | None = None) -> float | None:
+    """Seconds that the server asked to be left alone: `retry-after-ms`, or `Retry-After` as seconds or a date."""
+    headers = getattr(getattr(error, "response", None), "headers", None)
+    if not isinstance(headers, Mapping):
+        return None
+    try:
+        if (milliseconds := headers.get("retry-after-ms")) is not None:
+            return max(0.0, float(milliseconds) / 1000)
+        if (wanted := headers.get("retry-after")) is None:
+            return None
+        if wanted.strip().replace(".", "", 1).isdigit():
+            return float(wanted)
+        moment = parsedate_to_datetime(wanted)
+        return max(0.0, (moment - (now or datetime.now(UTC))).total_seconds())
+    except (ValueError, TypeError):
+        return None  # not a number, not a date: as if nothing was said
+
+
+def pause_s(attempt: int, asked_s: float | None, chance: float) -> float:
+    """Seconds before the next attempt: full jitter over an exponential bound, on top of what the server asked for.
+
+    Args:
+        attempt: those that failed so far, from 1.
+        asked_s: what `retry_after_s` found.
+        chance: uniform in [0, 1). Without it, all sessions that failed together would come back together.
+    """
+    bound = min(LONGEST_S, FIRST_S * 2.0 ** min(attempt - 1, 16))
+    return (asked_s or 0.0) + chance * bound
