@@ -22,6 +22,7 @@ from app.pipeline import tracks
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.ocr import Ocr
 from app.settings import Settings
+from app.summary.summaries import Summaries
 from app.tuning import tune
 
 log = logging.getLogger(__name__)
@@ -116,8 +117,11 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
         await pipeline.load()
     except ModelRejected as error:
         raise ConfigurationError(str(error)) from None
+    summaries = Summaries(settings.summary, settings.llm, settings.server.state_dir)
+    stack.push_async_callback(summaries.close)
+    await summaries.open()
     _say_ready(pipeline, getattr(app.state, "address", ""))
-    door = LiveDoor(pipeline, settings.live, settings.access, settings.pipeline)
+    door = LiveDoor(pipeline, summaries, settings.live, settings.access, settings.pipeline)
     app.state.door = door
     pacing = asyncio.create_task(_publish_pace(), name="pace")
     stack.callback(pacing.cancel)

@@ -32,6 +32,7 @@ STAGE_ERRORS = Counter("sightline_stage_errors_total", "Stages that said `error`
 
 MODEL_FRAMES = Counter("sightline_model_frames_total", "Frames that a model answered", ["model"])
 MODEL_BATCH = Histogram("sightline_model_batch_size", "Frames in one request to a model", ["model"], buckets=_BATCHES)
+FACES = Counter("sightline_faces_total", "Faces of persons seen, by what became of them", ["outcome"])
 STAGE_SECONDS = Histogram("sightline_stage_seconds", "Time a stage took", ["door", "stage"], buckets=_SECONDS)
 FRAME_AGE = Histogram("sightline_frame_age_seconds", "From received to answered", ["door"], buckets=_SECONDS)
 PIPELINE_FPS = Gauge(
@@ -68,9 +69,9 @@ LLM_BREAKER_OPEN = Gauge(
     "sightline_llm_breaker_open", "1 while the language model is left alone", multiprocess_mode="livemax"
 )
 
-FLEET_CAMERAS = Gauge("sightline_fleet_cameras", "Cameras that a worker reads", multiprocess_mode="livemax")
+FLEET_CAMERAS = Gauge("sightline_fleet_cameras", "Cameras that a worker reads", multiprocess_mode="livesum")
 FLEET_LAG = Gauge(
-    "sightline_fleet_lag_frames", "Frames in Redis that the group was not given yet", multiprocess_mode="livemax"
+    "sightline_fleet_lag_frames", "Frames of its cameras in Redis that no worker was given", multiprocess_mode="livesum"
 )
 FLEET_BATCH_FILL = Gauge(
     "sightline_fleet_batch_fill_ratio", "Frames in a batch over BATCH_SIZE, lately", multiprocess_mode="livemax"

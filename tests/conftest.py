@@ -13,7 +13,7 @@ import hypothesis
 import numpy as np
 import pytest
 
-from app.settings import TritonSettings
+from app.settings import SECTIONS, OcrSettings, TritonSettings
 from benchmarks import canned
 from tests.support.service import Service, require_environment, running_triton, serving
 
@@ -29,8 +29,9 @@ hypothesis.settings.load_profile("tests")
 
 def pytest_configure(config: pytest.Config) -> None:
     # A developer's own settings must not change what is tested.
-    for name in ("TRITON_URL", "AUTH_TOKENS", "HOST", "PORT", "OCR"):
-        os.environ.pop(name, None)
+    for section in SECTIONS:
+        for name in section.model_fields:
+            os.environ.pop(name.upper(), None)
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +73,15 @@ def serve(canned_triton: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def service(canned_triton: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with default settings on the canned Triton, OCR off; the same for all tests."""
     with serving(tmp_path_factory.mktemp("service"), {"TRITON_URL": canned_triton, "OCR": "off"}) as one:
+        yield one
+
+
+@pytest.fixture(scope="package")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The service as it comes: its own embedded Triton with the checked-in models, and text reading."""
+    require_environment(TritonSettings().triton_python, "make triton-env")
+    require_environment(OcrSettings().ocr_python, "make ocr-env")
+    with serving(tmp_path_factory.mktemp("real"), {"OCR": "on"}) as one:
         yield one
 
 

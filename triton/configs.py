@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx
 from layouts import UnknownLayout
 
 MAX_BATCH = 16
+PREFERRED = (1, 2, 4, 8, 16)
+DELAY_US = 2000
+WARM_UP = (1, 8, 16)
 TYPES = {
     onnx.TensorProto.UINT8: "TYPE_UINT8",
     onnx.TensorProto.FLOAT: "TYPE_FP32",
@@ -20,11 +23,20 @@ Size = tuple[int, int]
 
 
 def onnx_config(
-    model: onnx.ModelProto, name: str, shown: str, classes: Sequence[str], version: int, instances: int
+    model: onnx.ModelProto,
+    name: str,
+    shown: str,
+    classes: Sequence[str],
+    version: int,
+    instances: int,
+    given: Mapping[str, str] | None = None,
 ) -> str:
     """For an ONNX behind `onnx_model.py`: tensors as the graph declares them, the batch dimension left to Triton.
 
     No dynamic batching: on a CPU a batch gains nothing, and would give one instance all that waits.
+
+    Args:
+        given: further string parameters.
     """
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [_tensor(value) for value in model.graph.input if value.name not in weights]
@@ -37,7 +49,46 @@ version_policy {{ specific {{ versions: [ {version} ] }} }}
 input [ {", ".join(inputs)} ]
 output [ {", ".join(outputs)} ]
 instance_group [ {{ kind: KIND_CPU count: {instances} }} ]
-{parameters(shown, classes)}"""
+{parameters(shown, classes)}{_parameters(given or {})}"""
+
+
+def gpu_config(
+    model: onnx.ModelProto, name: str, platform: str, shown: str, classes: Sequence[str], given: Mapping[str, str]
+) -> str:
+    """For a GPU host: a TensorRT plan of the graph (`tensorrt_plan`), or the graph itself (`onnxruntime_onnx`).
+
+    The version is left at 1: whoever installs it writes the right one (`engine_swap`).
+
+    Args:
+        given: further string parameters.
+    """
+    weights = {tensor.name for tensor in model.graph.initializer}
+    (image,) = (value for value in model.graph.input if value.name not in weights)
+    tensor = _tensor(image)
+    sample = tensor[tensor.index("data_type") : -2]
+    warm = ",\n  ".join(
+        f'{{ name: "batch of {size}" batch_size: {size} '
+        f'inputs {{ key: "{image.name}" value {{ {sample} zero_data: true }} }} }}'
+        for size in WARM_UP
+    )
+    return f"""name: "{name}"
+platform: "{platform}"
+max_batch_size: {MAX_BATCH}
+version_policy {{ specific {{ versions: [ 1 ] }} }}
+input [ {tensor} ]
+output [ {", ".join(_tensor(value) for value in model.graph.output)} ]
+# A batch goes at once when an instance is free; what waits meanwhile goes in the next, at the largest size it fills.
+dynamic_batching {{
+  preferred_batch_size: [ {", ".join(map(str, PREFERRED))} ]
+  max_queue_delay_microseconds: {DELAY_US}
+}}
+# Two, so that one copies its pictures in while the other computes.
+instance_group [ {{ kind: KIND_GPU count: 2 }} ]
+# The first run of a size loads its kernels; no client's frame shall wait for that.
+model_warmup [
+  {warm}
+]
+{parameters(shown, classes)}{_parameters(given)}"""
 
 
 def ensemble_config(
@@ -83,6 +134,10 @@ def parameters(shown: str, classes: Sequence[str]) -> str:
     values = {"display_name": shown}
     if classes:
         values["class_names"] = json.dumps(list(classes), ensure_ascii=False)
+    return _parameters(values)
+
+
+def _parameters(values: Mapping[str, str]) -> str:
     return "".join(
         f'parameters {{ key: "{key}" value {{ string_value: {json.dumps(value, ensure_ascii=False)} }} }}\n'
         for key, value in values.items()

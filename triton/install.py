@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from configs import Size, ensemble_config, onnx_config, resized
@@ -28,23 +29,42 @@ def install(source: Path, name: str, repository: Path, *, as_is: bool = False) -
     Raises:
         UnknownLayout: no layout that we read; the repository is as it was.
     """
+
+    def fill(fresh: Path) -> list[str]:
+        if as_is:
+            shutil.copyfile(source, fresh / "model.onnx")
+            return names(load(source))
+        return prepare(source, fresh / "model.onnx").names
+
+    return place(name, repository, source.stem, fill)
+
+
+def place(
+    name: str,
+    repository: Path,
+    shown: str,
+    fill: Callable[[Path], Sequence[str]],
+    given: Mapping[str, str] | None = None,
+) -> Path:
+    """Makes a new version folder and switches to it; returns it.
+
+    Args:
+        fill: puts model.onnx into the folder that it is given, and returns the class names.
+        given: further string parameters of the configuration.
+    """
     folder = repository / name
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".incoming-") as scratch:
         fresh = Path(scratch) / "version"
         fresh.mkdir()
-        if as_is:
-            shutil.copyfile(source, fresh / "model.onnx")
-            classes = names(load(source))
-        else:
-            classes = prepare(source, fresh / "model.onnx").names
+        classes = fill(fresh)
         shutil.copyfile(BACKEND, fresh / "model.py")
-        number = max((1, *_versions(folder))) + 1
+        number = max((1, *versions(folder))) + 1
         model = load(fresh / "model.onnx")
-        config = onnx_config(model, name, source.stem, classes, number, instances=os.cpu_count() or 1)
+        config = onnx_config(model, name, shown, classes, number, os.cpu_count() or 1, given)
         fresh.rename(folder / str(number))
     write_config(folder, config)
-    for old in _versions(folder):
+    for old in versions(folder):
         if 1 < old < number:
             shutil.rmtree(folder / str(old))
     return folder / str(number)
@@ -56,11 +76,13 @@ def remove(name: str, repository: Path) -> None:
     if not folder.is_dir():
         return
     (folder / "configs" / "installed.pbtxt").unlink(missing_ok=True)
-    for version in _versions(folder):
+    for version in versions(folder):
         if version > 1:
             shutil.rmtree(folder / str(version))
     if (folder / "configs").is_dir():
         (folder / "configs").rmdir()
+    if not any(folder.iterdir()):
+        folder.rmdir()  # nothing was checked in under this name
 
 
 def compose(repository: Path) -> str | None:
@@ -119,10 +141,16 @@ def _write_ensemble(repository: Path, sheets: dict[str, Sheet | None], size: Siz
 
 def installed(folder: Path) -> Sheet | None:
     """The sheet of the prepared model that the installed configuration names, if there is one."""
+    version = installed_version(folder)
+    sheet = version / "model.json" if version else None
+    return Sheet(**json.loads(sheet.read_text())) if sheet and sheet.exists() else None
+
+
+def installed_version(folder: Path) -> Path | None:
+    """The version folder that the installed configuration names, if there is one."""
     config = folder / "configs" / "installed.pbtxt"
     version = re.search(r"versions: \[ (\d+) \]", config.read_text()) if config.exists() else None
-    sheet = folder / version[1] / "model.json" if version else None
-    return Sheet(**json.loads(sheet.read_text())) if sheet and sheet.exists() else None
+    return folder / version[1] if version else None
 
 
 def _has_onnx(folder: Path) -> bool:
@@ -137,5 +165,6 @@ def write_config(folder: Path, text: str) -> None:
     fresh.replace(folder / "configs" / "installed.pbtxt")
 
 
-def _versions(folder: Path) -> list[int]:
+def versions(folder: Path) -> list[int]:
+    """Numbers of the version folders that there are."""
     return [int(path.name) for path in folder.iterdir() if path.is_dir() and path.name.isdigit()]

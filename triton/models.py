@@ -1,9 +1,10 @@
-"""`make models`: puts YOLO into the embedded Triton's repository.
+"""`make models`: puts YOLO, and ArcFace, into the embedded Triton's repository.
 
     make models                                      yolov8n and yolov8n-pose, downloaded and exported
     make models DETECT=yolo11s POSE=yolo11s-pose     any name that Ultralytics knows
     make models DETECT=best.pt                       your own weights
     make models DETECT=best.onnx                     your own export: offline, without Ultralytics
+    make models ARCFACE=w600k_r50.onnx               face embeddings: your ONNX, offline
     make models REMOVE=1                             back to MediaPipe
 
 Nothing is replaced before everything asked for is ready. The service takes the new models at its next start.
@@ -19,6 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from arcface import ARCFACE, install_arcface, read_arcface
 from install import DETECT, POSE, compose, install, remove
 from layouts import UnknownLayout
 from prepare import Sheet, prepare
@@ -49,10 +51,14 @@ def main() -> int:
     wanted = {name: given for name, given in ((DETECT, options.detect), (POSE, options.pose)) if given}
     try:
         if options.remove:
-            for name in DEFAULTS:
+            for name in (*DEFAULTS, ARCFACE):
                 remove(name, options.repository)
         else:
-            _install(wanted or DEFAULTS, options)
+            arcface = _arcface(options.arcface) if options.arcface else None
+            if wanted or arcface is None:
+                _install(wanted or DEFAULTS, options)
+            if arcface is not None:
+                print(f"{ARCFACE}: {arcface.name} -> {install_arcface(arcface, options.repository)}")
         if not options.as_is and (reason := compose(options.repository)):
             print(f"no ensemble: {reason}")
     except (Stop, UnknownLayout, OSError) as error:
@@ -66,6 +72,7 @@ def _options() -> argparse.Namespace:
     what = "an Ultralytics name, or a path to a .pt or .onnx"
     parser.add_argument("--detect", help=f"detection model: {what}")
     parser.add_argument("--pose", help=f"pose model: {what}")
+    parser.add_argument("--arcface", help="face embedding model: a path to a .onnx")
     parser.add_argument("--imgsz", default="640", help="size to export at: one number, or HEIGHT,WIDTH (default 640)")
     parser.add_argument("--repository", type=Path, default=REPOSITORY, help="where to (default triton/cpu_repository)")
     parser.add_argument("--as-is", action="store_true", help="install a .onnx as it is, not prepared")
@@ -108,6 +115,15 @@ def _local(given: str) -> Path | None:
     if not path.exists() and not re.fullmatch(r"[\w.-]+", given):
         raise Stop(f"{given}: neither a file nor a model's name; want for example yolov8n, best.pt or best.onnx")
     return None
+
+
+def _arcface(given: str) -> Path:
+    """The file, looked over before anything is installed."""
+    path = Path(given).expanduser()
+    if path.suffix != ".onnx" or not path.is_file():
+        raise Stop(f"ARCFACE={given}: there is no such .onnx file; its weights are yours to bring")
+    read_arcface(path)
+    return path
 
 
 def _check_task(name: str, source: Path, sheet: Sheet) -> None:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
-import redis
 import yaml
 
 from app.errors import ConfigurationError
+from app.fleet.roster import DEAD
 
-CAMERAS_KEY = "fleet:cameras"
-"""Redis set of the ids of all cameras with frames; workers look for new ones in it."""
 SOURCES_KEY = "fleet:sources"
 """Redis hash, camera id -> JSON: `"rtsp://…"`, or `{"source": "rtsp://…", "type": "gate", "loop": false}`."""
-FROM_REDIS = "redis"
-"""The word that stands for `SOURCES_KEY` among the sources."""
 
 SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "tcp", "udp", "rtp", "srt")
 _URL = re.compile(r"(?P<scheme>[a-z0-9+.-]+)://(?P<user>[^/@\s]*@)?(?P<rest>\S+)", re.IGNORECASE)
@@ -40,7 +36,7 @@ class Source:
     address: str
     """A file, a folder, a URL, or `/dev/videoN`. A URL may hold a password: show `shown` instead."""
     camera_type: str
-    """Free text for the consumers of the results; the kind of source unless given."""
+    """Free text for who reads the results, at most 64 characters; the kind of source unless given."""
     loop: bool = False
     """Files and folders start over at their end."""
 
@@ -148,75 +144,12 @@ def from_hash(entries: Mapping[bytes, bytes], *, loop: bool = False) -> tuple[li
     return found, problems
 
 
-class Listing:
-    """All sources that were asked for, read anew at every look."""
-
-    def __init__(self, asked: Sequence[str], *, loop: bool = False) -> None:
-        """`asked`: addresses, `ID=ADDRESS`, names of YAML files, or `redis`; none at all means `redis`."""
-        given = list(asked) or [FROM_REDIS]
-        self._loop = loop
-        self.from_redis = FROM_REDIS in given
-        self._files = [Path(one) for one in given if one.endswith((".yaml", ".yml"))]
-        files = {str(path) for path in self._files}
-        fixed = [one for one in given if one != FROM_REDIS and one not in files]
-        self._fixed = [from_argument(one, loop=loop) for one in fixed]
-        self._read: dict[Path, list[Source]] = {}
-        self._hash: dict[bytes, bytes] = {}
-
-    @property
-    def may_change(self) -> bool:
-        return self.from_redis or bool(self._files)
-
-    def start(self) -> None:
-        """Reads what is not in Redis, strictly.
-
-        Raises:
-            ConfigurationError: a YAML file or an entry is wrong, or two sources have one id.
-        """
-        for path in self._files:
-            self._read[path] = from_yaml(path, loop=self._loop)
-        _, problems = self._merged(*self._redis_part())
-        if problems:
-            raise ConfigurationError("\n".join(problems))
-
-    def look(self, client: redis.Redis) -> tuple[dict[str, Source], list[str]]:
-        """Sources by id, and a line for everything that is wrong. What cannot be read stays as it was."""
-        problems: list[str] = []
-        for path in self._files:
-            try:
-                self._read[path] = from_yaml(path, loop=self._loop)
-            except ConfigurationError as error:
-                problems.append(str(error))
-        if self.from_redis:
-            try:
-                self._hash = client.hgetall(SOURCES_KEY)  # type: ignore[assignment]
-            except redis.RedisError as error:
-                problems.append(f"{SOURCES_KEY} cannot be read from Redis ({error}); the sources stay as they are")
-        found, wrong = self._redis_part()
-        sources, doubled = self._merged(found, wrong)
-        return sources, problems + doubled
-
-    def _redis_part(self) -> tuple[list[Source], list[str]]:
-        return from_hash(self._hash, loop=self._loop)
-
-    def _merged(self, found: list[Source], problems: list[str]) -> tuple[dict[str, Source], list[str]]:
-        sources: dict[str, Source] = {}
-        problems = list(problems)
-        for source in [*self._fixed, *(one for path in self._files for one in self._read.get(path, [])), *found]:
-            first = sources.setdefault(source.camera_id, source)
-            if first is not source:
-                problems.append(
-                    f"two sources have the id {source.camera_id!r}: {first.shown} and {source.shown}; "
-                    "the first is taken. Name them apart: ID=SOURCE"
-                )
-        return sources, problems
-
-
 def _source(camera_id: str, address: str, *, camera_type: str | None = None, loop: bool = False) -> Source:
     if not _ID.fullmatch(camera_id):
         raise SourceRefused(f"source {camera_id!r}: an id has 1 to 128 letters, digits and . : _ -")
-    found = Source(camera_id, address, camera_type or kind(address), loop)
-    return replace(found, camera_type=found.camera_type[:64])
+    if camera_id == DEAD:
+        raise SourceRefused(f"source {camera_id!r}: this name is taken, for the frames that workers give up")
+    return Source(camera_id, address, (camera_type or kind(address))[:64], loop)
 
 
 def _id_of(address: str) -> str:

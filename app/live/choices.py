@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from app.errors import ProtocolError
 from app.protocol.messages import Patch, StreamSettings
 from app.settings import LiveSettings, PipelineSettings
-from app.summary.prompts import Prompts
+
+Choose = Callable[[str | None], str]
+"""From the prompt that a client names to the one in force."""
 
 
 def defaults(pipeline: PipelineSettings, live: LiveSettings) -> StreamSettings:
@@ -17,12 +19,12 @@ def defaults(pipeline: PipelineSettings, live: LiveSettings) -> StreamSettings:
 
 
 def apply(
-    patch: Patch, settings: StreamSettings, class_names: Sequence[str], prompts: Prompts | None = None
+    patch: Patch, settings: StreamSettings, class_names: Sequence[str], prompt: Choose | None = None
 ) -> StreamSettings:
     """The settings with a client's wishes in them.
 
     Args:
-        prompts: the operator's; None where nothing is summarised.
+        prompt: `Summaries.prompt`; None where nothing is summarised.
 
     Raises:
         ProtocolError: a class that the model does not know, a prompt that the operator does not have.
@@ -34,12 +36,12 @@ def apply(
         given["stages"] = dataclasses.replace(settings.stages, **patch.stages.model_dump(exclude_none=True))
     if patch.classes is not None:
         given["classes"] = class_ids(patch.classes, class_names)
-    if patch.summary is not None and prompts is not None:
-        given["summary_prompt"] = prompts.chosen(patch.summary.prompt)
+    if patch.summary is not None and prompt is not None:
+        given["summary_prompt"] = prompt(patch.summary.prompt)
     changed: StreamSettings = dataclasses.replace(settings, **given)
-    if prompts is None:  # settings in force say what really runs
+    if prompt is None:  # settings in force say what really runs
         return dataclasses.replace(changed, stages=dataclasses.replace(changed.stages, summary=False))
-    return dataclasses.replace(changed, summary_prompt=prompts.chosen(changed.summary_prompt))
+    return dataclasses.replace(changed, summary_prompt=prompt(changed.summary_prompt))
 
 
 def class_ids(wanted: Sequence[int | str], names: Sequence[str]) -> tuple[int, ...] | None:

@@ -9,18 +9,25 @@ from app.live.choices import defaults
 from app.pipeline.multimodal import Pipeline
 from app.protocol.messages import Limits, Notice, StreamSettings
 from app.settings import AccessSettings, LiveSettings, PipelineSettings
+from app.summary.summaries import Summaries
 
 if TYPE_CHECKING:
     from app.live.session import Session
 
 
 class LiveDoor:
-    """The pipeline, the settings, the line and the sessions now open."""
+    """The pipeline, the summaries, the settings, the line and the sessions now open."""
 
     def __init__(
-        self, pipeline: Pipeline, live: LiveSettings, access: AccessSettings, defaults_of: PipelineSettings
+        self,
+        pipeline: Pipeline,
+        summaries: Summaries,
+        live: LiveSettings,
+        access: AccessSettings,
+        defaults_of: PipelineSettings,
     ) -> None:
         self.pipeline = pipeline
+        self.summaries = summaries
         self.live = live
         self.access = access
         self.admission = Admission(live, access)

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Mapping
 
 from app import metrics
-from app.protocol.messages import Dropped, Report, StageTimes
+from app.protocol.messages import Dropped, Report, StageTimes, Summary
 
 _SAMPLES = 512
 DOOR = "live"
@@ -69,7 +69,7 @@ class Ledger:
         self._dropped_told = self._dropped_total
         return Dropped(since, self._dropped_total)
 
-    def report(self) -> Report:
+    def report(self, summary: Summary | None = None) -> Report:
         return Report(
             received=self._received,
             processed=self._processed,
@@ -77,6 +77,7 @@ class Ledger:
             failed=self._failed,
             bytes=self._bytes,
             duration_s=round(time.monotonic() - self._started, 3),
+            summary=summary,
             stages={name: StageTimes(_at(times, 0.50), _at(times, 0.95)) for name, times in self._times.items()},
         )
 

@@ -9,7 +9,7 @@ import time
 from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import ValidationError
@@ -157,6 +157,20 @@ async def models(request: Request) -> Response:
     return _unauthorized(request) or _json(_door(request).pipeline.models)
 
 
+@router.get("/v1/sessions/{session_id}/summaries")
+async def summaries(
+    request: Request,
+    session_id: Annotated[str, Path(pattern="^[0-9a-f]{32}$")],
+    last: Annotated[int, Query(ge=1, le=1000)] = 20,
+) -> Response:
+    """The last summaries of a session, oldest first, also after its end; SUMMARY_KEEP at most."""
+    refused = _unauthorized(request)
+    if refused is not None:
+        return refused
+    kept = await _door(request).summaries.last(session_id, last)
+    return _json({"session_id": session_id, "summaries": kept})
+
+
 @router.get("/schema.json")
 async def schema() -> Response:
     """JSON Schema of the live protocol."""
@@ -177,6 +191,7 @@ async def ready(request: Request) -> Response:
     parts = {
         "inference": state.inference_health(),
         "ocr": _door(request).pipeline.ocr.health(),
+        "summaries": _door(request).summaries.health(),
         "disk": {"state": "ok" if disk.free > _LEAST_FREE else "full", "free_bytes": disk.free},
     }
     well = parts["inference"]["state"] == "ok" and parts["disk"]["state"] == "ok"

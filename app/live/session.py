@@ -22,6 +22,7 @@ from app.live.clocks import Clocks
 from app.live.door import LiveDoor
 from app.live.intake import Intake
 from app.live.ledger import Ledger
+from app.live.telling import Telling
 from app.live.voice import Gone, TooSlow, Voice
 from app.pipeline.frames import Frame, Job, StreamMemory
 from app.protocol import messages
@@ -42,6 +43,7 @@ from app.protocol.messages import (
     SettingsInForce,
     Stop,
     StreamSettings,
+    Summary,
     Update,
 )
 from app.protocol.result import FrameResult
@@ -66,6 +68,7 @@ class Session:
         self._memory = StreamMemory()
         self._ledger = Ledger()
         self._intake = Intake(self.id, door.live, self._ledger)
+        self._telling = Telling(self.id, door.summaries, self._tell)
         self._begun: asyncio.Future[Init | None] = asyncio.get_running_loop().create_future()
         self._ready = False
         self._clocks = Clocks(door.live, time.monotonic())
@@ -156,7 +159,7 @@ class Session:
             self._init(message)
         elif isinstance(message, Update):
             self._require_begun()
-            self._settings = choices.apply(message, self._settings, self._class_names)
+            self._settings = self._apply(message)
             if self._ready:
                 await self._send(SettingsInForce(self._settings))
         elif isinstance(message, Pause):
@@ -171,7 +174,7 @@ class Session:
             )
         self._token = message.token or self._token
         if token_valid(self._token, self._door.access):  # else it is refused, and not told of our classes
-            self._settings = choices.apply(message, self._settings, self._class_names)
+            self._settings = self._apply(message)
             self._intake.choose(self._settings.mode)
         self._begun.set_result(message)
 
@@ -179,10 +182,10 @@ class Session:
         if not self._begun.done():
             raise ProtocolError("`update` before `init` or a frame", code="not_started", field="type")
 
-    @property
-    def _class_names(self) -> tuple[str, ...]:
+    def _apply(self, wishes: messages.Patch) -> StreamSettings:
         detect = self._door.pipeline.vision.detect
-        return detect.class_names if detect is not None else ()
+        names = detect.class_names if detect is not None else ()
+        return choices.apply(wishes, self._settings, names, self._door.summaries.prompt)
 
     # --- what the client gets ---
 
@@ -238,6 +241,7 @@ class Session:
             settings=self._settings,
             limits=self._door.limits,
             credits=self._live.credits,
+            prompts=self._door.summaries.prompt_names,
         )
 
     async def _answer_frames(self) -> None:
@@ -282,6 +286,7 @@ class Session:
         )
         if sent:
             self._ledger.processed(age_s, found.timings_ms)
+            self._telling.offer(frame_id, found, frame.received_at_ms, self._settings)
         return sent
 
     async def _send(self, message: ServerMessage) -> bool:
@@ -296,6 +301,10 @@ class Session:
             return False
         return True
 
+    async def _tell(self, told: Summary | Notice) -> None:
+        if not self._ending.is_set():
+            await self._send(told)
+
     async def _keep_time(self) -> None:
         while True:
             await asyncio.sleep(min(_TICK_S, self._live.ping_interval_s))
@@ -309,5 +318,7 @@ class Session:
     async def _farewell(self) -> None:
         reason = self._reason
         self._ledger.settle("disconnected" if reason is None else reason)
+        last = await self._telling.finish()
         if reason is not None:
-            await self._voice.farewell(Bye(reason, self._ledger.report(), self._message, self._retry_after_s))
+            report = self._ledger.report(last)
+            await self._voice.farewell(Bye(reason, report, self._message, self._retry_after_s))

@@ -15,7 +15,7 @@ from app.pipeline.batch import Batch, Look
 from app.pipeline.ocr import Ocr
 from app.pipeline.tracks import StreamTracker, match_poses
 from app.pipeline.vision import Vision
-from app.protocol.result import OFF, OK, STAGES, Detection, FrameResult, Image, Pose, Stage, Text
+from app.protocol.result import FACE, OFF, OK, STAGES, Detection, FaceDetection, FrameResult, Image, Pose, Stage, Text
 
 
 def finish(look: Look, batch: Batch, ocr: Ocr, started: float, door: str) -> FrameResult | FrameError:
@@ -42,7 +42,7 @@ def finish(look: Look, batch: Batch, ocr: Ocr, started: float, door: str) -> Fra
         poses=people,
         texts=texts,
         motion=look.motion,
-        stages={name: stages[name] for name in STAGES},
+        stages={name: stages[name] for name in ((*STAGES, FACE) if look.job.faces else STAGES)},
         timings_ms={name: round(seconds * 1000, 3) for name, seconds in look.timings.items()},
     )
 
@@ -75,6 +75,11 @@ def _track(look: Look, vision: Vision) -> tuple[list[Detection], list[Pose]]:
     names = vision.detect.class_names if vision.detect else ()
     objects = [] if detected is None else yolo.detections(detected, object_ids, names)
     people = [] if posed is None else poses.poses(posed, pose_ids)
+    for index, embedding in look.embeddings.items():
+        one = objects[index]
+        objects[index] = FaceDetection(
+            one.class_id, one.class_name, one.confidence, one.box, one.track_id, embedding=embedding
+        )
     return objects, people
 
 
@@ -88,17 +93,19 @@ def _say(look: Look, batch: Batch) -> None:
         if not wanted:
             stages[name] = OFF
         elif name not in stages:
-            stages[name] = _missing(batch, served is not None)
+            stages[name] = _missing(batch, served is not None, vision.rejected)
     for name, wanted in (("ocr", chosen.ocr), ("motion", chosen.motion), ("track", chosen.track)):
         if not wanted:
             stages[name] = OFF
     stages.setdefault("track", Stage("skipped", "nothing_detected_on"))
+    if look.job.faces and FACE not in stages:
+        stages[FACE] = _missing(batch, vision.face is not None, vision.face_rejected)
     for name, stage in stages.items():
         if stage.status == "error":
             metrics.STAGE_ERRORS.labels(name).inc()
 
 
-def _missing(batch: Batch, served: bool) -> Stage:
+def _missing(batch: Batch, served: bool, rejected: str | None) -> Stage:
     if not batch.up or served:
         return Stage("error", "inference_unavailable")
-    return Stage("disabled", batch.vision.rejected or "not_served")
+    return Stage("disabled", rejected or "not_served")

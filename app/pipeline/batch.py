@@ -35,6 +35,8 @@ class Look:
     timings: dict[str, float] = field(default_factory=dict)
     detected: Detected | None = None
     posed: Posed | None = None
+    embeddings: dict[int, str] = field(default_factory=dict)
+    """Of faces, as the wire has them, by the index of their person in `detected`."""
 
     def time(self, name: str, since: float) -> float:
         """Adds what has passed since to the timing; returns now."""

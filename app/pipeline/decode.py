@@ -93,7 +93,7 @@ def decode_into(jpeg: bytes, info: JpegInfo, box: Letterbox, canvas: Pixels, *, 
     Raises:
         UndecodableFrame: damaged or cut short. The canvas then holds anything.
     """
-    picture = _picture(canvas, box)
+    picture = picture_of(canvas, box)
     if border:
         _border(canvas, box)
     in_place = box.width == box.canvas_width and (box.width, box.height) == _reduced(info, box.width, box.height)
@@ -108,7 +108,7 @@ def decode_into(jpeg: bytes, info: JpegInfo, box: Letterbox, canvas: Pixels, *, 
 
 def small_grey(canvas: Pixels, box: Letterbox, longest: int = LONGEST) -> Pixels:
     """The frame in a canvas, small and grey: uint8 `[h, w]` of `grey_size`. The pixels are copied."""
-    return _shrink(_picture(canvas, box), *grey_size(box.image_width, box.image_height, longest))
+    return _shrink(picture_of(canvas, box), *grey_size(box.image_width, box.image_height, longest))
 
 
 def decode_grey(jpeg: bytes, info: JpegInfo, longest: int = LONGEST) -> Pixels:
@@ -150,7 +150,8 @@ def _shrink(picture: Pixels, width: int, height: int) -> Pixels:
     return np.ascontiguousarray(picture)
 
 
-def _picture(canvas: Pixels, box: Letterbox) -> Pixels:
+def picture_of(canvas: Pixels, box: Letterbox) -> Pixels:
+    """The frame's own part of a canvas: a view `[box.height, box.width, 3]`."""
     return canvas[box.pad_y : box.pad_y + box.height, box.pad_x : box.pad_x + box.width]
 
 

@@ -44,3 +44,5 @@ class Job:
     frame: Frame
     memory: StreamMemory
     settings: StreamSettings
+    faces: bool = False
+    """Whether to embed faces. Its door's choice, no client's: there is no word for it in the live protocol."""

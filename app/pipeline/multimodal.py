@@ -19,6 +19,7 @@ from app.errors import FrameError, InferenceError, InferenceUnavailable, ModelRe
 from app.inference.client import InferenceClient, Reply
 from app.pipeline.answer import finish
 from app.pipeline.batch import Batch, Input, Look, Request
+from app.pipeline.faces import FaceStage
 from app.pipeline.frames import Job
 from app.pipeline.ocr import Ocr
 from app.pipeline.prepare import prepare
@@ -27,7 +28,7 @@ from app.pipeline.threads import Threads
 from app.pipeline.vision import Vision, describe
 from app.protocol.messages import Models
 from app.protocol.result import OK, FrameResult, Stage
-from app.settings import LiveSettings, PipelineSettings, TritonSettings
+from app.settings import FleetSettings, LiveSettings, PipelineSettings, TritonSettings
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,11 @@ _model_frames = cache(metrics.MODEL_FRAMES.labels)
 
 
 class Pipeline:
-    """Holds no state of any stream: what a stream remembers comes with its `Job`."""
+    """Holds no state of any stream: what a stream remembers comes with its `Job`.
+
+    Args:
+        faces: for a door that has faces embedded (`Job.faces`); None: the server is never asked for such a model.
+    """
 
     def __init__(
         self,
@@ -46,6 +51,7 @@ class Pipeline:
         settings: PipelineSettings,
         triton: TritonSettings,
         limits: LiveSettings,
+        faces: FleetSettings | None = None,
     ) -> None:
         self.client = client
         self.ocr = ocr
@@ -54,6 +60,7 @@ class Pipeline:
         self._limits = limits
         threads = settings.decode_threads or max(2, len(os.sched_getaffinity(0)))
         self._threads = Threads(threads, "decode")
+        self._faces = FaceStage(client, self._threads, faces) if faces is not None else None
         self._vision = Vision()
         self._generation = 0
         self._describing = asyncio.Lock()
@@ -73,7 +80,8 @@ class Pipeline:
             if not self.client.up or generation == self._generation:
                 return
             try:
-                self._vision = await describe(self.client, self._triton)
+                face_model = self._faces.model if self._faces is not None else None
+                self._vision = await describe(self.client, self._triton, face_model)
             except InferenceUnavailable:
                 return  # asked again with the next frame
             except ModelRejected as error:
@@ -113,6 +121,8 @@ class Pipeline:
         try:
             await asyncio.shield(preparing)
             await self._infer(batch)
+            if self._faces is not None:
+                await self._faces.run(batch)
             return [finish(look, batch, self.ocr, started, door) for look in batch.looks]
         finally:
             # Cancelled while the thread still writes pixels: the memory is given back when it has done so.

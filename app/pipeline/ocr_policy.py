@@ -78,11 +78,6 @@ def has_changed(memory: OcrMemory, grey: NDArray[np.uint8] | None, *, threshold:
     return bool(share > 0 and share >= threshold)
 
 
-def change_fraction(before: NDArray[np.uint8] | None, after: NDArray[np.uint8] | None) -> float:
-    """Share of the picture, 0 to 1, that is another: the mean of `changed_cells`."""
-    return float(changed_cells(before, after).mean())
-
-
 def changed_cells(before: NDArray[np.uint8] | None, after: NDArray[np.uint8] | None) -> NDArray[np.bool_]:
     """Which cells, `[rows, columns]`, have CELL_SHARE of their pixels off by more than PIXEL_STEP.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from app.errors import ModelRejected
 from app.inference.client import InferenceClient, ModelSpec
+from app.pipeline.arcface import FaceReader, face_reader
 from app.pipeline.pose import PoseReader, pose_reader
 from app.pipeline.yolo import DetectReader, detect_reader
 from app.protocol.messages import DetectModel, Models, PoseModel
@@ -29,6 +30,9 @@ class Vision:
     """Readers of the ensemble that answers both in one call."""
     persons: frozenset[int] = frozenset()
     """Class ids that a pose may belong to."""
+    face: FaceReader | None = None
+    face_rejected: str | None = None
+    """Why a face model that is served is not used."""
     rejected: str | None = None
     """Why a model that is served is not used."""
 
@@ -48,8 +52,11 @@ class Vision:
         )
 
 
-async def describe(client: InferenceClient, settings: TritonSettings) -> Vision:
+async def describe(client: InferenceClient, settings: TritonSettings, face_model: str | None = None) -> Vision:
     """Asks the server for its models and picks their readers.
+
+    Args:
+        face_model: None: no face is ever embedded, and nothing asked about it.
 
     Raises:
         InferenceUnavailable: the server cannot be reached.
@@ -65,7 +72,19 @@ async def describe(client: InferenceClient, settings: TritonSettings) -> Vision:
         ensemble = await client.describe(settings.triton_ensemble)
         both = _ensemble(ensemble, detect, pose) if ensemble else None
     names = detect.class_names if detect else ()
-    return Vision(detect, pose, both, frozenset(i for i, name in enumerate(names) if name.lower() == "person"))
+    persons = frozenset(i for i, name in enumerate(names) if name.lower() == "person")
+    face, rejected = await _face(client, face_model) if face_model else (None, None)
+    return Vision(detect, pose, both, persons, face, rejected)
+
+
+async def _face(client: InferenceClient, name: str) -> tuple[FaceReader | None, str | None]:
+    """The face model's reader, or why it is not used; everything else goes on without it."""
+    spec = await client.describe(name)
+    try:
+        return (face_reader(spec) if spec else None), None
+    except ModelRejected as error:
+        log.error("%s", error)
+        return None, str(error)
 
 
 def read_labels(path: Path | None) -> tuple[str, ...] | None:

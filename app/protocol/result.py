@@ -38,6 +38,8 @@ SKELETON = (
 
 Status = Literal["ok", "stale", "skipped", "error", "disabled"]
 STAGES = ("detect", "pose", "ocr", "motion", "track")
+FACE = "face"
+"""One stage more, where faces are embedded: a door has to ask for it, and the live door does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,14 @@ class Detection:
     box: Box
     track_id: int | None = None
     """Same number, same thing, as long as its stream lasts; null until the tracker trusts it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaceDetection(Detection):
+    """A person whose face was embedded; every other detection goes without the field."""
+
+    embedding: str
+    """Base64 of 512 float32, little-endian, a vector of length 1: the dot product of two is their likeness."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +152,6 @@ class FrameResult:
     texts: list[Text] = field(default_factory=list)
     motion: Motion | None = None
     stages: dict[str, Stage] = field(default_factory=dict)
-    """One of STAGES each, always all of them."""
+    """One of STAGES each, always all of them; and FACE where it was asked for."""
     timings_ms: dict[str, float] = field(default_factory=dict)
-    """Monotonic durations: queue, decode, prepare, gate, infer, parse, motion, total; those that ran."""
+    """Monotonic durations: queue, decode, prepare, gate, infer, parse, motion, face, total; those that ran."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
-from app.settings.section import Section
+from app.settings.section import Commas, Section, split
+
+
+FLEET_STAGES = ("detect", "pose", "face", "track", "motion", "ocr")
 
 
 class RedisSettings(Section):
@@ -25,6 +28,10 @@ class KafkaSettings(Section):
     kafka_failure_policy: Literal["hold", "ack"] = Field(
         "hold", description="Kafka away: `hold` waits and reads no more, `ack` gives the frames up, counted"
     )
+    kafka_options: SecretStr = Field(
+        SecretStr("{}"),
+        description='further librdkafka options as JSON, `{"security.protocol": "SASL_SSL"}`; may hold a password',
+    )
 
 
 class FleetSettings(Section):
@@ -33,15 +40,25 @@ class FleetSettings(Section):
     )
     fleet_processes: int = Field(1, ge=1, le=64, description="worker processes that `fleet work` starts")
     fleet_profile: Literal["latency", "throughput"] = Field(
-        "latency", description="defaults of BATCH_SIZE and BATCH_TIMEOUT_MS: 4 and 20, or 16 and 5"
+        "latency",
+        description="`latency`: batches of 4 within 20 ms, towards 16 within 5 ms as lag grows; `throughput`: 16 and 5",
     )
-    batch_size: int | None = Field(None, ge=1, le=64, description="most frames in a batch; unset: FLEET_PROFILE's")
+    batch_size: int | None = Field(
+        None, ge=1, le=64, description="most frames in a batch, whatever the lag; unset: as FLEET_PROFILE says"
+    )
     batch_timeout_ms: float | None = Field(
-        None, gt=0, le=1000, description="longest wait of a batch's first frame for others; unset: FLEET_PROFILE's"
+        None,
+        gt=0,
+        le=1000,
+        description="longest wait of a batch's first frame for others; unset: as FLEET_PROFILE says",
+    )
+    fleet_stages: Commas = Field(
+        ("detect", "pose", "face"),
+        description="what runs on cameras' frames, comma-separated: `detect`, `pose`, `face`, `track`, `motion`, `ocr`",
     )
     fleet_batches_in_flight: int = Field(4, ge=1, le=64, description="batches of a worker process at work at once")
     frame_staleness_ms: float = Field(2000.0, gt=0, description="frames captured longer ago are skipped and counted")
-    fleet_shards: int = Field(32, ge=1, le=32, description="tasks that the cameras of a worker are spread over")
+    fleet_shards: int = Field(32, ge=1, le=32, description="shards that a worker's cameras are spread over at most")
     fleet_threads: int = Field(8, ge=1, le=64, description="threads of `sync`")
     fleet_discover_s: float = Field(2.0, gt=0, description="seconds between two looks for new cameras")
     fleet_reclaim_s: float = Field(30.0, gt=0, description="seconds between two claims of what dead workers left")
@@ -52,6 +69,18 @@ class FleetSettings(Section):
     metrics_port: int = Field(8002, ge=0, le=65535, description="port of a fleet process's /metrics; 0: a free one")
     fleet_face_model: str = Field("arcface", min_length=1, description="Triton model of face embeddings")
     max_sub_batch: int = Field(16, ge=1, le=256, description="most face crops in one request")
+
+    @field_validator("fleet_stages", mode="before")
+    @classmethod
+    def _commas(cls, value: object) -> object:
+        return split(value)
+
+    @field_validator("fleet_stages")
+    @classmethod
+    def _known_stages(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := set(value) - set(FLEET_STAGES):
+            raise ValueError(f"out of {', '.join(FLEET_STAGES)}, comma-separated; not {', '.join(sorted(unknown))}")
+        return value
 
 
 class IngestSettings(Section):

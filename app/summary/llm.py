@@ -18,9 +18,9 @@ from app import metrics
 from app.errors import SightlineError
 from app.settings import LlmSettings
 from app.summary import provider
+from app.summary.answer import NotFitting, Words, ask_again, words_of
 from app.summary.breaker import Breaker, State
 from app.summary.budget import VARIABLES, Budget, Reservation, Spent, estimate_tokens
-from app.summary.format import NotFitting, Words, ask_again, words_of
 from app.summary.retry import WORTH_REPEATING, Reason, pause_s, reason_of, retry_after_s
 
 log = logging.getLogger(__name__)
@@ -60,8 +60,8 @@ class LanguageModel:
             ConfigurationError: LLM_MODEL, its key or its package is wrong.
         """
         self._chat = await asyncio.to_thread(provider.connect, self._settings)
-        # LangChain reports every request to LangSmith where LANGSMITH_TRACING (or LANGCHAIN_TRACING_V2) is set, be it for
-        # something else on the machine. What cameras saw goes to the model and to nobody else.
+        # LangChain reports every request to LangSmith where LANGSMITH_TRACING (or LANGCHAIN_TRACING_V2) is set, be it
+        # for something else on the machine. What cameras saw goes to the model and to nobody else.
         from langsmith.run_helpers import tracing_context
 
         self._tracing = tracing_context
@@ -105,7 +105,7 @@ class LanguageModel:
         try:
             return await self._fitting(messages, session)
         except NotFitting as error:
-            # A second answer is asked for with the reason, not with the first answer: it may be long, or be the trouble.
+            # Asked again with the reason, not with the first answer, which may be long, or be the trouble itself.
             messages.append(("human", ask_again(str(error))))
         try:
             return await self._fitting(messages, session)

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from app.errors import ConfigurationError
 from app.settings import LlmSettings
-from app.summary.format import Answer
+from app.summary.answer import Answer
 
 if TYPE_CHECKING:
     from langchain_core.runnables import Runnable

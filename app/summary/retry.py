@@ -1,7 +1,7 @@
 """What to do about a request to the language model that failed: its reason, and when to try again. Pure.
 
-LangChain's integrations raise the exceptions of their providers' SDKs. Those that `langchain_core.exceptions` classifies
-are known by their class, the others by the HTTP status that they carry.
+LangChain's integrations raise the exceptions of their providers' SDKs. Most carry an HTTP status; the others are known
+by the classes of `langchain_core.exceptions` and httpx, by name, so that nothing is imported for it.
 """
 
 from __future__ import annotations

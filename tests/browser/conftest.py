@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Playwright, sync_playwright
 
-from app.settings import OcrSettings, TritonSettings
 from tests.browser.films import write_y4m
 from tests.browser.sight import Sight
 from tests.support import clip
 from tests.support.clip import Pixels
-from tests.support.service import Service, require_environment, serving
+from tests.support.service import Service
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = (
@@ -100,12 +99,3 @@ def look(browser: Browser) -> Iterator[Look]:
         sight.page.context.close()
     for sight in opened:
         sight.check()
-
-
-@pytest.fixture(scope="package")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service on the models of a fresh machine."""
-    require_environment(TritonSettings().triton_python, "make triton-env")
-    require_environment(OcrSettings().ocr_python, "make ocr-env")
-    with serving(tmp_path_factory.mktemp("real"), {"OCR": "on"}) as service:
-        yield service

@@ -52,7 +52,7 @@ async def test_init_is_answered_by_ready_with_everything_a_client_needs(service:
         "classes": None,
         "motion_grid": False,
         "max_age_ms": 2000.0,
-        "summary_prompt": None,
+        "summary_prompt": "default",
     }
     assert welcome["limits"]["max_frame_bytes"] == 2 * 1024 * 1024
     assert welcome["limits"]["max_pixels"] == 4096 * 4096
@@ -254,15 +254,6 @@ async def test_the_flow_comes_as_a_grid_when_asked_for(service: Service, jpeg: b
         await live.frame(jpeg)
         assert (await live.answer())["motion"]["grid"] is None
     assert len(base64.b64decode(grid["data"])) == 2 * grid["columns"] * grid["rows"]
-
-
-async def test_summaries_are_refused_by_name_and_shown_as_off(service: Service) -> None:
-    async with ready(service, stages={"summary": True}) as live:
-        assert live.welcome["settings"]["stages"]["summary"] is False
-        await live.say("update", summary={"prompt": "shop"})
-        error = await live.until("error")
-    assert error["field"] == "summary.prompt"
-    assert "shop" in error["message"]
 
 
 # --- coming to an end ---

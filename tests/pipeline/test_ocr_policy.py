@@ -1,6 +1,6 @@
 import numpy as np
 
-from app.pipeline.ocr_policy import OcrMemory, change_fraction, due, has_changed, stage, text_cells
+from app.pipeline.ocr_policy import OcrMemory, changed_cells, due, has_changed, stage, text_cells
 from app.pipeline.ocr_supervisor import back_off_s
 from app.protocol.result import Stage, Text
 
@@ -16,16 +16,16 @@ def patched(x1: int, y1: int, x2: int, y2: int) -> np.ndarray:
 
 
 def test_change_is_the_share_of_cells_that_differ_clearly():
-    assert change_fraction(GREY, GREY) == 0.0
-    assert change_fraction(GREY, patched(0, 0, 40, 120)) == 0.25
-    assert change_fraction(patched(0, 0, 40, 120), GREY) == 0.25
-    assert change_fraction(np.zeros_like(GREY), np.full_like(GREY, 255)) == 1.0
+    assert changed_cells(GREY, GREY).mean() == 0.0
+    assert changed_cells(GREY, patched(0, 0, 40, 120)).mean() == 0.25
+    assert changed_cells(patched(0, 0, 40, 120), GREY).mean() == 0.25
+    assert changed_cells(np.zeros_like(GREY), np.full_like(GREY, 255)).mean() == 1.0
 
 
 def test_thin_strokes_count_with_the_cells_they_cross():
     stroke = patched(16, 40, 144, 41)
     assert np.count_nonzero(stroke != GREY) / GREY.size < 0.01
-    assert change_fraction(GREY, stroke) == 16 / 300
+    assert changed_cells(GREY, stroke).mean() == 16 / 300
 
 
 def test_a_change_counts_from_the_threshold_on():
@@ -51,14 +51,14 @@ def test_text_is_found_again_in_a_picture_of_odd_size():
 
 def test_noise_is_no_change():
     noise = np.random.default_rng(7).normal(0, 5, GREY.shape)
-    assert change_fraction(GREY, (GREY + noise).astype(np.uint8)) == 0.0
+    assert changed_cells(GREY, (GREY + noise).astype(np.uint8)).mean() == 0.0
 
 
 def test_nothing_to_compare_is_a_change():
-    assert change_fraction(None, GREY) == 1.0
-    assert change_fraction(GREY, None) == 1.0
-    assert change_fraction(GREY, GREY[:60]) == 1.0
-    assert change_fraction(GREY[:0], GREY[:0]) == 1.0
+    assert changed_cells(None, GREY).mean() == 1.0
+    assert changed_cells(GREY, None).mean() == 1.0
+    assert changed_cells(GREY, GREY[:60]).mean() == 1.0
+    assert changed_cells(GREY[:0], GREY[:0]).mean() == 1.0
 
 
 def test_the_first_frame_is_due_at_once_and_a_pending_one_holds_back_the_next():
@@ -123,7 +123,7 @@ def test_the_scene_outlives_the_callers_buffer():
     memory, grey = OcrMemory(), GREY.copy()
     memory.ask(b"jpeg", grey, 100.0)
     grey[:] = 0
-    assert change_fraction(memory.scene, GREY) == 0.0
+    assert changed_cells(memory.scene, GREY).mean() == 0.0
 
 
 def test_back_off_grows_and_is_bounded():

@@ -16,9 +16,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.settings import ROOT
+from app.settings import ROOT, SECTIONS
 
 START_S = 90.0
+_OWN = {name.upper() for section in SECTIONS for name in section.model_fields} | {"PROMETHEUS_MULTIPROC_DIR"}
+"""A developer's own settings must not change what is tested."""
 
 
 def require_environment(python: Path, command: str) -> None:
@@ -81,11 +83,7 @@ def assert_adds_up(service: Service, door: str = "live") -> dict[str, float]:
 @contextmanager
 def process(arguments: list[str], settings: Mapping[str, str], log_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """`python -m app …` with these settings; SIGTERM at the end, SIGKILL when that does not do."""
-    environment = {
-        key: value
-        for key, value in os.environ.items()
-        if not key.startswith(("TRITON_", "OCR", "AUTH_", "LOG_", "PROMETHEUS_"))
-    }
+    environment = {key: value for key, value in os.environ.items() if key not in _OWN}
     environment |= {"PYTHONUNBUFFERED": "1", **settings}
     with log_path.open("wb") as log:
         child = subprocess.Popen(

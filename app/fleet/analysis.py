@@ -1,0 +1,158 @@
+"""From a batch of frames to what became of each: analysed, dropped, or failed after a try of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.errors import FrameError
+from app.fleet.frames import CameraFrame
+from app.fleet.message import Failure
+from app.fleet.tally import DOOR
+from app.pipeline.frames import Frame, Job, StreamMemory
+from app.pipeline.multimodal import Pipeline
+from app.protocol.result import FrameResult
+from app.protocol.stream import Stages, StreamSettings
+from app.settings import FleetSettings, PipelineSettings
+
+log = logging.getLogger(__name__)
+
+_PAUSE_S = 0.1
+_MODELS = ("detect", "pose")
+_AWAY = "inference_unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    frame: CameraFrame
+    result: FrameResult | None = None
+    dropped: str | None = None
+    """Why it was given up: stale, undecodable, too_large."""
+    failure: Failure | None = None
+
+
+def stream_settings(fleet: FleetSettings, pipeline: PipelineSettings) -> StreamSettings:
+    """What runs on every camera's frames."""
+    chosen = {field.name: field.name in fleet.fleet_stages for field in dataclasses.fields(Stages)}
+    return StreamSettings(stages=Stages(**chosen), confidence=pipeline.confidence, iou=pipeline.iou)
+
+
+def is_stale(frame: CameraFrame, staleness_ms: float) -> bool:
+    """Whether it was captured too long ago to be worth anything."""
+    return time.time() * 1000 - frame.origin.captured_at_ms > staleness_ms
+
+
+def job(frame: CameraFrame, memory: StreamMemory, settings: StreamSettings, *, faces: bool) -> Job:
+    """Its `received` is when it was captured, on the monotonic clock: tracks want real times, and frames that were
+    read in one go have arrived at the same moment. `queue` in the timings thus counts from the capture.
+    """
+    now_ms = time.time() * 1000
+    age_s = max(0.0, now_ms - frame.origin.captured_at_ms) / 1000
+    return Job(
+        Frame(
+            stream=frame.origin.camera_id,
+            jpeg=frame.jpeg,
+            received=time.perf_counter() - age_s,
+            received_at_ms=now_ms,
+            seq=0,
+            captured_at_ms=frame.origin.captured_at_ms,
+        ),
+        memory,
+        settings,
+        faces,
+    )
+
+
+def outcome(frame: CameraFrame, found: FrameResult | FrameError) -> Outcome:
+    """What the pipeline's answer means here: a model that failed is a frame that failed."""
+    if isinstance(found, FrameError):
+        return Outcome(frame, dropped=found.code)
+    for name in _MODELS:
+        stage = found.stages[name]
+        if stage.status == "error":
+            reason = stage.reason or "the model failed"
+            code = _AWAY if reason == _AWAY else "inference"
+            return Outcome(frame, result=found, failure=Failure(code, f"{name}: {reason}"))
+    return Outcome(frame, result=found)
+
+
+class Analysis:
+    """Batches through the pipeline; what each camera's stream remembers."""
+
+    def __init__(self, pipeline: Pipeline, fleet: FleetSettings, settings: StreamSettings) -> None:
+        self._pipeline = pipeline
+        self._faces = "face" in fleet.fleet_stages
+        self._staleness_ms = fleet.frame_staleness_ms
+        self._settings = settings
+        self._memories: dict[str, StreamMemory] = {}
+        self.stopping = False
+        """Set when the worker stops: an inference server that is away is no longer waited for."""
+
+    def forget(self, kept: frozenset[str]) -> None:
+        """Drops what is remembered of all other streams."""
+        for stream in self._memories.keys() - kept:
+            self._pipeline.ocr.forget(self._memories.pop(stream).ocr)
+
+    async def of(self, frames: Sequence[CameraFrame]) -> list[Outcome]:
+        """One outcome a frame, in their order. Never raises but for cancellation.
+
+        A batch that fails is tried again in halves, down to single frames. While the inference server is away its
+        frames are kept as long as they are fresh.
+        """
+        fresh = [frame for frame in frames if not is_stale(frame, self._staleness_ms)]
+        found = {id(one.frame): one for one in await self._look(fresh)} if fresh else {}
+        return [found.get(id(frame)) or Outcome(frame, dropped="stale") for frame in frames]
+
+    async def _look(self, frames: list[CameraFrame]) -> list[Outcome]:
+        outcomes = await self._try(frames)
+        failed = [one.frame for one in outcomes if one.failure]
+        if not failed:
+            return outcomes
+        if any(one.failure and one.failure.code == _AWAY for one in outcomes):
+            if self.stopping:
+                return outcomes
+            await self._wait(failed)
+            again = await self.of(failed)
+        elif len(frames) == 1:
+            return outcomes
+        else:
+            half = -(-len(failed) // 2)
+            again = [one for part in (failed[:half], failed[half:]) if part for one in await self.of(part)]
+        later = {id(one.frame): one for one in again}
+        return [later.get(id(one.frame), one) for one in outcomes]
+
+    async def _try(self, frames: list[CameraFrame]) -> list[Outcome]:
+        jobs = [job(frame, self._memory(frame), self._settings, faces=self._faces) for frame in frames]
+        greys = [one.memory.grey for one in jobs]
+        try:
+            found = await self._pipeline.analyze(jobs, door=DOOR)
+            outcomes = [outcome(frame, one) for frame, one in zip(frames, found, strict=True)]
+        except Exception as error:
+            # Whatever it is, the next batches must not suffer; told once, for the frame that fails by itself.
+            if len(frames) == 1:
+                log.exception("a frame of camera %s could not be analysed", frames[0].origin.camera_id)
+            failure = Failure("internal", f"{type(error).__name__}: {error}")
+            outcomes = [Outcome(frame, failure=failure) for frame in frames]
+        for one, ended, grey in zip(jobs, outcomes, greys, strict=True):
+            if ended.failure:
+                one.memory.grey = grey  # looked at again, a frame must not meet itself as the last one
+        return outcomes
+
+    async def _wait(self, frames: list[CameraFrame]) -> None:
+        """Until the inference server is back, all frames are stale, or the worker stops."""
+        await asyncio.sleep(_PAUSE_S)
+        while not self._pipeline.client.up and not self.stopping:
+            if all(is_stale(frame, self._staleness_ms) for frame in frames):
+                return
+            await asyncio.sleep(_PAUSE_S)
+
+    def _memory(self, frame: CameraFrame) -> StreamMemory:
+        stream = frame.origin.stream
+        memory = self._memories.get(stream)
+        if memory is None:
+            memory = self._memories[stream] = StreamMemory()
+        return memory

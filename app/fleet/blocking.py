@@ -1,0 +1,108 @@
+"""An inference client whose calls block: for threads that do one frame at a time, with no event loop anywhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from app import metrics
+from app.errors import InferenceError, InferenceTimeout, InferenceUnavailable
+from app.inference.client import ModelSpec, Reply, TensorSpec
+from app.inference.memory import DTYPES, Buffer
+from app.inference.requests import outputs, plain_request
+from app.settings import TritonSettings
+
+_PROBE_DEADLINE_S = 2.0
+_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+]
+
+
+class BlockingClient:
+    """Thread-safe. How many requests are in flight is up to the threads that call: there is no gate."""
+
+    def __init__(self, url: str, settings: TritonSettings) -> None:
+        self.url = url
+        self._settings = settings
+        self._channel = grpc.insecure_channel(url, options=_OPTIONS)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    @property
+    def up(self) -> bool:
+        """Asks the server whether it is ready."""
+        try:
+            answer = self._stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=_PROBE_DEADLINE_S)
+        except grpc.RpcError:
+            metrics.INFERENCE_UP.set(0)
+            return False
+        metrics.INFERENCE_UP.set(1)
+        return bool(answer.ready)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    async def describe(self, model: str) -> ModelSpec | None:
+        """See `InferenceClient.describe`, whose form it has: it blocks all the same, and never awaits."""
+        named: dict[str, Any] = {"name": model}
+        try:
+            if not self._stub.ModelReady(service_pb2.ModelReadyRequest(**named), timeout=_PROBE_DEADLINE_S).ready:
+                return None
+            about = self._stub.ModelMetadata(service_pb2.ModelMetadataRequest(**named), timeout=_PROBE_DEADLINE_S)
+            answer = self._stub.ModelConfig(service_pb2.ModelConfigRequest(**named), timeout=_PROBE_DEADLINE_S)
+        except grpc.RpcError as error:
+            if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
+                return None
+            raise self._failure(model, error) from None
+        return ModelSpec(
+            name=model,
+            version=max(about.versions, key=int, default=""),
+            inputs=tuple(TensorSpec(t.name, t.datatype, tuple(t.shape)) for t in about.inputs),
+            outputs=tuple(TensorSpec(t.name, t.datatype, tuple(t.shape)) for t in about.outputs),
+            max_batch=max(1, answer.config.max_batch_size),
+            parameters={key: value.string_value for key, value in answer.config.parameters.items()},
+        )
+
+    def infer(self, model: ModelSpec, buffer: Buffer) -> Reply:
+        """Runs `model` on the buffer as its only input; blocks until it has answered.
+
+        Raises:
+            InferenceTimeout: the deadline passed.
+            InferenceUnavailable: the server cannot be reached.
+            InferenceError: the server refused this request.
+        """
+        metrics.IN_FLIGHT.inc()
+        sent = time.perf_counter()
+        try:
+            request = plain_request(model, buffer.array)
+            answer = self._stub.ModelInfer(request, timeout=self._settings.triton_deadline_s)
+            return Reply(outputs(answer, buffer, {}), gate_s=0.0, infer_s=time.perf_counter() - sent)
+        except grpc.RpcError as error:
+            raise self._failure(model.name, error) from None
+        finally:
+            metrics.IN_FLIGHT.dec()
+
+    def _failure(self, model: str, error: Any) -> InferenceError:
+        details = error.details() or error.code().name
+        if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+            metrics.INFERENCE_ERRORS.labels("timeout").inc()
+            return InferenceTimeout(
+                f"{model}: no answer within TRITON_DEADLINE_S={self._settings.triton_deadline_s:g} seconds"
+            )
+        if error.code() == grpc.StatusCode.UNAVAILABLE:
+            metrics.INFERENCE_ERRORS.labels("unavailable").inc()
+            return InferenceUnavailable(f"Triton at {self.url}: {details}")
+        metrics.INFERENCE_ERRORS.labels("refused").inc()
+        return InferenceError(f"{model}: {details}")
+
+
+def empty(shape: tuple[int, ...], dtype: str) -> Buffer:
+    """Heap memory for one request's input; `dtype` is Triton's name."""
+    return Buffer(np.empty(shape, DTYPES[dtype]), None, None)

@@ -1,0 +1,141 @@
+"""Several worker processes: started by spawn, never by fork, and started again when one dies."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from app import metrics
+from app.errors import SightlineError
+from app.fleet.one import work
+from app.fleet.tally import DOOR
+from app.fleet.vitals import Pulse, Vitals
+from app.logs import configure
+from app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_PAUSES_S = (0.5, 30.0)
+_STEADY_S = 60.0
+_POLL_S = 0.2
+_GRACE_S = 10.0
+
+
+@dataclass(slots=True)
+class Seat:
+    """A worker's place: who has it, or when it is filled again."""
+
+    index: int
+    process: SpawnProcess | None = None
+    began: float = 0.0
+    pause_s: float = _PAUSES_S[0]
+    due: float = 0.0
+    last_pid: int | None = None
+
+
+class Crew:
+    def __init__(self, settings: Settings, vitals: Vitals) -> None:
+        self._drain_s = settings.server.drain_timeout_s
+        self._vitals = vitals
+        # CUDA contexts, gRPC's threads and librdkafka's do not survive a fork.
+        self._context = multiprocessing.get_context("spawn")
+        self._stopping = threading.Event()
+        self._seats = [Seat(index) for index in range(vitals.workers)]
+
+    def stop(self) -> None:
+        """Asks all to end; signal handlers may call it."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Returns when all have ended after `stop`."""
+        try:
+            while not self._stopping.is_set():
+                for seat in self._seats:
+                    self._see_to(seat)
+                wait([seat.process.sentinel for seat in self._seats if seat.process is not None], timeout=_POLL_S)
+        finally:
+            self._end()
+
+    def _see_to(self, seat: Seat) -> None:
+        now = time.monotonic()
+        if seat.process is not None and seat.process.exitcode is not None:
+            steady = now - seat.began > _STEADY_S
+            seat.pause_s = _PAUSES_S[0] if steady else min(_PAUSES_S[1], 2 * seat.pause_s)
+            seat.due = now + seat.pause_s
+            log.error(
+                "worker %d (pid %s) ended with %s; starting another in %.1f s",
+                seat.index,
+                seat.process.pid,
+                seat.process.exitcode,
+                seat.pause_s,
+            )
+            seat.last_pid = seat.process.pid
+            seat.process.close()
+            seat.process = None
+        if seat.process is None and now >= seat.due:
+            pulse = self._vitals.pulse(seat.index)
+            pulse.clear()
+            seat.process = self._context.Process(
+                target=_work, args=(pulse, seat.last_pid), name=f"fleet-worker-{seat.index}"
+            )
+            seat.process.start()
+            seat.began = now
+
+    def _end(self) -> None:
+        running = [seat.process for seat in self._seats if seat.process is not None]
+        for process in running:
+            process.terminate()
+        deadline = time.monotonic() + self._drain_s + _GRACE_S
+        for process in running:
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.exitcode is None:
+                log.error("worker pid %s does not end; killed", process.pid)
+                process.kill()
+                process.join()
+            process.close()
+
+
+def _work(pulse: Pulse, last_pid: int | None) -> None:
+    """The child: a fresh interpreter."""
+    settings = Settings()
+    configure(settings.server)
+    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+    if last_pid is not None:
+        close_account(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]), last_pid)
+    try:
+        work(settings, pulse)
+    except SightlineError as error:
+        log.critical("%s", error)
+        raise SystemExit(1) from None
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed can end nobody: its workers would go on for good."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def close_account(folder: Path, pid: int) -> None:
+    """What a worker had in hand when it died counts as dropped here; whoever claims it counts it as received again."""
+    files = [str(path) for path in folder.glob(f"counter_{pid}.db")]
+    counts = {"received": 0.0, "processed": 0.0, "dropped": 0.0, "failed": 0.0}
+    for metric in MultiProcessCollector.merge(files, accumulate=True):  # type: ignore[no-untyped-call]
+        word = metric.name.removeprefix("sightline_frames_")
+        for sample in metric.samples:
+            if word in counts and sample.labels.get("door") == DOOR:
+                counts[word] += sample.value
+    left = counts["received"] - counts["processed"] - counts["dropped"] - counts["failed"]
+    if left > 0:
+        metrics.FRAMES_DROPPED.labels(DOOR, "worker_died").inc(left)

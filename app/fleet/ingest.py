@@ -1,0 +1,169 @@
+"""`fleet ingest`: many sources in, one Redis stream a camera out."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import redis
+from prometheus_client import start_http_server
+
+from app import metrics
+from app.fleet.connection import TIMEOUT_S, connect
+from app.fleet.ingest_camera import STATES, Camera
+from app.fleet.ingest_listing import Listing
+from app.fleet.ingest_outbox import Outbox
+from app.fleet.ingest_table import shown_live
+from app.fleet.lag import Looks
+from app.fleet.sampling import adapt
+from app.fleet.sources import Source
+from app.logs import configure
+from app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 1.0
+"""Seconds between two looks at the streams' lag."""
+STOP_S = 6.0
+"""What ending may take: a source that says nothing is given up after 5."""
+
+
+def run(settings: Settings, sources: Sequence[str], *, loop: bool = False) -> None:
+    """Reads all sources until SIGTERM or Ctrl-C, or until the last recording named on the command line is over.
+
+    `sources`: files, folders, URLs, camera numbers, each also as `ID=SOURCE`; names of YAML files; `redis`, the hash
+    `fleet:sources`, which none at all means as well. `loop`: recordings start over at their end.
+
+    Raises:
+        ConfigurationError: a setting, a source or a YAML file is wrong.
+    """
+    configure(settings.server)
+    listing = Listing(sources, loop=loop)
+    stop = threading.Event()
+    with ExitStack() as stack:
+        stack.enter_context(_ending_by_signal(stop))
+        stack.enter_context(_metrics_served(settings))
+        ingest = stack.enter_context(Ingest(settings, listing))
+        stack.enter_context(shown_live(ingest.cameras, ingest.outbox))
+        ingest.until(stop)
+        log.info("ending")
+
+
+class Ingest:
+    """All cameras and the way to Redis; a context that ends them all."""
+
+    def __init__(self, settings: Settings, listing: Listing) -> None:
+        self.cameras: dict[str, Camera] = {}
+        self._settings = settings.ingest
+        self._listing = listing
+        self._client = connect(settings.redis)
+        prefix = settings.redis.fleet_stream_prefix
+        self._looks = Looks(prefix, settings.redis.fleet_group)
+        self.outbox = Outbox(
+            connect(settings.redis),
+            prefix=prefix,
+            maxlen=self._settings.ingest_maxlen,
+            register_s=self._settings.ingest_refresh_s,
+        )
+        self._problems: set[str] = set()
+
+    def __enter__(self) -> Ingest:
+        self.outbox.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        deadline = time.monotonic() + STOP_S
+        for camera in self.cameras.values():
+            camera.stop()
+        hanging = [name for name, one in self.cameras.items() if not one.join(max(0.0, deadline - time.monotonic()))]
+        if hanging:
+            log.warning("sources that did not end in %g s: %s", STOP_S, ", ".join(sorted(hanging)))
+        if not self.outbox.close(TIMEOUT_S):
+            log.warning("Redis did not take the last frames in %g s", TIMEOUT_S)
+        self._client.close()
+
+    def until(self, stop: threading.Event) -> None:
+        """Looks for sources and at lags until `stop` is set, or nothing is left to read and nothing can come."""
+        refreshed = float("-inf")
+        while not stop.is_set():
+            if time.monotonic() - refreshed >= self._settings.ingest_refresh_s:
+                refreshed = time.monotonic()
+                self._refresh()
+            self._adapt()
+            states = Counter(camera.state for camera in self.cameras.values())
+            for state in STATES:
+                metrics.INGEST_SOURCES.labels(state).set(states[state])
+            if not self._listing.may_change and states["ended"] == len(self.cameras):
+                return
+            stop.wait(LOOK_S)
+
+    def _refresh(self) -> None:
+        """Starts what is new, ends what is gone, starts anew what is changed."""
+        wanted, problems = self._listing.look(self._client)
+        for problem in problems:
+            if problem not in self._problems:
+                log.error("%s", problem)
+        self._problems = set(problems)
+        leaving = [one for name, one in self.cameras.items() if wanted.get(name) != one.source]
+        for camera in leaving:
+            camera.stop()
+        for camera in leaving:
+            self._leave(camera, wanted.get(camera.source.camera_id))
+        for name, source in wanted.items():
+            if name not in self.cameras:
+                self.cameras[name] = camera = Camera(source, self._settings, self.outbox)
+                camera.start()
+                log.info("source %s: %s", name, source.shown)
+
+    def _leave(self, camera: Camera, successor: Source | None) -> None:
+        name = camera.source.camera_id
+        if not camera.join(STOP_S):
+            log.warning("source %s did not end in %g s; it will with its next frame", name, STOP_S)
+        del self.cameras[name]
+        if successor is None:
+            self.outbox.remove(name)
+            log.info("source %s is no longer listed", name)
+
+    def _adapt(self) -> None:
+        running = [name for name, camera in self.cameras.items() if camera.state == "running"]
+        try:
+            looks = self._looks.read(self._client, running)
+        except redis.RedisError:  # the outbox says so
+            looks = {}
+        for name in running:
+            camera = self.cameras[name]
+            before, camera.lag = camera.lag, looks[name].lag if name in looks else None
+            camera.sampler.fps = adapt(camera.sampler.fps, camera.lag, before, self._settings)
+
+
+@contextmanager
+def _ending_by_signal(stop: threading.Event) -> Iterator[None]:
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _metrics_served(settings: Settings) -> Iterator[None]:
+    """`/metrics` on METRICS_PORT. A worker on the same machine may have it: then on any free port, which is said."""
+    host, port = settings.server.host, settings.fleet.metrics_port
+    try:
+        server, thread = start_http_server(port, host)
+    except OSError as error:
+        server, thread = start_http_server(0, host)
+        log.warning("METRICS_PORT=%d cannot be listened on (%s)", port, error.strerror)
+    log.info("metrics on http://%s:%d/metrics", host, server.server_port)
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

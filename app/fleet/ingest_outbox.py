@@ -1,0 +1,171 @@
+"""The newest frame of every camera on its way to Redis: one thread writes them all, many in one round trip."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from dataclasses import dataclass
+
+import redis
+
+from app import metrics
+from app.fleet.roster import CAMERAS_KEY
+
+log = logging.getLogger(__name__)
+
+PIPELINE = 64
+"""Frames in one round trip at most."""
+GONE_S = 60
+"""How long Redis keeps the frames of a camera that was removed."""
+_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
+_frames = metrics.INGEST_FRAMES.labels
+_SENT, _AWAY, _REFUSED, _SUPERSEDED = map(_frames, ("sent", "redis_away", "refused", "superseded"))
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One frame for Redis."""
+
+    camera_id: str
+    camera_type: str
+    jpeg: bytes
+    captured_at_ms: float
+    """Epoch milliseconds."""
+
+
+class Outbox:
+    """At most one frame a camera waits here; a newer one takes its place, which is counted.
+
+    What Redis did not take is given up: by the time that it answers again there are newer ones.
+    """
+
+    def __init__(self, client: redis.Redis, *, prefix: str, maxlen: int, register_s: float) -> None:
+        """
+        Args:
+            client: the outbox's own.
+            register_s: seconds after which a camera says again that it is there: Redis may have been emptied.
+        """
+        self._client = client
+        self._prefix = prefix
+        self._maxlen = maxlen
+        self._register_s = register_s
+        self._waiting: dict[str, Outgoing] = {}
+        self._leaving: set[str] = set()
+        self._registered: dict[str, float] = {}
+        self._changed = threading.Condition()
+        self._closed = False
+        self._random = random.Random()
+        self.up = True
+        """Whether Redis took the last frames."""
+        self.sent: dict[str, int] = {}
+        self.dropped: dict[str, int] = {}
+        self._thread = threading.Thread(target=self._write, name="ingest-outbox", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, frame: Outgoing) -> None:
+        """Never waits."""
+        with self._changed:
+            replaced = self._waiting.pop(frame.camera_id, None)
+            self._waiting[frame.camera_id] = frame  # at the end of the line again: the first in it goes first
+            if replaced is not None:
+                self._dropped(frame.camera_id)
+            self._changed.notify()
+        if replaced is not None:
+            (_SUPERSEDED if self.up else _AWAY).inc()
+
+    def remove(self, camera_id: str) -> None:
+        """The camera is no more: workers need not look for it, and Redis forgets its frames in a while."""
+        with self._changed:
+            self._leaving.add(camera_id)
+            self._changed.notify()
+
+    def close(self, timeout_s: float) -> bool:
+        """Writes what waits, once, and ends the thread; whether it did in time."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _dropped(self, camera_id: str) -> None:
+        self.dropped[camera_id] = self.dropped.get(camera_id, 0) + 1
+
+    def _write(self) -> None:
+        pause_s = _PAUSE_S
+        while (work := self._next()) is not None:
+            frames, leaving = work
+            try:
+                self._send(frames, leaving)
+                pause_s = _PAUSE_S
+                if not self.up:
+                    log.info("Redis takes frames again")
+                self.up = True
+            except redis.RedisError as error:
+                if self.up:
+                    log.error("Redis takes no frames (REDIS_URL): %s; they are given up until it does", error)
+                self.up = False
+                self._registered.clear()
+                self._give_up(frames, leaving)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed, pause_s * self._random.uniform(0.5, 1))
+                pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
+        self._client.close()
+
+    def _next(self) -> tuple[list[Outgoing], set[str]] | None:
+        """Waits for something to write; None once closed and empty."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._waiting or self._leaving)
+            if not self._waiting and not self._leaving:
+                return None
+            if self._closed and not self.up:  # nobody waits for Redis at the end
+                self._give_up([*self._waiting.values()], set())
+                self._waiting.clear()
+                return None
+            names = [*self._waiting][:PIPELINE]
+            leaving, self._leaving = self._leaving, set()
+            return [self._waiting.pop(name) for name in names], leaving
+
+    def _give_up(self, frames: list[Outgoing], leaving: set[str]) -> None:
+        _AWAY.inc(len(frames))
+        for frame in frames:
+            self._dropped(frame.camera_id)
+        self._leaving |= leaving
+
+    def _send(self, frames: list[Outgoing], leaving: set[str]) -> None:
+        now = time.time()
+        with self._client.pipeline(transaction=False) as pipe:
+            for frame in frames:
+                fields = {
+                    "camera_id": frame.camera_id,
+                    "camera_type": frame.camera_type,
+                    "ingest_ts": f"{now * 1000:.3f}",
+                    "captured_at_ms": f"{frame.captured_at_ms:.3f}",
+                    "frame": frame.jpeg,
+                }
+                pipe.xadd(self._prefix + frame.camera_id, fields, maxlen=self._maxlen, approximate=True)  # type: ignore[arg-type]
+            for camera_id in leaving:
+                pipe.srem(CAMERAS_KEY, camera_id)
+                pipe.expire(self._prefix + camera_id, GONE_S)
+                self._registered.pop(camera_id, None)
+            for frame in frames:
+                if now - self._registered.get(frame.camera_id, 0.0) > self._register_s:
+                    self._registered[frame.camera_id] = now
+                    pipe.sadd(CAMERAS_KEY, frame.camera_id)
+                    pipe.persist(self._prefix + frame.camera_id)
+            answers = pipe.execute(raise_on_error=False)
+        for frame, answer in zip(frames, answers, strict=False):
+            self._answered(frame, answer)
+
+    def _answered(self, frame: Outgoing, answer: object) -> None:
+        if isinstance(answer, Exception):  # this command alone: no memory left, a key of another type
+            if self.dropped.get(frame.camera_id, 0) % 1000 == 0:
+                log.error("Redis refuses a frame of %s: %s", frame.camera_id, answer)
+            self._dropped(frame.camera_id)
+            _REFUSED.inc()
+        else:
+            self.sent[frame.camera_id] = self.sent.get(frame.camera_id, 0) + 1
+            _SENT.inc()

@@ -1,0 +1,52 @@
+"""One worker in this process, in the mode that FLEET_MODE says, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+
+import uvloop
+
+from app.fleet.opening import opened, shared_triton
+from app.fleet.sync import SyncWorker
+from app.fleet.vitals import Pulse
+from app.fleet.worker import Worker
+from app.settings import Settings
+from app.tuning import tune
+
+def work(settings: Settings, pulse: Pulse) -> None:
+    """One worker in this process.
+
+    Raises:
+        SightlineError: it could not go on.
+    """
+    tune()
+    if settings.fleet.fleet_mode == "sync":
+        with shared_triton(settings):
+            worker = SyncWorker(settings.triton.triton_url or os.environ["TRITON_URL"], settings, pulse)
+            on_signals(worker.stop)
+            worker.run()
+    else:
+        uvloop.run(_async(settings, pulse))
+
+
+async def _async(settings: Settings, pulse: Pulse) -> None:
+    loop = asyncio.get_running_loop()
+    running = asyncio.current_task()
+    assert running is not None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, running.cancel)  # nothing is in hand yet: an embedded Triton may take minutes
+    with suppress(asyncio.CancelledError):
+        async with opened(settings) as pipeline:
+            worker = Worker(pipeline, settings, pulse)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, worker.stop)
+            await worker.run()
+
+
+def on_signals(stop: Callable[[], None]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop())

@@ -1,0 +1,80 @@
+"""`GET /metrics` and `GET /health` of a fleet process, on METRICS_PORT."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import orjson
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from app import metrics
+from app.errors import ConfigurationError
+
+Report = Callable[[], dict[str, Any]]
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    report: Report
+
+
+class _Page(BaseHTTPRequestHandler):
+    server: _Server
+    timeout = 10  # seconds that a silent client may hold a thread
+
+    def do_GET(self) -> None:
+        if self.path == "/metrics":
+            self._say(200, metrics.exposition(), CONTENT_TYPE_LATEST)
+        elif self.path in ("/health", "/health/live"):
+            report = self.server.report()
+            self._say(503 if report["state"] == "silent" else 200, orjson.dumps(report), "application/json")
+        elif self.path == "/health/ready":
+            report = self.server.report()
+            self._say(200 if report["state"] == "ok" else 503, orjson.dumps(report), "application/json")
+        else:
+            self._say(404, b"/metrics, /health, /health/live and /health/ready are here\n", "text/plain")
+
+    def _say(self, status: int, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing is logged a request."""
+
+
+@contextmanager
+def serving(host: str, port: int, report: Report) -> Iterator[int]:
+    """Serves from a thread while the block lasts; yields the port.
+
+    Args:
+        port: 0 takes a free one.
+        report: what /health says; its `state` decides the status.
+
+    Raises:
+        ConfigurationError: the port cannot be had.
+    """
+    kind = type("_Server6", (_Server,), {"address_family": socket.AF_INET6}) if ":" in host else _Server
+    try:
+        server = kind((host, port), _Page)
+    except OSError as error:
+        raise ConfigurationError(
+            f"HOST='{host}' METRICS_PORT={port}: cannot listen there ({error.strerror or error}); "
+            "stop what uses the port, or set METRICS_PORT to another (0 takes a free one)"
+        ) from None
+    server.report = report
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, name="pages", daemon=True)
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

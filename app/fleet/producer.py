@@ -1,0 +1,80 @@
+"""The Kafka producer as we want it: idempotent, lz4, a few milliseconds of gathering."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from app import metrics
+from app.errors import ConfigurationError
+from app.settings import KafkaSettings
+
+log = logging.getLogger(__name__)
+_library = logging.getLogger("librdkafka")
+
+_GIVE_UP_MS = {"hold": 60_000, "ack": 5_000}
+"""How long Kafka may take for one message. With `hold` it is then sent once more; with `ack` that was it."""
+
+
+def make(settings: KafkaSettings, *, on_fatal: Callable[[str], None]) -> Producer:
+    """Brokers that are away are no error: they are waited for.
+
+    Args:
+        on_fatal: called once the producer can never send again.
+
+    Raises:
+        ConfigurationError: KAFKA_OPTIONS or KAFKA_BOOTSTRAP_SERVERS are no good.
+    """
+
+    def on_error(error: KafkaError) -> None:
+        metrics.KAFKA_ERRORS.labels(error.name().lstrip("_").lower()).inc()
+        if error.fatal():
+            on_fatal(error.str())
+
+    # Its lines about connections come for every try: our own counters and health tell an outage.
+    _library.setLevel(logging.ERROR)
+    options: dict[str, Any] = {
+        "bootstrap.servers": settings.kafka_bootstrap_servers,
+        "client.id": "sightline-fleet",
+        "enable.idempotence": True,
+        "compression.type": "lz4",
+        "linger.ms": 5,
+        "message.timeout.ms": _GIVE_UP_MS[settings.kafka_failure_policy],
+        "retry.backoff.ms": 100,
+        "reconnect.backoff.max.ms": 2_000,
+        "log.connection.close": False,
+        **_further(settings),
+        "error_cb": on_error,
+    }
+    try:
+        return Producer(options, logger=_library)
+    except (KafkaException, ValueError) as error:
+        raise ConfigurationError(
+            f"KAFKA_BOOTSTRAP_SERVERS={settings.kafka_bootstrap_servers!r} with KAFKA_OPTIONS: {error}"
+        ) from None
+
+
+def _further(settings: KafkaSettings) -> dict[str, Any]:
+    wanted = 'want a JSON object of librdkafka options, for example {"security.protocol": "SASL_SSL"}'
+    try:
+        options = json.loads(settings.kafka_options.get_secret_value() or "{}")
+    except ValueError as error:
+        raise ConfigurationError(f"KAFKA_OPTIONS: {error}; {wanted}") from None
+    if not isinstance(options, dict):
+        raise ConfigurationError(f"KAFKA_OPTIONS: a {type(options).__name__}; {wanted}")
+    return options
+
+
+HOPELESS = frozenset(
+    {
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.INVALID_MSG,
+        KafkaError.RECORD_LIST_TOO_LARGE,
+        KafkaError.INVALID_RECORD,
+    }
+)
+"""What Kafka says of a message that it will never take."""

@@ -1,0 +1,178 @@
+"""Answers into Kafka, acknowledgements into Redis: an entry is acknowledged once Kafka has its answer (at least once).
+
+One thread serves the producer's callbacks and both queues; whoever analyses only hands answers over.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Message
+
+from app import metrics
+from app.fleet import producer
+from app.fleet.acks import Acks
+from app.fleet.frames import Origin
+from app.fleet.inhand import InHand
+from app.fleet.tally import Tally
+from app.settings import KafkaSettings, RedisSettings
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What goes to Kafka for one frame, and how the frame is counted once it is there."""
+
+    origin: Origin
+    value: bytes
+    failed_stage: str | None = None
+    """None: processed."""
+
+
+class Sink:
+    """Open from `start` to `close`.
+
+    Args:
+        on_fatal: called from the sink's thread once Kafka's client can never send again; the worker has to end.
+
+    Raises:
+        ConfigurationError: the settings of Kafka or Redis are no good.
+    """
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        redis: RedisSettings,
+        in_hand: InHand,
+        tally: Tally,
+        *,
+        on_fatal: Callable[[str], None],
+    ) -> None:
+        self._topic = kafka.kafka_topic
+        self._holds = kafka.kafka_failure_policy == "hold"
+        self._in_hand = in_hand
+        self._tally = tally
+        self._producer = producer.make(kafka, on_fatal=on_fatal)
+        self._acks = Acks(redis, in_hand)
+        self._lock = threading.Lock()
+        self._again: deque[Answer] = deque()
+        """What Kafka's client could not take yet, or could not deliver; sent before anything newer."""
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="kafka", daemon=True)
+        self._in_trouble = False
+
+    @property
+    def up(self) -> bool:
+        """Whether Kafka took what it was given last."""
+        return not self._in_trouble
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def send(self, answer: Answer) -> None:
+        """Hands an answer over; takes microseconds. Any thread may call it, one at a time for a camera."""
+        with self._lock:
+            if self._again or not self._produce(answer):
+                self._again.append(answer)
+                self._in_hand.hold_up(True)
+
+    def give_up(self, origin: Origin, reason: str) -> None:
+        """The frame gets no answer; it is counted as dropped and acknowledged."""
+        self._tally.dropped(reason)
+        self._acks.add(origin)
+
+    def close(self, timeout_s: float) -> bool:
+        """Waits until everything is delivered and acknowledged, or until time is up; whether all was.
+
+        What was not stays pending in Redis, where another worker claims it.
+        """
+        done = self._in_hand.until_empty(timeout_s)
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if done:
+            self._producer.flush(1)
+        else:
+            left = len(self._in_hand)
+            log.warning("%d frames stay pending in Redis: their answers could not be delivered in time", left)
+            self._tally.dropped("left_pending", left)
+        self._acks.close()
+        self._tally.flush()
+        return done
+
+    # --- the thread ---
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._producer.poll(_POLL_S)
+            if self._again:
+                self._send_again()
+            self._acks.flush()
+            self._tally.tick()
+
+    def _send_again(self) -> None:
+        with self._lock:
+            while self._again and self._produce(self._again[0]):
+                self._again.popleft()
+            if not self._again:
+                self._in_hand.hold_up(False)
+
+    def _produce(self, answer: Answer) -> bool:
+        """Whether Kafka's client took it."""
+        try:
+            self._producer.produce(
+                self._topic,
+                value=answer.value,
+                key=answer.origin.camera_id,
+                on_delivery=partial(self._delivered, answer),
+            )
+        except BufferError:
+            return False
+        except KafkaException as error:
+            reason: KafkaError = error.args[0]
+            if reason.code() not in producer.HOPELESS:
+                self._failed(answer, reason)
+                return False
+            self._refuse(answer, reason)
+        return True
+
+    def _delivered(self, answer: Answer, error: KafkaError | None, _: Message) -> None:
+        if error is None:
+            self._in_trouble = False
+            if answer.failed_stage is None:
+                self._tally.processed(max(0.0, time.time() - answer.origin.captured_at_ms / 1000))
+            else:
+                self._tally.failed(answer.failed_stage)
+            self._acks.add(answer.origin)
+        elif error.code() in producer.HOPELESS:
+            self._refuse(answer, error)
+        elif self._holds:
+            self._failed(answer, error)
+            with self._lock:
+                self._again.append(answer)
+            self._in_hand.hold_up(True)
+        else:
+            self._failed(answer, error)
+            self.give_up(answer.origin, "kafka_unavailable")
+
+    def _failed(self, answer: Answer, error: Any) -> None:
+        metrics.KAFKA_ERRORS.labels(error.name().lstrip("_").lower()).inc()
+        if not self._in_trouble:
+            self._in_trouble = True
+            log.warning("Kafka does not take answers (camera %s): %s", answer.origin.camera_id, error.str())
+
+    def _refuse(self, answer: Answer, error: Any) -> None:
+        """Kafka will never take this one."""
+        self._failed(answer, error)
+        self._tally.failed("kafka")
+        self._acks.add(answer.origin)

@@ -1,0 +1,248 @@
+"""What waits to be summarised: a session's observations, in memory, then on disk, in order, bounded.
+
+    offer -> [ memory: newest ] -> [ disk: older ] -> [ read back: oldest ] -> take
+
+Memory is filled first. When it is full its oldest quarter goes to disk, so that everything on disk is older than everything in
+memory; `take` empties the disk before it touches memory. When the disk is full too, or not to be had, neighbours are folded
+into one, those that cover the fewest frames first; dropped is only what cannot be folded.
+
+What a kill loses: what was in memory and what was on its way to the disk, at most SUMMARY_RAM_ITEMS each, the newest. What had
+been taken is not given again. A power cut may also undo the last commits, see `schema.connect`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+from app import metrics
+from app.settings import SummarySettings
+from app.summary.folding import Row, fold, neighbours
+from app.summary.levels import Levels
+from app.summary.observation import DamagedRecord, Observation
+from app.summary.shelf import Above, Shelf
+
+_FOLDED_AT_ONCE = 32
+"""Pairs; each takes some ten microseconds of the event loop."""
+_DECODED_AT_ONCE = 64
+"""Before others get their turn on the event loop."""
+
+_offered, _adopted, _taken, _merged, _dropped = (
+    metrics.SUMMARY_OBSERVATIONS.labels(outcome) for outcome in ("offered", "adopted", "taken", "merged", "dropped")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """offered = taken + merged + dropped + in_ram + on_disk, at every moment."""
+
+    offered: int
+    """Those found on disk from an earlier process are counted here, too."""
+    taken: int
+    merged: int
+    """That ceased to be one of their own: of two that were folded, one."""
+    dropped: int
+    in_ram: int
+    on_disk: int
+    ram_bytes: int
+    disk_bytes: int
+
+
+class Disk(Protocol):
+    """What a backlog wants of the disk: `Spill`."""
+
+    def shelf(self, session_id: str, above: Above) -> Shelf: ...
+
+
+class Backlog:
+    """One session's. Everything is called on the event loop's thread."""
+
+    def __init__(self, session_id: str, settings: SummarySettings, spill: Disk) -> None:
+        self.session_id = session_id
+        self._settings = settings
+        self._ram: deque[Row] = deque()
+        self._head: deque[Row] = deque()
+        """Read back for a `take`: older than all else."""
+        self._ram_bytes = self._head_bytes = 0
+        self._taking = asyncio.Lock()
+        self._closed = False
+        self._levels = Levels()
+        self._shelf = spill.shelf(session_id, self)
+        self._seq = self._shelf.last_seq
+        self._offered = self._shelf.items
+        self._taken = self._merged = self._dropped = 0
+        _adopted.inc(self._offered)
+        self._show()
+
+    # --- for the session ---
+
+    def offer(self, observation: Observation) -> None:
+        """Takes it in, in microseconds. Never refuses, never waits; after `close` it is dropped, and counted."""
+        self._offered += 1
+        _offered.inc()
+        if self._closed:
+            self.changed(dropped=1)
+            return
+        data = observation.encode()
+        self._seq += 1
+        self._ram.append(Row(self._seq, observation.frames, data))
+        self._ram_bytes += len(data)
+        self._make_room()
+        self._show()
+
+    async def take(self, max_items: int = 64, max_bytes: int = 65_536) -> list[Observation]:
+        """The oldest, in order, at most so many items and bytes of records, but one if there is any.
+
+        Cancelling loses nothing. Empty also while the disk cannot be read: what is there is older than all in memory.
+        """
+        async with self._taking:
+            while True:
+                await self._gather(max_items, max_bytes)
+                if not self._head:
+                    return []
+                if found := await self._read(max_items, max_bytes):
+                    return found
+
+    @property
+    def counts(self) -> Counts:
+        return Counts(
+            offered=self._offered,
+            taken=self._taken,
+            merged=self._merged,
+            dropped=self._dropped,
+            in_ram=len(self._head) + len(self._ram) + self._shelf.flying_items,
+            on_disk=self._shelf.items,
+            ram_bytes=self._head_bytes + self._ram_bytes + self._shelf.flying_size,
+            disk_bytes=self._shelf.size,
+        )
+
+    @property
+    def pressure(self) -> float:
+        """How full it is: 0 empty, 0.5 memory full, 1 the disk full too (or memory, where there is no disk)."""
+        settings, shelf = self._settings, self._shelf
+        ram = max(len(self._ram) / settings.summary_ram_items, self._ram_bytes / settings.summary_ram_bytes)
+        if shelf.empty and not shelf.accepting:
+            return min(1.0, ram)
+        disk = max(shelf.items / max(1, settings.summary_disk_items), shelf.size / max(1, settings.summary_disk_bytes))
+        return (min(1.0, ram) + min(1.0, disk)) / 2
+
+    async def close(self, keep: bool) -> None:
+        """The session is over. `keep`: what waits goes to disk, for the next start; else it is dropped."""
+        self._closed = True
+        async with self._taking:
+            if self._shelf.over:
+                return
+            if keep:
+                self._shelf.put(self._empty())
+            await self._shelf.settled()
+            self.changed(dropped=len(self._empty()))
+            await self._shelf.end(keep=keep)
+            self._levels.clear()
+
+    # --- for the shelf ---
+
+    def arrived(self, rows: Sequence[Row]) -> None:
+        self._head.extend(rows)
+        self._head_bytes += sum([len(row.data) for row in rows])
+        self._show()
+
+    def returned(self, rows: Sequence[Row]) -> None:
+        self._ram.extendleft(reversed(rows))
+        self._ram_bytes += sum([len(row.data) for row in rows])
+        if not self._closed:
+            self._make_room()
+        self._show()
+
+    def changed(self, *, merged: int = 0, dropped: int = 0) -> None:
+        self._merged += merged
+        self._dropped += dropped
+        _merged.inc(merged)
+        _dropped.inc(dropped)
+        self._show()
+
+    # --- room ---
+
+    def _empty(self) -> list[Row]:
+        """Everything out of memory but what is on its way to the disk."""
+        rows = [*self._head, *self._ram]
+        self._head.clear()
+        self._ram.clear()
+        self._head_bytes = self._ram_bytes = 0
+        return rows
+
+    def _make_room(self) -> None:
+        settings = self._settings
+        while len(self._ram) > settings.summary_ram_items or self._ram_bytes > settings.summary_ram_bytes:
+            if self._shelf.accepting:
+                self._spill(max(1, settings.summary_ram_items // 4))
+            elif len(self._ram) > 1:
+                self._fold(
+                    max(len(self._ram) - settings.summary_ram_items, min(_FOLDED_AT_ONCE, len(self._ram) // 8), 1)
+                )
+            else:
+                self._ram_bytes -= len(self._ram.popleft().data)
+                self.changed(dropped=1)
+
+    def _spill(self, count: int) -> None:
+        rows = [self._ram.popleft() for _ in range(min(count, len(self._ram)))]
+        self._ram_bytes -= sum([len(row.data) for row in rows])
+        self._shelf.put(rows)
+
+    def _fold(self, pairs: int) -> None:
+        rows = list(self._ram)
+        for at in reversed(neighbours([row.frames for row in rows], pairs)):
+            rows[at : at + 2] = [fold(rows[at], rows[at + 1])]
+        self.changed(merged=len(self._ram) - len(rows))
+        self._ram = deque(rows)
+        self._ram_bytes = sum([len(row.data) for row in rows])
+
+    # --- taking ---
+
+    async def _gather(self, items: int, size: int) -> None:
+        """Fills the head, first from disk, then from memory, as far as it is there."""
+        while len(self._head) < items and self._head_bytes < size:
+            if not self._shelf.empty:
+                if not await self._shelf.fetch(items - len(self._head), size - self._head_bytes):
+                    return
+            elif self._ram:
+                row = self._ram.popleft()
+                self._ram_bytes -= len(row.data)
+                self._head.append(row)
+                self._head_bytes += len(row.data)
+            else:
+                return
+
+    async def _read(self, items: int, size: int) -> list[Observation]:
+        """Decodes from the head, and only then takes away, so that a cancelled `take` loses nothing."""
+        found: list[Observation] = []
+        read = 0
+        for row in list(islice(self._head, items)):
+            if read and len(row.data) > size:
+                break
+            size -= len(row.data)
+            read += 1
+            try:
+                found.append(Observation.decode(row.data))
+            except DamagedRecord:
+                metrics.SUMMARY_DISK_ERRORS.labels("record").inc()
+            if read % _DECODED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        for _ in range(read):
+            self._head_bytes -= len(self._head.popleft().data)
+        self._taken += len(found)
+        _taken.inc(len(found))
+        self.changed(dropped=read - len(found))
+        return found
+
+    def _show(self) -> None:
+        shelf = self._shelf
+        self._levels.show(
+            len(self._head) + len(self._ram) + shelf.flying_items,
+            self._head_bytes + self._ram_bytes + shelf.flying_size,
+            shelf.items,
+            shelf.size,
+        )

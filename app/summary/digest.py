@@ -1,0 +1,158 @@
+"""A summary by rule: plain sentences from the observations alone, the same ones every time. Pure.
+
+What the service says on a machine without a language model, or while the model does not answer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import reduce
+
+from app.summary.answer import ITEM_CHARS, ITEMS, SCENE_CHARS, TITLE_CHARS, Words, clean
+from app.summary.english import counted, duration, listed, number, plural, sentence
+from app.summary.observation import ObjectCount, Observation, Track, merge
+
+_TITLE_CLASSES = 3
+_SCENE_CLASSES = 6
+_MOST_OF_THE_TIME, _NOW_AND_THEN = 0.8, 0.2
+"""Shares of frames."""
+_UNSURE = 0.5
+"""Confidence where nothing was detected that could lend its own."""
+
+
+def digest(observations: Sequence[Observation]) -> Words:
+    """What these observations, oldest first, say together.
+
+    `confidence` is the mean of the detections' own, 0.5 without any, and half of it when a stage failed.
+    """
+    if not observations:
+        return Words("Nothing was seen", "Nothing was seen.", (), (), (), 0.0)
+    seen = reduce(merge, observations)
+    sentences = (_first(seen), _presence(seen), _motion(seen), _reading(seen))
+    return Words(
+        title=clean(_title(seen), TITLE_CHARS),
+        scene=clean(" ".join(sentence(one) for one in sentences if one), SCENE_CHARS),
+        activities=_items(_activities(seen)),
+        visible_text=_items(seen.new_texts),
+        concerns=_items(_concerns(seen)),
+        confidence=_confidence(seen),
+    )
+
+
+def _items(parts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(clean(one, ITEM_CHARS) for one in parts[:ITEMS])
+
+
+def _title(seen: Observation) -> str:
+    objects = _by_most(seen)
+    if objects:
+        named = [counted(one.most, one.class_name) for one in objects[:_TITLE_CLASSES]]
+        more = len(objects) - len(named)
+        title = listed([*named, f"{number(more)} more kinds"] if more > 1 else named + _names(objects[_TITLE_CLASSES:]))
+    elif seen.poses:
+        title = "somebody in view"
+    elif seen.new_texts:
+        title = f"text: {seen.new_texts[0]}"
+    elif seen.motion.camera:
+        title = f"the camera was {seen.motion.camera}"
+    elif seen.motion.level in ("some", "much"):
+        title = "movement, nothing recognised"
+    else:
+        title = "nothing recognised"
+    return title[:1].upper() + title[1:]
+
+
+def _names(objects: Sequence[ObjectCount]) -> list[str]:
+    return [counted(one.most, one.class_name) for one in objects]
+
+
+def _by_most(seen: Observation) -> list[ObjectCount]:
+    """The most frequent first; people before all."""
+    return sorted(seen.objects, key=lambda one: (one.class_name != "person", -one.frames, one.class_name))
+
+
+def _first(seen: Observation) -> str:
+    span = duration((seen.ended_at_ms - seen.started_at_ms) / 1000)
+    frames = "1 frame" if seen.frames == 1 else f"{seen.frames:,} frames"
+    objects = _by_most(seen)
+    if not objects:
+        return f"in {span} ({frames}) nothing was recognised"
+    shown = _names(objects[:_SCENE_CLASSES])
+    if rest := len(objects) - len(shown):
+        shown.append(f"{number(rest)} more {'kind' if rest == 1 else 'kinds'} of things")
+    most = "" if seen.frames == 1 or all(one.most == 1 for one in objects) else "at most "
+    return f"in {span} ({frames}) there {_were(objects)} {most}{listed(shown)}"
+
+
+def _were(objects: Sequence[ObjectCount]) -> str:
+    return "was" if objects[0].most == 1 else "were"
+
+
+def _presence(seen: Observation) -> str:
+    """Who was there only part of the time; nothing where all were there throughout, or the frames are too few."""
+    if seen.frames < 10:
+        return ""
+    often: dict[str, list[str]] = {"part of the time": [], "only now and then": []}
+    for one in _by_most(seen)[:_SCENE_CLASSES]:
+        share = one.frames / seen.frames
+        if share < _MOST_OF_THE_TIME:
+            often["only now and then" if share < _NOW_AND_THEN else "part of the time"].append(_the(one))
+    return "; ".join(f"{listed(names)} {_was(names)} in view {when}" for when, names in often.items() if names)
+
+
+def _the(one: ObjectCount) -> str:
+    return f"the {one.class_name}" if one.most == 1 else plural(one.class_name)
+
+
+def _was(names: Sequence[str]) -> str:
+    return "was" if len(names) == 1 and names[0].startswith("the ") else "were"
+
+
+def _motion(seen: Observation) -> str:
+    motion, parts = seen.motion, []
+    if motion.level is not None:
+        words = {"still": "hardly anything moved", "some": "there was some movement", "much": "there was much movement"}
+        parts.append(words[motion.level] + (f", mostly {_towards(motion.direction)}" if motion.direction else ""))
+    if motion.camera:
+        parts.append(f"the camera was {motion.camera}")
+    return listed(parts)
+
+
+def _towards(direction: str) -> str:
+    return f"to the {direction}" if direction in ("left", "right") else direction
+
+
+def _reading(seen: Observation) -> str:
+    if not seen.new_texts:
+        return ""
+    return f"{counted(seen.texts, 'text')} {'was' if seen.texts == 1 else 'were'} read"
+
+
+def _activities(seen: Observation) -> list[str]:
+    out = [*_came(seen.arrived, seen.arrivals, "came into view"), *_came(seen.left, seen.departures, "left")]
+    if seen.poses:
+        out.append(f"postures seen: {'; '.join(seen.poses)}")
+    if seen.motion.camera:
+        out.append(f"the camera was {seen.motion.camera}")
+    return out
+
+
+def _came(tracks: Sequence[Track], total: int, verb: str) -> list[str]:
+    if not total:
+        return []
+    named = Counter(one.class_name for one in tracks)
+    who = listed([counted(count, name) for name, count in named.most_common(_SCENE_CLASSES)])
+    more = f" ({total} times in all)" if total > len(tracks) else ""
+    return [f"{who} {verb}{more}"]
+
+
+def _concerns(seen: Observation) -> list[str]:
+    out = ["somebody was lying down"] if "lying" in seen.poses else []
+    return [*out, *(f"{stage} failed on some frames: what it would have shown is not known" for stage in seen.failed)]
+
+
+def _confidence(seen: Observation) -> float:
+    boxes = sum(one.boxes for one in seen.objects)
+    mean = sum(one.score for one in seen.objects) / (1000 * boxes) if boxes else _UNSURE
+    return round(min(1.0, mean) * (0.5 if seen.failed else 1.0), 2)

@@ -1,0 +1,130 @@
+"""Summaries of live streams: what a service has one of. The lifespan opens it, the live door asks it for sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from app import metrics
+from app.protocol.messages import Summary
+from app.settings import LlmSettings, SummarySettings
+from app.summary import orphans, prompts
+from app.summary.prompts import Prompts
+from app.summary.session import Send, SessionSummaries
+from app.summary.spill import Spill
+from app.summary.summarizer import Summarizer
+
+__all__ = ["Send", "SessionSummaries", "Summaries"]
+
+log = logging.getLogger(__name__)
+
+_FIGURES_S = 5.0
+
+
+class Summaries:
+    """The summarizer, the prompts, the disk and the sessions now summarised."""
+
+    def __init__(self, settings: SummarySettings, llm: LlmSettings, state_dir: Path) -> None:
+        self._settings = settings
+        self._spill = Spill(state_dir / "summaries", settings)
+        self._summarizer = Summarizer(llm)
+        self._prompts = Prompts({}, settings.summary_prompt)
+        self._sessions: set[SessionSummaries] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def open(self) -> None:
+        """Reads the prompts, opens the disk and the model; takes up what dead sessions left, beside everything else.
+
+        Raises:
+            ConfigurationError: names the variable, the value seen and what would be right.
+        """
+        self._prompts = await asyncio.to_thread(prompts.read, self._settings)
+        await self._summarizer.open()
+        await self._spill.open()
+        self._tasks = [
+            asyncio.create_task(self._orphans(), name="orphaned summaries"),
+            asyncio.create_task(self._figures(), name="figures of summaries"),
+        ]
+
+    async def close(self) -> None:
+        """Ends every session's summaries as `finish` does, all at once, then the disk and the model."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(one.finish() for one in [*self._sessions]), return_exceptions=True)
+        await self._summarizer.close()
+        await self._spill.close()
+
+    @property
+    def prompt_names(self) -> tuple[str, ...]:
+        """What a client may choose; for `ready.prompts`."""
+        return self._prompts.names
+
+    def prompt(self, name: str | None) -> str:
+        """The name of the prompt in force where a client names this one; the operator's default for None.
+
+        Raises:
+            ProtocolError: no prompt has this name; lists those known.
+        """
+        return self._prompts.chosen(name)
+
+    def session(self, session_id: str, prompt: str | None, send: Send) -> SessionSummaries:
+        """Begins the summaries of a session. Call it on the event loop, and `finish` at the session's end.
+
+        Args:
+            prompt: its name; None: the operator's default.
+            send: sends a `Summary` or a `Notice` to the client; called from a task of ours.
+
+        Raises:
+            ProtocolError: no prompt has this name; lists those known.
+        """
+        one = SessionSummaries(
+            session_id,
+            self.prompt(prompt),
+            send,
+            self._settings,
+            prompts=self._prompts,
+            summarizer=self._summarizer,
+            spill=self._spill,
+            on_end=self._sessions.discard,
+        )
+        self._sessions.add(one)
+        return one
+
+    async def last(self, session_id: str, count: int) -> list[Summary]:
+        """The last summaries of a session, oldest first, at most `count` and SUMMARY_KEEP; empty for an unknown one."""
+        kept = await self._spill.summaries(session_id, min(max(count, 0), self._settings.summary_keep))
+        return [_decode(one) for one in kept]
+
+    def health(self) -> dict[str, Any]:
+        """For `/health/ready`: `state` ok or degraded, `model`, `breaker`, the `disk`, and what waits."""
+        sessions = [*self._sessions]
+        backlog = {
+            "sessions": len(sessions),
+            "waiting": sum(one.waiting for one in sessions),
+            "pressure": round(max((one.pressure for one in sessions), default=0.0), 3),
+        }
+        model, disk = self._summarizer.health(), self._spill.health()
+        well = model["state"] == disk["state"] == "ok"
+        return {**model, "state": "ok" if well else "degraded", "disk": disk, "backlog": backlog}
+
+    async def _figures(self) -> None:
+        while True:
+            intervals = [one.interval_s for one in self._sessions]
+            metrics.SUMMARY_INTERVAL.set(sum(intervals) / len(intervals) if intervals else 0.0)
+            await asyncio.sleep(_FIGURES_S)
+
+    async def _orphans(self) -> None:
+        await orphans.take_up_for_ever(self._spill, self._summarizer, self._prompts, self._settings)
+
+
+def _decode(data: bytes) -> Summary:
+    fields = orjson.loads(data)
+    fields.pop("type", None)
+    for name in ("activities", "visible_text", "concerns"):
+        fields[name] = tuple(fields[name])
+    return Summary(**fields)

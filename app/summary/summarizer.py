@@ -1,0 +1,105 @@
+"""From observations to a summary: by the language model where it answers, by rule where it does not."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from app import metrics
+from app.protocol.messages import Summary
+from app.settings import LlmSettings
+from app.summary.answer import Words
+from app.summary.budget import Spent
+from app.summary.digest import digest
+from app.summary.format import question, system
+from app.summary.llm import LanguageModel, NoAnswer
+from app.summary.observation import Observation
+
+log = logging.getLogger(__name__)
+
+
+class Summarizer:
+    """Shared by all sessions of the process."""
+
+    def __init__(self, settings: LlmSettings) -> None:
+        self._settings = settings
+        self._model = LanguageModel(settings) if settings.llm_model else None
+        self._last_reason: str | None = None
+
+    async def open(self) -> None:
+        """Raises ConfigurationError: LLM_MODEL, its key or its package is wrong."""
+        if self._model is not None:
+            await self._model.open()
+            log.info("summaries by %s", self._model.name)
+        elif self._settings.llm_base_url or self._settings.llm_api_key:
+            log.warning("LLM_BASE_URL or LLM_API_KEY is set, but LLM_MODEL is not: summaries are digests")
+
+    async def close(self) -> None:
+        if self._model is not None:
+            await self._model.close()
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Waits until the model may be asked; not at all where it will not be. Take what is to be told only then."""
+        if self._model is None:
+            yield
+            return
+        async with self._model.turn():
+            yield
+
+    async def summary(self, observations: Sequence[Observation], prompt: str, spent: Spent) -> tuple[Summary, bool]:
+        """What these observations, oldest first and at least one, say. Call it within `turn`.
+
+        Args:
+            observations: of one session, in order.
+            prompt: the operator's text.
+            spent: the session's tokens so far; added to.
+
+        Returns:
+            The summary, and whether the model failed (as against not being there, or not allowed to be asked).
+        """
+        if self._model is None:
+            return self.digest(observations, "no_model"), False
+        try:
+            words = await self._model.ask(system(prompt), question(observations), spent)
+        except NoAnswer as error:
+            self._say(error)
+            return self.digest(observations, error.reason), error.reason not in ("budget", "breaker_open")
+        self._last_reason = None
+        metrics.SUMMARIES.labels("llm", "ok").inc()
+        return _message("llm", words, observations), False
+
+    def digest(self, observations: Sequence[Observation], why: str) -> Summary:
+        """The same by rule. `why`: the counter's outcome, why the model did not write it."""
+        metrics.SUMMARIES.labels("digest", why).inc()
+        return _message("digest", digest(observations), observations)
+
+    def _say(self, error: NoAnswer) -> None:
+        if error.reason != self._last_reason:  # not a line a summary while it lasts
+            self._last_reason = error.reason
+            log.warning("a digest in place of a summary: %s", error)
+
+    def health(self) -> dict[str, Any]:
+        """`state`: ok, or degraded while the model is left alone."""
+        if self._model is None:
+            return {"state": "ok", "model": None, "breaker": None}
+        breaker = self._model.breaker
+        return {"state": "ok" if breaker == "closed" else "degraded", "model": self._model.name, "breaker": breaker}
+
+
+def _message(source: Any, words: Words, observations: Sequence[Observation]) -> Summary:
+    return Summary(
+        source=source,
+        title=words.title,
+        scene=words.scene,
+        activities=words.activities,
+        visible_text=words.visible_text,
+        concerns=words.concerns,
+        confidence=words.confidence,
+        first_frame_id=observations[0].first_frame_id,
+        last_frame_id=observations[-1].last_frame_id,
+        generated_at_ms=round(time.time() * 1000, 3),
+    )

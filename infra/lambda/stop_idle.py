@@ -1,0 +1,90 @@
+"""`stop-idle`: on a schedule, stops the machine once nobody has used it for IDLE_MINUTES.
+
+The service publishes how many sessions it has (`ACTIVITY_METRIC=cloudwatch`). No figures count as no sessions once the
+grace time after a start is over: a service that hangs must not cost for ever. Not to be *told* the figures is another
+matter: then nothing is stopped, and the error is raised, which an alarm sees.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import machine
+from variables import Idle
+
+log = logging.getLogger("sightline")
+log.setLevel(logging.INFO)
+
+METRIC = "ActiveSessions"
+PERIOD_S = 60
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether to stop, and why or why not."""
+
+    stop: bool
+    reason: str
+    """`not_running`, `grace` (not up for long enough), `active`, `idle` or `no_figures` (idle as well)."""
+    quiet_s: float = 0.0
+    """Seconds without a session."""
+
+
+def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
+    """One look, and the stop where it is due. `{"dry_run": true}` in the event only tells what it would do.
+
+    Raises:
+        ClientError, BotoCoreError: EC2 or CloudWatch did not answer; nothing was stopped.
+    """
+    settings = Idle.read()
+    dry_run = settings.dry_run or event.get("dry_run") is True
+    ec2, cloudwatch = machine.client("ec2"), machine.client("cloudwatch")
+    verdict = judge(settings, ec2, cloudwatch)
+    stopped = False
+    if verdict.stop and not dry_run:
+        # The service publishes at once when a first session comes: those of the last moment are seen now.
+        time.sleep(settings.recheck_s)
+        verdict = judge(settings, ec2, cloudwatch)
+        if verdict.stop:
+            ec2.stop_instances(InstanceIds=[settings.instance_id])
+            stopped = True
+    told = {"stopped": stopped, "reason": verdict.reason, "quiet_s": round(verdict.quiet_s), "dry_run": dry_run}
+    log.log(logging.WARNING if verdict.reason == "no_figures" else logging.INFO, "%s: %s", settings.instance_id, told)
+    return told
+
+
+def judge(settings: Idle, ec2: Any, cloudwatch: Any) -> Verdict:
+    """Looks at the machine and at its figures of the last IDLE_MINUTES."""
+    found = machine.look(ec2, settings.instance_id)
+    if found.state != "running":
+        return Verdict(False, "not_running")
+    now = time.time()
+    up_for = found.up_for(now)
+    if up_for < settings.grace_s:
+        return Verdict(False, "grace")
+    figures = _figures(settings, cloudwatch, now)
+    # A figure stands for the minute that begins at its time.
+    last_used = max((at + PERIOD_S for at, sessions in figures if sessions > 0), default=0.0)
+    quiet_s = max(0.0, min(up_for, now - last_used))
+    if quiet_s < settings.idle_s:
+        return Verdict(False, "active" if last_used > found.launched_at else "grace", quiet_s)
+    return Verdict(True, "idle" if figures else "no_figures", quiet_s)
+
+
+def _figures(settings: Idle, cloudwatch: Any, now: float) -> list[tuple[float, float]]:
+    """Epoch seconds and most sessions at once, by minute. `Maximum`: with several workers, each publishes its own."""
+    answer = cloudwatch.get_metric_statistics(
+        Namespace=settings.namespace,
+        MetricName=METRIC,
+        Dimensions=[{"Name": "InstanceId", "Value": settings.instance_id}],
+        # Two minutes more than asked about: CloudWatch cuts to whole minutes.
+        StartTime=datetime.fromtimestamp(now - settings.idle_s - 2 * PERIOD_S, UTC),
+        EndTime=datetime.fromtimestamp(now + PERIOD_S, UTC),
+        Period=PERIOD_S,
+        Statistics=["Maximum"],
+    )
+    return [(point["Timestamp"].timestamp(), point["Maximum"]) for point in answer["Datapoints"]]

@@ -1,0 +1,181 @@
+"""Recordings into Redis: a film, a folder of pictures, JPEG passed through; what a frame in Redis says of itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from subprocess import PIPE, STDOUT, Popen
+
+import numpy as np
+import pytest
+import redis as redis_library
+
+from app.settings import ROOT
+from tests.support import clip
+from tests.support.ingest import entries, frames_counted, ingesting, until
+from tests.support.redis import RedisServer
+
+PAN = clip.Pan(count=20)
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 pictures at 20 a second."""
+    return clip.write_mp4(tmp_path_factory.mktemp("films") / "pan.mp4", PAN.pictures(), fps=20)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Ten JPEGs and a file that is none."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, jpeg in enumerate(PAN.jpegs()[:10]):
+        (folder / f"{number:02}.jpg").write_bytes(jpeg)
+    (folder / "03b.jpg").write_bytes(b"not a picture")
+    (folder / "notes.txt").write_text("nor this")
+    return folder
+
+
+def test_a_film_comes_out_picture_by_picture_at_its_own_pace(
+    redis_server: RedisServer, redis: redis_library.Redis, film: Path
+) -> None:
+    before = time.time() * 1000
+    with ingesting(redis_server, f"gate={film}") as ingest:
+        until(lambda: ingest.cameras and ingest.cameras["gate"].state == "ended")
+        found = until(lambda: len(entries(redis, "gate")) == 20 and entries(redis, "gate"))
+    after = time.time() * 1000
+    for sent, seen in zip(PAN.pictures(), found, strict=True):
+        assert set(seen) == {b"camera_id", b"camera_type", b"ingest_ts", b"frame", b"captured_at_ms"}
+        assert (seen[b"camera_id"], seen[b"camera_type"]) == (b"gate", b"file")
+        assert before <= float(seen[b"captured_at_ms"]) <= float(seen[b"ingest_ts"]) <= after
+        got = clip.decode(seen[b"frame"]).astype(int)
+        assert np.abs(got - sent).mean() < 5  # two codecs lie between
+    captured = np.array([float(seen[b"captured_at_ms"]) for seen in found])
+    assert captured[-1] - captured[0] >= 949  # not faster than it was filmed
+    assert redis.smembers("fleet:cameras") == {b"gate"}
+
+
+def test_fewer_frames_are_taken_where_fewer_are_wanted(
+    redis_server: RedisServer, redis: redis_library.Redis, film: Path
+) -> None:
+    left_out = frames_counted("sampled_out")
+    with ingesting(redis_server, f"gate={film}", ingest_fps=5) as ingest:
+        until(lambda: ingest.cameras and ingest.cameras["gate"].state == "ended")
+        until(lambda: len(entries(redis, "gate")) == 5)
+    assert frames_counted("sampled_out") - left_out == 15
+
+
+def test_jpegs_of_a_folder_are_passed_through_and_what_is_none_is_left_out(
+    redis_server: RedisServer, redis: redis_library.Redis, pictures: Path
+) -> None:
+    undecodable = frames_counted("undecodable")
+    with ingesting(redis_server, str(pictures)):
+        found = until(lambda: len(entries(redis, "pictures")) == 10 and entries(redis, "pictures"))
+    assert [seen[b"frame"] for seen in found] == PAN.jpegs()[:10]
+    assert found[0][b"camera_type"] == b"folder"
+    assert frames_counted("undecodable") - undecodable == 1
+
+
+def test_motion_jpeg_is_passed_through(redis_server: RedisServer, redis: redis_library.Redis, tmp_path: Path) -> None:
+    film = tmp_path / "camera.mjpeg"
+    film.write_bytes(b"".join(PAN.jpegs()[:5]))
+    with ingesting(redis_server, str(film)):
+        found = until(lambda: len(entries(redis, "camera")) == 5 and entries(redis, "camera"))
+    assert [seen[b"frame"] for seen in found] == PAN.jpegs()[:5]
+
+
+def test_a_looped_recording_starts_over(redis_server: RedisServer, redis: redis_library.Redis, pictures: Path) -> None:
+    with ingesting(redis_server, str(pictures), loop=True):
+        found = until(lambda: len(entries(redis, "pictures")) >= 25 and entries(redis, "pictures"))
+    first = PAN.jpegs()[0]
+    assert [number for number, seen in enumerate(found[:25]) if seen[b"frame"] == first] == [0, 10, 20]
+
+
+def test_redis_keeps_no_more_frames_than_asked_for(
+    redis_server: RedisServer, redis: redis_library.Redis, pictures: Path
+) -> None:
+    with ingesting(redis_server, str(pictures), loop=True, ingest_maxlen=5):
+        until(lambda: redis.exists("frames:pictures") and redis.xinfo_stream("frames:pictures")["entries-added"] >= 20)
+        assert redis.xlen("frames:pictures") <= 10  # about: Redis drops whole nodes
+
+
+def test_sources_of_the_hash_are_picked_up_and_given_up_while_running(
+    redis_server: RedisServer, redis: redis_library.Redis, pictures: Path, film: Path
+) -> None:
+    with ingesting(redis_server, loop=True, ingest_refresh_s=0.2) as ingest:
+        time.sleep(0.3)
+        assert ingest.cameras == {}
+        redis.hset("fleet:sources", "one", f'"{pictures}"')
+        until(lambda: entries(redis, "one"))
+        redis.hset("fleet:sources", "two", f'{{"source": "{film}", "type": "gate"}}')
+        assert until(lambda: entries(redis, "two"))[0][b"camera_type"] == b"gate"
+
+        redis.hset("fleet:sources", "two", f'{{"source": "{pictures}", "type": "hall"}}')
+        until(lambda: entries(redis, "two")[-1][b"camera_type"] == b"hall")
+
+        redis.hdel("fleet:sources", "one")
+        until(lambda: redis.smembers("fleet:cameras") == {b"two"})
+        assert 0 < redis.ttl("frames:one") <= 60  # workers may finish what is there
+        assert list(ingest.cameras) == ["two"]
+
+        redis.hset("fleet:sources", "one", f'"{pictures}"')
+        until(lambda: redis.ttl("frames:one") == -1)
+        assert redis.sismember("fleet:cameras", "one")
+
+
+def test_the_rate_falls_while_nobody_keeps_up_and_rises_when_somebody_does(
+    redis_server: RedisServer, redis: redis_library.Redis, pictures: Path
+) -> None:
+    redis.xgroup_create("frames:pictures", "inference-workers", id="0", mkstream=True)
+    limits = {"ingest_fps": 100, "ingest_busy_fps": 50, "ingest_min_fps": 20, "ingest_maxlen": 60}
+    with ingesting(redis_server, str(pictures), loop=True, **limits) as ingest:
+        camera = until(lambda: ingest.cameras.get("pictures"))
+        until(lambda: camera.sampler.fps == 50)
+        assert camera.lag is not None
+        assert camera.lag > 6
+        until(lambda: camera.sampler.fps == 20)
+
+        def read() -> bool:
+            redis.xreadgroup("inference-workers", "me", {"frames:pictures": ">"}, count=1000)
+            return camera.sampler.fps > 50
+
+        until(read)  # also though Redis counts what was dropped unread as lag for ever
+
+
+def test_the_command_ends_by_itself_when_all_recordings_are_over(
+    redis_server: RedisServer, redis: redis_library.Redis, pictures: Path
+) -> None:
+    environment = {**os.environ, "REDIS_URL": redis_server.url, "METRICS_PORT": "0", "LOG_FORMAT": "json"}
+    command = [sys.executable, "-m", "app", "fleet", "ingest", str(pictures)]
+    with Popen(command, env=environment, cwd=ROOT, stdout=PIPE, stderr=STDOUT) as child:
+        said = child.communicate(timeout=60)[0].decode()
+    assert child.returncode == 0, said
+    assert len(entries(redis, "pictures")) == 10
+    assert "metrics on http://127.0.0.1:" in said
+
+
+def test_the_command_ends_on_sigterm(
+    redis_server: RedisServer, redis: redis_library.Redis, pictures: Path, film: Path
+) -> None:
+    environment = {**os.environ, "REDIS_URL": redis_server.url, "METRICS_PORT": "0"}
+    command = [sys.executable, "-m", "app", "fleet", "ingest", str(pictures), f"two={film}", "--loop"]
+    with Popen(command, env=environment, cwd=ROOT, stdout=PIPE, stderr=STDOUT) as child:
+        try:
+            until(lambda: entries(redis, "pictures") and entries(redis, "two"))
+            child.send_signal(signal.SIGTERM)
+            said = child.communicate(timeout=30)[0].decode()
+        finally:
+            child.kill()
+    assert child.returncode == 0, said
+    assert "Traceback" not in said
+
+
+def test_a_wrong_source_ends_the_command_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "app", "fleet", "ingest", "gopher://old/film"]
+    with Popen(command, cwd=ROOT, stdout=PIPE, stderr=STDOUT) as child:
+        said = child.communicate(timeout=60)[0].decode()
+    assert child.returncode == 2
+    assert said.startswith("sightline: gopher://old/film: gopher:// is not read; want rtsp,")

@@ -1,0 +1,151 @@
+"""Which cameras there are: from the command line, YAML and Redis; and what is said of those that are wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import redis as redis_library
+
+from app.errors import ConfigurationError
+from app.fleet.ingest_listing import Listing
+from app.fleet.sources import SOURCES_KEY, Source, from_argument, from_yaml
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("films/gate.mp4", Source("gate", "films/gate.mp4", "file")),
+        ("north=films/gate.mp4", Source("north", "films/gate.mp4", "file")),
+        ("/data/a=b.mp4", Source("a-b", "/data/a=b.mp4", "file")),
+        ("0", Source("video0", "/dev/video0", "device")),
+        ("desk=2", Source("desk", "/dev/video2", "device")),
+        ("/dev/video7", Source("video7", "/dev/video7", "device")),
+        ("rtsp://10.0.0.7:554/h264?ch=1", Source("10.0.0.7-554-h264", "rtsp://10.0.0.7:554/h264?ch=1", "rtsp")),
+        ("yard=HTTP://cam/mjpg?a=b", Source("yard", "HTTP://cam/mjpg?a=b", "http")),
+    ],
+)
+def test_a_source_on_the_command_line(text: str, expected: Source) -> None:
+    assert from_argument(text) == expected
+
+
+def test_a_folder_is_one_camera(tmp_path: Path) -> None:
+    folder = tmp_path / "hall one"
+    folder.mkdir()
+    assert from_argument(str(folder), loop=True) == Source("hall-one", str(folder), "folder", loop=True)
+
+
+def test_a_password_is_neither_in_the_id_nor_shown() -> None:
+    source = from_argument("rtsp://admin:hunter2@10.0.0.7/live")
+    assert "hunter2" in source.address
+    assert source.shown == "rtsp://10.0.0.7/live"
+    assert source.camera_id == "10.0.0.7-live"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("gopher://user:word@old/x", "gopher://old/x: gopher:// is not read; want rtsp, "),
+        ("dead=a.mp4", "'dead': this name is taken"),
+    ],
+)
+def test_a_wrong_source_is_named(text: str, said: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        from_argument(text)
+    assert said in str(caught.value)
+    assert "word" not in str(caught.value)
+
+
+def test_yaml_as_a_list(tmp_path: Path) -> None:
+    path = tmp_path / "sources.yaml"
+    path.write_text(
+        "- films/a.mp4\n- rtsp://cam/1\n- {id: yard, source: 0, type: outdoor}\n- {source: b.mp4, loop: true}\n"
+    )
+    assert from_yaml(path) == [
+        Source("a", str(tmp_path / "films/a.mp4"), "file"),
+        Source("cam-1", "rtsp://cam/1", "rtsp"),
+        Source("yard", "/dev/video0", "outdoor"),
+        Source("b", str(tmp_path / "b.mp4"), "file", loop=True),
+    ]
+
+
+def test_yaml_as_a_mapping_of_ids(tmp_path: Path) -> None:
+    path = tmp_path / "sources.yaml"
+    path.write_text("gate: rtsp://cam/1\nhall:\n  source: /films/hall.mp4\n  type: indoor\n")
+    assert from_yaml(path, loop=True) == [
+        Source("gate", "rtsp://cam/1", "rtsp", loop=True),
+        Source("hall", "/films/hall.mp4", "indoor", loop=True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("gate: [", "cannot be read as YAML"),
+        ("12", "holds 12; want a list of sources"),
+        ("gate: {adress: x}", "source gate: nothing is known of 'adress'"),
+        ("gate: {source: true}", "source gate: its address is True"),
+        ("gate: {type: indoor}", "source gate: its address is None"),
+        ("gate: {source: a.mp4, loop: 3}", "`loop` is true or false"),
+        ("'a b': a.mp4", "an id has 1 to 128 letters"),
+    ],
+)
+def test_a_wrong_yaml_names_the_file_and_the_entry(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "sources.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError) as caught:
+        Listing([str(path)])
+    assert str(path) in str(caught.value)
+    assert said in str(caught.value)
+
+
+def test_two_sources_of_one_id_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"two sources have the id 'a': x/a.mp4 and y/a.mp4.*ID=SOURCE"):
+        Listing(["x/a.mp4", "y/a.mp4"])
+
+
+def test_yaml_is_read_again_and_stays_as_it_was_while_it_is_broken(tmp_path: Path, redis: redis_library.Redis) -> None:
+    path = tmp_path / "sources.yaml"
+    path.write_text("- a.mp4")
+    listing = Listing([str(path), "b=/b.mp4"])
+    path.write_text("- a.mp4\n- c.mp4")
+    assert sorted(listing.look(redis)[0]) == ["a", "b", "c"]
+    path.write_text("- [")
+    sources, problems = listing.look(redis)
+    assert sorted(sources) == ["a", "b", "c"]
+    assert "its sources stay as they were" in problems[0]
+    path.write_text("[]")
+    assert sorted(listing.look(redis)[0]) == ["b"]
+
+
+def test_the_hash_in_redis_is_what_no_source_at_all_means(redis: redis_library.Redis) -> None:
+    listing = Listing([])
+    assert listing.look(redis) == ({}, [])
+    redis.hset(SOURCES_KEY, "gate", '"rtsp://cam/1"')
+    redis.hset(SOURCES_KEY, "hall", '{"source": "/films/hall.mp4", "type": "indoor", "loop": true}')
+    assert listing.look(redis)[0] == {
+        "gate": Source("gate", "rtsp://cam/1", "rtsp"),
+        "hall": Source("hall", "/films/hall.mp4", "indoor", loop=True),
+    }
+    redis.hdel(SOURCES_KEY, "gate")
+    assert list(listing.look(redis)[0]) == ["hall"]
+
+
+def test_a_wrong_entry_of_the_hash_leaves_the_others_alone(redis: redis_library.Redis) -> None:
+    redis.hset(SOURCES_KEY, "good", '"/films/a.mp4"')
+    redis.hset(SOURCES_KEY, "torn", '{"source": ')
+    redis.hset(SOURCES_KEY, "odd", '{"source": ["x"]}')
+    sources, problems = Listing(["redis"]).look(redis)
+    assert list(sources) == ["good"]
+    assert any("source torn: fleet:sources holds no JSON" in line for line in problems)
+    assert any("source odd: its address is ['x']" in line for line in problems)
+
+
+def test_sources_stay_while_redis_is_away(redis: redis_library.Redis) -> None:
+    redis.hset(SOURCES_KEY, "gate", '"rtsp://cam/1"')
+    listing = Listing([])
+    listing.look(redis)
+    with redis_library.Redis(port=1) as nobody:
+        sources, problems = listing.look(nobody)
+    assert list(sources) == ["gate"]
+    assert "cannot be read from Redis" in problems[0]

@@ -1,0 +1,67 @@
+"""promtool reads every file and passes its unit tests; every alert has one that fires and one that does not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from app.settings import SECTIONS
+from tests.prometheus.expressions import PROMTOOL_TESTS, cases, plain, rules
+from tests.support.prometheus import SHIPPED, promtool
+
+ALERTS = [pytest.param(rule, id=rule["alert"]) for rule in rules("alert")]
+SETTINGS = {name.upper() for section in SECTIONS for name in section.model_fields}
+
+
+def firing(name: str) -> str:
+    return plain(f'ALERTS{{alertname="{name}", alertstate="firing"}}')
+
+
+def test_promtool_accepts_configuration_and_rules() -> None:
+    promtool("check", "config", "prometheus.yml")
+    said = promtool("check", "rules", "recording.yml", "alerts.yml")
+    assert said.count("SUCCESS") == 2, said
+
+
+@pytest.mark.parametrize("path", PROMTOOL_TESTS, ids=lambda path: path.stem)
+def test_promtool_passes_the_unit_tests(path: Path) -> None:
+    assert "SUCCESS" in promtool("test", "rules", path)
+
+
+def test_unit_tests_load_the_shipped_rules() -> None:
+    for path in PROMTOOL_TESTS:
+        assert yaml.safe_load(path.read_text())["rule_files"] == ["../recording.yml", "../alerts.yml"], path.name
+
+
+@pytest.mark.parametrize("rule", ALERTS)
+def test_every_alert_is_shown_firing_and_not_firing(rule: dict[str, Any]) -> None:
+    shown = [case.samples for case in cases() if case.expression == firing(rule["alert"])]
+    assert any(shown), "no unit test in which it fires"
+    assert not all(shown), "no unit test in which it does not"
+
+
+@pytest.mark.parametrize("rule", ALERTS)
+def test_every_alert_tells_who_is_woken_what_to_do_first(rule: dict[str, Any]) -> None:
+    assert rule["labels"] in ({"severity": "critical"}, {"severity": "warning"})
+    notes = rule["annotations"]
+    assert set(notes) == {"summary", "description"}
+    assert "First: " in notes["description"]
+    for name in re.findall(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b", notes["description"]):
+        assert name in SETTINGS, f"names {name}, which is no setting"
+
+
+@pytest.mark.parametrize("rule", ALERTS)
+def test_labels_that_a_text_names_are_labels_of_the_alert(rule: dict[str, Any]) -> None:
+    named = set(re.findall(r"\$labels\.(\w+)", str(rule["annotations"])))
+    samples = [one for case in cases() if case.expression == firing(rule["alert"]) for one in case.samples]
+    for sample in samples:
+        assert named <= set(re.findall(r"(\w+)=", sample)), sample
+
+
+def test_the_runbook_has_every_alert_with_its_severity() -> None:
+    rows = re.findall(r"^\| `(Sightline\w+)` \| (\w+) \|", (SHIPPED / "README.md").read_text(), re.M)
+    assert rows == [(rule["alert"], rule["labels"]["severity"]) for rule in rules("alert")]

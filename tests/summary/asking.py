@@ -1,0 +1,50 @@
+"""A language model at a server of the tests, and what the metrics say of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from prometheus_client import REGISTRY
+
+from app.settings import LlmSettings
+from app.summary.answer import Words
+from app.summary.budget import Spent
+from app.summary.llm import LanguageModel
+from tests.support.openai import FakeOpenAI
+
+
+def settings(fake: FakeOpenAI, **changes) -> LlmSettings:
+    """Of a model at this server; failures are repeated at once or not at all."""
+    given = {"llm_model": "openai:test-model", "llm_base_url": fake.url, "llm_timeout_s": 10.0, "llm_retries": 0}
+    return LlmSettings(**{**given, **changes})
+
+
+@asynccontextmanager
+async def model(fake: FakeOpenAI, **changes) -> AsyncIterator[LanguageModel]:
+    one = LanguageModel(settings(fake, **changes))
+    await one.open()
+    try:
+        yield one
+    finally:
+        await one.close()
+
+
+async def ask(one: LanguageModel, spent: Spent | None = None) -> Words:
+    async with one.turn():
+        return await one.ask("the rules", "the question", spent if spent is not None else Spent())
+
+
+class Counted:
+    """What a counter grew by since this was made."""
+
+    def __init__(self, name: str, **labels: str) -> None:
+        self._name, self._labels = name, labels
+        self._begun = self._now()
+
+    def _now(self) -> float:
+        return REGISTRY.get_sample_value(self._name, self._labels) or 0.0
+
+    @property
+    def more(self) -> float:
+        return self._now() - self._begun

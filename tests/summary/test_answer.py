@@ -1,0 +1,76 @@
+"""Which answers are summaries."""
+
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.summary.answer import ITEM_CHARS, ITEMS, SCENE_CHARS, TITLE_CHARS, NotFitting, clean, words_of
+from tests.support.openai import ANSWER
+
+
+def answered(parsed, **told):
+    return {"raw": SimpleNamespace(response_metadata=told, additional_kwargs={}), "parsed": parsed}
+
+
+def test_one_that_fits():
+    words = words_of(answered(ANSWER))
+    assert words.title == "Two people at a gate"
+    assert words.activities == ("two people stand at the gate", "one person leaves")
+    assert (words.concerns, words.confidence) == ((), 0.8)
+
+
+def test_what_is_too_long_is_cut():
+    long = {"title": "x" * 999, "scene": "word " * 999, "activities": ["y" * 999] * 99}
+    words = words_of(answered({**ANSWER, **long}))
+    assert len(words.title) == TITLE_CHARS
+    assert len(words.scene) <= SCENE_CHARS
+    assert words.scene.endswith("word…")
+    assert [len(one) for one in words.activities] == [ITEM_CHARS] * ITEMS
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"title": 3}, "title: Input should be a valid string"),
+        ({"title": " \n"}, "title: Value error, must not be empty"),
+        ({"confidence": 85}, "confidence: Value error, must be between 0 and 1"),
+        ({"confidence": float("nan")}, "confidence: Value error, must be between 0 and 1"),
+        ({"activities": "walking"}, "activities: Input should be a valid list"),
+        ({"mood": "sunny"}, "mood: Extra inputs are not permitted"),
+    ],
+)
+def test_one_of_another_form_says_what_is_wrong_without_quoting_it(changes, problem):
+    with pytest.raises(NotFitting) as caught:
+        words_of(answered({**ANSWER, **changes}))
+    assert str(caught.value) == problem
+
+
+@pytest.mark.parametrize(
+    ("parsed", "told", "problem", "refused"),
+    [
+        (None, {}, "no JSON object", False),
+        ([1], {}, "no JSON object", False),
+        (None, {"finish_reason": "length"}, "LLM_MAX_OUTPUT_TOKENS", False),
+        (None, {"stop_reason": "max_tokens"}, "LLM_MAX_OUTPUT_TOKENS", False),
+        (None, {"refusal": "no"}, "refused", True),
+        (ANSWER, {"finish_reason": "content_filter"}, "refused", True),
+        (None, {"stop_reason": "refusal"}, "refused", True),
+    ],
+)
+def test_none_at_all(parsed, told, problem, refused):
+    with pytest.raises(NotFitting, match=problem) as caught:
+        words_of(answered(parsed, **told))
+    assert caught.value.refused is refused
+
+
+@given(st.text(), st.integers(1, 50))
+def test_a_clean_text_is_one_short_line_that_can_be_written(text, most):
+    line = clean(text, most)
+    assert len(line) <= most
+    assert line.encode().decode() == " ".join(line.split())
+
+
+def test_half_a_surrogate_pair_and_control_characters_are_taken_out():
+    assert clean("a\ud800b\x1b[31m\u202ec", 99) == "a?b [31m c"

@@ -1,0 +1,154 @@
+"""The summary by rule, word for word."""
+
+import pytest
+
+from app.summary.answer import Words
+from app.summary.digest import digest
+from app.summary.english import counted, duration, listed, plural
+from tests.summary.seeing import moved, observation, seen, tracks
+
+
+def test_nothing_at_all():
+    assert digest([]) == Words("Nothing was seen", "Nothing was seen.", (), (), (), 0.0)
+
+
+def test_one_thing_in_one_frame():
+    one = observation(frames=1, lasts_s=0, objects=(seen("dog", 1, frames=1, score=0.8),))
+    assert digest([one]) == Words("One dog", "In a moment (1 frame) there was one dog.", (), (), (), 0.8)
+
+
+def test_a_busy_scene_from_several_observations():
+    first = observation(
+        1,
+        200,
+        lasts_s=20,
+        objects=(seen("person", 2, frames=200), seen("dog", 1, frames=30)),
+        arrived=(*tracks("person", 1, 2), *tracks("dog", 3)),
+        arrivals=3,
+        poses=("standing", "sitting, one arm raised"),
+        new_texts=("GATE 7",),
+        texts=1,
+        motion=moved(200, some=100, left=True),
+    )
+    then = observation(
+        201,
+        200,
+        at_s=20,
+        lasts_s=20,
+        objects=(seen("person", 3, frames=200), seen("bus", 2, frames=100)),
+        left=tracks("dog", 3),
+        departures=1,
+        new_texts=("EXIT",),
+        texts=1,
+        motion=moved(200, much=150, left=True),
+    )
+    assert digest([first, then]) == Words(
+        title="Three people, two buses and one dog",
+        scene="In 40 seconds (400 frames) there were at most three people, two buses and one dog. "
+        "Buses were in view part of the time; the dog was in view only now and then. "
+        "There was much movement, mostly to the left. Two texts were read.",
+        activities=(
+            "two people and one dog came into view",
+            "one dog left",
+            "postures seen: standing; sitting, one arm raised",
+        ),
+        visible_text=("GATE 7", "EXIT"),
+        concerns=(),
+        confidence=0.9,
+    )
+
+
+def test_movement_and_a_camera_that_pans():
+    one = observation(frames=50, lasts_s=5, motion=moved(50, some=20, pan=True))
+    assert digest([one]) == Words(
+        title="The camera was panning left",
+        scene="In five seconds (50 frames) nothing was recognised. "
+        "There was some movement and the camera was panning left.",
+        activities=("the camera was panning left",),
+        visible_text=(),
+        concerns=(),
+        confidence=0.5,
+    )
+
+
+def test_text_alone():
+    one = observation(frames=50, lasts_s=150, new_texts=("NO ENTRY",), texts=1, motion=moved(50))
+    words = digest([one])
+    assert words.title == "Text: NO ENTRY"
+    assert words.scene == (
+        "In two minutes (50 frames) nothing was recognised. Hardly anything moved. One text was read."
+    )
+    assert words.visible_text == ("NO ENTRY",)
+
+
+def test_what_the_operator_should_know():
+    one = observation(
+        objects=(seen("person", 1, frames=20, score=0.6),), poses=("standing", "lying"), failed=("ocr", "detect")
+    )
+    words = digest([one])
+    assert words.concerns == (
+        "somebody was lying down",
+        "ocr failed on some frames: what it would have shown is not known",
+        "detect failed on some frames: what it would have shown is not known",
+    )
+    assert words.confidence == 0.3
+
+
+def test_many_kinds_of_things_are_not_all_named():
+    names = ["person", "car", "bus", "dog", "cat", "bird", "horse", "cow"]
+    one = observation(frames=5, objects=tuple(seen(name, 1, frames=5) for name in names))
+    words = digest([one])
+    assert words.title == "One person, one bird, one bus and five more kinds"
+    assert words.scene == (
+        "In a moment (5 frames) there was one person, one bird, one bus, one car, one cat, one cow and two more kinds of "
+        "things."
+    )
+
+
+def test_many_comings_and_goings():
+    one = observation(arrived=tracks("car", *range(32)), arrivals=90, objects=(seen("car", 14, frames=20),))
+    assert digest([one]).activities == ("32 cars came into view (90 times in all)",)
+
+
+def test_the_same_observations_give_the_same_words_however_they_were_merged():
+    from app.summary.format import fold
+
+    many = [
+        observation(
+            n * 10 + 1, 10, at_s=n, objects=(seen("person", n % 3 + 1, frames=10),), new_texts=(f"T{n}",), texts=1
+        )
+        for n in range(9)
+    ]
+    assert digest(many) == digest(fold(many, 4)) == digest(fold(many, 1))
+
+
+@pytest.mark.parametrize(
+    ("one", "many"),
+    [
+        ("person", "people"),
+        ("bus", "buses"),
+        ("bench", "benches"),
+        ("wine glass", "wine glasses"),
+        ("knife", "knives"),
+        ("sheep", "sheep"),
+        ("teddy bear", "teddy bears"),
+        ("toothbrush", "toothbrushes"),
+        ("toy", "toys"),
+        ("lorry", "lorries"),
+    ],
+)
+def test_plurals(one, many):
+    assert plural(one) == many
+    assert counted(1, one) == f"one {one}"
+
+
+def test_lists_and_times():
+    assert [listed([]), listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])] == [
+        "",
+        "a",
+        "a and b",
+        "a, b and c",
+    ]
+    assert [duration(s) for s in (0.4, 2, 61, 119, 180, 7300)] == [
+        "a moment", "two seconds", "61 seconds", "119 seconds", "three minutes", "two hours",
+    ]  # fmt: skip

@@ -1,0 +1,225 @@
+"""The language model's client against a real HTTP server that speaks OpenAI's chat protocol."""
+
+import asyncio
+
+import pytest
+
+from app.summary import retry
+from app.summary.budget import Spent
+from app.summary.llm import NoAnswer
+from tests.summary.asking import Counted, ask, model
+from tests.support import openai
+from tests.support.openai import USAGE, answer, speaking
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch):
+    monkeypatch.setattr(retry, "FIRST_S", 0.01)
+
+
+async def refused(one, spent=None):
+    with pytest.raises(NoAnswer) as caught:
+        await ask(one, spent)
+    return caught.value.reason
+
+
+async def test_an_answer_and_what_is_sent_for_it():
+    read, wrote = (Counted("sightline_llm_tokens_total", direction=way) for way in ("input", "output"))
+    spent = Spent()
+    with speaking() as fake:
+        async with model(fake, llm_api_key="secret", llm_max_output_tokens=700) as one:
+            words = await ask(one, spent)
+    assert (words.title, words.confidence) == ("Two people at a gate", 0.8)
+    (sent,) = fake.received
+    assert sent.headers["authorization"] == "Bearer secret"
+    assert sent.body["model"] == "test-model"
+    assert [message["role"] for message in sent.body["messages"]] == ["system", "user"]
+    assert sent.texts == ["the rules", "the question"]
+    assert sent.body["max_completion_tokens"] == 700
+    form = sent.body["response_format"]
+    assert form["type"] == "json_schema"
+    assert form["json_schema"]["strict"] is True
+    schema = form["json_schema"]["schema"]
+    assert schema["required"] == ["title", "scene", "activities", "visible_text", "concerns", "confidence"]
+    assert schema["additionalProperties"] is False
+    assert (read.more, wrote.more) == USAGE
+    assert spent.tokens == sum(USAGE)
+
+
+@pytest.mark.parametrize(
+    "behaviour", [openai.says("I see two people."), answer(confidence="high"), openai.page, openai.refuses]
+)
+async def test_what_does_not_fit_is_asked_for_once_more(behaviour):
+    with speaking(behaviour, answer(title="The second")) as fake:
+        async with model(fake) as one:
+            assert (await ask(one)).title == "The second"
+    again = fake.received[1].texts
+    assert again[:2] == fake.received[0].texts or again[:2] == ["the rules", "the question"]
+    assert again[2].startswith("Your last answer could not be used: ")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        (openai.says("I see two people."), "unparsable"),
+        (openai.says('{"title": "cut', finish="length"), "unparsable"),
+        (openai.page, "unparsable"),
+        (openai.refuses, "refused"),
+        (openai.fails(401), "unauthorized"),
+        (openai.fails(400), "rejected"),
+        (openai.fails(500), "unavailable"),
+        (openai.fails(429), "rate_limited"),
+        (openai.cuts, "unavailable"),
+    ],
+)
+async def test_no_summary_has_a_reason_and_a_counter(behaviour, reason):
+    asked_twice = reason in ("unparsable", "refused")
+    counted = Counted("sightline_llm_requests_total", outcome=reason)
+    with speaking(behaviour) as fake:
+        async with model(fake) as one:
+            assert await refused(one) == reason
+    assert counted.more == len(fake.received) == (2 if asked_twice else 1)
+
+
+@pytest.mark.parametrize("behaviour", [openai.hangs, openai.drips])
+async def test_a_model_that_never_ends_is_given_up_after_its_time(behaviour):
+    spent = Spent()
+    with speaking(behaviour) as fake:
+        async with model(fake, llm_timeout_s=0.3, llm_retries=3) as one:
+            assert await refused(one, spent) == "timeout"
+    assert len(fake.received) == 1  # not repeated: the model had its time
+    assert spent.tokens > 0  # it read the question, whatever came of it
+
+
+async def test_nobody_listens():
+    with speaking() as fake:
+        pass
+    async with model(fake) as one:
+        assert await refused(one) == "unavailable"
+
+
+async def test_what_failed_on_the_way_is_repeated():
+    failed = Counted("sightline_llm_requests_total", outcome="unavailable")
+    with speaking(openai.fails(500), openai.fails(503), answer()) as fake:
+        async with model(fake, llm_retries=2) as one:
+            assert (await ask(one)).confidence == 0.8
+    assert failed.more == 2
+    assert len(fake.received) == 3
+
+
+async def test_a_server_that_asks_for_time_is_given_it():
+    with speaking(openai.fails(429, retry_after="1"), answer()) as fake:
+        async with model(fake, llm_retries=1) as one:
+            begun = asyncio.get_running_loop().time()
+            await ask(one)
+            assert asyncio.get_running_loop().time() - begun >= 1.0
+
+
+async def test_a_server_that_asks_for_more_time_than_anybody_waits_is_left_alone():
+    with speaking(openai.fails(429, retry_after="60"), answer()) as fake:
+        async with model(fake, llm_retries=5) as one:
+            assert await refused(one) == "rate_limited"
+            assert one.breaker == "open"
+            assert await refused(one) == "breaker_open"
+    assert len(fake.received) == 1
+
+
+async def test_the_breaker_opens_tries_once_and_closes():
+    with speaking(*[openai.fails(500)] * 3, openai.fails(500), answer()) as fake:
+        async with model(fake, llm_breaker_failures=3, llm_breaker_s=0.3) as one:
+            opened = Counted("sightline_llm_breaker_open")
+            for _ in range(3):
+                await refused(one)
+            assert (one.breaker, opened.more) == ("open", 1)
+            assert await refused(one) == "breaker_open"
+            assert len(fake.received) == 3
+            await asyncio.sleep(0.3)
+            assert one.breaker == "half-open"
+            assert await refused(one) == "unavailable"  # the one that tries fails
+            assert one.breaker == "open"
+            await asyncio.sleep(0.3)
+            await ask(one)
+            assert (one.breaker, opened.more) == ("closed", 0)
+
+
+async def test_of_many_only_one_tries_a_model_that_was_left_alone():
+    with speaking(openai.fails(500), openai.slow(0.2, answer())) as fake:
+        async with model(fake, llm_breaker_failures=1, llm_breaker_s=0.1) as one:
+            await refused(one)
+            await asyncio.sleep(0.1)
+            told = await asyncio.gather(*(ask(one) for _ in range(6)), return_exceptions=True)
+    assert len(fake.received) == 2
+    assert sum(isinstance(reply, NoAnswer) and reply.reason == "breaker_open" for reply in told) >= 3
+
+
+async def test_no_more_than_allowed_are_in_flight():
+    with speaking(openai.slow(0.05, answer())) as fake:
+        async with model(fake, llm_max_in_flight=3) as one:
+            await asyncio.gather(*(ask(one) for _ in range(10)))
+    assert fake.most_in_flight == 3
+    assert len(fake.received) == 10
+
+
+async def test_a_session_that_spent_its_tokens_gets_none_and_others_do():
+    with speaking() as fake:
+        async with model(fake, llm_session_tokens=700, llm_max_output_tokens=400) as one:
+            spent = Spent()
+            await ask(one, spent)
+            assert await refused(one, spent) == "budget"
+            await ask(one, Spent())
+            assert spent.tokens == sum(USAGE)
+            assert one.breaker == "closed"
+    assert len(fake.received) == 2
+
+
+async def test_the_hours_cost_holds_over_all_sessions():
+    prices = {"llm_hour_cost": 0.01, "llm_input_price": 10.0, "llm_output_price": 10.0}
+    with speaking() as fake:
+        async with model(fake, llm_max_output_tokens=400, **prices) as one:
+            with pytest.raises(NoAnswer, match="LLM_HOUR_COST is reached"):
+                while True:
+                    await ask(one, Spent())
+    cost = len(fake.received) * sum(USAGE) * 10 / 1e6
+    assert 0 < cost <= 0.01
+
+
+async def test_giving_up_in_the_middle_leaves_nothing_behind():
+    before = asyncio.all_tasks()
+    with speaking(openai.hangs) as fake:
+        async with model(fake) as one:
+            asking = asyncio.create_task(ask(one))
+            while not fake.received:
+                await asyncio.sleep(0.01)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+            assert one.breaker == "closed"
+            fake.script = [answer()]
+            assert (await ask(one)).confidence == 0.8  # the slot is free again
+        assert asyncio.all_tasks() == before
+
+
+async def test_nothing_is_reported_to_langsmith(monkeypatch):
+    """Its variables may be set for something else on the machine."""
+    with speaking() as langsmith, speaking() as fake:
+        for name in ("LANGSMITH_TRACING", "LANGCHAIN_TRACING_V2"):
+            monkeypatch.setenv(name, "true")
+        monkeypatch.setenv("LANGSMITH_ENDPOINT", f"http://127.0.0.1:{langsmith.port}")
+        monkeypatch.setenv("LANGSMITH_API_KEY", "lsv2_test")
+        monkeypatch.setenv("LANGSMITH_GATEWAY", f"http://127.0.0.1:{langsmith.port}")
+        from langchain_core.callbacks.manager import CallbackManager
+        from langsmith.utils import get_env_var
+
+        get_env_var.cache_clear()
+        try:
+            async with model(fake) as one:
+                await ask(one)
+            traced = [type(handler).__name__ for handler in CallbackManager.configure().handlers]
+        finally:
+            monkeypatch.undo()
+            get_env_var.cache_clear()
+        assert "LangChainTracer" in traced  # outside our requests the variables do work: the test can fail
+        assert len(fake.received) == 1
+        assert langsmith.received == []

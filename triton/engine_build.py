@@ -1,0 +1,95 @@
+"""Builds plans with trtexec and files those that say what their ONNX says. Standard library alone."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine_check import difference, read_output
+from engine_device import Device, Stop, trtexec
+from engine_files import Source, file_sidecar, plan_path
+
+MIN, OPT, MAX = 1, 8, 16
+"""Batches of the profile; MAX is the configuration's max_batch_size."""
+BUILD_S = 3600
+RUN_S = 600
+
+
+def build(engines: Path, device: Device, source: Source) -> Path:
+    """Builds a plan, asks it and the ONNX about the same picture, and files it under the device's name.
+
+    Raises:
+        Stop: trtexec failed, or the plan says something else. Nothing is filed then; what was there stays.
+    """
+    plan = plan_path(engines, device, source)
+    plan.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=plan.parent, prefix=".building-") as scratch:
+        fresh = Path(scratch) / plan.name
+        _run(build_command(source, fresh, plan.parent / "timing.cache"), BUILD_S, f"{source.name}: the build")
+        if not fresh.exists():
+            raise Stop(f"{source.name}: trtexec reported success and wrote no plan")
+        answer = Path(scratch) / "answer.json"
+        _run(ask_command(source, fresh, answer), RUN_S, f"{source.name}: the plan's first run")
+        try:
+            given = read_output(answer)
+        except (OSError, ValueError, KeyError) as error:
+            raise Stop(f"{source.name}: the plan's answer cannot be read: {error}") from None
+        wrong = difference(source.task, read_output(source.folder / "answer.json"), given)
+        if wrong:
+            raise Stop(f"{source.name}: the plan does not say what its ONNX says: {wrong}. It is not used")
+        file_sidecar(fresh, device, source)
+        # The sidecar first: a plan without one is never served.
+        fresh.with_suffix(".json").replace(plan.with_suffix(".json"))
+        shutil.move(fresh, plan)
+    return plan
+
+
+def build_command(source: Source, plan: Path, timing_cache: Path) -> list[str]:
+    """FP16, one profile for every batch; kernels that were timed before on this device are not timed again."""
+    return [
+        trtexec(),
+        f"--onnx={source.onnx}",
+        f"--saveEngine={plan}",
+        "--fp16",
+        f"--minShapes={_shape(source, MIN)}",
+        f"--optShapes={_shape(source, OPT)}",
+        f"--maxShapes={_shape(source, MAX)}",
+        f"--timingCacheFile={timing_cache}",
+        "--skipInference",
+    ]
+
+
+def ask_command(source: Source, plan: Path, answer: Path) -> list[str]:
+    """One run on the picture, its output written as JSON."""
+    return [
+        trtexec(),
+        f"--loadEngine={plan}",
+        f"--shapes={_shape(source, 1)}",
+        f"--loadInputs={_quoted(source.input)}:{source.folder / 'picture.bin'}",
+        f"--exportOutput={answer}",
+        "--warmUp=0",
+        "--duration=0",
+        "--iterations=1",
+    ]
+
+
+def _shape(source: Source, batch: int) -> str:
+    return f"{_quoted(source.input)}:{'x'.join(map(str, (batch, *source.shape)))}"
+
+
+def _quoted(name: str) -> str:
+    """trtexec parts names from the rest at colons; single quotes keep those of the name."""
+    return f"'{name}'" if ":" in name else name
+
+
+def _run(command: Sequence[str], limit_s: float, what: str) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
+    except subprocess.TimeoutExpired:
+        raise Stop(f"{what} took longer than {limit_s:g} s") from None
+    if done.returncode != 0:
+        tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-20:])
+        raise Stop(f"{what} failed (trtexec ended with {done.returncode}):\n{tail}")

@@ -1,0 +1,90 @@
+"""Puts what was chosen into the repository that Triton serves. Standard library alone.
+
+A model's files go into a version folder of their own; `configs/installed.pbtxt`, which wins over the checked-in
+config.pbtxt (`--model-config-name=installed`), names that version. Replacing this one file is the switch: whenever
+Triton starts, it finds a model that is whole. The version before stays beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from engine_files import Choice
+
+_VERSIONS = re.compile(r"versions: \[ (\d+) \]")
+FILES = {"plan": "model.plan", "onnx": "model.onnx"}
+
+
+def install(choice: Choice, repository: Path) -> Path:
+    """Returns the version folder that serves from the next start on; the same as before where nothing changed."""
+    folder = repository / choice.source.name
+    folder.mkdir(parents=True, exist_ok=True)
+    config = choice.source.config(choice.kind)
+    about = {"kind": choice.kind, "sha256": choice.sha256, "made_of": choice.source.made_of, "reason": choice.reason}
+    before = installed_version(folder)
+    if before is not None and _is(folder / str(before), choice.kind, about["sha256"]):
+        number = before
+    else:
+        number = max((1, *versions(folder))) + 1
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".incoming-") as scratch:
+            fresh = Path(scratch) / "version"
+            fresh.mkdir()
+            shutil.copyfile(choice.file, fresh / FILES[choice.kind])
+            (fresh / "engine.json").write_text(json.dumps(about, indent=2) + "\n")
+            fresh.rename(folder / str(number))
+    write_config(folder, _VERSIONS.sub(f"versions: [ {number} ]", config))
+    for old in versions(folder):
+        if 1 < old and old not in (number, before):
+            shutil.rmtree(folder / str(old))
+    return folder / str(number)
+
+
+def install_ensemble(config: str | None, folder: Path) -> None:
+    """The ensemble's configuration, or none: then it is not served."""
+    if config is None:
+        (folder / "configs" / "installed.pbtxt").unlink(missing_ok=True)
+        return
+    (folder / "1").mkdir(parents=True, exist_ok=True)
+    write_config(folder, config)
+
+
+def served(repository: Path) -> list[str]:
+    """Models to load: what is installed, and what somebody put there with files of its own."""
+    return sorted(
+        folder.name
+        for folder in repository.iterdir()
+        if folder.is_dir()
+        and not folder.name.startswith(".")
+        and ((folder / "configs" / "installed.pbtxt").exists() or any(folder.glob("[0-9]*/model.*")))
+    )
+
+
+def installed_version(folder: Path) -> int | None:
+    """The version that the installed configuration names."""
+    config = folder / "configs" / "installed.pbtxt"
+    found = _VERSIONS.search(config.read_text()) if config.exists() else None
+    return int(found[1]) if found else None
+
+
+def versions(folder: Path) -> list[int]:
+    return [int(path.name) for path in folder.iterdir() if path.is_dir() and path.name.isdigit()]
+
+
+def write_config(folder: Path, text: str) -> None:
+    (folder / "configs").mkdir(exist_ok=True)
+    fresh = folder / "configs" / f".installed-{os.getpid()}"
+    fresh.write_text(text)
+    fresh.replace(folder / "configs" / "installed.pbtxt")
+
+
+def _is(version: Path, kind: str, sha256: object) -> bool:
+    try:
+        about = json.loads((version / "engine.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return about.get("kind") == kind and about.get("sha256") == sha256 and (version / FILES[kind]).exists()
