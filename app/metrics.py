@@ -62,7 +62,9 @@ SUMMARY_INTERVAL = Gauge(
 SUMMARIES = Counter("sightline_summaries_total", "Summaries, by who wrote them and how it went", ["source", "outcome"])
 LLM_REQUESTS = Counter("sightline_llm_requests_total", "Requests to the language model, by how they ended", ["outcome"])
 LLM_SECONDS = Histogram(
-    "sightline_llm_seconds", "Time a request to the language model took", buckets=(*_SECONDS[5:], 20.0, 30.0, 60.0, 120.0)
+    "sightline_llm_seconds",
+    "Time a request to the language model took",
+    buckets=(*_SECONDS[5:], 20.0, 30.0, 60.0, 120.0),
 )
 LLM_TOKENS = Counter("sightline_llm_tokens_total", "Tokens sent to and got from the language model", ["direction"])
 LLM_BREAKER_OPEN = Gauge(

@@ -98,8 +98,11 @@ def _options() -> argparse.Namespace:
         help="source: an interpreter with ONNX Runtime",
     )
     parser.add_argument("--force", action="store_true", help="build: also what is there already")
-    parser.add_argument("arguments", nargs="*", help="serve: further arguments of tritonserver, after --")
-    return parser.parse_args()
+    given = sys.argv[1:]
+    end = given.index("--") if "--" in given else len(given)
+    options = parser.parse_args(given[:end])
+    options.arguments = given[end + 1 :]
+    return options
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -43,7 +42,7 @@ def build(engines: Path, device: Device, source: Source) -> Path:
         file_sidecar(fresh, device, source)
         # The sidecar first: a plan without one is never served.
         fresh.with_suffix(".json").replace(plan.with_suffix(".json"))
-        shutil.move(fresh, plan)
+        fresh.replace(plan)
     return plan
 
 

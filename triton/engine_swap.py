@@ -38,9 +38,10 @@ def install(choice: Choice, repository: Path) -> Path:
             (fresh / "engine.json").write_text(json.dumps(about, indent=2) + "\n")
             fresh.rename(folder / str(number))
     write_config(folder, _VERSIONS.sub(f"versions: [ {number} ]", config))
-    for old in versions(folder):
-        if 1 < old and old not in (number, before):
-            shutil.rmtree(folder / str(old))
+    if number != before:
+        for old in versions(folder):
+            if old > 1 and old not in (number, before):
+                shutil.rmtree(folder / str(old))
     return folder / str(number)
 
 

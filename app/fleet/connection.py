@@ -38,7 +38,9 @@ def connect(settings: RedisSettings) -> redis.Redis:
             retry=Retry(NoBackoff(), 0),
         )
     except ValueError as error:
-        raise ConfigurationError(f"REDIS_URL: {error}; want redis://:password@host:6379, or rediss:// for TLS") from None
+        raise ConfigurationError(
+            f"REDIS_URL: {error}; want redis://:password@host:6379, or rediss:// for TLS"
+        ) from None
 
 
 def require_version(client: redis.Redis) -> None:
@@ -50,7 +52,9 @@ def require_version(client: redis.Redis) -> None:
     """
     version = str(client.info("server")["redis_version"])
     if int(version.partition(".")[0]) < _LEAST_VERSION:
-        raise ConfigurationError(f"REDIS_URL: the server is Redis {version}; the fleet wants {_LEAST_VERSION}.0 or later")
+        raise ConfigurationError(
+            f"REDIS_URL: the server is Redis {version}; the fleet wants {_LEAST_VERSION}.0 or later"
+        )
 
 
 class Outage:

@@ -29,9 +29,7 @@ class CameraFrame:
     """`time.perf_counter()` when it was read."""
 
 
-def read_entry(
-    prefix: str, stream: str, entry: bytes, fields: Mapping[bytes, bytes], *, arrived: float
-) -> CameraFrame:
+def read_entry(prefix: str, stream: str, entry: bytes, fields: Mapping[bytes, bytes], *, arrived: float) -> CameraFrame:
     """An entry of a camera's stream. The stream's name says which camera it is; missing fields are borne with.
 
     An entry without a picture has an empty one, which the pipeline refuses by name.

@@ -9,11 +9,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import redis
-from prometheus_client import start_http_server
 
 from app import metrics
+from app.errors import ConfigurationError
+from app.fleet import pages
 from app.fleet.connection import TIMEOUT_S, connect
 from app.fleet.ingest_camera import STATES, Camera
 from app.fleet.ingest_listing import Listing
@@ -29,6 +31,8 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
 """Seconds between two looks at the streams' lag."""
+SILENT_S = 30.0
+"""Without a look for so long it hangs: /health says so."""
 STOP_S = 6.0
 """What ending may take: a source that says nothing is given up after 5."""
 
@@ -47,8 +51,8 @@ def run(settings: Settings, sources: Sequence[str], *, loop: bool = False) -> No
     stop = threading.Event()
     with ExitStack() as stack:
         stack.enter_context(_ending_by_signal(stop))
-        stack.enter_context(_metrics_served(settings))
         ingest = stack.enter_context(Ingest(settings, listing))
+        stack.enter_context(_pages_served(settings, ingest.report))
         stack.enter_context(shown_live(ingest.cameras, ingest.outbox))
         ingest.until(stop)
         log.info("ending")
@@ -71,6 +75,7 @@ class Ingest:
             register_s=self._settings.ingest_refresh_s,
         )
         self._problems: set[str] = set()
+        self._looked = 0.0
 
     def __enter__(self) -> Ingest:
         self.outbox.start()
@@ -95,12 +100,24 @@ class Ingest:
                 refreshed = time.monotonic()
                 self._refresh()
             self._adapt()
+            self._looked = time.monotonic()
             states = Counter(camera.state for camera in self.cameras.values())
             for state in STATES:
                 metrics.INGEST_SOURCES.labels(state).set(states[state])
             if not self._listing.may_change and states["ended"] == len(self.cameras):
                 return
             stop.wait(LOOK_S)
+
+    def report(self) -> dict[str, Any]:
+        """What /health says. `state`: ok, starting, degraded (Redis takes no frames) or silent (it looks no more)."""
+        age_s = time.monotonic() - self._looked
+        state = "starting" if self._looked == 0.0 else "ok" if self.outbox.up else "degraded"
+        sources = Counter(camera.state for camera in list(self.cameras.values()))
+        return {
+            "state": "silent" if self._looked and age_s > SILENT_S else state,
+            "redis": self.outbox.up,
+            "sources": {one: sources[one] for one in STATES},
+        }
 
     def _refresh(self) -> None:
         """Starts what is new, ends what is gone, starts anew what is changed."""
@@ -152,18 +169,14 @@ def _ending_by_signal(stop: threading.Event) -> Iterator[None]:
 
 
 @contextmanager
-def _metrics_served(settings: Settings) -> Iterator[None]:
-    """`/metrics` on METRICS_PORT. A worker on the same machine may have it: then on any free port, which is said."""
+def _pages_served(settings: Settings, report: pages.Report) -> Iterator[None]:
+    """`/metrics` and `/health` on METRICS_PORT. A worker on the same machine may have it: then on any free port."""
     host, port = settings.server.host, settings.fleet.metrics_port
-    try:
-        server, thread = start_http_server(port, host)
-    except OSError as error:
-        server, thread = start_http_server(0, host)
-        log.warning("METRICS_PORT=%d cannot be listened on (%s)", port, error.strerror)
-    log.info("metrics on http://%s:%d/metrics", host, server.server_port)
-    try:
+    with ExitStack() as stack:
+        try:
+            found = stack.enter_context(pages.serving(host, port, report))
+        except ConfigurationError as error:
+            found = stack.enter_context(pages.serving(host, 0, report))
+            log.warning("%s", error)
+        log.info("metrics on http://%s:%d/metrics", f"[{host}]" if ":" in host else host, found)
         yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

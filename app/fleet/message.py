@@ -26,9 +26,7 @@ class Failure:
     message: str
 
 
-def encode(
-    origin: Origin, result: FrameResult | None, failure: Failure | None, *, worker: str, age_ms: float
-) -> bytes:
+def encode(origin: Origin, result: FrameResult | None, failure: Failure | None, *, worker: str, age_ms: float) -> bytes:
     """The value of one frame.
 
     `frame_id` is the entry's id in Redis: unique within its camera and in order. A frame may come twice (at least

@@ -17,6 +17,7 @@ from app.fleet.worker import Worker
 from app.settings import Settings
 from app.tuning import tune
 
+
 def work(settings: Settings, pulse: Pulse) -> None:
     """One worker in this process.
 

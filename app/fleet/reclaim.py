@@ -25,7 +25,13 @@ class Reclaimer:
     """Goes over this worker's streams now and then. Used by one thread."""
 
     def __init__(
-        self, client: redis.Redis, name: str, settings: RedisSettings, fleet: FleetSettings, in_hand: InHand, tally: Tally
+        self,
+        client: redis.Redis,
+        name: str,
+        settings: RedisSettings,
+        fleet: FleetSettings,
+        in_hand: InHand,
+        tally: Tally,
     ) -> None:
         self._client = client
         self._name = name
@@ -110,7 +116,7 @@ class Reclaimer:
     def _bury(self, stream: str, entry: bytes, fields: dict[bytes, bytes], deliveries: int) -> None:
         """Written to the dead letters and acknowledged at once, or neither."""
         most = self._fleet.fleet_max_deliveries
-        why = f"delivered {deliveries} times (FLEET_MAX_DELIVERIES={most}) and never acknowledged: its workers ended on it"
+        why = f"delivered {deliveries} times, never acknowledged: its workers ended on it (FLEET_MAX_DELIVERIES={most})"
         letter: dict[Any, Any] = {**fields, b"stream": stream, b"entry_id": entry, b"deliveries": deliveries}
         pipe = self._client.pipeline(transaction=True)
         pipe.xadd(self._prefix + DEAD, letter | {b"error": why}, maxlen=DEAD_MAXLEN, approximate=True)

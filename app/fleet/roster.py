@@ -49,7 +49,7 @@ class Roster:
         Raises:
             redis.RedisError: Redis is away.
         """
-        seconds, microseconds = cast("tuple[int, int]", self._client.time())
+        seconds, microseconds = self._client.time()
         now_ms = seconds * 1000 + microseconds / 1000
         pipe = self._client.pipeline()
         pipe.zadd(workers_key(self._group), {self._name: now_ms + self._lasting_ms})

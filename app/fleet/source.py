@@ -160,7 +160,11 @@ class Source:
             # Waiting for some streams would keep the others waiting: only once none of them had anything.
             wait_ms = _AMONG_MS if self._unanswered >= everything else 0
         answer = self._client.xreadgroup(
-            self._group, self.name, cast("dict[Any, Any]", dict.fromkeys(streams, ">")), count=count, block=wait_ms or None
+            self._group,
+            self.name,
+            dict.fromkeys(streams, ">"),
+            count=count,
+            block=wait_ms or None,
         )
         arrived = time.perf_counter()
         frames = [
@@ -186,9 +190,7 @@ class Source:
         try:
             self._roster.leave()
             for stream in self._roster.streams:
-                pending = self._client.xpending_range(
-                    stream, self._group, "-", "+", 1, consumername=self.name
-                )
+                pending = self._client.xpending_range(stream, self._group, "-", "+", 1, consumername=self.name)
                 if not pending:
                     self._client.xgroup_delconsumer(stream, self._group, self.name)
         except redis.RedisError as error:

@@ -15,8 +15,8 @@ from app.fleet.batcher import Batcher, Limits
 from app.fleet.blocking import BlockingClient
 from app.fleet.frames import CameraFrame
 from app.fleet.inhand import InHand
-from app.fleet.sink import Sink
 from app.fleet.single import SingleAnalysis
+from app.fleet.sink import Sink
 from app.fleet.source import Source, consumer_name
 from app.fleet.tally import Tally
 from app.fleet.vitals import Pulse

@@ -1,4 +1,4 @@
-"""Counts added up over a hundred frames, or a second, before they touch a metric: a metric takes a lock and a lookup."""
+"""Counts added up over a hundred frames, or a second, before they touch a metric, which takes a lock and a lookup."""
 
 from __future__ import annotations
 

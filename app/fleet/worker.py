@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from functools import partial
+from collections.abc import Callable
 
 from app.errors import SightlineError
 from app.fleet.analysis import Analysis, Outcome, stream_settings
@@ -79,14 +79,14 @@ class Worker:
             fleet,
             self._in_hand,
             self._tally,
-            on_streams=partial(self._loop.call_soon_threadsafe, self._analysis.forget),
+            on_streams=lambda streams: self._soon(self._analysis.forget, streams),
         )
         self._sink = Sink(settings.kafka, settings.redis, self._in_hand, self._tally, on_fatal=self._fail)
         self._reader = Reader(
             self._source,
             self._in_hand,
             least=max(1, most // 4),
-            deliver=partial(self._loop.call_soon_threadsafe, self._arrived),
+            deliver=lambda frames: self._soon(self._arrived, frames),
             on_failure=self._fail,
         )
         self._batcher = Batcher()
@@ -101,7 +101,11 @@ class Worker:
     def _fail(self, reason: str) -> None:
         """It cannot go on; called from any thread."""
         self._failure = reason
-        self._loop.call_soon_threadsafe(self._stopping.set)
+        self._soon(self._stopping.set)
+
+    def _soon(self, call: Callable[..., None], *arguments: object) -> None:
+        """Calls it in the event loop's thread, in the order of these calls."""
+        self._loop.call_soon_threadsafe(call, *arguments)
 
     async def run(self) -> None:
         """Works until `stop`: then reads no more, finishes what is in hand, and leaves nothing pending.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import Field, field_validator
 
 from app.settings.section import Section, web_address
+
+_INSTANCE = re.compile(r"i-[0-9a-f]{8,17}")
 
 
 class AwsSettings(Section):
@@ -14,6 +17,11 @@ class AwsSettings(Section):
     aws_endpoint_url: str | None = Field(
         None, description="address of a stand-in for AWS, such as moto's server; unset: AWS itself"
     )
+
+    @field_validator("aws_region")
+    @classmethod
+    def _named(cls, value: str | None) -> str | None:
+        return value or None  # compose passes on an empty one where it is unset
 
     @field_validator("aws_endpoint_url")
     @classmethod
@@ -30,3 +38,10 @@ class ActivitySettings(Section):
     activity_instance_id: str | None = Field(
         None, description="EC2 instance the figure is for; unset: this machine, by its metadata service"
     )
+
+    @field_validator("activity_instance_id")
+    @classmethod
+    def _instance(cls, value: str | None) -> str | None:
+        if value and not _INSTANCE.fullmatch(value):
+            raise ValueError("an EC2 instance, for example i-0123456789abcdef0")
+        return value or None

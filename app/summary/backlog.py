@@ -2,26 +2,25 @@
 
     offer -> [ memory: newest ] -> [ disk: older ] -> [ read back: oldest ] -> take
 
-Memory is filled first. When it is full its oldest quarter goes to disk, so that everything on disk is older than everything in
-memory; `take` empties the disk before it touches memory. When the disk is full too, or not to be had, neighbours are folded
-into one, those that cover the fewest frames first; dropped is only what cannot be folded.
+Memory is filled first. When it is full its oldest quarter goes to disk, so that everything on disk is older than
+everything in memory; `take` empties the disk before it touches memory. When the disk is full too, or not to be had,
+neighbours are folded into one, the older the coarser; dropped is only what cannot be folded.
 
-What a kill loses: what was in memory and what was on its way to the disk, at most SUMMARY_RAM_ITEMS each, the newest. What had
-been taken is not given again. A power cut may also undo the last commits, see `schema.connect`.
+What a kill loses: what was in memory and what was on its way to the disk, at most SUMMARY_RAM_ITEMS each, the newest.
+What had been taken is not given again. A power cut may also undo the last commits, see `schema.connect`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Protocol
 
 from app import metrics
 from app.settings import SummarySettings
-from app.summary.folding import Row, fold, neighbours
+from app.summary.folding import Row
+from app.summary.held import Held
 from app.summary.levels import Levels
 from app.summary.observation import DamagedRecord, Observation
 from app.summary.shelf import Above, Shelf
@@ -64,10 +63,9 @@ class Backlog:
     def __init__(self, session_id: str, settings: SummarySettings, spill: Disk) -> None:
         self.session_id = session_id
         self._settings = settings
-        self._ram: deque[Row] = deque()
-        self._head: deque[Row] = deque()
+        self._ram = Held()
+        self._head = Held()
         """Read back for a `take`: older than all else."""
-        self._ram_bytes = self._head_bytes = 0
         self._taking = asyncio.Lock()
         self._closed = False
         self._levels = Levels()
@@ -87,10 +85,8 @@ class Backlog:
         if self._closed:
             self.changed(dropped=1)
             return
-        data = observation.encode()
         self._seq += 1
-        self._ram.append(Row(self._seq, observation.frames, data))
-        self._ram_bytes += len(data)
+        self._ram.append(Row(self._seq, observation.frames, observation.encode()))
         self._make_room()
         self._show()
 
@@ -116,7 +112,7 @@ class Backlog:
             dropped=self._dropped,
             in_ram=len(self._head) + len(self._ram) + self._shelf.flying_items,
             on_disk=self._shelf.items,
-            ram_bytes=self._head_bytes + self._ram_bytes + self._shelf.flying_size,
+            ram_bytes=self._head.size + self._ram.size + self._shelf.flying_size,
             disk_bytes=self._shelf.size,
         )
 
@@ -124,8 +120,8 @@ class Backlog:
     def pressure(self) -> float:
         """How full it is: 0 empty, 0.5 memory full, 1 the disk full too (or memory, where there is no disk)."""
         settings, shelf = self._settings, self._shelf
-        ram = max(len(self._ram) / settings.summary_ram_items, self._ram_bytes / settings.summary_ram_bytes)
-        if shelf.empty and not shelf.accepting:
+        ram = max(len(self._ram) / settings.summary_ram_items, self._ram.size / settings.summary_ram_bytes)
+        if shelf.empty and not shelf.usable:
             return min(1.0, ram)
         disk = max(shelf.items / max(1, settings.summary_disk_items), shelf.size / max(1, settings.summary_disk_bytes))
         return (min(1.0, ram) + min(1.0, disk)) / 2
@@ -136,9 +132,10 @@ class Backlog:
         async with self._taking:
             if self._shelf.over:
                 return
+            await self._shelf.settled()  # what was on its way, either way, has come
             if keep:
                 self._shelf.put(self._empty())
-            await self._shelf.settled()
+                await self._shelf.settled()
             self.changed(dropped=len(self._empty()))
             await self._shelf.end(keep=keep)
             self._levels.clear()
@@ -147,12 +144,10 @@ class Backlog:
 
     def arrived(self, rows: Sequence[Row]) -> None:
         self._head.extend(rows)
-        self._head_bytes += sum([len(row.data) for row in rows])
         self._show()
 
     def returned(self, rows: Sequence[Row]) -> None:
-        self._ram.extendleft(reversed(rows))
-        self._ram_bytes += sum([len(row.data) for row in rows])
+        self._ram.put_back(rows)
         if not self._closed:
             self._make_room()
         self._show()
@@ -168,51 +163,28 @@ class Backlog:
 
     def _empty(self) -> list[Row]:
         """Everything out of memory but what is on its way to the disk."""
-        rows = [*self._head, *self._ram]
-        self._head.clear()
-        self._ram.clear()
-        self._head_bytes = self._ram_bytes = 0
-        return rows
+        return [*self._head.pop(len(self._head)), *self._ram.pop(len(self._ram))]
 
     def _make_room(self) -> None:
-        settings = self._settings
-        while len(self._ram) > settings.summary_ram_items or self._ram_bytes > settings.summary_ram_bytes:
+        most, ram = self._settings.summary_ram_items, self._ram
+        while len(ram) > most or ram.size > self._settings.summary_ram_bytes:
             if self._shelf.accepting:
-                self._spill(max(1, settings.summary_ram_items // 4))
-            elif len(self._ram) > 1:
-                self._fold(
-                    max(len(self._ram) - settings.summary_ram_items, min(_FOLDED_AT_ONCE, len(self._ram) // 8), 1)
-                )
+                self._shelf.put(ram.pop(max(1, most // 4)))
+            elif len(ram) > 1:
+                self.changed(merged=ram.fold(max(len(ram) - most, min(_FOLDED_AT_ONCE, len(ram) // 8), 1)))
             else:
-                self._ram_bytes -= len(self._ram.popleft().data)
-                self.changed(dropped=1)
-
-    def _spill(self, count: int) -> None:
-        rows = [self._ram.popleft() for _ in range(min(count, len(self._ram)))]
-        self._ram_bytes -= sum([len(row.data) for row in rows])
-        self._shelf.put(rows)
-
-    def _fold(self, pairs: int) -> None:
-        rows = list(self._ram)
-        for at in reversed(neighbours([row.frames for row in rows], pairs)):
-            rows[at : at + 2] = [fold(rows[at], rows[at + 1])]
-        self.changed(merged=len(self._ram) - len(rows))
-        self._ram = deque(rows)
-        self._ram_bytes = sum([len(row.data) for row in rows])
+                self.changed(dropped=len(ram.pop(1)))
 
     # --- taking ---
 
     async def _gather(self, items: int, size: int) -> None:
         """Fills the head, first from disk, then from memory, as far as it is there."""
-        while len(self._head) < items and self._head_bytes < size:
+        while len(self._head) < items and self._head.size < size:
             if not self._shelf.empty:
-                if not await self._shelf.fetch(items - len(self._head), size - self._head_bytes):
+                if not await self._shelf.fetch(items - len(self._head), size - self._head.size):
                     return
             elif self._ram:
-                row = self._ram.popleft()
-                self._ram_bytes -= len(row.data)
-                self._head.append(row)
-                self._head_bytes += len(row.data)
+                self._head.extend(self._ram.pop(1))
             else:
                 return
 
@@ -220,7 +192,7 @@ class Backlog:
         """Decodes from the head, and only then takes away, so that a cancelled `take` loses nothing."""
         found: list[Observation] = []
         read = 0
-        for row in list(islice(self._head, items)):
+        for row in self._head.oldest(items):
             if read and len(row.data) > size:
                 break
             size -= len(row.data)
@@ -231,8 +203,7 @@ class Backlog:
                 metrics.SUMMARY_DISK_ERRORS.labels("record").inc()
             if read % _DECODED_AT_ONCE == 0:
                 await asyncio.sleep(0)
-        for _ in range(read):
-            self._head_bytes -= len(self._head.popleft().data)
+        self._head.pop(read)
         self._taken += len(found)
         _taken.inc(len(found))
         self.changed(dropped=read - len(found))
@@ -242,7 +213,7 @@ class Backlog:
         shelf = self._shelf
         self._levels.show(
             len(self._head) + len(self._ram) + shelf.flying_items,
-            self._head_bytes + self._ram_bytes + shelf.flying_size,
+            self._head.size + self._ram.size + shelf.flying_size,
             shelf.items,
             shelf.size,
         )

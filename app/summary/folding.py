@@ -20,10 +20,16 @@ class Row(NamedTuple):
 def neighbours(frames: Sequence[int], wanted: int) -> list[int]:
     """Indices `i` of at most `wanted` pairs `i, i + 1` to fold, in order; no index is in two pairs.
 
-    Those that cover the fewest frames, the oldest first: detail is lost evenly over the time that waits, and the
-    newest keep it longest.
+    Those that are the smallest for their age, the oldest first. Both are counted in frames, the age up to the newest.
+    What waits thus gets coarser the older it is, and the newest keep their detail.
     """
-    ordered = sorted((frames[i] + frames[i + 1], i) for i in range(len(frames) - 1))
+    age = 0
+    ordered = []
+    for i in range(len(frames) - 1, 0, -1):
+        age += frames[i]
+        both = frames[i - 1] + frames[i]
+        ordered.append((both / (age + frames[i - 1]), i - 1))
+    ordered.sort()
     return sorted(i for i, _ in disjoint(((i, i + 1) for _, i in ordered), wanted))
 
 

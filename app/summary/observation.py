@@ -7,14 +7,14 @@ distinct entries up to a cap, and the totals beside them say how many there were
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import TypeVar
 from zlib import crc32
 
 import orjson
 
 from app.errors import SightlineError
-from app.summary.movement import Movement
+from app.summary.movement import STILL, Movement
 
 TRACKS = 32
 """Tracks named in `arrived`, and in `left`."""
@@ -80,7 +80,7 @@ class Observation:
     """The first TEXTS texts not read lately, cut at TEXT_CHARS."""
     texts: int = 0
     """How many there were, named or not."""
-    motion: Movement = Movement()
+    motion: Movement = STILL
     failed: tuple[str, ...] = ()
     """Stages that said `error` on at least one frame: what they would have shown is not known."""
 
@@ -106,7 +106,7 @@ class Observation:
                 self.poses,
                 self.new_texts,
                 self.texts,
-                astuple(self.motion),
+                self.motion.numbers(),
                 self.failed,
             )
         )

@@ -18,12 +18,14 @@ _SPARE = 64
 _PASSES = 2
 """Of folding, for bytes; then there is no room."""
 
-# Neighbours by how few frames they cover, the oldest first. SQLite sorts, and frees the GIL meanwhile.
+# The order of `folding.neighbours`. SQLite sorts, and frees the GIL meanwhile.
 _PAIRS = """
 SELECT seq, next FROM (
-    SELECT seq, LEAD(seq) OVER (ORDER BY seq) AS next, frames + LEAD(frames) OVER (ORDER BY seq) AS together
-    FROM observations WHERE session = ?
-) WHERE next IS NOT NULL ORDER BY together, seq LIMIT ?
+    SELECT seq,
+        LAG(seq) OVER newest AS next,
+        1.0 * (frames + LAG(frames) OVER newest) / SUM(frames) OVER newest AS share
+    FROM observations WHERE session = ? WINDOW newest AS (ORDER BY seq DESC)
+) WHERE next IS NOT NULL ORDER BY share, seq LIMIT ?
 """
 
 
@@ -160,7 +162,7 @@ class Rows:
             items, _ = self._holds(key)
             folded, broken = self._fold(key, max(over, 0) + min(_SPARE, items // 8) or 1)
             merged, torn = merged + folded, torn + broken
-            if passes > _PASSES or not folded and not broken:
+            if passes > _PASSES or not (folded or broken):
                 raise NoRoom
 
     def _fold(self, key: int, wanted: int) -> tuple[int, int]:

@@ -76,6 +76,7 @@ class SessionSummaries:
         self._answer_s = 0.0
         self._behind = False
         self._ended = False
+        self._over = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name=f"summaries {session_id}")
 
     def offer(self, frame_id: int, result: FrameResult, at_ms: float) -> None:
@@ -220,9 +221,10 @@ class SessionSummaries:
         """Ends the summaries, and tells what was seen since the last one: for `bye.report`.
 
         Takes SUMMARY_FINISH_S at most: what the model has not written by then is a digest. None when nothing was seen.
-        A second call returns None.
+        A second call waits for the first, and returns None.
         """
         if self._ended:
+            await self._over.wait()
             return None
         self._ended = True
         self._task.cancel()
@@ -233,8 +235,11 @@ class SessionSummaries:
                 await self._at_most(_DISK_S, self._keep(summary))
             return summary
         finally:
-            self._on_end(self)
-            await self._at_most(_DISK_S, self._backlog.close(keep=self.waiting > 0))
+            try:
+                await self._at_most(_DISK_S, self._backlog.close(keep=self.waiting > 0))
+            finally:
+                self._on_end(self)
+                self._over.set()
 
     async def _last_word(self) -> Summary | None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from app.metrics import SUMMARY_DISK_ERRORS
@@ -19,7 +19,7 @@ from app.summary.writer import Failure, Writer
 _NO_ROOM_S = 5.0
 """Before it is tried again, once the bounds are reached."""
 _TRIES = 3
-"""Reads that may fail one after another; then what is on disk is given up, or newer observations would wait for ever."""
+"""Reads that may fail in a row; then what is on disk is given up, or newer observations would wait for ever."""
 
 
 class Above(Protocol):
@@ -38,7 +38,7 @@ class Above(Protocol):
 class Shelf:
     """Rows come in by `put` in the order of their numbers and leave by `fetch` in that order.
 
-    Rows handed in stay in `flying` until they are committed: a kill loses them. When one batch cannot be written, all that
+    Rows handed in are flying until they are committed: a kill loses them. When one batch cannot be written, all that
     followed it come back with it, so that nothing newer gets in before it.
     """
 
@@ -85,10 +85,18 @@ class Shelf:
         """Whether rows may be put: the disk is well, and not behind by as much as memory may hold."""
         settings = self._settings
         return (
-            min(settings.summary_disk_items, settings.summary_disk_bytes) > 0
-            and self._writer.accepting
+            self.usable
             and self.flying_items < settings.summary_ram_items
             and self.flying_size < settings.summary_ram_bytes
+        )
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is a disk, as far as is known, and it has room."""
+        settings = self._settings
+        return (
+            min(settings.summary_disk_items, settings.summary_disk_bytes) > 0
+            and self._writer.accepting
             and time.monotonic() >= self._resting_until
         )
 

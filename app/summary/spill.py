@@ -7,9 +7,9 @@
     await backlog.close(keep=True)
     await spill.close()
 
-All workers of a service share the folder, which must be on a local disk. Nothing here raises for a disk that is full, a file
-that is damaged or a folder that cannot be written: it is logged, counted in SUMMARY_DISK_ERRORS and tried again, and the
-backlogs do without.
+All workers of a service share the folder, which must be on a local disk. Nothing here raises for a disk that is full,
+a file that is damaged or a folder that cannot be written: it is logged, counted in SUMMARY_DISK_ERRORS and tried
+again, and the backlogs do without.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ ADVICE = {
 
 
 class NoRoom(Exception):
-    """The bounds are reached, and folding the session's own rows does not help: SUMMARY_DISK_BYTES is for all sessions."""
+    """Folding the session's own rows does not help: SUMMARY_DISK_BYTES is for all sessions, and others hold them."""
 
 
 def reason(error: sqlite3.Error | OSError) -> str:

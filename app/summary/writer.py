@@ -170,8 +170,8 @@ class Writer:
             return
         if why != self.trouble:
             log.error(
-                "summaries: the backlog in %s cannot be written (%s): %s. Observations are merged in memory; it is tried "
-                "again in %g s. %s",
+                "summaries: the backlog in %s cannot be written (%s): %s. Observations are merged in memory meanwhile; "
+                "it is tried again in %g s. %s",
                 self._folder,
                 why,
                 error,

@@ -15,7 +15,7 @@ class WrongVariable(Exception):
 
 @dataclass(frozen=True)
 class Start:
-    """Settings of `start_server` and `watch_start`."""
+    """Settings of `start_server`."""
 
     instance_id: str
     tokens: tuple[str, ...]
@@ -42,6 +42,23 @@ class Start:
             service_url=_address("SERVICE_URL"),
             health_url=_address("HEALTH_URL"),
         )
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Settings of `watch_start`."""
+
+    instance_id: str
+    health_url: str
+
+    @classmethod
+    def read(cls) -> Watch:
+        """From the environment.
+
+        Raises:
+            WrongVariable: one of them is missing or wrong.
+        """
+        return cls(instance_id=_instance_id(), health_url=_address("HEALTH_URL"))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import cold_starts
 import health
 import machine
 from machine import Machine
-from variables import Start
+from variables import Watch
 
 log = logging.getLogger("sightline")
 log.setLevel(logging.INFO)
@@ -36,7 +36,7 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     Raises:
         NeverAnswered: the service was not there before the function's time was over.
     """
-    settings = Start.read()
+    settings = Watch.read()
     ec2 = machine.client("ec2")
     found = machine.look(ec2, settings.instance_id)
     while found.state in ("pending", "running"):

@@ -49,7 +49,7 @@ INGEST = row(
     graph(
         "Frames read, by what became of them",
         FPS,
-        "sampled_out: left out on purpose (INGEST_FPS, less while the lag grows). redis_away, refused: Redis took none.",
+        "sampled_out: left out on purpose (INGEST_FPS, less with a lag). redis_away, refused: not taken.",
         ("sum by (outcome) (rate(sightline_ingest_frames_total[$__rate_interval]))", "{{outcome}}"),
         stacked=True,
     ),
@@ -133,4 +133,46 @@ FAULTS = row(
     ),
 )
 
-BOARD = Dashboard("Fleet", "Cameras, lag, batches, workers, Kafka.", (NOW, INGEST, WORK, FAULTS))
+RECORDED = row(
+    "Recorded video",
+    graph(
+        "Segments",
+        "ops",
+        "By who analyses them and how it went.",
+        ("sum by (backend, outcome) (rate(sightline_segments_total[$__rate_interval]))", "{{backend}}, {{outcome}}"),
+        stacked=True,
+    ),
+    graph(
+        "Segments in flight",
+        "none",
+        "At the backend; INFERENCE_MAX_IN_FLIGHT at most.",
+        ("sum by (backend) (sightline_segments_in_flight)", "{{backend}}"),
+    ),
+    graph(
+        "Time of a segment",
+        "s",
+        "From its invocation to its completion.",
+        (
+            "histogram_quantile(0.50, sum by (backend, le) (rate(sightline_segment_seconds_bucket[15m])))",
+            "p50, {{backend}}",
+        ),
+        (
+            "histogram_quantile(0.95, sum by (backend, le) (rate(sightline_segment_seconds_bucket[15m])))",
+            "p95, {{backend}}",
+        ),
+    ),
+    graph(
+        "Queue messages",
+        "ops",
+        "By queue and what became of them.",
+        (
+            "sum by (queue, outcome) (rate(sightline_segment_messages_total[$__rate_interval]))",
+            "{{queue}}, {{outcome}}",
+        ),
+        stacked=True,
+    ),
+)
+
+BOARD = Dashboard(
+    "Fleet", "Cameras, lag, batches, workers, Kafka; recorded video.", (NOW, INGEST, WORK, FAULTS, RECORDED)
+)

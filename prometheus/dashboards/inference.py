@@ -74,6 +74,13 @@ SERVICE = row(
         ),
     ),
     graph(
+        "Faces",
+        "ops",
+        "Of persons seen, where an `arcface` is served. embedded, or why not: too small, turned away, not sure enough.",
+        ("sum by (outcome) (rate(sightline_faces_total[$__rate_interval]))", "{{outcome}}"),
+        stacked=True,
+    ),
+    graph(
         "In flight",
         "none",
         "Requests at Triton.",

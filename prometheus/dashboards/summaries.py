@@ -85,6 +85,13 @@ MODEL = row(
         stacked=True,
     ),
     graph(
+        "Requests to the language model",
+        "ops",
+        "By how they ended. What is refused or does not parse is asked once more, then the digest serves.",
+        ("sum by (outcome) (rate(sightline_llm_requests_total[$__rate_interval]))", "{{outcome}}"),
+        stacked=True,
+    ),
+    graph(
         "Answer time of the language model",
         "s",
         "A request ends after LLM_TIMEOUT_S. No frame ever waits for it.",
@@ -102,11 +109,17 @@ MODEL = row(
         stacked=True,
     ),
     graph(
-        "Interval and breaker",
+        "Interval",
         "s",
-        "The interval between summaries; the breaker's line is 1 while the model is left alone.",
-        ("max by (instance) (sightline_summary_interval_seconds)", "interval, {{instance}}"),
-        ("max by (instance) (sightline_llm_breaker_open)", "breaker, {{instance}}"),
+        "Between two summaries of a session, the mean; between SUMMARY_MIN_INTERVAL_S and SUMMARY_MAX_INTERVAL_S.",
+        ("max by (instance) (sightline_summary_interval_seconds)", "{{instance}}"),
+    ),
+    graph(
+        "Model left alone",
+        "none",
+        "1 while the breaker is open.",
+        ("max by (instance) (sightline_llm_breaker_open)", "{{instance}}"),
+        most=1,
     ),
 )
 

@@ -27,7 +27,7 @@ SOCKET_FAILED = r"WebSocket connection to .* failed"
 WATCH = """() => {
     globalThis.seen = { last: null, said: [] };
     sightline.client.on("result", ({ result }) => { seen.last = result; });
-    for (const type of ["state", "starting", "queued", "ready", "notice", "refused", "bye"])
+    for (const type of ["state", "starting", "queued", "ready", "settings", "summary", "notice", "refused", "bye"])
         sightline.client.on(type, (detail) => seen.said.push({ ...detail, type }));
 }"""
 

@@ -6,6 +6,7 @@ import pytest
 
 from tests.browser.conftest import Look
 from tests.browser.sight import Sight
+from tests.conftest import Serve
 from tests.support import clip
 from tests.support.service import Service
 
@@ -53,10 +54,19 @@ def test_each_stage_goes_and_comes(real: Service, look: Look) -> None:
         sight.until(seen)
 
 
-def test_summaries_that_are_not_offered_say_so(sight: Sight) -> None:
+def test_summaries_come_as_cards_by_the_prompt_chosen(serve: Serve, look: Look) -> None:
+    quick = serve(SUMMARY_MIN_INTERVAL_S="0.5", SUMMARY_MAX_INTERVAL_S="1")
+    sight = look(quick).start("#sample", results=2)
+    assert not sight.page.is_visible("#prompt")
     press(sight, "summary")
-    sight.shows("#stages", "not offered by this service")
-    assert not sight.page.is_checked("#stage-summary")
+    sight.shows("#summaries", "person")
+    assert "digest" in sight.text("#summaries li .mark")
+    sight.page.select_option("#prompt select", "security")
+    sight.until("seen.said.some((one) => one.type === 'settings' && one.summary_prompt === 'security')")
+    sight.screenshot("summaries")
+    press(sight, "summary")
+    sight.until("!document.querySelector('#stage-summary').checked")
+    assert not sight.page.is_visible("#prompt")
 
 
 def test_the_confidence_slider(sight: Sight) -> None:

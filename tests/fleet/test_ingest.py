@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
 from pathlib import Path
 from subprocess import PIPE, STDOUT, Popen
 
+import httpx
 import numpy as np
 import pytest
 import redis as redis_library
@@ -18,7 +20,7 @@ from tests.support import clip
 from tests.support.ingest import entries, frames_counted, ingesting, until
 from tests.support.redis import RedisServer
 
-PAN = clip.Pan(count=20)
+PAN = clip.Pan(step=(2, 1), count=20)
 
 
 @pytest.fixture(scope="module")
@@ -130,13 +132,13 @@ def test_the_rate_falls_while_nobody_keeps_up_and_rises_when_somebody_does(
     redis_server: RedisServer, redis: redis_library.Redis, pictures: Path
 ) -> None:
     redis.xgroup_create("frames:pictures", "inference-workers", id="0", mkstream=True)
-    limits = {"ingest_fps": 100, "ingest_busy_fps": 50, "ingest_min_fps": 20, "ingest_maxlen": 60}
+    limits = {"ingest_fps": 100, "ingest_busy_fps": 50, "ingest_min_fps": 40, "ingest_maxlen": 60}
     with ingesting(redis_server, str(pictures), loop=True, **limits) as ingest:
         camera = until(lambda: ingest.cameras.get("pictures"))
         until(lambda: camera.sampler.fps == 50)
         assert camera.lag is not None
         assert camera.lag > 6
-        until(lambda: camera.sampler.fps == 20)
+        until(lambda: camera.sampler.fps == 40)
 
         def read() -> bool:
             redis.xreadgroup("inference-workers", "me", {"frames:pictures": ">"}, count=1000)
@@ -157,20 +159,25 @@ def test_the_command_ends_by_itself_when_all_recordings_are_over(
     assert "metrics on http://127.0.0.1:" in said
 
 
-def test_the_command_ends_on_sigterm(
-    redis_server: RedisServer, redis: redis_library.Redis, pictures: Path, film: Path
+def test_the_command_tells_its_health_and_ends_on_sigterm(
+    redis_server: RedisServer, redis: redis_library.Redis, pictures: Path, film: Path, tmp_path: Path
 ) -> None:
     environment = {**os.environ, "REDIS_URL": redis_server.url, "METRICS_PORT": "0"}
     command = [sys.executable, "-m", "app", "fleet", "ingest", str(pictures), f"two={film}", "--loop"]
-    with Popen(command, env=environment, cwd=ROOT, stdout=PIPE, stderr=STDOUT) as child:
+    log = tmp_path / "ingest.log"
+    with log.open("wb") as out, Popen(command, env=environment, cwd=ROOT, stdout=out, stderr=STDOUT) as child:
         try:
             until(lambda: entries(redis, "pictures") and entries(redis, "two"))
+            address = re.search(r"metrics on (http://127.0.0.1:\d+)/metrics", log.read_text())
+            assert address, log.read_text()
+            health = until(lambda: (one := httpx.get(f"{address[1]}/health/ready")).status_code == 200 and one.json())
+            assert health["sources"] == {"connecting": 0, "running": 2, "retrying": 0, "ended": 0}
+            assert 'sightline_ingest_frames_total{outcome="sent"}' in httpx.get(f"{address[1]}/metrics").text
             child.send_signal(signal.SIGTERM)
-            said = child.communicate(timeout=30)[0].decode()
+            assert child.wait(30) == 0, log.read_text()
         finally:
             child.kill()
-    assert child.returncode == 0, said
-    assert "Traceback" not in said
+    assert "Traceback" not in log.read_text()
 
 
 def test_a_wrong_source_ends_the_command_in_one_line(tmp_path: Path) -> None:

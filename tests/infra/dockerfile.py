@@ -76,7 +76,7 @@ def image(stages: dict[str, Stage], name: str) -> tuple[dict[str, str], dict[str
 
 
 def sent(context: Path, files: list[str]) -> set[str]:
-    """Those of the files that `.dockerignore` lets through: the last pattern that matches a path or a parent decides."""
+    """Those of the files that `.dockerignore` lets through: the last pattern on a path or a parent of it decides."""
     patterns = [line for line in (context / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
     through = set()
     for file in files:
@@ -162,7 +162,13 @@ class Build:
         root.rename(self.workdir)
         try:
             done = subprocess.run(
-                step.rest, shell=True, cwd=self.workdir, env=self._variables, capture_output=True, text=True, check=False
+                step.rest,
+                shell=True,
+                cwd=self.workdir,
+                env=self._variables,
+                capture_output=True,
+                text=True,
+                check=False,
             )
             assert done.returncode == 0, f"RUN {step.rest}\n{(done.stdout + done.stderr)[-4000:]}"
         finally:

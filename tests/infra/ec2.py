@@ -45,8 +45,7 @@ class Ec2:
         self.renew()
 
     def renew(self) -> None:
-        """One instance, stopped, last started an hour ago; all good days."""
-        self.aws.reset()
+        """A new instance, stopped, last started an hour ago; all good days."""
         self.asked: Counter[str] = Counter()
         """How often each operation came in, the refused ones too."""
         self._shown: str | None = None

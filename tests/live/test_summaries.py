@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import httpx
 import pytest
 
 from tests.conftest import Serve
 from tests.support.live import Live, Message, ready
-from tests.support.openai import running_openai
+from tests.support.openai import hangs, speaking
 from tests.support.service import Service
 
 pytestmark = pytest.mark.anyio
@@ -34,6 +33,16 @@ async def until_summary(live: Live, jpeg: bytes, *, most: int = 200) -> Message:
     raise AssertionError(f"no summary within {most} frames")
 
 
+async def kept(service: Service, live: Live) -> list[Message]:
+    """What the service kept of a session's summaries."""
+    session_id = live.welcome["session_id"]  # type: ignore[attr-defined]
+    async with httpx.AsyncClient() as http:
+        told = (await http.get(f"{service.url}/v1/sessions/{session_id}/summaries")).json()
+    assert told["session_id"] == session_id
+    summaries: list[Message] = told["summaries"]
+    return summaries
+
+
 async def test_without_a_model_a_digest_tells_what_was_seen(quick: Service, jpeg: bytes) -> None:
     async with ready(quick, stages={"summary": True}) as live:
         assert live.welcome["settings"]["stages"]["summary"] is True
@@ -51,8 +60,7 @@ async def test_nothing_is_summarised_unless_asked_for(quick: Service, jpeg: byte
             await until_summary(live, jpeg, most=30)
         bye = await live.stop()
     assert bye["report"]["summary"] is None
-    told = httpx.get(f"{quick.url}/v1/sessions/{live.welcome['session_id']}/summaries").json()
-    assert told["summaries"] == []
+    assert await kept(quick, live) == []
 
 
 async def test_a_switch_in_the_middle_of_a_session(quick: Service, jpeg: bytes) -> None:
@@ -89,8 +97,7 @@ async def test_the_last_words_come_with_bye_and_are_kept(serve: Serve, jpeg: byt
         bye = await live.stop()
     last = bye["report"]["summary"]
     assert (last["first_frame_id"], last["last_frame_id"]) == (1, 5)
-    told = httpx.get(f"{service.url}/v1/sessions/{live.welcome['session_id']}/summaries").json()
-    assert told == {"session_id": live.welcome["session_id"], "summaries": [last]}
+    assert await kept(service, live) == [last]
 
 
 async def test_a_client_that_left_is_summarised_too(serve: Serve, jpeg: bytes) -> None:
@@ -99,9 +106,8 @@ async def test_a_client_that_left_is_summarised_too(serve: Serve, jpeg: bytes) -
         await live.frame(jpeg)
         await live.answer()
         live.connection.transport.abort()
-    address = f"{service.url}/v1/sessions/{live.welcome['session_id']}/summaries"
     async with asyncio.timeout(10):
-        while not (told := httpx.get(address).json()["summaries"]):
+        while not (told := await kept(service, live)):  # noqa: ASYNC110  nobody tells us
             await asyncio.sleep(0.1)
     assert "person" in told[0]["scene"]
 
@@ -127,21 +133,33 @@ def test_a_wrong_number_of_summaries_is_named(quick: Service, query: str) -> Non
 
 
 async def test_a_language_model_writes_the_summaries(serve: Serve, jpeg: bytes) -> None:
-    with running_openai() as llm:
-        service = serve(**QUICK, LLM_MODEL="openai:test", LLM_BASE_URL=llm.url, LLM_API_KEY="secret")
+    with speaking() as llm:
+        service = serve(**QUICK, LLM_MODEL="openai:test", LLM_BASE_URL=llm.url, LLM_API_KEY="my secret")
         async with ready(service, stages={"summary": True}) as live:
             summary = await until_summary(live, jpeg)
     assert summary["source"] == "llm"
-    assert "person" in str(llm.requests[0])
-    assert "secret" not in service.log
+    assert summary["title"] == "Two people at a gate"
+    assert "person" in llm.received[0].texts[-1]
+    assert "my secret" not in service.log
+
+
+async def test_a_model_that_hangs_holds_up_no_frame_and_no_goodbye(serve: Serve, jpeg: bytes) -> None:
+    with speaking(hangs) as llm:
+        wait = {"LLM_TIMEOUT_S": "60", "SUMMARY_FINISH_S": "0.2"}
+        service = serve(**QUICK, **wait, LLM_MODEL="openai:test", LLM_BASE_URL=llm.url, LLM_API_KEY="key")
+        async with ready(service, stages={"summary": True}) as live:
+            while not llm.received:
+                await live.frame(jpeg)
+                assert (await live.receive())["type"] == "result"
+                await asyncio.sleep(0.05)
+            for _ in range(20):  # the request is on its way for as long as it likes
+                await live.frame(jpeg)
+                assert (await live.receive())["type"] == "result"
+            bye = await live.stop()
+    assert bye["report"]["processed"] >= 21
+    assert bye["report"]["summary"]["source"] == "digest"
 
 
 def test_the_health_tells_of_them(quick: Service) -> None:
     part = httpx.get(f"{quick.url}/health/ready").json()["summaries"]
     assert part["state"] == "ok"
-
-
-def wrong_start(serve: Callable[..., Service], **settings: str) -> str:
-    with pytest.raises(AssertionError) as failed:
-        serve(**settings)
-    return str(failed.value)

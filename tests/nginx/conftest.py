@@ -48,9 +48,7 @@ def mute_upstream() -> Iterator[int]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def silences(
-    proxy: Proxy, mute_upstream: int, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Silences]:
+def silences(proxy: Proxy, mute_upstream: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Silences]:
     """Begun with the first test in here: what each connection has to say after 70 seconds of silence."""
     with ExitStack() as stack:
         mute = stack.enter_context(running_nginx(tmp_path_factory.mktemp("nginx-mute"), mute_upstream))

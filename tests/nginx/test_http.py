@@ -11,7 +11,7 @@ import pytest
 
 from app.settings import ROOT
 from tests.conftest import Serve
-from tests.support.nginx import NAME, Proxy, require, running_nginx
+from tests.support.nginx import NAME, Proxy, can_bind, require, running_nginx
 from tests.support.service import Service
 
 LONE = ("content-security-policy", "x-content-type-options", "referrer-policy", "strict-transport-security")
@@ -148,6 +148,12 @@ def test_too_many_pictures_are_turned_away_by_address(proxy: Proxy) -> None:
     assert late.json()["error"]["code"] == "rate_limited"
     assert proxy.ask("GET", "/v1/models", source="127.0.0.6").status_code == 200  # reading has a measure of its own
     assert proxy.ask("POST", "/v1/frames", content=b"no JPEG", source="127.0.0.7").status_code == 415
+
+
+@pytest.mark.skipif(not can_bind("::1"), reason="this machine has no IPv6")
+def test_ipv6_is_served_and_measured_too(proxy: Proxy) -> None:
+    answers = [proxy.ask("POST", "/v1/frames", content=b"no JPEG", host="[::1]", source="::1") for _ in range(60)]
+    assert {one.status_code for one in answers} == {415, 429}
 
 
 # --- headers ---

@@ -61,9 +61,7 @@ async def test_a_reload_drops_no_session(proxy: Proxy, service: Service, jpeg: b
         assert (await old.stop())["reason"] == "stopped"
 
 
-async def test_sessions_are_counted_by_the_clients_own_address(
-    serve: Serve, tmp_path: Path, jpeg: bytes
-) -> None:
+async def test_sessions_are_counted_by_the_clients_own_address(serve: Serve, tmp_path: Path) -> None:
     service = serve(MAX_SESSIONS_PER_ADDRESS="1")
     with running_nginx(tmp_path, service.port) as proxy:
         async with (
@@ -80,16 +78,42 @@ async def test_sessions_are_counted_by_the_clients_own_address(
     assert "this address" in bye["message"]
 
 
+async def test_a_proxy_that_is_not_named_is_not_believed(serve: Serve, tmp_path: Path) -> None:
+    service = serve(MAX_SESSIONS_PER_ADDRESS="1", FORWARDED_ALLOW_IPS="192.0.2.1")
+    with running_nginx(tmp_path, service.port) as proxy:
+        async with (
+            proxy.opened(service, source="127.0.0.2") as first,
+            proxy.opened(service, source="127.0.0.3") as other,
+        ):
+            await first.say("init")
+            await first.until("ready")
+            await other.say("init")
+            assert (await other.bye())["reason"] == "rejected"  # both are nginx to it
+
+
+async def test_connections_of_one_address_are_bounded(service: Service, tmp_path: Path) -> None:
+    replace = {"sightline_connections 128;": "sightline_connections 2;"}
+    with running_nginx(tmp_path, service.port, replace) as proxy:
+        async with proxy.opened(service), proxy.opened(service):
+            with pytest.raises(InvalidStatus) as refused:
+                async with proxy.opened(service):
+                    pass
+            assert refused.value.response.status_code == 429
+            async with proxy.opened(service, source="127.0.0.2"):
+                pass
+
+
 async def test_too_many_upgrades_are_turned_away(proxy: Proxy, service: Service) -> None:
-    statuses = []
+    statuses, waits = [], set()
     for _ in range(24):
         try:
             async with proxy.opened(service, source="127.0.0.4"):
                 statuses.append(101)
         except InvalidStatus as refused:
             statuses.append(refused.response.status_code)
-            assert refused.response.headers["retry-after"] == "1"
+            waits.add(refused.response.headers["retry-after"])
     assert set(statuses) == {101, 429}
+    assert waits == {"1"}
     async with proxy.opened(service, source="127.0.0.5"):
         pass  # another address has a measure of its own
 
@@ -97,9 +121,12 @@ async def test_too_many_upgrades_are_turned_away(proxy: Proxy, service: Service)
 def test_a_short_read_timeout_would_end_a_silent_session(tmp_path: Path, mute_upstream: int) -> None:
     # The silence of the last test, in small: it is this line that keeps a session.
     replace = {"proxy_read_timeout    1h;": "proxy_read_timeout    1s;"}
-    with running_nginx(tmp_path, mute_upstream, replace) as proxy, proxy.opened_plainly() as connection:
-        with pytest.raises(ConnectionClosed):
-            connection.recv(10)
+    with (
+        running_nginx(tmp_path, mute_upstream, replace) as proxy,
+        proxy.opened_plainly() as connection,
+        pytest.raises(ConnectionClosed),
+    ):
+        connection.recv(10)
 
 
 @pytest.mark.parametrize(("upstream", "answer"), [("nothing", "still there?"), ("service", "bye: stopped")])

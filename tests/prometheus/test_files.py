@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from app.settings import SECTIONS
+from app.settings import ROOT, SECTIONS
 from tests.prometheus.expressions import PROMTOOL_TESTS, cases, plain, rules
 from tests.support.prometheus import SHIPPED, promtool
 
 ALERTS = [pytest.param(rule, id=rule["alert"]) for rule in rules("alert")]
+TRITON_METRICS_PORT = 8002
+"""Triton's default."""
 SETTINGS = {name.upper() for section in SECTIONS for name in section.model_fields}
 
 
@@ -25,6 +27,26 @@ def test_promtool_accepts_configuration_and_rules() -> None:
     promtool("check", "config", "prometheus.yml")
     said = promtool("check", "rules", "recording.yml", "alerts.yml")
     assert said.count("SUCCESS") == 2, said
+
+
+def test_targets_are_services_of_docker_compose_on_the_ports_they_have_there() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    for job in yaml.safe_load((SHIPPED / "prometheus.yml").read_text())["scrape_configs"]:
+        (host, port) = _address(job)
+        assert host == job["job_name"]
+        environment = services[host].get("environment", {})
+        own = environment.get("METRICS_PORT") or environment.get("PORT") or TRITON_METRICS_PORT
+        assert port == int(own), host
+
+
+def _address(job: dict[str, Any]) -> tuple[str, int]:
+    """The one address of a job, fixed or looked up."""
+    if "static_configs" in job:
+        host, _, port = job["static_configs"][0]["targets"][0].partition(":")
+        return host, int(port)
+    (lookup,) = job["dns_sd_configs"]
+    assert lookup["type"] == "A"
+    return lookup["names"][0], lookup["port"]
 
 
 @pytest.mark.parametrize("path", PROMTOOL_TESTS, ids=lambda path: path.stem)

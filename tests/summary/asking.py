@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from prometheus_client import REGISTRY
@@ -33,6 +34,13 @@ async def model(fake: FakeOpenAI, **changes) -> AsyncIterator[LanguageModel]:
 async def ask(one: LanguageModel, spent: Spent | None = None) -> Words:
     async with one.turn():
         return await one.ask("the rules", "the question", spent if spent is not None else Spent())
+
+
+async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    """Waits for a condition that something else brings about."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110  servers in threads set no events of ours
+            await asyncio.sleep(0.01)
 
 
 class Counted:

@@ -5,9 +5,10 @@ import asyncio
 import pytest
 
 from app.summary import retry
+from app.summary.answer import Answer, words_of
 from app.summary.budget import Spent
 from app.summary.llm import NoAnswer
-from tests.summary.asking import Counted, ask, model
+from tests.summary.asking import Counted, ask, model, until
 from tests.support import openai
 from tests.support.openai import USAGE, answer, speaking
 
@@ -144,6 +145,28 @@ async def test_the_breaker_opens_tries_once_and_closes():
             assert (one.breaker, opened.more) == ("closed", 0)
 
 
+@pytest.mark.parametrize("behaviour", [openai.page, openai.refuses, openai.says("no summary")])
+async def test_an_answer_that_does_not_fit_does_not_hold_up_the_next_try(behaviour):
+    with speaking(openai.fails(500), behaviour, answer()) as fake:
+        async with model(fake, llm_breaker_failures=1, llm_breaker_s=0.1) as one:
+            await refused(one)
+            await asyncio.sleep(0.1)
+            assert (await ask(one)).confidence == 0.8
+            assert one.breaker == "closed"
+
+
+async def test_a_key_that_the_server_quotes_is_not_logged(caplog):
+    def quotes(exchange):
+        exchange.json({"error": {"message": f"bad key {exchange.received.headers['authorization']}"}}, 401)
+
+    with speaking(quotes) as fake:
+        async with model(fake, llm_api_key="sk-hush-hush", llm_breaker_failures=1) as one:
+            with pytest.raises(NoAnswer, match="bad key Bearer …") as caught:
+                await ask(one)
+    assert "see LLM_API_KEY" in caplog.text
+    assert "hush" not in caplog.text + str(caught.value)
+
+
 async def test_of_many_only_one_tries_a_model_that_was_left_alone():
     with speaking(openai.fails(500), openai.slow(0.2, answer())) as fake:
         async with model(fake, llm_breaker_failures=1, llm_breaker_s=0.1) as one:
@@ -179,8 +202,7 @@ async def test_the_hours_cost_holds_over_all_sessions():
     with speaking() as fake:
         async with model(fake, llm_max_output_tokens=400, **prices) as one:
             with pytest.raises(NoAnswer, match="LLM_HOUR_COST is reached"):
-                while True:
-                    await ask(one, Spent())
+                await asyncio.gather(*(ask(one, Spent()) for _ in range(9)))
     cost = len(fake.received) * sum(USAGE) * 10 / 1e6
     assert 0 < cost <= 0.01
 
@@ -190,8 +212,7 @@ async def test_giving_up_in_the_middle_leaves_nothing_behind():
     with speaking(openai.hangs) as fake:
         async with model(fake) as one:
             asking = asyncio.create_task(ask(one))
-            while not fake.received:
-                await asyncio.sleep(0.01)
+            await until(lambda: fake.received)
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking
@@ -223,3 +244,27 @@ async def test_nothing_is_reported_to_langsmith(monkeypatch):
         assert "LangChainTracer" in traced  # outside our requests the variables do work: the test can fail
         assert len(fake.received) == 1
         assert langsmith.received == []
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+@pytest.mark.parametrize("streaming", [False, True])
+async def test_the_server_of_the_tests_speaks_the_protocol_as_langchains_client_does(method, streaming):
+    """Both ways to ask for a form, whole and streamed: what stands in for a provider here must do as one does."""
+    from langchain_openai import ChatOpenAI
+    from openai import DefaultAsyncHttpxClient
+
+    with speaking() as fake:
+        async with DefaultAsyncHttpxClient() as http:
+            chat = ChatOpenAI(
+                model="m",
+                base_url=fake.url,
+                api_key="k",
+                streaming=streaming,
+                stream_usage=True,
+                http_async_client=http,
+            )
+            form = chat.with_structured_output(Answer.model_json_schema(), method=method, strict=True, include_raw=True)
+            told = await form.ainvoke("hello")
+    assert words_of(told).title == "Two people at a gate"
+    assert (told["raw"].usage_metadata["input_tokens"], told["raw"].usage_metadata["output_tokens"]) == USAGE
+    assert bool(fake.received[0].body.get("stream")) is streaming

@@ -69,11 +69,13 @@ class Proxy:
     def error_log(self) -> str:
         return (self.folder / "error.log").read_text(errors="replace")
 
-    def ask(self, method: str, path: str, *, source: str = "127.0.0.1", **options: Any) -> httpx.Response:
+    def ask(
+        self, method: str, path: str, *, host: str = "127.0.0.1", source: str = "127.0.0.1", **options: Any
+    ) -> httpx.Response:
         """One HTTPS request to `NAME`, from a loopback address of one's own: limits count by address."""
         headers = {"Host": NAME, **options.pop("headers", {})}
         with httpx.Client(transport=httpx.HTTPTransport(verify=self.tls, local_address=source)) as client:
-            url = f"https://127.0.0.1:{self.https}{path}"
+            url = f"https://{host}:{self.https}{path}"
             return client.request(
                 method, url, headers=headers, extensions={"sni_hostname": NAME}, timeout=60, **options
             )
@@ -170,14 +172,10 @@ def write_configuration(folder: Path, *, https: int, http: int, upstream: int, r
 def self_signed(folder: Path) -> tuple[Path, Path]:
     """A certificate for `NAME` and its key, by openssl."""
     certificate, key = folder / "certificate.pem", folder / "key.pem"
-    made = subprocess.run(
-        [require("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-        + ["-days", "2", "-subj", f"/CN={NAME}", "-addext", f"subjectAltName=DNS:{NAME}"]
-        + ["-keyout", str(key), "-out", str(certificate)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [require("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    command += ["-days", "2", "-subj", f"/CN={NAME}", "-addext", f"subjectAltName=DNS:{NAME}"]
+    command += ["-keyout", str(key), "-out", str(certificate)]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
     return certificate, key
 

@@ -74,26 +74,30 @@ class Exchange(BaseHTTPRequestHandler):
 
     def completion(self, content: str | None, finish: str = "stop", refusal: str | None = None) -> None:
         """A chat completion, streamed where the request asks for it; as tool call where it brings a tool."""
+        tools = self.received.body.get("tools")
+        tool = tools[0]["function"]["name"] if tools else None
+        finish = "tool_calls" if tool and finish == "stop" else finish
         if self.received.body.get("stream"):
-            self._stream(content or "", finish)
+            self._stream(content or "", finish, tool)
             return
         message: Json = {"role": "assistant", "content": content, "refusal": refusal}
-        if tools := self.received.body.get("tools"):
-            call = {"name": tools[0]["function"]["name"], "arguments": content}
-            message = {"role": "assistant", "content": None}
-            message["tool_calls"] = [{"id": "call-1", "type": "function", "function": call}]
-            finish = "tool_calls"
+        if tool:
+            message = {"role": "assistant", "content": None, "tool_calls": [call(tool, content or "")]}
         self.json({**self._head("chat.completion"), "usage": usage(), "choices": [choice(finish, message=message)]})
 
-    def _stream(self, content: str, finish: str) -> None:
+    def _stream(self, content: str, finish: str, tool: str | None) -> None:
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.send_header("connection", "close")
         self.end_headers()
         head = self._head("chat.completion.chunk")
-        pieces = [content[at : at + 16] for at in range(0, len(content), 16)]
-        for piece in pieces:
-            self._event({**head, "choices": [choice(None, delta={"role": "assistant", "content": piece})]})
+        for at in range(0, len(content), 16):
+            piece = content[at : at + 16]
+            delta: Json = {"role": "assistant", "content": piece}
+            if tool:
+                part = call(tool, piece) if at == 0 else {"function": {"arguments": piece}}
+                delta = {"role": "assistant", "tool_calls": [{"index": 0, **part}]}
+            self._event({**head, "choices": [choice(None, delta=delta)]})
         self._event({**head, "choices": [choice(finish, delta={})]})
         if (self.received.body.get("stream_options") or {}).get("include_usage"):
             self._event({**head, "choices": [], "usage": usage()})
@@ -112,6 +116,10 @@ class Exchange(BaseHTTPRequestHandler):
 
 def choice(finish: str | None, **more: Any) -> Json:
     return {"index": 0, "finish_reason": finish, "logprobs": None, **more}
+
+
+def call(tool: str, arguments: str) -> Json:
+    return {"id": "call-1", "type": "function", "function": {"name": tool, "arguments": arguments}}
 
 
 def usage() -> Json:

@@ -1,0 +1,74 @@
+"""What `sightline load` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import orjson
+from rich.console import Console
+from rich.live import Live
+
+from app.client import address
+from app.loading import table
+from app.loading.frames import frames
+from app.loading.objectives import Objective, figures
+from app.loading.page import page
+from app.loading.plan import Plan
+from app.loading.run import run
+from app.loading.score import Score
+from app.loading.seat import Target
+
+_LATE_MS = 20.0
+
+
+def load(
+    url: str,
+    plan: Plan,
+    *,
+    source: str,
+    objectives: Sequence[Objective],
+    token: str | None = None,
+    processes: int = 1,
+    json: Path | None = None,
+    report: Path | None = None,
+) -> int:
+    """Plays the plan against the service and says how it went.
+
+    Args:
+        json: file of the figures.
+        report: file of the HTML report.
+
+    Returns:
+        0 when every objective is met and the service's counts agree with ours, else 1.
+
+    Raises:
+        SightlineError: the service is not there, or the source cannot be read.
+    """
+    console = Console(stderr=True)
+    target = Target(address(url), frames(source), token)
+    with Live(console=console, refresh_per_second=2, transient=True) as live:
+
+        def look(at: float, score: Score) -> None:
+            live.update(table.now(plan, at, score))
+
+        score = run(plan, target, processes=processes, look=look)
+    found = figures(plan, score)
+    console.print(table.final(found))
+    if found.late_p99_ms is not None and found.late_p99_ms > _LATE_MS:
+        console.print(
+            f"[yellow]This tool itself was late: {found.late_p99_ms:.0f} ms at p99, and the ages are too long by as "
+            "much. Give it more --processes, or another machine.[/]"
+        )
+    missed = [miss for objective in objectives if (miss := objective.missed(found))]
+    for miss in missed:
+        console.print(f"[red]missed[/] {miss}", highlight=False)
+    for line in found.disagreements:
+        console.print(f"[red]counts disagree[/] {line}", highlight=False)
+    if json is not None:
+        told = {"url": url, "plan": asdict(plan), "figures": asdict(found), "missed": missed}
+        json.write_bytes(orjson.dumps(told, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    if report is not None:
+        report.write_text(page(plan, score, found, objectives, url))
+    return 1 if missed or found.disagreements else 0

@@ -1,0 +1,178 @@
+"""One camera of the load: a clock that says when frames are due, and the session they go into."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
+from app.loading.plan import Plan, Seat
+from app.loading.score import Score, SessionScore
+from app.protocol import header
+
+_FULL = 256 * 1024
+"""Bytes that wait in our own socket: beyond, the service does not take frames as fast as they are due."""
+_GOODBYE_S = 15.0
+_AGAIN_S = 0.5
+_SLOW_READ_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the load goes and what it sends."""
+
+    url: str
+    """Of the WebSocket."""
+    frames: Sequence[bytes]
+    """JPEGs, over and over; every seat begins at another one."""
+    token: str | None = None
+
+
+class Camera:
+    """Plays one seat to the end."""
+
+    def __init__(self, seat: Seat, plan: Plan, target: Target, score: Score, started: float) -> None:
+        self._seat, self._plan, self._target, self._score = seat, plan, target, score
+        self._started = started
+        """`time.perf_counter()` at second 0."""
+        self._epoch_ms = time.time() * 1000 - time.perf_counter() * 1000
+        self._socket: ClientConnection | None = None
+        """While frames may be sent."""
+        self._session = SessionScore(seat.number)
+        self._in_flight: deque[tuple[int, float]] = deque()
+        """(seq, second it was due) of frames that no answer was seen to, oldest first."""
+
+    async def play(self) -> None:
+        clock = asyncio.create_task(self._clock())
+        sessions = asyncio.create_task(self._sessions())
+        try:
+            await asyncio.gather(clock, sessions)
+        finally:
+            clock.cancel()
+            sessions.cancel()
+
+    @property
+    def _now(self) -> float:
+        return time.perf_counter() - self._started
+
+    # --- frames, when they are due ---
+
+    async def _clock(self) -> None:
+        count = 0
+        while (due := self._seat.begin + count / self._plan.fps) < self._plan.end:
+            count += 1
+            if (wait := due - self._now) > 0:
+                await asyncio.sleep(wait)
+            await self._frame(due, self._target.frames[(count + self._seat.number) % len(self._target.frames)])
+
+    async def _frame(self, due: float, jpeg: bytes) -> None:
+        second = self._score.seconds[int(due)]
+        second.due += 1
+        socket = self._socket
+        if socket is None:
+            second.unsent["no_session"] += 1
+            return
+        if socket.transport.get_write_buffer_size() > _FULL:
+            second.unsent["blocked"] += 1
+            return
+        seq = self._session.sent + 1
+        at_ms = self._epoch_ms + (self._started + due) * 1000
+        message = jpeg if self._seat.bare else header.pack(jpeg, seq=seq, captured_at_ms=at_ms)
+        try:
+            await socket.send(message)
+        except ConnectionClosed:
+            second.unsent["no_session"] += 1
+            return
+        self._session.sent = seq
+        self._in_flight.append((seq, due))
+        second.sent += 1
+        self._score.late.add(max(0.0, self._now - due) * 1000)
+
+    # --- sessions, one after the other ---
+
+    async def _sessions(self) -> None:
+        await asyncio.sleep(max(0.0, self._seat.begin - self._now))
+        lengths = iter(self._seat.lengths)
+        while self._now < self._plan.end:
+            until = min(self._plan.end, self._now + next(lengths, self._plan.end))
+            self._session = SessionScore(self._seat.number, slow=self._seat.slow)
+            self._in_flight.clear()
+            try:
+                await self._session_until(until)
+            except (OSError, ConnectionClosed, InvalidHandshake, TimeoutError):
+                await asyncio.sleep(_AGAIN_S)  # its outcome stays `lost` or `refused`
+            finally:
+                self._socket = None
+                self._score.sessions.append(self._session)
+
+    async def _session_until(self, until: float) -> None:
+        session = self._session
+        session.outcome = "refused"
+        async with connect(
+            self._target.url,
+            compression=None,
+            max_size=None,
+            max_queue=1 if self._seat.slow else 64,
+            write_limit=4 * _FULL,
+        ) as socket:
+            await socket.send(orjson.dumps({"type": "init", "token": self._target.token}).decode())
+            while (message := orjson.loads(await socket.recv()))["type"] != "ready":
+                if message["type"] == "bye":
+                    session.outcome = message["reason"]
+                    return
+            session.outcome, ready_at = "lost", self._now
+            self._socket = socket
+            self._score.open += 1
+            reading = asyncio.create_task(self._read(socket))
+            try:
+                await asyncio.wait({reading}, timeout=max(0.0, until - self._now))
+                self._socket = None
+                session.seconds = self._now - ready_at
+                if not reading.done():
+                    await socket.send('{"type":"stop"}')
+                    await asyncio.wait({reading}, timeout=_GOODBYE_S)
+            finally:
+                self._score.open -= 1
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+
+    async def _read(self, socket: ClientConnection) -> None:
+        try:
+            async for text in socket:
+                self._hear(message := orjson.loads(text))
+                if message["type"] == "ping":
+                    await socket.send(orjson.dumps({"type": "pong", "t": message["t"]}).decode())
+                if self._seat.slow:
+                    await asyncio.sleep(_SLOW_READ_S)
+        except ConnectionClosed:
+            pass  # the session's outcome says how it ended
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        kind, session = message["type"], self._session
+        if kind == "bye":
+            session.outcome, session.report = message["reason"], message["report"]
+        elif kind == "result":
+            due = self._answered(message["seq"])
+            session.results += 1
+            if due is not None:
+                self._score.seconds[int(due)].ages.add((self._now - due) * 1000)
+        elif kind == "error" and message["seq"] is not None:
+            due = self._answered(message["seq"])
+            session.errors[message["code"]] += 1
+            if due is not None:
+                self._score.seconds[int(due)].errors[message["code"]] += 1
+
+    def _answered(self, seq: int) -> float | None:
+        """When the frame was due; older ones without an answer get none any more."""
+        found = None
+        while self._in_flight and self._in_flight[0][0] <= seq:
+            number, due = self._in_flight.popleft()
+            found = due if number == seq else None
+        return found

@@ -1,0 +1,108 @@
+"""One request to the language model: within its time and within the budget, counted, and seen by nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from app import metrics
+from app.errors import SightlineError
+from app.settings import LlmSettings
+from app.summary import provider
+from app.summary.budget import VARIABLES, Bound, Budget, Reservation, Spent, estimate_tokens
+from app.summary.retry import reason_of
+
+log = logging.getLogger(__name__)
+
+Messages = list[tuple[str, str]]
+"""Role (`system`, `human`) and text."""
+
+
+class BudgetSpent(SightlineError):
+    """Nothing was sent: a bound of the budget would be passed. The message names its variable."""
+
+
+class Requests:
+    """The open client, and what was spent on it."""
+
+    def __init__(self, settings: LlmSettings) -> None:
+        self._settings = settings
+        self._budget = Budget(settings)
+        self._chat: provider.Chat | None = None
+        self._tracing: Any = None
+        self._bound: Bound | None = None
+        """The one that was reached last; said once."""
+
+    async def open(self) -> None:
+        """Imports and makes the client; sends nothing.
+
+        Raises:
+            ConfigurationError: LLM_MODEL, its key or its package is wrong.
+        """
+        self._chat = await asyncio.to_thread(provider.connect, self._settings)
+        # LangChain reports every request to LangSmith where LANGSMITH_TRACING (or LANGCHAIN_TRACING_V2) is set, be it
+        # for something else on the machine. What cameras saw goes to the model and to nobody else.
+        from langsmith import tracing_context
+
+        self._tracing = tracing_context
+
+    async def close(self) -> None:
+        """Closes the connections. Nothing may be sent any more."""
+        if self._chat is not None:
+            chat, self._chat = self._chat, None
+            await chat.close()
+
+    async def send(self, messages: Messages, session: Spent) -> dict[str, Any]:
+        """The answer as LangChain's structured output gives it: `raw`, `parsed`, `parsing_error`.
+
+        Raises:
+            BudgetSpent: nothing was sent.
+            Exception: whatever the provider's client raises, and TimeoutError after LLM_TIMEOUT_S; see `retry`.
+        """
+        assert self._chat is not None, "sent before open or after close"
+        estimate = sum(estimate_tokens(text) for _, text in messages)
+        begun = time.monotonic()
+        held = self._reserve(begun, session, estimate)
+        used = (0, 0)
+        try:
+            with self._tracing(enabled=False):
+                async with asyncio.timeout(self._settings.llm_timeout_s):
+                    answer: dict[str, Any] = await self._chat.structured.ainvoke(messages)
+            used = _usage(answer, estimate)
+            return answer
+        except asyncio.CancelledError:
+            used = (estimate, 0)  # it was sent, so it was read; what was written in vain nobody tells us
+            metrics.LLM_REQUESTS.labels("cancelled").inc()
+            raise
+        except Exception as error:
+            if reason_of(error) in ("timeout", "unparsable"):
+                used = (estimate, 0)
+            raise
+        finally:
+            now = time.monotonic()
+            self._budget.settle(now, session, held, *used)
+            metrics.LLM_SECONDS.observe(now - begun)
+            metrics.LLM_TOKENS.labels("input").inc(used[0])
+            metrics.LLM_TOKENS.labels("output").inc(used[1])
+
+    def _reserve(self, now: float, session: Spent, estimate: int) -> Reservation:
+        held = self._budget.reserve(now, session, estimate, self._settings.llm_max_output_tokens)
+        if isinstance(held, Reservation):
+            if self._bound != "session_tokens":
+                self._bound = None
+            return held
+        if held != self._bound:
+            self._bound = held
+            log.warning("%s is reached: digests until there is room again", VARIABLES[held])
+        raise BudgetSpent(f"{VARIABLES[held]} is reached")
+
+
+def _usage(answer: dict[str, Any], estimate: int) -> tuple[int, int]:
+    """Input and output tokens as the server says; our estimate where it says nothing."""
+    raw = answer.get("raw")
+    told = getattr(raw, "usage_metadata", None)
+    if told:
+        return int(told.get("input_tokens") or 0), int(told.get("output_tokens") or 0)
+    return estimate, estimate_tokens(str(getattr(raw, "content", "")))

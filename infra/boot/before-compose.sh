@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Runs before `docker compose up`, at every start of the machine: waits until Docker and the GPU are there, and looks
+# whether every image is. It pulls and builds nothing.
+set -euo pipefail
+
+docker_wait_s=${DOCKER_WAIT_S:-120}
+gpu_wait_s=${GPU_WAIT_S:-180}
+
+fail() {
+    printf '%s\n' "$*" >&2
+    exit 1
+}
+
+# wait_for SECONDS COMMAND…: until the command succeeds; fails when the time is over.
+wait_for() {
+    local deadline=$((SECONDS + $1))
+    shift
+    until "$@" >/dev/null 2>&1; do
+        ((SECONDS < deadline)) || return 1
+        sleep 1
+    done
+}
+
+wants_gpu() {
+    [[ ,${COMPOSE_PROFILES:-}, != *,cpu,* ]]
+}
+
+missing_images() {
+    local image
+    docker compose config --images | sort --unique | while read -r image; do
+        docker image inspect "$image" >/dev/null 2>&1 || printf '%s ' "$image"
+    done
+}
+
+wait_for "$docker_wait_s" docker info ||
+    fail "Docker did not answer within $docker_wait_s s: see 'systemctl status docker'"
+
+if wants_gpu; then
+    # The driver loads after the kernel; containers that start before it have no GPU for as long as they live.
+    wait_for "$gpu_wait_s" nvidia-smi --list-gpus ||
+        fail "no GPU within $gpu_wait_s s: see 'nvidia-smi', or set COMPOSE_PROFILES=cpu to go without"
+fi
+
+missing=$(missing_images)
+[[ -z $missing ]] ||
+    fail "not on this machine: ${missing% }; run 'docker compose pull --ignore-buildable && docker compose build' once"

@@ -1,0 +1,158 @@
+"""`fleet top`: what it finds in Redis and in workers' metrics."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import orjson
+import pytest
+import redis as redis_library
+from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+
+from app.fleet.roster import workers_key
+from app.fleet.top import RedisAway, run
+from app.fleet.top_overview import Observer
+from app.settings import ROOT, RedisSettings, Settings
+from tests.support.redis import RedisServer
+
+GROUP = "inference-workers"
+
+
+def add(redis: redis_library.Redis, camera: str, count: int, maxlen: int = 100) -> None:
+    for _ in range(count):
+        redis.xadd(f"frames:{camera}", {"frame": b"x" * 5000}, maxlen=maxlen, approximate=False)
+    redis.sadd("fleet:cameras", camera)
+
+
+def read(redis: redis_library.Redis, camera: str, count: int, worker: str) -> list[bytes]:
+    ((_, entries),) = redis.xreadgroup(GROUP, worker, {f"frames:{camera}": ">"}, count=count)
+    return [entry for entry, _ in entries]
+
+
+@pytest.fixture
+def fleet(redis: redis_library.Redis) -> redis_library.Redis:
+    """`one` is behind by 6 with 4 in hand, `two` is kept up with, `three` no worker has met; one worker is gone."""
+    for camera in ("one", "two"):
+        redis.xgroup_create(f"frames:{camera}", GROUP, id="0", mkstream=True)
+    add(redis, "one", 10)
+    add(redis, "two", 3)
+    add(redis, "three", 2)
+    read(redis, "one", 4, "host-1-aa")
+    for entry in read(redis, "two", 3, "host-2-bb")[:2]:
+        redis.xack("frames:two", GROUP, entry)
+    redis.zadd(workers_key(GROUP), {"host-1-aa": time.time() * 1000 + 60_000, "host-3-cc": time.time() * 1000 + 60_000})
+    redis.xadd("frames:dead", {"error": "x"})
+    return redis
+
+
+def test_cameras_with_lag_pending_and_age(fleet: redis_library.Redis, redis_server: RedisServer) -> None:
+    overview = Observer(fleet, RedisSettings(redis_url=redis_server.url)).look()
+    found = {one.camera_id: (one.lag, one.pending, one.held, one.unread) for one in overview.cameras}
+    assert found == {"one": (6, 4, 10, 0), "two": (0, 1, 3, 0), "three": (None, 0, 2, 0)}
+    assert all(0 <= one.age_s < 60 for one in overview.cameras)
+    assert all(one.fps_in is None for one in overview.cameras)  # there was no look before
+    assert overview.dead_letters == 1
+
+
+def test_workers_here_and_gone(fleet: redis_library.Redis, redis_server: RedisServer) -> None:
+    overview = Observer(fleet, RedisSettings(redis_url=redis_server.url)).look()
+    found = {one.name: (one.cameras, one.pending, one.signed_on, one.idle_s is None) for one in overview.workers}
+    assert found == {
+        "host-1-aa": (1, 4, True, False),
+        "host-2-bb": (1, 1, False, False),
+        "host-3-cc": (0, 0, True, True),
+    }
+
+
+def test_rates_are_those_between_two_looks(fleet: redis_library.Redis, redis_server: RedisServer) -> None:
+    observer = Observer(fleet, RedisSettings(redis_url=redis_server.url))
+    observer.look()
+    began = time.monotonic()
+    add(fleet, "one", 20)
+    read(fleet, "one", 10, "host-1-aa")
+    time.sleep(0.2)
+    one = next(camera for camera in observer.look().cameras if camera.camera_id == "one")
+    seconds = time.monotonic() - began
+    assert one.fps_in is not None
+    assert one.fps_out is not None
+    assert 20 / seconds <= one.fps_in <= 20 / 0.2
+    assert one.fps_out == pytest.approx(one.fps_in / 2)
+    assert one.lag == 16
+
+
+def test_frames_dropped_unread_are_no_lag_and_are_shown(redis: redis_library.Redis, redis_server: RedisServer) -> None:
+    redis.xgroup_create("frames:one", GROUP, id="0", mkstream=True)
+    observer = Observer(redis, RedisSettings(redis_url=redis_server.url))
+    add(redis, "one", 10)
+    read(redis, "one", 1, "me")
+    add(redis, "one", 40, maxlen=10)
+    (one,) = observer.look().cameras
+    assert (one.lag, one.held) == (10, 10)
+    read(redis, "one", 100, "me")
+    (one,) = observer.look().cameras
+    assert (one.lag, one.unread) == (0, 39)
+    add(redis, "one", 3, maxlen=10)
+    (one,) = observer.look().cameras
+    assert (one.lag, one.unread) == (3, 39)
+
+
+def test_what_workers_say_of_themselves(redis: redis_library.Redis, redis_server: RedisServer) -> None:
+    registry = CollectorRegistry()
+    frames = Counter("sightline_frames_received_total", "…", ["door"], registry=registry)
+    frames.labels("fleet").inc(12)
+    frames.labels("live").inc(99)
+    Counter("sightline_frames_processed_total", "…", ["door"], registry=registry).labels("fleet").inc(7)
+    dropped = Counter("sightline_frames_dropped_total", "…", ["door", "reason"], registry=registry)
+    dropped.labels("fleet", "stale").inc(4)
+    dropped.labels("fleet", "trimmed").inc(1)
+    Gauge("sightline_pipeline_fps", "…", ["door"], registry=registry).labels("fleet").set(3.5)
+    server, thread = start_http_server(0, "127.0.0.1", registry)
+    try:
+        addresses = (f"127.0.0.1:{server.server_port}", "127.0.0.1:1")
+        good, bad = Observer(redis, RedisSettings(redis_url=redis_server.url), addresses).look().services
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert (good.fps, good.received, good.processed, good.failed) == (3.5, 12, 7, 0)
+    assert good.dropped == {"stale": 4, "trimmed": 1}
+    assert good.problem is None
+    assert "refused" in str(bad.problem)
+
+
+def test_the_command_prints_tables_once(fleet: redis_library.Redis, redis_server: RedisServer) -> None:
+    said = command(redis_server, "--once", "--interval", "0.2")
+    assert "3 cameras: 0 frames a second in, 0 out, lag 6, 0 dropped unread, 1 dead letters" in said
+    assert "2 workers" in said
+    assert [line.split()[1] for line in said.splitlines() if " one " in line or " two " in line] == ["one", "two"]
+    assert "gone" in next(line for line in said.splitlines() if "host-2-bb" in line)
+
+
+def test_the_command_prints_json(fleet: redis_library.Redis, redis_server: RedisServer) -> None:
+    found = orjson.loads(command(redis_server, "--once", "--json", "--interval", "0.2"))
+    assert [one["camera_id"] for one in found["cameras"]] == ["one", "three", "two"]
+    assert found["cameras"][0]["fps_in"] == 0
+    assert found["services"] == []
+
+
+def test_redis_away_is_said_in_one_line() -> None:
+    with pytest.raises(RedisAway, match="REDIS_URL: Redis does not answer"):
+        run(Settings(redis_url="redis://127.0.0.1:1"), once=True)
+
+
+def command(server: RedisServer, *arguments: str) -> str:
+    environment = {**os.environ, "REDIS_URL": server.url, "COLUMNS": "140"}
+    done = subprocess.run(
+        [sys.executable, "-m", "app", "fleet", "top", *arguments],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

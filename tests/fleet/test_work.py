@@ -1,0 +1,138 @@
+"""`fleet work`, end to end: frames out of Redis, answers in Kafka, nothing pending, every frame accounted for."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import redis as redis_library
+
+from tests.conftest import SLOW
+from tests.fleet.conftest import Work
+from tests.fleet.work import GROUP, eventually, film, pending
+from tests.support.redis import RedisServer
+from tests.support.service import process
+
+
+def test_every_frame_comes_out_once_and_in_its_cameras_order(
+    work: Work, redis: redis_library.Redis, jpeg: bytes
+) -> None:
+    filmed = {f"cam-{number}": film(redis, f"cam-{number}", [jpeg] * 10) for number in range(6)}
+    fleet = work()
+    values = fleet.values_once(60)
+    assert len(values) == 60
+    for camera, entries in filmed.items():
+        assert [value["frame_id"] for value in values if value["key"] == camera] == entries
+    one = values[0]
+    assert one["schema"] == "sightline.frame.v1"
+    assert one["key"] == one["camera_id"]
+    assert one["camera_type"] == "gate"
+    assert one["error"] is None
+    assert [found["class_name"] for found in one["objects"]] == ["person", "dog"]
+    assert len(one["poses"]) == 1
+    assert one["image"] == {"width": 640, "height": 480}
+    assert one["stages"]["detect"]["status"] == one["stages"]["pose"]["status"] == "ok"
+    assert one["stages"]["ocr"] == {"status": "disabled", "reason": "off", "age_ms": None}
+    eventually(lambda: pending(redis), lambda count: count == 0, fleet)
+    counts = fleet.counted(60)
+    assert counts["received"] == counts["processed"] == 60
+
+
+def test_bad_and_stale_frames_are_counted_and_acknowledged(work: Work, redis: redis_library.Redis, jpeg: bytes) -> None:
+    old_ms = (time.time() - 7200) * 1000
+    good = film(redis, "cam-1", [jpeg] * 97)
+    film(redis, "cam-1", [jpeg[:5000], b"no picture at all", b""])
+    film(redis, "cam-2", [jpeg] * 5, captured_at_ms=old_ms)
+    fleet = work()
+    values = fleet.values_once(97)
+    eventually(lambda: pending(redis), lambda count: count == 0, fleet)
+    assert [value["frame_id"] for value in values] == good
+    counts = fleet.counted(105)
+    assert counts == {"received": 105, "processed": 97, "dropped": 8, "failed": 0}
+    samples = fleet.metrics()
+    assert samples['sightline_frames_dropped_total{door="fleet",reason="undecodable"}'] == 3
+    assert samples['sightline_frames_dropped_total{door="fleet",reason="stale"}'] == 5
+
+
+def test_a_camera_that_comes_later_is_found_and_what_runs_is_up_to_the_operator(
+    work: Work, redis: redis_library.Redis, jpeg: bytes
+) -> None:
+    fleet = work(FLEET_STAGES="detect,track,motion")
+    film(redis, "late", [jpeg] * 4)
+    values = fleet.values_once(4)
+    assert [value["stages"]["track"]["status"] for value in values] == ["ok"] * 4
+    assert [value["stages"]["motion"]["status"] for value in values] == ["skipped", "ok", "ok", "ok"]
+    assert {value["stages"]["pose"]["status"] for value in values} == {"disabled"}
+    # The same person in every frame: one number from the second sighting on.
+    assert len({value["objects"][0]["track_id"] for value in values[1:]}) == 1
+    assert values[-1]["objects"][0]["track_id"] is not None
+
+
+def test_what_a_worker_holds_is_bounded_and_a_stop_leaves_nothing_pending(
+    work: Work, redis: redis_library.Redis, jpeg: bytes
+) -> None:
+    for number in range(40):
+        film(redis, f"cam-{number}", [jpeg] * 3)
+    # 0.3 s a batch of 2; one at work and one that waits.
+    fleet = work(**SLOW, BATCH_SIZE="2", FLEET_BATCHES_IN_FLIGHT="1")
+    held = []
+    for _ in range(15):
+        held.append(pending(redis))
+        time.sleep(0.1)
+    # With the models, or waiting for them: 4. Two more may be answered and not acknowledged yet.
+    assert 4 <= max(held) <= 6
+    fleet.process.send_signal(signal.SIGTERM)
+    assert fleet.process.wait(30) == 0
+    assert pending(redis) == 0
+    read = sum(redis.xinfo_groups(f"frames:cam-{number}")[0]["entries-read"] or 0 for number in range(40))
+    values = fleet.values()
+    assert len(values) == read < 120
+    assert len({(value["key"], value["frame_id"]) for value in values}) == read
+    assert all(not redis.xinfo_consumers(f"frames:cam-{number}", GROUP) for number in range(40))
+
+
+def test_a_burst_is_taken_in_larger_batches_and_kafkas_full_queue_is_waited_for(
+    work: Work, redis: redis_library.Redis, jpeg: bytes
+) -> None:
+    fleet = work(KAFKA_OPTIONS='{"queue.buffering.max.messages": 10, "linger.ms": 20}')
+    for camera in range(8):
+        film(redis, f"cam-{camera}", [jpeg] * 50)
+    values = fleet.values_once(400)
+    assert len(values) == 400
+    for camera in range(8):
+        ids = [value["frame_id"] for value in values if value["key"] == f"cam-{camera}"]
+        assert ids == sorted(ids, key=lambda one: tuple(map(int, one.split("-"))))
+    assert fleet.counted(400)["processed"] == 400
+    large = fleet.metrics()['sightline_model_batch_size_bucket{le="4.0",model="vision"}']
+    every = fleet.metrics()['sightline_model_batch_size_count{model="vision"}']
+    assert large < every
+
+
+def test_in_mode_sync_a_pool_of_threads_gives_the_same_answers(
+    work: Work, redis: redis_library.Redis, jpeg: bytes
+) -> None:
+    filmed = {f"cam-{number}": film(redis, f"cam-{number}", [jpeg] * 8) for number in range(4)}
+    film(redis, "cam-0", [b"broken"])
+    fleet = work(FLEET_MODE="sync", FLEET_STAGES="detect,pose,motion")
+    values = fleet.values_once(32)
+    for camera, entries in filmed.items():
+        assert [value["frame_id"] for value in values if value["key"] == camera] == entries
+    assert all([one["class_name"] for one in value["objects"]] == ["person", "dog"] for value in values)
+    assert sum(value["stages"]["motion"]["status"] == "ok" for value in values) == 28
+    eventually(lambda: pending(redis), lambda count: count == 0, fleet)
+    counts = fleet.counted(33)
+    assert counts == {"received": 33, "processed": 32, "dropped": 1, "failed": 0}
+    fleet.process.send_signal(signal.SIGTERM)
+    assert fleet.process.wait(30) == 0
+
+
+def test_settings_that_cannot_be_are_told_in_one_line(redis_server: RedisServer, tmp_path: Path) -> None:
+    given = {"REDIS_URL": redis_server.url, "TRITON_URL": "127.0.0.1:1", "FLEET_STAGES": "detect,smell"}
+    with process(["fleet", "work"], given, tmp_path / "refused.log") as child:
+        assert child.wait(30) == 2
+    (line,) = (tmp_path / "refused.log").read_text().splitlines()
+    assert line == (
+        "sightline: FLEET_STAGES='detect,smell': should be out of detect, pose, face, track, motion, ocr, "
+        "comma-separated; not smell"
+    )

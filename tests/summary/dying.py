@@ -1,0 +1,39 @@
+"""A service to be killed with work waiting.
+
+`python -m tests.summary.dying FOLDER` offers observations of two sessions, says `ready` once they are on disk; waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from app.settings import SummarySettings
+from app.summary.backlog import Backlog
+from app.summary.spill import Spill
+from tests.summary.seeing import observation, seen
+
+OBSERVATIONS = 30
+
+
+async def main(folder: Path) -> None:
+    settings = SummarySettings(summary_ram_items=1)
+    spill = Spill(folder / "summaries", settings)
+    await spill.open()
+    held = []
+    for session_id, name in (("first", "cat"), ("second", "dog")):
+        backlog = Backlog(session_id, settings, spill)
+        held.append(backlog)
+        for number in range(OBSERVATIONS):
+            shown = (seen(name, 1, frames=10),)
+            backlog.offer(observation(number * 10 + 1, 10, at_s=number, objects=shown))
+            await asyncio.sleep(0.005)
+    while any(one.counts.on_disk < OBSERVATIONS - 1 for one in held):  # noqa: ASYNC110  a thread writes them
+        await asyncio.sleep(0.01)
+    print("ready", flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1])))

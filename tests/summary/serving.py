@@ -1,0 +1,51 @@
+"""Summaries opened as the lifespan does, and a client that hears them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from app.protocol.messages import Notice, Summary
+from app.settings import LlmSettings, SummarySettings
+from app.summary.summaries import SessionSummaries, Summaries
+from tests.summary.seeing import BEGUN_MS, frame
+
+QUICK = {"summary_min_interval_s": 0.05, "summary_max_interval_s": 0.2, "summary_finish_s": 2.0}
+NO_MODEL = LlmSettings(llm_model=None)
+
+
+@asynccontextmanager
+async def summaries(folder: Path, model: LlmSettings = NO_MODEL, **settings: Any) -> AsyncIterator[Summaries]:
+    """With short intervals unless told otherwise."""
+    one = Summaries(SummarySettings(**{**QUICK, **settings}), model, folder)
+    await one.open()
+    try:
+        yield one
+    finally:
+        await one.close()
+
+
+class Client:
+    """What a session said."""
+
+    def __init__(self) -> None:
+        self.heard: list[Summary | Notice] = []
+
+    async def send(self, message: Summary | Notice) -> None:
+        self.heard.append(message)
+
+    @property
+    def summaries(self) -> list[Summary]:
+        return [one for one in self.heard if isinstance(one, Summary)]
+
+    @property
+    def notices(self) -> list[str]:
+        return [one.message for one in self.heard if isinstance(one, Notice)]
+
+
+def show(session: SessionSummaries, first: int, last: int, *names: str, text: str | None = None) -> None:
+    """Frames, ten a second, all with the same things in them."""
+    for number in range(first, last + 1):
+        session.offer(number, frame(*names, text=text), BEGUN_MS + number * 100)

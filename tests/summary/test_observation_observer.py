@@ -1,0 +1,137 @@
+"""Observer: about one observation a second, and none where there is nothing to say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from app.protocol.result import OK, Box, CameraMotion, Detection, FrameResult, Image, Motion, Pose, Stage, Text
+from app.summary.observation import TEXT_CHARS, TEXTS, Observation, Track
+from app.summary.observer import Observer
+from tests.summary.test_observation_words import SITTING, STANDING, person
+
+BOX = Box(0, 0, 10, 20)
+CORNERS = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0))
+STAGES = dict.fromkeys(("detect", "pose", "ocr", "motion", "track"), OK)
+
+
+def seen(*objects: tuple[int | None, str], confidence: float = 0.8) -> list[Detection]:
+    return [Detection(0, name, confidence, BOX, track) for track, name in objects]
+
+
+def read(*texts: str) -> list[Text]:
+    return [Text(text, 0.9, CORNERS) for text in texts]
+
+
+def frame(
+    objects: Sequence[Detection] = (),
+    poses: Sequence[Pose] = (),
+    texts: list[Text] | None = None,
+    moving: float = 0.0,
+    **stages: Stage,
+) -> FrameResult:
+    motion = Motion(moving / 50, None, moving, CameraMotion(0, 0))
+    return FrameResult(Image(640, 480), list(objects), list(poses), texts or [], motion, {**STAGES, **stages}, {})
+
+
+def watch(observer: Observer, frames: Sequence[FrameResult], *, first: int = 1, fps: float = 10) -> list[Observation]:
+    """What comes of these frames, the one after the other; frame `n` is at `n / fps` seconds."""
+    ids = range(first, first + len(frames))
+    made = [observer.add(number, one, number * 1000 / fps) for number, one in zip(ids, frames, strict=True)]
+    return [one for one in made if one is not None]
+
+
+def test_an_observation_a_second_and_the_rest_on_flush() -> None:
+    observer = Observer()
+    made = watch(observer, [frame(seen((1, "person")))] * 25)
+    assert [(one.first_frame_id, one.last_frame_id, one.frames) for one in made] == [(1, 11, 11), (12, 22, 11)]
+    assert made[0].started_at_ms == 100
+    assert made[0].ended_at_ms == 1100
+    rest = observer.flush()
+    assert rest is not None
+    assert (rest.first_frame_id, rest.last_frame_id) == (23, 25)
+    assert observer.flush() is None
+
+
+def test_nothing_to_say_says_nothing() -> None:
+    observer = Observer()
+    assert watch(observer, [frame()] * 50) == []
+    assert observer.flush() is None
+
+
+def test_a_slow_stream_gives_one_observation_a_frame() -> None:
+    made = watch(Observer(), [frame(seen((1, "person")))] * 4, fps=0.5)
+    assert [one.frames for one in made] == [2, 2]
+
+
+def test_a_clock_that_goes_back_starts_a_new_observation() -> None:
+    observer = Observer()
+    assert observer.add(1, frame(seen((1, "person"))), 50_000) is None
+    one = observer.add(2, frame(seen((1, "person"))), 1_000)
+    assert one is not None
+    assert one.frames == 2
+
+
+def test_classes_are_counted() -> None:
+    frames = [frame(seen((1, "person"), (2, "person"), (None, "dog"), confidence=0.75)), frame(seen((1, "person")))] * 5
+    (one,) = watch(Observer(), [*frames, frame()])
+    person_, dog = one.objects
+    assert (person_.class_name, person_.most, person_.frames, person_.boxes) == ("person", 2, 10, 15)
+    assert (dog.class_name, dog.most, dog.frames, dog.boxes) == ("dog", 1, 5, 5)
+    assert dog.confidence == 0.75
+
+
+def test_tracks_come_and_go() -> None:
+    observer = Observer()
+    both, one = frame(seen((1, "person"), (2, "dog"))), frame(seen((1, "person")))
+    made = watch(observer, [both] * 11 + [one] * 33)
+    assert made[0].arrived == (Track(1, "person"), Track(2, "dog"))
+    assert made[0].arrivals == 2
+    assert [one.left for one in made[1:]] == [(), (Track(2, "dog"),), ()]
+    assert sum(one.departures for one in made) == 1
+    again = watch(observer, [both] * 11, first=45)
+    assert again[0].arrived == (Track(2, "dog"),)
+
+
+def test_nobody_leaves_while_the_tracker_does_not_run() -> None:
+    observer = Observer()
+    off = frame(detect=Stage("error", "timeout"), track=Stage("skipped", "nothing_detected_on"))
+    made = watch(observer, [frame(seen((1, "person")))] * 11 + [off] * 55)
+    assert sum(one.departures for one in made) == 0
+    assert all(one.failed == ("detect",) for one in made[1:])
+
+
+def test_poses_are_said_once_each() -> None:
+    frames = [frame(poses=[person(STANDING)]), frame(poses=[person(SITTING), person(STANDING)])] * 8
+    (one,) = watch(Observer(), frames[:11])
+    assert set(one.poses) == {"standing", "sitting"}
+
+
+def test_a_pose_without_a_detector_is_a_person_that_arrives() -> None:
+    pose = person(STANDING)
+    tracked = Pose(pose.confidence, pose.box, pose.keypoints, track_id=7)
+    (one,) = watch(Observer(), [frame(poses=[tracked])] * 11)
+    assert one.arrived == (Track(7, "person"),)
+
+
+def test_a_text_is_new_once_however_it_wavers() -> None:
+    observer = Observer()
+    frames = [frame(texts=read("EXIT  5")), frame(texts=read("exit 5.")), frame(texts=read("Exit 5", "Gate A"))] * 10
+    made = watch(observer, frames)
+    assert made[0].new_texts == ("EXIT 5", "Gate A")
+    assert made[0].texts == 2
+    assert made[1:] == []
+
+
+def test_texts_are_capped_and_counted() -> None:
+    many = read(*(f"{number} {'long ' * 60}" for number in range(TEXTS + 5)), "\ud800", "")
+    (one,) = watch(Observer(), [frame(texts=many)] * 11)
+    assert len(one.new_texts) == TEXTS
+    assert max(map(len, one.new_texts)) == TEXT_CHARS
+    assert one.texts == TEXTS + 6
+    assert Observation.decode(one.encode()) == one
+
+
+def test_motion_alone_is_something_to_say() -> None:
+    (one,) = watch(Observer(), [frame(moving=0.1)] * 11)
+    assert one.motion.level == "some"
+    assert one.objects == ()

@@ -1,0 +1,78 @@
+"""What a service that was killed left: the next start tells it."""
+
+import asyncio
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+
+from app.settings import ROOT
+from tests.summary.asking import settings as llm
+from tests.summary.asking import until
+from tests.summary.dying import OBSERVATIONS
+from tests.summary.serving import Client, summaries
+from tests.support import openai
+from tests.support.openai import speaking
+
+pytestmark = pytest.mark.anyio
+
+
+@contextmanager
+def dying(folder):
+    """A process with a spilled backlog, alive; killed at the end if it still lives."""
+    command = [sys.executable, "-m", "tests.summary.dying", str(folder)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout.readline() == "ready\n"
+            yield child
+        finally:
+            child.kill()
+
+
+async def told(service, session_id):
+    """Its summaries, once there are any."""
+    async with asyncio.timeout(10):
+        while not (found := await service.last(session_id, 9)):  # noqa: ASYNC110  another task tells them
+            await asyncio.sleep(0.01)
+    return found
+
+
+async def test_a_killed_service_is_told_at_the_next_start_once_and_in_order(state_dir):
+    with dying(state_dir) as child:
+        child.kill()
+        child.wait()
+        with speaking() as fake:
+            async with summaries(state_dir, llm(fake)) as service:
+                await until(lambda: len(fake.received) == 2)
+                async with summaries(state_dir, llm(fake)) as other:  # another worker finds nothing more
+                    (first,) = await told(service, "first")
+                    (second,) = await told(other, "second")
+    assert (first.source, first.first_frame_id, first.last_frame_id) == ("llm", 1, (OBSERVATIONS - 1) * 10)
+    assert second.first_frame_id == 1
+    assert ['"cat"' in one.texts[1] for one in fake.received] == [True, False]
+    assert len(fake.received) == 2
+
+
+async def test_what_a_living_process_holds_is_left_alone(state_dir):
+    with dying(state_dir) as child, speaking() as fake:
+        async with summaries(state_dir, llm(fake)) as service:
+            session = service.session("mine", None, Client().send)
+            assert await session.finish() is None
+            assert await service.last("first", 1) == []
+        assert child.poll() is None
+    assert fake.received == []
+
+
+async def test_a_start_that_is_cut_short_tells_by_rule_what_it_had_in_hand(state_dir):
+    with dying(state_dir) as child:
+        child.kill()
+        child.wait()
+    with speaking(openai.hangs) as fake:
+        async with summaries(state_dir, llm(fake)):
+            await until(lambda: fake.received)
+    async with summaries(state_dir) as service:
+        (first,) = await told(service, "first")
+        (second,) = await told(service, "second")
+    assert (first.source, first.title) == ("digest", "One cat")
+    assert (second.source, second.title) == ("digest", "One dog")

@@ -1,0 +1,190 @@
+"""What building a plan needs of the host: the ONNX made ready, a picture, and the ONNX's own answer about it.
+
+Runs in the project's environment; ONNX Runtime runs in the embedded Triton's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from arcface import ARCFACE, SIDE
+from configs import ensemble_config, gpu_config
+from engine_check import COSINE, SURE, cosine, difference, sure, write_output
+from engine_device import Stop
+from engine_files import checksum
+from engine_graph import for_tensorrt
+from install import DETECT, POSE, VISION, installed_version
+from numpy.typing import NDArray
+
+from app.pipeline.boxes import letterbox
+from app.pipeline.decode import decode_into, inspect
+from app.settings import ROOT
+
+PICTURE = ROOT / "app" / "web" / "sample.jpg"
+BATCH = 3
+"""Pictures of the run that shows whether the batch is really open."""
+RUN = """
+import sys, numpy as np, onnxruntime
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 3
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+np.save(sys.argv[3], session.run(None, {session.get_inputs()[0].name: np.load(sys.argv[2])})[0])
+"""
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A model as `make models` left it."""
+
+    name: str
+    onnx: Path
+    about: dict[str, Any]
+    """Its model.json."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height, width."""
+        return (self.about["height"], self.about["width"]) if self.name != ARCFACE else (SIDE, SIDE)
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        return {key: self.about[key] for key in ("input_mean", "input_std") if key in self.about}
+
+
+def collect(models: Path, engines: Path, picture: Path | None, onnx_python: Path) -> Iterator[str]:
+    """Writes `engines/source` anew out of a repository that `make models` filled; says what it did.
+
+    Raises:
+        Stop: nothing is installed, or a model cannot be made ready. What was there stays.
+    """
+    found = [one for name in (DETECT, POSE, ARCFACE) if (one := _installed(models, name))]
+    if not found:
+        raise Stop(
+            f"no prepared model in {models}: run `make models` first (DETECT=, POSE= and ARCFACE= name your own); "
+            "what was installed as it is has to be prepared"
+        )
+    engines.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=engines, prefix=".source-") as scratch:
+        fresh = Path(scratch) / "source"
+        for one in found:
+            _make_ready(one, fresh / one.name, picture or PICTURE, onnx_python)
+            yield f"{one.name}: {one.about['source']} made ready for TensorRT"
+        reason = _ensemble(found, fresh / "vision.pbtxt")
+        if reason:
+            yield f"no ensemble: {reason}"
+        if (engines / "source").exists():
+            (engines / "source").rename(Path(scratch) / "before")
+        fresh.rename(engines / "source")
+
+
+def _installed(models: Path, name: str) -> Installed | None:
+    version = installed_version(models / name)
+    if version is None or not (version / "model.json").exists():
+        return None
+    return Installed(name, version / "model.onnx", json.loads((version / "model.json").read_text()))
+
+
+def _make_ready(one: Installed, folder: Path, picture: Path, onnx_python: Path) -> None:
+    folder.mkdir(parents=True)
+    model = for_tensorrt(onnx.load(one.onnx))
+    onnx.save(model, folder / "model.onnx")
+    shown, classes = Path(one.about["source"]).stem, one.about.get("names", [])
+    for kind, platform in (("plan", "tensorrt_plan"), ("onnx", "onnxruntime_onnx")):
+        text = gpu_config(model, one.name, platform, shown, classes, one.parameters)
+        (folder / f"{kind}.pbtxt").write_text(f"# Written by `make engine`.\n{text}")
+    weights = {tensor.name for tensor in model.graph.initializer}
+    (value,) = (value for value in model.graph.input if value.name not in weights)
+    image = _image(one, picture, value.type.tensor_type.elem_type)
+    image.tofile(folder / "picture.bin")
+    answer = _run(onnx_python, one.onnx, image[None], f"{one.name}: {one.about['source']}")
+    if one.about["task"] != "face" and not sure(answer[0].tolist()):
+        raise Stop(
+            f"{one.name}: the ONNX is sure of nothing on {picture.name} (no score over {SURE}), so that no plan can be "
+            "checked by it; name a JPEG that shows what it knows: make engine PICTURE=path.jpg"
+        )
+    _check_batch(one, folder / "model.onnx", image, answer, onnx_python)
+    write_output(folder / "answer.json", model.graph.output[0].name, answer.shape, answer.ravel().tolist())
+    sheet = {
+        "name": one.name,
+        "task": one.about["task"],
+        "sha256": checksum(folder / "model.onnx"),
+        "input": value.name,
+        "shape": list(image.shape),
+        "made_of": one.about["source"],
+    }
+    (folder / "sheet.json").write_text(json.dumps(sheet, indent=2) + "\n")
+
+
+def _image(one: Installed, picture: Path, kind: int) -> NDArray[Any]:
+    """The picture as the model takes it, without the batch."""
+    jpeg = picture.read_bytes()
+    info = inspect(jpeg, max_bytes=1 << 26, max_pixels=1 << 26)
+    height, width = one.size
+    canvas = np.empty((height, width, 3), np.uint8)
+    decode_into(jpeg, info, letterbox(info.width, info.height, width, height), canvas)
+    if one.name != ARCFACE:
+        return canvas
+    scaled = (canvas.astype(np.float32) - float(one.about["input_mean"])) / float(one.about["input_std"])
+    return np.ascontiguousarray(scaled.transpose(2, 0, 1), onnx.helper.tensor_dtype_to_np_dtype(kind))
+
+
+def _check_batch(one: Installed, ready: Path, image: NDArray[Any], answer: NDArray[Any], onnx_python: Path) -> None:
+    """The graph made ready answers each picture of a batch as the graph that came answers it alone."""
+    blank = np.zeros_like(image)
+    batch = np.stack([image, blank, image])[:BATCH]
+    what = f"{one.name}: {one.about['source']} with a batch of {BATCH}"
+    hint = "; export it with an open batch (Ultralytics: dynamic=True) and install that: make models DETECT=…, POSE=…"
+    try:
+        answers = _run(onnx_python, ready, batch, what)
+    except Stop as error:
+        raise Stop(f"{error}{hint}") from None
+    for row in (0, BATCH - 1):
+        wanted, given = answer[0], answers[row] if len(answers) == BATCH else answers[:0]
+        if one.about["task"] == "face":
+            wrong = None if len(given) and cosine(wanted.tolist(), given.tolist()) >= COSINE else "another embedding"
+        else:
+            wrong = difference(one.about["task"], wanted.tolist(), given.tolist()) if len(given) else "too few answers"
+        if wrong:
+            raise Stop(f"{what} answers otherwise than alone: {wrong}{hint}")
+
+
+def _run(onnx_python: Path, model: Path, images: NDArray[Any], what: str) -> NDArray[Any]:
+    if not onnx_python.exists():
+        raise Stop(f"{onnx_python} is missing: run `make triton-env`")
+    with tempfile.TemporaryDirectory() as scratch:
+        given, answer = Path(scratch) / "given.npy", Path(scratch) / "answer.npy"
+        np.save(given, images)
+        command = [onnx_python, "-I", "-c", RUN, model, given, answer]
+        environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+        if done.returncode != 0:
+            raise Stop(f"{what} does not run in ONNX Runtime: {done.stderr.strip()[-500:]}")
+        return np.load(answer)
+
+
+def _ensemble(found: list[Installed], target: Path) -> str | None:
+    """Writes the ensemble's configuration where both models take the same pictures; else says why not."""
+    parts = {one.name: one for one in found if one.name != ARCFACE}
+    missing = [name for name in (DETECT, POSE) if name not in parts]
+    if missing:
+        return f"{missing[0]} is not installed"
+    sizes = {name: part.size for name, part in parts.items()}
+    if len(set(sizes.values())) > 1:
+        return "; ".join(f"{name} takes {height}x{width}" for name, (height, width) in sizes.items())
+    steps = [
+        (name, "detections", output, parts[name].about["candidates"], parts[name].about["columns"])
+        for name, output in ((DETECT, "detections"), (POSE, "poses"))
+    ]
+    shown = " + ".join(Path(parts[name].about["source"]).stem for name in (DETECT, POSE))
+    text = ensemble_config(VISION, sizes[DETECT], steps, shown, parts[DETECT].about["names"])
+    target.write_text("# Written by `make engine`.\n" + text.partition("\n")[2])
+    return None
