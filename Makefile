@@ -40,7 +40,7 @@ INSTALL = $(UV) pip install --quiet --require-hashes --no-deps
 	$(INSTALL) --reinstall --python .venv-ocr/bin/python -r requirements/ocr-headless.txt
 	@touch $@
 
-.PHONY: help install demo serve test check format bench models triton-env ocr-env docs requirements clean
+.PHONY: help install demo serve test check format bench models triton-env ocr-env docs dashboards requirements clean
 
 help: ## what there is to do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -107,6 +107,9 @@ bench: install .venv/.dev ## benchmarks, all or NAME=one
 
 docs: .venv/.dev ## write the README's reference tables from the code
 	.venv/bin/python -m tests.docs.tables README.md
+
+dashboards: .venv/.dev ## write Grafana's dashboards from prometheus/dashboards/*.py
+	@.venv/bin/python prometheus/dashboards/build.py
 
 requirements: .venv/.bootstrap ## compile requirements/*.in anew
 	PATH="$(CURDIR)/.venv/bin:$$PATH" requirements/compile.sh

@@ -1,7 +1,7 @@
 """The language model: one question, and an answer of the right form or a reason why there is none.
 
-Around every request: a free slot of LLM_MAX_IN_FLIGHT and the breaker. What failed on the way is repeated with jitter; an
-answer that does not fit, or that is refused, is asked for once more.
+Around every request: a free slot of LLM_MAX_IN_FLIGHT and the breaker. What failed on the way is repeated with jitter;
+an answer that does not fit, or that is refused, is asked for once more.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ the pull of the backlog: what gathers meanwhile waits, spills and merges, and on
 
 from __future__ import annotations
 
+from app.settings import SummarySettings
+
 EAGER_AT = 0.5
 """Pressure from which a session asks as often as it may: half full is time enough to act before things are merged."""
 REST = 2.0
@@ -36,3 +38,44 @@ def interval_s(pressure: float, *, failures: int, answer_s: float, least_s: floa
     wanted = most_s - (most_s - least_s) * pull
     wanted = max(wanted * 2.0 ** min(max(0, failures), _MOST_DOUBLINGS), answer_s * REST)
     return float(min(most_s, max(least_s, wanted)))
+
+
+class Pace:
+    """When a session's next summary is due. `now`: seconds of a monotonic clock."""
+
+    def __init__(self, settings: SummarySettings, now: float) -> None:
+        self._least_s = settings.summary_min_interval_s
+        self._most_s = settings.summary_max_interval_s
+        self._since: float | None = None
+        self._told_at = now
+        self._told = False
+        self._failures = 0
+        self._answer_s = 0.0
+
+    def gathered(self, now: float) -> None:
+        """Something waits. The first of it starts the clock."""
+        if self._since is None:
+            self._since = now
+
+    def emptied(self) -> None:
+        """Nothing waits any more."""
+        self._since = None
+
+    def told(self, now: float, *, failed: bool = False, answer_s: float = 0.0) -> None:
+        """A summary was made. `failed`: the model should have written it, and did not."""
+        self._told, self._told_at, self._answer_s = True, now, answer_s
+        self._failures = self._failures + 1 if failed else 0
+
+    def interval_s(self, pressure: float) -> float:
+        """Seconds between two summaries as things stand. The first comes as soon as any may."""
+        if not self._told:
+            return self._least_s
+        return interval_s(
+            pressure, failures=self._failures, answer_s=self._answer_s, least_s=self._least_s, most_s=self._most_s
+        )
+
+    def due(self, now: float, pressure: float) -> bool:
+        """Whether to tell now: the interval is over, and what waits is more than its first moment."""
+        if self._since is None or now - self._since < self._least_s:
+            return False
+        return now - self._told_at >= self.interval_s(pressure)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Awaitable, Callable
 
@@ -17,13 +18,13 @@ from app import metrics
 from app.protocol.messages import Notice, Summary
 from app.protocol.result import FrameResult
 from app.settings import SummarySettings
-from app.summary import rate
 from app.summary.backlog import Backlog
 from app.summary.budget import Spent
 from app.summary.format import MOST_BYTES, MOST_OBSERVATIONS, fold
 from app.summary.observation import Observation
 from app.summary.observer import Observer
 from app.summary.prompts import Prompts
+from app.summary.rate import Pace
 from app.summary.spill import Spill
 from app.summary.summarizer import Summarizer
 
@@ -68,12 +69,7 @@ class SessionSummaries:
         self._spent = Spent()
         self._taken: list[Observation] = []
         """Out of the backlog, not told yet."""
-        self._since: float | None = None
-        """When the first of what waits came; monotonic."""
-        self._told_at = time.monotonic()
-        self._told = 0
-        self._failures = 0
-        self._answer_s = 0.0
+        self._pace = Pace(settings, time.monotonic())
         self._behind = False
         self._ended = False
         self._over = asyncio.Event()
@@ -92,8 +88,7 @@ class SessionSummaries:
             self._gather(seen)
 
     def _gather(self, seen: Observation) -> None:
-        if self._since is None:
-            self._since = time.monotonic()
+        self._pace.gathered(time.monotonic())
         self._backlog.offer(seen)
 
     def choose(self, prompt: str | None) -> None:
@@ -106,17 +101,8 @@ class SessionSummaries:
 
     @property
     def interval_s(self) -> float:
-        """Seconds between two summaries as things stand. The first comes as soon as any may."""
-        settings = self._settings
-        if not self._told and not self._failures:
-            return settings.summary_min_interval_s
-        return rate.interval_s(
-            self.pressure,
-            failures=self._failures,
-            answer_s=self._answer_s,
-            least_s=settings.summary_min_interval_s,
-            most_s=settings.summary_max_interval_s,
-        )
+        """Seconds between two summaries as things stand."""
+        return self._pace.interval_s(self.pressure)
 
     @property
     def pressure(self) -> float:
@@ -139,8 +125,9 @@ class SessionSummaries:
     async def _tell_on(self) -> None:
         tick_s = min(_TICK_S, self._settings.summary_min_interval_s / 4)
         while True:
-            await asyncio.sleep(tick_s)
-            if not self._due():
+            # Not in step: sessions that began together must not all write together.
+            await asyncio.sleep(tick_s * random.uniform(0.5, 1.5))
+            if not self._pace.due(time.monotonic(), self.pressure):
                 continue
             try:
                 summary = await self._tell()
@@ -152,13 +139,7 @@ class SessionSummaries:
                 log.exception("a summary of session %s failed", self.id)
                 metrics.SUMMARIES.labels("none", "error").inc()
                 self._taken.clear()
-                self._told_at = time.monotonic()
-
-    def _due(self) -> bool:
-        now = time.monotonic()
-        if self._since is None or now - self._since < self._settings.summary_min_interval_s:
-            return False  # nothing was seen, or its first moment only
-        return now - self._told_at >= self.interval_s
+                self._pace.told(time.monotonic(), failed=True)
 
     async def _tell(self, *, everything: bool = False) -> Summary | None:
         """Summarises what waits, and leaves it in `_taken`; None when nothing was seen."""
@@ -171,24 +152,19 @@ class SessionSummaries:
                 return None
             begun = time.monotonic()
             summary, failed = await self._summarizer.summary(self._taken, self._prompts.text(self.prompt), self._spent)
-        self._settle(failed, time.monotonic() - begun)
+        now = time.monotonic()
+        self._pace.told(now, failed=failed, answer_s=now - begun)
         return summary
 
     async def _take(self, everything: bool) -> None:
-        self._since = None
+        self._pace.emptied()
         while self.waiting:
             more = await self._backlog.take(max_items=MOST_OBSERVATIONS, max_bytes=MOST_BYTES)
             self._taken = fold([*self._taken, *more], MOST_OBSERVATIONS)
             if not everything or not more:
                 break
         if self.waiting:
-            self._since = time.monotonic()
-
-    def _settle(self, failed: bool, answer_s: float) -> None:
-        self._told += 1
-        self._told_at = time.monotonic()
-        self._failures = self._failures + 1 if failed else 0
-        self._answer_s = answer_s
+            self._pace.gathered(time.monotonic())
 
     async def _keep(self, summary: Summary) -> None:
         await self._spill.save_summary(self.id, summary.generated_at_ms, orjson.dumps(summary))

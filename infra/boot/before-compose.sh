@@ -5,6 +5,7 @@ set -euo pipefail
 
 docker_wait_s=${DOCKER_WAIT_S:-120}
 gpu_wait_s=${GPU_WAIT_S:-180}
+read -ra services <<<"${SIGHTLINE_SERVICES:-}"
 
 fail() {
     printf '%s\n' "$*" >&2
@@ -22,12 +23,12 @@ wait_for() {
 }
 
 wants_gpu() {
-    [[ ,${COMPOSE_PROFILES:-}, != *,cpu,* ]]
+    [[ " ${services[*]-} " != *" backend-cpu "* ]]
 }
 
 missing_images() {
     local image
-    docker compose config --images | sort --unique | while read -r image; do
+    docker compose config --images "${services[@]}" | sort --unique | while read -r image; do
         docker image inspect "$image" >/dev/null 2>&1 || printf '%s ' "$image"
     done
 }
@@ -38,7 +39,7 @@ wait_for "$docker_wait_s" docker info ||
 if wants_gpu; then
     # The driver loads after the kernel; containers that start before it have no GPU for as long as they live.
     wait_for "$gpu_wait_s" nvidia-smi --list-gpus ||
-        fail "no GPU within $gpu_wait_s s: see 'nvidia-smi', or set COMPOSE_PROFILES=cpu to go without"
+        fail "no GPU within $gpu_wait_s s: see 'nvidia-smi', or have backend-cpu in SIGHTLINE_SERVICES to go without"
 fi
 
 missing=$(missing_images)

@@ -70,6 +70,7 @@ def test_a_start_pulls_and_builds_nothing_and_waits_for_health() -> None:
         assert command[:4] == ["/usr/bin/docker", "compose", "up", "--detach"]
         assert {"--wait", "--no-build"} < set(command)
         assert command[command.index("--pull") + 1] == "never"
+        assert command[-1] == "$SIGHTLINE_SERVICES"  # nothing, or several words
 
 
 def test_a_stop_leaves_every_container_its_grace_period() -> None:
@@ -152,8 +153,17 @@ def test_what_never_comes_is_named(machine: Machine, broken: str, said: str) -> 
 
 def test_without_a_gpu_nobody_waits_for_one(machine: Machine) -> None:
     machine.program("nvidia-smi", "exit 1")
-    assert machine.boot(COMPOSE_PROFILES="grafana,cpu").returncode == 0
-    assert "nvidia-smi" not in machine.calls.read_text()
+    assert machine.boot(SIGHTLINE_SERVICES="backend-cpu prometheus").returncode == 0
+    calls = machine.calls.read_text()
+    assert "nvidia-smi" not in calls
+    assert "docker compose config --images backend-cpu prometheus\n" in calls
+
+
+def test_what_compose_has_against_its_file_is_passed_on(machine: Machine) -> None:
+    machine.program("docker", '[[ $1 = info ]] || { echo "put AUTH_TOKENS into .env" >&2; exit 15; }')
+    done = machine.boot()
+    assert done.returncode != 0
+    assert done.stderr == "put AUTH_TOKENS into .env\n"
 
 
 def test_a_missing_image_is_named_and_not_fetched(machine: Machine, tmp_path: Path) -> None:

@@ -44,15 +44,16 @@ async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
 
 
 class Counted:
-    """What a counter grew by since this was made."""
+    """A counter or gauge, and what it grew by since this was made."""
 
     def __init__(self, name: str, **labels: str) -> None:
         self._name, self._labels = name, labels
-        self._begun = self._now()
+        self._begun = self.now
 
-    def _now(self) -> float:
+    @property
+    def now(self) -> float:
         return REGISTRY.get_sample_value(self._name, self._labels) or 0.0
 
     @property
     def more(self) -> float:
-        return self._now() - self._begun
+        return self.now - self._begun

@@ -182,6 +182,17 @@ async def test_closing_tells_what_is_left_and_leaves_no_task(state_dir):
         assert [(await service.last(name, 1))[0].title for name in ("one", "two")] == ["One cat", "One cat"]
 
 
+async def test_the_mean_interval_is_a_figure(state_dir, monkeypatch):
+    monkeypatch.setattr("app.summary.summaries._FIGURES_S", 0.02)
+    shown = Counted("sightline_summary_interval_seconds")
+    async with summaries(state_dir, summary_min_interval_s=7, summary_max_interval_s=70) as service:
+        session = service.session("one", None, Client().send)
+        before_the_first = 7
+        await until(lambda: shown.now == before_the_first)
+        await session.finish()
+        await until(lambda: shown.now == 0)
+
+
 async def test_prompts_are_chosen_by_name_and_unknown_ones_refused(state_dir):
     async with summaries(state_dir) as service:
         assert service.prompt_names == ("default", "retail", "security")

@@ -80,6 +80,11 @@ def keypoints(to_frame: SimilarityTransform, confidence: float = 0.9) -> np.ndar
 
 def paint(frame: np.ndarray, picture: np.ndarray, to_frame: SimilarityTransform) -> None:
     """Lays a chart into a frame, by skimage's own resampling."""
-    painted = warp(picture, to_frame.inverse, output_shape=frame.shape[:2], order=1, mode="edge", preserve_range=True)
-    inside = warp(np.ones((112, 112)), to_frame.inverse, output_shape=frame.shape[:2], order=0)
-    frame[inside > 0.5] = np.round(painted[inside > 0.5])
+    corners = to_frame([(0, 0), (112, 0), (0, 112), (112, 112)])
+    left, top = np.maximum(np.floor(corners.min(axis=0)).astype(int), 0)
+    right, bottom = np.ceil(corners.max(axis=0)).astype(int) + 1
+    part = frame[top:bottom, left:right]
+    from_part = SimilarityTransform(translation=(left, top)) + to_frame.inverse
+    painted = warp(picture, from_part, output_shape=part.shape[:2], order=1, mode="edge", preserve_range=True)
+    inside = warp(np.ones((112, 112)), from_part, output_shape=part.shape[:2], order=0)
+    part[inside > 0.5] = np.round(painted[inside > 0.5])

@@ -18,6 +18,7 @@ import graphs
 import numpy as np
 import onnx
 import pytest
+from arcface import install_arcface
 from engine_check import difference, read_output, write_output
 from engine_device import Device, Stop, version_of
 from engine_files import choose, sources
@@ -29,6 +30,7 @@ from onnx import TensorProto, helper, numpy_helper
 from app.inference.triton import TritonClient
 from app.pipeline.vision import describe
 from app.settings import ROOT, TritonSettings
+from tests.support import faces
 from tests.support.service import running_triton
 
 HEIGHT, WIDTH = 160, 192
@@ -254,6 +256,18 @@ def test_a_damaged_plan_is_never_served(built: Host) -> None:
     assert "is damaged" in said
     assert "has no sidecar that fits it" in said
     assert (built.serves("yolo"), built.serves("yolo_pose")) == ("onnx", "onnx")
+
+
+def test_an_arcface_goes_the_same_way(built: Host) -> None:
+    install_arcface(faces.save(built.folder / "w600k.onnx", batch=1), built.models)
+    built.run("source")
+    assert built.serves("yolo") == "plan"
+    assert "arcface: serves plan" in built.run("build")
+    config = (built.repository / "arcface" / "configs" / "installed.pbtxt").read_text()
+    assert 'input [ { name: "data" data_type: TYPE_FP32 dims: [ 3, 112, 112 ] } ]' in config
+    assert 'parameters { key: "input_std" value { string_value: "127.5" } }' in config
+    build = next(call for call in built.calls if "/arcface/" in call.get("onnx", ""))
+    assert build["maxShapes"] == "data:16x3x112x112"
 
 
 def test_without_a_gpu_it_says_so(host: Host) -> None:

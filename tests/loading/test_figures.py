@@ -1,0 +1,143 @@
+"""The load's arithmetic: percentiles, fairness, objectives, the plan."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.errors import ConfigurationError
+from app.loading.ages import Ages
+from app.loading.objectives import Figures, figures, jain, parse
+from app.loading.plan import Plan, seats
+from app.loading.score import Score, SessionScore
+
+AGES = st.lists(st.floats(0.1, 1e6), min_size=1, max_size=200)
+
+
+def ages(values: list[float]) -> Ages:
+    out = Ages()
+    for value in values:
+        out.add(value)
+    return out
+
+
+@given(AGES, st.sampled_from([0.5, 0.95, 0.99, 1.0]))
+def test_a_percentile_is_within_a_percent_of_the_exact_one(values: list[float], quantile: float) -> None:
+    exact = sorted(values)[math.ceil(quantile * len(values)) - 1]
+    assert ages(values).at(quantile) == pytest.approx(exact, rel=0.01)
+
+
+@given(AGES, AGES)
+def test_parts_merge_to_the_whole(some: list[float], others: list[float]) -> None:
+    whole, merged = ages(some + others), Ages.merged([ages(some), ages(others)])
+    assert len(merged) == len(whole)
+    assert merged.highest == whole.highest
+    assert [merged.at(q) for q in (0.1, 0.5, 0.9)] == [whole.at(q) for q in (0.1, 0.5, 0.9)]
+
+
+def test_no_ages_have_no_percentile() -> None:
+    assert Ages().at(0.5) is None
+
+
+def test_fairness_is_one_for_equals_and_one_over_n_for_one_who_gets_all() -> None:
+    assert jain([3.0, 3.0, 3.0]) == pytest.approx(1)
+    assert jain([5.0, 0.0, 0.0, 0.0]) == pytest.approx(0.25)
+    assert jain([]) == 1
+
+
+def test_seats_are_the_same_for_the_same_seed_and_spread_over_the_ramp() -> None:
+    plan = Plan(sessions=20, ramp=4, bare=0.25, slow_readers=3, churn=2, duration=10)
+    first = seats(plan)
+    assert first == seats(plan)
+    assert sum(seat.bare for seat in first) == 5
+    assert sum(seat.slow for seat in first) == 3
+    begins = np.array([seat.begin for seat in first])
+    assert begins.min() >= 0
+    assert begins.max() <= 4 + 1 / plan.fps
+    assert np.histogram(begins, 4, (0, 4))[0].min() >= 4
+    assert all(sum(seat.lengths) >= plan.end for seat in first)
+
+
+def test_without_churn_a_session_lasts_to_the_end() -> None:
+    assert {seat.lengths for seat in seats(Plan(sessions=3))} == {(Plan().end,)}
+
+
+# --- what is made of a score ---
+
+
+def scored() -> tuple[Plan, Score]:
+    """Two seconds of warm-up, then two measured; one frame of four is answered late, one never."""
+    plan, score = Plan(sessions=1, ramp=1, warm_up=1, duration=2), Score()
+    for at in range(4):
+        score.seconds[at].due = 2
+    score.seconds[0].ages.add(9999)
+    score.seconds[2].ages.add(10)
+    score.seconds[2].ages.add(40)
+    score.seconds[3].ages.add(20)
+    score.seconds[3].unsent["blocked"] += 1
+    report = {"received": 7, "processed": 4, "dropped": {"superseded": 2, "stale": 1}, "failed": 0}
+    score.sessions.append(SessionScore(0, False, 2.0, 7, 4, Counter(stale=1), "stopped", report))
+    return plan, score
+
+
+def test_figures_are_of_what_was_due_after_the_warm_up() -> None:
+    found = figures(*scored())
+    assert (found.due, found.results, found.results_per_s) == (4, 3, 1.5)
+    assert found.p50_age_ms == pytest.approx(20, rel=0.01)
+    assert found.max_age_ms == 40
+    assert found.dropped == 0.25
+    assert found.reasons == {"blocked": 1, "stale": 1, "superseded": 2}
+    assert found.disagreements == []
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [({"received": 8}, "sent and received"), ({"processed": 5}, "results"), ({"dropped": {"stale": 3}}, "refused")],
+)
+def test_counts_that_differ_from_the_services_are_told(change: dict[str, object], word: str) -> None:
+    plan, score = scored()
+    report = score.sessions[0].report
+    assert report is not None
+    report |= change
+    assert any(word in line for line in figures(plan, score).disagreements)
+
+
+def test_a_slow_readers_counts_are_not_compared() -> None:
+    plan, score = scored()
+    score.sessions[0].slow, score.sessions[0].sent = True, 99
+    assert figures(plan, score).disagreements == []
+
+
+@pytest.fixture
+def found() -> Figures:
+    return figures(*scored())
+
+
+@pytest.mark.parametrize("text", ["p50_age_ms=21", "max_age_ms=40", "dropped=0.25", "results_per_s=1.5", "fairness=1"])
+def test_objectives_that_are_met(found: Figures, text: str) -> None:
+    assert parse(text).missed(found) is None
+
+
+@pytest.mark.parametrize("text", ["p99_age_ms=39", "dropped=0.2", "results_per_s=2"])
+def test_objectives_that_are_missed_say_by_what(found: Figures, text: str) -> None:
+    missed = parse(text).missed(found)
+    assert missed is not None
+    assert missed.startswith(str(parse(text)))
+
+
+def test_an_age_objective_without_any_result_is_missed() -> None:
+    nothing = figures(Plan(), Score())
+    assert "no frame was answered" in (parse("p95_age_ms=100").missed(nothing) or "")
+
+
+@pytest.mark.parametrize(
+    ("text", "word"), [("speed=3", "p95_age_ms"), ("dropped=little", "number"), ("dropped", "number")]
+)
+def test_a_wrong_objective_is_named(text: str, word: str) -> None:
+    with pytest.raises(ConfigurationError, match=word):
+        parse(text)
