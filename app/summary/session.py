@@ -21,6 +21,7 @@ from app.settings import SummarySettings
 from app.summary.backlog import Backlog
 from app.summary.budget import Spent
 from app.summary.format import MOST_BYTES, MOST_OBSERVATIONS, fold
+from app.summary.lag import Lag
 from app.summary.observation import Observation
 from app.summary.observer import Observer
 from app.summary.prompts import Prompts
@@ -34,8 +35,6 @@ Send = Callable[[Summary | Notice], Awaitable[object]]
 """Sends to the client; what it returns is not looked at."""
 
 _TICK_S = 1.0
-_BEHIND, _CAUGHT_UP = 0.5, 0.2
-"""Pressure of the backlog (0.5: memory is full) at which a client is told that summaries are behind, and no more."""
 _DISK_S = 1.0
 """That the end of a session waits for the disk."""
 
@@ -70,7 +69,6 @@ class SessionSummaries:
         self._taken: list[Observation] = []
         """Out of the backlog, not told yet."""
         self._pace = Pace(settings, time.monotonic())
-        self._behind = False
         self._ended = False
         self._over = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name=f"summaries {session_id}")
@@ -175,21 +173,16 @@ class SessionSummaries:
             self._gather(seen)
 
     async def _watch_on(self) -> None:
+        lag = Lag()
         while True:
             await asyncio.sleep(min(_TICK_S, self._settings.summary_min_interval_s / 4))
-            pressure = self._backlog.pressure
-            if not self._behind and pressure >= _BEHIND:
-                self._behind = True
-                await self._notify(f"summaries are behind: {self.waiting} observations wait")
-            elif self._behind and pressure <= _CAUGHT_UP:
-                self._behind = False
-                await self._notify("summaries have caught up")
-
-    async def _notify(self, message: str) -> None:
-        try:
-            await self._send(Notice("summary_backlog", message))
-        except Exception:  # the boundary of one notice: a client that is gone must not end the summaries
-            log.exception("a notice of session %s was not sent", self.id)
+            told = lag.change(self._backlog.pressure, self.waiting)
+            if told is None:
+                continue
+            try:
+                await self._send(Notice("summary_backlog", told))
+            except Exception:  # the boundary of one notice: a client that is gone must not end the summaries
+                log.exception("a notice of session %s was not sent", self.id)
 
     # --- its end ---
 

@@ -18,7 +18,8 @@ from app.summary.spill import Spill
 from tests.support.observations import observed
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload([__name__])  # the imports once: a life then starts in milliseconds
+# The imports once: a life then starts in milliseconds. (Its children import the main module again, which is pytest.)
+_context.set_forkserver_preload([__name__, "pytest"])
 
 
 class Life:
