@@ -40,7 +40,7 @@ INSTALL = $(UV) pip install --quiet --require-hashes --no-deps
 	$(INSTALL) --reinstall --python .venv-ocr/bin/python -r requirements/ocr-headless.txt
 	@touch $@
 
-.PHONY: help install demo serve test check format bench models triton-env ocr-env docs dashboards requirements clean
+.PHONY: help install demo serve test check format bench models engine triton-env ocr-env docs dashboards requirements clean
 
 help: ## what there is to do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -59,7 +59,12 @@ ocr-env: .venv-ocr/.ready ## OCR's environment
 
 models: .venv/.dev .venv-triton/.ready ## YOLO's 80 classes; DETECT= and POSE= name others, or paths of .pt or .onnx; REMOVE=1
 	@.venv/bin/python triton/models.py $(if $(REMOVE),--remove) $(if $(DETECT),--detect "$(DETECT)") \
-		$(if $(POSE),--pose "$(POSE)") $(if $(IMGSZ),--imgsz "$(IMGSZ)")
+		$(if $(POSE),--pose "$(POSE)") $(if $(IMGSZ),--imgsz "$(IMGSZ)") $(if $(ARCFACE),--arcface "$(ARCFACE)")
+
+engine: .venv/.dev .venv-triton/.ready ## TensorRT plans for this host's GPU, out of what make models installed; PICTURE=, FORCE=1
+	@.venv/bin/python triton/engine.py source $(if $(PICTURE),--picture "$(PICTURE)")
+	AUTH_TOKENS=$${AUTH_TOKENS:-unused} docker compose run --rm --no-deps triton python3 /srv/triton/engine.py build \
+		$(if $(FORCE),--force)
 
 # Programs that the tests talk to, from Debian's packages; elsewhere, or without root, what is missing is skipped by name.
 # The tests start servers of their own: what is installed here must not start as a service (policy-rc.d says so).

@@ -117,6 +117,7 @@ def config(settings: Settings, app: Any, *, factory: bool = False) -> ServerConf
         access_log=False,
         log_config=None,
         server_header=False,
+        forwarded_allow_ips=list(settings.server.forwarded_allow_ips),
         timeout_graceful_shutdown=max(1, round(settings.server.drain_timeout_s)),
     )
     made.live = settings.live

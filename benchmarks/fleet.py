@@ -1,13 +1,14 @@
 """A fleet worker against the plain loop, and against decoding alone; from 1 camera to 256.
 
-Redis is filled beforehand; Kafka is librdkafka's mock cluster; the models' time is taken out with the client that ships for
-tests, and left in once with canned models on a real Triton. In turns A B C A B C, every variant a fresh process.
+Redis is filled beforehand; Kafka is librdkafka's mock cluster; the models' time is taken out with the client that ships
+for tests, and left in once with canned models on a real Triton. In turns A B C A B C, every variant a fresh process.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -123,12 +124,13 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
         folder = Path(name)
         clips = photographs.read(photographs.write(folder / "frames", len(photographs.NAMES)))
         sizes = [len(jpeg) for clip in clips for jpeg in clip]
-        repository = canned.write(folder / "repository")
-        with (
-            fleet_servers.redis_server(folder, places.load) as redis,
-            fleet_servers.kafka(folder, places.load) as kafka,
-            harness.triton(repository, folder / "state", places.triton) as (triton, _),
-        ):
+        with ExitStack() as stack:
+            redis = stack.enter_context(fleet_servers.redis_server(folder, places.load))
+            kafka = stack.enter_context(fleet_servers.kafka(folder, places.load))
+            triton = ""
+            if any(VARIANTS[variant].triton for variant in plan.variants):
+                models = canned.write(folder / "repository")
+                triton, _ = stack.enter_context(harness.triton(models, folder / "state", places.triton))
             stand = Stand(plan, places, folder, redis, kafka, triton, clips)
             for turn in range(plan.turns):
                 for variant in plan.variants:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from engine_build import build
 from engine_device import Device, Stop, here
-from engine_files import choose, plan_path, sources
+from engine_files import choose, has_sources, plan_path, sources
 from engine_swap import install, install_ensemble, served
 
 TRITON = Path(__file__).resolve().parent
@@ -33,10 +33,14 @@ def main() -> int:
             for line in collect(options.models, options.engines, options.picture, options.onnx_python):
                 print(line)
             return 0
-        device = here()
-        if options.command == "build":
-            build_all(options.engines, device, force=options.force)
-        select_all(options.engines, device, options.repository)
+        own = options.command == "serve" and not has_sources(options.engines) and served(options.repository)
+        if own:
+            print(f"nothing in {options.engines}: {options.repository} is served as it is: {', '.join(own)}")
+        else:
+            device = here()
+            if options.command == "build":
+                build_all(options.engines, device, force=options.force)
+            select_all(options.engines, device, options.repository)
         if options.command == "serve":
             serve(options.repository, options.arguments)
     except (Stop, OSError) as error:

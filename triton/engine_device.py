@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,9 +64,14 @@ def gpu() -> tuple[str, str]:
     return name.strip(), capability.strip()
 
 
-def trtexec() -> str:
+def find_trtexec() -> str | None:
     """The command, from the PATH or where NVIDIA's containers keep it."""
-    found = shutil.which("trtexec") or (str(TRTEXEC) if TRTEXEC.exists() else None)
+    return shutil.which("trtexec") or (str(TRTEXEC) if TRTEXEC.exists() else None)
+
+
+def trtexec() -> str:
+    """Raises Stop: it is not there."""
+    found = find_trtexec()
     if found is None:
         raise Stop(
             f"trtexec is neither in the PATH nor at {TRTEXEC}: build in the full Triton image (…-py3), or in NVIDIA's "
@@ -75,12 +81,23 @@ def trtexec() -> str:
 
 
 def tensorrt() -> str:
-    """TensorRT's version, from the first line that trtexec writes."""
+    """TensorRT's version: of the first line that trtexec writes, else of its library's name."""
+    command = find_trtexec()
+    if command is None:
+        return library_version(path.name for path in Path("/usr/lib").glob("*/libnvinfer.so.*"))
     try:
-        asked = subprocess.run([trtexec(), "--help"], capture_output=True, text=True, timeout=120, check=False)
+        asked = subprocess.run([command, "--help"], capture_output=True, text=True, timeout=120, check=False)
     except OSError as error:
         raise Stop(f"trtexec does not run: {error}") from None
     return version_of(asked.stdout + asked.stderr)
+
+
+def library_version(names: Iterable[str]) -> str:
+    """libnvinfer.so.10.3.0 is 10.3.0; its shorter names are links to it."""
+    for name in names:
+        if found := re.fullmatch(r"libnvinfer\.so\.(\d+\.\d+\.\d+)", name):
+            return found[1]
+    raise Stop("no TensorRT here, neither trtexec nor libnvinfer: this runs in the Triton container (…-py3)")
 
 
 def version_of(banner: str) -> str:

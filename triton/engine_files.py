@@ -68,6 +68,11 @@ class Choice:
         return checksum(self.file)
 
 
+def has_sources(engines: Path) -> bool:
+    """Whether `engine.py source` found a model."""
+    return any((engines / "source").glob("*/sheet.json"))
+
+
 def sources(engines: Path) -> list[Source]:
     """Every model of `engines/source`.
 

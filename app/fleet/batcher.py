@@ -45,7 +45,7 @@ def fitting(low: Limits, high: Limits, waiting: int, batches: int) -> Limits:
     size = min(high.size, max(low.size, -(-waiting // batches)))
     span = high.size - low.size
     share = (size - low.size) / span if span else float(waiting > batches * size)
-    return Limits(size, low.wait_s + share * (high.wait_s - low.wait_s))
+    return Limits(size, (1 - share) * low.wait_s + share * high.wait_s)
 
 
 class Batcher:

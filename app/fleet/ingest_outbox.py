@@ -1,4 +1,4 @@
-"""The newest frame of every camera on its way to Redis: one thread writes them all, many in one round trip."""
+"""The newest frames of every camera on their way to Redis: one thread writes them all, many in one round trip."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import random
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 
 import redis
@@ -16,7 +17,9 @@ from app.fleet.roster import CAMERAS_KEY
 log = logging.getLogger(__name__)
 
 PIPELINE = 64
-"""Frames in one round trip at most."""
+"""Frames in one round trip, about."""
+WAITING = 4
+"""Frames of a camera that wait at most: a hiccup of the machine costs none, and none gets old here."""
 GONE_S = 60
 """How long Redis keeps the frames of a camera that was removed."""
 _PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
@@ -36,7 +39,7 @@ class Outgoing:
 
 
 class Outbox:
-    """At most one frame a camera waits here; a newer one takes its place, which is counted.
+    """Of each camera the newest `WAITING` frames wait here; the oldest gives way to a newer one, which is counted.
 
     What Redis did not take is given up: by the time that it answers again there are newer ones.
     """
@@ -51,7 +54,7 @@ class Outbox:
         self._prefix = prefix
         self._maxlen = maxlen
         self._register_s = register_s
-        self._waiting: dict[str, Outgoing] = {}
+        self._waiting: dict[str, deque[Outgoing]] = {}
         self._leaving: set[str] = set()
         self._registered: dict[str, float] = {}
         self._changed = threading.Condition()
@@ -69,12 +72,14 @@ class Outbox:
     def put(self, frame: Outgoing) -> None:
         """Never waits."""
         with self._changed:
-            replaced = self._waiting.pop(frame.camera_id, None)
-            self._waiting[frame.camera_id] = frame  # at the end of the line again: the first in it goes first
-            if replaced is not None:
+            line = self._waiting.setdefault(frame.camera_id, deque())
+            gives_way = len(line) >= WAITING
+            if gives_way:
+                line.popleft()
                 self._dropped(frame.camera_id)
+            line.append(frame)
             self._changed.notify()
-        if replaced is not None:
+        if gives_way:
             (_SUPERSEDED if self.up else _AWAY).inc()
 
     def remove(self, camera_id: str) -> None:
@@ -122,12 +127,15 @@ class Outbox:
             if not self._waiting and not self._leaving:
                 return None
             if self._closed and not self.up:  # nobody waits for Redis at the end
-                self._give_up([*self._waiting.values()], set())
+                self._give_up([frame for line in self._waiting.values() for frame in line], set())
                 self._waiting.clear()
                 return None
-            names = [*self._waiting][:PIPELINE]
+            frames: list[Outgoing] = []
+            while self._waiting and len(frames) < PIPELINE:
+                # The camera that has waited longest; with its next frame it is the last in line.
+                frames += self._waiting.pop(next(iter(self._waiting)))
             leaving, self._leaving = self._leaving, set()
-            return [self._waiting.pop(name) for name in names], leaving
+            return frames, leaving
 
     def _give_up(self, frames: list[Outgoing], leaving: set[str]) -> None:
         _AWAY.inc(len(frames))

@@ -9,34 +9,27 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from app import metrics
 from app.errors import ConfigurationError
 from app.settings import KafkaSettings
 
-log = logging.getLogger(__name__)
 _library = logging.getLogger("librdkafka")
 
 _GIVE_UP_MS = {"hold": 60_000, "ack": 5_000}
 """How long Kafka may take for one message. With `hold` it is then sent once more; with `ack` that was it."""
 
 
-def make(settings: KafkaSettings, *, on_fatal: Callable[[str], None]) -> Producer:
+def make(settings: KafkaSettings, *, on_error: Callable[[KafkaError], None]) -> Producer:
     """Brokers that are away are no error: they are waited for.
 
     Args:
-        on_fatal: called once the producer can never send again.
+        on_error: called, from `poll`, with what concerns no single message: a broker away, a refused password.
 
     Raises:
         ConfigurationError: KAFKA_OPTIONS or KAFKA_BOOTSTRAP_SERVERS are no good.
     """
 
-    def on_error(error: KafkaError) -> None:
-        metrics.KAFKA_ERRORS.labels(error.name().lstrip("_").lower()).inc()
-        if error.fatal():
-            on_fatal(error.str())
-
-    # Its lines about connections come for every try: our own counters and health tell an outage.
-    _library.setLevel(logging.ERROR)
+    # It writes a line for every try to connect; what they say comes by `on_error` as well.
+    _library.setLevel(logging.CRITICAL)
     options: dict[str, Any] = {
         "bootstrap.servers": settings.kafka_bootstrap_servers,
         "client.id": "sightline-fleet",

@@ -62,14 +62,8 @@ class Turns:
     def next(self, free: int) -> tuple[tuple[str, ...], int]:
         """Streams to ask and how many frames of each, so that `free` frames at most can come. `free` is at least 1."""
         shard = self._shards[self._shard]
-        if len(shard) <= free:
-            self._pass()
-            return shard, free // len(shard)
         asked = shard[self._stream : self._stream + free]
-        self._stream += free
-        if self._stream >= len(shard):
-            self._pass()
-        return asked, 1
-
-    def _pass(self) -> None:
-        self._shard, self._stream = (self._shard + 1) % len(self._shards), 0
+        self._stream += len(asked)
+        if self._stream == len(shard):
+            self._shard, self._stream = (self._shard + 1) % len(self._shards), 0
+        return asked, free // len(asked)

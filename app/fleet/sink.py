@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message
 
@@ -62,7 +61,8 @@ class Sink:
         self._holds = kafka.kafka_failure_policy == "hold"
         self._in_hand = in_hand
         self._tally = tally
-        self._producer = producer.make(kafka, on_fatal=on_fatal)
+        self._producer = producer.make(kafka, on_error=self._heard)
+        self._on_fatal = on_fatal
         self._acks = Acks(redis, in_hand)
         self._lock = threading.Lock()
         self._again: deque[Answer] = deque()
@@ -70,11 +70,15 @@ class Sink:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kafka", daemon=True)
         self._in_trouble = False
+        """An answer could not be delivered, and none has been since."""
+        self._down = False
+        """No broker could be reached, and nothing has been delivered since."""
+        self._said: str | None = None
 
     @property
     def up(self) -> bool:
-        """Whether Kafka took what it was given last."""
-        return not self._in_trouble
+        """Whether Kafka takes what it is given, as far as it was given anything."""
+        return not (self._in_trouble or (self._down and len(self._in_hand)))
 
     def start(self) -> None:
         self._thread.start()
@@ -84,7 +88,7 @@ class Sink:
         with self._lock:
             if self._again or not self._produce(answer):
                 self._again.append(answer)
-                self._in_hand.hold_up(True)
+                self._weigh()
 
     def give_up(self, origin: Origin, reason: str) -> None:
         """The frame gets no answer; it is counted as dropped and acknowledged."""
@@ -124,8 +128,11 @@ class Sink:
         with self._lock:
             while self._again and self._produce(self._again[0]):
                 self._again.popleft()
-            if not self._again:
-                self._in_hand.hold_up(False)
+            self._weigh()
+
+    def _weigh(self) -> None:
+        """Nothing more is read while something waits to be sent, or could not be delivered."""
+        self._in_hand.hold_up(bool(self._again) or (self._in_trouble and self._holds))
 
     def _produce(self, answer: Answer) -> bool:
         """Whether Kafka's client took it."""
@@ -148,7 +155,8 @@ class Sink:
 
     def _delivered(self, answer: Answer, error: KafkaError | None, _: Message) -> None:
         if error is None:
-            self._in_trouble = False
+            if self._said is not None:
+                self._recovered()
             if answer.failed_stage is None:
                 self._tally.processed(max(0.0, time.time() - answer.origin.captured_at_ms / 1000))
             else:
@@ -160,19 +168,39 @@ class Sink:
             self._failed(answer, error)
             with self._lock:
                 self._again.append(answer)
-            self._in_hand.hold_up(True)
+                self._weigh()
         else:
             self._failed(answer, error)
             self.give_up(answer.origin, "kafka_unavailable")
 
-    def _failed(self, answer: Answer, error: Any) -> None:
-        metrics.KAFKA_ERRORS.labels(error.name().lstrip("_").lower()).inc()
-        if not self._in_trouble:
-            self._in_trouble = True
-            log.warning("Kafka does not take answers (camera %s): %s", answer.origin.camera_id, error.str())
+    def _failed(self, answer: Answer, error: KafkaError) -> None:
+        self._in_trouble = True
+        self._tell(error, f"an answer of camera {answer.origin.camera_id} could not be delivered: {error.str()}")
 
-    def _refuse(self, answer: Answer, error: Any) -> None:
+    def _refuse(self, answer: Answer, error: KafkaError) -> None:
         """Kafka will never take this one."""
-        self._failed(answer, error)
+        self._tell(error, f"an answer of camera {answer.origin.camera_id} is refused for good: {error.str()}")
         self._tally.failed("kafka")
         self._acks.add(answer.origin)
+
+    def _heard(self, error: KafkaError) -> None:
+        """What concerns the connection, not one answer."""
+        if error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION):
+            self._down = True
+        self._tell(error, error.str())
+        if error.fatal():
+            self._on_fatal(f"Kafka's client cannot go on: {error.str()}")
+
+    def _tell(self, error: KafkaError, text: str) -> None:
+        """Counts it; says it once as long as it is the same trouble."""
+        metrics.KAFKA_ERRORS.labels(error.name().lstrip("_").lower()).inc()
+        if error.name() != self._said:
+            self._said = error.name()
+            log.warning("Kafka: %s", text)
+
+    def _recovered(self) -> None:
+        log.info("Kafka takes answers again")
+        self._in_trouble = self._down = False
+        self._said = None
+        with self._lock:
+            self._weigh()

@@ -14,6 +14,7 @@ import socket
 import uuid
 from collections import deque
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,14 +31,27 @@ _SHM = "/dev/shm"
 
 
 def region_name() -> str:
-    """A name no other process or life of this one has: host and pid tell whose it was when it is found orphaned."""
-    return f"{PREFIX}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
+    """A name no other process or life of this one has: host, pid and start tell whose it was when it is orphaned."""
+    return f"{PREFIX}-{socket.gethostname()}-{os.getpid()}.{_started(os.getpid())}-{uuid.uuid4().hex}"
+
+
+def _started(pid: int) -> str:
+    """When a process began, in clock ticks since the machine did; `0` where that cannot be told.
+
+    A container that was killed and restarted has the same host name and pid; this it has not.
+    """
+    try:
+        # Field 22 of proc(5)'s stat; the second may hold spaces and ends with the last parenthesis.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return "0"
 
 
 def orphaned(name: str) -> bool:
     """Whether a region of this name was registered by a process of this host that is gone."""
     prefix, _, rest = name.partition("-")
-    host, _, pid = rest.rpartition("-")[0].rpartition("-")
+    host, _, process = rest.rpartition("-")[0].rpartition("-")
+    pid, _, started = process.partition(".")
     if prefix != PREFIX or host != socket.gethostname() or not pid.isdigit():
         return False
     try:
@@ -45,8 +59,8 @@ def orphaned(name: str) -> bool:
     except ProcessLookupError:
         return True
     except PermissionError:
-        return False
-    return False
+        pass
+    return _started(int(pid)) != started
 
 
 class Region:

@@ -81,7 +81,7 @@ def _chart(plan: Plan, score: Score) -> str:
     for number, (quantile, colour, name) in enumerate(_LINES):
         points = " ".join(f"{x(at + 0.5)},{y(one.ages.at(quantile) or 0.0)}" for at, one in seconds)
         parts.append(f"<polyline points='{points}' fill='none' stroke='{colour}' stroke-width='2'/>")
-        parts.append(f"<text x='{_WIDTH - 40}' y='{24 + 16 * number}' style='fill:{colour}'>{name}</text>")
+        parts.append(f"<text x='{_LEFT + 10 + 40 * number}' y='24' style='fill:{colour}'>{name}</text>")
     return "".join([*parts, "</svg>"])
 
 

@@ -1,4 +1,4 @@
-"""An ArcFace model's tensors: crops in, unit vectors out. Pure numpy.
+"""An ArcFace model's tensors: crops in, unit vectors out. Pure numpy and OpenCV.
 
 InsightFace's models take RGB `[N, 3, 112, 112]`, each value (x - 127.5) / 127.5 (`ArcFaceONNX` in its
 python-package/insightface/model_zoo/arcface_onnx.py). Those that came from MXNet have that step in their graph, and
@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,10 +42,17 @@ class FaceReader:
     mean: float
     std: float
 
-    def tensor(self, crops: Crops) -> NDArray[Any]:
-        """RGB uint8 `[n, 112, 112, 3]` -> the request's input `[n, 3, 112, 112]`."""
-        scaled = (crops.transpose(0, 3, 1, 2).astype(np.float32) - np.float32(self.mean)) / np.float32(self.std)
-        return np.ascontiguousarray(scaled, dtype=_NUMPY[self.dtype])
+    def empty(self, count: int) -> NDArray[Any]:
+        """Room for so many crops as the model takes them: `[count, 3, 112, 112]`."""
+        return np.empty((count, 3, SIDE, SIDE), _NUMPY[self.dtype])
+
+    def fill(self, crops: Crops, out: NDArray[Any]) -> None:
+        """RGB uint8 `[n, 112, 112, 3]` -> `out`, so many of `empty`; some 50 microseconds a crop."""
+        scaled = np.empty((SIDE, SIDE), np.float32)
+        for crop, planes in zip(crops, out, strict=True):
+            for plane, target in zip(cv2.split(crop), planes, strict=True):
+                np.subtract(plane, np.float32(self.mean), out=scaled)
+                np.divide(scaled, np.float32(self.std), out=target, casting="same_kind")
 
     def read(self, output: NDArray[Any]) -> Floats:
         """The answer `[n, 512]` -> unit vectors `[n, 512]`; a row without length or with no number in it is all NaN."""

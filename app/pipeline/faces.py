@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from app import metrics
 from app.errors import FrameError, InferenceError, InferenceUnavailable
 from app.inference.client import InferenceClient
 from app.inference.memory import Buffer
-from app.pipeline.arcface import Crops, FaceReader, encode
+from app.pipeline.arcface import FaceReader, encode
 from app.pipeline.batch import Batch, Look
 from app.pipeline.boxes import letterbox
 from app.pipeline.decode import decode_into, picture_of
@@ -40,7 +41,8 @@ class _Faces:
     persons: list[int]
     """Of each face, the index of its person in `detected`."""
     matrices: list[Matrix]
-    crops: Crops | None = None
+    tensor: NDArray[Any]
+    """Where its crops go."""
     error: FrameError | None = None
 
 
@@ -60,10 +62,10 @@ class FaceStage:
         if reader is None or not batch.up or not looks:
             return  # `answer` says why
         clock = time.perf_counter()
-        found = [faces for index, look in looks if (faces := _find(look, index, batch)) is not None]
+        found = [faces for index, look in looks if (faces := _find(look, index, batch, reader)) is not None]
         if found:
-            await asyncio.gather(*(self._threads.run(partial(_cut, faces, batch)) for faces in found))
-            await self._embed([faces for faces in found if faces.crops is not None], reader)
+            await asyncio.gather(*(self._threads.run(partial(_cut, faces, batch, reader)) for faces in found))
+            await self._embed([faces for faces in found if faces.error is None], reader)
         for faces in found:
             if faces.error is not None:
                 _fail(faces.look, str(faces.error), len(faces.persons))
@@ -72,11 +74,10 @@ class FaceStage:
 
     async def _embed(self, found: list[_Faces], reader: FaceReader) -> None:
         """All crops of the batch, in requests of at most so many; each is on its own."""
-        crops = [one.crops for one in found if one.crops is not None]
-        if not crops:
-            return
-        every = np.concatenate(crops)
         owners = [(one.look, person) for one in found for person in one.persons]
+        if not owners:
+            return
+        every = np.concatenate([one.tensor for one in found])
         size = min(self._most, reader.spec.max_batch)
         await asyncio.gather(
             *(self._ask(every[at : at + size], owners[at : at + size], reader) for at in range(0, len(every), size))
@@ -86,9 +87,9 @@ class FaceStage:
                 one.look.stages[FACE] = OK
                 metrics.MODEL_FRAMES.labels(reader.spec.name).inc()
 
-    async def _ask(self, crops: Crops, owners: list[tuple[Look, int]], reader: FaceReader) -> None:
+    async def _ask(self, tensor: NDArray[Any], owners: list[tuple[Look, int]], reader: FaceReader) -> None:
         # Plain memory: how many faces there are changes from frame to frame, and mapped slots are of one shape each.
-        buffer = Buffer(reader.tensor(crops), None, None)
+        buffer = Buffer(tensor, None, None)
         try:
             reply = await self._client.infer(reader.spec, buffer, stream=owners[0][0].job.frame.stream)
             vectors = reader.read(reply.outputs[reader.output_name])
@@ -99,7 +100,7 @@ class FaceStage:
             return
         finally:
             buffer.release()
-        metrics.MODEL_BATCH.labels(reader.spec.name).observe(len(crops))
+        metrics.MODEL_BATCH.labels(reader.spec.name).observe(len(tensor))
         for (look, person), vector in zip(owners, vectors, strict=True):
             if np.isfinite(vector).all():
                 look.embeddings[person] = encode(vector)
@@ -108,34 +109,35 @@ class FaceStage:
                 _fail(look, f"{reader.spec.name}: answered a vector without length", 1)
 
 
-def _find(look: Look, index: int, batch: Batch) -> _Faces | None:
+def _find(look: Look, index: int, batch: Batch, reader: FaceReader) -> _Faces | None:
     """The faces worth embedding; None, and the stage said, where there is none."""
     posed, detected = look.posed, look.detected
     if posed is None or detected is None:
         look.stages[FACE] = Stage("skipped", "no_poses" if posed is None else "no_detections")
         return None
     persons = match_poses(posed, detected, np.arange(len(detected.xyxy)), batch.vision.persons)
-    faces = _Faces(look, index, [], [])
+    chosen: list[int] = []
+    matrices: list[Matrix] = []
     rejected: Counter[str] = Counter()
     for keypoints, person in zip(posed.keypoints, persons.tolist(), strict=True):
         aligned = align(keypoints) if person >= 0 else "no_person"
         if isinstance(aligned, str):
             rejected[aligned] += 1
         else:
-            faces.persons.append(person)
-            faces.matrices.append(aligned)
+            chosen.append(person)
+            matrices.append(aligned)
     for why, count in rejected.items():
         metrics.FACES.labels(why).inc(count)
-    if faces.persons:
-        return faces
+    if chosen:
+        return _Faces(look, index, chosen, matrices, reader.empty(len(chosen)))
     look.stages[FACE] = Stage("skipped", rejected.most_common(1)[0][0]) if rejected else OK
     return None
 
 
-def _cut(faces: _Faces, batch: Batch) -> None:
-    """The work of a thread: crops out of the frame's own pixels."""
+def _cut(faces: _Faces, batch: Batch, reader: FaceReader) -> None:
+    """The work of a thread: crops out of the frame's own pixels, scaled as the model wants them."""
     try:
-        faces.crops = crop(_picture(faces.look, faces.index, batch), faces.matrices)
+        reader.fill(crop(_picture(faces.look, faces.index, batch), faces.matrices), faces.tensor)
     except FrameError as error:
         faces.error = error
 

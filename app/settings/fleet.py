@@ -8,7 +8,6 @@ from pydantic import Field, SecretStr, field_validator
 
 from app.settings.section import Commas, Section, split
 
-
 FLEET_STAGES = ("detect", "pose", "face", "track", "motion", "ocr")
 
 

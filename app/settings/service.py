@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,7 +21,27 @@ class ServerSettings(Section):
         "auto", description="`json` for machines, `console` for people; `auto` asks whether stderr is a terminal"
     )
     drain_timeout_s: float = Field(10.0, gt=0, le=600, description="seconds a stopping service waits for open sessions")
+    forwarded_allow_ips: Commas = Field(
+        ("127.0.0.1", "::1"),
+        description="proxies whose X-Forwarded-For is believed, addresses or networks, comma-separated",
+    )
     state_dir: Path = Field(ROOT / ".state", description="folder for logs and whatever outlives a process")
+
+
+    @field_validator("forwarded_allow_ips", mode="before")
+    @classmethod
+    def _commas(cls, value: object) -> object:
+        return split(value)
+
+    @field_validator("forwarded_allow_ips")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            try:
+                ipaddress.ip_network(one, strict=False)
+            except ValueError:
+                raise ValueError("addresses or networks, for example 127.0.0.1,10.0.0.0/8") from None
+        return value
 
 
 class AccessSettings(Section):

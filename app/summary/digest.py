@@ -45,7 +45,7 @@ def _items(parts: Sequence[str]) -> tuple[str, ...]:
 
 
 def _title(seen: Observation) -> str:
-    objects = _by_most(seen)
+    objects = _ordered(seen)
     if objects:
         named = [counted(one.most, one.class_name) for one in objects[:_TITLE_CLASSES]]
         more = len(objects) - len(named)
@@ -67,7 +67,7 @@ def _names(objects: Sequence[ObjectCount]) -> list[str]:
     return [counted(one.most, one.class_name) for one in objects]
 
 
-def _by_most(seen: Observation) -> list[ObjectCount]:
+def _ordered(seen: Observation) -> list[ObjectCount]:
     """The most frequent first; people before all."""
     return sorted(seen.objects, key=lambda one: (one.class_name != "person", -one.frames, one.class_name))
 
@@ -75,9 +75,9 @@ def _by_most(seen: Observation) -> list[ObjectCount]:
 def _first(seen: Observation) -> str:
     span = duration((seen.ended_at_ms - seen.started_at_ms) / 1000)
     frames = "1 frame" if seen.frames == 1 else f"{seen.frames:,} frames"
-    objects = _by_most(seen)
+    objects = _ordered(seen)
     if not objects:
-        return f"in {span} ({frames}) nothing was recognised"
+        return f"in {span} ({frames}) no object was recognised"
     shown = _names(objects[:_SCENE_CLASSES])
     if rest := len(objects) - len(shown):
         shown.append(f"{number(rest)} more {'kind' if rest == 1 else 'kinds'} of things")
@@ -94,7 +94,7 @@ def _presence(seen: Observation) -> str:
     if seen.frames < 10:
         return ""
     often: dict[str, list[str]] = {"part of the time": [], "only now and then": []}
-    for one in _by_most(seen)[:_SCENE_CLASSES]:
+    for one in _ordered(seen)[:_SCENE_CLASSES]:
         share = one.frames / seen.frames
         if share < _MOST_OF_THE_TIME:
             often["only now and then" if share < _NOW_AND_THEN else "part of the time"].append(_the(one))

@@ -22,8 +22,8 @@ MOST_CHARS = 32 * 1024
 _NAME_CHARS = 40
 _CLASSES = 40
 
-_RULES = f"""You write short summaries of what a camera showed. You do not see the picture: a vision service looked at it, and \
-you get its observations.
+_RULES = f"""You write short summaries of what a camera showed. You do not see the picture: a vision service \
+looked at it, and you get its observations.
 
 How to read them:
 - They stand between {OPEN} and {CLOSE}, one JSON object a line, oldest first. Seconds count from the first.

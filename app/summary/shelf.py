@@ -142,7 +142,6 @@ class Shelf:
         if self.over:
             return
         lost, self.items, self.size = self.items, 0, 0
-        self._life += 1
         self._above.changed(dropped=lost)
 
     # --- on the event loop ---
@@ -151,7 +150,9 @@ class Shelf:
         if batch[0] != self._batch[0]:
             return  # came back with an earlier one
         if isinstance(outcome, Failure):
-            self._take_back(outcome)
+            if outcome.reason == "no_room":
+                self._resting_until = time.monotonic() + _NO_ROOM_S
+            self._take_back()
             return
         rows = self._flying.popleft()
         self.flying_items -= len(rows)
@@ -161,9 +162,7 @@ class Shelf:
             SUMMARY_DISK_ERRORS.labels("record").inc(outcome.torn)
         self._above.changed(merged=outcome.merged, dropped=outcome.torn)
 
-    def _take_back(self, failure: Failure) -> None:
-        if failure.reason == "no_room":
-            self._resting_until = time.monotonic() + _NO_ROOM_S
+    def _take_back(self) -> None:
         self._batch = (self._batch[0] + 1, 0)
         rows = [row for batch in self._flying for row in batch]
         self._flying.clear()
@@ -174,16 +173,24 @@ class Shelf:
         if isinstance(outcome, Failure):
             self._failures += 1
             if self._failures == _TRIES:
-                self._failures = 0
-                self.lose()
+                self._give_up()
             return False
         self._failures = 0
         self.items -= len(outcome)
         self.size -= sum([len(row.data) for row in outcome])
         self._above.arrived(outcome)
         if not outcome and self.items:
-            self.lose()  # somebody removed them
+            self._give_up()  # somebody removed them
         return True
+
+    def _give_up(self) -> None:
+        """Begins anew on disk. What is there is removed if that can be done, or the next start would find it."""
+        self._failures = 0
+        life = self._life
+        self._writer.post(lambda file: self._end(file, life, keep=False), lambda done: None)
+        self._life += 1
+        self.lose()
+        self._take_back()
 
     # --- in the writer's thread ---
 

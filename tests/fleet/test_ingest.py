@@ -25,8 +25,8 @@ PAN = clip.Pan(step=(2, 1), count=20)
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """20 pictures at 20 a second."""
-    return clip.write_mp4(tmp_path_factory.mktemp("films") / "pan.mp4", PAN.pictures(), fps=20)
+    """20 pictures at 15 a second."""
+    return clip.write_mp4(tmp_path_factory.mktemp("films") / "pan.mp4", PAN.pictures(), fps=15)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_film_comes_out_picture_by_picture_at_its_own_pace(
         got = clip.decode(seen[b"frame"]).astype(int)
         assert np.abs(got - sent).mean() < 5  # two codecs lie between
     captured = np.array([float(seen[b"captured_at_ms"]) for seen in found])
-    assert captured[-1] - captured[0] >= 949  # not faster than it was filmed
+    assert captured[-1] - captured[0] >= 1266  # not faster than it was filmed
     assert redis.smembers("fleet:cameras") == {b"gate"}
 
 
@@ -74,7 +74,7 @@ def test_jpegs_of_a_folder_are_passed_through_and_what_is_none_is_left_out(
     redis_server: RedisServer, redis: redis_library.Redis, pictures: Path
 ) -> None:
     undecodable = frames_counted("undecodable")
-    with ingesting(redis_server, str(pictures)):
+    with ingesting(redis_server, str(pictures), ingest_fps=15):
         found = until(lambda: len(entries(redis, "pictures")) == 10 and entries(redis, "pictures"))
     assert [seen[b"frame"] for seen in found] == PAN.jpegs()[:10]
     assert found[0][b"camera_type"] == b"folder"
@@ -90,7 +90,7 @@ def test_motion_jpeg_is_passed_through(redis_server: RedisServer, redis: redis_l
 
 
 def test_a_looped_recording_starts_over(redis_server: RedisServer, redis: redis_library.Redis, pictures: Path) -> None:
-    with ingesting(redis_server, str(pictures), loop=True):
+    with ingesting(redis_server, str(pictures), loop=True, ingest_fps=15):
         found = until(lambda: len(entries(redis, "pictures")) >= 25 and entries(redis, "pictures"))
     first = PAN.jpegs()[0]
     assert [number for number, seen in enumerate(found[:25]) if seen[b"frame"] == first] == [0, 10, 20]
@@ -150,7 +150,7 @@ def test_the_rate_falls_while_nobody_keeps_up_and_rises_when_somebody_does(
 def test_the_command_ends_by_itself_when_all_recordings_are_over(
     redis_server: RedisServer, redis: redis_library.Redis, pictures: Path
 ) -> None:
-    environment = {**os.environ, "REDIS_URL": redis_server.url, "METRICS_PORT": "0", "LOG_FORMAT": "json"}
+    environment = {**os.environ, "REDIS_URL": redis_server.url, "METRICS_PORT": "0", "INGEST_FPS": "15"}
     command = [sys.executable, "-m", "app", "fleet", "ingest", str(pictures)]
     with Popen(command, env=environment, cwd=ROOT, stdout=PIPE, stderr=STDOUT) as child:
         said = child.communicate(timeout=60)[0].decode()

@@ -16,7 +16,7 @@ from tests.support.redis import RedisServer, running_redis
 
 @pytest.fixture
 def film(tmp_path: Path) -> Path:
-    return clip.write_mp4(tmp_path / "pan.mp4", clip.Pan(step=(2, 1), count=20).pictures(), fps=20)
+    return clip.write_mp4(tmp_path / "pan.mp4", clip.Pan(step=(2, 1), count=20).pictures(), fps=15)
 
 
 def test_a_network_source_that_dies_is_opened_again_and_others_run_on(

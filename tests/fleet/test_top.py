@@ -69,8 +69,8 @@ def test_workers_here_and_gone(fleet: redis_library.Redis, redis_server: RedisSe
 
 def test_rates_are_those_between_two_looks(fleet: redis_library.Redis, redis_server: RedisServer) -> None:
     observer = Observer(fleet, RedisSettings(redis_url=redis_server.url))
-    observer.look()
     began = time.monotonic()
+    observer.look()
     add(fleet, "one", 20)
     read(fleet, "one", 10, "host-1-aa")
     time.sleep(0.2)

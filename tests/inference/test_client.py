@@ -137,9 +137,9 @@ async def test_pixels_and_answers_go_through_shared_memory_once_it_is_mapped(can
         await mapped(one)
         assert await ask(one, spec) is True
         assert one.shared_memory
-        assert len([name for name in await regions(canned_triton) if f"-{os.getpid()}-" in name]) == 1
+        assert len([name for name in await regions(canned_triton) if f"-{os.getpid()}." in name]) == 1
         assert in_shm() == set()  # names live only until the server has them
-    assert not [name for name in await regions(canned_triton) if f"-{os.getpid()}-" in name]
+    assert not [name for name in await regions(canned_triton) if f"-{os.getpid()}." in name]
 
 
 async def test_when_all_slots_are_taken_the_heap_serves(canned_triton: str) -> None:
@@ -175,7 +175,7 @@ async def test_without_shared_memory_the_pixels_travel(canned_triton: str) -> No
         spec = await described(one)
         assert [await ask(one, spec) for _ in range(3)] == [False] * 3
         assert not one.shared_memory
-        assert not [name for name in await regions(canned_triton) if f"-{os.getpid()}-" in name]
+        assert not [name for name in await regions(canned_triton) if f"-{os.getpid()}." in name]
 
 
 async def test_a_full_memory_is_done_without(canned_triton: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +213,7 @@ asyncio.run(main())
     killed = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, cwd=ROOT)
     assert killed.stdout is not None
     assert await killed.stdout.readline() == b"mapped\n"
-    left = {name for name in await regions(canned_triton) if f"-{killed.pid}-" in name}
+    left = {name for name in await regions(canned_triton) if f"-{killed.pid}." in name}
     assert len(left) == 1
     async with client(canned_triton):
         assert left <= await regions(canned_triton)  # of one who lives
@@ -352,7 +352,7 @@ async def test_memory_forgotten_by_the_server_is_mapped_anew(canned_triton: str)
         async with grpc.aio.insecure_channel(canned_triton) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             for name in await regions(canned_triton):
-                if f"-{os.getpid()}-" in name:
+                if f"-{os.getpid()}." in name:
                     await stub.SystemSharedMemoryUnregister(service_pb2.SystemSharedMemoryUnregisterRequest(name=name))
         with pytest.raises(InferenceError, match="shared memory region"):
             await ask(one, spec)

@@ -62,7 +62,7 @@ def test_movement_and_a_camera_that_pans():
     one = observation(frames=50, lasts_s=5, motion=moved(50, some=20, pan=True))
     assert digest([one]) == Words(
         title="The camera was panning left",
-        scene="In five seconds (50 frames) nothing was recognised. "
+        scene="In five seconds (50 frames) no object was recognised. "
         "There was some movement and the camera was panning left.",
         activities=("the camera was panning left",),
         visible_text=(),
@@ -76,7 +76,7 @@ def test_text_alone():
     words = digest([one])
     assert words.title == "Text: NO ENTRY"
     assert words.scene == (
-        "In two minutes (50 frames) nothing was recognised. Hardly anything moved. One text was read."
+        "In two minutes (50 frames) no object was recognised. Hardly anything moved. One text was read."
     )
     assert words.visible_text == ("NO ENTRY",)
 
@@ -100,8 +100,8 @@ def test_many_kinds_of_things_are_not_all_named():
     words = digest([one])
     assert words.title == "One person, one bird, one bus and five more kinds"
     assert words.scene == (
-        "In a moment (5 frames) there was one person, one bird, one bus, one car, one cat, one cow and two more kinds of "
-        "things."
+        "In a moment (5 frames) there was one person, one bird, one bus, one car, one cat, one cow "
+        "and two more kinds of things."
     )
 
 

@@ -26,6 +26,7 @@ class Life:
     """One process with an open `Spill`. A context: what is left of it is killed at the end."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
+        self._ended = False
         self._connection, theirs = _context.Pipe()
         self.process = _context.Process(target=_live, args=(theirs, folder, settings))
         self.process.start()
@@ -35,7 +36,7 @@ class Life:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self.process.is_alive():
+        if not self._ended:
             self.kill()
 
     def ask(self, command: str, *arguments: Any) -> Any:
@@ -65,6 +66,7 @@ class Life:
         self._over()
 
     def _over(self) -> None:
+        self._ended = True
         self.process.join(30)
         assert self.process.exitcode is not None
         self._connection.close()

@@ -11,7 +11,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,13 @@ class Proxy:
         return connect_blocking(url, sock=plain, ssl=self.tls, ping_interval=None, compression=None, proxy=None)
 
     def workers(self) -> set[int]:
-        return {child.pid for child in psutil.Process(self.process.pid).children()}
+        """Those that serve, the outgoing among them; its cache's own two processes come and go."""
+        found = set()
+        for child in psutil.Process(self.process.pid).children():
+            with suppress(psutil.NoSuchProcess):
+                if " ".join(child.cmdline()).startswith("nginx: worker process"):
+                    found.add(child.pid)
+        return found
 
     def reload(self) -> None:
         """SIGHUP; returns once a new worker has taken over."""

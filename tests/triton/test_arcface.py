@@ -109,9 +109,8 @@ def test_a_photograph_of_a_person_gets_the_embedding_of_its_face(
             assert isinstance(result, FrameResult)
             # 16 crops, as many as one request may hold.
             reader = face_reader(await client.describe("arcface"))
-            tensor = reader.tensor(np.stack([faces.chart(seed) for seed in range(16)]))
-            buffer = client.buffer(tensor.shape, "FP32")
-            buffer.array[:] = tensor
+            buffer = client.buffer((16, 3, 112, 112), "FP32")
+            reader.fill(np.stack([faces.chart(seed) for seed in range(16)]), buffer.array)
             reply = await client.infer(reader.spec, buffer, stream="a")
             vectors = reader.read(reply.outputs[reader.output_name])
             buffer.release()

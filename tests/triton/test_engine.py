@@ -20,7 +20,7 @@ import onnx
 import pytest
 from arcface import install_arcface
 from engine_check import difference, read_output, write_output
-from engine_device import Device, Stop, version_of
+from engine_device import Device, Stop, library_version, version_of
 from engine_files import choose, sources
 from engine_graph import for_tensorrt
 from engine_swap import installed_version
@@ -184,6 +184,9 @@ def test_names_of_devices() -> None:
     assert version_of("[TensorRT v8601] # trtexec") == "8.6.1"
     with pytest.raises(Stop, match="does not say"):
         version_of("usage: something else")
+    assert library_version(["libnvinfer.so.10", "libnvinfer.so.10.3.0"]) == "10.3.0"
+    with pytest.raises(Stop, match="no TensorRT here"):
+        library_version([])
 
 
 def test_plans_are_built_checked_filed_and_swapped_in(built: Host) -> None:
@@ -298,6 +301,16 @@ def test_serve_becomes_tritonserver_with_what_is_there(host: Host) -> None:
     said = host.run("serve", "--", "--http-port=8123").splitlines()
     assert {"--load-model=yolo", "--load-model=yolo_pose", "--load-model=vision"} <= set(said)
     assert {"--model-config-name=installed", "--model-control-mode=explicit", "--http-port=8123"} <= set(said)
+
+
+def test_serve_leaves_a_repository_of_ones_own_alone(host: Host) -> None:
+    shutil.rmtree(host.engines)
+    host.command("tritonserver", '#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    assert "run `make models`" in host.attempt("serve").stderr
+    (host.repository / "yolo" / "1" / "model.plan").write_bytes(b"built elsewhere")
+    said = host.run("serve")
+    assert "--load-model=yolo\n" in said
+    assert "--load-model=yolo_pose" not in said
 
 
 def test_what_is_swapped_in_is_served(built: Host, tmp_path: Path) -> None:

@@ -1,0 +1,153 @@
+"""A batch that fails is tried again in halves: what can be answered is, and only what cannot is not."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import simplejpeg
+from numpy.typing import NDArray
+
+from app.errors import InferenceError
+from app.fleet.analysis import Analysis, stream_settings
+from app.fleet.frames import CameraFrame, Origin
+from app.inference.client import ModelSpec, TensorSpec
+from app.inference.fake import FakeClient
+from app.pipeline.multimodal import Pipeline
+from app.pipeline.ocr import Ocr
+from app.settings import Settings
+from benchmarks import canned
+
+pytestmark = pytest.mark.anyio
+
+Array = NDArray[Any]
+Opened = Callable[..., tuple[Analysis, FakeClient, list[int]]]
+CAMERAS = 8
+
+
+def spec(name: str) -> ModelSpec:
+    picture = TensorSpec("images", "UINT8", (-1, 640, 640, 3))
+    found = TensorSpec("detections", "FP32", (-1, 300, 6))
+    return ModelSpec(name, "1", (picture,), (found,), 16, {"class_names": json.dumps(["person", "dog"])})
+
+
+@pytest.fixture
+async def opened(tmp_path: Path) -> AsyncIterator[Opened]:
+    """The real pipeline on the fake client, whose model asks `fails` of every batch; and the sizes it was asked."""
+    pipelines = []
+
+    def make(fails: Callable[[Array], bool], **overrides: object) -> tuple[Analysis, FakeClient, list[int]]:
+        sizes: list[int] = []
+
+        def model(batch: Array) -> Mapping[str, Array]:
+            sizes.append(len(batch))
+            if fails(batch):
+                raise InferenceError("CUDA out of memory")
+            return {"detections": np.repeat(canned.detections([canned.PERSON])[None], len(batch), 0)}
+
+        given = {"ocr": "off", "state_dir": tmp_path, "fleet_stages": ("detect", "motion"), **overrides}
+        settings = Settings(**given)
+        client = FakeClient({"yolo": (spec("yolo"), model)})
+        ocr = Ocr(settings.ocr, state_dir=tmp_path)
+        pipelines.append(Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live))
+        analysis = Analysis(pipelines[-1], settings.fleet, stream_settings(settings.fleet, settings.pipeline))
+        return analysis, client, sizes
+
+    yield make
+    for pipeline in pipelines:
+        pipeline.close()
+
+
+def picture(level: int) -> bytes:
+    encoded: bytes = simplejpeg.encode_jpeg(np.full((480, 640, 3), level, np.uint8), quality=80)
+    return encoded
+
+
+def frames(jpegs: list[bytes], *, age_s: float = 0.0) -> list[CameraFrame]:
+    captured = (time.time() - age_s) * 1000
+    origins = [Origin(f"frames:{number}", f"{number}-0", str(number), None, captured) for number in range(len(jpegs))]
+    return [CameraFrame(origin, jpeg, time.perf_counter()) for origin, jpeg in zip(origins, jpegs, strict=True)]
+
+
+async def test_a_batch_too_large_for_the_models_memory_is_answered_in_halves(opened: Opened, jpeg: bytes) -> None:
+    analysis, _, sizes = opened(lambda batch: len(batch) > 2)
+    outcomes = await analysis.of(frames([jpeg] * CAMERAS))
+    assert [one.failure for one in outcomes] == [None] * CAMERAS
+    assert all(one.result is not None and len(one.result.objects) == 1 for one in outcomes)
+    assert sizes == [8, 4, 2, 2, 4, 2, 2]
+
+
+async def test_the_one_frame_that_fails_is_named_and_the_others_are_answered(opened: Opened, jpeg: bytes) -> None:
+    analysis, _, sizes = opened(lambda batch: bool((batch[:, 320, 320] == 0).all(axis=-1).any()))
+    given = frames([jpeg] * 5 + [picture(0)] + [jpeg] * 2)
+    outcomes = await analysis.of(given)
+    assert [one.frame for one in outcomes] == given
+    assert [number for number, one in enumerate(outcomes) if one.failure] == [5]
+    failure = outcomes[5].failure
+    assert failure is not None
+    assert (failure.code, failure.message) == ("inference", "detect: CUDA out of memory")
+    assert outcomes[5].result is not None, "what there is of it goes along"
+    assert min(sizes) == 1
+
+
+async def test_an_error_of_our_own_costs_one_frame(opened: Opened, jpeg: bytes) -> None:
+    def breaks(batch: Array) -> bool:
+        if (batch[:, 320, 320] == 0).all(axis=-1).any():
+            raise RuntimeError("a bug")
+        return False
+
+    analysis, _, _ = opened(breaks)
+    outcomes = await analysis.of(frames([jpeg, picture(0), jpeg]))
+    assert [one.failure and one.failure.code for one in outcomes] == [None, "internal", None]
+
+
+async def test_bad_and_stale_frames_are_told_apart_and_do_not_stop_a_batch(opened: Opened, jpeg: bytes) -> None:
+    analysis, _, _ = opened(lambda batch: False, frame_staleness_ms=500)
+    given = [*frames([jpeg, b"junk"]), *frames([jpeg], age_s=1)]
+    outcomes = await analysis.of(given)
+    assert [one.dropped for one in outcomes] == [None, "undecodable", "stale"]
+
+
+async def test_while_the_server_is_away_frames_are_kept_until_they_are_stale(opened: Opened, jpeg: bytes) -> None:
+    analysis, client, sizes = opened(lambda batch: False, frame_staleness_ms=400)
+    client.up = False
+    outcomes = await analysis.of(frames([jpeg] * 3))
+    assert [one.dropped for one in outcomes] == ["stale"] * 3
+    assert sizes == []
+
+
+async def test_a_worker_that_stops_does_not_wait_for_a_server_that_is_away(opened: Opened, jpeg: bytes) -> None:
+    analysis, client, _ = opened(lambda batch: False, frame_staleness_ms=3_600_000)
+    client.up, analysis.stopping = False, True
+    (outcome,) = await analysis.of(frames([jpeg]))
+    assert outcome.failure is not None
+    assert outcome.failure.code == "inference_unavailable"
+
+
+async def test_a_frame_that_is_tried_again_does_not_meet_itself_in_the_flow(opened: Opened) -> None:
+    failing = iter([False, True, False])
+    analysis, _, _ = opened(lambda batch: next(failing, False))
+    rng = np.random.default_rng(7)
+    texture = np.kron(rng.integers(0, 255, (60, 80, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    first, second = texture, np.roll(texture, 16, axis=1)
+    jpegs = [simplejpeg.encode_jpeg(np.ascontiguousarray(one), quality=90) for one in (first, second)]
+    await analysis.of(frames(jpegs[:1]))
+    twice = frames([jpegs[1], jpegs[1]])  # two cameras, so that there are halves
+    outcomes = await analysis.of(twice)
+    assert outcomes[0].result is not None
+    assert outcomes[0].result.motion is not None
+    assert outcomes[0].result.motion.camera.dx == pytest.approx(16, abs=4)
+
+
+async def test_cameras_that_went_away_are_forgotten(opened: Opened, jpeg: bytes) -> None:
+    analysis, _, _ = opened(lambda batch: False)
+    await analysis.of(frames([jpeg, jpeg]))
+    analysis.forget(frozenset({"frames:0"}))
+    again = await analysis.of(frames([jpeg, jpeg]))
+    motion = [one.result.stages["motion"].status for one in again if one.result is not None]
+    assert motion == ["ok", "skipped"]

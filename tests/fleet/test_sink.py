@@ -1,0 +1,164 @@
+"""Answers into Kafka and acknowledgements into Redis: one only after the other, whatever is away."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import orjson
+import pytest
+import redis as redis_library
+from prometheus_client import REGISTRY
+
+from app.errors import ConfigurationError
+from app.fleet.connection import connect
+from app.fleet.frames import Origin
+from app.fleet.inhand import InHand
+from app.fleet.message import Failure, encode
+from app.fleet.sink import Answer, Sink
+from app.fleet.tally import Tally
+from app.protocol.result import OK, FrameResult, Image
+from app.settings import KafkaSettings, RedisSettings
+from tests.fleet.work import eventually, film, group_of, left_by_the_dead, pending, topic_values
+from tests.support.kafka import Broker
+from tests.support.redis import RedisServer, free_port
+
+NOWHERE = '{"message.timeout.ms": 300, "socket.connection.setup.timeout.ms": 1000}'
+Open = Callable[..., tuple[Sink, InHand, str]]
+
+
+@pytest.fixture
+def opened(redis: redis_library.Redis, redis_server: RedisServer, kafka: Broker) -> Iterator[Open]:
+    """A sink on the shared servers; closed without patience at the end."""
+    with ExitStack() as stack:
+
+        def make(**kafka_settings: object) -> tuple[Sink, InHand, str]:
+            topic = f"sink-{uuid.uuid4().hex[:12]}"
+            given = {"kafka_bootstrap_servers": kafka.bootstrap, "kafka_topic": topic, **kafka_settings}
+            in_hand = InHand(100)
+            sink = Sink(
+                KafkaSettings(**given),
+                RedisSettings(redis_url=redis_server.url),
+                in_hand,
+                Tally(),
+                on_fatal=lambda reason: pytest.fail(reason),
+            )
+            sink.start()
+            stack.callback(sink.close, 0.0)
+            return sink, in_hand, topic
+
+        yield make
+
+
+def read(redis: redis_library.Redis, in_hand: InHand, count: int) -> list[Origin]:
+    """Frames of camera `cam` in a worker's hands."""
+    film(redis, "cam", [b"x"] * count)
+    group_of(redis, "cam")
+    now_ms = time.time() * 1000
+    origins = [Origin("frames:cam", one, "cam", None, now_ms) for one in left_by_the_dead(redis, "cam", count)]
+    in_hand.take(origins)
+    in_hand.looked_at(count)
+    return origins
+
+
+def counted(outcome: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(f"sightline_frames_{outcome}_total", {"door": "fleet", **labels}) or 0.0
+
+
+def test_an_entry_is_acknowledged_once_kafka_has_its_answer(opened: Open, redis: redis_library.Redis) -> None:
+    sink, in_hand, _ = opened()
+    origins = read(redis, in_hand, 5)
+    processed, failed = counted("processed"), counted("failed", stage="inference")
+    for number, origin in enumerate(origins):
+        sink.send(Answer(origin, orjson.dumps({"n": number}), "inference" if number == 4 else None))
+    assert sink.close(10)
+    assert pending(redis) == 0
+    assert len(in_hand) == 0
+    assert counted("processed") - processed == 4
+    assert counted("failed", stage="inference") - failed == 1
+
+
+def test_kafka_away_with_hold_keeps_entries_pending_and_reads_no_more(opened: Open, redis: redis_library.Redis) -> None:
+    nowhere = f"127.0.0.1:{free_port()}"
+    sink, in_hand, _ = opened(kafka_bootstrap_servers=nowhere, kafka_options=NOWHERE)
+    for origin in read(redis, in_hand, 3):
+        sink.send(Answer(origin, b"{}"))
+    eventually(lambda: in_hand.room(1, 0.0), lambda room: room == 0)
+    assert not sink.up
+    assert pending(redis) == 3
+    assert not sink.close(0.1)
+    assert pending(redis) == 3, "another worker claims them"
+
+
+def test_kafka_away_with_ack_gives_frames_up_and_counts_them(opened: Open, redis: redis_library.Redis) -> None:
+    nowhere = f"127.0.0.1:{free_port()}"
+    sink, in_hand, _ = opened(kafka_bootstrap_servers=nowhere, kafka_options=NOWHERE, kafka_failure_policy="ack")
+    before = counted("dropped", reason="kafka_unavailable")
+    for origin in read(redis, in_hand, 3):
+        sink.send(Answer(origin, b"{}"))
+    assert sink.close(20)
+    assert pending(redis) == 0
+    assert counted("dropped", reason="kafka_unavailable") - before == 3
+
+
+def test_an_answer_that_kafka_never_takes_does_not_hold_up_the_others(opened: Open, redis: redis_library.Redis) -> None:
+    sink, in_hand, _ = opened(kafka_options='{"message.max.bytes": 1500}')
+    before = counted("failed", stage="kafka")
+    first, second = read(redis, in_hand, 2)
+    sink.send(Answer(first, b'"' + b"x" * 5000 + b'"'))
+    sink.send(Answer(second, b'{"n": 2}'))
+    assert sink.close(20)
+    assert pending(redis) == 0
+    assert counted("failed", stage="kafka") - before == 1
+
+
+def test_what_is_given_up_is_acknowledged_without_an_answer(
+    opened: Open, redis: redis_library.Redis, kafka: Broker
+) -> None:
+    sink, in_hand, topic = opened()
+    for origin in read(redis, in_hand, 2):
+        sink.give_up(origin, "stale")
+    assert sink.close(10)
+    assert pending(redis) == 0
+    assert topic_values(kafka.bootstrap, topic) == []
+
+
+def test_redis_away_keeps_acknowledgements_for_later(
+    opened: Open, redis: redis_library.Redis, redis_server: RedisServer
+) -> None:
+    sink, in_hand, _ = opened()
+    origins = read(redis, in_hand, 2)
+    redis_server.stop()
+    try:
+        for origin in origins:
+            sink.send(Answer(origin, b"{}"))
+        time.sleep(0.3)
+        assert len(in_hand) == 2
+    finally:
+        redis_server.start()
+    assert sink.close(20)
+
+
+def test_a_value_says_what_failed_and_what_there_is(redis: redis_library.Redis) -> None:
+    origin = Origin("frames:gate 7", "1700000000000-3", "gate 7", "dome", 1.7e12)
+    result = FrameResult(image=Image(640, 480), stages={"detect": OK})
+    value = orjson.loads(encode(origin, result, Failure("inference", "yolo: no"), worker="w", age_ms=12.3456))
+    assert value["error"] == {"code": "inference", "message": "yolo: no"}
+    assert value["image"] == {"width": 640, "height": 480}
+    assert (value["camera_id"], value["camera_type"], value["frame_id"]) == ("gate 7", "dome", "1700000000000-3")
+    assert (value["captured_at_ms"], value["age_ms"], value["worker"]) == (1.7e12, 12.346, "w")
+    without = orjson.loads(encode(origin, None, Failure("internal", "bug"), worker="w", age_ms=1))
+    assert "image" not in without
+
+
+@pytest.mark.parametrize("options", ["{", "[]", '{"no.such.option": 1}', '{"compression.type": "zip"}'])
+def test_options_that_librdkafka_does_not_know_are_named(opened: Open, options: str) -> None:
+    with pytest.raises(ConfigurationError, match="KAFKA_OPTIONS"):
+        opened(kafka_options=options)
+
+
+def test_an_address_that_is_none_is_named() -> None:
+    with pytest.raises(ConfigurationError, match="REDIS_URL"):
+        connect(RedisSettings(redis_url="http://127.0.0.1"))

@@ -1,0 +1,51 @@
+"""Which observations are folded: the older, the coarser; in memory and on disk alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.summary.backlog import Backlog
+from app.summary.folding import neighbours
+from tests.summary.test_backlog import offer, offer_slowly, opened
+
+
+@pytest.mark.parametrize(
+    ("frames", "wanted", "chosen"),
+    [
+        ([1] * 8, 1, [0]),
+        ([1] * 8, 3, [0, 2, 4]),
+        ([2, 1, 1, 1, 1, 1, 1, 1], 1, [1]),  # an older pair that is larger for its age stays
+        ([1], 5, []),
+        ([], 5, []),
+    ],
+)
+def test_the_oldest_of_the_small_go_first(frames: list[int], wanted: int, chosen: list[int]) -> None:
+    assert neighbours(frames, wanted) == chosen
+
+
+@given(st.lists(st.integers(1, 100), max_size=60), st.integers(0, 40))
+def test_pairs_share_nothing_and_are_as_many_as_wanted(frames: list[int], wanted: int) -> None:
+    chosen = neighbours(frames, wanted)
+    touched = [index for at in chosen for index in (at, at + 1)]
+    assert len(set(touched)) == len(touched)
+    assert all(0 <= index < len(frames) for index in touched)
+    assert min(wanted, len(frames) // 3) <= len(chosen) <= wanted
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("bounds", [{"summary_disk_items": 0}, {"summary_disk_items": 12}], ids=["memory", "disk"])
+async def test_what_waits_long_is_coarse_and_the_newest_is_not(tmp_path: Path, bounds: dict[str, int]) -> None:
+    async with opened(tmp_path, summary_ram_items=16 - bounds["summary_disk_items"], **bounds) as (spill, settings):
+        backlog = Backlog("a", settings, spill)
+        await offer_slowly(backlog, range(1, 401), spill)
+        sizes = [one.frames for one in await backlog.take(100)]
+        assert sum(sizes) == 400
+        assert sizes[-1] == 1
+        assert sizes[0] > 50
+        assert all(older >= newer / 2 for older, newer in zip(sizes, sizes[1:], strict=False))
+        offer(backlog, range(401, 403))
+        await backlog.close(keep=False)
