@@ -49,3 +49,4 @@ def configure(settings: ServerSettings) -> None:
     uvicorn.setLevel(logging.WARNING)
     uvicorn.addFilter(_SaidAlready())
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # the OpenAI client's

@@ -11,10 +11,10 @@ import typer
 from rich.console import Console
 
 from app.settings import ROOT
-from benchmarks import backlog, fleet, live
+from benchmarks import backlog, fleet, live, summaries
 from benchmarks.harness import BenchmarkError
 
-BENCHMARKS = {"backlog": backlog, "fleet": fleet, "live": live}
+BENCHMARKS = {"backlog": backlog, "fleet": fleet, "live": live, "summaries": summaries}
 
 
 def main(

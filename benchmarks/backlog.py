@@ -67,6 +67,8 @@ class Measured:
     wall_lag_max_ms: float
     """While they were offered, with that time: what else the machine does is in there."""
     spilled: int
+    merged: int
+    """Observations folded because the disk was behind by more than memory may hold."""
     record_bytes: int
 
 
@@ -115,6 +117,7 @@ def show(results: dict[str, Any], console: Console) -> None:
         "wall_lag_max_ms": "wall, longest ms",
         "take_lag_max_ms": "taking, longest ms",
         "spilled": "spilled",
+        "merged": "merged",
     }
     for title in columns.values():
         table.add_column(title, justify="right")
@@ -177,7 +180,7 @@ class Probe:
 
 
 def waited_s() -> float:
-    """Seconds that this thread was ready to run and had no core (the kernel's sched-stats.rst); 0 where that is not told."""
+    """Seconds that this thread was ready and had no core (the kernel's sched-stats.rst); 0 where that is not told."""
     try:
         return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
     except OSError:
@@ -196,16 +199,13 @@ async def run(variant: str, count: int) -> Measured:
         async with asyncio.TaskGroup() as tasks:
             probing = tasks.create_task(probe.run())
             times = await _offer_all(backlog, given)
-            spilled, (late, wall) = backlog.counts.on_disk, probe.take()
+            counts, (late, wall) = backlog.counts, probe.take()
             back = await _take_all(backlog)
             take_late, _ = probe.take()
             probing.cancel()
         await backlog.close(keep=False)
         await spill.close()
-    if back != [one.first_frame_id for one in given]:
-        raise BenchmarkError(
-            f"{variant}: {len(given)} observations were offered, {len(back)} came back, or out of order"
-        )
+    whole(variant, given, back)
     times.sort()
     return Measured(
         offer_p50_us=round(median(times) * 1e6, 2),
@@ -214,9 +214,21 @@ async def run(variant: str, count: int) -> Measured:
         lag_max_ms=round(late[-1], 3),
         take_lag_max_ms=round(take_late[-1], 3),
         wall_lag_max_ms=round(wall[-1], 3),
-        spilled=spilled,
+        spilled=counts.on_disk,
+        merged=counts.merged,
         record_bytes=given[0].size,
     )
+
+
+def whole(variant: str, given: Sequence[Observation], back: Sequence[Observation]) -> None:
+    """Raises BenchmarkError unless every frame came back, in order; some folded where the disk was behind."""
+    following = given[0].first_frame_id
+    for one in back:
+        if one.first_frame_id != following or one.last_frame_id + 1 != following + one.frames:
+            raise BenchmarkError(f"{variant}: frame {following} was due, {one.first_frame_id} came")
+        following += one.frames
+    if following != given[-1].last_frame_id + 1:
+        raise BenchmarkError(f"{variant}: {given[-1].last_frame_id + 1} frames were offered, {following} came back")
 
 
 async def _warm_up(spill: Spill, settings: SummarySettings) -> None:
@@ -239,10 +251,10 @@ async def _offer_all(backlog: Backlog, given: Sequence[Observation]) -> list[flo
     return times
 
 
-async def _take_all(backlog: Backlog) -> list[int]:
-    back: list[int] = []
+async def _take_all(backlog: Backlog) -> list[Observation]:
+    back: list[Observation] = []
     while found := await backlog.take():
-        back += [one.first_frame_id for one in found]
+        back += found
         await asyncio.sleep(0)
     return back
 

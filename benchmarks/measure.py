@@ -19,6 +19,7 @@ class Measured:
     seconds: float
     p50_ms: float
     """Latency of a frame as the client sees it: from sent to answered."""
+    p95_ms: float
     p99_ms: float
     cpu_s: float
     """User and system time of the process under test, all its threads."""
@@ -66,8 +67,8 @@ class Window:
     def measured(self) -> Measured:
         seconds, cpu, triton, load, busy, stolen = (b - a for a, b in zip(self._begun, self._ended, strict=True))
         ordered = sorted(self._latencies) or [float("nan")]
-        p50, p99 = (round(ordered[int(q * (len(ordered) - 1))] * 1000, 3) for q in (0.50, 0.99))
-        return Measured(len(self._latencies), seconds, p50, p99, cpu, triton, load, busy, stolen)
+        p50, p95, p99 = (round(ordered[int(q * (len(ordered) - 1))] * 1000, 3) for q in (0.50, 0.95, 0.99))
+        return Measured(len(self._latencies), seconds, p50, p95, p99, cpu, triton, load, busy, stolen)
 
 
 def _clocks(groups: Sequence[Sequence[int]]) -> tuple[float, ...]:

@@ -103,29 +103,30 @@ class Analysis:
         A batch that fails is tried again in halves, down to single frames. While the inference server is away its
         frames are kept as long as they are fresh.
         """
-        fresh = [frame for frame in frames if not is_stale(frame, self._staleness_ms)]
-        found = {id(one.frame): one for one in await self._look(fresh)} if fresh else {}
-        return [found.get(id(frame)) or Outcome(frame, dropped="stale") for frame in frames]
-
-    async def _look(self, frames: list[CameraFrame]) -> list[Outcome]:
-        outcomes = await self._try(frames)
-        failed = [one.frame for one in outcomes if one.failure]
-        if not failed:
-            return outcomes
-        if any(one.failure and one.failure.code == _AWAY for one in outcomes):
+        outcomes = await self._look(frames)
+        while away := [one.frame for one in outcomes if one.failure and one.failure.code == _AWAY]:
             if self.stopping:
-                return outcomes
-            await self._wait(failed)
-            again = await self.of(failed)
-        elif len(frames) == 1:
+                break
+            await self._wait(away)
+            outcomes = _with(outcomes, await self._look(away))
+        return outcomes
+
+    async def _look(self, frames: Sequence[CameraFrame]) -> list[Outcome]:
+        """One round; the halves of halves are rounds of their own. A server that is away fails halves as well."""
+        fresh = [frame for frame in frames if not is_stale(frame, self._staleness_ms)]
+        outcomes = _with([Outcome(frame, dropped="stale") for frame in frames], await self._try(fresh))
+        failed = [one.frame for one in outcomes if one.failure and one.failure.code != _AWAY]
+        if not failed or len(fresh) == 1:
             return outcomes
-        else:
-            half = -(-len(failed) // 2)
-            again = [one for part in (failed[:half], failed[half:]) if part for one in await self.of(part)]
-        later = {id(one.frame): one for one in again}
-        return [later.get(id(one.frame), one) for one in outcomes]
+        half = -(-len(failed) // 2)
+        for part in (failed[:half], failed[half:]):
+            if part:
+                outcomes = _with(outcomes, await self._look(part))
+        return outcomes
 
     async def _try(self, frames: list[CameraFrame]) -> list[Outcome]:
+        if not frames:
+            return []
         jobs = [job(frame, self._memory(frame), self._settings, faces=self._faces) for frame in frames]
         greys = [one.memory.grey for one in jobs]
         try:
@@ -156,3 +157,9 @@ class Analysis:
         if memory is None:
             memory = self._memories[stream] = StreamMemory()
         return memory
+
+
+def _with(outcomes: list[Outcome], later: list[Outcome]) -> list[Outcome]:
+    """The outcomes, those replaced that came out otherwise later."""
+    news = {id(one.frame): one for one in later}
+    return [news.get(id(one.frame), one) for one in outcomes]

@@ -101,9 +101,8 @@ class Camera:
         captured_at_ms = time.time() * 1000
         try:
             jpeg = shot.encoded(self._settings.ingest_jpeg_quality)
-        except ValueError as error:
+        except ValueError:
             _UNDECODABLE.inc()
-            self.problem = str(error)
             return
         self.taken += 1
         self._outbox.put(Outgoing(self.source.camera_id, self.source.camera_type, jpeg, captured_at_ms))

@@ -158,7 +158,8 @@ class Outbox:
             for camera_id in leaving:
                 pipe.srem(CAMERAS_KEY, camera_id)
                 pipe.expire(self._prefix + camera_id, GONE_S)
-                self._registered.pop(camera_id, None)
+                for known in (self._registered, self.sent, self.dropped):
+                    known.pop(camera_id, None)  # type: ignore[attr-defined]
             for frame in frames:
                 if now - self._registered.get(frame.camera_id, 0.0) > self._register_s:
                     self._registered[frame.camera_id] = now

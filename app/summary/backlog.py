@@ -211,6 +211,8 @@ class Backlog:
 
     def _show(self) -> None:
         shelf = self._shelf
+        if shelf.over:
+            return
         self._levels.show(
             len(self._head) + len(self._ram) + shelf.flying_items,
             self._head.size + self._ram.size + shelf.flying_size,

@@ -96,9 +96,12 @@ class Writer:
             work, done = job
             self._call(done, self._do(work))
             del job, work, done
-        if self._file is not None:
-            self._file.close()
-        self._owner.close()
+        try:
+            if self._file is not None:
+                self._file.close()
+            self._owner.close()
+        except (sqlite3.Error, OSError) as error:
+            self._note(error)
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
         try:

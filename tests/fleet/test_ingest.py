@@ -17,7 +17,7 @@ import redis as redis_library
 
 from app.settings import ROOT
 from tests.support import clip
-from tests.support.ingest import entries, frames_counted, ingesting, until
+from tests.support.ingest import entries, frames_counted, ingesting, on_a_terminal, until
 from tests.support.redis import RedisServer
 
 PAN = clip.Pan(step=(2, 1), count=20)
@@ -66,8 +66,8 @@ def test_fewer_frames_are_taken_where_fewer_are_wanted(
     left_out = frames_counted("sampled_out")
     with ingesting(redis_server, f"gate={film}", ingest_fps=5) as ingest:
         until(lambda: ingest.cameras and ingest.cameras["gate"].state == "ended")
-        until(lambda: len(entries(redis, "gate")) == 5)
-    assert frames_counted("sampled_out") - left_out == 15
+        until(lambda: len(entries(redis, "gate")) == 7)
+    assert frames_counted("sampled_out") - left_out == 13
 
 
 def test_jpegs_of_a_folder_are_passed_through_and_what_is_none_is_left_out(
@@ -178,6 +178,18 @@ def test_the_command_tells_its_health_and_ends_on_sigterm(
         finally:
             child.kill()
     assert "Traceback" not in log.read_text()
+
+
+def test_a_table_is_shown_on_a_terminal(redis_server: RedisServer, redis: redis_library.Redis, pictures: Path) -> None:
+    settings = {"REDIS_URL": redis_server.url, "METRICS_PORT": "0"}
+    sources = (str(pictures), "cam=rtsp://admin:hunter2@127.0.0.1:1/live")
+    with on_a_terminal("fleet", "ingest", *sources, "--loop", **settings) as (child, screen):
+        until(lambda: "1 running, 1 retrying" in screen())
+        until(lambda: "rtsp://127.0.0.1:1/live: Connection refused" in screen())
+        child.send_signal(signal.SIGINT)
+        assert until(lambda: screen() and child.poll() is not None)
+        assert child.returncode == 0
+        assert "hunter2" not in screen()
 
 
 def test_a_wrong_source_ends_the_command_in_one_line(tmp_path: Path) -> None:

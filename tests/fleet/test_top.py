@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from app.fleet.roster import workers_key
 from app.fleet.top import RedisAway, run
 from app.fleet.top_overview import Observer
 from app.settings import ROOT, RedisSettings, Settings
+from tests.support.ingest import on_a_terminal, until
 from tests.support.redis import RedisServer
 
 GROUP = "inference-workers"
@@ -136,6 +138,17 @@ def test_the_command_prints_json(fleet: redis_library.Redis, redis_server: Redis
     assert [one["camera_id"] for one in found["cameras"]] == ["one", "three", "two"]
     assert found["cameras"][0]["fps_in"] == 0
     assert found["services"] == []
+
+
+def test_it_is_live_on_a_terminal(fleet: redis_library.Redis, redis_server: RedisServer) -> None:
+    with on_a_terminal("fleet", "top", "--interval", "0.1", REDIS_URL=redis_server.url) as (child, screen):
+        until(lambda: "3 cameras: 0 frames a second in" in screen())
+        add(fleet, "four", 1)
+        until(lambda: "4 cameras:" in screen())
+        child.send_signal(signal.SIGINT)
+        assert until(lambda: screen() and child.poll() is not None)
+        assert child.returncode == 0
+        assert "Traceback" not in screen()
 
 
 def test_redis_away_is_said_in_one_line() -> None:

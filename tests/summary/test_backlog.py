@@ -224,9 +224,11 @@ async def test_what_is_kept_is_there_at_the_next_start(tmp_path: Path) -> None:
             await backlog.close(keep=True)
             balanced(backlog.counts)
             assert backlog.counts.on_disk == 10
+        backlog.offer(observed(13))
+        assert backlog.counts.dropped == 1
         empty = Backlog("third", settings, spill)
         await empty.close(keep=True)
-    assert since(before) == {"offered": 24, "taken": 4}
+    assert since(before) == {"offered": 25, "taken": 4, "dropped": 1}
     async with opened(tmp_path, summary_ram_items=4) as (spill, _):
         assert await spill.orphans() == ["first", "second"]
         for name in ("first", "second"):
@@ -237,7 +239,7 @@ async def test_what_is_kept_is_there_at_the_next_start(tmp_path: Path) -> None:
             await found.close(keep=False)
             assert await spill.adopt(name) is None
         assert await spill.orphans() == []
-    assert since(before) == {"offered": 24, "adopted": 20, "taken": 24}
+    assert since(before) == {"offered": 25, "adopted": 20, "taken": 24, "dropped": 1}
 
 
 async def test_a_cancelled_take_just_before_the_end_is_kept_too(tmp_path: Path) -> None:

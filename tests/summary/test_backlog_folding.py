@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,6 @@ async def test_what_waits_long_is_coarse_and_the_newest_is_not(tmp_path: Path, b
         assert sum(sizes) == 400
         assert sizes[-1] == 1
         assert sizes[0] > 50
-        assert all(older >= newer / 2 for older, newer in zip(sizes, sizes[1:], strict=False))
+        assert all(older >= newer / 2 for older, newer in pairwise(sizes))
         offer(backlog, range(401, 403))
         await backlog.close(keep=False)

@@ -170,6 +170,23 @@ async def test_a_file_that_somebody_removed_is_begun_anew(tmp_path: Path, caplog
     assert "was moved or removed while in use" in caplog.text
 
 
+async def test_rows_that_somebody_removed_are_counted_and_do_not_hold_up_what_is_newer(tmp_path: Path) -> None:
+    async with opened(tmp_path, summary_ram_items=4) as (spill, settings):
+        backlog = Backlog("a", settings, spill)
+        await offer_slowly(backlog, range(1, 21), spill)
+        lost = backlog.counts.on_disk
+        with sqlite3.connect(database(tmp_path)) as other:
+            other.execute("DELETE FROM observations")
+        other.close()
+        assert await everything(backlog) == list(range(lost + 1, 21))
+        assert backlog.counts.dropped == lost
+        await offer_slowly(backlog, range(21, 41), spill)
+        assert await everything(backlog) == list(range(21, 41))
+        balanced(backlog.counts)
+        await backlog.close(keep=True)
+        assert await spill.orphans() == []
+
+
 async def test_a_folder_that_cannot_be_had_leaves_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     blocked = tmp_path / "summaries"
     blocked.write_text("a file where the folder should be")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import struct
 import subprocess
+import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,7 @@ from prometheus_client import REGISTRY
 
 from app.fleet.ingest import Ingest
 from app.fleet.ingest_listing import Listing
-from app.settings import Settings
+from app.settings import ROOT, Settings
 from tests.support.redis import RedisServer, require_program
 
 PATIENCE_S = 30.0
@@ -52,6 +57,33 @@ def entries(client: redis.Redis, camera: str) -> list[dict[bytes, bytes]]:
 def frames_counted(outcome: str) -> float:
     """`sightline_ingest_frames_total` of this process."""
     return REGISTRY.get_sample_value("sightline_ingest_frames_total", {"outcome": outcome}) or 0.0
+
+
+@contextmanager
+def on_a_terminal(*arguments: str, **settings: str) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], str]]]:
+    """`python -m app …` on a terminal of its own, and a function that tells what it has written there so far."""
+    ours, theirs = os.openpty()
+    os.set_blocking(ours, False)
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 140, 0, 0))
+    environment = {**os.environ, **settings, "TERM": "xterm", "NO_COLOR": "1"}
+    environment.pop("COLUMNS", None)
+    command = [sys.executable, "-m", "app", *arguments]
+    written = ""
+
+    def screen() -> str:
+        nonlocal written
+        with suppress(BlockingIOError):
+            while True:
+                written += os.read(ours, 65536).decode(errors="replace")
+        return written
+
+    with subprocess.Popen(command, env=environment, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs) as child:
+        try:
+            yield child, screen
+        finally:
+            child.kill()
+    os.close(ours)
+    os.close(theirs)
 
 
 @contextmanager
