@@ -159,7 +159,7 @@ class Outbox:
                 pipe.srem(CAMERAS_KEY, camera_id)
                 pipe.expire(self._prefix + camera_id, GONE_S)
                 for known in (self._registered, self.sent, self.dropped):
-                    known.pop(camera_id, None)  # type: ignore[attr-defined]
+                    known.pop(camera_id, None)
             for frame in frames:
                 if now - self._registered.get(frame.camera_id, 0.0) > self._register_s:
                     self._registered[frame.camera_id] = now

@@ -58,7 +58,10 @@ def test_bad_and_stale_frames_are_counted_and_acknowledged(work: Work, redis: re
 def test_a_camera_that_comes_later_is_found_and_what_runs_is_up_to_the_operator(
     work: Work, redis: redis_library.Redis, jpeg: bytes
 ) -> None:
+    redis.set("frames:odd", "no stream")
+    redis.sadd("fleet:cameras", "odd", "silent")
     fleet = work(FLEET_STAGES="detect,track,motion")
+    assert "the stream frames:odd cannot be read: WRONGTYPE" in fleet.log
     film(redis, "late", [jpeg] * 4)
     values = fleet.values_once(4)
     assert [value["stages"]["track"]["status"] for value in values] == ["ok"] * 4
