@@ -84,6 +84,11 @@ engine: .venv/.dev .venv-triton/.ready ## TensorRT plans for this host's GPU, ou
 	fi
 	@touch $@
 
+# The Kafka broker that the fleet's tests start. Without Maven a mock serves, and the tests say so.
+.venv/.kafka: .venv/.dev .venv/.system tests/kafka/pom.xml
+	@.venv/bin/python -m tests.support.kafka
+	@touch $@
+
 # TypeScript checks the page's JSDoc types. No npm: said, and skipped at home.
 node_modules/.ready: package.json package-lock.json
 	@if command -v npm >/dev/null; then npm ci --silent --no-audit --no-fund && touch $@; \
@@ -97,7 +102,7 @@ check: .venv/.dev node_modules/.ready ## lint, types, directions of imports
 	.venv/bin/lint-imports
 	@if [ -x node_modules/.bin/tsc ]; then echo node_modules/.bin/tsc && node_modules/.bin/tsc -p app/web; fi
 
-test: install .venv/.dev .venv/.system ## every test
+test: install .venv/.dev .venv/.system .venv/.kafka ## every test
 	@if command -v node >/dev/null; then node --test tests/web/*.test.mjs; \
 	elif [ -n "$${CI:-}" ]; then echo "node is missing: the page's modules cannot be tested"; exit 1; \
 	else echo "node is missing: the page's modules are not tested"; fi
