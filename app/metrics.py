@@ -53,7 +53,9 @@ SUMMARY_BACKLOG_BYTES = Gauge(
     "sightline_summary_backlog_bytes", "The same in bytes", ["where"], multiprocess_mode="livesum"
 )
 SUMMARY_OBSERVATIONS = Counter(
-    "sightline_summary_observations_total", "What became of observations offered to the backlog", ["outcome"]
+    "sightline_summary_observations_total",
+    "What became of observations offered to the backlog, or adopted from a process that ended",
+    ["outcome"],
 )
 SUMMARY_DISK_ERRORS = Counter("sightline_summary_disk_errors_total", "Troubles with the backlog's file", ["reason"])
 SUMMARY_INTERVAL = Gauge(

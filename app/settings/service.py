@@ -27,7 +27,6 @@ class ServerSettings(Section):
     )
     state_dir: Path = Field(ROOT / ".state", description="folder for logs and whatever outlives a process")
 
-
     @field_validator("forwarded_allow_ips", mode="before")
     @classmethod
     def _commas(cls, value: object) -> object:
