@@ -103,7 +103,7 @@ SECTIONS: tuple[type[Section], ...] = (
 )
 
 
-_SECRETS = ("AUTH_TOKENS", "LLM_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "REDIS_URL")
+_SECRETS = ("AUTH_TOKENS", "LLM_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "REDIS_URL", "KAFKA_OPTIONS")
 
 
 def _explain(error: ValidationError) -> list[str]:
