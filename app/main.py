@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 
 from app import __version__
+from app.activity import ActivityPublisher
 from app.errors import ConfigurationError, ModelRejected, SightlineError
 from app.inference.local import LocalTriton
 from app.inference.triton import TritonClient
@@ -123,6 +124,9 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
     _say_ready(pipeline, getattr(app.state, "address", ""))
     door = LiveDoor(pipeline, summaries, settings.live, settings.access, settings.pipeline)
     app.state.door = door
+    activity = ActivityPublisher(settings.activity, settings.aws, lambda: door.open_now)
+    publishing = asyncio.create_task(activity.run(), name="activity")
+    stack.callback(publishing.cancel)
     pacing = asyncio.create_task(_publish_pace(), name="pace")
     stack.callback(pacing.cancel)
 

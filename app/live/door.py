@@ -45,6 +45,11 @@ class LiveDoor:
         )
         self._inference_up = pipeline.client.up
 
+    @property
+    def open_now(self) -> int:
+        """Sessions served and waiting, and pictures being analysed: what a machine must not be stopped under."""
+        return self.admission.active + self.admission.waiting + self.pictures
+
     def notify(self, notice: Notice) -> None:
         """Tells every session."""
         for session in [*self.sessions]:

@@ -71,7 +71,7 @@ export class SightlineClient extends EventTarget {
    * @type {ReturnType<typeof setTimeout> | null}
    */
   #timer = null;
-  /** @type {{since: number, url: string} | null} */
+  /** @type {{since: number, url: string, asked: boolean} | null} */
   #starting = null;
 
   get state() {
@@ -223,11 +223,12 @@ export class SightlineClient extends EventTarget {
    */
   async #start({ url, token }) {
     const first = !this.#starting;
-    this.#starting ??= { since: performance.now(), url: this.#options?.url ?? "" };
+    this.#starting ??= { since: performance.now(), url: this.#options?.url ?? "", asked: false };
     const current = this.#starting;
     if (first) this.#enter("starting");
     try {
-      const answer = await askStarter(url, { method: first ? "POST" : "GET", token });
+      const answer = await askStarter(url, { method: current.asked ? "GET" : "POST", token });
+      current.asked = true; // one that was turned away for now is asked again to start, not only how far it is
       if (current !== this.#starting || this.#stopping) return;
       if (answer.url) current.url = answer.url;
       this.#emit("starting", { ...answer, since: current.since });

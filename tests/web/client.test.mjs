@@ -245,6 +245,23 @@ test("has a service started that is switched off, and connects when it is there"
   ]);
 });
 
+test("a start that could not be made now is asked for again", async () => {
+  const methods = [];
+  mock.method(globalThis, "fetch", async (url, { method }) => {
+    methods.push(method);
+    const there = JSON.stringify({ state: "starting", eta_s: 40 });
+    return methods.length === 1 ? new Response("{}", { status: 429 }) : new Response(there);
+  });
+  const client = new SightlineClient();
+  client.connect({ url: "http://sight.test", startServer: { url: "http://start.test/" } });
+  for (let turn = 0; turn < 3; turn += 1) {
+    Socket.last.end();
+    await settle();
+    mock.timers.tick(4_000);
+  }
+  assert.deepEqual(methods, ["POST", "POST", "GET"]);
+});
+
 test("a start that is refused ends it with the reason", async () => {
   mock.method(globalThis, "fetch", async () => new Response("{}", { status: 403 }));
   const client = new SightlineClient();
