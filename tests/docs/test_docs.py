@@ -34,7 +34,10 @@ def test_variables_named_in_the_texts_exist() -> None:
             assert name in known | others, f"{path.name} names {name}"
 
 
-@pytest.mark.parametrize("folder", ["app", "triton", "nginx", "prometheus", "infra", "tests", "benchmarks", "requirements"])
+FOLDERS = ("app", "triton", "nginx", "prometheus", "infra", "tests", "benchmarks", "requirements")
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_every_top_level_folder_explains_itself(folder: str) -> None:
     assert (ROOT / folder / "README.md").read_text().startswith("# ")
 
