@@ -11,6 +11,7 @@ import typer
 
 from app.errors import ConfigurationError, SightlineError
 from app.fleet.cli import cli as fleet
+from app.segments.cli import cli as segments
 
 cli = typer.Typer(
     name="sightline",
@@ -21,6 +22,7 @@ cli = typer.Typer(
     add_completion=False,
 )
 cli.add_typer(fleet)
+cli.add_typer(segments)
 
 
 @cli.command()

@@ -14,14 +14,13 @@ from fastapi.exceptions import RequestValidationError
 
 from app import __version__
 from app.activity import ActivityPublisher
-from app.errors import ConfigurationError, ModelRejected, SightlineError
-from app.inference.local import LocalTriton
-from app.inference.triton import TritonClient
+from app.errors import ConfigurationError, SightlineError
 from app.live import ledger, page, routes, single
 from app.live.door import LiveDoor
-from app.pipeline import tracks
 from app.pipeline.multimodal import Pipeline
-from app.pipeline.ocr import Ocr
+from app.pipeline.opening import opened
+from app.segments import routes as films
+from app.segments.service import SegmentService
 from app.settings import Settings
 from app.summary.summaries import Summaries
 from app.tuning import tune
@@ -45,6 +44,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.include_router(routes.router)
     app.add_exception_handler(RequestValidationError, routes.invalid_query)
+    app.include_router(films.router)
     app.include_router(page.router)
     app.mount("/web", page.WebFiles(settings.web), name="web")
     return app
@@ -87,13 +87,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None:
     """Opens everything in order; the stack closes it the other way round."""
-    settings.server.state_dir.mkdir(parents=True, exist_ok=True)
-    embedded = None
-    url = settings.triton.triton_url
-    if url is None:
-        embedded = LocalTriton(settings.triton, settings.server.state_dir)
-        stack.push_async_callback(embedded.stop)
-        url = await embedded.start()
     door: LiveDoor | None = None
 
     def inference_changed(up: bool) -> None:
@@ -104,26 +97,24 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
         if door is not None:
             door.ocr_changed(available, reason)
 
-    client = TritonClient(url, settings.triton, on_change=inference_changed)
-    stack.push_async_callback(client.close)
-    await client.open()
-    ocr = Ocr(settings.ocr, state_dir=settings.server.state_dir, on_change=ocr_changed)
-    stack.push_async_callback(ocr.close)
-    if settings.ocr.ocr == "on" and not ocr.available:
-        raise ConfigurationError(f"OCR='on': {ocr.reason}")
-    await asyncio.to_thread(tracks.load)  # a second of imports: here, not under the first frame
-    pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live)
-    stack.push_async_callback(asyncio.to_thread, pipeline.close)
-    try:
-        await pipeline.load()
-    except ModelRejected as error:
-        raise ConfigurationError(str(error)) from None
+    one = await stack.enter_async_context(
+        opened(settings, settings.ocr, on_inference=inference_changed, on_ocr=ocr_changed)
+    )
+    pipeline, client, embedded = one.pipeline, one.client, one.embedded
     summaries = Summaries(settings.summary, settings.llm, settings.server.state_dir)
     stack.push_async_callback(summaries.close)
     await summaries.open()
     _say_ready(pipeline, getattr(app.state, "address", ""))
     door = LiveDoor(pipeline, summaries, settings.live, settings.access, settings.pipeline)
     app.state.door = door
+    app.state.segments = SegmentService(
+        pipeline,
+        settings.segments,
+        settings.aws,
+        settings.access,
+        pipeline_settings=settings.pipeline,
+        limits=settings.live,
+    )
     activity = ActivityPublisher(settings.activity, settings.aws, lambda: door.open_now)
     publishing = asyncio.create_task(activity.run(), name="activity")
     stack.callback(publishing.cancel)
@@ -133,7 +124,7 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
     def inference_health() -> dict[str, Any]:
         return {
             "state": "ok" if client.up else "unavailable",
-            "url": url,
+            "url": client.url,
             "shared_memory": client.shared_memory,
             "embedded": None if embedded is None else {"pid": embedded.pid, "restarts": embedded.restarts},
         }

@@ -1,52 +1,97 @@
-"""`python -m benchmarks [NAME]`: runs one benchmark, or all; prints tables and writes everything measured as JSON."""
+"""`python -m benchmarks [NAME]`: runs one benchmark, or all; tables on the terminal, everything as JSON, a chart."""
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from types import ModuleType
+from typing import Annotated, Any
 
 import orjson
 import typer
 from rich.console import Console
 
 from app.settings import ROOT
-from benchmarks import backlog, fleet, live, summaries
+from benchmarks import chart, record
 from benchmarks.harness import BenchmarkError
 
-BENCHMARKS = {"backlog": backlog, "fleet": fleet, "live": live, "summaries": summaries}
+NAMES = (
+    "frame_path",
+    "flow",
+    "postprocess",
+    "triton_wire",
+    "live",
+    "sessions",
+    "overload",
+    "workers",
+    "to_the_limit",
+    "cpu_models",
+    "fleet",
+    "segments",
+    "backlog",
+    "summaries",
+)
+"""In the order in which they run: from the pieces to the whole."""
+BENCHMARKS = [name for name in NAMES if find_spec(f"benchmarks.{name}") is not None]
+OUTPUT = ROOT / ".state" / "bench"
+BRIEF = {"fleet": {"turns": 2}, "live": {"turns": 2}, "summaries": {"turns": 2}, "backlog": {"turns": 3}}
+"""Where all are run: together they stay under 15 minutes."""
 
 
 def main(
     name: Annotated[str | None, typer.Argument(help=f"One of: {', '.join(BENCHMARKS)}. Default: all.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Measured, of each variant and turn.")] = None,
     turns: Annotated[int | None, typer.Option(min=1, help="Times that every variant is run.")] = None,
-    sessions: Annotated[int | None, typer.Option(min=1, max=64, help="Sessions at once.")] = None,
+    sessions: Annotated[int | None, typer.Option(min=1, max=64, help="Sessions at once (live, summaries).")] = None,
     variants: Annotated[str | None, typer.Option(help="Only these variants, comma-separated.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for NAME.json.")] = ROOT / ".state" / "bench",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of what is written.")] = OUTPUT,
+    keep: Annotated[bool, typer.Option("--record", help="Put the figures into benchmarks/results.json, too.")] = False,
 ) -> None:
     """Measures what README.md in this folder describes."""
     console = Console()
     console.width = max(console.width, 132)
-    chosen = [name] if name else list(BENCHMARKS)
-    if unknown := [one for one in chosen if one not in BENCHMARKS]:
-        raise typer.BadParameter(f"{unknown[0]!r} is none; there are: {', '.join(BENCHMARKS)}", param_hint="NAME")
-    wanted = tuple(variants.split(",")) if variants else None
-    for one in chosen:
-        benchmark = BENCHMARKS[one]
-        if strange := set(wanted or ()) - set(benchmark.VARIANTS):
-            known = ", ".join(benchmark.VARIANTS)
-            raise typer.BadParameter(f"{min(strange)!r} is none; {one} has: {known}", param_hint="--variants")
-        plan = benchmark.plan_from(seconds=seconds, turns=turns, sessions=sessions, variants=wanted)
+    if name is not None and name not in BENCHMARKS:
+        raise typer.BadParameter(f"{name!r} is none; there are: {', '.join(BENCHMARKS)}", param_hint="NAME")
+    asked: dict[str, Any] = {"seconds": seconds, "turns": turns, "sessions": sessions}
+    asked["variants"] = tuple(variants.split(",")) if variants else None
+    failed = []
+    for one in [name] if name else BENCHMARKS:
+        benchmark = import_module(f"benchmarks.{one}")
+        told = {key: value for key, value in asked.items() if value is not None}
         try:
-            results = benchmark.measure(plan, lambda line: console.print(line, style="dim", highlight=False))
+            results = _measured(one, benchmark, told if name else {**BRIEF.get(one, {}), **told}, console)
         except BenchmarkError as error:
-            console.print(str(error), style="red", markup=False)
-            sys.exit(1)
-        benchmark.show(results, console)
-        output.mkdir(parents=True, exist_ok=True)
-        (output / f"{one}.json").write_bytes(orjson.dumps(results, option=orjson.OPT_INDENT_2))
-        console.print(f"everything: {output / f'{one}.json'}")
+            console.print(f"{one}: {error}", style="red", markup=False)
+            failed.append(one)
+            continue
+        _write(benchmark, results, output, console, keep=keep)
+    if failed:
+        console.print(f"failed: {', '.join(failed)}", style="red")
+        sys.exit(1)
+
+
+def _measured(name: str, benchmark: ModuleType, asked: dict[str, Any], console: Console) -> dict[str, Any]:
+    if strange := set(asked.get("variants", ())) - set(benchmark.VARIANTS):
+        known = ", ".join(benchmark.VARIANTS)
+        raise typer.BadParameter(f"{min(strange)!r} is none; {name} has: {known}", param_hint="--variants")
+    results: dict[str, Any] = benchmark.measure(
+        benchmark.plan_from(**asked), lambda line: console.print(line, style="dim", highlight=False)
+    )
+    benchmark.show(results, console)
+    return results
+
+
+def _write(benchmark: ModuleType, results: dict[str, Any], output: Path, console: Console, *, keep: bool) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / f"{results['benchmark']}.json"
+    path.write_bytes(orjson.dumps(results, option=orjson.OPT_INDENT_2))
+    drawn = chart.draw(benchmark, results, path.with_suffix(".png"))
+    record.merge(results, output / "results.json")
+    if keep:
+        record.merge(results, record.COMMITTED)
+    console.print(f"everything: {path}{f'; a chart: {drawn}' if drawn else ''}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -155,6 +155,8 @@ class Spread:
 
     def __str__(self) -> str:
         digits = 0 if self.median >= 100 else 1 if self.median >= 10 else 2
+        if self.least == self.most:
+            return f"{self.median:,.{digits}f}"
         return f"{self.median:,.{digits}f} [dim]({self.least:,.{digits}f}–{self.most:,.{digits}f})[/]"
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from benchmarks import canned, harness, live_report, photographs
 from benchmarks.harness import BenchmarkError, Cores
 from benchmarks.measure import Measured
+from benchmarks.noise import Noise
 
 SAME_WORK = {"stages": {"ocr": False, "track": False}}
 DEFAULTS: dict[str, Any] = {"stages": {"ocr": False}}
@@ -135,9 +136,11 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
         models = repository(folder / "repository")
         with harness.triton(models, folder / "state", places.triton) as (url, pids):
             stand = Stand(plan, places, folder, url, pids)
+            noise = Noise(pids)
             for turn in range(plan.turns):
                 for variant in plan.variants:
-                    found = VARIANTS[variant].run(stand)
+                    with noise.watched():
+                        found = VARIANTS[variant].run(stand)
                     samples[variant] = found.pop("sample")
                     one = Measured(**found)
                     turns[variant].append(one)
@@ -146,6 +149,7 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
     return {
         "benchmark": "live",
         "machine": harness.machine(),
+        "noise": noise.told(),
         "plan": {**asdict(plan), "mean_jpeg_bytes": round(sum(sizes) / len(sizes))},
         "variants": {name: live_report.summary(measured) for name, measured in turns.items()},
         "ratios": live_report.ratios(turns),

@@ -29,6 +29,7 @@ def summary(measured: Sequence[Measured]) -> dict[str, Any]:
         "load_busy": lambda one: one.load_cpu_s / one.seconds,
         "others_busy": lambda one: others_s(one) / one.seconds,
         "stolen": lambda one: one.stolen_s / one.seconds,
+        "page_faults_per_frame": lambda one: one.page_faults / max(1, one.frames),
     }
     return {name: asdict(spread([figure(one) for one in measured])) for name, figure in figures.items()}
 

@@ -146,17 +146,23 @@ async def run(options: argparse.Namespace) -> dict[str, object]:
     return {**asdict(window.measured()), "sample": json.loads(text[text.index(b"{") :])}
 
 
+def parser(text: str | None) -> argparse.ArgumentParser:
+    """What every load is told."""
+    made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--url", required=True)
+    made.add_argument("--frames", type=Path, required=True, help="folder of clips, one session each")
+    made.add_argument("--init", help="first message of every session; none: frames at once")
+    made.add_argument("--warm-up", type=float, default=1.0)
+    made.add_argument("--seconds", type=float, default=3.0)
+    made.add_argument("--watch", type=int, nargs="+", required=True, help="the service's processes")
+    made.add_argument("--triton", type=int, nargs="*", default=[], help="Triton's processes")
+    return made
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", required=True)
-    parser.add_argument("--frames", type=Path, required=True, help="folder of clips, one session each")
-    parser.add_argument("--init", help="first message of every session; none: frames at once")
-    parser.add_argument("--credits", type=int, default=2, help="frames in flight, each session")
-    parser.add_argument("--warm-up", type=float, default=1.0)
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--watch", type=int, nargs="+", required=True, help="the service's processes")
-    parser.add_argument("--triton", type=int, nargs="*", default=[], help="Triton's processes")
-    json.dump(uvloop.run(run(parser.parse_args())), sys.stdout)
+    told = parser(__doc__)
+    told.add_argument("--credits", type=int, default=2, help="frames in flight, each session")
+    json.dump(uvloop.run(run(told.parse_args())), sys.stdout)
 
 
 if __name__ == "__main__":

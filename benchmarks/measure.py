@@ -30,6 +30,8 @@ class Measured:
     """Of all CPUs, whoever used them."""
     stolen_s: float
     """That the hypervisor gave to somebody else."""
+    page_faults: int = 0
+    """Of the process under test."""
 
     @property
     def rate(self) -> float:
@@ -58,27 +60,43 @@ class Window:
 
     def open(self) -> None:
         self._begun = _clocks(self._groups)
+        self._faults = sum(map(_page_faults, self._groups[0]))
         self._open = True
 
     def close(self) -> None:
         self._open, self.closed = False, True
         self._ended = _clocks(self._groups)
+        self._faults = sum(map(_page_faults, self._groups[0])) - self._faults
 
     def measured(self) -> Measured:
         seconds, cpu, triton, load, busy, stolen = (b - a for a, b in zip(self._begun, self._ended, strict=True))
         ordered = sorted(self._latencies) or [float("nan")]
         p50, p95, p99 = (round(ordered[int(q * (len(ordered) - 1))] * 1000, 3) for q in (0.50, 0.95, 0.99))
-        return Measured(len(self._latencies), seconds, p50, p95, p99, cpu, triton, load, busy, stolen)
+        return Measured(len(self._latencies), seconds, p50, p95, p99, cpu, triton, load, busy, stolen, self._faults)
 
 
 def _clocks(groups: Sequence[Sequence[int]]) -> tuple[float, ...]:
     """Now; CPU seconds of each group; CPU seconds of the machine, and those stolen."""
+    return perf_counter(), *(sum(map(cpu_s, group)) for group in groups), *machine_s()
+
+
+def machine_s() -> tuple[float, float]:
+    """CPU seconds of all CPUs, whoever used them, and those that the hypervisor gave to somebody else."""
     _, user, nice, system, _, _, hard, soft, stolen, *_ = Path("/proc/stat").read_text().split("\n", 1)[0].split()
-    busy = sum(map(int, (user, nice, system, hard, soft))) * _TICK_S
-    return perf_counter(), *(sum(map(_cpu_s, group)) for group in groups), busy, int(stolen) * _TICK_S
+    return sum(map(int, (user, nice, system, hard, soft))) * _TICK_S, int(stolen) * _TICK_S
 
 
-def _cpu_s(pid: int) -> float:
-    """User and system seconds (proc(5), fields 14 and 15 of `stat`; the name before them may hold blanks)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+def cpu_s(pid: int) -> float:
+    """User and system seconds of a process."""
+    fields = _stat(pid)
     return (int(fields[11]) + int(fields[12])) * _TICK_S
+
+
+def _page_faults(pid: int) -> int:
+    fields = _stat(pid)
+    return int(fields[7]) + int(fields[9])
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields 3 and on of proc(5)'s `stat`; the name before them may hold blanks."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -19,7 +19,7 @@ NAMES = ("astronaut", "coffee", "chelsea", "rocket", "coins", "hubble_deep_field
 
 def streams(count: int) -> list[list[bytes]]:
     """`count` clips of JPEGs, 640x480, quality 80, 4:2:0: one photograph each, the next round another part of it."""
-    return [_clip(_picture(NAMES[index % len(NAMES)]), 20 * (index // len(NAMES))) for index in range(count)]
+    return [_clip(picture(NAMES[index % len(NAMES)]), 20 * (index // len(NAMES))) for index in range(count)]
 
 
 def write(folder: Path, count: int) -> Path:
@@ -36,7 +36,7 @@ def read(folder: Path) -> list[list[bytes]]:
     return [[path.read_bytes() for path in sorted(stream.iterdir())] for stream in sorted(folder.iterdir())]
 
 
-def _picture(name: str) -> NDArray[np.uint8]:
+def picture(name: str) -> NDArray[np.uint8]:
     """RGB uint8, just large enough to pan over."""
     from skimage import data
 

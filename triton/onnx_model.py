@@ -1,18 +1,21 @@
-"""Triton's Python backend: the `model.onnx` beside this file, in ONNX Runtime on the CPU.
+"""Triton's Python backend: the `model.onnx` beside this file on the CPU: OpenVINO if installed, else ONNX Runtime.
 
 Copied to a model's version folder as model.py by install.py. Inputs and outputs are the graph's own, as the
-configuration names them. One thread a session: on a CPU two sessions of one thread beat one of two, and batches
+configuration names them. One thread an instance: on a CPU two instances of one thread beat one of two, and batches
 gain nothing, so every request runs by itself.
+
+String parameters of the configuration choose: `runtime` (openvino, onnxruntime) and, for OpenVINO, `precision` (f32,
+bf16; unset: BF16 where the processor computes in it, which moves boxes by a tenth of a pixel or so).
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import triton_python_backend_utils as pb_utils
 
 
@@ -56,6 +59,63 @@ def _keep_quiet(capsule: object) -> None:
     ctypes.pythonapi.PyCapsule_SetDestructor(ctypes.py_object(capsule), None)
 
 
+class OnnxRuntime:
+    """One session of one thread."""
+
+    title = "ONNX Runtime"
+
+    def __init__(self, path: Path, precision: str) -> None:
+        import onnxruntime
+
+        if precision not in ("", "f32"):
+            raise ValueError(f"precision={precision!r}: ONNX Runtime computes as the graph says; leave it unset")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        # A graph exported for single frames is run frame by frame.
+        self.single = self._session.get_inputs()[0].shape[0] == 1
+
+    def run(self, outputs: list, name: str, images: np.ndarray) -> list:
+        return self._session.run(outputs, {name: images})
+
+
+class OpenVino:
+    """One stream of one thread. Its answers are copied: the next run overwrites them."""
+
+    title = "OpenVINO"
+
+    def __init__(self, path: Path, precision: str) -> None:
+        import openvino
+
+        if precision not in ("", "f32", "bf16"):
+            raise ValueError(f"precision={precision!r}: want f32, bf16 or nothing")
+        core = openvino.Core()
+        model = core.read_model(path)
+        first = model.inputs[0].partial_shape[0]
+        self.single = first.is_static and first.get_length() == 1
+        options = {"NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": "1", "ENABLE_CPU_PINNING": False}
+        if precision:
+            options["INFERENCE_PRECISION_HINT"] = precision
+        self._request = core.compile_model(model, "CPU", options).create_infer_request()
+
+    def run(self, outputs: list, name: str, images: np.ndarray) -> list:
+        self._request.infer({name: images}, share_inputs=True)
+        return [self._request.get_tensor(output).data.copy() for output in outputs]
+
+
+RUNTIMES = {"openvino": OpenVino, "onnxruntime": OnnxRuntime}
+
+
+def chosen(parameters: dict) -> type:
+    """What the configuration names; else OpenVINO where it is installed."""
+    named = parameters.get("runtime", {}).get("string_value", "")
+    if named and named not in RUNTIMES:
+        raise pb_utils.TritonModelException(f"runtime={named!r}: want {' or '.join(RUNTIMES)}")
+    if named == "openvino" and importlib.util.find_spec("openvino") is None:
+        raise pb_utils.TritonModelException("runtime='openvino': it is not installed here; `make openvino-env` does it")
+    return RUNTIMES[named or ("openvino" if importlib.util.find_spec("openvino") else "onnxruntime")]
+
+
 class TritonPythonModel:
     def initialize(self, args: dict) -> None:
         path = Path(args["model_repository"], args["model_version"], "model.onnx")
@@ -63,28 +123,28 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(
                 f"{path} is missing: run `make models` again, or remove what it installed with `make models REMOVE=1`"
             )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's own errors share no base; the model cannot be served either way
-            raise pb_utils.TritonModelException(f"{path} is no model that ONNX Runtime can run: {error}") from None
         config = json.loads(args["model_config"])
+        parameters = config.get("parameters", {})
+        runtime = chosen(parameters)
+        try:
+            self._model = runtime(path, parameters.get("precision", {}).get("string_value", ""))
+        except Exception as error:  # the runtimes' own errors share no base; the model cannot be served either way
+            raise pb_utils.TritonModelException(f"{path} is no model that {runtime.title} can run: {error}") from None
+        if args["model_instance_name"].endswith("_0"):
+            pb_utils.Logger.log_info(f"{args['model_name']} runs in {runtime.title}")
         self._input = config["input"][0]["name"]
         self._outputs = [output["name"] for output in config["output"]]
-        # A graph exported for single frames is run frame by frame.
-        self._single = self._session.get_inputs()[0].shape[0] == 1
 
     def execute(self, requests: list) -> list:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: object) -> object:
         images = read(pb_utils.get_input_tensor_by_name(request, self._input))
-        parts = np.split(images, len(images)) if self._single and len(images) > 1 else [images]
+        parts = np.split(images, len(images)) if self._model.single and len(images) > 1 else [images]
         try:
-            answers = [self._session.run(self._outputs, {self._input: part}) for part in parts]
+            answers = [self._model.run(self._outputs, self._input, part) for part in parts]
         except Exception as error:  # this request's own answer; the next may well succeed
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"ONNX Runtime: {error}"))
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{self._model.title}: {error}"))
         wanted = set(request.requested_output_names())
         tensors = []
         for name, values in zip(self._outputs, zip(*answers, strict=True), strict=True):

@@ -11,7 +11,7 @@ from app.fleet.frames import Origin
 from app.fleet.inhand import InHand
 from app.settings import RedisSettings
 
-_GATHER_S = 0.005
+_GATHER_S = 0.02
 _MANY = 128
 
 

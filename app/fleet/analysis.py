@@ -13,11 +13,12 @@ from app.errors import FrameError
 from app.fleet.frames import CameraFrame
 from app.fleet.message import Failure
 from app.fleet.tally import DOOR
+from app.pipeline.answer import Record
 from app.pipeline.frames import Frame, Job, StreamMemory
 from app.pipeline.multimodal import Pipeline
 from app.protocol.result import FrameResult
 from app.protocol.stream import Stages, StreamSettings
-from app.settings import FleetSettings, PipelineSettings
+from app.settings import FleetSettings, OcrSettings, PipelineSettings, Settings
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,13 @@ def stream_settings(fleet: FleetSettings, pipeline: PipelineSettings) -> StreamS
     """What runs on every camera's frames."""
     chosen = {field.name: field.name in fleet.fleet_stages for field in dataclasses.fields(Stages)}
     return StreamSettings(stages=Stages(**chosen), confidence=pipeline.confidence, iou=pipeline.iou)
+
+
+def ocr_settings(settings: Settings) -> OcrSettings:
+    """Text reading only where FLEET_STAGES asks for it."""
+    if "ocr" in settings.fleet.fleet_stages:
+        return settings.ocr
+    return settings.ocr.model_copy(update={"ocr": "off"})
 
 
 def is_stale(frame: CameraFrame, staleness_ms: float) -> bool:
@@ -81,10 +89,15 @@ def outcome(frame: CameraFrame, found: FrameResult | FrameError) -> Outcome:
 
 
 class Analysis:
-    """Batches through the pipeline; what each camera's stream remembers."""
+    """Batches through the pipeline; what each camera's stream remembers.
 
-    def __init__(self, pipeline: Pipeline, fleet: FleetSettings, settings: StreamSettings) -> None:
+    Args:
+        record: takes how long the stages of each frame took.
+    """
+
+    def __init__(self, pipeline: Pipeline, fleet: FleetSettings, settings: StreamSettings, record: Record) -> None:
         self._pipeline = pipeline
+        self._record = record
         self._faces = "face" in fleet.fleet_stages
         self._staleness_ms = fleet.frame_staleness_ms
         self._settings = settings
@@ -130,7 +143,7 @@ class Analysis:
         jobs = [job(frame, self._memory(frame), self._settings, faces=self._faces) for frame in frames]
         greys = [one.memory.grey for one in jobs]
         try:
-            found = await self._pipeline.analyze(jobs, door=DOOR)
+            found = await self._pipeline.analyze(jobs, door=DOOR, record=self._record)
             outcomes = [outcome(frame, one) for frame, one in zip(frames, found, strict=True)]
         except Exception as error:
             # Whatever it is, the next batches must not suffer; told once, for the frame that fails by itself.

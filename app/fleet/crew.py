@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import signal
 import threading
 import time
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from app.errors import SightlineError
 from app.fleet.one import work
 from app.fleet.tally import DOOR
 from app.fleet.vitals import Pulse, Vitals
+from app.inference.shared import end_with_parent
 from app.logs import configure
 from app.settings import Settings
 
@@ -109,7 +109,7 @@ def _work(pulse: Pulse, last_pid: int | None) -> None:
     """The child: a fresh interpreter."""
     settings = Settings()
     configure(settings.server)
-    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+    end_with_parent()
     if last_pid is not None:
         close_account(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]), last_pid)
     try:
@@ -117,14 +117,6 @@ def _work(pulse: Pulse, last_pid: int | None) -> None:
     except SightlineError as error:
         log.critical("%s", error)
         raise SystemExit(1) from None
-
-
-def _end_with_parent() -> None:
-    """A parent that was killed can end nobody: its workers would go on for good."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def close_account(folder: Path, pid: int) -> None:

@@ -13,9 +13,8 @@ from typing import Any
 
 import redis
 
-from app import metrics
+from app import metrics, pages
 from app.errors import ConfigurationError
-from app.fleet import pages
 from app.fleet.connection import TIMEOUT_S, connect
 from app.fleet.ingest_camera import STATES, Camera
 from app.fleet.ingest_listing import Listing

@@ -26,6 +26,8 @@ class InHand:
         self._frames = 0
         self._taken: dict[tuple[str, str], float] = {}
         self._held_up = False
+        self._least = 1
+        """Frames that whoever waits for room wants room for."""
         self._changed = threading.Condition()
 
     def __len__(self) -> int:
@@ -39,6 +41,7 @@ class InHand:
     def room(self, least: int, timeout_s: float) -> int:
         """How many frames may be read; waits for at least so many, then says 0."""
         with self._changed:
+            self._least = least
             self._changed.wait_for(lambda: self._room() >= least, timeout_s)
             room = self._room()
         return room if room >= least else 0
@@ -47,6 +50,11 @@ class InHand:
         if self._held_up:
             return 0
         return min(self._most_frames - self._frames, self._most_answers - len(self._taken))
+
+    def _tell(self) -> None:
+        """Wakes those who wait, once what they wait for is there: waking them for every frame would cost more."""
+        if self._room() >= self._least or not self._taken:
+            self._changed.notify_all()
 
     def take(self, origins: Iterable[Origin]) -> None:
         """They were read."""
@@ -60,20 +68,20 @@ class InHand:
         """So many frames are done with, pixels and all; their answers are still to be delivered."""
         with self._changed:
             self._frames -= count
-            self._changed.notify_all()
+            self._tell()
 
     def settle(self, origins: Sequence[Origin]) -> None:
         """They are acknowledged."""
         with self._changed:
             for origin in origins:
                 self._taken.pop((origin.stream, origin.entry), None)
-            self._changed.notify_all()
+            self._tell()
 
     def hold_up(self, yes: bool) -> None:
         """Kafka's own queue is full: nothing more is read until it is not."""
         with self._changed:
             self._held_up = yes
-            self._changed.notify_all()
+            self._tell()
 
     def until_empty(self, timeout_s: float) -> bool:
         """Waits until nothing is in hand; whether that came about."""

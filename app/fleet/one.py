@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
 
 import uvloop
 
-from app.fleet.opening import opened, shared_triton
+from app.fleet.analysis import ocr_settings
 from app.fleet.sync import SyncWorker
 from app.fleet.vitals import Pulse
 from app.fleet.worker import Worker
+from app.inference.shared import shared_triton
+from app.pipeline.opening import opened
 from app.settings import Settings
 from app.tuning import tune
 
@@ -26,8 +27,8 @@ def work(settings: Settings, pulse: Pulse) -> None:
     """
     tune()
     if settings.fleet.fleet_mode == "sync":
-        with shared_triton(settings):
-            worker = SyncWorker(settings.triton.triton_url or os.environ["TRITON_URL"], settings, pulse)
+        with shared_triton(settings.triton, settings.server.state_dir) as url:
+            worker = SyncWorker(url, settings, pulse)
             on_signals(worker.stop)
             worker.run()
     else:
@@ -41,8 +42,10 @@ async def _async(settings: Settings, pulse: Pulse) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, running.cancel)  # nothing is in hand yet: an embedded Triton may take minutes
     with suppress(asyncio.CancelledError):
-        async with opened(settings) as pipeline:
-            worker = Worker(pipeline, settings, pulse)
+        stages = settings.fleet.fleet_stages
+        faces = settings.fleet if "face" in stages else None
+        async with opened(settings, ocr_settings(settings), faces=faces, tracking="track" in stages) as one:
+            worker = Worker(one.pipeline, settings, pulse)
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, worker.stop)
             await worker.run()

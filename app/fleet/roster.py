@@ -7,7 +7,6 @@ Workers write themselves into a sorted set, scored by when they count as gone; c
 from __future__ import annotations
 
 import logging
-from typing import Any, cast
 
 import redis
 
@@ -108,22 +107,3 @@ class Roster:
 def _literal(prefix: str) -> str:
     """The prefix for MATCH, whose own signs stand for themselves."""
     return "".join(f"\\{sign}" if sign in "*?[]\\^" else sign for sign in prefix)
-
-
-def lag(client: redis.Redis, group: str, streams: frozenset[str]) -> int:
-    """Frames in these streams that no worker of the group was given yet.
-
-    Raises:
-        redis.ConnectionError: Redis is away.
-    """
-    pipe = client.pipeline(transaction=False)
-    for stream in streams:
-        pipe.xinfo_groups(stream)
-    total = 0
-    for answer in pipe.execute(raise_on_error=False) if streams else ():
-        if isinstance(answer, Exception):
-            continue  # the stream went away meanwhile: the next look knows
-        groups = cast("list[dict[str, Any]]", answer)
-        # Redis cannot tell where entries between were deleted by hand: None.
-        total += sum(one["lag"] or 0 for one in groups if one["name"] == group.encode())
-    return total

@@ -10,14 +10,12 @@ from typing import cast
 
 from app import metrics
 from app.errors import InferenceError, InferenceUnavailable
-from app.fleet.analysis import Outcome, is_stale, job, outcome, stream_settings
-from app.fleet.blocking import BlockingClient, empty
+from app.fleet.analysis import Outcome, is_stale, job, ocr_settings, outcome, stream_settings
 from app.fleet.frames import CameraFrame
 from app.fleet.message import Failure
-from app.fleet.opening import ocr_settings
-from app.fleet.tally import DOOR
+from app.inference.blocking import BlockingClient, empty
 from app.inference.client import InferenceClient, Reply
-from app.pipeline.answer import finish
+from app.pipeline.answer import Record, finish
 from app.pipeline.batch import Batch, Input, Look, Request
 from app.pipeline.frames import Job, StreamMemory
 from app.pipeline.ocr import Ocr
@@ -37,8 +35,9 @@ _PAUSE_S = 0.2
 class SingleAnalysis:
     """Any thread may call it, one at a time for a stream. No text and no faces: theirs are batches and a process."""
 
-    def __init__(self, client: BlockingClient, settings: Settings) -> None:
+    def __init__(self, client: BlockingClient, settings: Settings, record: Record) -> None:
         self._client = client
+        self._record = record
         self._settings = settings
         self._stream = stream_settings(settings.fleet, settings.pipeline)
         self._faces = "face" in settings.fleet.fleet_stages
@@ -101,7 +100,7 @@ class SingleAnalysis:
                 self._ask(look, request)
         if self._faces:
             look.stages[FACE] = Stage("disabled", "fleet_mode_sync")
-        ended = outcome(frame, finish(look, batch, self._ocr, started, DOOR))
+        ended = outcome(frame, finish(look, batch, self._ocr, started, self._record))
         if ended.failure is not None:
             memory.grey = before
         return ended

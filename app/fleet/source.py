@@ -20,8 +20,9 @@ from app.errors import ConfigurationError
 from app.fleet.connection import AWAY, Outage, connect, require_version
 from app.fleet.frames import CameraFrame, read_entry
 from app.fleet.inhand import InHand
+from app.fleet.lag import Looks
 from app.fleet.reclaim import Reclaimer
-from app.fleet.roster import Roster, lag
+from app.fleet.roster import Roster
 from app.fleet.shards import Turns, spread
 from app.fleet.tally import Tally
 from app.settings import FleetSettings, RedisSettings
@@ -66,6 +67,7 @@ class Source:
         self._client = connect(settings)
         self._roster = Roster(self._client, name, settings, fleet)
         self._reclaimer = Reclaimer(self._client, name, settings, fleet, in_hand, tally)
+        self._looks = Looks(self._prefix, self._group)
         self._outage = Outage("frames")
         self._turns = Turns(())
         self._unanswered = 0
@@ -137,7 +139,8 @@ class Source:
 
     def _look_around(self, now: float) -> None:
         changed = self._roster.look()
-        self.lag = lag(self._client, self._group, self._roster.streams)
+        cameras = [stream.removeprefix(self._prefix) for stream in self._roster.streams]
+        self.lag = sum(look.lag or 0 for look in self._looks.read(self._client, cameras).values())
         metrics.FLEET_LAG.set(self.lag)
         self._next_look = now + self._fleet.fleet_discover_s
         if not changed:
@@ -147,7 +150,7 @@ class Source:
         self._unanswered = 0
         metrics.FLEET_CAMERAS.set(len(streams))
         self._next_reclaim = 0.0  # what came to us may bring what its last worker left
-        log.info("%s reads %d cameras among %d workers", self.name, len(streams), len(self._roster.workers))
+        log.info("%s reads %d cameras; workers signed on: %d", self.name, len(streams), len(self._roster.workers))
         if self._on_streams is not None:
             self._on_streams(streams)
 

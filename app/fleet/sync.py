@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 from app.errors import ConfigurationError, ModelRejected, SightlineError
 from app.fleet.batcher import Batcher, Limits
-from app.fleet.blocking import BlockingClient
 from app.fleet.frames import CameraFrame
 from app.fleet.inhand import InHand
 from app.fleet.single import SingleAnalysis
@@ -21,6 +20,7 @@ from app.fleet.source import Source, consumer_name
 from app.fleet.tally import Tally
 from app.fleet.vitals import Pulse
 from app.fleet.worker import publish
+from app.inference.blocking import BlockingClient
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class SyncWorker:
         self._in_hand = InHand(2 * fleet.fleet_threads)
         self._tally = Tally()
         self._client = BlockingClient(url, settings.triton)
-        self._analysis = SingleAnalysis(self._client, settings)
+        self._analysis = SingleAnalysis(self._client, settings, self._tally.timed)
         self._source = Source(
             self._name, settings.redis, fleet, self._in_hand, self._tally, on_streams=self._analysis.forget
         )

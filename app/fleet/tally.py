@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from app import metrics
 
@@ -34,6 +34,7 @@ class Tally:
         self._failed: Counter[str] = Counter()
         self._ages: list[float] = []
         self._fill: list[float] = []
+        self._timings: list[Mapping[str, float]] = []
 
     def received(self, count: int) -> None:
         with self._lock:
@@ -62,6 +63,11 @@ class Tally:
         with self._lock:
             self._fill.append(fill)
 
+    def timed(self, timings: Mapping[str, float]) -> None:
+        """How long each stage of one frame took, seconds; kept, and not to be changed any more."""
+        with self._lock:
+            self._timings.append(timings)
+
     def _add(self, count: int) -> None:
         # A frame counts twice, coming in and going out.
         self._frames += count
@@ -87,19 +93,22 @@ class Tally:
             metrics.LAST_ACTIVITY.set_to_current_time()
         if self._processed:
             metrics.FRAMES_PROCESSED.labels(DOOR).inc(self._processed)
-            for _ in range(self._processed):
-                self._pace.add()
+            self._pace.add(self._processed)
         for reason, count in self._dropped.items():
             metrics.FRAMES_DROPPED.labels(DOOR, reason).inc(count)
         for stage, count in self._failed.items():
             metrics.FRAMES_FAILED.labels(DOOR, stage).inc(count)
-        _observe(self._ages)
+        metrics.observe_all(metrics.FRAME_AGE.labels(DOOR), self._ages)
+        _observe_stages(self._timings)
         if self._fill:
             metrics.FLEET_BATCH_FILL.set(sum(self._fill) / len(self._fill))
         self._begin()
 
 
-def _observe(ages: Sequence[float]) -> None:
-    age = metrics.FRAME_AGE.labels(DOOR)
-    for one in ages:
-        age.observe(one)
+def _observe_stages(timings: Sequence[Mapping[str, float]]) -> None:
+    stages: dict[str, list[float]] = {}
+    for one in timings:
+        for name, seconds in one.items():
+            stages.setdefault(name, []).append(seconds)
+    for name, found in stages.items():
+        metrics.observe_all(metrics.STAGE_SECONDS.labels(DOOR, name), found)

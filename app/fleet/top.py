@@ -96,7 +96,7 @@ def render(overview: Overview, rows: int) -> Group:
     parts: list[RenderableType] = [
         Text(_headline(overview)),
         _cameras(overview, rows),
-        Text(f"{here} workers"),
+        Text(_several(here, "worker")),
         _workers(overview.workers),
     ]
     if overview.services:
@@ -110,7 +110,7 @@ def _headline(overview: Overview) -> str:
 
     rates = f"{total(lambda one: one.fps_in)} frames a second in, {total(lambda one: one.fps_out)} out"
     lost = f"{total(lambda one: one.unread)} dropped unread, {overview.dead_letters:,} dead letters"
-    return f"{len(overview.cameras)} cameras: {rates}, lag {total(lambda one: one.lag)}, {lost}"
+    return f"{_several(len(overview.cameras), 'camera')}: {rates}, lag {total(lambda one: one.lag)}, {lost}"
 
 
 def _cameras(overview: Overview, rows: int) -> Table:
@@ -132,11 +132,11 @@ def _cameras(overview: Overview, rows: int) -> Table:
 
 
 def _workers(workers: list[WorkerState]) -> Table:
-    table = _table("worker", "cameras", "pending", "idle", "")
+    table = _table("worker", "cameras", "pending", "idle", "state")
     for one in workers:
         idle = "–" if one.idle_s is None else f"{one.idle_s:.1f} s"
-        gone = Text("" if one.signed_on else "gone", style="red")
-        table.add_row(Text(one.name), str(one.cameras), str(one.pending), idle, gone)
+        state = Text("here") if one.signed_on else Text("gone", style="red")
+        table.add_row(Text(one.name), str(one.cameras), str(one.pending), idle, state)
     return table
 
 
@@ -162,3 +162,7 @@ def _table(first: str, *others: str) -> Table:
 
 def _number(value: float | None, digits: int = 0) -> str:
     return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

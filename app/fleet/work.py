@@ -8,12 +8,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from app import metrics
-from app.fleet import pages
+from app import metrics, pages
 from app.fleet.crew import Crew
 from app.fleet.one import on_signals, work
-from app.fleet.opening import shared_triton
 from app.fleet.vitals import Vitals
+from app.inference.shared import shared_triton
 from app.logs import configure
 from app.settings import Settings
 
@@ -53,7 +52,7 @@ def _run_several(settings: Settings) -> None:
     crew = Crew(settings, vitals)
     on_signals(crew.stop)
     try:
-        with _serving(settings, vitals), shared_triton(settings):
+        with _serving(settings, vitals), shared_triton(settings.triton, settings.server.state_dir):
             crew.run()
     finally:
         shutil.rmtree(shared, ignore_errors=True)

@@ -72,7 +72,7 @@ class Worker:
         most = frames_in_hand(fleet)
         self._in_hand = InHand(most)
         self._tally = Tally()
-        self._analysis = Analysis(pipeline, fleet, stream_settings(fleet, settings.pipeline))
+        self._analysis = Analysis(pipeline, fleet, stream_settings(fleet, settings.pipeline), self._tally.timed)
         self._source = Source(
             self._name,
             settings.redis,

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import InferenceUnavailable
 from app.inference.client import ModelSpec, Reply
 from app.inference.gate import Gate
-from app.inference.memory import DTYPES, Buffer
+from app.inference.memory import DTYPES, Buffer, Pool, Region, pooled_shape
 
 Model = Callable[[NDArray[Any]], Mapping[str, NDArray[Any]]]
+
+
+class _Private(Region):
+    """One slot that nobody else maps: memory is lent and comes back as with the real client."""
+
+    def __init__(self, slot_bytes: int) -> None:
+        self.name = ""
+        self.slot_bytes = self.size = slot_bytes
+        self.slots = 1
+        self.memory = mmap.mmap(-1, slot_bytes)
 
 
 class FakeClient:
@@ -29,6 +39,7 @@ class FakeClient:
         self.up = True
         self.generation = 1
         self.latency_s = 0.0
+        self._pools: dict[tuple[tuple[int, ...], str], Pool] = {}
         self.calls: list[tuple[str, str]] = []
         """(model, stream) of every request, in the order of their start."""
 
@@ -40,7 +51,11 @@ class FakeClient:
 
     def buffer(self, shape: tuple[int, ...], dtype: str) -> Buffer:
         """See `InferenceClient.buffer`."""
-        return Buffer(np.empty(shape, DTYPES[dtype]), None, None)
+        room = pooled_shape(shape)
+        pool = self._pools.setdefault((room, dtype), Pool(room, DTYPES[dtype], output_bytes=0))
+        if not pool.free:
+            pool.add(_Private(pool.slot_bytes))
+        return pool.take(shape[0])
 
     async def infer(self, model: ModelSpec, buffer: Buffer, *, stream: str) -> Reply:
         """See `InferenceClient.infer`."""

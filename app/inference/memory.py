@@ -94,8 +94,8 @@ class Slot:
 
     region: Region
     offset: int
-    requests: dict[tuple[str, str, int], Any] = field(default_factory=dict)
-    """Requests built for this slot, by model, version and output offset: a slot's request never changes."""
+    requests: dict[tuple[str, str, int, int], Any] = field(default_factory=dict)
+    """Requests built for this slot, by model, version, pictures and output offset: such a request never changes."""
     borders: dict[int, object] = field(default_factory=dict)
     """By picture of the batch: how it lay when its border was last painted. Whoever fills the input keeps it."""
 
@@ -134,9 +134,17 @@ class Buffer:
         assert self._holders >= 0, "a buffer was released twice"
 
 
+def pooled_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the slots that serve a batch of this shape: its size rounded up to a power of two.
+
+    Batches of a fleet come in all sizes; a pool for each would share out the memory in slots that wait for their like.
+    """
+    return 1 << (shape[0] - 1).bit_length(), *shape[1:]
+
+
 @dataclass(slots=True)
 class Pool:
-    """Free slots for inputs of one shape."""
+    """Free slots for inputs of one shape, or fewer pictures of it."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -155,13 +163,14 @@ class Pool:
     def add(self, region: Region) -> None:
         self.free.extend(Slot(region, index * region.slot_bytes) for index in range(region.slots))
 
-    def take(self) -> Buffer:
-        """A slot's memory; heap memory when none is free."""
+    def take(self, count: int) -> Buffer:
+        """A slot's memory for so many pictures; heap memory when none is free."""
+        shape = (count, *self.shape[1:])
         if not self.free:
-            return Buffer(np.empty(self.shape, self.dtype), None, None)
+            return Buffer(np.empty(shape, self.dtype), None, None)
         slot = self.free.pop()  # the one used last: its pages are still in the cache
-        array = np.frombuffer(slot.region.memory, self.dtype, math.prod(self.shape), slot.offset)
-        return Buffer(array.reshape(self.shape), self, slot)
+        array = np.frombuffer(slot.region.memory, self.dtype, math.prod(shape), slot.offset)
+        return Buffer(array.reshape(shape), self, slot)
 
 
 def output_bytes(shapes: list[tuple[str, tuple[int, ...]]]) -> int | None:

@@ -1,4 +1,7 @@
-"""Triton's messages: requests whose tensors lie in shared memory or in themselves, and what an answer holds. Pure."""
+"""Triton's messages: what a model is, requests whose tensors lie in shared memory or in themselves, and their answers.
+
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,23 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 
 from app.errors import InferenceError
-from app.inference.client import ModelSpec
+from app.inference.client import ModelSpec, TensorSpec
 from app.inference.memory import DTYPES, Buffer, output_bytes
 
 Placed = dict[str, tuple[int, tuple[int, ...]]]
 """Where outputs land: by name, bytes from the slot's start, and their shape."""
+
+
+def read_spec(name: str, metadata: Any, config: Any) -> ModelSpec:
+    """A model as the server describes it by its metadata and its configuration."""
+    return ModelSpec(
+        name=name,
+        version=max(metadata.versions, key=int, default=""),
+        inputs=tuple(TensorSpec(t.name, t.datatype, tuple(t.shape)) for t in metadata.inputs),
+        outputs=tuple(TensorSpec(t.name, t.datatype, tuple(t.shape)) for t in metadata.outputs),
+        max_batch=max(1, config.max_batch_size),
+        parameters={key: value.string_value for key, value in config.parameters.items()},
+    )
 
 
 def plain_request(model: ModelSpec, array: NDArray[Any]) -> Any:

@@ -13,11 +13,12 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from app import metrics
-from app.errors import ConfigurationError, InferenceError, InferenceTimeout, InferenceUnavailable
-from app.inference.client import ModelSpec, Reply, TensorSpec
+from app.errors import ConfigurationError, InferenceError, InferenceUnavailable
+from app.inference.client import ModelSpec, Reply
+from app.inference.failures import failure
 from app.inference.gate import Gate
-from app.inference.memory import DTYPES, Buffer, Pool, Region, orphaned
-from app.inference.requests import Placed, item_bytes, outputs, plain_request, shared_request
+from app.inference.memory import DTYPES, Buffer, Pool, Region, orphaned, pooled_shape
+from app.inference.requests import Placed, item_bytes, outputs, plain_request, read_spec, shared_request
 from app.settings import TritonSettings
 
 log = logging.getLogger(__name__)
@@ -124,14 +125,7 @@ class TritonClient:
             if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
                 return None
             raise self._failure(model, error) from None
-        spec = ModelSpec(
-            name=model,
-            version=max(metadata.versions, key=int, default=""),
-            inputs=tuple(TensorSpec(t.name, t.datatype, tuple(t.shape)) for t in metadata.inputs),
-            outputs=tuple(TensorSpec(t.name, t.datatype, tuple(t.shape)) for t in metadata.outputs),
-            max_batch=max(1, answer.config.max_batch_size),
-            parameters={key: value.string_value for key, value in answer.config.parameters.items()},
-        )
+        spec = read_spec(model, metadata, answer.config)
         self._output_bytes = max(self._output_bytes, item_bytes(spec))
         return spec
 
@@ -139,15 +133,16 @@ class TritonClient:
 
     def buffer(self, shape: tuple[int, ...], dtype: str) -> Buffer:
         """See `InferenceClient.buffer`."""
-        pool = self._pools.get((shape, dtype))
+        room = pooled_shape(shape)
+        pool = self._pools.get((room, dtype))
         if pool is None:
             # Twice the room: detection and pose of one picture may be two requests on one buffer.
-            pool = Pool(shape, DTYPES[dtype], output_bytes=2 * self._output_bytes * shape[0])
-            self._pools[shape, dtype] = pool
+            pool = Pool(room, DTYPES[dtype], output_bytes=2 * self._output_bytes * room[0])
+            self._pools[room, dtype] = pool
         if not pool.free and self._shm and self._up and not pool.growing:
             pool.growing = True
             self._do(self._grow(pool))
-        return pool.take()
+        return pool.take(shape[0])
 
     def _do(self, chore: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(chore)
@@ -257,7 +252,7 @@ class TritonClient:
         if slot is None or slot.region not in self._regions:
             # Memory that this life of the server has not mapped: the pixels travel in the message.
             return plain_request(model, buffer.array), {}
-        key = (model.name, model.version, buffer.cursor)
+        key = (model.name, model.version, len(buffer.array), buffer.cursor)
         cached = slot.requests.get(key)
         if cached is None:
             cached = slot.requests[key] = shared_request(model, buffer)
@@ -266,22 +261,12 @@ class TritonClient:
         return request, placed
 
     def _failure(self, model: str, error: grpc.aio.AioRpcError) -> InferenceError:
-        details = error.details() or error.code().name
-        if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-            metrics.INFERENCE_ERRORS.labels("timeout").inc()
+        away = error.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
+        if not away and "shared memory region" in (error.details() or ""):
+            self._lost_memory = away = True  # restarted between two probes: what was registered is forgotten
+        if away:
             self._suspect.set()
-            return InferenceTimeout(
-                f"{model}: no answer within TRITON_DEADLINE_S={self._settings.triton_deadline_s:g} seconds"
-            )
-        if error.code() == grpc.StatusCode.UNAVAILABLE:
-            metrics.INFERENCE_ERRORS.labels("unavailable").inc()
-            self._suspect.set()
-            return InferenceUnavailable(f"Triton at {self.url}: {details}")
-        if "shared memory region" in details:  # restarted between two probes: what was registered is forgotten
-            self._lost_memory = True
-            self._suspect.set()
-        metrics.INFERENCE_ERRORS.labels("refused").inc()
-        return InferenceError(f"{model}: {details}")
+        return failure(model, error, url=self.url, deadline_s=self._settings.triton_deadline_s)
 
     # --- whether it is there ---
 

@@ -43,7 +43,6 @@ from app.protocol.messages import (
     SettingsInForce,
     Stop,
     StreamSettings,
-    Summary,
     Update,
 )
 from app.protocol.result import FrameResult
@@ -68,7 +67,7 @@ class Session:
         self._memory = StreamMemory()
         self._ledger = Ledger()
         self._intake = Intake(self.id, door.live, self._ledger)
-        self._telling = Telling(self.id, door.summaries, self._tell)
+        self._telling = Telling(self.id, door.summaries, self._send)
         self._begun: asyncio.Future[Init | None] = asyncio.get_running_loop().create_future()
         self._ready = False
         self._clocks = Clocks(door.live, time.monotonic())
@@ -300,10 +299,6 @@ class Session:
             self.end(None)
             return False
         return True
-
-    async def _tell(self, told: Summary | Notice) -> None:
-        if not self._ending.is_set():
-            await self._send(told)
 
     async def _keep_time(self) -> None:
         while True:

@@ -19,6 +19,8 @@ class Telling:
     def offer(self, frame_id: int, result: FrameResult, at_ms: float, settings: StreamSettings) -> None:
         """One result, when it was sent. Never waits."""
         if not settings.stages.summary:
+            if self._told is not None:
+                self._told.rest()
             return
         if self._told is None:
             self._told = self._summaries.session(self._session_id, settings.summary_prompt, self._send)

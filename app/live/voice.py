@@ -43,9 +43,12 @@ class Voice:
             TooSlow: nothing was read for SEND_TIMEOUT_S.
             Gone: the socket is closed.
         """
+        text = messages.encode(message)
+        if self._connection is not None and self._connection.say(text):
+            return
         try:
             async with asyncio.timeout(self._send_timeout_s):
-                await self._socket.send({"type": "websocket.send", "text": messages.encode(message).decode()})
+                await self._socket.send({"type": "websocket.send", "text": text.decode()})
         except TimeoutError:
             raise TooSlow from None
         except (WebSocketDisconnect, RuntimeError):  # RuntimeError: Starlette's word for a socket that is closed

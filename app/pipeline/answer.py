@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from functools import cache
-
-from prometheus_client import Histogram
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 
 from app import metrics
 from app.errors import FrameError
@@ -17,9 +16,25 @@ from app.pipeline.tracks import StreamTracker, match_poses
 from app.pipeline.vision import Vision
 from app.protocol.result import FACE, OFF, OK, STAGES, Detection, FaceDetection, FrameResult, Image, Pose, Stage, Text
 
+Record = Callable[[Mapping[str, float]], None]
+"""Takes how long each stage of a frame took, seconds."""
 
-def finish(look: Look, batch: Batch, ocr: Ocr, started: float, door: str) -> FrameResult | FrameError:
-    """The frame's result once its models have answered; takes some hundred microseconds."""
+
+@cache
+def at_once(door: str) -> Record:
+    """Writes a frame's times to STAGE_SECONDS as they come."""
+    # `labels` takes a lock and looks its arguments over: eight times a frame that costs as much as observing.
+    stage_seconds = cache(partial(metrics.STAGE_SECONDS.labels, door))
+
+    def record(timings: Mapping[str, float]) -> None:
+        for name, seconds in timings.items():
+            stage_seconds(name).observe(seconds)
+
+    return record
+
+
+def finish(look: Look, batch: Batch, ocr: Ocr, started: float, record: Record) -> FrameResult | FrameError:
+    """The frame's result once its models have answered; takes less than a hundred microseconds."""
     if look.error is not None:
         return look.error
     info, settings = look.info, look.job.settings
@@ -30,12 +45,11 @@ def finish(look: Look, batch: Batch, ocr: Ocr, started: float, door: str) -> Fra
     stages = look.stages
     texts: list[Text] = []
     if settings.stages.ocr:
-        texts, stages["ocr"] = ocr.attach(look.job.memory.ocr, look.job.frame.jpeg, look.grey, now=now)
+        texts, stages["ocr"] = ocr.attach(look.job.memory.ocr, look.job.frame.still, look.grey, now=now)
     _say(look, batch)
     look.timings["queue"] = started - look.job.frame.received
     look.timings["total"] = time.perf_counter() - look.job.frame.received
-    for name, seconds in look.timings.items():
-        _stage_seconds(door, name).observe(seconds)
+    record(look.timings)
     return FrameResult(
         image=Image(info.width, info.height),
         objects=objects,
@@ -47,12 +61,6 @@ def finish(look: Look, batch: Batch, ocr: Ocr, started: float, door: str) -> Fra
     )
 
 
-@cache
-def _stage_seconds(door: str, stage: str) -> Histogram:
-    # `labels` takes a lock and looks its arguments over: eight times a frame that costs as much as observing.
-    return metrics.STAGE_SECONDS.labels(door, stage)
-
-
 def _track(look: Look, vision: Vision) -> tuple[list[Detection], list[Pose]]:
     """Track ids for what was found; poses take theirs from the persons that they lie on."""
     assert look.info is not None
@@ -62,7 +70,8 @@ def _track(look: Look, vision: Vision) -> tuple[list[Detection], list[Pose]]:
     if look.job.settings.stages.track and (detected is not None or posed is not None):
         if memory.tracker is None:
             memory.tracker = StreamTracker()
-        at_s = look.job.frame.received
+        frame = look.job.frame
+        at_s = frame.received if frame.at_s is None else frame.at_s
         if detected is not None:
             object_ids = memory.tracker.update(
                 detected.xyxy, detected.confidence, detected.class_id, size=size, at_s=at_s

@@ -6,6 +6,7 @@ Boxes are float32 `[n, 4]`: x1, y1, x2, y2. The *canvas* is the model's input pi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
+_TINY = np.finfo(np.float32).tiny
 _BLOCK = 128
 """Candidates that `nms` compares with each other at a time."""
 
@@ -36,6 +38,7 @@ class Letterbox:
     """Top edge."""
 
 
+@lru_cache(maxsize=1024)
 def letterbox(image_width: int, image_height: int, canvas_width: int, canvas_height: int) -> Letterbox:
     """Fits a frame into a canvas: the largest size that keeps its proportions, centred.
 
@@ -70,12 +73,17 @@ def points_to_image(xy: NDArray[Any], box: Letterbox) -> Floats:
     Ultralytics' `scale_coords` takes the padding before rounding, so that its keypoints lie up to half a canvas
     pixel beside the picture; here points and boxes share the padding that the picture really has.
     """
-    points = np.array(xy, dtype=np.float32)
-    points -= np.array((box.pad_x, box.pad_y), dtype=np.float32)
+    pad, limit = _ends(box)
+    points: Floats = np.subtract(xy, pad, dtype=np.float32)
     points /= np.float32(box.scale)
-    limit = np.array((box.image_width, box.image_height), dtype=np.float32)
     np.maximum(points, np.float32(0), out=points)  # both together in half the time of np.clip
     return np.minimum(points, limit, out=points)
+
+
+@lru_cache(maxsize=1024)
+def _ends(box: Letterbox) -> tuple[Floats, Floats]:
+    """Where the frame begins on the canvas, and where it ends in its own pixels: x, y."""
+    return np.array((box.pad_x, box.pad_y), np.float32), np.array((box.image_width, box.image_height), np.float32)
 
 
 def iou(a: Floats, b: Floats) -> Floats:
@@ -83,17 +91,23 @@ def iou(a: Floats, b: Floats) -> Floats:
 
     Two boxes without area overlap by 0.
     """
-    sides = np.minimum(a[:, None, 2:], b[:, 2:]) - np.maximum(a[:, None, :2], b[:, :2])
-    np.maximum(sides, 0, out=sides)
-    shared = sides[..., 0] * sides[..., 1]
-    union = _area(a)[:, None] + _area(b) - shared
-    ratio: Floats = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-    return ratio
+    # One side at a time: with x and y as a last axis of 2, many boxes take five times as long.
+    ax1, ay1, ax2, ay2 = a.T[:, :, None]
+    bx1, by1, bx2, by2 = b.T.copy()
+    shared = _common(ax1, ax2, bx1, bx2)
+    shared *= _common(ay1, ay2, by1, by2)
+    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1)
+    union -= shared
+    np.maximum(union, _TINY, out=union)  # nothing shared is 0 of it, whatever it is
+    np.divide(shared, union, out=shared)
+    return shared
 
 
-def _area(xyxy: Floats) -> Floats:
-    area: Floats = (xyxy[:, 2] - xyxy[:, 0]) * (xyxy[:, 3] - xyxy[:, 1])
-    return area
+def _common(a_from: Floats, a_to: Floats, b_from: Floats, b_to: Floats) -> Floats:
+    """The length that spans of `a` `[n, 1]` and of `b` `[m]` share: `[n, m]`."""
+    length: Floats = np.minimum(a_to, b_to)
+    length -= np.maximum(a_from, b_from)
+    return np.maximum(length, np.float32(0), out=length)
 
 
 def nms(xyxy: Floats, scores: Floats, class_ids: NDArray[Any], iou_threshold: float, max_detections: int) -> Ints:
@@ -104,14 +118,14 @@ def nms(xyxy: Floats, scores: Floats, class_ids: NDArray[Any], iou_threshold: fl
     with itself, its survivors then with all that is left, so that neither many candidates nor many survivors
     cost a full matrix.
     """
-    order = np.argsort(-scores, kind="stable")
+    order = (-scores).argsort(kind="stable")
     kept: list[Ints] = []
     count = 0
     while order.size and count < max_detections:
         block, order = order[:_BLOCK], order[_BLOCK:]
         over = _overlap(xyxy, class_ids, block, block, iou_threshold)
-        np.fill_diagonal(over, False)
-        best = block[_survivors(over)] if over.any() else block
+        alone = np.count_nonzero(over) == np.count_nonzero(over.diagonal())  # each overlaps but itself
+        best = block if alone else block[_survivors(over)]
         kept.append(best)
         count += best.size
         if order.size and count < max_detections:

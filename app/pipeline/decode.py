@@ -73,9 +73,7 @@ def inspect(jpeg: bytes, *, max_bytes: int, max_pixels: int) -> JpegInfo:
     except ValueError as error:
         raise UndecodableFrame(f"the JPEG's header is damaged, cut short or of a rare kind: {error}") from None
     if width * height > max_pixels:
-        raise FrameTooLarge(
-            f"the frame is {width}x{height}, {width * height:,} pixels; at most {max_pixels:,} are taken"
-        )
+        raise _too_many_pixels(width, height, max_pixels)
     progressive = _is_progressive(jpeg)
     if progressive and (scans := jpeg.count(_SOS)) > MAX_SCANS:
         raise UndecodableFrame(f"the progressive JPEG has {scans:,} scans; at most {MAX_SCANS} are decoded")
@@ -104,6 +102,46 @@ def decode_into(jpeg: bytes, info: JpegInfo, box: Letterbox, canvas: Pixels, *, 
         picture[:] = pixels
     else:
         cv2.resize(pixels, (box.width, box.height), dst=picture, interpolation=cv2.INTER_LINEAR)
+
+
+def described(pixels: Pixels, *, max_pixels: int) -> JpegInfo:
+    """What `inspect` says of a JPEG, of a picture that came decoded: RGB uint8 `[h, w, 3]`.
+
+    Raises:
+        FrameTooLarge: more pixels than allowed.
+    """
+    height, width = pixels.shape[:2]
+    if width * height > max_pixels:
+        raise _too_many_pixels(width, height, max_pixels)
+    return JpegInfo(width, height, "RGB", "444", progressive=False)
+
+
+def _too_many_pixels(width: int, height: int, most: int) -> FrameTooLarge:
+    return FrameTooLarge(f"the frame is {width}x{height}, {width * height:,} pixels; at most {most:,} are taken")
+
+
+def lay_into(pixels: Pixels, box: Letterbox, canvas: Pixels, *, border: bool = True) -> None:
+    """`decode_into` for a picture that came decoded: RGB uint8 `[h, w, 3]`."""
+    picture = picture_of(canvas, box)
+    if border:
+        _border(canvas, box)
+    if pixels.shape == picture.shape:
+        picture[:] = pixels
+        return
+    # Halved first where it is at least twice too large: bilinear alone would skip pixels.
+    while pixels.shape[0] >= 2 * box.height and pixels.shape[1] >= 2 * box.width:
+        half = (pixels.shape[1] // 2, pixels.shape[0] // 2)
+        pixels = cv2.resize(pixels, half, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+    if pixels.shape == picture.shape:
+        picture[:] = pixels
+    else:
+        cv2.resize(pixels, (box.width, box.height), dst=picture, interpolation=cv2.INTER_LINEAR)
+
+
+def grey_of(pixels: Pixels, longest: int = LONGEST) -> Pixels:
+    """`decode_grey` for a picture that came decoded: RGB uint8 `[h, w, 3]`."""
+    height, width = pixels.shape[:2]
+    return _shrink(pixels, *grey_size(width, height, longest))
 
 
 def small_grey(canvas: Pixels, box: Letterbox, longest: int = LONGEST) -> Pixels:

@@ -150,6 +150,8 @@ def _picture(look: Look, index: int, batch: Batch) -> NDArray[np.uint8]:
         box = tensor.boxes[index]
         if form.is_image and (box.width, box.height) == (info.width, info.height):
             return picture_of(tensor.canvas(index), box)
+    if look.job.frame.pixels is not None:
+        return look.job.frame.pixels
     whole = letterbox(info.width, info.height, info.width, info.height)
     pixels = np.empty((info.height, info.width, 3), np.uint8)
     decode_into(look.job.frame.jpeg, info, whole, pixels, border=False)

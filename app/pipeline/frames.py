@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 
 from app.pipeline.motion import Flow
@@ -24,6 +28,20 @@ class Frame:
     seq: int
     """The client's number of the frame, or its door's."""
     captured_at_ms: float | None = None
+    pixels: NDArray[np.uint8] | None = None
+    """The picture where it came decoded, in place of `jpeg`: RGB `[height, width, 3]`, C-contiguous, never changed."""
+    at_s: float | None = None
+    """When it was taken, seconds on its stream's own clock, for tracking; None: `received`."""
+
+    @property
+    def still(self) -> bytes | Callable[[], bytes]:
+        """Its JPEG, or what makes one: some milliseconds, for a thread."""
+        return self.jpeg if self.pixels is None else partial(_jpeg, self.pixels)
+
+
+def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
+    jpeg: bytes = simplejpeg.encode_jpeg(pixels, quality=90, colorsubsampling="444")
+    return jpeg
 
 
 @dataclass(slots=True)

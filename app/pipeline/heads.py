@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -112,20 +113,20 @@ def candidates(
     head = head.astype(np.float32, copy=False)
     with np.errstate(invalid="ignore", over="ignore"):
         found = _raw(head, class_count, confidence) if layout == "raw" else _rows(head, confidence)
-        keep = np.isfinite(found.xyxy.sum(axis=1) + found.confidence)
-    if not keep.size:
-        return found
-    if classes is not None:
-        keep &= np.isin(found.class_id, list(classes))
-    chosen = np.flatnonzero(keep)
+        count = found.confidence.size
+        # Almost always all are finite, and then so is their sum: one look at it costs less than one at each box.
+        if count and not math.isfinite(found.xyxy.sum() + found.confidence.sum()):
+            found = _take(found, np.flatnonzero(np.isfinite(found.xyxy.sum(axis=1) + found.confidence)))
+    if count and classes is not None:
+        found = _take(found, np.flatnonzero(np.isin(found.class_id, list(classes))))
+    count = found.confidence.size
     if layout == "end_to_end":
-        return _take(found, chosen[:max_detections])
-    if chosen.size > MAX_NMS:
-        chosen = chosen[np.argsort(-found.confidence[chosen], kind="stable")[:MAX_NMS]]
-    if chosen.size < 2:
-        return _take(found, chosen)
-    kept = nms(found.xyxy[chosen], found.confidence[chosen], found.class_id[chosen], iou, max_detections)
-    return _take(found, chosen[kept])
+        return found if count <= max_detections else _take(found, np.arange(max_detections))
+    if count > MAX_NMS:
+        found = _take(found, np.argsort(-found.confidence, kind="stable")[:MAX_NMS])
+    if count < 2:
+        return found
+    return _take(found, nms(found.xyxy, found.confidence, found.class_id, iou, max_detections))
 
 
 def _raw(head: Floats, class_count: int, confidence: float) -> Candidates:
@@ -146,9 +147,11 @@ def _raw(head: Floats, class_count: int, confidence: float) -> Candidates:
 
 
 def _rows(head: Floats, confidence: float) -> Candidates:
-    rows = head[head[:, 4] > confidence]
-    class_id = np.where(np.isfinite(rows[:, 5]), rows[:, 5], 0).astype(np.int32)
-    return Candidates(rows[:, :4], rows[:, 4], class_id, rows[:, 6:])
+    rows = head[(head[:, 4] > confidence).nonzero()[0]]
+    label = rows[:, 5]
+    if rows.size and not math.isfinite(label.sum()):
+        label = np.where(np.isfinite(label), label, 0)
+    return Candidates(rows[:, :4], rows[:, 4], label.astype(np.int32), rows[:, 6:])
 
 
 def _take(found: Candidates, at: NDArray[np.int64]) -> Candidates:

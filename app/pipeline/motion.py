@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import math
+from functools import lru_cache
 from typing import Any, Literal
 
 import cv2
@@ -101,24 +102,33 @@ def measure(flow: Floats, previous: Grey, *, width: int, height: int, grid: bool
         grid: whether to add the cells' flow, the camera's in it.
     """
     rows, columns = (max(1, round(side / CELL)) for side in previous.shape)
-    to_frame = np.array((width / previous.shape[1], height / previous.shape[0]), np.float32)
-    cells = (_mean(flow, columns, rows) * to_frame).reshape(-1, 2)
+    cells = _mean(flow, columns, rows).reshape(-1, 2)
+    cells *= _to_frame(width, height, previous.shape)
     textured = _variance(previous, columns, rows).ravel() >= MIN_TEXTURE**2
     seen = cells[textured]
-    camera = np.partition(seen, len(seen) // 2, axis=0)[len(seen) // 2] if len(seen) else np.zeros(2, np.float32)
+    middle = len(seen) // 2
+    camera = np.partition(seen, middle, axis=0)[middle] if len(seen) else np.zeros(2, np.float32)
     own = cells - camera
     own[~textured] = 0
     speed = np.hypot(own[:, 0], own[:, 1])
     diagonal = math.hypot(width, height)
-    moving = speed > MOVING * diagonal + CAMERA_ERROR * math.hypot(*camera.tolist())
-    moving_fraction = float(moving.mean())
+    camera_x, camera_y = camera.tolist()
+    moving = speed > MOVING * diagonal + CAMERA_ERROR * math.hypot(camera_x, camera_y)
+    # Sums and counts of our own: each `mean` of numpy's takes 4 µs before it adds anything up.
+    moving_fraction = int(np.count_nonzero(moving)) / moving.size
     return Motion(
-        score=round(float(speed.mean()) / diagonal, 5),
-        direction_deg=_direction(own[moving]) if moving_fraction >= A_FEW else None,
+        score=round(float(speed.sum()) / speed.size / diagonal, 5),
+        direction_deg=_direction(own[moving], speed[moving]) if moving_fraction >= A_FEW else None,
         moving_fraction=round(moving_fraction, 4),
-        camera=CameraMotion(round(float(camera[0]), 2), round(float(camera[1]), 2)),
+        camera=CameraMotion(round(camera_x, 2), round(camera_y, 2)),
         grid=_grid(cells, columns, rows) if grid else None,
     )
+
+
+@lru_cache(maxsize=256)
+def _to_frame(width: int, height: int, shape: tuple[int, int]) -> Floats:
+    """Frame pixels a grey pixel: x, y."""
+    return np.array((width / shape[1], height / shape[0]), np.float32)
 
 
 def _mean(values: NDArray[Any], columns: int, rows: int) -> Floats:
@@ -133,12 +143,12 @@ def _variance(picture: Grey, columns: int, rows: int) -> Floats:
     return _mean(levels * levels, columns, rows) - mean * mean
 
 
-def _direction(moving: Floats) -> float | None:
+def _direction(moving: Floats, speed: Floats) -> float | None:
     """Of the sum of the vectors: a mean direction, each by its length. None where they cancel each other out."""
-    x, y = (float(value) for value in moving.sum(axis=0))
-    if np.hypot(x, y) < ONE_WAY * float(np.hypot(moving[:, 0], moving[:, 1]).sum()):
+    x, y = moving.sum(axis=0).tolist()
+    if math.hypot(x, y) < ONE_WAY * float(speed.sum()):
         return None
-    return round(float(np.degrees(np.arctan2(y, x))) % 360, 1) % 360
+    return round(math.degrees(math.atan2(y, x)) % 360, 1) % 360
 
 
 def _grid(cells: Floats, columns: int, rows: int) -> MotionGrid:

@@ -13,11 +13,12 @@ import os
 import time
 from collections.abc import Sequence
 from functools import cache, partial
+from typing import Any
 
 from app import metrics
 from app.errors import FrameError, InferenceError, InferenceUnavailable, ModelRejected
 from app.inference.client import InferenceClient, Reply
-from app.pipeline.answer import finish
+from app.pipeline.answer import Record, at_once, finish
 from app.pipeline.batch import Batch, Input, Look, Request
 from app.pipeline.faces import FaceStage
 from app.pipeline.frames import Job
@@ -25,6 +26,7 @@ from app.pipeline.ocr import Ocr
 from app.pipeline.prepare import prepare
 from app.pipeline.tensors import InputFormat
 from app.pipeline.threads import Threads
+from app.pipeline.turns import Turn
 from app.pipeline.vision import Vision, describe
 from app.protocol.messages import Models
 from app.protocol.result import OK, FrameResult, Stage
@@ -99,12 +101,20 @@ class Pipeline:
     def vision(self) -> Vision:
         return self._vision
 
-    async def analyze(self, jobs: Sequence[Job], *, door: str = "live") -> list[FrameResult | FrameError]:
+    async def analyze(
+        self, jobs: Sequence[Job], *, door: str = "live", record: Record | None = None, turn: Turn | None = None
+    ) -> list[FrameResult | FrameError]:
         """Analyses frames as one batch; answers in their order, an error in the place of a frame that is none.
 
         Each frame is of another stream, or at least the frames of one stream are never split over two
-        calls at a time. More frames than a model takes at once go one batch after the other. A model that
-        fails makes its stage say `error`; the rest of the frame is answered.
+        calls at a time, unless their turns keep the calls in order. More frames than a model takes at once
+        go one batch after the other. A model that fails makes its stage say `error`; the rest of the frame
+        is answered.
+
+        Args:
+            door: which door's stage times these are.
+            record: takes them instead, for a door that adds them up before they touch a metric.
+            turn: for a stream with several calls at a time; all frames are of that stream then. See `Turns`.
         """
         if self.client.up and self.client.generation != self._generation:
             try:
@@ -113,17 +123,26 @@ class Pipeline:
                 log.error("%s", error)
         most = self._vision.max_batch
         if len(jobs) > most:
+            if turn is not None:
+                await turn.finish()  # several batches do not overlap with another call's
             parts = [jobs[at : at + most] for at in range(0, len(jobs), most)]
-            return [answer for part in parts for answer in await self.analyze(part, door=door)]
+            return [answer for part in parts for answer in await self.analyze(part, door=door, record=record)]
+        if turn is not None:
+            await turn.prepare()
         started = time.perf_counter()
         batch = self._batch([*jobs])
         preparing = self._threads.run(partial(prepare, batch, self._limits, self._settings.motion_method))
         try:
             await asyncio.shield(preparing)
+            if turn is not None:
+                turn.prepared()
             await self._infer(batch)
             if self._faces is not None:
                 await self._faces.run(batch)
-            return [finish(look, batch, self.ocr, started, door) for look in batch.looks]
+            if turn is not None:
+                await turn.finish()
+            record = record or at_once(door)
+            return [finish(look, batch, self.ocr, started, record) for look in batch.looks]
         finally:
             # Cancelled while the thread still writes pixels: the memory is given back when it has done so.
             preparing.add_done_callback(lambda _: batch.release())
@@ -175,9 +194,13 @@ class Pipeline:
             return
         _model_batch(spec.name).observe(len(batch.looks))
         parsing = time.perf_counter()
-        for index, look in enumerate(batch.looks):
-            if look.error is None:
-                self._read(look, request, reply, index)
+        if len(batch.looks) > 1 and all(look.job.settings is batch.looks[0].job.settings for look in batch.looks):
+            self._read_all(batch, request, reply)
+        else:
+            for index, look in enumerate(batch.looks):
+                if look.error is None:
+                    self._read(look, request, reply, index)
+        self._count(batch, request)
         parse_s = (time.perf_counter() - parsing) / len(batch.looks)
         for look in batch.looks:
             for name, seconds in (("gate", reply.gate_s), ("infer", reply.infer_s)):
@@ -198,7 +221,6 @@ class Pipeline:
                 classes=None if settings.classes is None else frozenset(settings.classes),
                 max_detections=limit,
             )
-            _model_frames(self._triton.triton_detect_model).inc()
             look.stages["detect"] = OK
         if request.pose is not None and settings.stages.pose:
             look.posed = request.pose.read(
@@ -210,5 +232,29 @@ class Pipeline:
                 classes=None,
                 max_detections=limit,
             )
-            _model_frames(self._triton.triton_pose_model).inc()
             look.stages["pose"] = OK
+
+    def _read_all(self, batch: Batch, request: Request, reply: Reply) -> None:
+        """A batch whose frames all have the same settings, as a fleet's have."""
+        settings = batch.looks[0].job.settings
+        boxes = [request.input.boxes[index] if look.error is None else None for index, look in enumerate(batch.looks)]
+        classes = None if settings.classes is None else frozenset(settings.classes)
+        limits: Any = {"confidence": settings.confidence, "iou": settings.iou}
+        limits["max_detections"] = self._settings.max_detections
+        if request.detect is not None and settings.stages.detect:
+            objects = request.detect.read_all(reply.outputs, boxes, classes=classes, **limits)
+            for look, detected in zip(batch.looks, objects, strict=True):
+                look.detected, look.stages["detect"] = detected, OK
+        if request.pose is not None and settings.stages.pose:
+            for look, look.posed in zip(
+                batch.looks, request.pose.read_all(reply.outputs, boxes, **limits), strict=True
+            ):
+                look.stages["pose"] = OK
+
+    def _count(self, batch: Batch, request: Request) -> None:
+        """Once a batch: a metric takes a lock."""
+        for name, model in (("detect", self._triton.triton_detect_model), ("pose", self._triton.triton_pose_model)):
+            if name in request.stages and (
+                count := sum(one.error is None and one.stages.get(name) is OK for one in batch.looks)
+            ):
+                _model_frames(model).inc(count)

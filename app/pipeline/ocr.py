@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.metrics import OCR_RUNS
-from app.pipeline.ocr_policy import OcrMemory, due, has_changed, stage
+from app.pipeline.ocr_policy import OcrMemory, Still, due, has_changed, stage
 from app.pipeline.ocr_process import OcrProcess, OcrProcessError, OcrUnreadable
 from app.pipeline.ocr_supervisor import OcrSupervisor, why_off
 from app.protocol.result import Stage, Text
@@ -68,7 +68,7 @@ class Ocr:
         return "PP-OCRv6 small" if self._settings.ocr_models is None else self._settings.ocr_models.name
 
     def attach(
-        self, memory: OcrMemory, jpeg: bytes, grey: NDArray[np.uint8] | None, *, now: float
+        self, memory: OcrMemory, still: Still, grey: NDArray[np.uint8] | None, *, now: float
     ) -> tuple[list[Text], Stage]:
         """The stream's last texts and how they relate to this frame; starts a run in the background when one is due.
 
@@ -81,9 +81,9 @@ class Ocr:
             return [], Stage("error", self._broken)
         changed = has_changed(memory, grey, threshold=self._settings.ocr_change_threshold)
         if memory.waiting is not None:
-            memory.ask(jpeg, grey, now)
+            memory.ask(still, grey, now)
         elif due(memory, changed=changed, min_interval_s=self._settings.ocr_min_interval_s, now=now):
-            memory.ask(jpeg, grey, now)
+            memory.ask(still, grey, now)
             self._line.append(memory)
             self.warm()
         said = stage(memory, changed=changed, now=now)
@@ -149,7 +149,9 @@ class Ocr:
         self._runs += 1
         spoilt = False
         try:
-            reading = await process.read(memory.begin(), timeout_s=self._settings.ocr_timeout_s)
+            still = memory.begin()
+            jpeg = still if isinstance(still, bytes) else await asyncio.to_thread(still)
+            reading = await process.read(jpeg, timeout_s=self._settings.ocr_timeout_s)
         except OcrUnreadable as error:
             self._failed(memory, error.outcome, str(error))
         except OcrProcessError as error:

@@ -6,6 +6,7 @@ all its words and yet hardly a pixel in a hundred. Where text was read last, a s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import cv2
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 from app.protocol.result import Stage, Text
 
+Still = bytes | Callable[[], bytes]
+"""A frame's JPEG, or what makes one."""
 PIXEL_STEP = 24
 """Grey levels. Less is noise of the sensor or of JPEG."""
 CELL = 8
@@ -36,8 +39,8 @@ class OcrMemory:
     """That frame, small and grey."""
     text_cells: NDArray[np.bool_] | None = None
     """Where `texts` stand in it."""
-    waiting: bytes | None = None
-    """Its JPEG, as long as it stands in line."""
+    waiting: Still | None = None
+    """Its JPEG, or what makes one, as long as it stands in line."""
     running: bool = False
     problem: str | None = None
     """Why the last run failed; None once one succeeds."""
@@ -46,18 +49,18 @@ class OcrMemory:
     def pending(self) -> bool:
         return self.running or self.waiting is not None
 
-    def ask(self, jpeg: bytes, grey: NDArray[np.uint8] | None, now: float) -> None:
+    def ask(self, still: Still, grey: NDArray[np.uint8] | None, now: float) -> None:
         """Puts a frame in line, in the place of one that stands there."""
-        self.waiting = jpeg
+        self.waiting = still
         self.asked_at = now
         # The caller's picture may live in memory that the next frame overwrites.
         self.scene = None if grey is None else grey.copy()
 
-    def begin(self) -> bytes:
+    def begin(self) -> Still:
         """Takes the frame out of the line."""
-        jpeg, self.waiting, self.running = self.waiting, None, True
-        assert jpeg is not None
-        return jpeg
+        still, self.waiting, self.running = self.waiting, None, True
+        assert still is not None
+        return still
 
     def succeed(self, texts: list[Text], width: int, height: int) -> None:
         """`width` and `height` are of the frame that was read, pixels."""

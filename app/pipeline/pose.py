@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,15 @@ from app.inference.client import ModelSpec
 from app.pipeline.boxes import Floats, Letterbox, points_to_image, to_image
 from app.pipeline.heads import Layout, candidates, find_head
 from app.pipeline.tensors import InputFormat, input_format
+from app.pipeline.together import scoring, to_images
 from app.pipeline.yolo import rounded
 from app.protocol.result import KEYPOINT_NAMES, Box, Keypoint, Pose
 
 _KEYPOINTS = len(KEYPOINT_NAMES)
 _RAW_ROWS = 4 + 1 + 3 * _KEYPOINTS
 _COLUMNS = 6 + 3 * _KEYPOINTS
+_DIGITS = np.array((100.0, 100.0, 10_000.0))
+"""Of x, y and confidence, to round all three in one go."""
 KNOWN = (
     f"[N, {_RAW_ROWS}, A] (the raw head of YOLOv8-pose, YOLO11-pose), [N, K, {_COLUMNS}] (end-to-end; or prepared, "
     f"behind a UINT8 picture [N, H, W, 3]), FP32 or FP16: one class, COCO's {_KEYPOINTS} keypoints of x, y, confidence"
@@ -67,9 +72,45 @@ class PoseReader:
             classes=None,
             max_detections=max_detections,
         )
-        keypoints = np.nan_to_num(found.extra.reshape(-1, _KEYPOINTS, 3))
+        keypoints = _finite(found.extra.reshape(-1, _KEYPOINTS, 3))
         keypoints[..., :2] = points_to_image(keypoints[..., :2], box)
         return Posed(to_image(found.xyxy, box), found.confidence, keypoints)
+
+    def read_all(
+        self,
+        outputs: Mapping[str, NDArray[Any]],
+        boxes: Sequence[Letterbox | None],
+        *,
+        confidence: float,
+        iou: float,
+        max_detections: int,
+        classes: frozenset[int] | None = None,
+    ) -> list[Posed | None]:
+        """`read` of every picture of a batch; None for those without a box."""
+        limits = {"confidence": confidence, "iou": iou}
+        found = None
+        if self.layout != "raw":
+            found = scoring(outputs[self.output_name], **limits, suppress=self.layout == "prepared")
+        if found is None:
+            more: Any = {**limits, "max_detections": max_detections}
+            return [None if box is None else self.read(outputs, at, box, **more) for at, box in enumerate(boxes)]
+        rows, picture, bounds = found
+        xyxy = to_images(rows[:, :4].reshape(-1, 2, 2), picture, boxes).reshape(-1, 4)
+        keypoints = _finite(rows[:, 6:].reshape(-1, _KEYPOINTS, 3))
+        keypoints[..., :2] = to_images(keypoints[..., :2], picture, boxes)
+        parts = [slice(start, min(end, start + max_detections)) for start, end in pairwise(bounds)]
+        return [
+            None if box is None else Posed(xyxy[at], rows[at, 4], keypoints[at])
+            for box, at in zip(boxes, parts, strict=True)
+        ]
+
+
+def _finite(keypoints: Floats) -> Floats:
+    """A copy with finite numbers in it."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        if not math.isfinite(keypoints.sum()):
+            return np.nan_to_num(keypoints)
+    return keypoints.copy()
 
 
 def pose_reader(spec: ModelSpec, *, output: str | None = None) -> PoseReader:
@@ -97,15 +138,13 @@ def poses(posed: Posed, track_ids: NDArray[Any] | None) -> list[Pose]:
         Pose(
             confidence,
             Box(*corners),
-            tuple(map(Keypoint, KEYPOINT_NAMES, xs, ys, scores)),
+            tuple(map(Keypoint, KEYPOINT_NAMES, *columns)),
             track_id if track_id >= 0 else None,
         )
-        for confidence, corners, xs, ys, scores, track_id in zip(
+        for confidence, corners, columns, track_id in zip(
             rounded(posed.confidence, 4),
             rounded(posed.xyxy, 2),
-            rounded(posed.keypoints[..., 0], 2),
-            rounded(posed.keypoints[..., 1], 2),
-            rounded(posed.keypoints[..., 2], 4),
+            (np.rint(posed.keypoints * _DIGITS) / _DIGITS).transpose(0, 2, 1).tolist(),
             ids,
             strict=True,
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from app.inference.client import ModelSpec
 from app.pipeline.boxes import Floats, Letterbox, to_image
 from app.pipeline.heads import Classes, Layout, anchors, candidates, find_head
 from app.pipeline.tensors import InputFormat, input_format
+from app.pipeline.together import scoring, to_images
 from app.protocol.result import Box, Detection
 
 KNOWN = (
@@ -66,6 +68,33 @@ class DetectReader:
             max_detections=max_detections,
         )
         return Detected(to_image(found.xyxy, box), found.confidence, found.class_id)
+
+    def read_all(
+        self,
+        outputs: Mapping[str, NDArray[Any]],
+        boxes: Sequence[Letterbox | None],
+        *,
+        confidence: float,
+        iou: float,
+        classes: frozenset[int] | None,
+        max_detections: int,
+    ) -> list[Detected | None]:
+        """`read` of every picture of a batch; None for those without a box."""
+        limits = {"confidence": confidence, "iou": iou}
+        found = None
+        if self.layout != "raw" and classes is None:
+            found = scoring(outputs[self.output_name], **limits, suppress=self.layout == "prepared")
+        if found is None:
+            more: Any = {**limits, "classes": classes, "max_detections": max_detections}
+            return [None if box is None else self.read(outputs, at, box, **more) for at, box in enumerate(boxes)]
+        rows, picture, bounds = found
+        xyxy = to_images(rows[:, :4].reshape(-1, 2, 2), picture, boxes).reshape(-1, 4)
+        labels = rows[:, 5].astype(np.int32)
+        parts = [slice(start, min(end, start + max_detections)) for start, end in pairwise(bounds)]
+        return [
+            None if box is None else Detected(xyxy[at], rows[at, 4], labels[at])
+            for box, at in zip(boxes, parts, strict=True)
+        ]
 
 
 def detect_reader(spec: ModelSpec, labels: tuple[str, ...] | None = None, *, output: str | None = None) -> DetectReader:

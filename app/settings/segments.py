@@ -30,11 +30,11 @@ class SegmentSettings(Section):
     sagemaker_endpoint_name: str | None = Field(None, description="asynchronous endpoint, for `sagemaker`")
     sagemaker_region: str | None = Field(None, description="its region; unset: AWS_REGION")
     sagemaker_invoke_timeout_seconds: int = Field(
-        1200, ge=60, le=3600, description="seconds after which an invocation without an answer is given up and repeated"
+        1200, ge=1, le=3600, description="seconds after which an invocation without an answer is given up and repeated"
     )
     segment_attempts: int = Field(3, ge=1, le=20, description="times a segment is tried before its job fails")
     segment_visibility_s: int = Field(
-        120, ge=10, le=43_200, description="seconds a segment's message stays hidden; prolonged while it is worked on"
+        120, ge=2, le=43_200, description="seconds a segment's message stays hidden; prolonged while it is worked on"
     )
     segment_folder: Path | None = Field(
         None, description="folder that `/invocations` may read and write by file: addresses; unset: none"

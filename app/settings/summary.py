@@ -63,11 +63,18 @@ class LlmSettings(Section):
         200_000, ge=0, description="tokens a session may spend, then it gets digests; 0: no bound"
     )
     llm_hour_tokens: int = Field(2_000_000, ge=0, description="tokens all sessions may spend an hour; 0: no bound")
+    llm_session_cost: float = Field(
+        0.0,
+        ge=0,
+        description="cost a session may run up, in the unit of the two prices; then it gets digests; 0: no bound",
+    )
     llm_hour_cost: float = Field(
         0.0, ge=0, description="cost all sessions may run up an hour, in the unit of the two prices; 0: no bound"
     )
-    llm_input_price: float = Field(0.0, ge=0, description="price of a million input tokens, for LLM_HOUR_COST")
-    llm_output_price: float = Field(0.0, ge=0, description="price of a million output tokens, for LLM_HOUR_COST")
+    llm_input_price: float = Field(0.0, ge=0, description="price of a million input tokens, for the two bounds of cost")
+    llm_output_price: float = Field(
+        0.0, ge=0, description="price of a million output tokens, for the two bounds of cost"
+    )
     llm_breaker_failures: int = Field(5, ge=1, description="failures in a row after which the model is left alone")
     llm_breaker_s: float = Field(60.0, gt=0, description="seconds it is left alone; then one request tries it")
 

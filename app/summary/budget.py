@@ -1,4 +1,4 @@
-"""What the language model may cost: tokens a session, tokens and money an hour. Pure: the caller passes the time.
+"""What the language model may cost: tokens and money, a session and an hour. Pure: the caller passes the time.
 
 A request is reserved with an estimate before it goes, so that requests in flight together cannot all slip under a
 bound, and settled with what it really took.
@@ -13,12 +13,16 @@ from typing import Literal
 from app.settings import LlmSettings
 
 HOUR_S = 3600.0
-Bound = Literal["session_tokens", "hour_tokens", "hour_cost"]
+Bound = Literal["session_tokens", "session_cost", "hour_tokens", "hour_cost"]
 VARIABLES: dict[Bound, str] = {
     "session_tokens": "LLM_SESSION_TOKENS",
+    "session_cost": "LLM_SESSION_COST",
     "hour_tokens": "LLM_HOUR_TOKENS",
     "hour_cost": "LLM_HOUR_COST",
 }
+
+
+OF_A_SESSION: frozenset[Bound] = frozenset({"session_tokens", "session_cost"})
 
 
 def estimate_tokens(text: str) -> int:
@@ -31,9 +35,10 @@ def estimate_tokens(text: str) -> int:
 
 @dataclass(slots=True)
 class Spent:
-    """Tokens that a session took, or has reserved."""
+    """What a session took, or has reserved."""
 
     tokens: int = 0
+    cost: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +67,14 @@ class Budget:
         cost = self.cost(input_tokens, output_tokens)
         if bounds.llm_session_tokens and session.tokens + tokens > bounds.llm_session_tokens:
             return "session_tokens"
+        if bounds.llm_session_cost and session.cost + cost > bounds.llm_session_cost:
+            return "session_cost"
         if bounds.llm_hour_tokens and self._tokens + self._held_tokens + tokens > bounds.llm_hour_tokens:
             return "hour_tokens"
         if bounds.llm_hour_cost and self._cost + self._held_cost + cost > bounds.llm_hour_cost:
             return "hour_cost"
         session.tokens += tokens
+        session.cost += cost
         self._held_tokens += tokens
         self._held_cost += cost
         return Reservation(tokens, cost)
@@ -75,8 +83,9 @@ class Budget:
         """What the request really took, in place of the estimate; 0 and 0 when it never reached the model."""
         self._held_tokens -= held.tokens
         self._held_cost -= held.cost
-        session.tokens += input_tokens + output_tokens - held.tokens
         tokens, cost = input_tokens + output_tokens, self.cost(input_tokens, output_tokens)
+        session.tokens += tokens - held.tokens
+        session.cost += cost - held.cost
         if tokens:
             self._hour.append((now, tokens, cost))
             self._tokens += tokens

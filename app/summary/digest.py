@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import reduce
 
+from app.protocol.result import FACE
 from app.summary.answer import ITEM_CHARS, ITEMS, SCENE_CHARS, TITLE_CHARS, Words, clean
-from app.summary.english import counted, duration, listed, number, plural, sentence
+from app.summary.english import counted, during, listed, number, plural, sentence
 from app.summary.observation import ObjectCount, Observation, Track, merge
 
+_PERSON = "person"
 _TITLE_CLASSES = 3
 _SCENE_CLASSES = 6
 _MOST_OF_THE_TIME, _NOW_AND_THEN = 0.8, 0.2
@@ -28,7 +31,7 @@ def digest(observations: Sequence[Observation]) -> Words:
     """
     if not observations:
         return Words("Nothing was seen", "Nothing was seen.", (), (), (), 0.0)
-    seen = reduce(merge, observations)
+    seen = _without_faces(reduce(merge, observations))
     sentences = (_first(seen), _presence(seen), _motion(seen), _reading(seen))
     return Words(
         title=clean(_title(seen), TITLE_CHARS),
@@ -37,6 +40,23 @@ def digest(observations: Sequence[Observation]) -> Words:
         visible_text=_items(seen.new_texts),
         concerns=_items(_concerns(seen)),
         confidence=_confidence(seen),
+    )
+
+
+def _without_faces(seen: Observation) -> Observation:
+    """A face is somebody's: where people were seen, it is nothing more that was there."""
+    most = {one.class_name: one.most for one in seen.objects}
+    if not 0 < most.get(FACE, 0) <= most.get(_PERSON, 0):
+        return seen
+    arrived = tuple(one for one in seen.arrived if one.class_name != FACE)
+    left = tuple(one for one in seen.left if one.class_name != FACE)
+    return replace(
+        seen,
+        objects=tuple(one for one in seen.objects if one.class_name != FACE),
+        arrived=arrived,
+        arrivals=seen.arrivals - len(seen.arrived) + len(arrived),
+        left=left,
+        departures=seen.departures - len(seen.left) + len(left),
     )
 
 
@@ -69,20 +89,20 @@ def _names(objects: Sequence[ObjectCount]) -> list[str]:
 
 def _ordered(seen: Observation) -> list[ObjectCount]:
     """The most frequent first; people before all."""
-    return sorted(seen.objects, key=lambda one: (one.class_name != "person", -one.frames, one.class_name))
+    return sorted(seen.objects, key=lambda one: (one.class_name != _PERSON, -one.frames, one.class_name))
 
 
 def _first(seen: Observation) -> str:
-    span = duration((seen.ended_at_ms - seen.started_at_ms) / 1000)
+    span = during((seen.ended_at_ms - seen.started_at_ms) / 1000)
     frames = "1 frame" if seen.frames == 1 else f"{seen.frames:,} frames"
     objects = _ordered(seen)
     if not objects:
-        return f"in {span} ({frames}) no object was recognised"
+        return f"{span} ({frames}) no object was recognised"
     shown = _names(objects[:_SCENE_CLASSES])
     if rest := len(objects) - len(shown):
         shown.append(f"{number(rest)} more {'kind' if rest == 1 else 'kinds'} of things")
     most = "" if seen.frames == 1 or all(one.most == 1 for one in objects) else "at most "
-    return f"in {span} ({frames}) there {_were(objects)} {most}{listed(shown)}"
+    return f"{span} ({frames}) there {_were(objects)} {most}{listed(shown)}"
 
 
 def _were(objects: Sequence[ObjectCount]) -> str:
@@ -116,7 +136,7 @@ def _motion(seen: Observation) -> str:
         parts.append(words[motion.level] + (f", mostly {_towards(motion.direction)}" if motion.direction else ""))
     if motion.camera:
         parts.append(f"the camera was {motion.camera}")
-    return listed(parts)
+    return "; ".join(parts)
 
 
 def _towards(direction: str) -> str:
@@ -142,7 +162,8 @@ def _came(tracks: Sequence[Track], total: int, verb: str) -> list[str]:
     if not total:
         return []
     named = Counter(one.class_name for one in tracks)
-    who = listed([counted(count, name) for name, count in named.most_common(_SCENE_CLASSES)])
+    ordered = sorted(named.items(), key=lambda one: (one[0] != _PERSON, -one[1]))
+    who = listed([counted(count, name) for name, count in ordered[:_SCENE_CLASSES]])
     more = f" ({total} times in all)" if total > len(tracks) else ""
     return [f"{who} {verb}{more}"]
 

@@ -59,12 +59,12 @@ def sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
-def duration(seconds: float) -> str:
-    """`a moment`, `31 seconds`, `4 minutes`, `2 hours`."""
+def during(seconds: float) -> str:
+    """`for a moment`, `in 31 seconds`, `in four minutes`, `in two hours`."""
     whole = round(seconds)
     if whole < 2:
-        return "a moment"
+        return "for a moment"
     for unit, length in (("hour", 3600), ("minute", 60)):
         if whole >= 2 * length:
-            return counted(round(whole / length), unit)
-    return counted(whole, "second")
+            return f"in {counted(round(whole / length), unit)}"
+    return f"in {counted(whole, 'second')}"

@@ -134,7 +134,8 @@ class LanguageModel:
                 asked_s = self._note(error)
                 again = reason_of(error) in WORTH_REPEATING and attempt <= self._settings.llm_retries
                 if not again or self.breaker != "closed":
-                    raise NoAnswer(reason_of(error), f"{self.name}: {self._short(error)}") from None
+                    reason = reason_of(error)
+                    raise NoAnswer(reason, f"{self.name}: {_HINTS[reason]} ({self._short(error)})") from None
             await asyncio.sleep(pause_s(attempt, asked_s, random.random()))
 
     def _note(self, error: Exception) -> float | None:
@@ -164,7 +165,7 @@ class LanguageModel:
 
     def _short(self, error: BaseException) -> str:
         """For the log: one line, without the key that some servers quote."""
-        text = f"{type(error).__name__}: {error}".replace("\n", " ")
+        text = f"{type(error).__name__}: {error}".replace("\n", " ").removesuffix(": ")
         for key in (self._settings.llm_api_key, self._settings.openai_api_key, self._settings.anthropic_api_key):
             if key is not None and key.get_secret_value():
                 text = text.replace(key.get_secret_value(), "…")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from app.protocol.result import Detection, FrameResult, Pose, Stage, Text
 from app.summary.movement import MovementSum
-from app.summary.observation import TEXT_CHARS, TEXTS, TRACKS, ObjectCount, Observation, Track
+from app.summary.observation import TEXT_CHARS, TEXTS, TRACKS, ObjectCount, Observation, Track, merge
 from app.summary.postures import posture
 
 _POSE_MS = 250.0
@@ -31,6 +31,7 @@ class Observer:
         self._pose_due = float("-inf")
         self._texts: list[Text] = []
         self._known: OrderedDict[str, None] = OrderedDict()
+        self._quiet: Observation | None = None
         self._begin()
 
     def add(self, frame_id: int, result: FrameResult, at_ms: float) -> Observation | None:
@@ -81,7 +82,18 @@ class Observer:
             tuple(self._failed),
         )
         self._begin()
-        return made if _says_something(made) else None
+        if _says_something(made):
+            return made
+        self._quiet = made if self._quiet is None else merge(self._quiet, made)
+        return None
+
+    def quiet(self) -> Observation | None:
+        """The frames since the last observation that said nothing, as one; each is given once.
+
+        Ask before the next `add`, with every observation: what it says of frames in all is true only with these.
+        """
+        quiet, self._quiet = self._quiet, None
+        return quiet
 
     def _begin(self) -> None:
         self._frames = 0

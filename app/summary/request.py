@@ -11,7 +11,7 @@ from app import metrics
 from app.errors import SightlineError
 from app.settings import LlmSettings
 from app.summary import provider
-from app.summary.budget import VARIABLES, Bound, Budget, Reservation, Spent, estimate_tokens
+from app.summary.budget import OF_A_SESSION, VARIABLES, Bound, Budget, Reservation, Spent, estimate_tokens
 from app.summary.retry import reason_of
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class Requests:
     def _reserve(self, now: float, session: Spent, estimate: int) -> Reservation:
         held = self._budget.reserve(now, session, estimate, self._settings.llm_max_output_tokens)
         if isinstance(held, Reservation):
-            if self._bound != "session_tokens":
+            if self._bound not in OF_A_SESSION:  # another session has room: no news
                 self._bound = None
             return held
         if held != self._bound:

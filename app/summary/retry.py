@@ -27,6 +27,8 @@ WORTH_REPEATING: frozenset[Reason] = frozenset({"rate_limited", "unavailable"})
 
 FIRST_S = 0.5
 LONGEST_S = 20.0
+MOST_ASKED_S = 3600.0
+"""Of what a server asks for: a proxy's slip must not silence the summaries for good."""
 _BY_STATUS: dict[int, Reason] = {401: "unauthorized", 403: "unauthorized", 404: "rejected", 408: "timeout"}
 _BY_STATUS |= {409: "unavailable", 425: "unavailable", 429: "rate_limited"}
 _BY_CLASS: dict[str, Reason] = {
@@ -58,21 +60,28 @@ def reason_of(error: BaseException) -> Reason:
 
 
 def retry_after_s(error: BaseException, now: datetime | None = None) -> float | None:
-    """Seconds that the server asked to be left alone: `retry-after-ms`, or `Retry-After` as seconds or a date."""
+    """Seconds that the server asked to be left alone: `retry-after-ms`, or `Retry-After` as seconds or a date.
+
+    Between 0 and MOST_ASKED_S.
+    """
     headers = getattr(getattr(error, "response", None), "headers", None)
     if not isinstance(headers, Mapping):
         return None
     try:
         if (milliseconds := headers.get("retry-after-ms")) is not None:
-            return max(0.0, float(milliseconds) / 1000)
+            return _bounded(float(milliseconds) / 1000)
         if (wanted := headers.get("retry-after")) is None:
             return None
         if wanted.strip().replace(".", "", 1).isdigit():
-            return float(wanted)
+            return _bounded(float(wanted))
         moment = parsedate_to_datetime(wanted)
-        return max(0.0, (moment - (now or datetime.now(UTC))).total_seconds())
+        return _bounded((moment - (now or datetime.now(UTC))).total_seconds())
     except (ValueError, TypeError):
         return None  # not a number, not a date: as if nothing was said
+
+
+def _bounded(seconds: float) -> float:
+    return min(MOST_ASKED_S, max(0.0, seconds))
 
 
 def pause_s(attempt: int, asked_s: float | None, chance: float) -> float:

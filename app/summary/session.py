@@ -11,6 +11,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import orjson
 
@@ -18,14 +19,11 @@ from app import metrics
 from app.protocol.messages import Notice, Summary
 from app.protocol.result import FrameResult
 from app.settings import SummarySettings
-from app.summary.backlog import Backlog
 from app.summary.budget import Spent
-from app.summary.format import MOST_BYTES, MOST_OBSERVATIONS, fold
+from app.summary.gathering import Gathering
 from app.summary.lag import Lag
-from app.summary.observation import Observation
-from app.summary.observer import Observer
+from app.summary.patience import PATIENCE_S, Patience
 from app.summary.prompts import Prompts
-from app.summary.rate import Pace
 from app.summary.spill import Spill
 from app.summary.summarizer import Summarizer
 
@@ -35,8 +33,6 @@ Send = Callable[[Summary | Notice], Awaitable[object]]
 """Sends to the client; what it returns is not looked at."""
 
 _TICK_S = 1.0
-_DISK_S = 1.0
-"""That the end of a session waits for the disk."""
 
 
 class SessionSummaries:
@@ -63,13 +59,12 @@ class SessionSummaries:
         self._summarizer = summarizer
         self._spill = spill
         self._on_end = on_end
-        self._observer = Observer()
-        self._backlog = Backlog(session_id, settings, spill)
+        self._gathering = Gathering(session_id, settings, spill)
         self._spent = Spent()
-        self._taken: list[Observation] = []
-        """Out of the backlog, not told yet."""
-        self._pace = Pace(settings, time.monotonic())
+        self._unheard: Summary | None = None
+        """Written and kept, on its way to the client."""
         self._ended = False
+        self._patience = Patience(session_id)
         self._over = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name=f"summaries {session_id}")
 
@@ -79,15 +74,12 @@ class SessionSummaries:
         Args:
             at_ms: when the frame was received, epoch milliseconds.
         """
-        if self._ended:
-            return
-        seen = self._observer.add(frame_id, result, at_ms)
-        if seen is not None:
-            self._gather(seen)
+        if not self._ended:
+            self._gathering.offer(frame_id, result, at_ms)
 
-    def _gather(self, seen: Observation) -> None:
-        self._pace.gathered(time.monotonic())
-        self._backlog.offer(seen)
+    def rest(self) -> None:
+        """No results come for a while: what was seen so far stands for itself, not for the time up to the next."""
+        self._gathering.flush()
 
     def choose(self, prompt: str | None) -> None:
         """The prompt of the summaries from now on; None: the operator's default.
@@ -100,18 +92,17 @@ class SessionSummaries:
     @property
     def interval_s(self) -> float:
         """Seconds between two summaries as things stand."""
-        return self._pace.interval_s(self.pressure)
+        return self._gathering.pace.interval_s(self.pressure)
 
     @property
     def pressure(self) -> float:
         """0 to 1: how full the backlog is, or one request, whichever is fuller."""
-        return max(self._backlog.pressure, min(1.0, self.waiting / MOST_OBSERVATIONS))
+        return self._gathering.pressure
 
     @property
     def waiting(self) -> int:
         """Observations that wait, in memory and on disk."""
-        counts = self._backlog.counts
-        return counts.in_ram + counts.on_disk
+        return self._gathering.waiting
 
     # --- while the session lasts ---
 
@@ -125,58 +116,48 @@ class SessionSummaries:
         while True:
             # Not in step: sessions that began together must not all write together.
             await asyncio.sleep(tick_s * random.uniform(0.5, 1.5))
-            if not self._pace.due(time.monotonic(), self.pressure):
+            if not self._gathering.due:
                 continue
             try:
                 summary = await self._tell()
+                # No await between these two: what ends before them is told again at the end, what ends later is kept.
+                self._gathering.taken.clear()
+                self._unheard = summary
                 if summary is not None:
                     await self._keep(summary)
                     await self._send(summary)
-                self._taken.clear()  # only now: what ends before this is told again at the end of the session
+                self._unheard = None
             except Exception:  # the boundary of one summary: logged and counted, the session goes on
                 log.exception("a summary of session %s failed", self.id)
                 metrics.SUMMARIES.labels("none", "error").inc()
-                self._taken.clear()
-                self._pace.told(time.monotonic(), failed=True)
+                self._gathering.taken.clear()
+                self._gathering.pace.told(time.monotonic(), failed=True)
 
     async def _tell(self, *, everything: bool = False) -> Summary | None:
-        """Summarises what waits, and leaves it in `_taken`; None when nothing was seen."""
-        self._flush()
-        if not self.waiting and not self._taken:
+        """Summarises what waits, and leaves it in `taken`; None when nothing was seen."""
+        gathering = self._gathering
+        gathering.flush()
+        if not gathering.waiting and not gathering.taken:
             return None
         async with self._summarizer.turn():
-            await self._take(everything)
-            if not self._taken:
+            await gathering.take(everything=everything)
+            if not gathering.taken:
                 return None
             begun = time.monotonic()
-            summary, failed = await self._summarizer.summary(self._taken, self._prompts.text(self.prompt), self._spent)
+            prompt = self._prompts.text(self.prompt)
+            summary, failed = await self._summarizer.summary(gathering.taken, prompt, self._spent)
         now = time.monotonic()
-        self._pace.told(now, failed=failed, answer_s=now - begun)
+        gathering.pace.told(now, failed=failed, answer_s=now - begun)
         return summary
-
-    async def _take(self, everything: bool) -> None:
-        self._pace.emptied()
-        while self.waiting:
-            more = await self._backlog.take(max_items=MOST_OBSERVATIONS, max_bytes=MOST_BYTES)
-            self._taken = fold([*self._taken, *more], MOST_OBSERVATIONS)
-            if not everything or not more:
-                break
-        if self.waiting:
-            self._pace.gathered(time.monotonic())
 
     async def _keep(self, summary: Summary) -> None:
         await self._spill.save_summary(self.id, summary.generated_at_ms, orjson.dumps(summary))
-
-    def _flush(self) -> None:
-        seen = self._observer.flush()
-        if seen is not None:
-            self._gather(seen)
 
     async def _watch_on(self) -> None:
         lag = Lag()
         while True:
             await asyncio.sleep(min(_TICK_S, self._settings.summary_min_interval_s / 4))
-            told = lag.change(self._backlog.pressure, self.waiting)
+            told = lag.change(self._gathering.backlog_pressure, self.waiting)
             if told is None:
                 continue
             try:
@@ -189,8 +170,8 @@ class SessionSummaries:
     async def finish(self) -> Summary | None:
         """Ends the summaries, and tells what was seen since the last one: for `bye.report`.
 
-        Takes SUMMARY_FINISH_S at most: what the model has not written by then is a digest. None when nothing was seen.
-        A second call waits for the first, and returns None.
+        Takes SUMMARY_FINISH_S, and seconds more where the disk is slow: what the model has not written by then is a
+        digest. None when nothing was seen. A second call waits until the first left nothing behind, and returns None.
         """
         if self._ended:
             await self._over.wait()
@@ -200,26 +181,34 @@ class SessionSummaries:
         try:
             await asyncio.wait({self._task})
             summary = await self._last_word()
-            if summary is not None:
-                await self._at_most(_DISK_S, self._keep(summary))
+            if summary is None:
+                return self._unheard
+            await self._patience.wait(self._keep(summary))
             return summary
         finally:
-            try:
-                await self._at_most(_DISK_S, self._backlog.close(keep=self.waiting > 0))
-            finally:
-                self._on_end(self)
-                self._over.set()
+            await self._patience.wait(self._close())
 
     async def _last_word(self) -> Summary | None:
         try:
             async with asyncio.timeout(self._settings.summary_finish_s):
                 return await self._tell(everything=True)
         except TimeoutError:
-            return self._summarizer.digest(self._taken, "finish") if self._taken else None
+            return await self._last_digest()
+        except Exception:  # the boundary of one summary: logged and counted, the client gets its `bye`
+            log.exception("the last summary of session %s failed", self.id)
+            metrics.SUMMARIES.labels("none", "error").inc()
+            return None
 
-    async def _at_most(self, seconds: float, work: Awaitable[None]) -> None:
+    async def _last_digest(self) -> Summary | None:
+        """Of what was at the model, and of what never got there because other sessions took its time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_S):
+                await self._gathering.take(everything=True)
+        return self._summarizer.digest(taken, "finish") if (taken := self._gathering.taken) else None
+
+    async def _close(self) -> None:
         try:
-            async with asyncio.timeout(seconds):
-                await work
-        except TimeoutError:
-            log.warning("session %s ended before the disk took its summaries", self.id)
+            await self._gathering.close()
+        finally:
+            self._on_end(self)
+            self._over.set()

@@ -14,15 +14,15 @@ again, and the backlogs do without.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
-from app.metrics import SUMMARY_OBSERVATIONS
+from app.metrics import SUMMARY_DISK_ERRORS, SUMMARY_OBSERVATIONS
 from app.settings import SummarySettings
 from app.summary import estates, kept
 from app.summary.backlog import Backlog
@@ -33,7 +33,7 @@ from app.summary.writer import Failure, Writer
 
 _RETRY_S = 30.0
 _UNSAVED = 64
-"""Sessions whose summaries are kept in memory while the disk does not take them."""
+"""Sessions whose summaries are kept in memory while the disk does not take them; of more they are given up, counted."""
 
 
 class Spill:
@@ -44,7 +44,7 @@ class Spill:
         self._settings = settings
         self._writer = Writer(folder, settings, retry_s=retry_s, on_lost=self._lost)
         self._shelves: WeakSet[Shelf] = WeakSet()
-        self._unsaved: OrderedDict[str, deque[tuple[float, bytes]]] = OrderedDict()
+        self._unsaved: OrderedDict[str, list[tuple[float, bytes]]] = OrderedDict()
 
     async def open(self) -> None:
         """Starts the thread, and opens the file or finds out that it cannot."""
@@ -104,29 +104,35 @@ class Spill:
     # --- summaries ---
 
     async def save_summary(self, session_id: str, at_ms: float, data: bytes) -> None:
-        """Keeps it beside the session's last ones, SUMMARY_KEEP in all. In memory, while the disk does not take it."""
-        waiting = self._unsaved.pop(session_id, None) or deque(maxlen=self._settings.summary_keep)
-        waiting.append((at_ms, data))
-        self._unsaved[session_id] = waiting
-        if len(self._unsaved) > _UNSAVED:
-            self._unsaved.popitem(last=False)
-        mine = tuple(waiting)
+        """Keeps it beside the session's last ones, SUMMARY_KEEP in all. In memory, while the disk does not take it.
 
-        def save(file: SpillFile) -> None:
-            kept.save(file.db, session_id, mine, self._settings.summary_keep)
+        Cancelling changes nothing: once called, it is kept.
+        """
+        mine = [*self._unsaved.pop(session_id, ()), (at_ms, data)][-self._settings.summary_keep :]
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-        if not isinstance(await self._writer.ask(save), Failure):
-            for one in mine:
-                with suppress(ValueError):  # gave way to newer ones meanwhile
-                    waiting.remove(one)
-            if not waiting and self._unsaved.get(session_id) is waiting:
-                del self._unsaved[session_id]
+        def saved(outcome: Failure | None) -> None:
+            if isinstance(outcome, Failure):
+                self._put_back(session_id, mine)
+            if not done.done():
+                done.set_result(None)
+
+        self._writer.post(lambda file: kept.save(file.db, session_id, mine, self._settings.summary_keep), saved)
+        await done
+
+    def _put_back(self, session_id: str, summaries: list[tuple[float, bytes]]) -> None:
+        later = self._unsaved.pop(session_id, [])
+        self._unsaved[session_id] = [*summaries, *later][-self._settings.summary_keep :]
+        while len(self._unsaved) > _UNSAVED:
+            _, given_up = self._unsaved.popitem(last=False)
+            SUMMARY_DISK_ERRORS.labels("unsaved").inc(len(given_up))
 
     async def summaries(self, session_id: str, last: int) -> list[bytes]:
         """The session's last ones, oldest first, whichever process saved them."""
         saved = await self._writer.ask(lambda file: kept.last(file.db, session_id, last))
         unsaved = [data for _, data in self._unsaved.get(session_id, ())]
-        return [*([] if isinstance(saved, Failure) else saved), *unsaved][-last:]
+        both = [*([] if isinstance(saved, Failure) else saved), *unsaved]
+        return both[max(0, len(both) - last) :]
 
     # --- inside ---
 

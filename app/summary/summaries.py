@@ -98,7 +98,7 @@ class Summaries:
     async def last(self, session_id: str, count: int) -> list[Summary]:
         """The last summaries of a session, oldest first, at most `count` and SUMMARY_KEEP; empty for an unknown one."""
         kept = await self._spill.summaries(session_id, min(max(count, 0), self._settings.summary_keep))
-        return [_decode(one) for one in kept]
+        return [one for data in kept if (one := _decode(data)) is not None]
 
     def health(self) -> dict[str, Any]:
         """For `/health/ready`: `state` ok or degraded, `model`, `breaker`, the `disk`, and what waits."""
@@ -122,9 +122,14 @@ class Summaries:
         await orphans.take_up_for_ever(self._spill, self._summarizer, self._prompts, self._settings)
 
 
-def _decode(data: bytes) -> Summary:
-    fields = orjson.loads(data)
-    fields.pop("type", None)
-    for name in ("activities", "visible_text", "concerns"):
-        fields[name] = tuple(fields[name])
-    return Summary(**fields)
+def _decode(data: bytes) -> Summary | None:
+    """None, counted, for what is no summary: torn, or of another version."""
+    try:
+        fields = orjson.loads(data)
+        fields.pop("type", None)
+        for name in ("activities", "visible_text", "concerns"):
+            fields[name] = tuple(fields[name])
+        return Summary(**fields)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        metrics.SUMMARY_DISK_ERRORS.labels("summary").inc()
+        return None

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from app.errors import InferenceError
 from app.fleet.analysis import Analysis, stream_settings
 from app.fleet.frames import CameraFrame, Origin
+from app.fleet.tally import Tally
 from app.inference.client import ModelSpec, TensorSpec
 from app.inference.fake import FakeClient
 from app.pipeline.multimodal import Pipeline
@@ -55,7 +56,8 @@ async def opened(tmp_path: Path) -> AsyncIterator[Opened]:
         client = FakeClient({"yolo": (spec("yolo"), model)})
         ocr = Ocr(settings.ocr, state_dir=tmp_path)
         pipelines.append(Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live))
-        analysis = Analysis(pipelines[-1], settings.fleet, stream_settings(settings.fleet, settings.pipeline))
+        chosen = stream_settings(settings.fleet, settings.pipeline)
+        analysis = Analysis(pipelines[-1], settings.fleet, chosen, Tally().timed)
         return analysis, client, sizes
 
     yield make

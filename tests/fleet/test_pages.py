@@ -7,8 +7,9 @@ import socket
 import httpx
 import pytest
 
+from app import pages
 from app.errors import ConfigurationError
-from app.fleet import pages, vitals
+from app.fleet import vitals
 from app.fleet.vitals import Vitals
 
 

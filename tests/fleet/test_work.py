@@ -10,7 +10,7 @@ import redis as redis_library
 
 from tests.conftest import SLOW
 from tests.fleet.conftest import Work
-from tests.fleet.work import GROUP, eventually, film, pending
+from tests.fleet.work import GROUP, eventually, film, group_of, left_by_the_dead, pending
 from tests.support.redis import RedisServer
 from tests.support.service import process
 
@@ -72,6 +72,22 @@ def test_a_camera_that_comes_later_is_found_and_what_runs_is_up_to_the_operator(
     assert values[-1]["objects"][0]["track_id"] is not None
 
 
+def test_frames_that_were_dropped_unread_are_no_lag(work: Work, redis: redis_library.Redis, jpeg: bytes) -> None:
+    film(redis, "cam", [jpeg])
+    group_of(redis, "cam")
+    (first,) = left_by_the_dead(redis, "cam", 1)
+    redis.xack("frames:cam", GROUP, first)
+    film(redis, "cam", [jpeg] * 30)
+    redis.xtrim("frames:cam", maxlen=5, approximate=False)
+    fleet = work()
+    assert len(fleet.values_once(5)) == 5
+    # Redis 7.0 itself goes on counting the 25 that nobody will ever read.
+    eventually(lambda: fleet.metrics()["sightline_fleet_lag_frames"], lambda lag: lag == 0, fleet)
+    film(redis, "cam", [jpeg] * 3)
+    assert len(fleet.values_once(8)) == 8
+    eventually(lambda: fleet.metrics()["sightline_fleet_lag_frames"], lambda lag: lag == 0, fleet)
+
+
 def test_what_a_worker_holds_is_bounded_and_a_stop_leaves_nothing_pending(
     work: Work, redis: redis_library.Redis, jpeg: bytes
 ) -> None:
@@ -107,6 +123,11 @@ def test_a_burst_is_taken_in_larger_batches_and_kafkas_full_queue_is_waited_for(
         ids = [value["frame_id"] for value in values if value["key"] == f"cam-{camera}"]
         assert ids == sorted(ids, key=lambda one: tuple(map(int, one.split("-"))))
     assert fleet.counted(400)["processed"] == 400
+    # Stages' times are added up before they are written, and none is lost.
+    samples = fleet.metrics()
+    assert samples['sightline_stage_seconds_count{door="fleet",stage="decode"}'] == 400
+    assert samples['sightline_frame_age_seconds_count{door="fleet"}'] == 400
+    assert samples['sightline_model_frames_total{model="yolo"}'] == 400
     large = fleet.metrics()['sightline_model_batch_size_bucket{le="4.0",model="vision"}']
     every = fleet.metrics()['sightline_model_batch_size_count{model="vision"}']
     assert large < every

@@ -142,6 +142,28 @@ async def test_pixels_and_answers_go_through_shared_memory_once_it_is_mapped(can
     assert not [name for name in await regions(canned_triton) if f"-{os.getpid()}." in name]
 
 
+async def test_batches_of_all_sizes_share_slots_and_are_answered_right(canned_triton: str) -> None:
+    async with client(canned_triton) as one:
+        spec = await described(one, "vision")
+        for count in (4, 3, 1, 4, 2, 3):
+            shape = (count, *SHAPE[1:])
+            await until(lambda shape=shape: lent(one, shape))
+            buffer = one.buffer(shape, "UINT8")
+            assert buffer.array.shape == shape
+            assert buffer.slot is not None
+            reply = await one.infer(spec, buffer, stream="s")
+            assert {name: len(found) for name, found in reply.outputs.items()} == {"detections": count, "poses": count}
+            np.testing.assert_array_equal(reply.outputs["detections"][:, 0], [PERSON] * count)
+            buffer.release()
+
+
+def lent(one: TritonClient, shape: tuple[int, ...]) -> bool:
+    """Whether memory for this shape lies in a slot."""
+    buffer = one.buffer(shape, "UINT8")
+    buffer.release()
+    return buffer.slot is not None
+
+
 async def test_when_all_slots_are_taken_the_heap_serves(canned_triton: str) -> None:
     async with client(canned_triton) as one:
         spec = await described(one)

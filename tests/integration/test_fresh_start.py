@@ -22,6 +22,7 @@ def test_an_empty_folder_is_all_it_takes_and_nothing_stays(tmp_path: Path) -> No
         assert {name: part["state"] for name, part in health.items() if isinstance(part, dict)} == {
             "inference": "ok",
             "ocr": "ok",
+            "summaries": "ok",
             "disk": "ok",
         }
         page = httpx.get(f"{service.url}/")

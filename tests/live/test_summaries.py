@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
 import httpx
 import pytest
 
 from tests.conftest import Serve
 from tests.support.live import Live, Message, ready
-from tests.support.openai import hangs, speaking
+from tests.support.openai import FakeOpenAI, answer, hangs, speaking
 from tests.support.service import Service
 
 pytestmark = pytest.mark.anyio
@@ -20,6 +21,26 @@ QUICK = {"SUMMARY_MIN_INTERVAL_S": "0.5", "SUMMARY_MAX_INTERVAL_S": "1"}
 def quick(serve: Serve) -> Service:
     """A service that summarises twice a second, and has no language model."""
     return serve(**QUICK)
+
+
+@pytest.fixture(scope="module")
+def calm(serve: Serve) -> Service:
+    """A service that says what it saw when a session ends, and not before."""
+    return serve(SUMMARY_MIN_INTERVAL_S="60")
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[FakeOpenAI]:
+    """A server of language models; tests give it a script."""
+    with speaking() as fake:
+        yield fake
+
+
+@pytest.fixture(scope="module")
+def written(serve: Serve, llm: FakeOpenAI) -> Service:
+    """A service with a language model that it is patient with, but not at the end of a session."""
+    wait = {"LLM_TIMEOUT_S": "60", "SUMMARY_FINISH_S": "0.2"}
+    return serve(**QUICK, **wait, LLM_MODEL="openai:test", LLM_BASE_URL=llm.url, LLM_API_KEY="my secret")
 
 
 async def until_summary(live: Live, jpeg: bytes, *, most: int = 200) -> Message:
@@ -68,9 +89,14 @@ async def test_a_switch_in_the_middle_of_a_session(quick: Service, jpeg: bytes) 
         await live.say("update", stages={"summary": True})
         assert (await live.until("settings"))["settings"]["stages"]["summary"] is True
         await until_summary(live, jpeg)
+        await live.until("result")  # of the frame that the summary came before
+        await live.frame(jpeg)  # one more, a part of a second
+        last = (await live.until("result"))["frame_id"]
         await live.say("update", stages={"summary": False})
         await live.until("settings")
-        await asyncio.sleep(1.5)  # what it had is told; then it rests
+        await live.frame(jpeg)
+        while (await live.until("summary"))["last_frame_id"] < last:  # what it had is told; then it rests
+            pass
         with pytest.raises(AssertionError, match="no summary"):
             await until_summary_of_new(live, jpeg)
 
@@ -88,26 +114,24 @@ async def until_summary_of_new(live: Live, jpeg: bytes) -> None:
     raise AssertionError("no summary of them")
 
 
-async def test_the_last_words_come_with_bye_and_are_kept(serve: Serve, jpeg: bytes) -> None:
-    service = serve(SUMMARY_MIN_INTERVAL_S="60")
-    async with ready(service, stages={"summary": True}) as live:
+async def test_the_last_words_come_with_bye_and_are_kept(calm: Service, jpeg: bytes) -> None:
+    async with ready(calm, stages={"summary": True}) as live:
         for _ in range(5):
             await live.frame(jpeg)
             await live.answer()
         bye = await live.stop()
     last = bye["report"]["summary"]
     assert (last["first_frame_id"], last["last_frame_id"]) == (1, 5)
-    assert await kept(service, live) == [last]
+    assert await kept(calm, live) == [last]
 
 
-async def test_a_client_that_left_is_summarised_too(serve: Serve, jpeg: bytes) -> None:
-    service = serve(SUMMARY_MIN_INTERVAL_S="60")
-    async with ready(service, stages={"summary": True}) as live:
+async def test_a_client_that_left_is_summarised_too(calm: Service, jpeg: bytes) -> None:
+    async with ready(calm, stages={"summary": True}) as live:
         await live.frame(jpeg)
         await live.answer()
         live.connection.transport.abort()
     async with asyncio.timeout(10):
-        while not (told := await kept(service, live)):  # noqa: ASYNC110  nobody tells us
+        while not (told := await kept(calm, live)):  # noqa: ASYNC110  nobody tells us
             await asyncio.sleep(0.1)
     assert "person" in told[0]["scene"]
 
@@ -132,30 +156,31 @@ def test_a_wrong_number_of_summaries_is_named(quick: Service, query: str) -> Non
     assert answer.json()["error"]["field"] == "last"
 
 
-async def test_a_language_model_writes_the_summaries(serve: Serve, jpeg: bytes) -> None:
-    with speaking() as llm:
-        service = serve(**QUICK, LLM_MODEL="openai:test", LLM_BASE_URL=llm.url, LLM_API_KEY="my secret")
-        async with ready(service, stages={"summary": True}) as live:
-            summary = await until_summary(live, jpeg)
+async def test_a_language_model_writes_the_summaries(written: Service, llm: FakeOpenAI, jpeg: bytes) -> None:
+    llm.script, llm.received = [answer()], []
+    async with ready(written, stages={"summary": True}) as live:
+        summary = await until_summary(live, jpeg)
+        await live.stop()
     assert summary["source"] == "llm"
     assert summary["title"] == "Two people at a gate"
     assert "person" in llm.received[0].texts[-1]
-    assert "my secret" not in service.log
+    assert llm.received[0].headers["authorization"] == "Bearer my secret"
+    assert "my secret" not in written.log
 
 
-async def test_a_model_that_hangs_holds_up_no_frame_and_no_goodbye(serve: Serve, jpeg: bytes) -> None:
-    with speaking(hangs) as llm:
-        wait = {"LLM_TIMEOUT_S": "60", "SUMMARY_FINISH_S": "0.2"}
-        service = serve(**QUICK, **wait, LLM_MODEL="openai:test", LLM_BASE_URL=llm.url, LLM_API_KEY="key")
-        async with ready(service, stages={"summary": True}) as live:
-            while not llm.received:
-                await live.frame(jpeg)
-                assert (await live.receive())["type"] == "result"
-                await asyncio.sleep(0.05)
-            for _ in range(20):  # the request is on its way for as long as it likes
-                await live.frame(jpeg)
-                assert (await live.receive())["type"] == "result"
-            bye = await live.stop()
+async def test_a_model_that_hangs_holds_up_no_frame_and_no_goodbye(
+    written: Service, llm: FakeOpenAI, jpeg: bytes
+) -> None:
+    llm.script, llm.received = [hangs], []
+    async with ready(written, stages={"summary": True}) as live:
+        while not llm.received:
+            await live.frame(jpeg)
+            assert (await live.receive())["type"] == "result"
+            await asyncio.sleep(0.05)
+        for _ in range(20):  # the request is on its way for as long as it likes
+            await live.frame(jpeg)
+            assert (await live.receive())["type"] == "result"
+        bye = await live.stop()
     assert bye["report"]["processed"] >= 21
     assert bye["report"]["summary"]["source"] == "digest"
 

@@ -114,15 +114,17 @@ async def test_a_cancelled_take_loses_nothing(tmp_path: Path) -> None:
     async with opened(tmp_path, summary_ram_items=8) as (spill, settings):
         backlog = Backlog("a", settings, spill)
         await offer_slowly(backlog, range(1, 13), spill)
+        taken: list[int] = []
         for turns in range(4):
             taking = asyncio.create_task(backlog.take(6))
             for _ in range(turns):
                 await asyncio.sleep(0)
             taking.cancel()
             await asyncio.wait([taking])
-            assert taking.cancelled()
+            if not taking.cancelled():  # the disk was quicker
+                taken += covered(taking.result())
             balanced(backlog.counts)
-        assert await everything(backlog) == list(range(1, 13))
+        assert [*taken, *await everything(backlog)] == list(range(1, 13))
 
 
 async def test_a_take_keeps_to_its_bytes_but_gives_one(tmp_path: Path) -> None:

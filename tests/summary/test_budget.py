@@ -41,6 +41,17 @@ def test_the_cost_of_an_hour_has_a_bound_of_its_own():
     assert isinstance(shared.reserve(0, Spent(), 250_000, 0), Reservation)
 
 
+def test_the_cost_of_a_session_has_a_bound_of_its_own():
+    one, other = Spent(), Spent()
+    shared = budget(llm_session_cost=1.0, llm_input_price=2.0, llm_output_price=8.0)
+    held = shared.reserve(0, one, 250_000, 50_000)
+    assert shared.reserve(0, one, 250_000, 0) == "session_cost"
+    assert isinstance(shared.reserve(0, other, 250_000, 0), Reservation)
+    shared.settle(0, one, held, 250_000, 0)  # it wrote nothing
+    assert one.cost == pytest.approx(0.5)
+    assert isinstance(shared.reserve(0, one, 250_000, 0), Reservation)
+
+
 def test_no_bounds_no_end():
     assert isinstance(budget().reserve(0, Spent(), 10**9, 10**9), Reservation)
 

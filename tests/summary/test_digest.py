@@ -4,7 +4,7 @@ import pytest
 
 from app.summary.answer import Words
 from app.summary.digest import digest
-from app.summary.english import counted, duration, listed, plural
+from app.summary.english import counted, during, listed, plural
 from tests.summary.seeing import moved, observation, seen, tracks
 
 
@@ -14,7 +14,7 @@ def test_nothing_at_all():
 
 def test_one_thing_in_one_frame():
     one = observation(frames=1, lasts_s=0, objects=(seen("dog", 1, frames=1, score=0.8),))
-    assert digest([one]) == Words("One dog", "In a moment (1 frame) there was one dog.", (), (), (), 0.8)
+    assert digest([one]) == Words("One dog", "For a moment (1 frame) there was one dog.", (), (), (), 0.8)
 
 
 def test_a_busy_scene_from_several_observations():
@@ -63,7 +63,7 @@ def test_movement_and_a_camera_that_pans():
     assert digest([one]) == Words(
         title="The camera was panning left",
         scene="In five seconds (50 frames) no object was recognised. "
-        "There was some movement and the camera was panning left.",
+        "There was some movement; the camera was panning left.",
         activities=("the camera was panning left",),
         visible_text=(),
         concerns=(),
@@ -100,9 +100,30 @@ def test_many_kinds_of_things_are_not_all_named():
     words = digest([one])
     assert words.title == "One person, one bird, one bus and five more kinds"
     assert words.scene == (
-        "In a moment (5 frames) there was one person, one bird, one bus, one car, one cat, one cow "
+        "For a moment (5 frames) there was one person, one bird, one bus, one car, one cat, one cow "
         "and two more kinds of things."
     )
+
+
+def test_a_face_is_nothing_more_than_the_person_it_belongs_to():
+    people = seen("person", 2, frames=20)
+    both = observation(
+        objects=(seen("face", 2, frames=10), people),
+        arrived=(*tracks("face", 2, 4), *tracks("person", 1, 3)),
+        arrivals=4,
+        left=tracks("face", 2),
+        departures=1,
+    )
+    words = digest([both])
+    assert words.title == "Two people"
+    assert words.activities == ("two people came into view",)
+    alone = digest([observation(objects=(seen("face", 3, frames=10), people))])
+    assert alone.title == "Two people and three faces"
+
+
+def test_people_are_named_first():
+    one = observation(arrived=(*tracks("car", 1, 2, 3), *tracks("person", 4)), arrivals=4)
+    assert digest([one]).activities == ("one person and three cars came into view",)
 
 
 def test_many_comings_and_goings():
@@ -149,6 +170,6 @@ def test_lists_and_times():
         "a and b",
         "a, b and c",
     ]
-    assert [duration(s) for s in (0.4, 2, 61, 119, 180, 7300)] == [
-        "a moment", "two seconds", "61 seconds", "119 seconds", "three minutes", "two hours",
+    assert [during(s) for s in (0.4, 2, 61, 119, 180, 7300)] == [
+        "for a moment", "in two seconds", "in 61 seconds", "in 119 seconds", "in three minutes", "in two hours",
     ]  # fmt: skip

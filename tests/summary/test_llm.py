@@ -84,6 +84,17 @@ async def test_no_summary_has_a_reason_and_a_counter(behaviour, reason):
     assert counted.more == len(fake.received) == (2 if asked_twice else 1)
 
 
+async def test_a_reason_says_what_to_look_at():
+    with speaking(openai.fails(401)) as fake:
+        async with model(fake, llm_api_key="my secret") as one:
+            with pytest.raises(NoAnswer, match=r"it does not take the key, see LLM_API_KEY \(.*status 401\)"):
+                await ask(one)
+    with speaking(openai.hangs) as fake:
+        async with model(fake, llm_timeout_s=0.1) as one:
+            with pytest.raises(NoAnswer, match=r"no answer within LLM_TIMEOUT_S \(TimeoutError\)"):
+                await ask(one)
+
+
 @pytest.mark.parametrize("behaviour", [openai.hangs, openai.drips])
 async def test_a_model_that_never_ends_is_given_up_after_its_time(behaviour):
     spent = Spent()

@@ -38,6 +38,8 @@ def test_every_failure_has_a_reason(error, reason):
     ("headers", "seconds"),
     [
         ({}, None),
+        ({"retry_after": "31536000"}, 3600.0),
+        ({"retry_after": "9" * 400}, 3600.0),
         ({"retry_after": "7"}, 7.0),
         ({"retry_after": "1.5"}, 1.5),
         ({"retry_after": "Sat, 21 Nov 2026 10:00:30 GMT"}, 30.0),

@@ -261,6 +261,31 @@ async def test_the_last_summaries_of_a_session_are_kept_over_restarts(tmp_path: 
         assert await spill.summaries("c", 10) == []
 
 
+async def test_a_summary_is_kept_once_whoever_gives_up_waiting_for_it(tmp_path: Path) -> None:
+    async with opened(tmp_path) as (spill, _):
+        for number in range(2):
+            saving = asyncio.create_task(spill.save_summary("a", float(number), b"a%d" % number))
+            await asyncio.sleep(0)
+            saving.cancel()
+            assert (await asyncio.gather(saving, return_exceptions=True))[0] is not None
+        await spill.save_summary("a", 2.0, b"a2")
+        assert await spill.summaries("a", 10) == [b"a0", b"a1", b"a2"]
+        assert await spill.summaries("a", 0) == []
+
+
+async def test_summaries_that_no_disk_takes_are_kept_for_some_sessions_and_counted_beyond(tmp_path: Path) -> None:
+    (tmp_path / "blocked").write_text("a file where the folder should be")
+    given_up = REGISTRY.get_sample_value("sightline_summary_disk_errors_total", {"reason": "unsaved"}) or 0.0
+    async with opened(tmp_path / "blocked") as (spill, _):
+        for number in range(70):
+            for text in (b"first", b"last"):
+                await spill.save_summary(f"{number}", 0.0, text)
+        assert await spill.summaries("69", 5) == [b"first", b"last"]
+        assert await spill.summaries("0", 5) == []
+    after = REGISTRY.get_sample_value("sightline_summary_disk_errors_total", {"reason": "unsaved"})
+    assert after == given_up + 2 * 6
+
+
 async def test_a_session_of_the_same_name_starts_its_own_backlog(tmp_path: Path) -> None:
     await leave(tmp_path, "a", range(1, 9))
     async with opened(tmp_path, summary_ram_items=4) as (spill, settings):

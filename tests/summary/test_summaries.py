@@ -1,6 +1,7 @@
 """Summaries as the live door uses them: sessions that are offered results, and what they say of them."""
 
 import asyncio
+import sqlite3
 from itertools import pairwise
 
 import pytest
@@ -92,6 +93,92 @@ async def test_a_model_that_hangs_holds_the_end_up_for_a_bounded_time(state_dir)
     assert (last.source, last.title) == ("digest", "One cat and one dog")
     assert (last.first_frame_id, last.last_frame_id) == (1, 40)
     assert given_up.more == 1
+
+
+async def test_the_end_of_a_session_does_not_wait_for_the_turns_of_others(state_dir):
+    given_up = Counted("sightline_summaries_total", source="digest", outcome="finish")
+    with speaking(openai.hangs) as fake:
+        one_at_a_time = llm(fake, llm_timeout_s=60, llm_max_in_flight=1)
+        async with summaries(state_dir, one_at_a_time, summary_finish_s=0.1, summary_ram_items=8) as service:
+            first = service.session("first", None, Client().send)
+            show(first, 1, 20, "cat")
+            await until(lambda: fake.received)  # it has the only turn
+            second = service.session("second", None, Client().send)
+            show(second, 1, 500, "dog")
+            last = await second.finish()
+            assert (last.source, last.title) == ("digest", "One dog")
+            assert (last.first_frame_id, last.last_frame_id) == (1, 500)
+            assert len(fake.received) == given_up.more == 1
+            await first.finish()
+
+
+async def test_a_summary_that_was_on_its_way_when_the_session_ended_is_its_last_and_kept_once(state_dir):
+    speaking_to_the_client = asyncio.Event()
+
+    async def slow(message):
+        speaking_to_the_client.set()
+        await asyncio.Event().wait()
+
+    async with summaries(state_dir) as service:
+        session = service.session("one", None, slow)
+        show(session, 1, 21, "cat")
+        await asyncio.wait_for(speaking_to_the_client.wait(), 10)
+        last = await session.finish()
+        assert (last.first_frame_id, last.last_frame_id) == (1, 21)
+        assert await service.last("one", 9) == [last]
+
+
+async def test_frames_that_show_nothing_are_told_with_what_came_before_them(state_dir):
+    async with summaries(state_dir, summary_min_interval_s=60, summary_max_interval_s=60) as service:
+        session = service.session("one", None, Client().send)
+        show(session, 1, 99)  # before anything was there: no news
+        show(session, 100, 110, "cat")
+        show(session, 111, 402)
+        show(session, 403, 413, "cat")
+        show(session, 414, 444)
+        last = await session.finish()
+    assert (last.first_frame_id, last.last_frame_id) == (100, 444)
+    assert last.scene.startswith("In 34 seconds (345 frames) there was one cat. The cat was in view only now and then.")
+
+
+async def test_what_was_seen_before_a_rest_does_not_stretch_over_it(state_dir):
+    async with summaries(state_dir, summary_min_interval_s=60, summary_max_interval_s=60) as service:
+        session = service.session("one", None, Client().send)
+        show(session, 1, 5, "cat")
+        session.rest()
+        assert service.health()["backlog"]["waiting"] == 1
+        show(session, 6001, 6005, "cat")
+        last = await session.finish()
+    assert "(10 frames)" in last.scene
+
+
+async def test_a_kept_summary_that_cannot_be_read_is_left_out_and_counted(state_dir):
+    torn = Counted("sightline_summary_disk_errors_total", reason="summary")
+    async with summaries(state_dir) as service:
+        session = service.session("one", None, Client().send)
+        show(session, 1, 20, "cat")
+        last = await session.finish()
+        with sqlite3.connect(state_dir / "summaries" / "backlog.sqlite") as db:
+            db.execute("INSERT INTO summaries (session, at_ms, saved, data) VALUES ('one', 0, 0, '{\"title\": 1}')")
+        db.close()
+        assert await service.last("one", 9) == [last]
+    assert torn.more == 1
+
+
+async def test_a_disk_that_is_slow_at_the_end_of_a_session_is_waited_for_by_the_service(state_dir, monkeypatch, caplog):
+    monkeypatch.setattr("app.summary.patience.PATIENCE_S", 0.05)
+    async with summaries(state_dir) as service:
+        session = service.session("one", None, Client().send)
+        show(session, 1, 20, "cat")
+        other = sqlite3.connect(state_dir / "summaries" / "backlog.sqlite")
+        other.execute("BEGIN IMMEDIATE")  # another worker writes, and takes its time
+        last = await session.finish()
+        assert last.title == "One cat"
+        assert "ended before the disk took its summaries" in caplog.text
+        assert service.health()["backlog"]["sessions"] == 1
+        other.close()
+        assert await service.last("one", 9) == [last]
+        await until(lambda: service.health()["backlog"]["sessions"] == 0)
 
 
 async def test_while_the_model_fails_digests_take_its_place_and_it_comes_back(state_dir):

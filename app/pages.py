@@ -1,4 +1,4 @@
-"""`GET /metrics` and `GET /health` of a fleet process, on METRICS_PORT."""
+"""`GET /metrics` and `GET /health` of a process that is no web service, on METRICS_PORT."""
 
 from __future__ import annotations
 

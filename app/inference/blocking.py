@@ -10,10 +10,11 @@ import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from app import metrics
-from app.errors import InferenceError, InferenceTimeout, InferenceUnavailable
-from app.inference.client import ModelSpec, Reply, TensorSpec
+from app.errors import InferenceError
+from app.inference.client import ModelSpec, Reply
+from app.inference.failures import failure
 from app.inference.memory import DTYPES, Buffer
-from app.inference.requests import outputs, plain_request
+from app.inference.requests import outputs, plain_request, read_spec
 from app.settings import TritonSettings
 
 _PROBE_DEADLINE_S = 2.0
@@ -61,14 +62,7 @@ class BlockingClient:
             if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
                 return None
             raise self._failure(model, error) from None
-        return ModelSpec(
-            name=model,
-            version=max(about.versions, key=int, default=""),
-            inputs=tuple(TensorSpec(t.name, t.datatype, tuple(t.shape)) for t in about.inputs),
-            outputs=tuple(TensorSpec(t.name, t.datatype, tuple(t.shape)) for t in about.outputs),
-            max_batch=max(1, answer.config.max_batch_size),
-            parameters={key: value.string_value for key, value in answer.config.parameters.items()},
-        )
+        return read_spec(model, about, answer.config)
 
     def infer(self, model: ModelSpec, buffer: Buffer) -> Reply:
         """Runs `model` on the buffer as its only input; blocks until it has answered.
@@ -90,17 +84,7 @@ class BlockingClient:
             metrics.IN_FLIGHT.dec()
 
     def _failure(self, model: str, error: Any) -> InferenceError:
-        details = error.details() or error.code().name
-        if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-            metrics.INFERENCE_ERRORS.labels("timeout").inc()
-            return InferenceTimeout(
-                f"{model}: no answer within TRITON_DEADLINE_S={self._settings.triton_deadline_s:g} seconds"
-            )
-        if error.code() == grpc.StatusCode.UNAVAILABLE:
-            metrics.INFERENCE_ERRORS.labels("unavailable").inc()
-            return InferenceUnavailable(f"Triton at {self.url}: {details}")
-        metrics.INFERENCE_ERRORS.labels("refused").inc()
-        return InferenceError(f"{model}: {details}")
+        return failure(model, error, url=self.url, deadline_s=self._settings.triton_deadline_s)
 
 
 def empty(shape: tuple[int, ...], dtype: str) -> Buffer:

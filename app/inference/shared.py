@@ -1,0 +1,60 @@
+"""What several worker processes share: one embedded Triton, and the end of the process that started them."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from app.inference.local import LocalTriton
+from app.settings import TritonSettings
+
+
+@contextmanager
+def shared_triton(settings: TritonSettings, state_dir: Path) -> Iterator[str]:
+    """Triton's address; an embedded one for as long as the block lasts where TRITON_URL is not set.
+
+    Worker processes are told by that variable. Supervised from a thread of its own, since the one that calls waits for
+    its processes.
+
+    Raises:
+        SightlineError: it cannot be started.
+    """
+    if settings.triton_url is not None:
+        yield settings.triton_url
+        return
+    state_dir.mkdir(parents=True, exist_ok=True)
+    triton = LocalTriton(settings, state_dir)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="triton", daemon=True)
+    thread.start()
+    try:
+        url = asyncio.run_coroutine_threadsafe(triton.start(), loop).result()
+        os.environ["TRITON_URL"] = url
+        yield url
+    finally:
+        os.environ.pop("TRITON_URL", None)
+        asyncio.run_coroutine_threadsafe(triton.stop(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def end_with_parent() -> None:
+    """Sees to it that this worker process gets SIGTERM once its parent is gone.
+
+    A parent that was killed can end nobody: its workers would go on for good, and hold the port.
+    """
+    threading.Thread(target=_wait_for_the_end, name="end-with-parent", daemon=True).start()
+
+
+def _wait_for_the_end() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,51 @@
+"""Rows of all pictures of a batch read at once, where few score: numpy's price is for a call, not a row. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.pipeline.boxes import Floats, Ints, Letterbox, nms
+
+MOST = 128
+"""Rows of a batch, above which each picture is read by itself: comparing all with all would cost more."""
+_APART = 1 << 32
+"""Between the classes of two pictures, so that no box suppresses one of another picture."""
+
+Found = tuple[Floats, Ints, list[int]]
+"""Rows `[n, 6 + extra]` picture by picture, best first; the picture of each; where each picture's rows begin, and the
+end."""
+
+
+def scoring(heads: NDArray[Any], *, confidence: float, iou: float, suppress: bool) -> Found | None:
+    """What `heads.candidates` finds in each picture of `[batch, K, 6 + extra]`, all classes.
+
+    None where that is no gain (too many rows) or wants a closer look (some are not finite): to be read one by one.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        picture, row = (heads[..., 4] > confidence).nonzero()
+        if picture.size > MOST:
+            return None
+        rows: Floats = heads[picture, row].astype(np.float32, copy=False)
+        if picture.size and not math.isfinite(rows[:, :6].sum()):
+            return None
+    if suppress and picture.size > 1:
+        kept = nms(rows[:, :4], rows[:, 4], rows[:, 5].astype(np.int64) + picture * _APART, iou, MOST)
+        kept = kept[picture[kept].argsort(kind="stable")]
+        rows, picture = rows[kept], picture[kept]
+    return rows, picture, picture.searchsorted(np.arange(len(heads) + 1)).tolist()
+
+
+def to_images(points: Floats, picture: Ints, boxes: Sequence[Letterbox | None]) -> Floats:
+    """`boxes.points_to_image` of points `[n, m, 2]` in pictures that lie each in its own way."""
+    nowhere = (0, 0, 1, 0, 0)
+    lies = [(b.pad_x, b.pad_y, b.scale, b.image_width, b.image_height) if b else nowhere for b in boxes]
+    place = np.array(lies, dtype=np.float32)[picture, None]
+    out: Floats = points - place[..., :2]
+    out /= place[..., 2:3]
+    np.maximum(out, np.float32(0), out=out)
+    return np.minimum(out, place[..., 3:], out=out)

@@ -1,0 +1,1 @@
+"""Who analyses a segment: one file each, chosen by INFERENCE_BACKEND."""

@@ -1,0 +1,128 @@
+"""A film into parts, at key frames, without coding anything anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import av.error
+
+from app.segments.footage import FilmError, Footage, Position, explained, opened, refused
+from app.segments.sound import Sound, SoundTrack
+
+MP4 = {"movie_timescale": "90000", "use_stream_ids_as_track_ids": "1"}
+"""Delays of a stream's beginning are written in that unit; FFmpeg's own is a millisecond."""
+_LONGEST = 600
+"""Packets held at once: films with a single key frame exist."""
+
+
+def cut(source: Path, folder: Path, seconds: float) -> Iterator[Path]:
+    """Cuts a film into MP4s of at least so many seconds, each from a key frame up to another; streams are copied.
+
+    Yields `folder/00000.mp4`, …, each once it is whole. Its metadata say where it stands in the film (`Position`), so
+    that `concat` puts every frame and every sound back where it was. A key frame that later frames reach back over (an
+    open group of pictures) is no place to cut.
+
+    Raises:
+        FilmError: there is no film in it, or one whose streams MP4 does not take.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with opened(source) as film:
+        sound = Sound(source)
+        try:
+            yield from _parts(film, sound, folder, seconds)
+        finally:
+            sound.close()
+
+
+def _parts(film: Footage, sound: Sound, folder: Path, seconds: float) -> Iterator[Path]:
+    base = Fraction(film.video.time_base)
+    part: _Part | None = None
+    index = frames = 0
+    for group in _groups(film):
+        start = group[0].pts * base
+        if part is None or (_closed(group) and start > part.latest and start - part.start >= seconds):
+            if part is not None:
+                yield part.close(start)
+                index += 1
+            begin = film.origin if part is None else start
+            position = Position(begin - film.origin, frames, film.rate)
+            part = _Part(folder / f"{index:05d}.mp4", film, sound, begin, position)
+        part.write(group)
+        frames += sum(not packet.is_discard for packet in group)
+    if part is None:
+        raise FilmError(f"{film.path.name}: not one frame in its video")
+    yield part.close(None)
+
+
+def _groups(film: Footage) -> Iterator[list[Any]]:
+    """Packets from a key frame up to the next, in the order of decoding."""
+    group: list[Any] = []
+    for packet in film.container.demux(film.video):
+        if packet.dts is None and packet.pts is None:
+            continue  # the last, empty one
+        if packet.pts is None:
+            raise FilmError(f"{film.path.name}: its frames have no times; remux it: ffmpeg -i FILM -c copy new.mp4")
+        if group and (packet.is_keyframe or len(group) >= _LONGEST):
+            yield _timed(group)
+            group = []
+        group.append(packet)
+    if group:
+        yield _timed(group)
+
+
+def _timed(group: list[Any]) -> list[Any]:
+    """Matroska does not say when its very first frames are decoded: a frame's length before each other, then."""
+    after: int | None = None
+    for packet in reversed(group):
+        if packet.dts is None:
+            packet.dts = packet.pts if after is None else min(packet.pts, after - max(1, packet.duration or 1))
+        after = packet.dts
+    return group
+
+
+def _closed(group: list[Any]) -> bool:
+    """Whether nothing in it is shown before its first packet, a key frame, and so may need what came before."""
+    return bool(group[0].is_keyframe) and min(packet.pts for packet in group) == group[0].pts
+
+
+class _Part:
+    def __init__(self, path: Path, film: Footage, sound: Sound, start: Fraction, position: Position) -> None:
+        self._path, self._film, self._sound = path, film, sound
+        self._base = Fraction(film.video.time_base)
+        self.start = self.latest = start
+        """On the film's own clock; `latest` is when the last of the frames so far is shown."""
+        options = {**MP4, "movflags": "use_metadata_tags"}
+        self._out: Any = av.open(str(path), "w", format="mp4", options=options)
+        self._out.metadata.update(position.tags())
+        try:
+            self._video = self._out.add_stream_from_template(film.video)
+            self._video.id = film.number(film.video)
+            self._track = SoundTrack(self._out, sound)
+            self._out.start_encoding()
+        except (av.error.FFmpegError, ValueError) as error:
+            raise refused(film.path.name, error) from None
+
+    def write(self, group: list[Any]) -> None:
+        shift = round(self.start / self._base)
+        for packet in group:
+            self._write_sound(packet.dts * self._base)
+            self.latest = max(self.latest, packet.pts * self._base)
+            packet.pts -= shift
+            packet.dts -= shift
+            packet.stream = self._video
+            self._out.mux(packet)
+
+    def close(self, end: Fraction | None) -> Path:
+        """Takes what sound there is up to the end of the part; None: of the film."""
+        self._write_sound(end)
+        with explained(self._path):
+            self._out.close()
+        return self._path
+
+    def _write_sound(self, moment: Fraction | None) -> None:
+        for index, packet in self._sound.until(moment):
+            self._track.write(index, packet, -self.start)

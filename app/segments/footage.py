@@ -1,0 +1,170 @@
+"""A film's file as it lies there: opened safely, looked at, and where a part of a film says that it stands."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import av.error
+from av.stream import Disposition
+
+from app.errors import SightlineError
+
+_FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf"
+"""Containers that hold their own frames. Playlists and scripts, which name other files, are no films here."""
+_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, "fflags": "+genpts"}
+_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_START, _FIRST, _RATE = "sightline_start", "sightline_first_frame", "sightline_rate"
+
+
+class FilmError(SightlineError):
+    """The film cannot be used. The message names the file and what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilmInfo:
+    duration_s: float
+    """Of its pictures; the sound may be longer or shorter."""
+    frames: int
+    fps: float
+    """On average."""
+    width: int
+    """As it is to be seen: a rotation that the file asks for is applied."""
+    height: int
+    audio: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a part stands in its film. It travels in the part's own metadata."""
+
+    start: Fraction = Fraction(0)
+    """Seconds from the film's beginning to the part's."""
+    first_frame: int = 0
+    """Number of its first frame in the film."""
+    rate: Fraction | None = None
+    """Frames a second of the whole film: parts are coded alike only if they agree on it."""
+    known: bool = False
+    """Whether the file said so."""
+
+    @classmethod
+    def read(cls, metadata: Mapping[str, str]) -> Position:
+        """What the file says; the beginning, where it says nothing that makes sense."""
+        try:
+            start, first = Fraction(metadata[_START]), int(metadata[_FIRST])
+            rate = Fraction(metadata[_RATE]) if _RATE in metadata else None
+        except (KeyError, ValueError, ZeroDivisionError):
+            return cls()
+        if start < 0 or first < 0 or (rate is not None and not 0 < rate < 1000):
+            return cls()
+        return cls(start, first, rate, known=True)
+
+    def tags(self) -> dict[str, str]:
+        """For the part's metadata."""
+        said = {_START: str(self.start), _FIRST: str(self.first_frame)}
+        return said if self.rate is None else {**said, _RATE: str(self.rate)}
+
+
+@dataclass(frozen=True, slots=True)
+class Footage:
+    """An open film: its first video stream and all its sound. Anything else in it is left behind."""
+
+    path: Path
+    container: Any
+    video: Any
+    audio: list[Any]
+    position: Position
+
+    @property
+    def origin(self) -> Fraction:
+        """The film's first moment on its file's own clock, seconds: transport streams begin anywhere."""
+        start, base = self.container.start_time, Fraction(self.video.time_base)
+        return Fraction(0) if start is None else (Fraction(start, av.time_base) // base) * base
+
+    def number(self, stream: Any) -> int:
+        """The number of a stream's track in an MP4: a part's own, else in the order of the streams, from 1.
+
+        Of a part without sound at its end its empty track is not seen; the others keep their numbers.
+        """
+        return int(stream.id) if self.position.known else 1 + [self.video, *self.audio].index(stream)
+
+    @property
+    def rate(self) -> Fraction:
+        """Frames a second: the whole film's, where this is a part of one."""
+        rate = self.position.rate or self.video.average_rate or self.video.guessed_rate
+        return Fraction(rate) if rate and 0 < rate < 1000 else Fraction(25)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Footage]:
+    """Opens a film for reading.
+
+    Raises:
+        FilmError: there is none, it cannot be read, or it breaks off while it is read.
+    """
+    with explained(path):
+        container = av.open(str(path), options=_OPTIONS)
+    with container, explained(path):
+        video = next((one for one in container.streams.video if not one.disposition & Disposition.attached_pic), None)
+        if video is None:
+            raise FilmError(f"{path.name}: there is no video in it")
+        if video.time_base is None or not video.codec_context.width or not video.codec_context.height:
+            raise FilmError(f"{path.name}: its video has no size; the file is damaged or cut short")
+        position = Position.read(container.metadata)
+        yield Footage(path, container, video, list(container.streams.audio), position)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """FFmpeg's errors, in our words; a full disk is no fault of a film's."""
+    try:
+        yield
+    except av.error.FFmpegError as error:
+        if error.errno in _OURS:
+            raise
+        raise FilmError(f"{path.name}: no film that can be read ({error.strerror})") from None
+
+
+def refused(film: str, error: Exception) -> FilmError:
+    """MP4 has no room for one of a film's streams."""
+    return FilmError(f"{film}: MP4 does not take its streams ({error}); convert it: ffmpeg -i FILM new.mp4")
+
+
+def probe(path: Path) -> FilmInfo:
+    """Looks a film over and decodes its first frame.
+
+    Raises:
+        FilmError: there is none that can be decoded.
+    """
+    with opened(path) as film:
+        first = next(film.container.decode(film.video), None)
+        if first is None:
+            raise FilmError(f"{path.name}: not one frame of its video can be decoded")
+        sideways = first.rotation % 180 != 0
+        width, height = (first.height, first.width) if sideways else (first.width, first.height)
+    with opened(path) as film:
+        base, video = Fraction(film.video.time_base), film.video
+        frames, seconds = video.frames, (video.duration or 0) * base
+        if not frames or not seconds:
+            frames, seconds = _counted(film)
+        audio = bool(film.audio)
+    return FilmInfo(float(seconds), frames, float(frames / seconds) if seconds else 0.0, width, height, audio)
+
+
+def _counted(film: Footage) -> tuple[int, Fraction]:
+    """Frames and seconds of a film whose file does not say: Matroska's and transport streams."""
+    count, first, last = 0, None, Fraction(0)
+    base = Fraction(film.video.time_base)
+    for packet in film.container.demux(film.video):
+        if packet.pts is None or packet.is_discard:
+            continue
+        count += 1
+        first = packet.pts * base if first is None else min(first, packet.pts * base)
+        last = max(last, (packet.pts + (packet.duration or round(1 / film.rate / base))) * base)
+    return count, last - (first or Fraction(0))

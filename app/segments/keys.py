@@ -1,0 +1,185 @@
+"""Where a segment lies: names of objects, built and read back. Pure.
+
+A *bucket* is an S3 bucket, or, where there is no S3, the absolute path of a folder. The same keys hold in both.
+
+    input bucket    segments/{job}/{index:05d}.{mode}.mp4     what is to be analysed
+                    requests/{invocation}.json                what SageMaker hands to the container
+    output bucket   jobs/{job}/segments/{index:05d}.mp4       the analysed film
+                    jobs/{job}/segments/{index:05d}.jsonl     its results, one a line
+                    jobs/{job}/final.mp4, final.jsonl         all of them, put together
+                    async/…{invocation}.out                   SageMaker's answer
+                    async-failures/…{invocation}…             SageMaker's failure
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal, cast, get_args
+from urllib.parse import quote, unquote
+
+Mode = Literal["annotate", "blur_faces", "results_only"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+MOST_SEGMENTS = 100_000
+"""Five digits: keys sort as the film runs."""
+
+_JOB = re.compile(r"[A-Za-z0-9-]{1,64}")
+_INPUT = re.compile(rf"segments/({_JOB.pattern})/(\d{{5}})\.({'|'.join(MODES)})\.mp4")
+_OUTPUT = re.compile(rf"jobs/({_JOB.pattern})/segments/(\d{{5}})\.mp4")
+_ANSWER = re.compile(r"(async|async-failures)/(?:.*[^0-9a-f])?([0-9a-f]{32})(?![0-9a-f])[^/]*")
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentId:
+    """One piece of one job's film.
+
+    Raises:
+        ValueError: no job id, or an index out of range.
+    """
+
+    job_id: str
+    index: int
+
+    def __post_init__(self) -> None:
+        check_job_id(self.job_id)
+        if not 0 <= self.index < MOST_SEGMENTS:
+            raise ValueError(f"index {self.index}: should be from 0 to {MOST_SEGMENTS - 1}")
+
+    @property
+    def id(self) -> SegmentId:
+        """Without the mode: equal for every mode."""
+        return SegmentId(self.job_id, self.index)
+
+    def __str__(self) -> str:
+        return f"{self.job_id}/{self.index:05d}"
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentKey(SegmentId):
+    """The same, and what is to become of it."""
+
+    mode: Mode
+
+    def __post_init__(self) -> None:
+        # No super(): a dataclass with slots is a class made anew, which the bare form does not find.
+        SegmentId.__post_init__(self)
+        if self.mode not in MODES:
+            raise ValueError(f"mode {self.mode!r}: should be one of {', '.join(MODES)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What SageMaker wrote for an invocation."""
+
+    invocation_id: str
+    failed: bool
+
+
+def check_job_id(job_id: str) -> str:
+    """The id as it is.
+
+    Raises:
+        ValueError: it is none: letters, digits and `-`, 1 to 64 of them.
+    """
+    if not _JOB.fullmatch(job_id):
+        raise ValueError(f"job id {job_id!r}: should be 1 to 64 letters, digits or -")
+    return job_id
+
+
+def uri(bucket: str, key: str) -> str:
+    """`s3://bucket/key`, or `file:///folder/key` where the bucket is a folder's absolute path."""
+    if bucket.startswith("/"):
+        return "file://" + quote(str(PurePosixPath(bucket) / key))
+    return f"s3://{bucket}/{key}"
+
+
+def split_s3(address: str) -> tuple[str, str]:
+    """Bucket and key of an `s3://` address.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = re.fullmatch(r"s3://([^/]+)/(.+)", address, re.DOTALL)
+    if not found:
+        raise ValueError(f"{address!r}: should be s3://bucket/key")
+    return found[1], found[2]
+
+
+def split_file(address: str) -> PurePosixPath:
+    """The absolute path of a `file://` address.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = re.fullmatch(r"file://(/.+)", address, re.DOTALL)
+    if not found:
+        raise ValueError(f"{address!r}: should be file:///folder/name")
+    return PurePosixPath(unquote(found[1]))
+
+
+# --- the input bucket ---
+
+
+def input_key(segment: SegmentKey) -> str:
+    return f"segments/{segment.job_id}/{segment.index:05d}.{segment.mode}.mp4"
+
+
+def input_uri(bucket: str, segment: SegmentKey) -> str:
+    return uri(bucket, input_key(segment))
+
+
+def parse_input(bucket: str, key: str) -> SegmentKey | None:
+    """The segment that an object of the input bucket is; None when it is none."""
+    found = _INPUT.fullmatch(key)
+    return SegmentKey(found[1], int(found[2]), cast(Mode, found[3])) if found and bucket else None
+
+
+def request_uri(bucket: str, invocation_id: str) -> str:
+    """Where the body of an asynchronous invocation lies. No event is wired to it."""
+    return uri(bucket, f"requests/{invocation_id}.json")
+
+
+# --- the output bucket ---
+
+
+def output_key(segment: SegmentId) -> str:
+    return f"jobs/{segment.job_id}/segments/{segment.index:05d}.mp4"
+
+
+def output_uri(bucket: str, segment: SegmentId) -> str:
+    """The canonical output address; in mode `results_only` no film lies there, but `results_uri` does."""
+    return uri(bucket, output_key(segment))
+
+
+def results_uri(bucket: str, segment: SegmentId) -> str:
+    return beside(output_uri(bucket, segment))
+
+
+def beside(film_uri: str) -> str:
+    """Address of the results (JSONL) that belong to a film."""
+    return film_uri.removesuffix(".mp4") + ".jsonl"
+
+
+def parse_output(bucket: str, key: str) -> SegmentId | None:
+    """The segment whose analysed film an object of the output bucket is; None when it is none, as `final.mp4`."""
+    found = _OUTPUT.fullmatch(key)
+    return SegmentId(found[1], int(found[2])) if found and bucket else None
+
+
+def parse_answer(bucket: str, key: str) -> Answer | None:
+    """The invocation that an object below `async/` or `async-failures/` answers; None when its name holds no id.
+
+    SageMaker may put folders before the name, or words around the id.
+    """
+    found = _ANSWER.fullmatch(key)
+    return Answer(found[2], failed=found[1] == "async-failures") if found and bucket else None
+
+
+def final_uri(bucket: str, job_id: str) -> str:
+    return uri(bucket, f"jobs/{check_job_id(job_id)}/final.mp4")
+
+
+def final_results_uri(bucket: str, job_id: str) -> str:
+    return uri(bucket, f"jobs/{check_job_id(job_id)}/final.jsonl")

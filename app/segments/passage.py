@@ -1,0 +1,169 @@
+"""A film's frames on their way through the pipeline.
+
+Three things go on at once: the next frames are decoded in a thread, some batches are in the pipeline, and those that
+are done are drawn on and coded in another thread. Each hands over a batch at a time: only a few are in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from app import metrics
+from app.errors import FrameError, InferenceError, InferenceUnavailable
+from app.pipeline.frames import Frame, Job, StreamMemory
+from app.pipeline.multimodal import Pipeline
+from app.pipeline.turns import Turn, Turns
+from app.protocol.result import FrameResult
+from app.protocol.stream import StreamSettings
+from app.segments.output import Found, Output
+from app.segments.reel import DOOR, Reel, Shot
+
+log = logging.getLogger(__name__)
+
+PACE = metrics.Pace(DOOR)
+IN_FLIGHT = 4
+"""Batches in the pipeline at once."""
+BATCH = 4
+_BATCH_PIXELS = 8_000_000
+"""Of all frames of a batch: the larger they are, the fewer are handed over together."""
+
+
+class FrameFailed(InferenceError):
+    """A model failed on this frame."""
+
+    code = "inference"
+
+
+class Passage:
+    """One film's frames, from the reel through the pipeline to the output."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        settings: StreamSettings,
+        reel: Reel,
+        output: Output,
+        on_frames: Callable[[int], None] | None,
+    ) -> None:
+        self._pipeline = pipeline
+        self._settings = settings
+        self._reel = reel
+        self._output = output
+        self._on_frames = on_frames
+        self._stream = uuid.uuid4().hex
+        self._memory = StreamMemory()
+        self._turns = Turns()
+        self._batch = max(1, min(BATCH, _BATCH_PIXELS // (reel.width * reel.height)))
+        self._received = self._told = 0
+
+    async def all(self) -> None:
+        """Every frame, from the film to the output."""
+        loop = asyncio.get_running_loop()
+        flying: deque[tuple[list[Shot], asyncio.Task[list[Found]]]] = deque()
+        with ThreadPoolExecutor(2, "film") as threads:
+            reading = loop.run_in_executor(threads, self._reel.read, self._batch)
+            writing: asyncio.Future[None] = loop.create_future()
+            writing.set_result(None)
+            try:
+                while shots := await asyncio.shield(reading):
+                    reading = loop.run_in_executor(threads, self._reel.read, self._batch)
+                    self._take(len(shots))
+                    flying.append((shots, asyncio.create_task(self._look(shots, self._turns.take()))))
+                    if len(flying) == IN_FLIGHT:
+                        writing = await self._hand_on(*flying.popleft(), writing, threads)
+                while flying:
+                    writing = await self._hand_on(*flying.popleft(), writing, threads)
+                await asyncio.shield(writing)
+                self._tell()
+            finally:
+                await self._end([task for _, task in flying], reading, writing)
+
+    async def _hand_on(
+        self,
+        shots: list[Shot],
+        task: asyncio.Task[list[Found]],
+        writing: asyncio.Future[None],
+        threads: ThreadPoolExecutor,
+    ) -> asyncio.Future[None]:
+        """From the pipeline to the output, once what is before it is written."""
+        try:
+            found = await task
+            await asyncio.shield(writing)
+        finally:
+            task.cancel()  # where this was cancelled; else it is over
+            await asyncio.gather(task, return_exceptions=True)
+        self._tell()
+        return asyncio.get_running_loop().run_in_executor(threads, self._output.write, shots, found)
+
+    async def _end(self, tasks: list[asyncio.Task[list[Found]]], *threads: asyncio.Future[Any]) -> None:
+        """Nothing goes on when this returns. Frames that nothing became of have failed: the film was given up."""
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*threads, *tasks, return_exceptions=True)
+        self._pipeline.ocr.forget(self._memory.ocr)
+        if given_up := self._received - self._output.frames:
+            metrics.FRAMES_FAILED.labels(DOOR, "given_up").inc(given_up)
+
+    async def _look(self, shots: list[Shot], turn: Turn) -> list[Found]:
+        """A batch through the pipeline; what each frame gave, or why it gave nothing."""
+        with turn:
+            jobs = [Job(self._frame(shot), self._memory, self._settings) for shot in shots]
+            try:
+                answers = await self._pipeline.analyze(jobs, door=DOOR, turn=turn)
+            except Exception as error:
+                # Whatever it is, the other frames must not suffer.
+                log.exception("frames %d to %d of a film", shots[0].number, shots[-1].number)
+                return [error] * len(shots)
+            finally:
+                for shot in shots:
+                    shot.pixels = None
+        return [_found(answer) for answer in answers]
+
+    def _frame(self, shot: Shot) -> Frame:
+        return Frame(
+            stream=self._stream,
+            jpeg=b"",
+            received=time.perf_counter(),
+            received_at_ms=time.time() * 1000,
+            seq=shot.number,
+            pixels=shot.pixels,
+            at_s=float(shot.at),
+        )
+
+    def _take(self, count: int) -> None:
+        self._received += count
+        metrics.FRAMES_RECEIVED.labels(DOOR).inc(count)
+        metrics.LAST_ACTIVITY.set_to_current_time()
+
+    def _tell(self) -> None:
+        """How far the output has come."""
+        new = self._output.frames - self._told
+        self._told += new
+        for _ in range(new):
+            PACE.add()
+        if new and self._on_frames is not None:
+            self._on_frames(new)
+
+
+def _found(answer: FrameResult | FrameError) -> Found:
+    """A frame on which a model failed has failed: its film is not played again.
+
+    Raises:
+        InferenceUnavailable: the server is away, and will be for the frames to come.
+    """
+    if isinstance(answer, FrameError):
+        return answer
+    for name in ("detect", "pose"):
+        stage = answer.stages[name]
+        if stage.status == "error":
+            if stage.reason == "inference_unavailable":
+                raise InferenceUnavailable("the inference server went away while the film was analysed")
+            return FrameFailed(f"{name}: {stage.reason}")
+    return answer

@@ -1,0 +1,158 @@
+"""The segment door over HTTP: what a worker with INFERENCE_BACKEND=http asks, and what SageMaker asks of a container.
+
+SageMaker sends an asynchronous invocation's body, which lies in S3, as the body of a plain `POST /invocations`, and
+puts the answer into S3 itself; it knows no tokens, so that a container of its runs with ALLOW_ANONYMOUS=true.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hmac
+import logging
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import ClientDisconnect
+
+from app import metrics
+from app.errors import InferenceUnavailable, SightlineError
+from app.segments.footage import FilmError
+from app.segments.keys import Mode, beside
+from app.segments.ports import AddressRefused, ObjectMissing
+from app.segments.service import Busy, SegmentService
+from app.settings import AccessSettings
+
+log = logging.getLogger(__name__)
+
+router = APIRouter()
+_MOST_BYTES = 64 * 1024
+_RETRY_S = "5"
+_STATUS: tuple[tuple[type[SightlineError], int, str], ...] = (
+    (Busy, 503, "busy"),
+    (InferenceUnavailable, 503, "inference_unavailable"),
+    (ObjectMissing, 404, "object_missing"),
+    (AddressRefused, 403, "address_refused"),
+    (FilmError, 422, "unreadable_film"),
+)
+
+
+class Invocation(BaseModel):
+    """What is to be done."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    s3_input_uri: str = Field(min_length=1, max_length=2048)
+    s3_output_uri: str = Field(min_length=1, max_length=2048, pattern=r"\.mp4$")
+    mode: Mode = "annotate"
+
+
+def _service(request: Request) -> SegmentService:
+    service: SegmentService = request.app.state.segments
+    return service
+
+
+@router.get("/ping")
+async def ping(request: Request) -> Response:
+    """200 while films would be analysed; 503 while the inference server is away. Asks for no token."""
+    ready = _service(request).ready
+    return _json({"status": "ok" if ready else "inference_unavailable"}, 200 if ready else 503)
+
+
+@router.post("/invocations")
+async def invocations(request: Request) -> Response:
+    """Analyses one film and answers when it is done: how many frames, how long, where its results are."""
+    service = _service(request)
+    refused = _unauthorized(request, service.access)
+    if refused is not None:
+        return refused
+    try:
+        asked = Invocation.model_validate_json(await _body(request))
+    except ValidationError as error:
+        return _invalid(error)
+    except ClientDisconnect:
+        return Response(status_code=400)  # nobody reads it
+    work = asyncio.create_task(_answered(service, asked))
+    gone = asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        log.warning("%s: the client went away; its analysis is given up", asked.s3_input_uri)
+        return Response(status_code=400)  # nobody reads it
+    finally:
+        for task in (work, gone):
+            task.cancel()
+        await asyncio.gather(work, gone, return_exceptions=True)
+
+
+async def _answered(service: SegmentService, asked: Invocation) -> Response:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        report = await service.invoke(asked.s3_input_uri, asked.s3_output_uri, asked.mode)
+    except SightlineError as error:
+        status, code = next(((s, c) for kind, s, c in _STATUS if isinstance(error, kind)), (500, "analysis_failed"))
+        return _problem(status, code, str(error))
+    except (ClientError, BotoCoreError) as error:
+        return _problem(502, "storage", f"the store did not do what it was asked: {error}")
+    except OSError as error:
+        log.exception("%s", asked.s3_input_uri)
+        return _problem(507, "no_room", f"a file could not be written: {error.strerror or error}")
+    except Exception as error:
+        # The boundary of one film: the service goes on.
+        log.exception("%s", asked.s3_input_uri)
+        return _problem(500, "internal", f"{type(error).__name__}: {error}")
+    written = None if asked.mode == "results_only" else asked.s3_output_uri
+    where = {"mode": asked.mode, "s3_output_uri": written, "results_uri": beside(asked.s3_output_uri)}
+    return _json({"status": "completed", **where, **dataclasses.asdict(report)})
+
+
+async def _body(request: Request) -> bytes:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MOST_BYTES:
+            break  # no JSON any more, and told so
+    return body[:_MOST_BYTES]
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client has."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _unauthorized(request: Request, access: AccessSettings) -> Response | None:
+    if not access.auth_tokens:
+        return None
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    given = token.strip() if scheme.lower() == "bearer" else ""
+    # All of them, each in constant time.
+    matches = [hmac.compare_digest(given.encode(), one.get_secret_value().encode()) for one in access.auth_tokens]
+    if any(matches):
+        return None
+    metrics.AUTH_FAILURES.labels("bad_token" if given else "missing_token").inc()
+    answer = _problem(401, "unauthorized", "this service wants `Authorization: Bearer TOKEN`")
+    answer.headers["WWW-Authenticate"] = "Bearer"
+    return answer
+
+
+def _invalid(error: ValidationError) -> Response:
+    detail = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in detail["loc"]) or None
+    wanted = "want {s3_input_uri, s3_output_uri (….mp4), mode: annotate | blur_faces | results_only}"
+    return _problem(422, "invalid_value", f"{field or 'body'}: {detail['msg']}; {wanted}", field)
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(value), status, media_type="application/json")
+
+
+def _problem(status: int, code: str, message: str, field: str | None = None) -> Response:
+    answer = _json({"error": {"code": code, "message": message, "field": field}}, status)
+    if status == 503:
+        answer.headers["Retry-After"] = _RETRY_S
+    return answer

@@ -1,0 +1,123 @@
+"""What `/invocations` does: a film out of the store, through the pipeline, back into the store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from app import metrics
+from app.errors import InferenceUnavailable, SightlineError
+from app.pipeline.multimodal import Pipeline
+from app.segments.analyze import Report, analyze_film, stream_settings
+from app.segments.keys import Mode, beside
+from app.segments.objects import AnyObjects
+from app.segments.ports import Objects
+from app.settings import AccessSettings, AwsSettings, LiveSettings, PipelineSettings, SegmentSettings
+
+log = logging.getLogger(__name__)
+
+BACKEND = "invocations"
+
+
+class Busy(SightlineError):
+    """As many films as may be are being analysed."""
+
+
+class SegmentService:
+    """Analyses films for whoever asks. One a process; up to INFERENCE_MAX_IN_FLIGHT at once."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        segments: SegmentSettings,
+        aws: AwsSettings,
+        access: AccessSettings,
+        *,
+        pipeline_settings: PipelineSettings,
+        limits: LiveSettings,
+    ) -> None:
+        self.access = access
+        self._pipeline = pipeline
+        self._objects: Objects = AnyObjects(aws, segments.segment_folder)
+        self._most = segments.inference_max_in_flight
+        self._settings = pipeline_settings
+        self._max_pixels = limits.max_pixels
+        self._running = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether films would be analysed now."""
+        return self._pipeline.client.up
+
+    async def invoke(self, input_uri: str, output_uri: str, mode: Mode) -> Report:
+        """Analyses the film at one address and writes it to the other, its results beside it (`.jsonl`).
+
+        Raises:
+            Busy: too many at once.
+            InferenceUnavailable: the inference server is away.
+            ObjectMissing, AddressRefused: of the addresses.
+            FilmError: what lies there is no film.
+        """
+        if self._running >= self._most:
+            metrics.SEGMENTS.labels(BACKEND, "refused").inc()
+            raise Busy(f"{self._running} films are being analysed, as many as INFERENCE_MAX_IN_FLIGHT")
+        if not self.ready:
+            metrics.SEGMENTS.labels(BACKEND, "refused").inc()
+            raise InferenceUnavailable("the inference server is away")
+        self._running += 1
+        metrics.SEGMENTS_IN_FLIGHT.labels(BACKEND).inc()
+        outcome = "failed"
+        try:
+            with metrics.SEGMENT_SECONDS.labels(BACKEND).time():
+                report = await self._analyze(input_uri, output_uri, mode)
+            outcome = "completed"
+            return report
+        finally:
+            self._running -= 1
+            metrics.SEGMENTS_IN_FLIGHT.labels(BACKEND).dec()
+            metrics.SEGMENTS.labels(BACKEND, outcome).inc()
+
+    async def _analyze(self, input_uri: str, output_uri: str, mode: Mode) -> Report:
+        folder = tempfile.TemporaryDirectory(prefix="sightline-film-")
+        try:
+            target, results = Path(folder.name) / "out.mp4", Path(folder.name) / "out.jsonl"
+            source = Path(folder.name) / "in" / _name(input_uri)
+            source.parent.mkdir()
+            await _thread(self._objects.download, input_uri, source)
+            settings = stream_settings(self._settings, mode)
+            report = await analyze_film(
+                source, target, results, mode, self._pipeline, settings, max_pixels=self._max_pixels
+            )
+            # The film last: its appearing is what others wait for.
+            await _thread(self._objects.upload, results, beside(output_uri))
+            if target.exists():
+                await _thread(self._objects.upload, target, output_uri)
+            log.info(
+                "%s: %s, %d frames in %.1f s, %d failed",
+                input_uri,
+                mode,
+                report.frames,
+                report.elapsed_s,
+                report.failed,
+            )
+            return report
+        finally:
+            folder.cleanup()
+
+
+def _name(uri: str) -> str:
+    """What errors call the film."""
+    name = uri.rpartition("/")[2][-100:]
+    return "film" if name in ("", ".", "..") else name
+
+
+async def _thread(work: Callable[..., None], *arguments: object) -> None:
+    """`asyncio.to_thread`, but when it is cancelled the thread is waited for: it uses files that go away."""
+    thread = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    try:
+        await asyncio.shield(thread)
+    finally:
+        await asyncio.wait([thread])

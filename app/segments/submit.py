@@ -1,0 +1,164 @@
+"""A film in: cut into segments, each uploaded as soon as it is cut; then its job is watched to its end.
+
+Called again for the same film, it goes on where it was interrupted: a job's id follows from the film.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.errors import SightlineError
+from app.segments.completion import Completions
+from app.segments.depot import Depot
+from app.segments.film import cut, probe
+from app.segments.keys import Mode, SegmentKey, input_uri
+from app.segments.ports import Job
+from app.segments.progress import Board
+from app.segments.reassemble import final_address
+
+log = logging.getLogger(__name__)
+
+_NAME = 40
+"""Letters of a film's name in its job's id."""
+
+
+class Interrupted(SightlineError):
+    """Ctrl-C, or SIGTERM. What was done so far is kept."""
+
+
+class JobFailed(SightlineError):
+    """A segment, or the reassembly, was given up. The message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is asked for."""
+
+    film: Path
+    mode: Mode = "annotate"
+    seconds: float = 10.0
+    """A segment's least length."""
+    again: bool = False
+    """Analyse it anew, though it is done."""
+
+
+def record(depot: Depot, wish: Wish) -> Job:
+    """The film's job: a new one; or the one that is there, where it is not done or need not be done anew.
+
+    Raises:
+        FilmError: it cannot be read.
+    """
+    probe(wish.film)
+    last: Job | None = None
+    for job_id in _numbered(_job_id(wish)):
+        there = depot.store.job(job_id)
+        if there is None:
+            break
+        last = there
+    if last is not None and not (last.status == "done" and (wish.again or _gone(depot, last))):
+        return last
+    depot.store.put_job(Job(job_id, wish.mode, wish.film.name, time.time()))
+    return _known(depot, job_id)
+
+
+def upload(depot: Depot, wish: Wish, job: Job, board: Board, stopping: threading.Event) -> Job:
+    """Cuts and uploads what of a film is not yet where the workers find it.
+
+    Raises:
+        FilmError: it cannot be cut.
+        Interrupted: `stopping` was set meanwhile.
+    """
+    board.job(job)
+    again = job.status == "failed"
+    if again:
+        log.warning("job %s had failed (%s); trying again what is missing", job.job_id, job.reason)
+        depot.store.reopen(job.job_id)
+    # Where the bucket tells the workers, it has told them of all.
+    if job.status == "done" or (job.status == "chunking_complete" and depot.announce is None):
+        board.whole(job.total or 0)
+        return job
+    total = _cut(depot, wish, job.job_id, board, stopping, again=again)
+    depot.store.chunking_complete(job.job_id, total)
+    board.whole(total)
+    # All may be done by now, and then no worker looks again soon.
+    Completions(depot.store, depot.reassembly).check(job.job_id)
+    return _known(depot, job.job_id)
+
+
+def follow(depot: Depot, job_id: str, board: Board, stopping: threading.Event, *, every_s: float) -> Job:
+    """Shows a job's progress until it is done.
+
+    Raises:
+        JobFailed: it is not going to be.
+        Interrupted: `stopping` was set meanwhile.
+    """
+    while True:
+        job = _known(depot, job_id)
+        board.done({one.segment.index for one in depot.store.completions(job_id)})
+        if job.status == "done":
+            return job
+        if job.status == "failed":
+            raise JobFailed(f"job {job_id} failed: {job.reason}. Submit the film again to try what is missing")
+        if stopping.wait(every_s):
+            raise Interrupted(f"job {job_id} is not done. Submit the film again to go on")
+
+
+def _job_id(wish: Wish) -> str:
+    """Follows from the film's bytes, and from what else decides its segments."""
+    with wish.film.open("rb") as film:
+        digest = hashlib.file_digest(film, "sha256")
+    digest.update(f"{wish.mode} {wish.seconds!r}".encode())
+    name = re.sub(r"[^A-Za-z0-9]+", "-", wish.film.stem).strip("-")[:_NAME].rstrip("-")
+    return f"{name or 'film'}-{digest.hexdigest()[:12]}"
+
+
+def _numbered(base: str) -> Iterator[str]:
+    yield base
+    number = 2
+    while True:
+        yield f"{base}-{number}"
+        number += 1
+
+
+def _gone(depot: Depot, job: Job) -> bool:
+    return not depot.objects.exists(final_address(depot.output_bucket, job))
+
+
+def _known(depot: Depot, job_id: str) -> Job:
+    job = depot.store.job(job_id)
+    if job is None:
+        raise JobFailed(f"job {job_id} is no longer in the store. Submit the film again")
+    return job
+
+
+def _cut(depot: Depot, wish: Wish, job_id: str, board: Board, stopping: threading.Event, *, again: bool) -> int:
+    """Uploads what is missing; returns the number of segments.
+
+    Args:
+        again: also what is there already, so that the bucket tells the workers of it once more.
+    """
+    done = {one.segment.index for one in depot.store.completions(job_id)}
+    total = 0
+    with tempfile.TemporaryDirectory(prefix="cutting-") as folder:
+        for part in cut(wish.film, Path(folder), wish.seconds):
+            if stopping.is_set():
+                raise Interrupted(f"job {job_id}: {total} segments are uploaded. Submit the film again to go on")
+            segment = SegmentKey(job_id, total, wish.mode)
+            if total not in done:
+                address = input_uri(depot.input_bucket, segment)
+                if again or not depot.objects.exists(address):
+                    depot.objects.upload(part, address)
+                if depot.announce is not None:
+                    depot.announce(segment)
+            board.uploaded(total)
+            part.unlink()
+            total += 1
+    return total

@@ -1,0 +1,48 @@
+"""What `segments work` does: a worker on AWS, with its pages, until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from app import pages
+from app.logs import configure
+from app.segments.parts import on_aws
+from app.segments.worker import Worker
+from app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def run(settings: Settings) -> None:
+    """Works until SIGTERM or Ctrl-C. `/metrics` and `/health` are on METRICS_PORT.
+
+    Raises:
+        ConfigurationError: a setting is wrong, or one is missing.
+        SightlineError: it could not go on.
+    """
+    configure(settings.server)
+    tokens = settings.access.auth_tokens
+    parts = on_aws(settings.segments, settings.aws, token=tokens[0].get_secret_value() if tokens else None)
+    worker = Worker(parts, settings.segments)
+    host = settings.server.host
+    with (
+        pages.serving(host, settings.fleet.metrics_port, worker.report) as port,
+        ended_by_signal(worker.stop),
+    ):
+        log.info("metrics on http://%s:%d/metrics", f"[{host}]" if ":" in host else host, port)
+        log.info("working on %s with backend %s", parts.input_bucket, parts.backend.name)
+        worker.run(settings.server.drain_timeout_s)
+
+
+@contextmanager
+def ended_by_signal(stop: Callable[[], None]) -> Iterator[None]:
+    """SIGTERM and SIGINT call `stop` while the block lasts. In the main thread only."""
+    before = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, was in before.items():
+            signal.signal(number, was)

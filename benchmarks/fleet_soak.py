@@ -1,0 +1,163 @@
+"""A fleet worker for a long time: whether its memory stays as it is, and whether its counts add up in the end.
+
+python -m benchmarks.fleet_soak [--minutes 10] [--rate 100] [--cameras 32] [--output FILE]
+
+`fleet work` as it comes, in a process of its own, on Redis, librdkafka's mock cluster and canned models on Triton. The
+slope is that of a straight line through the private resident memory after the first fifth of the time. Memory shared
+with Triton is bounded by its budget and left out: how much of it counts as resident is up to the kernel.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import numpy as np
+import orjson
+import psutil
+import redis
+import typer
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks import canned, fleet_servers, harness, photographs
+from benchmarks.harness import BenchmarkError
+
+WARM_UP = 0.2
+"""Share of the time in which pools fill and libraries settle."""
+LOOK_S = 2.0
+MIB = 2**20
+
+
+@contextmanager
+def filming(url: str, clips: Sequence[Sequence[bytes]], cameras: int, rate: float) -> Iterator[None]:
+    """Cameras that write as ingest does, `rate` frames a second in all, while the block lasts."""
+    ended = threading.Event()
+
+    def run() -> None:
+        with redis.Redis.from_url(url) as client:
+            names = [f"cam{number:03}" for number in range(cameras)]
+            client.sadd("fleet:cameras", *names)
+            began, number = time.monotonic(), 0
+            while not ended.wait(0.02):
+                pipe = client.pipeline(transaction=False)
+                while number < (time.monotonic() - began) * rate:
+                    name, clip = names[number % cameras], clips[number % cameras % len(clips)]
+                    now = f"{time.time() * 1000:.3f}"
+                    fields = {"camera_id": name, "camera_type": "bench", "ingest_ts": now, "captured_at_ms": now}
+                    picture = clip[number // cameras % len(clip)]
+                    pipe.xadd(f"frames:{name}", {**fields, "frame": picture}, maxlen=100, approximate=True)  # type: ignore[dict-item]
+                    number += 1
+                pipe.execute()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def counts(port: int) -> dict[str, float]:
+    """Frames of the door `fleet`: received, and what became of them."""
+    text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10, trust_env=False).text
+    found = dict.fromkeys(("received", "processed", "dropped", "failed"), 0.0)
+    for family in text_string_to_metric_families(text):
+        word = family.name.removeprefix("sightline_frames_")
+        if word in found:
+            found[word] += sum(one.value for one in family.samples if one.labels.get("door") == "fleet")
+    return found
+
+
+def slope_mib_an_hour(looks: Sequence[tuple[float, float]]) -> float:
+    """Of a straight line through (seconds, MiB), by least squares."""
+    seconds, mib = np.array(looks).T
+    return float(np.polyfit(seconds, mib, 1)[0] * 3600)
+
+
+def port_of(log: Path) -> int | None:
+    """Where the worker says that its metrics are, once it does."""
+    found = re.search(r"metrics on http://127\.0\.0\.1:(\d+)/", log.read_text(errors="replace"))
+    return int(found[1]) if found else None
+
+
+def soak(minutes: float, rate: float, cameras: int) -> dict[str, object]:
+    """Runs it; everything that was measured.
+
+    Raises:
+        BenchmarkError: something did not start, or a frame is unaccounted for.
+    """
+    places = harness.cores()
+    with tempfile.TemporaryDirectory(prefix="sightline-soak-") as name, ExitStack() as stack:
+        folder = Path(name)
+        clips = photographs.read(photographs.write(folder / "frames", 8))
+        url = stack.enter_context(fleet_servers.redis_server(folder, places.load))
+        kafka = stack.enter_context(fleet_servers.kafka(folder, places.load))
+        triton, _ = stack.enter_context(
+            harness.triton(canned.write(folder / "repository"), folder / "triton", places.triton)
+        )
+        settings = {"REDIS_URL": url, "KAFKA_BOOTSTRAP_SERVERS": kafka, "TRITON_URL": triton, "METRICS_PORT": "0"}
+        settings["STATE_DIR"] = str(folder / "state")
+        log = folder / "work.log"
+        child = stack.enter_context(harness.process(["app", "fleet", "work"], places.tested, log, **settings))
+        deadline = time.monotonic() + harness.START_S
+        while (port := port_of(log)) is None:
+            harness.check(child, log, deadline)
+            time.sleep(0.1)
+        worker, looks = psutil.Process(child.pid), []
+        began, last = time.monotonic(), minutes * 60
+        with filming(url, clips, cameras, rate):
+            while (at := time.monotonic() - began) < last:
+                time.sleep(LOOK_S)
+                harness.check(child, log, began + 2 * last + 60)
+                if at > WARM_UP * last:
+                    memory = worker.memory_info()
+                    looks.append((at, (memory.rss - memory.shared) / MIB))
+        time.sleep(3)  # what is in flight comes in, and is written to the metrics
+        final = counts(port)
+        if final["received"] != final["processed"] + final["dropped"] + final["failed"]:
+            raise BenchmarkError(f"the counts do not add up: {final}")
+        said = log.read_text(errors="replace").splitlines()
+    mib = [one for _, one in looks]
+    return {
+        "benchmark": "fleet_soak",
+        "machine": harness.machine(),
+        "plan": {"minutes": minutes, "rate": rate, "cameras": cameras},
+        "private_mib": {"first": mib[0], "last": mib[-1], "least": min(mib), "most": max(mib)},
+        "slope_mib_per_hour": slope_mib_an_hour(looks),
+        "frames": final,
+        "looks": looks,
+        "log": said[-100:],
+    }
+
+
+def main(
+    minutes: Annotated[float, typer.Option(min=0.2, help="How long.")] = 10.0,
+    rate: Annotated[float, typer.Option(min=1, help="Frames a second, all cameras together.")] = 100.0,
+    cameras: Annotated[int, typer.Option(min=1, help="How many.")] = 32,
+    output: Annotated[Path | None, typer.Option(help="A file for everything measured, as JSON.")] = None,
+) -> None:
+    """Prints the slope of the worker's memory."""
+    found = soak(minutes, rate, cameras)
+    private, frames = found["private_mib"], found["frames"]
+    assert isinstance(private, dict)
+    assert isinstance(frames, dict)
+    typer.echo(
+        f"{minutes:g} minutes, {frames['processed']:,.0f} of {frames['received']:,.0f} frames answered: "
+        f"{private['first']:.1f} MiB, in the end {private['last']:.1f} "
+        f"({private['least']:.1f} to {private['most']:.1f}), "
+        f"slope {found['slope_mib_per_hour']:+.1f} MiB an hour"
+    )
+    if output is not None:
+        output.write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2))
+
+
+if __name__ == "__main__":
+    typer.run(main)

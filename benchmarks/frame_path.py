@@ -1,0 +1,95 @@
+"""From a JPEG to a model's input: the naive chain, OpenCV's own short cut, and ours; each with either allocator.
+
+One thread, one 640x480 photograph after the other, a canvas of 640x640. What a naive chain pays for is the FP32 tensor
+(a quarter of the bytes would do) and, with glibc's defaults, memory that is given back and faulted in for each frame.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from rich.console import Console
+
+from app.pipeline.boxes import letterbox
+from app.pipeline.decode import decode_into, inspect
+from app.tuning import tune
+from benchmarks import inner, naive, photographs, turns
+from benchmarks.turns import Ratio
+
+SIZE = 640
+VARIANTS = {
+    "naive": "imdecode, numpy to FP32",
+    "naive-tuned": "… with our allocator settings",
+    "blob": "imdecode, blobFromImage",
+    "blob-tuned": "… with our allocator settings",
+    "ours-untuned": "ours, glibc's defaults",
+    "ours": "ours",
+}
+RATIOS = (
+    Ratio("JPEG to input: ours over the naive chain", "cpu_us", "naive", "ours", at_least=4),
+    Ratio("JPEG to input: ours over blobFromImage", "cpu_us", "blob", "ours"),
+    Ratio("naive chain: glibc's defaults over ours", "cpu_us", "naive", "naive-tuned"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan(turns.Plan):
+    variants: tuple[str, ...] = tuple(VARIANTS)
+
+
+def work(variant: str, clips: Sequence[Sequence[bytes]]) -> inner.Work:
+    """One frame from bytes to a tensor."""
+    chain_of, _, tuned = variant.partition("-")
+    if tuned == "tuned" or variant == "ours":
+        tune()
+    cv2.setNumThreads(1)
+    jpegs = list(chain.from_iterable(clips))
+    step = {"naive": _naive, "blob": _blob, "ours": _ours()}[chain_of]
+    return (lambda count: step(jpegs[count % len(jpegs)])), {}
+
+
+def _naive(jpeg: bytes) -> Any:
+    return naive.preprocess(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR), SIZE)  # type: ignore[arg-type]
+
+
+def _blob(jpeg: bytes) -> Any:
+    frame = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    rest = SIZE - frame.shape[0]  # type: ignore[union-attr]
+    grey = (114, 114, 114)
+    padded = cv2.copyMakeBorder(frame, rest // 2, rest - rest // 2, 0, 0, cv2.BORDER_CONSTANT, value=grey)  # type: ignore[arg-type]
+    return cv2.dnn.blobFromImage(padded, 1 / 255, swapRB=True)
+
+
+def _ours() -> Callable[[bytes], Any]:
+    canvas = np.full((SIZE, SIZE, 3), 114, np.uint8)
+
+    def step(jpeg: bytes) -> None:
+        info = inspect(jpeg, max_bytes=2**21, max_pixels=2**24)
+        decode_into(jpeg, info, letterbox(info.width, info.height, SIZE, SIZE), canvas, border=False)
+
+    return step
+
+
+def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Runs the plan; everything that was measured."""
+    with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name:
+        frames = photographs.write(Path(name), len(photographs.NAMES))
+        return turns.run("frame_path", plan, lambda one: inner.ask("frame_path", one, plan, frames), RATIOS, say)
+
+
+def show(results: dict[str, Any], console: Console) -> None:
+    """The tables."""
+    columns = {"cpu_us": "CPU µs a frame", "p50_us": "p50 µs", "p99_us": "p99 µs", "faults": "page faults a frame"}
+    turns.show(results, "frame_path: 640x480 JPEG to a model's input", VARIANTS, columns, console)
+
+
+def plan_from(**given: Any) -> Plan:
+    """The plan with what was asked for; None leaves a default."""
+    return turns.plan_from(Plan, given)

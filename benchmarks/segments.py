@@ -1,0 +1,120 @@
+"""A recorded film through `/invocations`' own way against the bare pipeline on the same frames.
+
+The film is a panned photograph, 640x480, H.264 with B-frames, with sound. Both sides have as many batches in flight and
+all cores, which Triton shares. Once on the models as they come (MediaPipe, on the processor), where the models are what
+takes time, and once on canned ones, where only what is around the models is left.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from rich.console import Console
+
+from app.settings import TritonSettings
+from benchmarks import canned, harness, photographs, turns
+from benchmarks.turns import Figures, Ratio
+
+MODELS = {"real": "MediaPipe", "canned": "canned models"}
+WAYS = {
+    "pipeline": "the pipeline alone, JPEG in",
+    "results_only": "film in, results out",
+    "annotate": "film in, drawn film out",
+    "blur_faces": "film in, faces blurred",
+}
+VARIANTS = {f"{models}-{way}": f"{words}: {title}" for models, words in MODELS.items() for way, title in WAYS.items()}
+RATIOS = tuple(
+    Ratio(
+        f"{words}: {WAYS[way]}, over the pipeline alone",
+        "rate",
+        f"{models}-{way}",
+        f"{models}-pipeline",
+        at_least=0.8 if (models, way) == ("real", "annotate") else None,
+    )
+    for models, words in MODELS.items()
+    for way in ("results_only", "annotate", "blur_faces")
+)
+FPS = 25
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    frames: int = 150
+    """Of the film for the real models; that for canned ones is four times as long."""
+    turns: int = 3
+    variants: tuple[str, ...] = tuple(VARIANTS)
+
+
+def film(path: Path, frames: int) -> Path:
+    """Writes the film: frames that pan there and back, and a hum."""
+    picture = photographs.picture("astronaut")
+    width, height, most = photographs.WIDTH, photographs.HEIGHT, photographs.STEP * photographs.FRAMES
+    with av.open(str(path), "w") as out:
+        video: Any = out.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "crf": "20"})
+        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+        sound: Any = out.add_stream("aac", rate=44100)
+        sound.layout = "mono"
+        for number in range(frames):
+            at = most - abs(photographs.STEP * number % (2 * most) - most)
+            window = np.ascontiguousarray(picture[at : at + height, at : at + width])
+            frame = av.VideoFrame.from_ndarray(window, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, FPS)
+            out.mux(video.encode(frame))
+            out.mux(sound.encode(_hum(number)))
+        for stream in (video, sound):
+            out.mux(stream.encode(None))
+    return path
+
+
+def _hum(number: int) -> Any:
+    count = 44100 // FPS
+    at = (number * count + np.arange(count)) / 44100
+    wave = (0.2 * np.sin(500 * at)).astype(np.float32)
+    frame: Any = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
+    frame.sample_rate, frame.pts, frame.time_base = 44100, number * count, Fraction(1, 44100)
+    return frame
+
+
+def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Runs the plan; everything that was measured.
+
+    Raises:
+        BenchmarkError: a process failed.
+    """
+    everywhere = frozenset(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name, ExitStack() as stack:
+        folder, urls, beside = Path(name), {}, []
+        films = {"real": film(folder / "real.mp4", plan.frames), "canned": film(folder / "canned.mp4", 4 * plan.frames)}
+        for models in {variant.partition("-")[0] for variant in plan.variants}:
+            real = models == "real"
+            repository = TritonSettings().triton_repository if real else canned.write(folder / "repository")
+            urls[models], pids = stack.enter_context(harness.triton(repository, folder / models, everywhere))
+            beside += pids
+
+        def one(variant: str) -> Figures:
+            models, _, way = variant.partition("-")
+            arguments = ["benchmarks.segments_run", "--way", way, "--triton", urls[models]]
+            return harness.answer([*arguments, "--film", str(films[models])], everywhere, timeout_s=300)
+
+        found = turns.run("segments", plan, one, RATIOS, say, shown="rate", beside=beside)
+    return {**found, "plan": asdict(plan)}
+
+
+def show(results: Mapping[str, Any], console: Console) -> None:
+    """The tables."""
+    columns = {"rate": "frames/s", "cpu_us": "CPU µs a frame", "busy": "cores busy"}
+    turns.show(results, "segments", VARIANTS, columns, console, "CPU: of this process, Triton's is not in it")
+
+
+def plan_from(**given: Any) -> Plan:
+    """The plan with what was asked for; None leaves a default."""
+    return turns.plan_from(Plan, given)

@@ -1,0 +1,110 @@
+"""One variant of the benchmark `segments`, in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import av
+import orjson
+import typer
+import uvloop
+
+from app.pipeline.frames import Frame, Job, StreamMemory
+from app.pipeline.multimodal import Pipeline
+from app.pipeline.opening import opened
+from app.pipeline.turns import Turn, Turns
+from app.protocol.result import FrameResult
+from app.protocol.stream import StreamSettings
+from app.segments.analyze import stream_settings
+from app.segments.keys import Mode, uri
+from app.segments.passage import BATCH, IN_FLIGHT
+from app.segments.service import SegmentService
+from app.settings import Settings
+from app.sources import encode
+from app.tuning import tune
+from benchmarks.harness import BenchmarkError
+
+WARM_UP = 40
+"""Frames."""
+
+
+async def run(way: str, url: str, film: Path) -> dict[str, float]:
+    """Rate and processor time over the whole film, after a short one.
+
+    Raises:
+        BenchmarkError: not every frame came out.
+    """
+    tune()
+    with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name:
+        settings = Settings(triton_url=url, ocr="off", state_dir=Path(name) / "state", segment_folder=film.parent)
+        async with opened(settings, settings.ocr) as one:
+            if way in get_args(Mode):
+                return await _film(way, one.pipeline, settings, film)
+            return await _bare(one.pipeline, stream_settings(settings.pipeline, "annotate"), film)
+
+
+async def _film(way: Any, pipeline: Pipeline, settings: Settings, film: Path) -> dict[str, float]:
+    service = SegmentService(
+        pipeline,
+        settings.segments,
+        settings.aws,
+        settings.access,
+        pipeline_settings=settings.pipeline,
+        limits=settings.live,
+    )
+    source, target = uri(str(film.parent), film.name), uri(str(film.parent), f"seen-{film.name}")
+    await _bare(pipeline, stream_settings(settings.pipeline, "annotate"), film, WARM_UP)
+    clock, processor = time.perf_counter(), time.process_time()
+    report = await service.invoke(source, target, way)
+    if report.failed:
+        raise BenchmarkError(f"{report.failed} of {report.frames} frames failed")
+    return _figures(report.frames, clock, processor)
+
+
+async def _bare(pipeline: Pipeline, settings: StreamSettings, film: Path, most: int | None = None) -> dict[str, float]:
+    with av.open(str(film)) as container:
+        frames = [encode(frame.to_ndarray(format="rgb24")) for frame in islice(container.decode(video=0), most)]
+    batches = [frames[at : at + BATCH] for at in range(0, len(frames), BATCH)]
+    memory, turns, room = StreamMemory(), Turns(), asyncio.Semaphore(IN_FLIGHT)
+
+    async def look(jpegs: list[bytes], turn: Turn) -> int:
+        try:
+            with turn:
+                jobs = [Job(Frame("film", one, time.perf_counter(), 0.0, 1), memory, settings) for one in jpegs]
+                answers = await pipeline.analyze(jobs, door="segments", turn=turn)
+                return sum(isinstance(one, FrameResult) and one.stages["detect"].status == "ok" for one in answers)
+        finally:
+            room.release()
+
+    async def begun() -> AsyncIterator[asyncio.Task[int]]:
+        for batch in batches:
+            await room.acquire()
+            yield asyncio.create_task(look(batch, turns.take()))
+
+    clock, processor = time.perf_counter(), time.process_time()
+    done = await asyncio.gather(*[task async for task in begun()])
+    if sum(done) != len(frames):
+        raise BenchmarkError(f"{len(frames) - sum(done)} of {len(frames)} frames failed")
+    return _figures(len(frames), clock, processor)
+
+
+def _figures(frames: int, clock: float, processor: float) -> dict[str, float]:
+    elapsed, busy = time.perf_counter() - clock, time.process_time() - processor
+    return {"rate": frames / elapsed, "cpu_us": busy / frames * 1e6, "busy": busy / elapsed, "frames": frames}
+
+
+def main(
+    way: Annotated[str, typer.Option()], triton: Annotated[str, typer.Option()], film: Annotated[Path, typer.Option()]
+) -> None:
+    """Prints one variant's figures as JSON."""
+    print(orjson.dumps(uvloop.run(run(way, triton, film))).decode())
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,89 @@
+"""The same load over 1, 8, 64 and 256 sessions: what a session costs besides its frames, and whether all are served.
+
+Open loop, `realtime`. Throughput within 10% and no session under half its fair share are wanted. Jain's index is 1 when
+all sessions get the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from rich.console import Console
+
+from app.loading.objectives import jain
+from benchmarks import canned, service, turns
+from benchmarks.measure import Measured
+from benchmarks.turns import Figures, Ratio
+
+COUNTS = (1, 8, 64, 256)
+VARIANTS = {str(count): f"{count} session{'s' if count > 1 else ''}" for count in COUNTS}
+RATIOS = (
+    Ratio("results a second: 256 sessions over 1", "rate", "256", "1", at_least=0.9),
+    Ratio("results a second: 64 sessions over 1", "rate", "64", "1", at_least=0.9),
+    Ratio("CPU a frame: 256 sessions over 8", "cpu_us", "256", "8"),
+    Ratio("the worst session of 256, over its fair share", "worst_share", "256", "fair", at_least=0.5),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan(turns.Plan):
+    seconds: float = 6.0
+    warm_up_s: float = 2.0
+    turns: int = 2
+    rate: float = 100.0
+    """Frames a second, of all sessions together."""
+    variants: tuple[str, ...] = tuple(VARIANTS)
+
+
+def one(stand: service.Bench, plan: Plan, count: int) -> Figures:
+    """One turn: a fresh service, so many sessions."""
+    limits = {"MAX_SESSIONS": str(count + 8), "MAX_CONNECTIONS": str(count + 64)}
+    limits |= {name: str(count + 8) for name in ("MAX_SESSIONS_PER_ADDRESS", "MAX_SESSIONS_PER_TOKEN")}
+    with service.served(stand, stand.cores.tested, **limits) as running:
+        # An interval of a session may be seconds long: frames of all must fall into the window.
+        first = service.init("realtime")
+        found = service.paced(stand, running, first, plan.warm_up_s, plan.seconds, sessions=count, rate=plan.rate)
+    results, due = found["results"], found["due"]
+    measured = Measured(**{field.name: found[field.name] for field in fields(Measured)})
+    # A session may have two frames in the window or three: what counts is how many of its own were answered.
+    shares = [answered / asked for answered, asked in zip(results, due, strict=True) if asked]
+    return {
+        **turns.of(measured),
+        "rate": sum(results) / plan.seconds,
+        "answered": sum(results) / sum(due),
+        "jain": jain(shares),
+        "worst_share": min(shares) * sum(due) / max(1, sum(results)),
+        "late_ms": found["late_ms"],
+    }
+
+
+def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Runs the plan; everything that was measured."""
+    with service.bench(canned.write, 8) as stand:
+        found = turns.run(
+            "sessions", plan, lambda variant: one(stand, plan, int(variant)), (), say, beside=stand.triton_pids
+        )
+    shares: dict[str, list[Figures]] = {**found["turns"], "fair": [{"worst_share": 1.0}] * plan.turns}
+    return {**found, "ratios": turns.compared(shares, RATIOS)}
+
+
+def show(results: dict[str, Any], console: Console) -> None:
+    """The tables."""
+    columns = {
+        "rate": "results/s",
+        "answered": "of those due",
+        "cpu_us": "CPU µs a frame",
+        "p50_ms": "age p50 ms",
+        "p99_ms": "p99 ms",
+        "jain": "Jain",
+        "worst_share": "worst, of a fair share",
+    }
+    title = f"sessions: {results['plan']['rate']:g} frames a second in all"
+    turns.show(results, title, VARIANTS, columns, console)
+
+
+def plan_from(**given: Any) -> Plan:
+    """The plan with what was asked for; None leaves a default."""
+    return turns.plan_from(Plan, {**given, "sessions": None})

@@ -1,0 +1,121 @@
+"""The service against NVIDIA's perf_analyzer: what is lost on the way to the models when the models are the limit.
+
+Both press the same Triton and the same model, which takes 5 ms a frame, one at a time. perf_analyzer sends nothing but
+requests, their tensors in shared memory. The service does everything else as well: sockets, decoding, flow, results. At
+least 90% is wanted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import uvloop
+from rich.console import Console
+
+from app.inference.triton import TritonClient
+from app.settings import TritonSettings
+from benchmarks import analyzer, canned, harness, service, turns
+from benchmarks.harness import BenchmarkError
+from benchmarks.measure import Measured
+from benchmarks.turns import Figures, Ratio
+
+SESSIONS = 8
+MODEL_S = 0.005
+VARIANTS = {"service": "the service, 8 lossless sessions", "bare": "the models pressed directly, 8 requests in flight"}
+RATIOS = (Ratio("the service over the models pressed directly", "rate", "service", "bare", at_least=0.9),)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan(turns.Plan):
+    seconds: float = 3.0
+    warm_up_s: float = 1.0
+    turns: int = 2
+    variants: tuple[str, ...] = tuple(VARIANTS)
+
+
+def repository(folder: Path) -> Path:
+    """Models that take MODEL_S a frame."""
+    return canned.write(folder, delay_s=MODEL_S)
+
+
+def pressed_by_service(stand: service.Bench, plan: Plan) -> Figures:
+    with service.served(stand, stand.cores.tested) as running:
+        found = service.pressed(stand, running, service.init("lossless"), plan.warm_up_s, plan.seconds)
+    return turns.of(Measured(**{field.name: found[field.name] for field in fields(Measured)}))
+
+
+def pressed_directly(stand: service.Bench, plan: Plan, tool: analyzer.Analyzer | None) -> Figures:
+    if tool is not None:
+        return {"rate": analyzer.rate(tool, stand.triton_url, "vision", SESSIONS, plan.seconds, stand.cores.tested)}
+    arguments = ["benchmarks.to_the_limit", "--triton", stand.triton_url, f"--seconds={plan.seconds}"]
+    return harness.answer(arguments, stand.cores.tested, 60 + plan.seconds)
+
+
+async def press(url: str, seconds: float, warm_up_s: float = 0.5) -> Figures:
+    """Calls and nothing else, SESSIONS at a time, tensors in shared memory."""
+    client = TritonClient(url, TritonSettings(triton_shm="auto", triton_max_in_flight=SESSIONS))
+    await client.open()
+    spec = await client.describe("vision")
+    if spec is None:
+        raise BenchmarkError("Triton does not serve the canned model `vision`")
+    begin, answered = perf_counter() + warm_up_s, 0
+
+    async def call(stream: str) -> None:
+        nonlocal answered
+        while (now := perf_counter()) < begin + seconds:
+            buffer = client.buffer((1, canned.SIZE, canned.SIZE, 3), "UINT8")
+            try:
+                await client.infer(spec, buffer, stream=stream)
+            finally:
+                buffer.release()
+            answered += now >= begin
+
+    await asyncio.gather(*(call(str(number)) for number in range(SESSIONS)))
+    await client.close()
+    return {"rate": answered / (perf_counter() - begin)}
+
+
+def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Runs the plan; everything that was measured."""
+    tool, told = analyzer.find()
+    by = told if tool is not None else f"our own client, since perf_analyzer is not to be had ({told})"
+    say(f"pressed directly by {by}")
+    with service.bench(repository, SESSIONS) as stand:
+
+        def one(variant: str) -> Figures:
+            return pressed_by_service(stand, plan) if variant == "service" else pressed_directly(stand, plan, tool)
+
+        found = turns.run("to_the_limit", plan, one, RATIOS, say, shown="rate", beside=stand.triton_pids)
+    return {**found, "by": by}
+
+
+def show(results: dict[str, Any], console: Console) -> None:
+    """The tables."""
+    columns = {"rate": "frames/s", "cpu_us": "CPU µs a frame", "p50_ms": "p50 ms", "p99_ms": "p99 ms"}
+    title = f"to_the_limit: a model of {MODEL_S * 1000:g} ms"
+    turns.show(results, title, VARIANTS, columns, console, f"directly: by {results['by']}")
+
+
+def plan_from(**given: Any) -> Plan:
+    """The plan with what was asked for; None leaves a default."""
+    return turns.plan_from(Plan, given)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=press.__doc__)
+    parser.add_argument("--triton", required=True, help="host:port of its gRPC")
+    parser.add_argument("--seconds", type=float, default=3.0)
+    options = parser.parse_args()
+    json.dump(uvloop.run(press(options.triton, options.seconds)), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

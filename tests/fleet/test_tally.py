@@ -1,0 +1,36 @@
+"""Times added up are in the histogram as if each had been observed by itself."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Histogram
+
+from app import metrics
+from app.fleet.tally import DOOR, FRAMES, Tally
+
+
+def test_many_values_at_once_are_as_one_by_one() -> None:
+    values = [0.0, 0.001, 0.0010001, 0.5, 1.0, 1.0, 99.0]
+    alone, together = (
+        Histogram("seconds", "…", buckets=(0.001, 0.5, 1.0), registry=CollectorRegistry()) for _ in range(2)
+    )
+    for value in values:
+        alone.observe(value)
+    metrics.observe_all(together, values)
+    metrics.observe_all(together, [])
+    assert [one.samples for one in together.collect()] == [one.samples for one in alone.collect()]
+
+
+def seen() -> float:
+    return metrics.REGISTRY.get_sample_value("sightline_stage_seconds_count", {"door": DOOR, "stage": "decode"}) or 0.0
+
+
+def test_stages_are_written_a_hundred_frames_at_a_time() -> None:
+    tally, before = Tally(), seen()
+    tally.received(FRAMES)
+    for _ in range(FRAMES - 1):
+        tally.timed({"decode": 0.001})
+        tally.processed(0.1)
+    assert seen() == before
+    tally.timed({"decode": 0.001})
+    tally.processed(0.1)
+    assert seen() == before + FRAMES

@@ -1,0 +1,263 @@
+"""A film through the pipeline: every frame in its order, with its own result, at its own time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client import REGISTRY
+
+from app.errors import InferenceError, InferenceUnavailable
+from app.inference.fake import FakeClient
+from app.segments.analyze import Report, analyze_film, stream_settings
+from app.segments.film import FilmError, concat, cut, probe
+from app.segments.keys import Mode
+from tests.support.clip import Pixels
+from tests.support.movie import heard, movie, packets, shown
+from tests.support.seeing import SIDE, Sight, pipeline_of, place, square, squares
+
+Lines = list[dict[str, Any]]
+
+
+def analyzed(
+    film: Path,
+    folder: Path,
+    mode: Mode = "annotate",
+    *,
+    client: FakeClient | None = None,
+    name: str = "out",
+    **options: Any,
+) -> tuple[Report, Path, Lines]:
+    async def run() -> Report:
+        async with pipeline_of(client or Sight(), folder / "state") as (pipeline, settings):
+            wish = stream_settings(settings.pipeline, mode)
+            target, results = folder / f"{name}.mp4", folder / f"{name}.jsonl"
+            return await analyze_film(film, target, results, mode, pipeline, wish, **options)
+
+    report = asyncio.run(run())
+    lines = [json.loads(line) for line in (folder / f"{name}.jsonl").read_bytes().splitlines()]
+    return report, folder / f"{name}.mp4", lines
+
+
+def counters() -> dict[str, float]:
+    """Frames of the door: received, processed, and failed over all reasons."""
+    found = {"received": 0.0, "processed": 0.0, "failed": 0.0}
+    for metric in REGISTRY.collect():
+        for sample in metric.samples:
+            for word in found:
+                if sample.name == f"sightline_frames_{word}_total" and sample.labels["door"] == "segments":
+                    found[word] += sample.value
+    return found
+
+
+def since(before: dict[str, float]) -> tuple[float, float, float]:
+    return tuple(after - before[word] for word, after in counters().items())  # type: ignore[return-value]
+
+
+def sides(line: dict[str, Any]) -> list[float]:
+    (one,) = line["objects"]
+    return [one["box"][side] for side in ("x1", "y1", "x2", "y2")]
+
+
+def is_boxed(picture: Pixels, number: int) -> bool:
+    """Whether the frame around the square of frame `number` is drawn where it belongs, in a colour."""
+    x, y = place(number)
+    edge = picture[y + 20 : y + SIDE - 20, x - 3 : x + 3].astype(int)
+    colourful = edge.max(axis=2) - edge.min(axis=2) > 60
+    return bool(colourful.any(axis=1).all())
+
+
+def test_every_frame_has_its_own_result_in_the_lines_and_in_the_film(tmp_path: Path) -> None:
+    before, client = counters(), Sight()
+    told: list[int] = []
+    report, film, lines = analyzed(squares(tmp_path / "in.mp4", 50), tmp_path, client=client, on_frames=told.append)
+    assert (report.frames, report.failed, report.undecodable, sum(told)) == (50, 0, 0, 50)
+    assert since(before) == (50, 50, 0)
+    assert client.most > 1, "nothing overlapped"
+    assert [line["frame_id"] for line in lines] == list(range(50))
+    assert [line["pts_s"] for line in lines] == pytest.approx(np.arange(50) / 25)
+    for number, (line, (at, picture)) in enumerate(zip(lines, shown(film), strict=True)):
+        x, y = place(number)
+        assert sides(line) == pytest.approx([x, y, x + SIDE, y + SIDE], abs=2.0), number
+        assert line["stages"]["detect"]["status"] == line["stages"]["pose"]["status"] == "ok"
+        assert at == pytest.approx(number / 25)
+        assert is_boxed(picture, number), number
+        away = np.abs(picture[-30:, -30:].astype(int) - 60)
+        assert away.max() < 12, "what is not drawn on stays as it was"
+
+
+def test_tracks_and_motion_run_along_the_film(tmp_path: Path) -> None:
+    _, _, lines = analyzed(squares(tmp_path / "in.mp4", 40), tmp_path, "results_only")
+    assert {line["objects"][0]["track_id"] for line in lines[2:]} == {1}
+    assert lines[0]["stages"]["motion"] == {"status": "skipped", "reason": "first_frame", "age_ms": None}
+    assert all(line["stages"]["motion"]["status"] == "ok" for line in lines[1:])
+    assert {line["stages"]["ocr"]["status"] for line in lines} == {"disabled"}
+    # Each frame was compared with the one before it, whatever order the batches came back in: all that is to be seen
+    # moves by 3 and 2 pixels.
+    for line in lines[1:]:
+        assert line["motion"]["camera"]["dx"] == pytest.approx(3, abs=1), line["frame_id"]
+        assert line["motion"]["camera"]["dy"] == pytest.approx(2, abs=1), line["frame_id"]
+
+
+def test_the_sound_is_copied_and_the_length_stays(tmp_path: Path) -> None:
+    film = movie(tmp_path / "in.mp4", seconds=2)
+    _, out, _ = analyzed(film, tmp_path)
+    assert packets(out)["audio"] == packets(film)["audio"]
+    assert (probe(out).frames, probe(out).audio) == (50, True)
+    assert probe(out).duration_s == pytest.approx(2.0, abs=0.001)
+
+
+@pytest.mark.parametrize("sound_s", [None, 0.5, 3.0])
+def test_sound_that_is_missing_or_shorter_or_longer(tmp_path: Path, sound_s: float | None) -> None:
+    film = movie(tmp_path / "in.mp4", seconds=1, sound_s=sound_s)
+    _, out, _ = analyzed(film, tmp_path)
+    assert packets(out).get("audio") == packets(film).get("audio")
+    assert probe(out).frames == 25
+
+
+def test_a_variable_frame_rate_keeps_its_times(tmp_path: Path) -> None:
+    times = np.cumsum([0, *np.random.default_rng(4).choice([16, 33, 40, 120, 400], 39)]).tolist()
+    film = squares(tmp_path / "in.mp4", 40, times_ms=times)
+    _, out, lines = analyzed(film, tmp_path)
+    assert [at * 1000 for at, _ in shown(out)] == pytest.approx(times, abs=0.1)
+    assert [line["pts_s"] * 1000 for line in lines] == pytest.approx(times, abs=0.1)
+
+
+@pytest.mark.parametrize("rotation", [90, 180, 270])
+def test_a_film_that_lies_on_its_side_is_analysed_and_written_upright(tmp_path: Path, rotation: int) -> None:
+    film = squares(tmp_path / "in.mp4", 12, rotation=rotation)
+    _, out, lines = analyzed(film, tmp_path)
+    assert (probe(out).width, probe(out).height) == (probe(film).width, probe(film).height) == (320, 240)
+    for number, (line, (_, picture)) in enumerate(zip(lines, shown(out), strict=True)):
+        x, y = place(number)
+        assert line["image"] == {"width": 320, "height": 240}
+        assert sides(line) == pytest.approx([x, y, x + SIDE, y + SIDE], abs=2.0)
+        assert is_boxed(picture, number)
+
+
+def test_odd_sizes_grow_by_a_pixel_and_keep_their_coordinates(tmp_path: Path) -> None:
+    film = squares(tmp_path / "in.mp4", 8, width=321, height=241, pix_fmt="yuv444p")
+    _, out, lines = analyzed(film, tmp_path)
+    assert lines[0]["image"] == {"width": 321, "height": 241}
+    pictures = [picture for _, picture in shown(out)]
+    assert pictures[0].shape == (242, 322, 3)
+    assert all(is_boxed(picture, number) for number, picture in enumerate(pictures))
+    assert np.abs(pictures[0][-1].astype(int) - pictures[0][-2]).max() < 12
+
+
+def test_parts_analysed_one_by_one_make_the_whole_film(tmp_path: Path) -> None:
+    film = movie(tmp_path / "in.mp4", seconds=4.2)
+    parts, lines = [], []
+    for index, part in enumerate(cut(film, tmp_path / "parts", 1.0)):
+        report, out, found = analyzed(part, tmp_path, name=f"seen{index}")
+        assert (report.first_frame, report.start_s) == (25 * index, float(index))
+        parts.append(out)
+        lines += found
+    concat(parts, tmp_path / "final.mp4")
+    assert len(parts) == 5
+    assert [line["frame_id"] for line in lines] == list(range(105))
+    assert [line["pts_s"] for line in lines] == pytest.approx(np.arange(105) / 25)
+    before, after = probe(film), probe(tmp_path / "final.mp4")
+    assert (after.frames, after.width, after.height, after.audio) == (105, 320, 240, True)
+    assert after.duration_s == pytest.approx(before.duration_s, abs=0.001)
+    assert [at for at, _ in shown(tmp_path / "final.mp4")] == pytest.approx(np.arange(105) / 25)
+    (starts, tone), (begins, copied) = heard(film), heard(tmp_path / "final.mp4")
+    assert begins == starts
+    assert np.array_equal(tone, copied)
+
+
+def test_results_only_writes_no_film(tmp_path: Path) -> None:
+    _, out, lines = analyzed(movie(tmp_path / "in.mp4", seconds=1), tmp_path, "results_only")
+    assert len(lines) == 25
+    assert not out.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.jsonl"]
+
+
+def test_frames_on_which_a_model_fails_are_told_and_written_as_they_are(tmp_path: Path) -> None:
+    before = counters()
+    client = Sight(fails=lambda number: 20 <= number < 24)
+    report, out, lines = analyzed(squares(tmp_path / "in.mp4", 44), tmp_path, client=client)
+    assert (report.frames, report.failed) == (44, 4)
+    assert since(before) == (44, 40, 4)
+    error = {"code": "inference", "message": "detect: the model fell over"}
+    for number, (line, (_, picture)) in enumerate(zip(lines, shown(out), strict=True)):
+        if 20 <= number < 24:
+            assert line == {"frame_id": number, "pts_s": number / 25, "error": error}
+            assert not is_boxed(picture, number)
+        else:
+            assert is_boxed(picture, number), number
+
+
+def test_a_film_on_which_the_model_always_fails_is_an_error(tmp_path: Path) -> None:
+    before = counters()
+    film = squares(tmp_path / "in.mp4", 10)
+    with pytest.raises(InferenceError, match="not one of 10 frames could be analysed; the last: detect"):
+        analyzed(film, tmp_path, client=Sight(fails=lambda number: True))
+    assert since(before) == (10, 0, 10)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_a_server_that_goes_away_is_no_result_and_leaves_nothing(tmp_path: Path) -> None:
+    class Leaving(Sight):
+        def _look(self, images: Any) -> Any:
+            self.up = self.seen < 12
+            return super()._look(images)
+
+    before = counters()
+    film = movie(tmp_path / "in.mp4", seconds=4)
+    with pytest.raises(InferenceUnavailable):
+        analyzed(film, tmp_path, client=Leaving())
+    received, processed, failed = since(before)
+    assert received == processed + failed
+    assert failed > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_a_film_that_is_given_up_leaves_nothing_and_is_accounted_for(tmp_path: Path) -> None:
+    before = counters()
+    film = movie(tmp_path / "in.mp4", seconds=20)
+
+    async def run() -> None:
+        started = asyncio.Event()
+        async with pipeline_of(Sight(), tmp_path / "state") as (pipeline, settings):
+            wish = stream_settings(settings.pipeline, "annotate")
+            paths = tmp_path / "out.mp4", tmp_path / "out.jsonl"
+            work = asyncio.create_task(
+                analyze_film(film, *paths, "annotate", pipeline, wish, on_frames=lambda _: started.set())
+            )
+            await started.wait()
+            work.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await work
+
+    asyncio.run(run())
+    received, processed, failed = since(before)
+    assert received == processed + failed
+    assert 0 < processed < 500
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_a_damaged_piece_costs_no_more_than_itself(tmp_path: Path) -> None:
+    film = movie(tmp_path / "in.mp4", seconds=3, sound_s=None)
+    with film.open("r+b") as file:
+        file.seek(film.stat().st_size // 2)
+        file.write(bytes(200))
+    report, out, lines = analyzed(film, tmp_path)
+    assert 60 <= report.frames <= 75
+    assert len(lines) == len(shown(out)) == report.frames
+
+
+def test_what_is_no_film_or_too_large_is_refused(tmp_path: Path) -> None:
+    text = tmp_path / "text.mp4"
+    text.write_text("not a film")
+    with pytest.raises(FilmError, match=r"text\.mp4: no film that can be read"):
+        analyzed(text, tmp_path)
+    film = squares(tmp_path / "in.mp4", 3)
+    with pytest.raises(FilmError, match=r"in\.mp4: its frames are 320x240; at most 70,000 pixels .* MAX_PIXELS"):
+        analyzed(film, tmp_path, max_pixels=70_000)
+    assert square(0).shape == (240, 320, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "text.mp4"]

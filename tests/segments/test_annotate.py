@@ -1,0 +1,67 @@
+"""What was found, drawn over the planes of a picture."""
+
+from __future__ import annotations
+
+import av
+import numpy as np
+import pytest
+
+from app.protocol.result import KEYPOINT_NAMES, Box, Detection, FrameResult, Image, Keypoint, Pose, Text
+from app.segments.annotate import annotate
+from app.segments.sheet import Sheet
+from tests.support.clip import Pixels
+
+
+def drawn(found: FrameResult, width: int = 320, height: int = 240) -> Pixels:
+    """The picture, grey before, as RGB."""
+    one = Sheet(av.VideoFrame.from_ndarray(np.full((height, width, 3), 100, np.uint8), format="rgb24"))
+    annotate(one, found)
+    picture: Pixels = one.frame.to_ndarray(format="rgb24")
+    return picture
+
+
+def touched(picture: Pixels) -> Pixels:
+    return np.abs(picture.astype(int) - 100).max(axis=2) > 12
+
+
+def test_a_box_its_label_a_skeleton_and_a_text() -> None:
+    sure = [0.1 if name == "left_wrist" else 0.9 for name in KEYPOINT_NAMES]
+    points = tuple(Keypoint(name, 60 + 8 * i, 150 + 4 * i, sure[i]) for i, name in enumerate(KEYPOINT_NAMES))
+    found = FrameResult(
+        Image(320, 240),
+        objects=[Detection(0, "person", 0.87, Box(50, 60, 220, 230), track_id=3)],
+        poses=[Pose(0.9, Box(50, 60, 220, 230), points)],
+        texts=[Text("Ausgang → Ä7", 0.9, ((230, 20), (310, 20), (310, 40), (230, 40)))],
+    )
+    marks = touched(drawn(found))
+    assert marks[60:230, 50].all(), "the box's left side"
+    assert marks[228:232, 60:210].any(axis=0).all(), "its lower side"
+    assert marks[44:58, 52:120].mean() > 0.8, "its label above it"
+    assert marks[150 + 4 * 16, 60 + 8 * 16], "an ankle"
+    assert not marks[184:188, 135:137].all(), "an unsure wrist is left out"
+    assert marks[20, 232:308].all(), "the text's outline"
+    assert marks[44:56, 240:300].mean() > 0.7, "and what it says, below"
+    assert not marks[100:140, 230:].any(), "nothing else"
+
+
+def test_each_track_keeps_a_colour_of_its_own() -> None:
+    def colour(track: int | None, class_id: int = 0) -> list[int]:
+        found = FrameResult(Image(320, 240), objects=[Detection(class_id, "x", 0.5, Box(100, 100, 200, 200), track)])
+        return [int(v) for v in drawn(found)[150, 100]]
+
+    assert colour(1) == colour(1)
+    assert len({tuple(colour(track)) for track in range(1, 9)}) == 8
+    assert colour(None, 2) == colour(2, 0)
+
+
+def test_labels_at_the_edges_stay_in_the_picture() -> None:
+    boxes = [Box(0, 0, 40, 40), Box(300, 0, 320, 240), Box(0, 235, 320, 240)]
+    for box in boxes:
+        marks = touched(drawn(FrameResult(Image(320, 240), objects=[Detection(0, "person", 0.9, box, 12)])))
+        assert marks.sum() > 1000, box
+
+
+@pytest.mark.parametrize("size", [(16, 16), (2, 64), (1920, 1080)])
+def test_all_sizes_of_pictures(size: tuple[int, int]) -> None:
+    found = FrameResult(Image(*size), objects=[Detection(0, "person", 0.9, Box(0, 0, *size), 1)])
+    assert touched(drawn(found, *size)).any()

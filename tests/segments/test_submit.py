@@ -1,0 +1,204 @@
+"""Films submitted, interrupted, submitted again: on moto's AWS and in a folder."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from app.segments.depot import Depot, on_aws
+from app.segments.events import read
+from app.segments.film import FilmError
+from app.segments.keys import SegmentId, SegmentKey, final_uri, input_uri, output_uri, parse_input
+from app.segments.local import LocalFolder
+from app.segments.ports import Completion, Job, Queue
+from app.segments.progress import Board
+from app.segments.queue_sqs import SqsQueue
+from app.segments.submit import Interrupted, JobFailed, Wish, follow, record, upload
+from app.settings import AwsSettings, SegmentSettings
+from tests.segments.films import film
+from tests.support.aws import REGION, Aws
+from tests.support.segments import estate
+
+
+class Watched:
+    """A depot, and the queue that workers hear of its segments by."""
+
+    def __init__(self, depot: Depot, segments: Queue) -> None:
+        self.depot = depot
+        self.segments = segments
+
+    def heard(self) -> list[SegmentKey]:
+        """All segments that are told of, and deletes the messages."""
+        found = []
+        while message := self.segments.receive(0):
+            for one in read(message.body):
+                segment = parse_input(one.bucket, one.key)
+                assert segment is not None
+                assert self.depot.objects.exists(input_uri(self.depot.input_bucket, segment))
+                found.append(segment)
+            self.segments.delete(message)
+        return sorted(found, key=lambda one: one.index)
+
+
+both = pytest.mark.parametrize("watched", ["local", "aws"], indirect=True)
+
+
+@pytest.fixture
+def watched(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    if getattr(request, "param", "local") == "local":
+        local = LocalFolder(tmp_path / "out", SegmentSettings())
+        yield Watched(local.depot, local.segments)
+        local.close()
+        return
+    aws: Aws = request.getfixturevalue("aws")
+    for name, value in aws.environment.items():
+        monkeypatch.setenv(name, value)
+    settings = estate(aws).settings
+    assert settings.video_worker_queue_url
+    queue = SqsQueue(aws.client("sqs"), settings.video_worker_queue_url, "segments")
+    depot = on_aws(settings, AwsSettings(aws_region=REGION, aws_endpoint_url=aws.endpoint_url))
+    yield Watched(depot, queue)
+
+
+@pytest.fixture
+def wish(tmp_path: Path) -> Wish:
+    return Wish(film(tmp_path / "Grüße, 1.mp4", 4), seconds=0.3)
+
+
+def go(watched: Watched, wish: Wish, board: Board | None = None, stopping: threading.Event | None = None) -> Job:
+    depot = watched.depot
+    return upload(depot, wish, record(depot, wish), board or Board(), stopping or threading.Event())
+
+
+def finish(depot: Depot, job: Job) -> None:
+    """As if all of it had been done."""
+    depot.objects.write(final_uri(depot.output_bucket, job.job_id), b"film")
+    depot.store.mark(job.job_id, "done")
+
+
+def of(job: Job, *indices: int) -> list[SegmentKey]:
+    return [SegmentKey(job.job_id, index, job.mode) for index in indices]
+
+
+class StopsAfter(Board):
+    """Sets the event when so many segments are uploaded."""
+
+    def __init__(self, count: int, stopping: threading.Event, then: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        self._left, self._stopping, self._then = count, stopping, then
+
+    def uploaded(self, index: int) -> None:
+        super().uploaded(index)
+        self._left -= 1
+        if self._left == 0:
+            self._then()
+            self._stopping.set()
+
+
+@both
+def test_a_film_is_cut_uploaded_and_recorded(watched: Watched, wish: Wish) -> None:
+    job = go(watched, wish)
+    assert job.job_id.startswith("Gr-e-1-")
+    assert (job.source, job.mode, job.status, job.total) == ("Grüße, 1.mp4", "annotate", "chunking_complete", 4)
+    assert watched.heard() == of(job, 0, 1, 2, 3)
+
+
+def test_workers_hear_of_a_segment_as_soon_as_it_is_cut(watched: Watched, wish: Wish) -> None:
+    stopping = threading.Event()
+    heard: list[SegmentKey] = []
+    with pytest.raises(Interrupted, match="2 segments are uploaded"):
+        go(watched, wish, StopsAfter(2, stopping, lambda: heard.extend(watched.heard())), stopping)
+    assert [one.index for one in heard] == [0, 1]
+
+
+@both
+def test_an_interrupted_submission_goes_on(watched: Watched, wish: Wish) -> None:
+    stopping = threading.Event()
+    with pytest.raises(Interrupted):
+        go(watched, wish, StopsAfter(2, stopping), stopping)
+    job = record(watched.depot, wish)
+    assert (job.status, job.total) == ("chunking", None)
+    assert go(watched, wish).total == 4
+    assert watched.heard() == of(job, 0, 1, 2, 3)  # each once
+
+
+def test_what_is_done_already_is_not_uploaded_again(watched: Watched, wish: Wish) -> None:
+    stopping = threading.Event()
+    with pytest.raises(Interrupted):
+        go(watched, wish, StopsAfter(2, stopping), stopping)
+    job = record(watched.depot, wish)
+    watched.heard()
+    watched.depot.store.complete(Completion(SegmentId(job.job_id, 0), "", 1.0))
+    go(watched, wish)
+    assert 0 not in [one.index for one in watched.heard()]
+
+
+def test_a_job_whose_segments_were_all_done_while_it_was_cut_is_sent_to_be_put_together(
+    watched: Watched, wish: Wish
+) -> None:
+    depot, job = watched.depot, record(watched.depot, wish)
+    for segment in of(job, 0, 1, 2, 3):
+        depot.store.complete(Completion(segment.id, output_uri(depot.output_bucket, segment), 1.0))
+    go(watched, wish)
+    message = depot.reassembly.receive(0)
+    assert message is not None
+    assert message.body == job.job_id
+
+
+@both
+def test_a_job_that_failed_is_tried_again_where_it_failed(watched: Watched, wish: Wish) -> None:
+    depot, job = watched.depot, go(watched, wish)
+    watched.heard()
+    depot.store.complete(Completion(SegmentId(job.job_id, 1), "", 1.0))
+    depot.store.mark(job.job_id, "failed", "segment 0: the model fell over")
+    with pytest.raises(JobFailed, match=r"segment 0: the model fell over\. Submit the film again"):
+        follow(depot, job.job_id, Board(), threading.Event(), every_s=0.01)
+    again = go(watched, wish)
+    assert (again.job_id, again.status, again.round) == (job.job_id, "chunking_complete", 1)
+    assert watched.heard() == of(job, 0, 2, 3)
+
+
+@both
+def test_a_film_that_is_done_is_done_anew_only_when_asked(watched: Watched, wish: Wish) -> None:
+    depot, job = watched.depot, go(watched, wish)
+    watched.heard()
+    finish(depot, job)
+    assert go(watched, wish).job_id == job.job_id
+    assert follow(depot, job.job_id, Board(), threading.Event(), every_s=60).status == "done"
+    assert watched.heard() == []
+    anew = Wish(wish.film, wish.mode, wish.seconds, again=True)
+    second = go(watched, anew)
+    assert second.job_id == f"{job.job_id}-2"
+    assert go(watched, anew).job_id == second.job_id  # that one is not done yet
+    assert go(watched, wish).job_id == second.job_id
+    assert set(watched.heard()) == set(of(second, 0, 1, 2, 3))
+
+
+def test_a_film_whose_result_was_deleted_is_done_anew(watched: Watched, wish: Wish) -> None:
+    job = go(watched, wish)
+    watched.depot.store.mark(job.job_id, "done")
+    assert go(watched, wish).job_id == f"{job.job_id}-2"
+
+
+def test_other_wishes_are_other_jobs(watched: Watched, wish: Wish) -> None:
+    first = record(watched.depot, wish)
+    others = [Wish(wish.film, "blur_faces", 0.3), Wish(wish.film, "annotate", 0.5)]
+    assert len({first.job_id, *(record(watched.depot, one).job_id for one in others)}) == 3
+
+
+def test_waiting_ends_when_it_is_told_to(watched: Watched, wish: Wish) -> None:
+    job, stopping = go(watched, wish), threading.Event()
+    stopping.set()
+    with pytest.raises(Interrupted, match=r"is not done\. Submit the film again to go on"):
+        follow(watched.depot, job.job_id, Board(), stopping, every_s=60)
+
+
+def test_what_is_no_film_leaves_no_job(watched: Watched, tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_text("not a film")
+    with pytest.raises(FilmError, match=r"a\.mp4"):
+        record(watched.depot, Wish(path))
+    assert watched.depot.store.waiting_jobs() == []

@@ -1,0 +1,303 @@
+"""The worker, on moto's AWS and on a folder."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.segments.backends.http import Http
+from app.segments.completion import Completions
+from app.segments.events import Created, body_of
+from app.segments.keys import SegmentKey, input_key, output_uri, results_uri
+from app.segments.local_database import LocalDatabase
+from app.segments.parts import Parts
+from app.segments.ports import Completion, Job, Queue
+from app.segments.queue_local import LocalQueue
+from app.settings import SegmentSettings
+from tests.support.aws import Aws
+from tests.support.segments import estate, local_parts, uploaded
+from tests.support.service import process, wait_for_line
+from tests.support.worker import Analyser, Counts, until, working
+
+SETTINGS = SegmentSettings(segment_visibility_s=30)
+Make = Callable[..., Parts]
+
+
+@pytest.fixture(params=["aws", "local"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
+    """Parts of either kind."""
+    if request.param == "local":
+        return lambda **settings: local_parts(tmp_path, SETTINGS.model_copy(update=settings))
+    aws: Aws = request.getfixturevalue("aws")
+    return lambda **settings: estate(aws, **({"segment_visibility_s": 30} | settings)).parts()
+
+
+@pytest.fixture
+def parts(make: Make) -> Parts:
+    return make()
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Parts:
+    """For what is the same on AWS, since its stores and queues are (see their tests)."""
+    return local_parts(tmp_path, SETTINGS)
+
+
+def segments(count: int, job_id: str = "clip") -> list[SegmentKey]:
+    return [SegmentKey(job_id, index, "annotate") for index in range(count)]
+
+
+def submit(parts: Parts, count: int, job_id: str = "clip") -> list[SegmentKey]:
+    """A job with all its segments uploaded, and told of where nobody else does."""
+    parts.store.put_job(Job(job_id, "annotate", "clip.mp4", time.time()))
+    made = segments(count, job_id)
+    for segment in made:
+        uploaded(parts, segment, f"film {segment.index}".encode())
+        if parts.input_bucket.startswith("/"):
+            parts.segments.send(body_of(Created(parts.input_bucket, input_key(segment))))
+    parts.store.chunking_complete(job_id, count)
+    return made
+
+
+def jobs_sent(queue: Queue) -> list[str]:
+    """Takes all jobs out of the reassembly queue."""
+    found = []
+    while (message := queue.receive(0)) is not None:
+        found.append(message.body)
+        queue.delete(message)
+    return found
+
+
+def all_done(parts: Parts, count: int, job_id: str = "clip") -> bool:
+    return len(parts.store.completions(job_id)) == count and parts.store.trigger_once(job_id, 60) == "sent"
+
+
+def test_segments_go_through_and_the_job_is_sent_once(parts: Parts) -> None:
+    made = submit(parts, 3)
+    with working(parts, SETTINGS) as worker:
+        until(lambda: all_done(parts, 3))
+        until(lambda: worker.report()["state"] == "ok")
+        assert worker.report()["backend"] == "stub"
+    for segment in made:
+        assert parts.objects.read(output_uri(parts.output_bucket, segment)) == f"film {segment.index}".encode()
+        assert parts.objects.read(results_uri(parts.output_bucket, segment)) == b""
+    assert [one.segment.index for one in parts.store.completions("clip")] == [0, 1, 2]
+    assert jobs_sent(parts.reassembly) == ["clip"]
+    assert parts.segments.receive(0) is None
+
+
+def test_one_event_may_name_many_segments_and_strangers(parts: Parts) -> None:
+    parts.store.put_job(Job("clip", "annotate", "clip.mp4", 0.0))
+    names = [Created(parts.input_bucket, uploaded(parts, one)) for one in segments(3)]
+    strangers = [Created(parts.input_bucket, "segments/readme.txt"), Created("another", names[0].key)]
+    parts.segments.send(body_of(names[0], strangers[0], names[1], strangers[1], names[2]))
+    parts.store.chunking_complete("clip", 3)
+    counts = Counts().since("segment_messages", "segments", "invalid")
+    with working(parts, SETTINGS):
+        until(lambda: all_done(parts, 3))
+        until(lambda: counts("segment_messages", "segments", "invalid") == 2)
+    assert parts.segments.receive(0) is None
+
+
+def test_bodies_that_are_no_event_are_counted_and_deleted(parts: Parts) -> None:
+    counts = Counts().since("segment_messages", "segments", "invalid").since("segment_messages", "events", "invalid")
+    for queue in (parts.segments, parts.events):
+        for body in ("no json", '{"Records": [1]}', "[]"):
+            queue.send(body)
+    with working(parts, SETTINGS):
+        until(lambda: counts("segment_messages", "segments", "invalid") == 3)
+        until(lambda: counts("segment_messages", "events", "invalid") == 3)
+    assert parts.segments.receive(0) is None
+    assert parts.events.receive(0) is None
+
+
+def test_events_that_come_twice_change_nothing(parts: Parts) -> None:
+    made = submit(parts, 2)
+    counts = Counts().since("segments", "stub", "completed")
+    with working(parts, SETTINGS):
+        until(lambda: all_done(parts, 2))
+        before = parts.store.completions("clip")
+        duplicates = Counts().since("segment_messages", "segments", "duplicate")
+        for segment in (*made, *made):
+            parts.segments.send(body_of(Created(parts.input_bucket, input_key(segment))))
+        until(lambda: duplicates("segment_messages", "segments", "duplicate") == 4)
+    assert parts.store.completions("clip") == before
+    assert counts("segments", "stub", "completed") == 2
+    assert jobs_sent(parts.reassembly) == ["clip"]
+
+
+def test_segments_that_are_done_before_the_total_is_known(local: Parts) -> None:
+    local.store.put_job(Job("clip", "annotate", "clip.mp4", 0.0))
+    completions = Completions(local.store, local.reassembly)
+    for index in (2, 0, 1):
+        assert completions.done(SegmentKey("clip", index, "annotate"), f"s3://out/{index}")
+    assert jobs_sent(local.reassembly) == []
+    local.store.chunking_complete("clip", 3)
+    assert completions.check("clip"), "who cut the film finds all segments done"
+    assert not completions.check("clip")
+    assert jobs_sent(local.reassembly) == ["clip"]
+
+
+def test_a_segment_beyond_the_total_does_not_stand_for_one_that_is_missing(local: Parts) -> None:
+    local.store.put_job(Job("clip", "annotate", "clip.mp4", 0.0))
+    local.store.chunking_complete("clip", 2)
+    completions = Completions(local.store, local.reassembly)
+    for index in (0, 7):
+        completions.done(SegmentKey("clip", index, "annotate"), "s3://out/x")
+    assert jobs_sent(local.reassembly) == []
+
+
+def test_a_trigger_whose_taker_died_is_sent_by_the_next(parts: Parts) -> None:
+    parts.store.put_job(Job("clip", "annotate", "clip.mp4", 0.0))
+    parts.store.complete(Completion(SegmentKey("clip", 0, "annotate").id, "s3://out/0", 1.0))
+    parts.store.chunking_complete("clip", 1)
+    assert parts.store.trigger_once("clip", 60) == "taken", "and its taker dies before it sends"
+    with working(parts, SETTINGS):
+        until(lambda: parts.store.trigger_once("clip", 60) == "sent")
+    assert jobs_sent(parts.reassembly) == ["clip"]
+
+
+def test_a_segment_that_is_not_there_fails_its_job_when_its_attempts_are_spent(local: Parts) -> None:
+    local.store.put_job(Job("clip", "annotate", "clip.mp4", 0.0))
+    counts = Counts().since("segments", "stub", "failed").since("segments", "stub", "given_up")
+    local.segments.send(body_of(Created(local.input_bucket, "segments/clip/00007.annotate.mp4")))
+    with working(local, SETTINGS):
+        job = until(lambda: (found := local.store.job("clip")) and found.status == "failed" and found)
+        until(lambda: counts("segments", "stub", "given_up") == 1)
+    assert job.reason.startswith("segment 7: tried 3 times, the last time: ")
+    assert "there is no such" in job.reason
+    assert counts("segments", "stub", "failed") == 2
+    assert local.segments.receive(0) is None
+    assert local.store.completions("clip") == []
+
+
+def test_segments_of_a_failed_job_are_left_alone_until_it_is_reopened(local: Parts) -> None:
+    submit(local, 2)
+    local.store.mark("clip", "failed", "by hand")
+    counts = Counts().since("segment_messages", "segments", "job_failed")
+    with working(local, SETTINGS):
+        until(lambda: counts("segment_messages", "segments", "job_failed") == 2)
+        assert local.store.completions("clip") == []
+        local.store.reopen("clip")
+        for segment in segments(2):
+            local.segments.send(body_of(Created(local.input_bucket, input_key(segment))))
+        until(lambda: all_done(local, 2))
+
+
+def test_a_segment_that_ends_whoever_works_on_it_fails_its_job_in_the_end(tmp_path: Path) -> None:
+    parts = local_parts(tmp_path, SETTINGS)
+    submit(parts, 1)
+    for _ in range(20):
+        message = parts.segments.receive(0)
+        assert message is not None
+        parts.segments.release(message)
+    with working(parts, SETTINGS):
+        job = until(lambda: (found := parts.store.job("clip")) and found.status == "failed" and found)
+    assert job.reason == "segment 0: delivered 20 times, and nobody could end it"
+
+
+def test_a_segment_file_is_only_acknowledged(local: Parts) -> None:
+    local.store.put_job(Job("clip", "annotate", "clip.mp4", 0.0))
+    counts = Counts().since("segment_messages", "events", "segment_file").since("segment_messages", "events", "other")
+    for key in ("jobs/clip/segments/00000.mp4", "jobs/clip/final.mp4", "jobs/clip/segments/00000.jsonl"):
+        local.events.send(body_of(Created(local.output_bucket, key)))
+    with working(local, SETTINGS):
+        until(lambda: counts("segment_messages", "events", "other") == 2)
+        until(lambda: counts("segment_messages", "events", "segment_file") == 1)
+    assert local.store.completions("clip") == []
+
+
+def test_what_is_worked_on_stays_hidden_and_no_more_is_taken_than_there_are_places(make: Make) -> None:
+    parts = make(segment_visibility_s=2)
+    analyser = Analyser(parts.objects, takes_s=5.0)
+    with analyser.serving() as url:
+        parts = replace(parts, backend=Http(url, timeout_s=30, most=2))
+        submit(parts, 4)
+        settings = SETTINGS.model_copy(update={"inference_max_in_flight": 2, "segment_visibility_s": 2})
+        with working(parts, settings) as worker:
+            until(lambda: len(analyser.asked) == 2)
+            assert worker.report()["in_flight"] == 2
+            untouched = [parts.segments.receive(0), parts.segments.receive(0)]
+            assert [one and one.deliveries for one in untouched] == [1, 1], "what waits was never received"
+            for message in untouched:
+                assert message is not None
+                parts.segments.release(message)
+            until(lambda: len(parts.store.completions("clip")) == 2)
+            analyser.go_on.set()
+            until(lambda: all_done(parts, 4))
+    assert analyser.most_at_once == 2
+    assert len(analyser.asked) == 4, "five seconds of work, hidden for two: without heartbeats it came again"
+
+
+def test_a_worker_that_stops_ends_what_it_can_and_gives_back_the_rest(local: Parts) -> None:
+    analyser = Analyser(local.objects, takes_s=30.0)
+    with analyser.serving() as url:
+        parts = replace(local, backend=Http(url, timeout_s=60, most=2))
+        submit(parts, 1)
+        with working(parts, SETTINGS, drain_s=0.2):
+            until(lambda: analyser.asked)
+        message = parts.segments.receive(1)
+        assert message is not None, "visible at once"
+        assert message.deliveries == 2
+        analyser.go_on.set()
+
+
+def test_a_local_worker_that_is_killed_loses_nothing(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"segment_visibility_s": 2})
+    submit(local_parts(tmp_path, settings), 3)
+    queue = LocalQueue(LocalDatabase(tmp_path / ".state" / "segments.db"), "segments", visibility_s=2)
+    assert queue.receive(0) is not None, "taken by one that was killed"
+    parts = local_parts(tmp_path, settings)
+    with working(parts, settings):
+        until(lambda: all_done(parts, 3))
+    assert jobs_sent(parts.reassembly) == ["clip"]
+
+
+def test_the_worker_as_a_process_with_its_pages(aws: Aws, tmp_path: Path) -> None:
+    one = estate(aws)
+    parts = one.parts()
+    submit(parts, 2)
+    settings = one.environment | {"METRICS_PORT": "0", "DRAIN_TIMEOUT_S": "2", "LOG_FORMAT": "console"}
+    log_path = tmp_path / "log"
+    with process(["segments", "work"], settings, log_path) as child:
+        port = wait_for_line(child, log_path, r"metrics on http://127\.0\.0\.1:(\d+)/metrics")[1]
+        until(lambda: all_done(parts, 2))
+        health = httpx.get(f"http://127.0.0.1:{port}/health", timeout=10)
+        assert health.status_code == 200
+        assert health.json()["backend"] == "stub"
+        assert set(health.json()["loops"]) == {"inference", "events", "rounds"}
+        page = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text
+        assert 'sightline_segments_total{backend="stub",outcome="completed"} 2.0' in page
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(30) == 0, log_path.read_text()
+    assert "Traceback" not in log_path.read_text()
+
+
+def test_a_worker_outlives_aws(local: Parts) -> None:
+    settings = SETTINGS.model_copy(update={"inference_max_in_flight": 1})
+
+    class Dull:
+        """A store that does not answer at first."""
+
+        def __init__(self) -> None:
+            self.left = 2
+
+        def __getattr__(self, name: str) -> object:
+            if name == "open_invocations" and self.left:
+                self.left -= 1
+                raise ConnectionError("DynamoDB is away")
+            return getattr(local.store, name)
+
+    submit(local, 1)
+    dull = Dull()
+    with working(replace(local, store=dull), settings) as worker:  # type: ignore[arg-type]
+        until(lambda: worker.report()["state"] == "degraded")
+        until(lambda: all_done(local, 1))
+        until(lambda: worker.report()["state"] == "ok")
+    assert dull.left == 0

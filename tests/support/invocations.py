@@ -1,0 +1,53 @@
+"""The segment door over HTTP in this process: the real routes on the real pipeline, over a real socket."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+from app.pipeline.opening import opened
+from app.segments.routes import router
+from app.segments.service import SegmentService
+from app.settings import Settings
+
+START_S = 60.0
+
+
+@contextmanager
+def answering(settings: Settings) -> Iterator[str]:
+    """Serves `/ping` and `/invocations` on a free loopback port; yields its address."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with opened(settings, settings.ocr) as one:
+            app.state.segments = SegmentService(
+                one.pipeline,
+                settings.segments,
+                settings.aws,
+                settings.access,
+                pipeline_settings=settings.pipeline,
+                limits=settings.live,
+            )
+            yield
+
+    app = FastAPI(lifespan=lifespan)
+    app.include_router(router)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run, name="invocations")
+    thread.start()
+    try:
+        deadline = time.monotonic() + START_S
+        while not server.started:
+            assert thread.is_alive(), "it ended before it was ready"
+            assert time.monotonic() < deadline, "it was not ready in time"
+            time.sleep(0.02)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()

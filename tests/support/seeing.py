@@ -1,0 +1,124 @@
+"""A pipeline whose models really look: they find the white square of a film made for them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from app.errors import InferenceError
+from app.inference.client import ModelSpec, Reply, TensorSpec
+from app.inference.fake import FakeClient
+from app.inference.memory import Buffer
+from app.pipeline.multimodal import Pipeline
+from app.pipeline.ocr import Ocr
+from app.settings import Settings
+from benchmarks import canned
+
+SIDE = 64
+"""Of the square, pixels."""
+_INPUT = (TensorSpec("images", "UINT8", (-1, 640, 640, 3)),)
+_OUTPUTS = (TensorSpec("detections", "FP32", (-1, 300, 6)), TensorSpec("poses", "FP32", (-1, 300, 57)))
+
+
+def place(number: int) -> tuple[int, int]:
+    """Upper left corner of the square in frame `number`; it never turns back within 60 frames."""
+    return 8 + 3 * (number % 60), 6 + 2 * (number % 60)
+
+
+def square(number: int, width: int = 320, height: int = 240) -> NDArray[np.uint8]:
+    picture = np.full((height, width, 3), 60, np.uint8)
+    x, y = place(number)
+    picture[y : y + SIDE, x : x + SIDE] = 255
+    return picture
+
+
+def squares(path: Path, count: int, *, fps: int = 25, **options: Any) -> Path:
+    """A film of `count` frames with the square, without sound.
+
+    Args:
+        options: `width`, `height`, `pix_fmt`, `times_ms`, and `rotation`: the degrees counter-clockwise that a player
+            is to turn it by; it is stored turned the other way.
+    """
+    width, height = options.get("width", 320), options.get("height", 240)
+    rotation, times = options.get("rotation", 0), options.get("times_ms")
+    unit = Fraction(1, 1000) if times else Fraction(1, fps)
+    with av.open(str(path), "w") as film:
+        video: Any = film.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "crf": "12", "bf": "2"})
+        turned = rotation in (90, 270)
+        video.width, video.height = (height, width) if turned else (width, height)
+        video.pix_fmt = options.get("pix_fmt", "yuv420p")
+        video.codec_context.time_base = unit
+        if rotation:
+            video.set_display_rotation(rotation)
+        for number in range(count):
+            stored = np.ascontiguousarray(np.rot90(square(number, width, height), -rotation // 90))
+            frame = av.VideoFrame.from_ndarray(stored, format="rgb24")
+            frame.pts, frame.time_base = times[number] if times else number, unit
+            film.mux(video.encode(frame))
+        film.mux(video.encode(None))
+    return path
+
+
+class Sight(FakeClient):
+    """Answers the square as one person with a pose on it, after a moment that differs from call to call.
+
+    Args:
+        fails: which frames (by where the square is in them) the model fails on.
+    """
+
+    def __init__(self, fails: Callable[[int], bool] = lambda number: False) -> None:
+        names = {"class_names": json.dumps(["person", "face"])}
+        super().__init__({"vision": (ModelSpec("vision", "1", _INPUT, _OUTPUTS, 16, names), self._look)})
+        for name, output in zip(("yolo", "yolo_pose"), _OUTPUTS, strict=True):
+            self._models[name] = (ModelSpec(name, "1", _INPUT, (output,), 16, names), self._look)
+        self._fails = fails
+        self._dice = random.Random(3)
+        self.most = self._now = 0
+        """Most calls at once."""
+        self.seen = 0
+
+    async def infer(self, model: ModelSpec, buffer: Buffer, *, stream: str) -> Reply:
+        self._now += 1
+        self.most = max(self.most, self._now)
+        try:
+            await asyncio.sleep(self._dice.choice([0.0, 0.002, 0.02]))
+            return await super().infer(model, buffer, stream=stream)
+        finally:
+            self._now -= 1
+
+    def _look(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        found, posed = [], []
+        for image in images:
+            bright = cv2.threshold(image[..., 1], 180, 255, cv2.THRESH_BINARY)[1]
+            x, y, width, height = cv2.boundingRect(bright)
+            if self._fails(round(((x - 0) / 2 - 8) / 3)):
+                raise InferenceError("the model fell over")
+            self.seen += 1
+            row = (x, y, x + width, y + height, 0.9, 0)
+            points = [v for _ in range(17) for v in (x + width / 2, y + height / 2, 0.9)]
+            found.append(canned.detections([row]))
+            posed.append(canned.poses([(*row, *points)]))
+        return {"detections": np.stack(found), "poses": np.stack(posed)}
+
+
+@asynccontextmanager
+async def pipeline_of(client: FakeClient, state: Path) -> AsyncIterator[tuple[Pipeline, Settings]]:
+    settings = Settings(ocr="off")
+    ocr = Ocr(settings.ocr, state_dir=state)
+    pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live)
+    try:
+        yield pipeline, settings
+    finally:
+        await ocr.close()
+        pipeline.close()
