@@ -32,6 +32,10 @@ INSTALL = $(UV) pip install --quiet --require-hashes --no-deps
 	$(INSTALL) --python .venv-triton/bin/python -r requirements/triton.txt
 	@touch $@
 
+.venv-triton/.openvino: .venv-triton/.ready requirements/openvino.txt
+	$(INSTALL) --python .venv-triton/bin/python -r requirements/openvino.txt
+	@touch $@
+
 # So does OCR: PaddleX looks one opencv package up by name and version. The second file lays the headless
 # build of the same version over it, so that no libGL is needed.
 .venv-ocr/.ready: .venv/.bootstrap requirements/ocr.txt requirements/ocr-headless.txt
@@ -40,7 +44,7 @@ INSTALL = $(UV) pip install --quiet --require-hashes --no-deps
 	$(INSTALL) --reinstall --python .venv-ocr/bin/python -r requirements/ocr-headless.txt
 	@touch $@
 
-.PHONY: help install demo serve test check format bench models engine triton-env ocr-env docs dashboards requirements clean
+.PHONY: help install demo serve test check format bench models engine triton-env openvino-env ocr-env docs dashboards requirements clean
 
 help: ## what there is to do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -54,6 +58,8 @@ serve: install ## the service as your settings say
 	@.venv/bin/sightline serve
 
 triton-env: .venv-triton/.ready ## the embedded Triton's environment
+
+openvino-env: .venv-triton/.openvino ## OpenVINO for installed YOLOs on a CPU
 
 ocr-env: .venv-ocr/.ready ## OCR's environment
 
@@ -102,7 +108,7 @@ check: .venv/.dev node_modules/.ready ## lint, types, directions of imports
 	.venv/bin/lint-imports
 	@if [ -x node_modules/.bin/tsc ]; then echo node_modules/.bin/tsc && node_modules/.bin/tsc -p app/web; fi
 
-test: install .venv/.dev .venv/.system .venv/.kafka ## every test
+test: install .venv/.dev .venv/.system .venv/.kafka .venv-triton/.openvino ## every test
 	@if command -v node >/dev/null; then node --test tests/web/*.test.mjs; \
 	elif [ -n "$${CI:-}" ]; then echo "node is missing: the page's modules cannot be tested"; exit 1; \
 	else echo "node is missing: the page's modules are not tested"; fi

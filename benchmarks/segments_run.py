@@ -44,9 +44,11 @@ async def run(way: str, url: str, film: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name:
         settings = Settings(triton_url=url, ocr="off", state_dir=Path(name) / "state", segment_folder=film.parent)
         async with opened(settings, settings.ocr) as one:
+            wish = stream_settings(settings.pipeline, "annotate")
+            await _bare(one.pipeline, wish, film, WARM_UP)
             if way in get_args(Mode):
                 return await _film(way, one.pipeline, settings, film)
-            return await _bare(one.pipeline, stream_settings(settings.pipeline, "annotate"), film)
+            return await _bare(one.pipeline, wish, film)
 
 
 async def _film(way: Any, pipeline: Pipeline, settings: Settings, film: Path) -> dict[str, float]:
@@ -59,7 +61,6 @@ async def _film(way: Any, pipeline: Pipeline, settings: Settings, film: Path) ->
         limits=settings.live,
     )
     source, target = uri(str(film.parent), film.name), uri(str(film.parent), f"seen-{film.name}")
-    await _bare(pipeline, stream_settings(settings.pipeline, "annotate"), film, WARM_UP)
     clock, processor = time.perf_counter(), time.process_time()
     report = await service.invoke(source, target, way)
     if report.failed:

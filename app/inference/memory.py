@@ -63,6 +63,17 @@ def orphaned(name: str) -> bool:
     return _started(int(pid)) != started
 
 
+def unlink_orphans() -> None:
+    """Frees what processes of this host left under a name: they were killed before Triton had it mapped."""
+    try:
+        names = os.listdir(_SHM)
+    except OSError:
+        return
+    for name in filter(orphaned, names):
+        with contextlib.suppress(OSError):
+            os.unlink(f"{_SHM}/{name}")
+
+
 class Region:
     """One shared-memory object, cut into equal slots."""
 

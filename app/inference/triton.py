@@ -17,7 +17,7 @@ from app.errors import ConfigurationError, InferenceError, InferenceUnavailable
 from app.inference.client import ModelSpec, Reply
 from app.inference.failures import failure
 from app.inference.gate import Gate
-from app.inference.memory import DTYPES, Buffer, Pool, Region, orphaned, pooled_shape
+from app.inference.memory import DTYPES, Buffer, Pool, Region, orphaned, pooled_shape, unlink_orphans
 from app.inference.requests import Placed, item_bytes, outputs, plain_request, read_spec, shared_request
 from app.settings import TritonSettings
 
@@ -209,6 +209,7 @@ class TritonClient:
         for name in status.regions:
             if orphaned(name):
                 await self._unregister(name)
+        await asyncio.to_thread(unlink_orphans)
 
     # --- requests ---
 

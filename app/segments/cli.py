@@ -43,7 +43,10 @@ def submit(
         float, typer.Option(min=0.1, max=3600, help="A segment's least length; it ends at a key frame.")
     ] = 10.0,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Whether to wait until the film is done.")] = True,
-    again: Annotated[bool, typer.Option("--again", help="Analyse it anew, though it was done before.")] = False,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Analyse it anew, though it was done; or, where it is stuck, what is missing."),
+    ] = False,
 ) -> None:
     """Have a film analysed; prints where the new one is. Called again, it goes on where it was interrupted."""
     from app.segments.command import submit as run

@@ -47,7 +47,7 @@ class Wish:
     seconds: float = 10.0
     """A segment's least length."""
     again: bool = False
-    """Analyse it anew, though it is done."""
+    """Analyse it anew, though it is done; where it is not, tell the workers once more of what is missing."""
 
 
 def record(depot: Depot, wish: Wish) -> Job:
@@ -77,12 +77,12 @@ def upload(depot: Depot, wish: Wish, job: Job, board: Board, stopping: threading
         Interrupted: `stopping` was set meanwhile.
     """
     board.job(job)
-    again = job.status == "failed"
-    if again:
+    if job.status == "failed":
         log.warning("job %s had failed (%s); trying again what is missing", job.job_id, job.reason)
         depot.store.reopen(job.job_id)
-    # Where the bucket tells the workers, it has told them of all.
-    if job.status == "done" or (job.status == "chunking_complete" and depot.announce is None):
+    again = job.status == "failed" or wish.again
+    told = job.status == "chunking_complete" and depot.announce is None  # the bucket has told the workers of all
+    if job.status == "done" or (told and not again):
         board.whole(job.total or 0)
         return job
     total = _cut(depot, wish, job.job_id, board, stopping, again=again)

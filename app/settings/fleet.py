@@ -65,7 +65,9 @@ class FleetSettings(Section):
         60_000, ge=100, description="milliseconds after which an unacknowledged frame counts as left behind"
     )
     fleet_max_deliveries: int = Field(3, ge=1, description="deliveries after which a frame goes to `frames:dead`")
-    metrics_port: int = Field(8002, ge=0, le=65535, description="port of /metrics and /health of a fleet or segments process; 0: a free one")
+    metrics_port: int = Field(
+        8002, ge=0, le=65535, description="port of /metrics and /health of a fleet or segments process; 0: a free one"
+    )
     fleet_face_model: str = Field("arcface", min_length=1, description="Triton model of face embeddings")
     max_sub_batch: int = Field(16, ge=1, le=256, description="most face crops in one request")
 

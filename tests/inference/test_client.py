@@ -98,7 +98,8 @@ async def regions(url: str) -> set[str]:
 
 
 def in_shm() -> set[str]:
-    return {name for name in os.listdir("/dev/shm") if name.startswith(f"{memory.PREFIX}-")}
+    ours = memory.region_name().rpartition("-")[0]
+    return {name for name in os.listdir("/dev/shm") if name.startswith(f"{ours}-")}
 
 
 # --- what a model looks like ---
@@ -209,6 +210,27 @@ async def test_a_full_memory_is_done_without(canned_triton: str, monkeypatch: py
     with pytest.raises(ConfigurationError, match=r"TRITON_SHM='on'.*TRITON_SHM=auto"):
         await refusing.open()
     await refusing.close()
+
+
+def test_a_name_that_a_killed_process_left_is_unlinked(canned_triton: str) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    mine = memory.region_name()
+    left = Path("/dev/shm", mine.replace(f"-{os.getpid()}.", f"-{dead.pid}."))
+    alive = Path("/dev/shm", mine)
+    left.touch()
+    alive.touch()
+
+    async def connect() -> None:
+        async with client(canned_triton):
+            pass
+
+    try:
+        asyncio.run(connect())
+        assert not left.exists()
+        assert alive.exists()
+    finally:
+        alive.unlink()
 
 
 async def test_what_a_killed_process_left_registered_is_swept(canned_triton: str) -> None:

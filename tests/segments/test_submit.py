@@ -177,6 +177,15 @@ def test_a_film_that_is_done_is_done_anew_only_when_asked(watched: Watched, wish
     assert set(watched.heard()) == set(of(second, 0, 1, 2, 3))
 
 
+@both
+def test_a_job_that_is_stuck_is_told_of_once_more_when_asked(watched: Watched, wish: Wish) -> None:
+    depot, job = watched.depot, go(watched, wish)
+    assert len(watched.heard()) == 4  # and nobody did anything
+    depot.store.complete(Completion(SegmentId(job.job_id, 3), "", 1.0))
+    assert go(watched, Wish(wish.film, wish.mode, wish.seconds, again=True)).job_id == job.job_id
+    assert watched.heard() == of(job, 0, 1, 2)
+
+
 def test_a_film_whose_result_was_deleted_is_done_anew(watched: Watched, wish: Wish) -> None:
     job = go(watched, wish)
     watched.depot.store.mark(job.job_id, "done")

@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 from app.segments.keys import split_s3
-from app.settings import Settings
+from tests.conftest import Serve
 from tests.segments.films import assert_lines, assert_whole, film, run, segments
 from tests.support.aws import Aws
-from tests.support.invocations import answering
 from tests.support.movie import shown
 from tests.support.segments import Estate
-from tests.support.service import wait_for_line
+from tests.support.service import Service, wait_for_line
 from tests.support.stack import deploy
 
 
@@ -24,18 +23,14 @@ def stack(aws: Aws) -> Estate:
 
 
 @pytest.fixture(scope="module")
-def url(canned_triton: str, aws: Aws, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in aws.environment.items():
-            patch.setenv(name, value)
-        state = tmp_path_factory.mktemp("state")
-        with answering(Settings(ocr="off", triton_url=canned_triton, state_dir=state)) as address:
-            yield address
+def service(serve: Serve, aws: Aws) -> Service:
+    """The service, a process of its own."""
+    return serve(**aws.environment)
 
 
 @pytest.fixture(scope="module")
-def variables(stack: Estate, url: str) -> dict[str, str]:
-    return stack.environment | {"INFERENCE_BACKEND": "http", "INFERENCE_HTTP_URL": url}
+def variables(stack: Estate, service: Service) -> dict[str, str]:
+    return stack.environment | {"INFERENCE_BACKEND": "http", "INFERENCE_HTTP_URL": service.url}
 
 
 @pytest.fixture(scope="module")

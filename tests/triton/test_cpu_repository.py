@@ -189,6 +189,9 @@ def test_an_installed_onnx_is_served_with_its_names(triton_python: Path, tmp_pat
     # Exported for one frame at a time, as Ultralytics does unless told otherwise.
     source = graphs.save(tmp_path / "site.onnx", weights, bias, height=160, width=192, batch=1, metadata=names)
     install(source, DETECT, repository)
+    configuration = repository / "yolo" / "configs" / "installed.pbtxt"
+    exact = 'parameters { key: "precision" value { string_value: "f32" } }\n'  # where OpenVINO would take BF16
+    configuration.write_text(configuration.read_text() + exact)
     assert compose(repository) is None
     images = spread.integers(0, 256, (3, 160, 192, 3), np.uint8)
     images[0] = 114
