@@ -50,3 +50,4 @@ def configure(settings: ServerSettings) -> None:
     uvicorn.addFilter(_SaidAlready())
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # the OpenAI client's
+    logging.getLogger("botocore").setLevel(logging.WARNING)  # it says where it found credentials

@@ -19,6 +19,7 @@ from app.live import ledger, page, routes, single
 from app.live.door import LiveDoor
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.opening import opened
+from app.segments import passage
 from app.segments import routes as films
 from app.segments.service import SegmentService
 from app.settings import Settings
@@ -137,6 +138,7 @@ async def _publish_pace() -> None:
         await asyncio.sleep(1.0)
         ledger.PACE.publish()
         single.PACE.publish()
+        passage.PACE.publish()
 
 
 def _say_ready(pipeline: Pipeline, address: str) -> None:

@@ -39,12 +39,13 @@ def cut(source: Path, folder: Path, seconds: float) -> Iterator[Path]:
 
 
 def _parts(film: Footage, sound: Sound, folder: Path, seconds: float) -> Iterator[Path]:
+    wanted = Fraction(str(seconds))  # 0.4 is a little more than 2/5, and a key frame there would be passed over
     base = Fraction(film.video.time_base)
     part: _Part | None = None
     index = frames = 0
     for group in _groups(film):
         start = group[0].pts * base
-        if part is None or (_closed(group) and start > part.latest and start - part.start >= seconds):
+        if part is None or (_closed(group) and start > part.latest and start - part.start >= wanted):
             if part is not None:
                 yield part.close(start)
                 index += 1

@@ -322,6 +322,7 @@ def test_what_is_swapped_in_is_served(built: Host, tmp_path: Path) -> None:
         shutil.copyfile(ROOT / "triton" / "onnx_model.py", version / "model.py")
         config = folder / "configs" / "installed.pbtxt"
         text = config.read_text().replace('platform: "tensorrt_plan"', 'backend: "python"')
+        text += 'parameters { key: "precision" value { string_value: "f32" } }\n'  # where OpenVINO would take BF16
         config.write_text(text.replace("KIND_GPU", "KIND_CPU"))
     images = np.random.default_rng(5).integers(0, 256, (16, HEIGHT, WIDTH, 3), np.uint8)
 
