@@ -65,8 +65,8 @@ def test_summaries_come_as_cards_by_the_prompt_chosen(serve: Serve, look: Look) 
     sight.until("seen.said.some((one) => one.type === 'settings' && one.summary_prompt === 'security')")
     sight.screenshot("summaries")
     press(sight, "summary")
-    sight.until("!document.querySelector('#stage-summary').checked")
-    assert not sight.page.is_visible("#prompt")
+    sight.until("document.getElementById('prompt').hidden")  # once the service has said so
+    assert not sight.page.is_checked("#stage-summary")
 
 
 def test_the_confidence_slider(sight: Sight) -> None:
