@@ -58,6 +58,7 @@ class LocalTriton:
         self._ports: launch.Ports | None = None
         self._reaper: subprocess.Popen[bytes] | None = None
         self._supervision: asyncio.Task[None] | None = None
+        self._ending: asyncio.Future[None] | None = None
         self.pid: int | None = None
         """tritonserver's process id; None while there is none."""
         self.restarts = 0
@@ -144,7 +145,12 @@ class LocalTriton:
 
     async def _run_until_ready(self) -> None:
         """One life of the server, up to ready."""
-        await asyncio.to_thread(self._launch)
+        launching = asyncio.ensure_future(asyncio.to_thread(self._launch))
+        try:
+            await asyncio.shield(launching)
+        except asyncio.CancelledError:
+            await asyncio.wait({launching})  # what the thread started must be known, or nobody would end it
+            raise
         names = launch.models_of(self._settings.triton_repository)
         deadline = time.monotonic() + self._settings.triton_start_timeout_s
         said, begun = "", time.monotonic()
@@ -199,13 +205,18 @@ class LocalTriton:
     async def _end(self) -> None:
         """Closes the reaper's pipe and waits for it: it returns when the whole process group is gone."""
         ended, self._reaper, self.pid = self._reaper, None, None
-        if ended is None:
-            return
+        if ended is not None:
+            self._ending = asyncio.ensure_future(self._see_out(ended, self._shm))
+        if self._ending is not None:
+            await asyncio.shield(self._ending)  # also one that a cancelled caller began
+
+    @staticmethod
+    async def _see_out(ended: subprocess.Popen[bytes], shm: str) -> None:
         assert ended.stdin is not None
         ended.stdin.close()
-        if await asyncio.shield(asyncio.to_thread(ended.wait)) < 0:
+        if await asyncio.to_thread(ended.wait) < 0:
             # Killed itself, it could not clear up; the kernel ends the server in its place.
-            reaper.sweep(self._shm)
+            reaper.sweep(shm)
 
     def _loaded(self, names: tuple[str, ...]) -> int:
         text = self._read_log()
