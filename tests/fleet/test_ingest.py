@@ -56,8 +56,8 @@ def test_a_film_comes_out_picture_by_picture_at_its_own_pace(
         got = clip.decode(seen[b"frame"]).astype(int)
         assert np.abs(got - sent).mean() < 5  # two codecs lie between
     captured = np.array([float(seen[b"captured_at_ms"]) for seen in found])
-    # Twenty pictures at 15 a second take 1,266 ms; at no pace they take 50. A stall may hold up the first one.
-    assert captured[-1] - captured[0] >= 600
+    # Not faster than it was filmed. From our start, not from the first picture: a stall may hold that one up.
+    assert captured[-1] - before >= 1266
     assert redis.smembers("fleet:cameras") == {b"gate"}
 
 
