@@ -116,8 +116,8 @@ async def connect(
     except (OSError, WebSocketException) as error:
         raise SessionEnded(f"{url}: {error}") from None
     async with socket:
-        await socket.send(orjson.dumps(init).decode())
         session = LiveSession(socket)
+        await session._send(orjson.dumps(init).decode())
         await session._until_ready()
         yield session
 

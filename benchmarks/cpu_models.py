@@ -139,6 +139,7 @@ def show(results: dict[str, Any], console: Console) -> None:
         "cpu_ms": "CPU ms a frame",
         "p50_ms": "p50 ms",
         "p99_ms": "p99 ms",
+        "faults": "page faults a frame",
         "instances": "instances",
     }
     turns.show(results, f"cpu_models: {results['network']}", VARIANTS, columns, console)

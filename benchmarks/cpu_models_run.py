@@ -5,6 +5,7 @@ python cpu_models_run.py MODEL onnxruntime|openvino PRECISION|- WARM_UP_S SECOND
 
 import json
 import os
+import resource
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -43,6 +44,12 @@ def picture(shape: Sequence[int]) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (1, *shape), np.uint8)
 
 
+def faults() -> int:
+    """Page faults of this process so far."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_minflt + used.ru_majflt
+
+
 def main() -> None:
     cores = len(os.sched_getaffinity(0))
     steps = [{"onnxruntime": onnxruntime_step, "openvino": openvino_step}[RUNTIME]() for _ in range(cores)]
@@ -64,7 +71,7 @@ def main() -> None:
     for thread in threads:
         thread.start()
     sleep(max(0.0, begin - perf_counter()))
-    cpu, begun = process_time(), perf_counter()
+    cpu, begun, before = process_time(), perf_counter(), faults()
     for thread in threads:
         thread.join()
     cpu, wall = process_time() - cpu, perf_counter() - begun
@@ -73,6 +80,7 @@ def main() -> None:
         "frames_per_s": len(walls) / wall,
         "cpu_ms": cpu / len(walls) * 1000,
         "p50_ms": walls[len(walls) // 2] * 1000,
+        "faults": (faults() - before) / len(walls),
         "p99_ms": walls[int(0.99 * (len(walls) - 1))] * 1000,
         "instances": cores,
     }

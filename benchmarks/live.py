@@ -109,9 +109,13 @@ VARIANTS = {
 }
 
 
-def repository(folder: Path) -> Path:
-    """Prepared models as `make models` writes them, and the same answers as raw heads behind FP32 pictures."""
-    canned.write(folder)
+def repository(folder: Path, delay_s: float = 0.0) -> Path:
+    """Prepared models as `make models` writes them, and the same answers as raw heads behind FP32 pictures.
+
+    Args:
+        delay_s: that the prepared ones take for a frame; the raw ones answer at once.
+    """
+    canned.write(folder, delay_s=delay_s)
     for name, head in (
         ("raw_yolo", canned.detections([canned.PERSON, canned.DOG])),
         ("raw_yolo_pose", canned.poses([canned.person_pose()])),
@@ -136,7 +140,7 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
         models = repository(folder / "repository")
         with harness.triton(models, folder / "state", places.triton) as (url, pids):
             stand = Stand(plan, places, folder, url, pids)
-            noise = Noise(pids)
+            noise = Noise()
             for turn in range(plan.turns):
                 for variant in plan.variants:
                     with noise.watched():

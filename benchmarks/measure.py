@@ -92,6 +92,14 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) * _TICK_S
 
 
+def lifetime_s(pid: int) -> float:
+    """The same with that of its children that it has waited for, and theirs; 0 once it is gone."""
+    try:
+        return sum(int(ticks) for ticks in _stat(pid)[11:15]) * _TICK_S
+    except OSError:
+        return 0.0
+
+
 def _page_faults(pid: int) -> int:
     fields = _stat(pid)
     return int(fields[7]) + int(fields[9])

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
+import psutil
 from rich.console import Console
 
-from benchmarks.measure import cpu_s, machine_s
+from benchmarks.measure import lifetime_s, machine_s
 
 QUIET = 0.1
 """Of a core, used by others or stolen: more, and times are not to be trusted."""
 
 
 class Noise:
-    """Looked at while each variant runs; processes that it starts and waits for are its own."""
+    """Looked at while each variant runs. This process and all that descend from it are no others."""
 
-    def __init__(self, beside: Sequence[int] = ()) -> None:
-        """`beside`: long-lived processes that take part."""
-        self._beside = beside
+    def __init__(self) -> None:
         self._others: list[float] = []
         self._stolen: list[float] = []
 
@@ -47,12 +46,13 @@ class Noise:
         }
 
     def _clocks(self) -> tuple[float, float, float, float]:
+        """Now; CPU seconds of the machine, those stolen, and those of our own, the dead among them."""
         own = 0.0
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
             used = resource.getrusage(who)
             own += used.ru_utime + used.ru_stime
-        busy, stolen = machine_s()
-        return perf_counter(), busy, stolen, own + sum(map(cpu_s, self._beside))
+        own += sum(lifetime_s(one.pid) for one in psutil.Process().children(recursive=True))
+        return perf_counter(), *machine_s(), own
 
 
 def warn(noise: Mapping[str, Any], console: Console) -> None:

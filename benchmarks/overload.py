@@ -26,9 +26,9 @@ PARTS = 6
 """Of the window, whose p99 ages are compared: the first and the last say whether ages grow."""
 VARIANTS = {"newest": "newest wins (`realtime`)", "fifo": "first in, first out (`lossless`)"}
 RATIOS = (
-    Ratio("overload: p99 age over the service time, newest wins", "p99_services", "newest", "one", at_most=4),
-    Ratio("overload: p99 age at the end over the beginning, newest wins", "growth", "newest", "one", at_most=1.5),
-    Ratio("overload: the same, first in, first out", "growth", "fifo", "one"),
+    Ratio("overload: p99 age over the service time, newest wins", "p99_services", "newest", at_most=4),
+    Ratio("overload: p99 age at the end over the beginning, newest wins", "growth", "newest", at_most=1.5),
+    Ratio("overload: the same, first in, first out", "growth", "fifo"),
 )
 
 
@@ -92,14 +92,8 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
             figures, ages[variant] = one(stand, plan, variant, able)
             return figures
 
-        found = turns.run("overload", plan, turn, (), say, shown="p99_ms", beside=stand.triton_pids)
-    ones: list[Figures] = [{"p99_services": 1.0, "growth": 1.0}] * plan.turns
-    return {
-        **found,
-        "capacity": able,
-        "ratios": turns.compared({**found["turns"], "one": ones}, RATIOS),
-        "samples": {"ages": ages},
-    }
+        found = turns.run("overload", plan, turn, RATIOS, say, shown="p99_ms")
+    return {**found, "capacity": able, "samples": {"ages": ages}}
 
 
 def show(results: dict[str, Any], console: Console) -> None:

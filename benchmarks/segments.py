@@ -119,8 +119,7 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
             figures["triton_us"] = (_busy_s(servers[models]) - before) / seen * 1e6
             return {**figures, "all_us": figures["cpu_us"] + figures["triton_us"]}
 
-        beside = [pid for pids in servers.values() for pid in pids]
-        found = turns.run("segments", plan, one, RATIOS, say, shown="rate", beside=beside)
+        found = turns.run("segments", plan, one, RATIOS, say, shown="rate")
     return {**found, "plan": asdict(plan)}
 
 

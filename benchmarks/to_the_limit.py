@@ -93,7 +93,7 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
         def one(variant: str) -> Figures:
             return pressed_by_service(stand, plan) if variant == "service" else pressed_directly(stand, plan, tool)
 
-        found = turns.run("to_the_limit", plan, one, RATIOS, say, shown="rate", beside=stand.triton_pids)
+        found = turns.run("to_the_limit", plan, one, RATIOS, say, shown="rate")
     return {**found, "by": by}
 
 

@@ -127,7 +127,7 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
                 found = Measured(**harness.answer(arguments, places.tested, 60 + plan.seconds))
                 return turns.of(found)
 
-            return turns.run("triton_wire", plan, one, RATIOS, say, beside=pids)
+            return turns.run("triton_wire", plan, one, RATIOS, say)
 
 
 def show(results: dict[str, Any], console: Console) -> None:
@@ -156,9 +156,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.5)
     parser.add_argument("--triton-pids", type=int, nargs="*", default=[], help="Triton's processes")
     options = parser.parse_args()
-    found = uvloop.run(
-        run(options.variant, options.triton, options.warm_up, options.seconds, options.triton_pids)
-    )  # fmt: skip
+    wanted = options.warm_up, options.seconds
+    found = uvloop.run(run(options.variant, options.triton, *wanted, options.triton_pids))
     json.dump(found, sys.stdout)
 
 

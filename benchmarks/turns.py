@@ -35,13 +35,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """One figure of two variants, divided turn by turn."""
+    """One figure of two variants, divided turn by turn; or of one variant alone."""
 
     label: str
     figure: str
     over: str
     """The variant whose figure is above the line."""
-    under: str
+    under: str | None = None
+    """None: the figure itself is looked at."""
     at_least: float | None = None
     at_most: float | None = None
 
@@ -85,17 +86,15 @@ def run(
     say: Callable[[str], None],
     *,
     shown: str = "cpu_us",
-    beside: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Runs every variant of the plan in every turn.
 
     Args:
         one: one turn of a variant.
         shown: the figure that is told while it runs.
-        beside: long-lived processes that take part, such as Triton's: they are no others.
     """
     turns: dict[str, list[Figures]] = {variant: [] for variant in plan.variants}
-    noise = Noise(beside)
+    noise = Noise()
     for turn in range(plan.turns):
         for variant in plan.variants:
             with noise.watched():
@@ -122,9 +121,10 @@ def compared(turns: Mapping[str, Sequence[Figures]], ratios: Sequence[Ratio]) ->
     """The ratios whose variants were run, with their targets."""
     out = []
     for ratio in ratios:
-        if ratio.over in turns and ratio.under in turns:
-            pairs = zip(turns[ratio.over], turns[ratio.under], strict=True)
-            values = [a[ratio.figure] / b[ratio.figure] for a, b in pairs]
+        if ratio.over in turns and (ratio.under is None or ratio.under in turns):
+            values = [turn[ratio.figure] for turn in turns[ratio.over]]
+            if ratio.under is not None:
+                values = [a / b[ratio.figure] for a, b in zip(values, turns[ratio.under], strict=True)]
             met = ratio.met(statistics.median(values)) if ratio.target else None
             out.append({"label": ratio.label, **asdict(spread(values)), "target": ratio.target, "met": met})
     return out

@@ -50,7 +50,13 @@ def ocr_settings(settings: Settings) -> OcrSettings:
 
 
 def is_stale(frame: CameraFrame, staleness_ms: float) -> bool:
-    """Whether it was captured too long ago to be worth anything."""
+    """Whether it was captured too long ago to be worth anything.
+
+    What was claimed from a worker that died was read in time, and is older than any frame may be: a minute by default
+    (FLEET_RECLAIM_IDLE_MS). It counts from its claim, or no claim would ever be answered.
+    """
+    if frame.claimed:
+        return (time.perf_counter() - frame.arrived) * 1000 > staleness_ms
     return time.time() * 1000 - frame.origin.captured_at_ms > staleness_ms
 
 
@@ -154,6 +160,8 @@ class Analysis:
         for one, ended, grey in zip(jobs, outcomes, greys, strict=True):
             if ended.failure:
                 one.memory.grey = grey  # looked at again, a frame must not meet itself as the last one
+            if ended.frame.claimed:
+                self._pipeline.ocr.forget(one.memory.ocr)  # no later frame would show its texts
         return outcomes
 
     async def _wait(self, frames: list[CameraFrame]) -> None:
@@ -165,6 +173,8 @@ class Analysis:
             await asyncio.sleep(_PAUSE_S)
 
     def _memory(self, frame: CameraFrame) -> StreamMemory:
+        if frame.claimed:
+            return StreamMemory()  # its camera's newer frames came first: tracks and motion are theirs
         stream = frame.origin.stream
         memory = self._memories.get(stream)
         if memory is None:

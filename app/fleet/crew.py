@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import threading
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from app import metrics
@@ -40,11 +41,16 @@ class Seat:
     began: float = 0.0
     pause_s: float = _PAUSES_S[0]
     due: float = 0.0
-    last_pid: int | None = None
 
 
 class Crew:
-    def __init__(self, settings: Settings, vitals: Vitals) -> None:
+    """
+    Args:
+        accounts: PROMETHEUS_MULTIPROC_DIR, where the workers' metrics are.
+    """
+
+    def __init__(self, settings: Settings, vitals: Vitals, accounts: Path) -> None:
+        self._accounts = accounts
         self._drain_s = settings.server.drain_timeout_s
         self._vitals = vitals
         # CUDA contexts, gRPC's threads and librdkafka's do not survive a fork.
@@ -79,15 +85,13 @@ class Crew:
                 seat.process.exitcode,
                 seat.pause_s,
             )
-            seat.last_pid = seat.process.pid
+            close_account(self._accounts / f"counter_{seat.process.pid}.db")
             seat.process.close()
             seat.process = None
         if seat.process is None and now >= seat.due:
             pulse = self._vitals.pulse(seat.index)
             pulse.clear()
-            seat.process = self._context.Process(
-                target=_work, args=(pulse, seat.last_pid), name=f"fleet-worker-{seat.index}"
-            )
+            seat.process = self._context.Process(target=_work, args=(pulse,), name=f"fleet-worker-{seat.index}")
             seat.process.start()
             seat.began = now
 
@@ -105,13 +109,11 @@ class Crew:
             process.close()
 
 
-def _work(pulse: Pulse, last_pid: int | None) -> None:
+def _work(pulse: Pulse) -> None:
     """The child: a fresh interpreter."""
     settings = Settings()
     configure(settings.server)
     end_with_parent()
-    if last_pid is not None:
-        close_account(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]), last_pid)
     try:
         work(settings, pulse)
     except SightlineError as error:
@@ -119,15 +121,23 @@ def _work(pulse: Pulse, last_pid: int | None) -> None:
         raise SystemExit(1) from None
 
 
-def close_account(folder: Path, pid: int) -> None:
-    """What a worker had in hand when it died counts as dropped here; whoever claims it counts it as received again."""
-    files = [str(path) for path in folder.glob(f"counter_{pid}.db")]
+def close_account(account: Path) -> None:
+    """What a worker had in hand when it died counts as dropped, in its own counters' file: the counts add up at once,
+    not only when another worker has its seat. Whoever claims a frame counts it as received again.
+    """
+    if not account.exists():  # it died before it counted anything
+        return
     counts = {"received": 0.0, "processed": 0.0, "dropped": 0.0, "failed": 0.0}
-    for metric in MultiProcessCollector.merge(files, accumulate=True):  # type: ignore[no-untyped-call]
+    for metric in MultiProcessCollector.merge([str(account)], accumulate=True):  # type: ignore[no-untyped-call]
         word = metric.name.removeprefix("sightline_frames_")
         for sample in metric.samples:
             if word in counts and sample.labels.get("door") == DOOR:
                 counts[word] += sample.value
     left = counts["received"] - counts["processed"] - counts["dropped"] - counts["failed"]
     if left > 0:
-        metrics.FRAMES_DROPPED.labels(DOOR, "worker_died").inc(left)
+        (dropped,) = metrics.FRAMES_DROPPED.describe()
+        labels = ["door", "reason"], [DOOR, "worker_died"]
+        key = mmap_key(dropped.name, f"{dropped.name}_total", *labels, dropped.documentation)
+        with closing(MmapedDict(str(account))) as written:  # type: ignore[no-untyped-call]
+            before, _ = written.read_value(key)  # type: ignore[no-untyped-call]
+            written.write_value(key, before + left, 0.0)  # type: ignore[no-untyped-call]

@@ -27,9 +27,13 @@ class CameraFrame:
     jpeg: bytes
     arrived: float
     """`time.perf_counter()` when it was read."""
+    claimed: bool = False
+    """Whether a worker that died had read it before; it was claimed when that one had been silent for long."""
 
 
-def read_entry(prefix: str, stream: str, entry: bytes, fields: Mapping[bytes, bytes], *, arrived: float) -> CameraFrame:
+def read_entry(
+    prefix: str, stream: str, entry: bytes, fields: Mapping[bytes, bytes], *, arrived: float, claimed: bool = False
+) -> CameraFrame:
     """An entry of a camera's stream. The stream's name says which camera it is; missing fields are borne with.
 
     An entry without a picture has an empty one, which the pipeline refuses by name.
@@ -46,6 +50,7 @@ def read_entry(prefix: str, stream: str, entry: bytes, fields: Mapping[bytes, by
         ),
         jpeg=fields.get(b"frame", b""),
         arrived=arrived,
+        claimed=claimed,
     )
 
 

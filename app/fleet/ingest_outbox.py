@@ -72,6 +72,7 @@ class Outbox:
     def put(self, frame: Outgoing) -> None:
         """Never waits."""
         with self._changed:
+            self._leaving.discard(frame.camera_id)  # it is back
             line = self._waiting.setdefault(frame.camera_id, deque())
             gives_way = len(line) >= WAITING
             if gives_way:
@@ -130,11 +131,12 @@ class Outbox:
                 self._give_up([frame for line in self._waiting.values() for frame in line], set())
                 self._waiting.clear()
                 return None
-            frames: list[Outgoing] = []
+            leaving, self._leaving = self._leaving, set()
+            # Nothing of theirs may come after: it would put them on the list of cameras again.
+            frames = [frame for camera_id in sorted(leaving) for frame in self._waiting.pop(camera_id, ())]
             while self._waiting and len(frames) < PIPELINE:
                 # The camera that has waited longest; with its next frame it is the last in line.
                 frames += self._waiting.pop(next(iter(self._waiting)))
-            leaving, self._leaving = self._leaving, set()
             return frames, leaving
 
     def _give_up(self, frames: list[Outgoing], leaving: set[str]) -> None:
@@ -158,16 +160,17 @@ class Outbox:
             for camera_id in leaving:
                 pipe.srem(CAMERAS_KEY, camera_id)
                 pipe.expire(self._prefix + camera_id, GONE_S)
-                for known in (self._registered, self.sent, self.dropped):
-                    known.pop(camera_id, None)
-            for frame in frames:
-                if now - self._registered.get(frame.camera_id, 0.0) > self._register_s:
-                    self._registered[frame.camera_id] = now
-                    pipe.sadd(CAMERAS_KEY, frame.camera_id)
-                    pipe.persist(self._prefix + frame.camera_id)
+            for camera_id in {frame.camera_id: None for frame in frames if frame.camera_id not in leaving}:
+                if now - self._registered.get(camera_id, 0.0) > self._register_s:
+                    self._registered[camera_id] = now
+                    pipe.sadd(CAMERAS_KEY, camera_id)
+                    pipe.persist(self._prefix + camera_id)
             answers = pipe.execute(raise_on_error=False)
         for frame, answer in zip(frames, answers, strict=False):
             self._answered(frame, answer)
+        for camera_id in leaving:
+            for known in (self._registered, self.sent, self.dropped):
+                known.pop(camera_id, None)
 
     def _answered(self, frame: Outgoing, answer: object) -> None:
         if isinstance(answer, Exception):  # this command alone: no memory left, a key of another type

@@ -109,7 +109,7 @@ class Reclaimer:
             if deliveries > self._fleet.fleet_max_deliveries:
                 self._bury(stream, entry, fields, deliveries)
             else:
-                frames.append(read_entry(self._prefix, stream, entry, fields, arrived=arrived))
+                frames.append(read_entry(self._prefix, stream, entry, fields, arrived=arrived, claimed=True))
         metrics.FLEET_RECLAIMED.inc(len(frames))
         return frames
 

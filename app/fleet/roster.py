@@ -36,8 +36,11 @@ class Roster:
         self._group = settings.fleet_group
         self._lasting_ms = _MISSED_LOOKS * fleet.fleet_discover_s * 1000
         self._seen: tuple[frozenset[str], frozenset[str]] | None = None
+        self._mine: frozenset[str] = frozenset()
+        """Streams of this worker's cameras, whether or not they can be read."""
         self._grouped: set[str] = set()
         self._unusable: set[str] = set()
+        """Those that could not be read at the last look; said once."""
         self.workers: frozenset[str] = frozenset()
         self.streams: frozenset[str] = frozenset()
         """Of this worker's cameras; each has the consumer group."""
@@ -60,13 +63,11 @@ class Roster:
         known = {camera.decode() for camera in cameras} | self._streaming()
         known.discard(DEAD)
         seen = frozenset(known), self.workers
-        mine = self.streams
         if seen != self._seen:
-            self._seen = seen
             owners = assign(known, self.workers)
-            mine = frozenset(self._prefix + camera for camera, owner in owners.items() if owner == self._name)
-        changed = self._group_up(mine)
-        return changed
+            self._mine = frozenset(self._prefix + camera for camera, owner in owners.items() if owner == self._name)
+            self._seen = seen
+        return self._group_up(self._mine)
 
     def _streaming(self) -> set[str]:
         """Cameras whose streams are there, whoever fills them."""
@@ -76,18 +77,21 @@ class Roster:
 
     def _group_up(self, streams: frozenset[str]) -> bool:
         """Makes the consumer group where it is missing, from the first entry on; whether the streams changed."""
-        missing = sorted(streams - self._grouped - self._unusable)
+        self._grouped &= streams
+        self._unusable &= streams
+        missing = sorted(streams - self._grouped)
         pipe = self._client.pipeline(transaction=False)
         for stream in missing:
             pipe.xgroup_create(stream, self._group, id="0", mkstream=True)
         for stream, answer in zip(missing, pipe.execute(raise_on_error=False) if missing else (), strict=True):
             if answer is True or "BUSYGROUP" in str(answer):
                 self._grouped.add(stream)
+                self._unusable.discard(stream)
             elif isinstance(answer, redis.ConnectionError):
                 raise answer
-            else:
+            elif stream not in self._unusable:
                 self._unusable.add(stream)
-                log.error("the stream %s cannot be read: %s", stream, answer)
+                log.error("the stream %s cannot be read: %s; it is tried again at every look", stream, answer)
         usable = streams & self._grouped
         changed = usable != self.streams
         self.streams = usable

@@ -46,6 +46,8 @@ class SingleAnalysis:
         self._ocr = Ocr(off, state_dir=settings.server.state_dir)
         self._vision: Vision | None = None
         self._describing = threading.Lock()
+        self._away = False
+        """The server did not answer at the last try, which was said."""
         self._memories: dict[str, StreamMemory] = {}
         self.stopping = False
 
@@ -61,8 +63,11 @@ class SingleAnalysis:
             try:
                 # Never awaits anything: the client blocks. The loop is gone when this returns.
                 self._vision = asyncio.run(describe(cast("InferenceClient", self._client), self._settings.triton))
+                self._away = False
             except InferenceUnavailable as error:
-                log.warning("waiting for Triton: %s", error)
+                if not self._away:  # every thread asks again and again
+                    log.warning("waiting for Triton: %s", error)
+                self._away = True
 
     def forget(self, kept: frozenset[str]) -> None:
         """Drops what is remembered of all other streams."""
@@ -89,11 +94,12 @@ class SingleAnalysis:
         self.load()
         vision = self._vision
         started = time.perf_counter()
-        memory = self._memories.setdefault(frame.origin.stream, StreamMemory())
+        # A claimed frame comes after its camera's newer ones: tracks and motion are theirs.
+        memory = StreamMemory() if frame.claimed else self._memories.setdefault(frame.origin.stream, StreamMemory())
         before = memory.grey
         one = job(frame, memory, self._stream, faces=self._faces)
         batch = _planned(one, vision)
-        prepare(batch, self._settings.live, self._settings.pipeline.motion_method)
+        prepare(batch, range(1), self._settings.live, self._settings.pipeline.motion_method)
         (look,) = batch.looks
         if look.error is None:
             for request in batch.requests:

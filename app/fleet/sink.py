@@ -42,7 +42,7 @@ class Sink:
     """Open from `start` to `close`.
 
     Args:
-        on_fatal: called from the sink's thread once Kafka's client can never send again; the worker has to end.
+        on_fatal: called from the sink's thread once it can never send again; the worker has to end.
 
     Raises:
         ConfigurationError: the settings of Kafka or Redis are no good.
@@ -73,7 +73,8 @@ class Sink:
         """An answer could not be delivered, and none has been since."""
         self._down = False
         """No broker could be reached, and nothing has been delivered since."""
-        self._said: str | None = None
+        self._said: set[str] = set()
+        """Troubles told since all was well: an outage is several, by turns, every second or two."""
 
     @property
     def up(self) -> bool:
@@ -107,22 +108,33 @@ class Sink:
         if done:
             self._producer.flush(1)
         else:
-            left = len(self._in_hand)
-            log.warning("%d frames stay pending in Redis: their answers could not be delivered in time", left)
-            self._tally.dropped("left_pending", left)
+            self._acks.flush(last=True)
+            self._leave()
         self._acks.close()
         self._tally.flush()
         return done
 
+    def _leave(self) -> None:
+        """Counts what is given up. Whoever waits for its acknowledgement alone has been counted already."""
+        if told := len(self._acks):
+            log.warning("%d frames stay pending in Redis, which could not be told that they are done with", told)
+        if (left := len(self._in_hand) - told) > 0:
+            log.warning("%d frames stay pending in Redis: their answers could not be delivered in time", left)
+            self._tally.dropped("left_pending", left)
+
     # --- the thread ---
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
-            self._producer.poll(_POLL_S)
-            if self._again:
-                self._send_again()
-            self._acks.flush()
-            self._tally.tick()
+        try:
+            while not self._stopping.is_set():
+                self._producer.poll(_POLL_S)
+                if self._again:
+                    self._send_again()
+                self._acks.flush()
+                self._tally.tick()
+        except Exception as error:  # nothing would be delivered any more, and nobody would know
+            log.exception("handing on answers failed")
+            self._on_fatal(f"handing on answers failed: {type(error).__name__}: {error}")
 
     def _send_again(self) -> None:
         with self._lock:
@@ -146,36 +158,33 @@ class Sink:
         except BufferError:
             return False
         except KafkaException as error:
-            reason: KafkaError = error.args[0]
-            if reason.code() not in producer.HOPELESS:
-                self._failed(answer, reason)
-                return False
-            self._refuse(answer, reason)
+            return not self._keeps(answer, error.args[0])
         return True
+
+    def _keeps(self, answer: Answer, error: KafkaError) -> bool:
+        """What becomes of an answer that was not delivered: whether it is to be sent again."""
+        if error.code() in producer.HOPELESS:
+            self._refuse(answer, error)
+            return False
+        self._in_trouble = True
+        self._tell(error, f"an answer of camera {answer.origin.camera_id} could not be delivered: {error.str()}")
+        if not self._holds:
+            self.give_up(answer.origin, "kafka_unavailable")
+        return self._holds
 
     def _delivered(self, answer: Answer, error: KafkaError | None, _: Message) -> None:
         if error is None:
-            if self._said is not None:
+            if self._said:
                 self._recovered()
             if answer.failed_stage is None:
                 self._tally.processed(max(0.0, time.time() - answer.origin.captured_at_ms / 1000))
             else:
                 self._tally.failed(answer.failed_stage)
             self._acks.add(answer.origin)
-        elif error.code() in producer.HOPELESS:
-            self._refuse(answer, error)
-        elif self._holds:
-            self._failed(answer, error)
+        elif self._keeps(answer, error):
             with self._lock:
                 self._again.append(answer)
                 self._weigh()
-        else:
-            self._failed(answer, error)
-            self.give_up(answer.origin, "kafka_unavailable")
-
-    def _failed(self, answer: Answer, error: KafkaError) -> None:
-        self._in_trouble = True
-        self._tell(error, f"an answer of camera {answer.origin.camera_id} could not be delivered: {error.str()}")
 
     def _refuse(self, answer: Answer, error: KafkaError) -> None:
         """Kafka will never take this one."""
@@ -192,15 +201,15 @@ class Sink:
             self._on_fatal(f"Kafka's client cannot go on: {error.str()}")
 
     def _tell(self, error: KafkaError, text: str) -> None:
-        """Counts it; says it once as long as it is the same trouble."""
+        """Counts it; says each kind once until all is well again."""
         metrics.KAFKA_ERRORS.labels(error.name().lstrip("_").lower()).inc()
-        if error.name() != self._said:
-            self._said = error.name()
+        if error.name() not in self._said:
+            self._said.add(error.name())
             log.warning("Kafka: %s", text)
 
     def _recovered(self) -> None:
         log.info("Kafka takes answers again")
         self._in_trouble = self._down = False
-        self._said = None
+        self._said.clear()
         with self._lock:
             self._weigh()

@@ -179,14 +179,15 @@ class Source:
         return frames
 
     def _refused(self, error: redis.ResponseError) -> None:
-        """The group is gone after a restart without persistence, or a stream was deleted under us."""
+        """The group is gone after a restart without persistence, or a stream was deleted, or replaced, under us."""
         text = str(error)
-        if any(word in text for word in ("NOGROUP", "UNBLOCKED", "no such key")):
+        if any(word in text for word in ("NOGROUP", "UNBLOCKED", "no such key", "WRONGTYPE")):
             log.warning("Redis has lost streams or groups; they are looked for anew: %s", text)
             self._roster.forget_groups()
             self._next_look = 0.0
             return
         self._outage.again(error)  # READONLY, OOM and the like: waited out, and told once
+        self._client.connection_pool.disconnect()  # after a failover the name may stand for another server
 
     def leave(self) -> None:
         """Signs off; the consumer is deleted where it left nothing pending."""

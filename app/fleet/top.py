@@ -95,10 +95,11 @@ def render(overview: Overview, rows: int) -> Group:
     here = sum(one.signed_on for one in overview.workers)
     parts: list[RenderableType] = [
         Text(_headline(overview)),
-        _cameras(overview, rows),
-        Text(_several(here, "worker")),
-        _workers(overview.workers),
+        _cameras(overview, rows) if overview.cameras else Text("`sightline fleet ingest` brings them in"),
+        Text(_several(here, "worker") if here else "no worker is here; `sightline fleet work` starts one"),
     ]
+    if overview.workers:
+        parts.append(_workers(overview.workers))
     if overview.services:
         parts += [Text("processes, by their metrics"), _services(overview.services)]
     return Group(*parts)

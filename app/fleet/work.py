@@ -49,7 +49,7 @@ def _run_several(settings: Settings) -> None:
     shared = settings.server.state_dir / f"fleet-metrics-{os.getpid()}"
     metrics.share_between_workers(shared)
     vitals = Vitals(settings.fleet.fleet_processes)
-    crew = Crew(settings, vitals)
+    crew = Crew(settings, vitals, shared)
     on_signals(crew.stop)
     try:
         with _serving(settings, vitals), shared_triton(settings.triton, settings.server.state_dir):

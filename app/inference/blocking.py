@@ -12,7 +12,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from app import metrics
 from app.errors import InferenceError
 from app.inference.client import ModelSpec, Reply
-from app.inference.failures import failure
+from app.inference.failures import failure, undescribed
 from app.inference.memory import DTYPES, Buffer
 from app.inference.requests import outputs, plain_request, read_spec
 from app.settings import TritonSettings
@@ -61,8 +61,8 @@ class BlockingClient:
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
                 return None
-            raise self._failure(model, error) from None
-        return read_spec(model, about, answer.config)
+            raise undescribed(self._failure(model, error)) from None
+        return read_spec(model, about, answer.config)  # its callers send one picture at a time, batched or not
 
     def infer(self, model: ModelSpec, buffer: Buffer) -> Reply:
         """Runs `model` on the buffer as its only input; blocks until it has answered.

@@ -21,3 +21,10 @@ def failure(model: str, error: Any, *, url: str, deadline_s: float) -> Inference
         return InferenceUnavailable(f"Triton at {url}: {details}")
     metrics.INFERENCE_ERRORS.labels("refused").inc()
     return InferenceError(f"{model}: {details}")
+
+
+def undescribed(error: InferenceError) -> InferenceError:
+    """The same where a model's description was asked for: a server too busy to give it is asked again, as if away."""
+    if isinstance(error, InferenceTimeout):
+        return InferenceUnavailable("the server did not say in time what it serves")
+    return error

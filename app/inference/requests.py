@@ -20,7 +20,7 @@ Placed = dict[str, tuple[int, tuple[int, ...]]]
 """Where outputs land: by name, bytes from the slot's start, and their shape."""
 
 
-def read_spec(name: str, metadata: Any, config: Any) -> ModelSpec:
+def read_spec(name: str, metadata: Any, config: Any, *, batched: bool = False) -> ModelSpec:
     """A model as the server describes it by its metadata and its configuration."""
     return ModelSpec(
         name=name,
@@ -28,6 +28,7 @@ def read_spec(name: str, metadata: Any, config: Any) -> ModelSpec:
         inputs=tuple(TensorSpec(t.name, t.datatype, tuple(t.shape)) for t in metadata.inputs),
         outputs=tuple(TensorSpec(t.name, t.datatype, tuple(t.shape)) for t in metadata.outputs),
         max_batch=max(1, config.max_batch_size),
+        batched=batched,
         parameters={key: value.string_value for key, value in config.parameters.items()},
     )
 

@@ -15,7 +15,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from app import metrics
 from app.errors import ConfigurationError, InferenceError, InferenceUnavailable
 from app.inference.client import ModelSpec, Reply
-from app.inference.failures import failure
+from app.inference.failures import failure, undescribed
 from app.inference.gate import Gate
 from app.inference.memory import DTYPES, Buffer, Pool, Region, orphaned, pooled_shape, unlink_orphans
 from app.inference.requests import Placed, item_bytes, outputs, plain_request, read_spec, shared_request
@@ -121,13 +121,26 @@ class TritonClient:
                 service_pb2.ModelMetadataRequest(**named), timeout=_PROBE_DEADLINE_S
             )
             answer = await self._stub.ModelConfig(service_pb2.ModelConfigRequest(**named), timeout=_PROBE_DEADLINE_S)
+            batched = await self._batched(answer.config)
         except grpc.aio.AioRpcError as error:
             if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
                 return None
-            raise self._failure(model, error) from None
-        spec = read_spec(model, metadata, answer.config)
+            raise undescribed(self._failure(model, error)) from None
+        spec = read_spec(model, metadata, answer.config, batched=batched)
         self._output_bytes = max(self._output_bytes, item_bytes(spec))
         return spec
+
+    async def _batched(self, config: Any) -> bool:
+        """Whether the server puts requests to a model together itself; of an ensemble, to each of its parts."""
+        parts = {step.model_name for step in config.ensemble_scheduling.step}
+        if not parts:
+            return bool(config.HasField("dynamic_batching"))
+        for part in parts:
+            asked = service_pb2.ModelConfigRequest(name=part)
+            answer = await self._stub.ModelConfig(asked, timeout=_PROBE_DEADLINE_S)
+            if not await self._batched(answer.config):
+                return False
+        return True
 
     # --- memory ---
 

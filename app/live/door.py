@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from app.live.admission import Admission
+from app.live.batches import Batches
 from app.live.choices import defaults
 from app.pipeline.multimodal import Pipeline
 from app.protocol.messages import Limits, Notice, StreamSettings
@@ -27,6 +28,7 @@ class LiveDoor:
         defaults_of: PipelineSettings,
     ) -> None:
         self.pipeline = pipeline
+        self.batches = Batches(pipeline)
         self.summaries = summaries
         self.live = live
         self.access = access

@@ -260,7 +260,7 @@ class Session:
     async def _answer(self, frame_id: int, frame: Frame) -> bool:
         seq = frame.seq
         try:
-            (found,) = await self._door.pipeline.analyze([Job(frame, self._memory, self._settings)])
+            found = await self._door.batches.analyze(Job(frame, self._memory, self._settings))
         except Exception:  # the door's per-frame boundary: logged, counted, answered; the session goes on
             log.exception("a frame of session %s failed", self.id)
             self._ledger.failed("pipeline")

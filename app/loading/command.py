@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 
 from app.client import address
+from app.errors import SightlineError
 from app.loading import table
 from app.loading.frames import frames
 from app.loading.objectives import Objective, figures
@@ -44,8 +45,10 @@ def load(
         0 when every objective is met and the service's counts agree with ours, else 1.
 
     Raises:
-        SightlineError: the service is not there, or the source cannot be read.
+        SightlineError: the service is not there, the source cannot be read, or a file cannot be written.
     """
+    for option, path in (("--json", json), ("--report", report)):
+        _check(option, path)
     console = Console(stderr=True)
     target = Target(address(url), frames(source), token)
     with Live(console=console, refresh_per_second=2, transient=True) as live:
@@ -72,3 +75,16 @@ def load(
     if report is not None:
         report.write_text(page(plan, score, found, objectives, url))
     return 1 if missed or found.disagreements else 0
+
+
+def _check(option: str, path: Path | None) -> None:
+    """Before the load, not after it. Leaves everything as it is."""
+    if path is None:
+        return
+    there = path.exists()
+    try:
+        path.open("ab").close()
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise SightlineError(f"{option} {path}: {error.strerror}") from None

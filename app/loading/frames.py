@@ -9,7 +9,7 @@ import numpy as np
 import simplejpeg
 
 from app.settings import ROOT
-from app.sources import encode, open_source
+from app.sources import SourceError, encode, open_source
 
 MOST = 120
 _SCENE = ROOT / "app" / "web" / "scene.jpg"
@@ -27,7 +27,10 @@ def frames(source: str) -> list[bytes]:
     """
     if source == "clip":
         return _clip()
-    return [picture.jpeg for picture in islice(open_source(source), MOST)]
+    found = [picture.jpeg for picture in islice(open_source(source), MOST)]
+    if not found:
+        raise SourceError(f"{source}: there is no picture in it")
+    return found
 
 
 def _clip() -> list[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +30,8 @@ class Figures:
     """Share of the frames due that got no result, whoever gave them up."""
     failed: float
     """Share of the frames due that the service failed on."""
+    degraded: float
+    """Share of the results in which a stage said `error`: the models were away, or too slow."""
     fairness: float
     """Jain's index over the sessions' results a second: 1 when all get the same, 1/n when one gets all."""
     reasons: dict[str, int]
@@ -57,13 +60,15 @@ def figures(plan: Plan, score: Score) -> Figures:
         sessions=len(score.sessions),
         due=due,
         results=len(ages),
-        results_per_s=round(len(ages) / plan.duration, 2),
+        # Whole seconds are counted: the one in which the warm-up ends is none.
+        results_per_s=round(len(ages) / (plan.end - math.ceil(plan.measured_from)), 2),
         p50_age_ms=ages.at(0.50),
         p95_age_ms=ages.at(0.95),
         p99_age_ms=ages.at(0.99),
         max_age_ms=round(ages.highest, 3) if len(ages) else None,
         dropped=round(1 - len(ages) / due, 5) if due else 0.0,
         failed=round(failed / due, 5) if due else 0.0,
+        degraded=round(sum(second.degraded for second in seconds) / len(ages), 5) if len(ages) else 0.0,
         fairness=round(jain(rates), 5),
         reasons={reason: count for reason, count in sorted(reasons.items()) if count},
         outcomes=dict(sorted(Counter(session.outcome for session in score.sessions).items())),
@@ -78,7 +83,7 @@ def jain(rates: Sequence[float]) -> float:
     return sum(rates) ** 2 / (len(rates) * squares) if squares else 1.0
 
 
-AT_MOST = ("p50_age_ms", "p95_age_ms", "p99_age_ms", "max_age_ms", "dropped", "failed")
+AT_MOST = ("p50_age_ms", "p95_age_ms", "p99_age_ms", "max_age_ms", "dropped", "failed", "degraded")
 AT_LEAST = ("results_per_s", "fairness")
 
 

@@ -38,6 +38,7 @@ def page(plan: Plan, score: Score, found: Figures, objectives: Sequence[Objectiv
         ),
         "without a result": f"{found.dropped:.2%} ({_words(found.reasons) or 'none'})",
         "failed": f"{found.failed:.2%}",
+        "results with a stage in error": f"{found.degraded:.2%}",
         "fairness (Jain's index)": f"{found.fairness:.3f}",
         "counts of client and service": "agree" if not found.disagreements else "; ".join(found.disagreements),
     }

@@ -22,13 +22,19 @@ class SessionScore:
     errors: Counter[str] = field(default_factory=Counter)
     """Frames that were answered by an `error`, by its code."""
     outcome: str = "lost"
-    """`bye.reason`; `lost` without one, `refused` when it never was ready."""
+    """`bye.reason`; `lost` without one, `queued` or `refused` when it never was ready."""
     report: dict[str, Any] | None = None
     """The service's, out of `bye`."""
 
     def disagreements(self) -> list[str]:
-        """Where the client's counts and the service's differ. A reader that is too slow loses answers: not compared."""
+        """Where the client's counts and the service's differ; a report that never came is one, too.
+
+        A reader that is too slow loses answers, and a session that the service ended has frames on their way: neither
+        is compared.
+        """
         report = self.report
+        if report is None and self.sent and not self.slow:
+            return [f"seat {self.seat}: {self.sent} frames sent, and no report came ({self.outcome})"]
         if report is None or self.slow or self.outcome != "stopped":
             return []
         dropped: dict[str, int] = report["dropped"]
@@ -58,6 +64,8 @@ class Second:
     ages: Ages = field(default_factory=Ages)
     """Of results, by when their frame was due."""
     errors: Counter[str] = field(default_factory=Counter)
+    degraded: int = 0
+    """Results in which a stage said `error`."""
 
 
 class Score:
@@ -81,6 +89,7 @@ class Score:
             mine.sent += one.sent
             mine.unsent.update(one.unsent)
             mine.errors.update(one.errors)
+            mine.degraded += one.degraded
             mine.ages = Ages.merged([mine.ages, one.ages])
         self.sessions += other.sessions
         self.late = Ages.merged([self.late, other.late])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 from websockets.asyncio.client import ClientConnection, connect
@@ -22,6 +23,8 @@ _FULL = 256 * 1024
 _GOODBYE_S = 15.0
 _AGAIN_S = 0.5
 _SLOW_READ_S = 1.0
+_NARROW = 4096
+"""Bytes that the kernel keeps for a slow reader: with its usual megabytes the service would notice after minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +49,8 @@ class Camera:
         self._socket: ClientConnection | None = None
         """While frames may be sent."""
         self._session = SessionScore(seat.number)
-        self._in_flight: deque[tuple[int, float]] = deque()
-        """(seq, second it was due) of frames that no answer was seen to, oldest first."""
+        self._in_flight: dict[int, float] = {}
+        """By seq, oldest first: the second at which a frame was due that no answer was seen to."""
 
     async def play(self) -> None:
         clock = asyncio.create_task(self._clock())
@@ -75,23 +78,24 @@ class Camera:
     async def _frame(self, due: float, jpeg: bytes) -> None:
         second = self._score.seconds[int(due)]
         second.due += 1
-        socket = self._socket
-        if socket is None:
+        opened = self._socket
+        if opened is None:
             second.unsent["no_session"] += 1
             return
-        if socket.transport.get_write_buffer_size() > _FULL:
+        if opened.transport.get_write_buffer_size() > _FULL:
             second.unsent["blocked"] += 1
             return
-        seq = self._session.sent + 1
+        session = self._session  # another one may be begun before the socket has taken a large frame
+        seq = session.sent + 1
         at_ms = self._epoch_ms + (self._started + due) * 1000
         message = jpeg if self._seat.bare else header.pack(jpeg, seq=seq, captured_at_ms=at_ms)
+        self._in_flight[seq] = due
         try:
-            await socket.send(message)
+            await opened.send(message)
         except ConnectionClosed:
             second.unsent["no_session"] += 1
             return
-        self._session.sent = seq
-        self._in_flight.append((seq, due))
+        session.sent = seq
         second.sent += 1
         self._score.late.add(max(0.0, self._now - due) * 1000)
 
@@ -121,34 +125,38 @@ class Camera:
             max_size=None,
             max_queue=1 if self._seat.slow else 64,
             write_limit=4 * _FULL,
-        ) as socket:
-            await socket.send(orjson.dumps({"type": "init", "token": self._target.token}).decode())
-            while (message := orjson.loads(await socket.recv()))["type"] != "ready":
-                if message["type"] == "bye":
-                    session.outcome = message["reason"]
-                    return
+            sock=await _narrow(self._target.url) if self._seat.slow else None,
+        ) as opened:
+            await opened.send(orjson.dumps({"type": "init", "token": self._target.token}).decode())
+            async with asyncio.timeout(max(0.0, until - self._now)):  # it may stand in line for good
+                while (message := orjson.loads(await opened.recv()))["type"] != "ready":
+                    if message["type"] == "queued":
+                        session.outcome = "queued"
+                    elif message["type"] == "bye":
+                        session.outcome = message["reason"]
+                        raise TimeoutError  # turned away: not tried again at once
             session.outcome, ready_at = "lost", self._now
-            self._socket = socket
+            self._socket = opened
             self._score.open += 1
-            reading = asyncio.create_task(self._read(socket))
+            reading = asyncio.create_task(self._read(opened))
             try:
                 await asyncio.wait({reading}, timeout=max(0.0, until - self._now))
                 self._socket = None
                 session.seconds = self._now - ready_at
                 if not reading.done():
-                    await socket.send('{"type":"stop"}')
+                    await opened.send('{"type":"stop"}')
                     await asyncio.wait({reading}, timeout=_GOODBYE_S)
             finally:
                 self._score.open -= 1
                 reading.cancel()
                 await asyncio.gather(reading, return_exceptions=True)
 
-    async def _read(self, socket: ClientConnection) -> None:
+    async def _read(self, opened: ClientConnection) -> None:
         try:
-            async for text in socket:
+            async for text in opened:
                 self._hear(message := orjson.loads(text))
                 if message["type"] == "ping":
-                    await socket.send(orjson.dumps({"type": "pong", "t": message["t"]}).decode())
+                    await opened.send(orjson.dumps({"type": "pong", "t": message["t"]}).decode())
                 if self._seat.slow:
                     await asyncio.sleep(_SLOW_READ_S)
         except ConnectionClosed:
@@ -159,20 +167,37 @@ class Camera:
         if kind == "bye":
             session.outcome, session.report = message["reason"], message["report"]
         elif kind == "result":
-            due = self._answered(message["seq"])
+            due = self._in_flight.pop(message["seq"], None)
+            self._give_up_before(message["seq"])
             session.results += 1
             if due is not None:
-                self._score.seconds[int(due)].ages.add((self._now - due) * 1000)
+                second = self._score.seconds[int(due)]
+                second.ages.add((self._now - due) * 1000)
+                second.degraded += any(stage["status"] == "error" for stage in message["stages"].values())
         elif kind == "error" and message["seq"] is not None:
-            due = self._answered(message["seq"])
+            # Of this frame alone: one that is refused on arrival is answered before an older one that is at the models.
+            due = self._in_flight.pop(message["seq"], None)
             session.errors[message["code"]] += 1
             if due is not None:
                 self._score.seconds[int(due)].errors[message["code"]] += 1
 
-    def _answered(self, seq: int) -> float | None:
-        """When the frame was due; older ones without an answer get none any more."""
-        found = None
-        while self._in_flight and self._in_flight[0][0] <= seq:
-            number, due = self._in_flight.popleft()
-            found = due if number == seq else None
-        return found
+    def _give_up_before(self, seq: int) -> None:
+        """Results come in order: older frames without an answer get none any more."""
+        while self._in_flight and (oldest := next(iter(self._in_flight))) < seq:
+            del self._in_flight[oldest]
+
+
+async def _narrow(url: str) -> socket.socket:
+    """A connection that little fits into."""
+    at, loop = urlsplit(url), asyncio.get_running_loop()
+    port = at.port or (443 if at.scheme == "wss" else 80)
+    family, kind, protocol, _, address = (await loop.getaddrinfo(at.hostname, port, type=socket.SOCK_STREAM))[0]
+    made = socket.socket(family, kind, protocol)
+    try:
+        made.setblocking(False)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _NARROW)
+        await loop.sock_connect(made, address)
+    except BaseException:
+        made.close()
+        raise
+    return made

@@ -42,6 +42,7 @@ def final(found: Figures) -> Table:
         ("oldest", _ms(found.max_age_ms)),
         ("dropped", f"{found.dropped:.2%}  ({_counts(found.reasons) or 'none'})"),
         ("failed", f"{found.failed:.2%}"),
+        ("degraded", f"{found.degraded:.2%}"),
         ("fairness (Jain)", f"{found.fairness:.3f}"),
     )
     for row in rows:

@@ -33,16 +33,30 @@ def at_once(door: str) -> Record:
     return record
 
 
+def write_all(batch: Batch) -> None:
+    """Tracks what was found and writes it down as the wire has it, in order. Milliseconds for a crowd."""
+    for look in batch.looks:
+        if look.error is None:
+            _write(look, batch.vision)
+
+
+def _write(look: Look, vision: Vision) -> None:
+    clock = time.perf_counter()
+    look.objects, look.people = _track(look, vision)
+    look.time("parse", clock)
+
+
 def finish(look: Look, batch: Batch, ocr: Ocr, started: float, record: Record) -> FrameResult | FrameError:
-    """The frame's result once its models have answered; takes less than a hundred microseconds."""
+    """The frame's result once its models have answered; where `write_all` was done, some ten microseconds."""
     if look.error is not None:
         return look.error
     info, settings = look.info, look.job.settings
     assert info is not None
-    clock = time.perf_counter()
-    objects, people = _track(look, batch.vision)
-    now = look.time("parse", clock)
-    stages = look.stages
+    if look.objects is None:
+        _write(look, batch.vision)
+    assert look.objects is not None
+    assert look.people is not None
+    now, stages = time.perf_counter(), look.stages
     texts: list[Text] = []
     if settings.stages.ocr:
         texts, stages["ocr"] = ocr.attach(look.job.memory.ocr, look.job.frame.still, look.grey, now=now)
@@ -52,8 +66,8 @@ def finish(look: Look, batch: Batch, ocr: Ocr, started: float, record: Record) -
     record(look.timings)
     return FrameResult(
         image=Image(info.width, info.height),
-        objects=objects,
-        poses=people,
+        objects=look.objects,
+        poses=look.people,
         texts=texts,
         motion=look.motion,
         stages={name: stages[name] for name in ((*STAGES, FACE) if look.job.faces else STAGES)},

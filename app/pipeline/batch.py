@@ -18,7 +18,7 @@ from app.pipeline.pose import Posed, PoseReader
 from app.pipeline.tensors import InputFormat
 from app.pipeline.vision import Vision
 from app.pipeline.yolo import Detected, DetectReader
-from app.protocol.result import Motion, Stage
+from app.protocol.result import Detection, Motion, Pose, Stage
 
 
 @dataclass(slots=True)
@@ -35,6 +35,9 @@ class Look:
     timings: dict[str, float] = field(default_factory=dict)
     detected: Detected | None = None
     posed: Posed | None = None
+    objects: list[Detection] | None = None
+    """As the wire has them, once they were written; and `people`."""
+    people: list[Pose] | None = None
     embeddings: dict[int, str] = field(default_factory=dict)
     """Of faces, as the wire has them, by the index of their person in `detected`."""
 
@@ -91,6 +94,11 @@ class Batch:
     """Whether the inference server was there."""
     inputs: dict[InputFormat, Input] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
+
+    def hold(self) -> None:
+        """Keeps the memory for one more; each `hold` wants its `release`."""
+        for one in self.inputs.values():
+            one.buffer.hold()
 
     def release(self) -> None:
         for one in self.inputs.values():

@@ -1,8 +1,8 @@
 """`Pipeline.analyze`: the one path from JPEG bytes to results, whichever door they came in by.
 
 Decode, letterbox and flow are one task in a worker thread (their libraries free the GIL); the models
-are one request where the ensemble serves; reading, tracking and writing down are a few hundred
-microseconds on the event loop.
+are one request where the ensemble serves; reading, tracking and writing down are some hundred
+microseconds on the event loop, or a thread's work where there is a crowd.
 """
 
 from __future__ import annotations
@@ -10,33 +10,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import time
 from collections.abc import Sequence
-from functools import cache, partial
-from typing import Any
+from functools import partial
 
-from app import metrics
-from app.errors import FrameError, InferenceError, InferenceUnavailable, ModelRejected
-from app.inference.client import InferenceClient, Reply
-from app.pipeline.answer import Record, at_once, finish
+from app.errors import FrameError, InferenceError, InferenceTimeout, InferenceUnavailable, ModelRejected
+from app.inference.client import InferenceClient
+from app.pipeline.answer import Record, at_once, finish, write_all
 from app.pipeline.batch import Batch, Input, Look, Request
 from app.pipeline.faces import FaceStage
 from app.pipeline.frames import Job
 from app.pipeline.ocr import Ocr
 from app.pipeline.prepare import prepare
+from app.pipeline.reading import count, crowded, heavy, read
 from app.pipeline.tensors import InputFormat
-from app.pipeline.threads import Threads
+from app.pipeline.threads import Threads, Work
 from app.pipeline.turns import Turn
 from app.pipeline.vision import Vision, describe
 from app.protocol.messages import Models
-from app.protocol.result import OK, FrameResult, Stage
+from app.protocol.result import FrameResult, Stage
 from app.settings import FleetSettings, LiveSettings, PipelineSettings, TritonSettings
 
 log = logging.getLogger(__name__)
-
-# `labels` takes a lock and looks its arguments over; what it answers stays the same.
-_model_batch = cache(metrics.MODEL_BATCH.labels)
-_model_frames = cache(metrics.MODEL_FRAMES.labels)
 
 
 class Pipeline:
@@ -60,12 +56,14 @@ class Pipeline:
         self._settings = settings
         self._triton = triton
         self._limits = limits
-        threads = settings.decode_threads or max(2, len(os.sched_getaffinity(0)))
-        self._threads = Threads(threads, "decode")
+        self._cores = len(os.sched_getaffinity(0))
+        self._threads = Threads(settings.decode_threads or max(2, self._cores), "decode")
         self._faces = FaceStage(client, self._threads, faces) if faces is not None else None
         self._vision = Vision()
         self._generation = 0
         self._describing = asyncio.Lock()
+        self.most_together = sys.maxsize
+        """Frames that a caller who may choose should put in one call: half of a batch that the server refused whole."""
 
     def close(self) -> None:
         """Ends the threads; frames under way are finished."""
@@ -91,6 +89,7 @@ class Pipeline:
                 self._generation = generation
                 raise
             self._generation = generation
+            self.most_together = sys.maxsize
 
     @property
     def models(self) -> Models:
@@ -131,9 +130,10 @@ class Pipeline:
             await turn.prepare()
         started = time.perf_counter()
         batch = self._batch([*jobs])
-        preparing = self._threads.run(partial(prepare, batch, self._limits, self._settings.motion_method))
         try:
-            await asyncio.shield(preparing)
+            method = self._settings.motion_method
+            work = [partial(prepare, batch, frames, self._limits, method) for frames in self._shares(batch)]
+            await self._thread(batch, *work)
             if turn is not None:
                 turn.prepared()
             await self._infer(batch)
@@ -141,11 +141,12 @@ class Pipeline:
                 await self._faces.run(batch)
             if turn is not None:
                 await turn.finish()
+            if any(map(crowded, batch.looks)):
+                await self._thread(batch, partial(write_all, batch))
             record = record or at_once(door)
             return [finish(look, batch, self.ocr, started, record) for look in batch.looks]
         finally:
-            # Cancelled while the thread still writes pixels: the memory is given back when it has done so.
-            preparing.add_done_callback(lambda _: batch.release())
+            batch.release()
 
     # --- what is needed, and memory for it ---
 
@@ -163,6 +164,14 @@ class Pipeline:
         if wants_pose and vision.pose is not None:
             batch.requests.append(Request(self._memory(batch, vision.pose.input, count), None, vision.pose))
         return batch
+
+    def _shares(self, batch: Batch) -> list[range]:
+        """Which frames each thread prepares: the idle ones share them, but one stream's stay together and in order."""
+        count = len(batch.looks)
+        if len({id(look.job.memory) for look in batch.looks}) < count:
+            return [range(count)]
+        parts = max(1, min(count, self._cores, self._threads.idle))
+        return [range(part, count, parts) for part in range(parts)]
 
     def _memory(self, batch: Batch, form: InputFormat, count: int) -> Input:
         """Input memory of this format; one for all models that take the same."""
@@ -188,73 +197,39 @@ class Pipeline:
             reply = await self.client.infer(spec, request.input.buffer, stream=batch.looks[0].job.frame.stream)
         except InferenceError as error:
             reason = "inference_unavailable" if isinstance(error, InferenceUnavailable) else str(error)
+            self._refused(len(batch.looks), error)
             for look in batch.looks:
                 for stage in request.stages:
                     look.stages[stage] = Stage("error", reason)
             return
-        _model_batch(spec.name).observe(len(batch.looks))
         parsing = time.perf_counter()
-        if len(batch.looks) > 1 and all(look.job.settings is batch.looks[0].job.settings for look in batch.looks):
-            self._read_all(batch, request, reply)
+        reading = partial(read, batch, request, reply, self._settings.max_detections)
+        if heavy(batch, request, reply):
+            await self._thread(batch, reading)
         else:
-            for index, look in enumerate(batch.looks):
-                if look.error is None:
-                    self._read(look, request, reply, index)
-        self._count(batch, request)
+            reading()
+        count(
+            batch,
+            request,
+            detect=self._triton.triton_detect_model,
+            pose=self._triton.triton_pose_model,
+            model=spec.name,
+        )
         parse_s = (time.perf_counter() - parsing) / len(batch.looks)
         for look in batch.looks:
             for name, seconds in (("gate", reply.gate_s), ("infer", reply.infer_s)):
                 look.timings[name] = max(look.timings.get(name, 0.0), seconds)
             look.timings["parse"] = look.timings.get("parse", 0.0) + parse_s
 
-    def _read(self, look: Look, request: Request, reply: Reply, index: int) -> None:
-        settings, box = look.job.settings, request.input.boxes[index]
-        assert box is not None
-        limit = self._settings.max_detections
-        if request.detect is not None and settings.stages.detect:
-            look.detected = request.detect.read(
-                reply.outputs,
-                index,
-                box,
-                confidence=settings.confidence,
-                iou=settings.iou,
-                classes=None if settings.classes is None else frozenset(settings.classes),
-                max_detections=limit,
-            )
-            look.stages["detect"] = OK
-        if request.pose is not None and settings.stages.pose:
-            look.posed = request.pose.read(
-                reply.outputs,
-                index,
-                box,
-                confidence=settings.confidence,
-                iou=settings.iou,
-                classes=None,
-                max_detections=limit,
-            )
-            look.stages["pose"] = OK
+    def _refused(self, frames: int, error: InferenceError) -> None:
+        """A server that is away or late says nothing about a batch's size."""
+        if 1 < frames < 2 * self.most_together and not isinstance(error, (InferenceUnavailable, InferenceTimeout)):
+            self.most_together = frames // 2
+            log.warning("a batch of %d was refused: %s", frames, error)
 
-    def _read_all(self, batch: Batch, request: Request, reply: Reply) -> None:
-        """A batch whose frames all have the same settings, as a fleet's have."""
-        settings = batch.looks[0].job.settings
-        boxes = [request.input.boxes[index] if look.error is None else None for index, look in enumerate(batch.looks)]
-        classes = None if settings.classes is None else frozenset(settings.classes)
-        limits: Any = {"confidence": settings.confidence, "iou": settings.iou}
-        limits["max_detections"] = self._settings.max_detections
-        if request.detect is not None and settings.stages.detect:
-            objects = request.detect.read_all(reply.outputs, boxes, classes=classes, **limits)
-            for look, detected in zip(batch.looks, objects, strict=True):
-                look.detected, look.stages["detect"] = detected, OK
-        if request.pose is not None and settings.stages.pose:
-            for look, look.posed in zip(
-                batch.looks, request.pose.read_all(reply.outputs, boxes, **limits), strict=True
-            ):
-                look.stages["pose"] = OK
-
-    def _count(self, batch: Batch, request: Request) -> None:
-        """Once a batch: a metric takes a lock."""
-        for name, model in (("detect", self._triton.triton_detect_model), ("pose", self._triton.triton_pose_model)):
-            if name in request.stages and (
-                count := sum(one.error is None and one.stages.get(name) is OK for one in batch.looks)
-            ):
-                _model_frames(model).inc(count)
+    async def _thread(self, batch: Batch, *work: Work) -> None:
+        """Has threads do it. Where that is cancelled they go on, and the batch's memory is kept until they are done."""
+        batch.hold()
+        working = self._threads.run(*work)
+        working.add_done_callback(lambda _: batch.release())
+        await asyncio.shield(working)

@@ -16,9 +16,10 @@ from app.protocol.result import OK, Stage
 from app.settings import LiveSettings
 
 
-def prepare(batch: Batch, limits: LiveSettings, method: Method) -> None:
-    """Decodes every frame into the batch's input memory and computes its flow; the work of one thread."""
-    for index, look in enumerate(batch.looks):
+def prepare(batch: Batch, frames: range, limits: LiveSettings, method: Method) -> None:
+    """Decodes these frames into the batch's input memory and computes their flow; the work of one thread."""
+    for index in frames:
+        look = batch.looks[index]
         try:
             _look(look, index, batch, limits, method)
         except FrameError as error:

@@ -5,26 +5,45 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from queue import SimpleQueue
 
-Work = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]", Callable[[], None]]
+Work = Callable[[], None]
+
+
+@dataclass(slots=True)
+class _Errand:
+    """What one call of `run` handed in."""
+
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[None]
+    left: int
+    error: BaseException | None = None
 
 
 class Threads:
-    """Runs plain functions; bound to no event loop."""
+    """Runs plain functions for one event loop at a time."""
 
     def __init__(self, count: int, name: str) -> None:
-        self._queue: SimpleQueue[Work | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[_Errand, Work] | None] = SimpleQueue()
+        self._busy = 0
         self._threads = [threading.Thread(target=self._run, name=f"{name}-{i}", daemon=True) for i in range(count)]
         for thread in self._threads:
             thread.start()
 
-    def run(self, work: Callable[[], None]) -> asyncio.Future[None]:
-        """Runs `work` in the next free thread. Cancelling the future does not stop it."""
+    @property
+    def idle(self) -> int:
+        """Threads that have nothing to do."""
+        return max(0, len(self._threads) - self._busy)
+
+    def run(self, *work: Work) -> asyncio.Future[None]:
+        """Runs each piece in the next free thread; done when all are. Cancelling the future does not stop them."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-        self._queue.put((loop, future, work))
-        return future
+        errand = _Errand(loop, loop.create_future(), len(work))
+        self._busy += len(work)
+        for one in work:
+            self._queue.put((errand, one))
+        return errand.future
 
     def close(self) -> None:
         """Waits until all work handed in is done."""
@@ -35,20 +54,22 @@ class Threads:
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            loop, future, work = item
+            errand, work = item
             error: BaseException | None = None
             try:
                 work()
             except BaseException as raised:  # whoever awaits the future gets it
                 error = raised
-            loop.call_soon_threadsafe(_settle, future, error)
-            del item, loop, future, work, error
+            errand.loop.call_soon_threadsafe(self._settle, errand, error)
+            del item, errand, work, error
 
-
-def _settle(future: asyncio.Future[None], error: BaseException | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(None)
-    else:
-        future.set_exception(error)
+    def _settle(self, errand: _Errand, error: BaseException | None) -> None:
+        self._busy -= 1
+        errand.left -= 1
+        errand.error = errand.error or error
+        if errand.left or errand.future.done():
+            return
+        if errand.error is None:
+            errand.future.set_result(None)
+        else:
+            errand.future.set_exception(errand.error)

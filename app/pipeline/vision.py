@@ -42,6 +42,12 @@ class Vision:
         readers = (self.detect, self.pose, *(self.both or ()))
         return min((reader.spec.max_batch for reader in readers if reader is not None), default=sys.maxsize)
 
+    @property
+    def batched(self) -> bool:
+        """Whether the server puts requests to these models together itself."""
+        readers = self.both or tuple(reader for reader in (self.detect, self.pose) if reader is not None)
+        return bool(readers) and all(reader.spec.batched for reader in readers)
+
     def wire(self, ocr: str | None) -> Models:
         """What `ready` and `GET /v1/models` say."""
         detect, pose = self.detect, self.pose

@@ -45,7 +45,9 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Whether to wait until the film is done.")] = True,
     again: Annotated[
         bool,
-        typer.Option("--again", help="Analyse it anew, though it was done; or, where it is stuck, what is missing."),
+        typer.Option(
+            "--again", help="Where it is done or has failed: all of it anew; where it is stuck: what is missing."
+        ),
     ] = False,
 ) -> None:
     """Have a film analysed; prints where the new one is. Called again, it goes on where it was interrupted."""

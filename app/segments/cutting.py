@@ -100,7 +100,8 @@ class _Part:
         self._out: Any = av.open(str(path), "w", format="mp4", options=options)
         self._out.metadata.update(position.tags())
         try:
-            self._video = self._out.add_stream_from_template(film.video)
+            # Opaque: else a coder of the decoder's name is looked for, and AV1's has none.
+            self._video = self._out.add_stream_from_template(film.video, opaque=True)
             self._video.id = film.number(film.video)
             self._track = SoundTrack(self._out, sound)
             self._out.start_encoding()

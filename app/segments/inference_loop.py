@@ -76,7 +76,13 @@ class InferenceLoop:
         thread = threading.Thread(target=self._work, args=(message, place), name="segment", daemon=True)
         with self._lock:
             self._in_hand[message.receipt] = Work(message, thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # the system has none left
+            self._over(message)
+            place.give_back()
+            self._end(message, Outcome.AGAIN)
+            raise
 
     def drain(self, timeout_s: float) -> None:
         """Waits for what is in hand; gives back what takes longer, so that somebody else may have it at once."""
@@ -104,6 +110,9 @@ class InferenceLoop:
         finally:
             place.give_back()
         self._end(message, outcome)
+        self._over(message)
+
+    def _over(self, message: Message) -> None:
         with self._lock:
             self._in_hand.pop(message.receipt, None)
 

@@ -110,6 +110,8 @@ class Invoking:
         try:
             return self._invoke(segment, place)
         except SegmentFailed as error:
+            if self._store.completion(segment) is not None:
+                return self._said("duplicate")  # somebody else has done it meanwhile
             if self._attempts.failed(segment, f"{message.id}.{message.deliveries}", str(error)):
                 self._count("failed")
                 return Outcome.AGAIN

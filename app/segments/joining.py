@@ -69,7 +69,7 @@ class _Joint:
         for stream in (part.video, *part.audio):
             number, form = part.number(stream), _form(stream)
             if number not in self._streams:
-                self._streams[number] = self._out.add_stream_from_template(stream)
+                self._streams[number] = self._out.add_stream_from_template(stream, opaque=True)
                 self._streams[number].id = number
                 self._forms[number] = form
             elif form != self._forms[number]:

@@ -25,7 +25,7 @@ from app.segments.clients import required
 from app.segments.depot import Depot
 from app.segments.keys import SegmentKey, input_key
 from app.segments.local_database import LocalDatabase
-from app.segments.objects_folder import FolderObjects
+from app.segments.objects_folder import PARTIAL, FolderObjects
 from app.segments.pace import Pace
 from app.segments.parts import Parts
 from app.segments.queue_local import LocalQueue
@@ -93,9 +93,11 @@ class LocalFolder:
             self.segments.send(body)
 
     def _tidy(self, job_id: str) -> None:
-        """The film's parts are in the final one."""
+        """The film's parts are in the final one. What somebody was about to write when he was killed is nobody's."""
         shutil.rmtree(Path(self.bucket, "segments", job_id), ignore_errors=True)
         shutil.rmtree(Path(self.bucket, "jobs", job_id, "segments"), ignore_errors=True)
+        for left in Path(self.bucket, "jobs", job_id).glob(f".*{PARTIAL}"):
+            left.unlink(missing_ok=True)
 
     def close(self) -> None:
         self.database.close()

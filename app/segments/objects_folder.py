@@ -11,6 +11,9 @@ from pathlib import Path
 from app.segments.keys import split_file
 from app.segments.ports import AddressRefused, ObjectMissing
 
+PARTIAL = ".part"
+"""How a file's name ends that is not whole yet; it begins with a dot."""
+
 
 class FolderObjects:
     """See `Objects`. A file appears under its name once it is whole, also when the process is killed.
@@ -58,7 +61,7 @@ class FolderObjects:
 
 
 def _whole(path: Path, fill: Callable[[Path], object]) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
     os.close(handle)
     partial = Path(name)
     try:

@@ -66,16 +66,28 @@ def _kind(key: str) -> str:
 
 @contextmanager
 def _found(uri: str) -> Iterator[None]:
-    from boto3.exceptions import S3UploadFailedError
     from botocore.exceptions import ClientError
 
     try:
-        yield
+        with _plain():
+            yield
     except ClientError as error:
         if error.response.get("Error", {}).get("Code") in _MISSING:
             raise ObjectMissing(f"{uri}: there is no such object, or no such bucket") from None
         raise
+
+
+@contextmanager
+def _plain() -> Iterator[None]:
+    """What boto3's transfers wrap in errors of their own, as every other call says it: botocore's."""
+    from boto3.exceptions import RetriesExceededError, S3UploadFailedError
+    from botocore.exceptions import ClientError, HTTPClientError
+
+    try:
+        yield
     except S3UploadFailedError as error:
-        if any(code in str(error) for code in ("NoSuchBucket", "(404)")):
-            raise ObjectMissing(f"{uri}: there is no such bucket") from None
+        if isinstance(error.__context__, ClientError):
+            raise error.__context__ from None
         raise
+    except RetriesExceededError as error:  # a download that broke off each time
+        raise HTTPClientError(error=error.last_exception) from None  # type: ignore[attr-defined]

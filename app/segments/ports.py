@@ -127,6 +127,7 @@ class Invocation:
     input_uri: str
     output_uri: str
     called_at: float
+    """When it was recorded, just before the call; once the call returned, when it did."""
     state: InvocationState = "open"
     reason: str | None = None
     answer_uri: str | None = None
@@ -155,13 +156,13 @@ class Store(Protocol):
         ...
 
     def mark(self, job_id: str, status: JobStatus, reason: str | None = None) -> None:
-        """Sets the status, whatever it was; a job that is not there is left alone."""
+        """Sets the status; a job that is done stays so, and one that is not there is left alone."""
         ...
 
     def reopen(self, job_id: str) -> None:
         """Begins another round: failures and the trigger are forgotten, completions stay.
 
-        The status becomes `chunking_complete` where the total is known, `chunking` where not.
+        The status becomes `chunking` again, until `chunking_complete` says that all that is missing was uploaded anew.
         """
         ...
 
@@ -206,8 +207,8 @@ class Store(Protocol):
         """True when it was not there; one that is there stays as it is."""
         ...
 
-    def accepted(self, invocation_id: str, answer_uri: str | None, failure_uri: str | None) -> None:
-        """The call returned: it is at the backend."""
+    def accepted(self, invocation_id: str, answer_uri: str, failure_uri: str | None, at: float) -> None:
+        """The call returned at that moment, epoch seconds: it is at the backend."""
         ...
 
     def invocation(self, invocation_id: str) -> Invocation | None:

@@ -12,7 +12,7 @@ from app.segments.reel import Shot
 
 class Results:
     """Writes JSONL. `frame_id` and `pts_s` count from the whole film's beginning: the files of its parts, one after the
-    other, are the film's.
+    other, are the film's. `track_id` and `motion` begin anew with each part: parts are analysed apart from each other.
     """
 
     def __init__(self, out: BinaryIO) -> None:

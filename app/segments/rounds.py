@@ -47,11 +47,13 @@ class Rounds:
         held = self._slots.held()  # before the store is asked: what is invoked meanwhile is not looked at
         there = self._store.open_invocations()
         waiting = {one.id: one for one in there if one.state == "open"}
-        # Not yet accepted: whoever calls holds a place of his own; who died before leaves a message that comes again.
-        self._slots.adopt(one.id for one in waiting.values() if one.answer_uri is not None)
+        # Not yet accepted: whoever calls holds a place of his own, however long the endpoint is too busy; who died
+        # before leaves a message that comes again. Neither is a segment's failure.
+        accepted = [one for one in waiting.values() if one.answer_uri is not None]
+        self._slots.adopt(one.id for one in accepted)
         for invocation_id in held - waiting.keys():
             self._free_if_over(invocation_id)
-        for one in waiting.values():
+        for one in accepted:
             if time.time() - one.called_at > self._timeout_s and self._answers.timed_out(one, self._timeout_s):
                 log.warning("segment %s: invocation %s was never answered", one.segment, one.id)
         owing = {one.id for one in there if one.state != "open"}

@@ -20,6 +20,8 @@ from app.settings import AccessSettings, AwsSettings, LiveSettings, PipelineSett
 log = logging.getLogger(__name__)
 
 BACKEND = "invocations"
+_MOST_NAME = 100
+"""Bytes. File systems take 255."""
 
 
 class Busy(SightlineError):
@@ -109,8 +111,9 @@ class SegmentService:
 
 
 def _name(uri: str) -> str:
-    """What errors call the film."""
-    name = uri.rpartition("/")[2][-100:]
+    """What errors call the film: the end of its address, as a file may be named that grows a suffix while it comes."""
+    end = uri.rpartition("/")[2].replace("\0", "").encode(errors="ignore")
+    name = end[-_MOST_NAME:].decode(errors="ignore")
     return "film" if name in ("", ".", "..") else name
 
 

@@ -29,6 +29,8 @@ _OPEN = "open"
 """The index holds only items that have this attribute: those that are not settled."""
 _WORDS = 1000
 """Letters of a reason that are kept."""
+_AT_ONCE = 100
+"""Attributes that one expression names."""
 
 
 class DynamoStore:
@@ -85,24 +87,27 @@ class DynamoStore:
             self._jobs.update(key, "SET #t = :total", "attribute_exists(#s)", names, {":total": total})
 
     def mark(self, job_id: str, status: JobStatus, reason: str | None = None) -> None:
-        names, values = {"#s": "status", "#r": "reason"}, {":s": str(status)}
+        names, values = {"#s": "status", "#r": "reason"}, {":s": str(status), ":done": "done"}
         expression = "SET #s = :s REMOVE #r"
         if reason is not None:
             expression = "SET #s = :s, #r = :r"
             values[":r"] = reason[:_WORDS]
-        self._jobs.update({"job_id": job_id}, expression, "attribute_exists(#s)", names, values)
+        self._jobs.update({"job_id": job_id}, expression, "attribute_exists(#s) AND #s <> :done", names, values)
 
     def reopen(self, job_id: str) -> None:
         item = self._jobs.get({"job_id": job_id})
         if item is None or "status" not in item:
             return
         self._triggers.delete({"job_id": job_id})
-        gone = [name for name in item if name.startswith(("failures_", "reason"))]
-        names = {"#s": "status", "#o": "round"} | {f"#g{place}": name for place, name in enumerate(gone)}
-        removed = "".join(f"{', ' if place else ' REMOVE '}#g{place}" for place in range(len(gone)))
-        status = "chunking" if item.get("total") is None else "chunking_complete"
-        values = {":s": status, ":o": int(item["round"]) + 1}
-        self._jobs.update({"job_id": job_id}, f"SET #s = :s, #o = :o{removed}", "attribute_exists(#s)", names, values)
+        # As many as there are segments that failed, and an expression holds 4 KiB. The status comes last: who dies
+        # in between leaves a job that has failed, to be reopened again.
+        gone = [name for name in item if name.startswith("failures_")]
+        for start in range(0, len(gone), _AT_ONCE):
+            some = {f"#g{place}": name for place, name in enumerate(gone[start : start + _AT_ONCE])}
+            self._jobs.update({"job_id": job_id}, f"REMOVE {', '.join(some)}", None, some, {})
+        names = {"#s": "status", "#o": "round", "#r": "reason"}
+        values = {":s": "chunking", ":o": int(item["round"]) + 1}
+        self._jobs.update({"job_id": job_id}, "SET #s = :s, #o = :o REMOVE #r", "attribute_exists(#s)", names, values)
 
     def waiting_jobs(self) -> list[str]:
         return [item["job_id"] for item in self._jobs.query("status", "chunking_complete", index=BY_STATUS)]
@@ -171,13 +176,13 @@ class DynamoStore:
         }
         return self._invocations.put_new(item | _expiry(), "invocation_id")
 
-    def accepted(self, invocation_id: str, answer_uri: str | None, failure_uri: str | None) -> None:
-        given = {"answer_uri": answer_uri, "failure_uri": failure_uri}
-        sets = ", ".join(f"#{name} = :{name}" for name, value in given.items() if value is not None)
-        if sets:
-            names = {f"#{name}": name for name, value in given.items() if value is not None} | {"#state": "state"}
-            values = {f":{name}": value for name, value in given.items()}
-            self._change(invocation_id, f"SET {sets}", "attribute_exists(#state)", names, values)
+    def accepted(self, invocation_id: str, answer_uri: str, failure_uri: str | None, at: float) -> None:
+        said = {"answer_uri": answer_uri, "failure_uri": failure_uri, "called_at": at}
+        given = {name: value for name, value in said.items() if value is not None}
+        sets = ", ".join(f"#{name} = :{name}" for name in given)
+        names = {f"#{name}": name for name in given} | {"#state": "state"}
+        values = {f":{name}": value for name, value in given.items()}
+        self._change(invocation_id, f"SET {sets}", "attribute_exists(#state)", names, values)
 
     def invocation(self, invocation_id: str) -> Invocation | None:
         item = self._invocations.get({"invocation_id": invocation_id})

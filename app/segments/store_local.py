@@ -41,15 +41,16 @@ class LocalStore:
         )
 
     def mark(self, job_id: str, status: JobStatus, reason: str | None = None) -> None:
-        self._write("UPDATE jobs SET status = ?, reason = ? WHERE job_id = ?", status, reason, job_id)
+        self._write(
+            "UPDATE jobs SET status = ?, reason = ? WHERE job_id = ? AND status != 'done'", status, reason, job_id
+        )
 
     def reopen(self, job_id: str) -> None:
         with self._database.change() as changes:
             changes.execute("DELETE FROM failures WHERE job_id = ?", (job_id,))
             changes.execute("DELETE FROM triggers WHERE job_id = ?", (job_id,))
             changes.execute(
-                "UPDATE jobs SET status = CASE WHEN total IS NULL THEN 'chunking' ELSE 'chunking_complete' END, "
-                "reason = NULL, round = round + 1 WHERE job_id = ?",
+                "UPDATE jobs SET status = 'chunking', reason = NULL, round = round + 1 WHERE job_id = ?",
                 (job_id,),
             )
 
@@ -110,11 +111,12 @@ class LocalStore:
             *(one.state, one.reason, one.answer_uri, one.failure_uri, one.settled),
         )
 
-    def accepted(self, invocation_id: str, answer_uri: str | None, failure_uri: str | None) -> None:
+    def accepted(self, invocation_id: str, answer_uri: str, failure_uri: str | None, at: float) -> None:
         self._write(
-            "UPDATE invocations SET answer_uri = ?, failure_uri = ? WHERE id = ?",
+            "UPDATE invocations SET answer_uri = ?, failure_uri = ?, called_at = ? WHERE id = ?",
             answer_uri,
             failure_uri,
+            at,
             invocation_id,
         )
 

@@ -47,11 +47,11 @@ class Wish:
     seconds: float = 10.0
     """A segment's least length."""
     again: bool = False
-    """Analyse it anew, though it is done; where it is not, tell the workers once more of what is missing."""
+    """Analyse it anew, though it is done or has failed; else tell the workers once more of what is missing."""
 
 
 def record(depot: Depot, wish: Wish) -> Job:
-    """The film's job: a new one; or the one that is there, where it is not done or need not be done anew.
+    """The film's job: a new one; or the one that is there, unless it has ended and is to be begun anew.
 
     Raises:
         FilmError: it cannot be read.
@@ -63,7 +63,7 @@ def record(depot: Depot, wish: Wish) -> Job:
         if there is None:
             break
         last = there
-    if last is not None and not (last.status == "done" and (wish.again or _gone(depot, last))):
+    if last is not None and not (_ended(last) and wish.again) and not (last.status == "done" and _gone(depot, last)):
         return last
     depot.store.put_job(Job(job_id, wish.mode, wish.film.name, time.time()))
     return _known(depot, job_id)
@@ -80,7 +80,8 @@ def upload(depot: Depot, wish: Wish, job: Job, board: Board, stopping: threading
     if job.status == "failed":
         log.warning("job %s had failed (%s); trying again what is missing", job.job_id, job.reason)
         depot.store.reopen(job.job_id)
-    again = job.status == "failed" or wish.again
+    # A later round that was interrupted, too: what failed lies in the bucket, and the workers are to hear of it anew.
+    again = job.status == "failed" or wish.again or (job.status == "chunking" and job.round > 0)
     told = job.status == "chunking_complete" and depot.announce is None  # the bucket has told the workers of all
     if job.status == "done" or (told and not again):
         board.whole(job.total or 0)
@@ -106,7 +107,10 @@ def follow(depot: Depot, job_id: str, board: Board, stopping: threading.Event, *
         if job.status == "done":
             return job
         if job.status == "failed":
-            raise JobFailed(f"job {job_id} failed: {job.reason}. Submit the film again to try what is missing")
+            raise JobFailed(
+                f"job {job_id} failed: {job.reason}. Submit the film again to try what is missing, "
+                "or with --again to begin anew"
+            )
         if stopping.wait(every_s):
             raise Interrupted(f"job {job_id} is not done. Submit the film again to go on")
 
@@ -126,6 +130,10 @@ def _numbered(base: str) -> Iterator[str]:
     while True:
         yield f"{base}-{number}"
         number += 1
+
+
+def _ended(job: Job) -> bool:
+    return job.status in ("done", "failed")
 
 
 def _gone(depot: Depot, job: Job) -> bool:

@@ -106,7 +106,7 @@ def words_of(answer: dict[str, Any]) -> Words:
         fields = Answer.model_validate(parsed)
     except ValidationError as error:
         problems = error.errors(include_input=False, include_url=False, include_context=False)[:3]
-        raise NotFitting("; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in problems)) from None
+        raise NotFitting("; ".join(f"{_place(one['loc'])}: {one['msg']}" for one in problems)) from None
     return Words(
         fields.title,
         fields.scene,
@@ -115,6 +115,11 @@ def words_of(answer: dict[str, Any]) -> Words:
         tuple(fields.concerns),
         fields.confidence,
     )
+
+
+def _place(loc: tuple[int | str, ...]) -> str:
+    """Where a problem is. Names that the model made up are not told it again: a sign may have put them there."""
+    return ".".join(map(str, loc)) if loc and loc[0] in Answer.model_fields else "another field"
 
 
 def ask_again(problem: str) -> str:

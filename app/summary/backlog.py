@@ -30,8 +30,10 @@ _FOLDED_AT_ONCE = 32
 _DECODED_AT_ONCE = 64
 """Before others get their turn on the event loop."""
 
-_offered, _adopted, _taken, _merged, _dropped = (
-    metrics.SUMMARY_OBSERVATIONS.labels(outcome) for outcome in ("offered", "adopted", "taken", "merged", "dropped")
+# Over the process: offered + adopted = taken + merged + dropped + kept + what the gauges say waits.
+_offered, _adopted, _taken, _merged, _dropped, _kept = (
+    metrics.SUMMARY_OBSERVATIONS.labels(outcome)
+    for outcome in ("offered", "adopted", "taken", "merged", "dropped", "kept")
 )
 
 
@@ -138,6 +140,7 @@ class Backlog:
                 await self._shelf.settled()
             self.changed(dropped=len(self._empty()))
             await self._shelf.end(keep=keep)
+            _kept.inc(self._shelf.items)
             self._levels.clear()
 
     # --- for the shelf ---

@@ -20,6 +20,7 @@ class Breaker:
         self._open_s = open_s
         self._failures = 0
         self._until: float | None = None
+        self._held_until = float("-inf")
         self._trying = False
 
     def state(self, now: float) -> State:
@@ -36,9 +37,11 @@ class Breaker:
             return True
         return state == "closed"
 
-    def succeeded(self) -> None:
-        """The model answered."""
-        self._failures, self._until, self._trying = 0, None, False
+    def succeeded(self, now: float) -> None:
+        """The model answered. What it asked for (`hold`) stands: the answer may be to a request sent before."""
+        self._failures, self._trying = 0, False
+        if now >= self._held_until:
+            self._until = None
 
     def failed(self, now: float) -> None:
         """A request failed."""
@@ -53,5 +56,5 @@ class Breaker:
 
     def hold(self, now: float, seconds: float) -> None:
         """The model asked to be left alone for so long (429 with Retry-After)."""
-        self._until = max(self._until or 0.0, now + seconds)
+        self._until = self._held_until = max(self._until or 0.0, now + seconds)
         self._trying = False

@@ -1,7 +1,7 @@
 """The language model: one question, and an answer of the right form or a reason why there is none.
 
-Around every request: a free slot of LLM_MAX_IN_FLIGHT and the breaker. What failed on the way is repeated with jitter;
-an answer that does not fit, or that is refused, is asked for once more.
+Around every request: a free slot of LLM_MAX_IN_FLIGHT, the time that the server asked for, and the breaker. What failed
+on the way is repeated with jitter; an answer that does not fit, or that is refused, is asked for once more.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class LanguageModel:
         self._slots = asyncio.Semaphore(settings.llm_max_in_flight)
         self._breaker = Breaker(settings.llm_breaker_failures, settings.llm_breaker_s)
         self._requests = Requests(settings)
+        self._asked_until = float("-inf")
+        """Monotonic seconds. Until then nothing is sent for any session: the server asked for that time."""
 
     async def open(self) -> None:
         """Raises ConfigurationError: LLM_MODEL, its key or its package is wrong."""
@@ -97,8 +99,9 @@ class LanguageModel:
         try:
             return await self._fitting(messages, session)
         except NotFitting as error:
-            self._failed("no answer that fits")
             reason: Reason = "refused" if error.refused else "unparsable"
+            if not error.refused:  # a refusal is about what one session saw; it must not silence the others
+                self._failed("no answer that fits")
             cause = f" ({self._short(error.__cause__)})" if error.__cause__ is not None else ""
             raise NoAnswer(reason, f"{self.name} answered twice without a summary: {error}{cause}") from None
 
@@ -110,16 +113,18 @@ class LanguageModel:
             self._breaker.unsaid()
             raise
         metrics.LLM_REQUESTS.labels("ok").inc()
-        if self.breaker != "closed":
+        before = self.breaker
+        self._breaker.succeeded(time.monotonic())
+        if before != "closed" and self.breaker == "closed":
             log.info("the language model %s answers again", self.name)
-        self._breaker.succeeded()
-        metrics.LLM_BREAKER_OPEN.set(0)
+            metrics.LLM_BREAKER_OPEN.set(0)
         return words
 
     async def _with_retries(self, messages: Messages, session: Spent) -> dict[str, Any]:
         attempt = 0
         while True:
             attempt += 1
+            await self._wait_as_asked()
             if not self._breaker.allows(time.monotonic()):
                 raise NoAnswer("breaker_open", f"{self.name} is left alone after failures")
             try:
@@ -138,6 +143,10 @@ class LanguageModel:
                     raise NoAnswer(reason, f"{self.name}: {_HINTS[reason]} ({self._short(error)})") from None
             await asyncio.sleep(pause_s(attempt, asked_s, random.random()))
 
+    async def _wait_as_asked(self) -> None:
+        while (left_s := self._asked_until - time.monotonic()) > 0:  # noqa: ASYNC110  a moment, which another may move on
+            await asyncio.sleep(pause_s(1, left_s, random.random()))
+
     def _note(self, error: Exception) -> float | None:
         """Counts a request that failed; returns the seconds that the server asked for.
 
@@ -148,8 +157,11 @@ class LanguageModel:
         if reason == "unparsable":
             raise NotFitting("it is no chat completion") from error
         metrics.LLM_REQUESTS.labels(reason).inc()
-        # More than anybody would wait for: the model is left alone at once.
-        hold_s = asked_s if asked_s is not None and asked_s > self._settings.llm_timeout_s else None
+        hold_s = None
+        if asked_s is not None and asked_s > self._settings.llm_timeout_s:
+            hold_s = asked_s  # more than anybody would wait for: the model is left alone at once
+        elif asked_s is not None:
+            self._asked_until = max(self._asked_until, time.monotonic() + asked_s)
         self._failed(f"{_HINTS[reason]} ({self._short(error)})", hold_s)
         return asked_s
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from typing import Any
@@ -11,6 +12,7 @@ from app import metrics
 from app.errors import SightlineError
 from app.settings import LlmSettings
 from app.summary import provider
+from app.summary.answer import Answer
 from app.summary.budget import OF_A_SESSION, VARIABLES, Bound, Budget, Reservation, Spent, estimate_tokens
 from app.summary.retry import reason_of
 
@@ -18,6 +20,8 @@ log = logging.getLogger(__name__)
 
 Messages = list[tuple[str, str]]
 """Role (`system`, `human`) and text."""
+_FORM_TOKENS = estimate_tokens(json.dumps(Answer.model_json_schema()))
+"""The form of the answer goes with every request and is read as well."""
 
 
 class BudgetSpent(SightlineError):
@@ -62,10 +66,11 @@ class Requests:
             Exception: whatever the provider's client raises, and TimeoutError after LLM_TIMEOUT_S; see `retry`.
         """
         assert self._chat is not None, "sent before open or after close"
-        estimate = sum(estimate_tokens(text) for _, text in messages)
+        estimate = _FORM_TOKENS + sum(estimate_tokens(text) for _, text in messages)
         begun = time.monotonic()
         held = self._reserve(begun, session, estimate)
         used = (0, 0)
+        unheard = 0
         try:
             with self._tracing(enabled=False):
                 async with asyncio.timeout(self._settings.llm_timeout_s):
@@ -73,16 +78,17 @@ class Requests:
             used = _usage(answer, estimate)
             return answer
         except asyncio.CancelledError:
-            used = (estimate, 0)  # it was sent, so it was read; what was written in vain nobody tells us
+            used, unheard = (estimate, 0), self._settings.llm_max_output_tokens
             metrics.LLM_REQUESTS.labels("cancelled").inc()
             raise
         except Exception as error:
             if reason_of(error) in ("timeout", "unparsable"):
-                used = (estimate, 0)
+                used, unheard = (estimate, 0), self._settings.llm_max_output_tokens
             raise
         finally:
             now = time.monotonic()
-            self._budget.settle(now, session, held, *used)
+            # What was sent was read. What was written in vain is paid for as well, untold: the most it can be.
+            self._budget.settle(now, session, held, used[0], used[1] + unheard)
             metrics.LLM_SECONDS.observe(now - begun)
             metrics.LLM_TOKENS.labels("input").inc(used[0])
             metrics.LLM_TOKENS.labels("output").inc(used[1])
@@ -100,9 +106,8 @@ class Requests:
 
 
 def _usage(answer: dict[str, Any], estimate: int) -> tuple[int, int]:
-    """Input and output tokens as the server says; our estimate where it says nothing."""
+    """Input and output tokens as the server says; our estimate where it says nothing, or none."""
     raw = answer.get("raw")
-    told = getattr(raw, "usage_metadata", None)
-    if told:
-        return int(told.get("input_tokens") or 0), int(told.get("output_tokens") or 0)
-    return estimate, estimate_tokens(str(getattr(raw, "content", "")))
+    told = getattr(raw, "usage_metadata", None) or {}
+    wrote = told.get("output_tokens") or estimate_tokens(str(getattr(raw, "content", "")))
+    return int(told.get("input_tokens") or estimate), int(wrote)

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
-from app.metrics import SUMMARY_DISK_ERRORS
+from app.metrics import SUMMARY_DISK_ERRORS, SUMMARY_OBSERVATIONS
 from app.settings import SummarySettings
 from app.summary.estates import Claimed
 from app.summary.folding import Row
@@ -20,6 +20,9 @@ _NO_ROOM_S = 5.0
 """Before it is tried again, once the bounds are reached."""
 _TRIES = 3
 """Reads that may fail in a row; then what is on disk is given up, or newer observations would wait for ever."""
+
+_spilled = SUMMARY_OBSERVATIONS.labels("spilled")
+"""On their way, not an end: those count again as whatever becomes of them."""
 
 
 class Above(Protocol):
@@ -118,7 +121,8 @@ class Shelf:
         life = self._life
 
         def done(outcome: list[Row] | Failure) -> None:
-            came = self._came(outcome)
+            # What was given up meanwhile is counted as dropped.
+            came = life == self._life and self._came(outcome)
             if not future.done():
                 future.set_result(came)
 
@@ -158,6 +162,7 @@ class Shelf:
         self.flying_items -= len(rows)
         self.flying_size -= sum([len(row.data) for row in rows])
         self.items, self.size = outcome.items, outcome.size
+        _spilled.inc(len(rows))
         if outcome.torn:
             SUMMARY_DISK_ERRORS.labels("record").inc(outcome.torn)
         self._above.changed(merged=outcome.merged, dropped=outcome.torn)

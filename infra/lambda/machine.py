@@ -38,10 +38,10 @@ _FULL = {
 
 @functools.cache
 def client(service: str) -> Any:
-    """A client that gives up well before the function's own time is over. One a service and process."""
+    """A client that gives up before the function's own time is over, all calls together. One a service and process."""
     retries: Any = {"mode": "standard", "total_max_attempts": 3}
     make: Any = boto3.client  # typed for literal names alone
-    return make(service, config=Config(retries=retries, connect_timeout=2, read_timeout=4))
+    return make(service, config=Config(retries=retries, connect_timeout=1, read_timeout=4))
 
 
 @dataclass(frozen=True)

@@ -81,8 +81,9 @@ class Idle:
         """
         return cls(
             instance_id=_instance_id(),
-            # CloudWatch gives 1,440 figures an answer: a day of minutes.
-            idle_s=60 * _number("IDLE_MINUTES", "15", 1, 1440),
+            # Below 5, figures a minute apart that come late look like none. Above 23 hours, they and the few minutes
+            # beside them are more than the 1,440 that CloudWatch gives an answer.
+            idle_s=60 * _number("IDLE_MINUTES", "15", 5, 1380),
             grace_s=60 * _number("GRACE_MINUTES", "15", 0, 1440),
             recheck_s=_number("RECHECK_SECONDS", "20", 0, 60),
             namespace=os.environ.get("ACTIVITY_NAMESPACE") or "Sightline",

@@ -22,6 +22,7 @@ def test_a_cut_network_comes_back_with_what_was_chosen(service: Service, look: L
         sight.page.click("label:has(#stage-pose)")
         sight.until("!sightline.overlay.model.poses.length")
         first = sight.ask("seen.last.session_id")
+        sight.ask("void (Math.random = () => 0.999)")  # the dice of the pauses: each as long as it may be
         wire.cut()
         sight.shows("#banner", "Connecting again in")
         assert sight.text("#status") == "Connection lost"
@@ -30,6 +31,8 @@ def test_a_cut_network_comes_back_with_what_was_chosen(service: Service, look: L
         assert sight.page.is_visible("#view canvas")
         assert sight.ask("sightline.hud.drawn.total") > drawn  # the picture goes on
         sight.screenshot("lost")
+        # Until a pause is so long that the button comes first.
+        sight.until("seen.said.findLast(({ type }) => type === 'state')?.retryAt > performance.now() + 6000")
         wire.mend()
         sight.page.click("#banner button")
         sight.live(results=3)

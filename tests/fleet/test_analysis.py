@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,20 @@ async def test_a_frame_that_is_tried_again_does_not_meet_itself_in_the_flow(open
     assert outcomes[0].result is not None
     assert outcomes[0].result.motion is not None
     assert outcomes[0].result.motion.camera.dx == pytest.approx(16, abs=4)
+
+
+async def test_what_was_claimed_is_fresh_from_its_claim_and_no_part_of_its_cameras_stream(
+    opened: Opened, jpeg: bytes
+) -> None:
+    analysis, _, _ = opened(lambda batch: False, frame_staleness_ms=10_000)
+    await analysis.of(frames([jpeg]))
+    (old,) = frames([jpeg], age_s=60)
+    claimed = replace(old, claimed=True)
+    long_claimed = replace(claimed, arrived=claimed.arrived - 11)
+    outcomes = [(await analysis.of([one]))[0] for one in (old, claimed, long_claimed, *frames([jpeg]))]
+    assert [one.dropped for one in outcomes] == ["stale", None, "stale", None]
+    motion = [one.result.stages["motion"].status for one in outcomes if one.result is not None]
+    assert motion == ["skipped", "ok"]
 
 
 async def test_cameras_that_went_away_are_forgotten(opened: Opened, jpeg: bytes) -> None:

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import redis as redis_library
 
+from app.fleet.ingest_outbox import Outbox, Outgoing
 from app.settings import ROOT
 from tests.support import clip
-from tests.support.ingest import entries, frames_counted, ingesting, on_a_terminal, until
+from tests.support.ingest import PATIENCE_S, entries, frames_counted, ingesting, on_a_terminal, until
 from tests.support.redis import RedisServer
 
 PAN = clip.Pan(step=(2, 1), count=20)
@@ -127,6 +128,22 @@ def test_sources_of_the_hash_are_picked_up_and_given_up_while_running(
         redis.hset("fleet:sources", "one", f'"{pictures}"')
         until(lambda: redis.ttl("frames:one") == -1)
         assert redis.sismember("fleet:cameras", "one")
+
+
+def test_frames_that_still_wait_do_not_bring_a_removed_camera_back(
+    redis_server: RedisServer, redis: redis_library.Redis
+) -> None:
+    outbox = Outbox(redis_server.client(), prefix="frames:", maxlen=100, register_s=60)
+    for camera in ("gone", "back"):
+        outbox.put(Outgoing(camera, "gate", b"1", 0.0))
+        outbox.remove(camera)
+    outbox.put(Outgoing("back", "gate", b"2", 0.0))
+    outbox.start()
+    assert outbox.close(PATIENCE_S)
+    assert redis.smembers("fleet:cameras") == {b"back"}
+    assert [len(entries(redis, camera)) for camera in ("gone", "back")] == [1, 2]
+    assert (redis.ttl("frames:gone") > 0, redis.ttl("frames:back")) == (True, -1)
+    assert list(outbox.sent) == ["back"]
 
 
 def test_the_rate_falls_while_nobody_keeps_up_and_rises_when_somebody_does(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import redis as redis_library
 from prometheus_client import REGISTRY
 
+from tests.fleet.rtsp import PASSWORD, camera
 from tests.support import clip
 from tests.support.ingest import entries, frames_counted, ingesting, network_source, until
 from tests.support.kafka import free_ports
@@ -42,6 +44,23 @@ def test_a_network_source_that_dies_is_opened_again_and_others_run_on(
             assert ingest.cameras["net"].state == "running"
     assert (REGISTRY.get_sample_value("sightline_ingest_reconnects_total") or 0.0) > reconnects
     assert "source net is back" in caplog.text or "source net is lost" in caplog.text
+
+
+def test_an_rtsp_camera_is_read_live_with_its_password_and_missed_when_it_hangs_up(
+    redis_server: RedisServer, redis: redis_library.Redis, film: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ExitStack() as plugged:
+        url = plugged.enter_context(camera(film, tmp_path / "camera"))
+        with ingesting(redis_server, f"gate={url}", ingest_reconnect_max_s=0.5) as ingest:
+            (first, *_) = until(lambda: len(seen := entries(redis, "gate")) >= 10 and seen)
+            assert clip.decode(first[b"frame"]).shape == (480, 640, 3)
+            assert first[b"camera_type"] == b"rtsp"
+            seen = [float(one[b"captured_at_ms"]) for one in entries(redis, "gate")]
+            assert seen == sorted(seen)
+            plugged.close()
+            until(lambda: ingest.cameras["gate"].state == "retrying")
+    assert "source gate is lost" in caplog.text
+    assert PASSWORD not in caplog.text
 
 
 def test_a_source_that_cannot_be_opened_is_named_once_and_keeps_being_tried(

@@ -141,6 +141,61 @@ def test_redis_away_keeps_acknowledgements_for_later(
     assert sink.close(20)
 
 
+def test_a_redis_that_takes_no_writes_is_told_later(opened: Open, redis: redis_library.Redis) -> None:
+    sink, in_hand, _ = opened()
+    origins = read(redis, in_hand, 2)
+    redis.execute_command("REPLICAOF", "127.0.0.1", str(free_port()))  # as in a failover
+    try:
+        for origin in origins:
+            sink.send(Answer(origin, b"{}"))
+        time.sleep(0.3)
+        assert len(in_hand) == 2
+    finally:
+        redis.execute_command("REPLICAOF", "NO", "ONE")
+    eventually(lambda: len(in_hand), lambda left: left == 0)
+    assert pending(redis) == 0
+
+
+def test_a_stream_that_is_something_else_by_now_holds_nobody_up(opened: Open, redis: redis_library.Redis) -> None:
+    sink, in_hand, _ = opened()
+    (origin,) = read(redis, in_hand, 1)
+    redis.delete("frames:cam")
+    redis.set("frames:cam", "no stream")
+    sink.send(Answer(origin, b"{}"))
+    assert sink.close(20)
+
+
+def test_frames_that_only_lack_their_acknowledgement_are_not_counted_twice(
+    opened: Open, redis: redis_library.Redis, redis_server: RedisServer
+) -> None:
+    sink, in_hand, _ = opened()
+    origins = read(redis, in_hand, 3)
+    reasons = ("stale", "left_pending")
+    before = counted("processed"), *(counted("dropped", reason=reason) for reason in reasons)
+    redis_server.stop()
+    try:
+        sink.send(Answer(origins[0], b"{}"))
+        sink.give_up(origins[1], "stale")
+        time.sleep(1)  # Kafka has the one answer
+        assert not sink.close(0.1)
+    finally:
+        redis_server.start()
+    after = counted("processed"), *(counted("dropped", reason=reason) for reason in reasons)
+    assert [now - then for now, then in zip(after, before, strict=True)] == [1, 1, 1]
+
+
+def test_a_topic_that_cannot_be_is_given_up_with_ack(opened: Open, redis: redis_library.Redis) -> None:
+    options = '{"message.timeout.ms": 300, "topic.metadata.propagation.max.ms": 100}'
+    sink, in_hand, _ = opened(kafka_topic="no such topic", kafka_failure_policy="ack", kafka_options=options)
+    before = counted("dropped", reason="kafka_unavailable")
+    for number, origin in enumerate(read(redis, in_hand, 2)):
+        sink.send(Answer(origin, b"{}"))  # the second one is refused at once: the client knows by then
+        eventually(lambda: len(in_hand), lambda left, number=number: left == 1 - number)  # type: ignore[misc]
+    assert sink.close(20)
+    assert pending(redis) == 0
+    assert counted("dropped", reason="kafka_unavailable") - before == 2
+
+
 def test_a_value_says_what_failed_and_what_there_is(redis: redis_library.Redis) -> None:
     origin = Origin("frames:gate 7", "1700000000000-3", "gate 7", "dome", 1.7e12)
     result = FrameResult(image=Image(640, 480), stages={"detect": OK})

@@ -133,6 +133,15 @@ def test_the_command_prints_tables_once(fleet: redis_library.Redis, redis_server
     assert "gone" in next(line for line in said.splitlines() if "host-2-bb" in line)
 
 
+def test_an_empty_fleet_says_what_starts_it(redis: redis_library.Redis, redis_server: RedisServer) -> None:
+    first, *others = command(redis_server, "--once", "--interval", "0.1").splitlines()
+    assert first.startswith("0 cameras: ")
+    assert others == [
+        "`sightline fleet ingest` brings them in",
+        "no worker is here; `sightline fleet work` starts one",
+    ]
+
+
 def test_the_command_prints_json(fleet: redis_library.Redis, redis_server: RedisServer) -> None:
     found = orjson.loads(command(redis_server, "--once", "--json", "--interval", "0.2"))
     assert [one["camera_id"] for one in found["cameras"]] == ["one", "three", "two"]

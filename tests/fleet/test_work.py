@@ -11,6 +11,8 @@ import redis as redis_library
 from tests.conftest import SLOW
 from tests.fleet.conftest import Work
 from tests.fleet.work import GROUP, eventually, film, group_of, left_by_the_dead, pending
+from tests.support import clip
+from tests.support.ingest import entries, ingesting
 from tests.support.redis import RedisServer
 from tests.support.service import process
 
@@ -22,8 +24,8 @@ def test_every_frame_comes_out_once_and_in_its_cameras_order(
     fleet = work()
     values = fleet.values_once(60)
     assert len(values) == 60
-    for camera, entries in filmed.items():
-        assert [value["frame_id"] for value in values if value["key"] == camera] == entries
+    for camera, filmed_ids in filmed.items():
+        assert [value["frame_id"] for value in values if value["key"] == camera] == filmed_ids
     one = values[0]
     assert one["schema"] == "sightline.frame.v1"
     assert one["key"] == one["camera_id"]
@@ -37,6 +39,22 @@ def test_every_frame_comes_out_once_and_in_its_cameras_order(
     eventually(lambda: pending(redis), lambda count: count == 0, fleet)
     counts = fleet.counted(60)
     assert counts["received"] == counts["processed"] == 60
+
+
+def test_a_film_that_ingest_reads_comes_out_of_kafka_picture_by_picture(
+    work: Work, redis: redis_library.Redis, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    path = clip.write_mp4(tmp_path / "pan.mp4", clip.Pan(step=(2, 1), count=20).pictures(), fps=30)
+    fleet = work()
+    with ingesting(redis_server, f"gate={path}") as ingest:
+        values = fleet.values_once(20)
+        assert ingest.outbox.sent == {"gate": 20}
+    assert [value["frame_id"].encode() for value in values] == [entry for entry, _ in redis.xrange("frames:gate")]
+    assert {(value["key"], value["camera_type"], value["error"]) for value in values} == {("gate", "file", None)}
+    sent = [float(one[b"captured_at_ms"]) for one in entries(redis, "gate")]
+    assert [value["captured_at_ms"] for value in values] == sent == sorted(sent)
+    counts = fleet.counted(20)
+    assert counts["received"] == counts["processed"] == 20
 
 
 def test_bad_and_stale_frames_are_counted_and_acknowledged(work: Work, redis: redis_library.Redis, jpeg: bytes) -> None:
@@ -70,6 +88,13 @@ def test_a_camera_that_comes_later_is_found_and_what_runs_is_up_to_the_operator(
     # The same person in every frame: one number from the second sighting on.
     assert len({value["objects"][0]["track_id"] for value in values[1:]}) == 1
     assert values[-1]["objects"][0]["track_id"] is not None
+    redis.delete("frames:odd")
+    film(redis, "odd", [jpeg])  # mended: it is a camera from now on
+    assert fleet.values_once(5)[-1]["key"] == "odd"
+    redis.delete("frames:late")
+    redis.set("frames:late", "no stream any more")
+    film(redis, "odd", [jpeg])
+    assert len(fleet.values_once(6)) == 6
 
 
 def test_frames_that_were_dropped_unread_are_no_lag(work: Work, redis: redis_library.Redis, jpeg: bytes) -> None:
@@ -140,8 +165,8 @@ def test_in_mode_sync_a_pool_of_threads_gives_the_same_answers(
     film(redis, "cam-0", [b"broken"])
     fleet = work(FLEET_MODE="sync", FLEET_STAGES="detect,pose,motion")
     values = fleet.values_once(32)
-    for camera, entries in filmed.items():
-        assert [value["frame_id"] for value in values if value["key"] == camera] == entries
+    for camera, filmed_ids in filmed.items():
+        assert [value["frame_id"] for value in values if value["key"] == camera] == filmed_ids
     assert all([one["class_name"] for one in value["objects"]] == ["person", "dog"] for value in values)
     assert sum(value["stages"]["motion"]["status"] == "ok" for value in values) == 28
     eventually(lambda: pending(redis), lambda count: count == 0, fleet)

@@ -42,15 +42,16 @@ def test_what_a_killed_worker_had_in_hand_comes_out_of_another(
 def test_left_behind_frames_are_answered_trimmed_ones_counted_and_poison_is_buried(
     work: Work, redis: redis_library.Redis, jpeg: bytes
 ) -> None:
+    hour_ago_ms = (time.time() - 3600) * 1000
     for camera in ("plain", "cut", "poison"):
-        film(redis, camera, [jpeg] * 3)
+        film(redis, camera, [jpeg] * 3, captured_at_ms=hour_ago_ms)
         group_of(redis, camera)
         left_by_the_dead(redis, camera, 3)
     redis.xtrim("frames:cut", maxlen=1, approximate=False)
     (poison, *_) = [entry["message_id"] for entry in redis.xpending_range("frames:poison", GROUP, "-", "+", 3)]
     redis.xclaim("frames:poison", GROUP, "long-gone", 0, [poison], retrycount=3)
     time.sleep(0.9)
-    fleet = work(**QUICK)
+    fleet = work(**QUICK, FRAME_STALENESS_MS="30000")  # which a claimed frame is always past
     values = fleet.values_once(6)
     eventually(lambda: pending(redis), lambda count: count == 0, fleet)
     assert sorted(value["key"] for value in values) == ["cut", "plain", "plain", "plain", "poison", "poison"]
@@ -96,12 +97,36 @@ def test_redis_restarted_empty_is_met_with_new_groups(work: Work, jpeg: bytes, t
         assert fleet.process.wait(30) == 0
 
 
+def test_redis_killed_in_the_middle_and_back_with_what_it_had_saved_loses_nothing_of_it(
+    work: Work, jpeg: bytes, tmp_path: Path
+) -> None:
+    with running_redis(tmp_path / "own") as server, server.client() as client:
+        fleet = work(**SLOW, **QUICK, REDIS_URL=server.url, BATCH_SIZE="2")
+        given = {(f"cam-{number}", entry) for number in range(4) for entry in film(client, f"cam-{number}", [jpeg] * 5)}
+        eventually(lambda: pending(client), lambda count: count >= 4, fleet)
+        client.save()  # of what is in hand, some will be answered and acknowledged, which this file will not know
+        eventually(fleet.values, lambda values: len(values) >= 4, fleet)
+        server.stop(signal.SIGKILL)
+        eventually(lambda: fleet.log, lambda text: "Redis is away" in text, fleet)
+        server.start()
+        values = eventually(fleet.values, lambda values: ids_of(values) >= given, fleet)
+        assert ids_of(values) == given
+        eventually(lambda: pending(client), lambda count: count == 0, fleet)
+        counts = fleet.counted(len(given))
+        assert counts["received"] == counts["processed"] >= len(fleet.values())
+        fleet.process.send_signal(signal.SIGTERM)
+        assert fleet.process.wait(30) == 0
+
+
 def test_a_dead_process_of_several_is_replaced_and_the_counts_still_add_up(
     work: Work, redis: redis_library.Redis, jpeg: bytes
 ) -> None:
+    redis.sadd("fleet:cameras", *(f"cam-{number}" for number in range(6)))
+    fleet = work(**SLOW, **QUICK, FLEET_PROCESSES="2", BATCH_SIZE="2")
+    # Frames that are there before would all be the first one's.
+    eventually(lambda: fleet.log.count("reads 3 cameras; workers signed on: 2"), lambda said: said == 2, fleet)
     for number in range(6):
         film(redis, f"cam-{number}", [jpeg] * 3)
-    fleet = work(**SLOW, **QUICK, FLEET_PROCESSES="2", BATCH_SIZE="2")
     eventually(lambda: holders(redis), lambda names: len(names) == 2, fleet)
     workers = [one for one in psutil.Process(fleet.process.pid).children() if "spawn_main" in " ".join(one.cmdline())]
     assert len(workers) == 2

@@ -12,8 +12,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis as redis_library
 
+from app.fleet.inhand import MOST_ANSWERS
 from app.settings import TritonSettings
 from benchmarks import canned
 from tests.conftest import SLOW
@@ -24,8 +26,8 @@ from tests.support.service import require_environment
 from tests.support.triton import mortal
 
 CAMERAS = 4
-RATE = 10.0
-AWAY_S = 3.0
+RATE, FAST = 10.0, 50.0
+AWAY_S = 20.0
 
 
 @dataclass
@@ -83,22 +85,29 @@ def test_kafka_stopped_and_back_loses_nothing(
         with filming.on(redis, jpeg):
             eventually(fleet.values, lambda values: len(values) > 8, fleet)
             broker.stop()
+            back = time.monotonic() + AWAY_S
             down = 'sightline_kafka_publish_errors_total{reason="all_brokers_down"}'
             eventually(fleet.metrics, lambda samples: samples.get(down, 0) > 0, fleet)
-            time.sleep(AWAY_S)  # an outage, no blink: what is in hand fills up, and nothing more is read
+            filming.rate = FAST  # what is in hand fills up, and nothing more is read
+            eventually(lambda: pending(redis), lambda held: held > 0.9 * MOST_ANSWERS, fleet)
+            filming.rate = RATE
+            time.sleep(max(0.0, back - time.monotonic()))
+            assert pending(redis) <= MOST_ANSWERS < len(filming.pictures)
             broker.start()
             time.sleep(0.5)
         nothing_is_lost(fleet, redis, filming)
+        assert fleet.log.count("brokers are down") == 1, "it is said once"
         fleet.process.send_signal(signal.SIGTERM)
         assert fleet.process.wait(30) == 0
 
 
+@pytest.mark.parametrize("mode", ["async", "sync"])
 def test_triton_killed_and_back_loses_nothing_that_is_fresh(
-    work: Work, redis: redis_library.Redis, jpeg: bytes, tmp_path: Path
+    work: Work, redis: redis_library.Redis, jpeg: bytes, tmp_path: Path, mode: str
 ) -> None:
     require_environment(TritonSettings().triton_python, "make triton-env")
     with mortal(canned.write(tmp_path / "repository"), tmp_path / "triton") as triton:
-        fleet = work(TRITON_URL=triton.url)
+        fleet = work(TRITON_URL=triton.url, FLEET_MODE=mode)
         filming = Filming()
         with filming.on(redis, jpeg):
             eventually(fleet.values, lambda values: len(values) > 8, fleet)
@@ -106,7 +115,8 @@ def test_triton_killed_and_back_loses_nothing_that_is_fresh(
             before = len(fleet.values())
             eventually(fleet.values, lambda values: len(values) > before + 20, fleet)
         values = nothing_is_lost(fleet, redis, filming)
-        assert all(value["error"] is None for value in values)
+        assert all(value["error"] is None and value["stages"]["detect"]["status"] == "ok" for value in values)
+        assert fleet.log.count("waiting for Triton") <= 1, "it is said once"
 
 
 def test_a_burst_of_five_times_the_rate_with_broken_frames_in_it_is_caught_up_with(

@@ -16,7 +16,7 @@ from app.settings import ROOT
 from tests.support.nginx import require
 
 Service = dict[str, Any]
-OURS = ("backend", "backend-cpu", "fleet-worker", "fleet-ingest", "segments-worker")
+OURS = ("backend", "backend-cpu", "fleet-worker", "fleet-ingest", "segments-worker", "segments-reassemble")
 PROFILES = {"cpu", "grafana", "fleet", "segments"}
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from botocore.retries.standard import ExponentialBackoff
 
 from app.settings import ROOT
 from tests.infra.ec2 import Ec2, fronted
@@ -52,6 +53,8 @@ def ec2(front: Ec2, monkeypatch: pytest.MonkeyPatch) -> Ec2:
         monkeypatch.setenv(name, value)
     for name in ("ALLOW_ANONYMOUS", "HEALTH_URL", "DRY_RUN", "ACTIVITY_NAMESPACE"):
         monkeypatch.delenv(name, raising=False)
+    # What AWS refuses is tried again as often as ever, without the seconds in between.
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0.01)
     machine.client("ec2")  # made here: two threads that make the first one race, which Lambda never does
     return front
 

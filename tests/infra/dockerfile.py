@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import translate
 from pathlib import Path
@@ -102,7 +103,7 @@ def _matches(pattern: str, path: str) -> bool:
 
 
 class Build:
-    """Builds stages from a context into folders.
+    """Builds stages from a context into folders. One that only one other takes something of is used up by that.
 
     Args:
         context: what would be sent to Docker, before `.dockerignore`.
@@ -117,6 +118,9 @@ class Build:
         self.left_out: list[str] = []
         self._context, self._files, self._folder, self._variables = context, sent(context, files), folder, variables
         self._built: dict[str, Path] = {}
+        copies = (step for stage in self.stages.values() for step in stage.all("COPY"))
+        bases = (stage.base for stage in self.stages.values())
+        self._takers = Counter([*bases, *(step.options["from"] for step in copies if "from" in step.options)])
 
     def build(self, name: str) -> Path:
         """The folder of a finished stage."""
@@ -124,7 +128,7 @@ class Build:
             return self._built[name]
         stage, root = self.stages[name], self._folder / name
         if stage.base in self.stages:
-            _link(self.build(stage.base), root)
+            self._take(stage.base, self.build(stage.base), root)
         else:
             root.mkdir()
         for step in stage.steps:
@@ -140,7 +144,16 @@ class Build:
     def _copy_from(self, step: Step, root: Path) -> None:
         source, target = step.words
         workdir = image(self.stages, step.options["from"])[1]["WORKDIR"].rest
-        _link(self.build(step.options["from"]) / Path(source).relative_to(workdir), root / target)
+        made = self.build(step.options["from"])
+        self._take(step.options["from"], made / Path(source).relative_to(workdir), root / target)
+
+    def _take(self, stage: str, source: Path, target: Path) -> None:
+        """Moves what nobody else wants: an environment has thousands of files. Else a copy that shares the contents."""
+        assert source.exists(), f"COPY --from: {source} was not made"
+        if self._takers[stage] == 1:
+            source.rename(target)
+        else:
+            subprocess.run(["cp", "-al", str(source), str(target)], check=True)
 
     def _copy(self, step: Step, root: Path) -> None:
         *sources, target = step.words
@@ -173,9 +186,3 @@ class Build:
             assert done.returncode == 0, f"RUN {step.rest}\n{(done.stdout + done.stderr)[-4000:]}"
         finally:
             self.workdir.rename(root)
-
-
-def _link(source: Path, target: Path) -> None:
-    """A copy that shares its files' contents; no stage changes a file in place."""
-    assert source.exists(), f"COPY --from: {source} was not made"
-    subprocess.run(["cp", "-al", str(source), str(target)], check=True)

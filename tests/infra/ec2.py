@@ -1,4 +1,5 @@
-"""EC2 with the manners that moto's has not: states in between, a launch time that each start renews, bad days.
+"""AWS with the manners that moto's has not: states in between, a launch time that each start renews, CloudWatch's limit
+of figures an answer, bad days.
 
 A real HTTP server in front of moto's. Whatever it does not touch is moto's answer.
 """
@@ -6,6 +7,7 @@ A real HTTP server in front of moto's. Whatever it does not touch is moto's answ
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
 import time
@@ -17,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import parse_qs
 
 from tests.support.aws import Aws
@@ -25,6 +28,7 @@ CODES = {"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48, "st
 _STATE = re.compile(rb"<instanceState>.*?</instanceState>", re.S)
 _LAUNCHED = re.compile(rb"<launchTime>.*?</launchTime>", re.S)
 Said = tuple[int, dict[str, str], bytes]
+_MOST_FIGURES = 1440
 _HOP = {"connection", "content-length", "host", "transfer-encoding", "date", "server"}
 
 
@@ -32,6 +36,7 @@ _HOP = {"connection", "content-length", "host", "transfer-encoding", "date", "se
 class _Fault:
     code: str
     status: int
+    """0: the connection is closed without an answer."""
 
 
 class Ec2:
@@ -90,12 +95,16 @@ class Ec2:
         """The next calls of this operation fail with this error."""
         self._faults.setdefault(operation, deque()).extend([_Fault(code, status)] * times)
 
+    def hang_up(self, operation: str, *, times: int) -> None:
+        """The next calls of this operation get no answer at all."""
+        self.refuse(operation, "", 0, times=times)
+
     def after(self, operation: str, then: Callable[[], None]) -> None:
         """Something that happens once, between the next call of this operation and its caller's next one."""
         self._then[operation] = then
 
-    def answer(self, operation: str, forward: Iterator[Said]) -> Said:
-        """Status, headers and body of one call."""
+    def answer(self, operation: str, sent: bytes, forward: Iterator[Said]) -> Said:
+        """Status, headers and body of one call; status 0 for none."""
         with self._lock:
             self.asked[operation] += 1
             faults = self._faults.get(operation)
@@ -103,6 +112,8 @@ class Ec2:
                 return _error(operation, faults.popleft())
             if operation == "StartInstances" and self._shown in ("stopping", "shutting-down", "terminated"):
                 return _error(operation, _Fault("IncorrectInstanceState", 400))
+            if operation == "GetMetricStatistics" and _figures(json.loads(sent)) > _MOST_FIGURES:
+                return _error(operation, _Fault("InvalidParameterCombinationException", 400))
             status, headers, body = next(forward)
             if operation == "StartInstances" and status == 200 and self._shown not in ("pending", "running"):
                 self._shown, self._launched_at = "pending", time.time()
@@ -120,6 +131,11 @@ class Ec2:
             return body
         state = f"<instanceState><code>{CODES[self._shown]}</code><name>{self._shown}</name></instanceState>"
         return _STATE.sub(state.encode(), body)
+
+
+def _figures(asked: dict[str, Any]) -> int:
+    """How many figures a call of GetMetricStatistics may bring: from the start's whole minute on."""
+    return math.ceil((asked["EndTime"] - asked["StartTime"] // 60 * 60) / asked["Period"])
 
 
 def _error(operation: str, fault: _Fault) -> Said:
@@ -142,7 +158,10 @@ def fronted(aws: Aws) -> Iterator[Ec2]:
             sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             target = self.headers.get("X-Amz-Target", "")
             operation = target.rpartition(".")[2] or parse_qs(sent.decode()).get("Action", [""])[0]
-            status, headers, body = ec2.answer(operation, self._forward(sent))
+            status, headers, body = ec2.answer(operation, sent, self._forward(sent))
+            if status == 0:
+                self.close_connection = True
+                return
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)

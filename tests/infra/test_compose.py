@@ -96,10 +96,10 @@ def test_stopping_takes_longer_than_draining() -> None:
 
 def test_what_is_written_outlives_the_container() -> None:
     variables, _ = dockerfile.image(STAGES, "backend")
-    for name in ("backend", "backend-cpu", "segments-worker"):
+    for name in ("backend", "backend-cpu", "segments-reassemble"):
         mounts = [str(one) for one in services()[name]["volumes"]]
         assert any(one.endswith(f":{variables['STATE_DIR']}:rw") for one in mounts), name
         assert services()[name]["environment"]["STATE_DIR"] == variables["STATE_DIR"]
-    for name in ("fleet-worker", "fleet-ingest"):  # hold nothing of their own
+    for name in ("fleet-worker", "fleet-ingest", "segments-worker"):  # hold nothing of their own
         assert any(one.startswith(f"{variables['STATE_DIR']}:") for one in services()[name]["tmpfs"]), name
     assert {"state", "prometheus", "kafka"} <= set(whole()["volumes"])

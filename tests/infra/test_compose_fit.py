@@ -21,8 +21,9 @@ from tests.infra.composed import OURS, Service, services, whole
 from tests.support.kafka import JarsMissing, jars
 from tests.support.nginx import free_ports, require
 
-NO_SETTINGS = {"FORWARDED_ALLOW_IPS", "INFERENCE_HTTP_URL"}
-"""Uvicorn's own; the segments door's, where it is."""
+NO_SETTINGS = {"FORWARDED_ALLOW_IPS", "TMPDIR"}
+"""Uvicorn's, and Python's."""
+COMMANDS = ("fleet-worker", "fleet-ingest", "segments-worker", "segments-reassemble")
 
 
 # --- settings and commands ---
@@ -42,11 +43,19 @@ def test_the_settings_exist_and_are_accepted(name: str, monkeypatch: pytest.Monk
         assert [token.get_secret_value() for token in settings.access.auth_tokens] == ["a-secret"]
 
 
-@pytest.mark.parametrize("name", ["fleet-worker", "fleet-ingest"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_the_command_line_knows_the_command(name: str) -> None:
     asked = [sys.executable, "-m", "app", *services()[name]["command"], "--help"]
     done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_films_are_analysed_by_the_service_unless_something_else_is_said() -> None:
+    worker, service = services()["segments-worker"]["environment"], services()["backend"]["environment"]
+    assert worker["INFERENCE_BACKEND"] == "http"
+    assert worker["INFERENCE_HTTP_URL"] == f"http://backend:{service['PORT']}"
+    assembling = services()["segments-reassemble"]
+    assert f"segments:{assembling['environment']['TMPDIR']}:rw" in assembling["volumes"]
 
 
 def test_the_health_checks_tell_well_from_ill() -> None:
@@ -63,7 +72,11 @@ def test_the_health_checks_tell_well_from_ill() -> None:
         well, port = {}, server.server_port
         ours = [sys.executable, str(ROOT / "infra" / "docker" / "healthcheck.py")]
         triton = [sys.executable, *services()["triton"]["healthcheck"]["test"][2:]]
-        assert services()["fleet-worker"]["healthcheck"]["test"][3] == ":8002/health"
+        for name in COMMANDS:
+            one = services()[name]
+            assert (
+                one["healthcheck"]["test"][3] == f":{one['environment']['METRICS_PORT']}/health"
+            )  # 503 where it hangs
         for path in ("/health", "/health/live", "/v2/health/ready"):
             well[path] = subprocess.run([*ours, f":{port}{path}"], check=False).returncode == 0
         assert subprocess.run([word.replace("8000", str(port)) for word in triton], check=False).returncode == 0
@@ -118,7 +131,7 @@ def test_prometheus_finds_whom_it_asks() -> None:
             asked |= dict.fromkeys(group["names"], group["port"])
     assert set(asked) <= names
     assert asked["backend"] == int(services()["backend"]["environment"]["PORT"])
-    for name in ("fleet-worker", "fleet-ingest"):
+    for name in COMMANDS:
         assert asked[name] == int(services()[name]["environment"]["METRICS_PORT"])
 
 

@@ -7,12 +7,14 @@ import re
 import shutil
 import signal
 import subprocess
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from app.settings import ROOT
@@ -23,6 +25,14 @@ from tests.support.nginx import free_ports
 from tests.support.service import Service, wait_until
 
 STAGES = dockerfile.read(ROOT / "infra" / "docker" / "Dockerfile")
+SYSTEM_LIBRARIES = {
+    *("ld-linux-x86-64", "libc", "libdl", "libm", "libmvec", "libpthread", "libresolv", "librt", "libutil"),
+    *("libgcc_s", "libstdc++", "libz"),
+    *("libbz2", "libcrypto", "libexpat", "libffi", "liblzma", "libmpdec", "libsqlite3", "libssl", "libuuid"),
+    "libfribidi",
+}
+"""What Debian's slim image holds – glibc, GCC's runtime, zlib – and what the Python image adds for its own modules.
+The last is not in there: Pillow loads it where it is, for text from right to left, and does without."""
 
 
 def tracked() -> list[str]:
@@ -123,6 +133,21 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
+def system_libraries(service: Service, workdir: Path) -> set[str]:
+    """Names of the libraries that the service and all it started have loaded of the system's, not of the image's."""
+    main = psutil.Process(service.process.pid)
+    found = set()
+    for process in (main, *main.children(recursive=True)):
+        loaded = {Path(part.path) for part in process.memory_maps() if ".so" in part.path}
+        found_in = (workdir, Path(sysconfig.get_path("stdlib")))
+        rest = (path.name.split(".so")[0] for path in loaded if not any(map(path.is_relative_to, found_in)))
+        names = {name for name in rest if not name.startswith("libpython3")}
+        # MediaPipe loads Mesa's driver where there is one, and answers the same without.
+        if "libEGL_mesa" not in names:
+            found |= names
+    return found
+
+
 def files_of(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
@@ -150,6 +175,8 @@ def test_the_steps_make_a_service_that_is_whole_and_writes_nothing_beside_its_st
         assert sorted(one["class_name"] for one in answer["objects"]) == ["face", "person"]
         assert [text["text"] for text in answer["texts"]] == [clip.WORDS]
         assert httpx.get(f"{service.url}/").status_code == 200
+        libraries = system_libraries(service, build.workdir)  # OCR and Triton have run
+        assert {"libc", "libstdc++"} <= libraries <= SYSTEM_LIBRARIES  # no other is installed
     assert not healthy(build, port)
     assert "Traceback" not in service.log
     # The root file system is read-only in the end.

@@ -88,6 +88,21 @@ def test_a_session_before_the_last_start_does_not_keep_it_up(ec2: Ec2, monkeypat
     assert run()["stopped"]
 
 
+@pytest.mark.parametrize("minutes", [5, 1380])
+def test_the_shortest_and_the_longest_idle_time_are_within_what_cloudwatch_answers(
+    ec2: Ec2, monkeypatch: pytest.MonkeyPatch, minutes: int
+) -> None:
+    monkeypatch.setenv("IDLE_MINUTES", str(minutes))
+    ec2.runs(48 * HOUR)
+    figure(ec2, minutes - 1, 1)
+    assert run()["reason"] == "active"
+    ec2.renew()
+    monkeypatch.setenv("INSTANCE_ID", ec2.instance_id)
+    ec2.runs(48 * HOUR)
+    figure(ec2, minutes + 2, 1)
+    assert run()["stopped"]
+
+
 @pytest.mark.parametrize("state", ["pending", "stopping", "shutting-down", "terminated", "stopped"])
 def test_only_a_running_machine_is_looked_at(ec2: Ec2, state: str) -> None:
     ec2.runs(HOUR)
@@ -138,7 +153,13 @@ def test_nothing_is_stopped_where_amazon_does_not_answer(ec2: Ec2, operation: st
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("IDLE_MINUTES", "0"), ("IDLE_MINUTES", "soon"), ("GRACE_MINUTES", "-1"), ("RECHECK_SECONDS", "999")],
+    [
+        ("IDLE_MINUTES", "4"),
+        ("IDLE_MINUTES", "1381"),
+        ("IDLE_MINUTES", "soon"),
+        ("GRACE_MINUTES", "-1"),
+        ("RECHECK_SECONDS", "999"),
+    ],
 )
 def test_a_wrong_variable_is_named(ec2: Ec2, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     from variables import WrongVariable

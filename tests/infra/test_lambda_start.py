@@ -189,6 +189,14 @@ def test_throttling_is_retried_and_then_said(ec2: Ec2) -> None:
     assert ec2.state == "stopped"
 
 
+def test_amazon_out_of_reach_is_said_as_well(ec2: Ec2) -> None:
+    ec2.hang_up("DescribeInstances", times=3)
+    answer = call()
+    assert (answer["statusCode"], answer["headers"]["Retry-After"]) == (503, "5")
+    assert ec2.asked["DescribeInstances"] == 3
+    assert ask()["state"] == "starting"
+
+
 def test_a_throttled_start_is_made_by_the_next_call(ec2: Ec2) -> None:
     ec2.refuse("StartInstances", "RequestLimitExceeded", 503, times=3)
     ec2.refuse("CreateTags", "RequestLimitExceeded", 503, times=3)

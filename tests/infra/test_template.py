@@ -145,7 +145,25 @@ def test_starts_are_limited_and_the_schedule_is_denser_than_the_idle_time(templa
     assert functions["StartServer"]["ReservedConcurrentExecutions"]["If"][1] == {"Ref": "StartConcurrency"}
     assert functions["StartServer"]["FunctionUrlConfig"] == {"AuthType": "NONE"}  # no Cors: the function's own
     assert functions["StopIdle"]["Events"]["Schedule"]["Properties"]["Schedule"] == "rate(5 minutes)"
-    assert template["Parameters"]["IdleMinutes"]["Default"] >= 5
+    assert template["Parameters"]["IdleMinutes"]["MinValue"] >= 5
+
+
+def test_the_functions_have_time_for_calls_that_are_tried_again(
+    template: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that Lambda cuts short answers nobody: the page would hear 502 instead of "Amazon is busy"."""
+    import machine
+
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    config = machine.client.__wrapped__("ec2").meta.config  # not kept: others want theirs for moto
+    tries = config.retries["total_max_attempts"]
+    pauses = sum(2**number for number in range(tries - 1))  # of botocore's `standard` mode, at most
+    call_s = tries * (config.connect_timeout + config.read_timeout) + pauses
+    functions = of_type(template, "AWS::Serverless::Function")
+    stop = functions["StopIdle"]
+    assert functions["StartServer"]["Timeout"] > 3 * call_s  # a look, a start, a note of it
+    recheck_s = float(stop["Environment"]["Variables"]["RECHECK_SECONDS"])
+    assert stop["Timeout"] > 2 * 2 * call_s + recheck_s + call_s  # two looks at two services, and the stop
 
 
 def test_parameters_are_described_and_refuse_what_would_not_work(template: dict[str, Any]) -> None:

@@ -5,9 +5,11 @@ Every expected number is worked out by hand from `known_models`; no code of the 
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +18,15 @@ import numpy as np
 import pytest
 import simplejpeg
 
+from app.pipeline.frames import Frame, Job, StreamMemory
+from app.pipeline.opening import opened
+from app.protocol.messages import Stages, StreamSettings
 from app.protocol.result import FrameResult
-from app.settings import ROOT, TritonSettings
+from app.settings import ROOT, Settings, TritonSettings
 from benchmarks import canned
 from tests.integration import known_models
 from tests.integration.watching import corners, watch
-from tests.support.service import Service, process, require_environment, serving
+from tests.support.service import Service, process, require_environment, running_triton, serving
 
 RED, GREEN, DIM_RED, BIG_RED = (255, 0, 0), (0, 255, 0), (215, 0, 0), (255, 0, 255)
 
@@ -173,6 +178,35 @@ def test_nothing_in_the_picture_is_an_answer_too(service: Service) -> None:
     black, red = frame(320, 240), frame(320, 240, ((80, 104, 96, 120), RED))
     answers = ask(service, black, red, black, frame(7, 5), red)
     assert [(len(one.objects), len(one.poses)) for one in answers] == [(0, 0), (1, 1), (0, 0), (0, 0), (1, 1)]
+
+
+@pytest.mark.parametrize("ensemble", ["vision", "none"])
+def test_the_frames_of_a_batch_each_get_their_own(repository: Path, tmp_path: Path, ensemble: str) -> None:
+    require_environment(TritonSettings().triton_python, "make triton-env")
+    shown = [frame(*size, (patch, RED)) for size, patch, _ in LETTERBOXED.values()]
+    shown.insert(2, frame(320, 240))  # with nothing in it
+    expected: list[tuple[float, ...] | None] = [box for *_, box in LETTERBOXED.values()]
+    expected.insert(2, None)
+
+    async def analyzed(url: str) -> list[object]:
+        settings = Settings(triton_url=url, triton_ensemble=ensemble, ocr="off", state_dir=tmp_path / "service")
+        wish = StreamSettings(stages=Stages(ocr=False, motion=False, track=False))
+        async with opened(settings, settings.ocr, tracking=False) as one:
+            assert one.pipeline.vision.max_batch >= len(shown)
+            jobs = [
+                Job(Frame(str(number), jpeg, time.perf_counter(), 0.0, 1), StreamMemory(), wish)
+                for number, jpeg in enumerate(shown)
+            ]
+            return list(await one.pipeline.analyze(jobs))
+
+    with running_triton(repository, tmp_path / "triton") as url:
+        answers = asyncio.run(analyzed(url))
+    for found, box in zip(answers, expected, strict=True):
+        assert isinstance(found, FrameResult)
+        assert len(found.objects) == len(found.poses) == (box is not None)
+        if box is not None:
+            assert corners(found.objects[0].box) == pytest.approx(np.array(box), abs=0.1)
+            assert corners(found.poses[0].box) == pytest.approx(np.array(box), abs=0.1)
 
 
 def requests(service: Service) -> dict[str, float]:

@@ -6,6 +6,7 @@ Shared memory, the gate, cancelled requests and broken sockets all have their ch
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,11 @@ from tests.support.service import Service, assert_adds_up, require_environment, 
 
 SIDE = 320
 SESSIONS, FRAMES = 8, 50
+ALONE = {
+    "TRITON_DETECT_MODEL": "alone_yolo",
+    "TRITON_POSE_MODEL": "alone_yolo_pose",
+    "TRITON_ENSEMBLE": "alone_vision",
+}
 MODEL = """
 import json, random, time
 import numpy as np
@@ -40,24 +46,27 @@ class TritonPythonModel:
         responses = [None] * len(requests)
         for index in random.sample(range(len(requests)), len(requests)):
             time.sleep(random.choice([0, 0, 0.001, 0.002, 0.02]))
-            image = pb_utils.get_input_tensor_by_name(requests[index], "images").as_numpy()[0].reshape(-1, 3)
-            red, green, blue = image.mean(axis=0)
-            spread = (image.max(axis=0).astype(int) - image.min(axis=0)).max()
-            row = np.zeros(57, np.float32)
-            row[:9] = red, green, red + 40, green + 40, 0.9, 0, blue, spread, 0.9
-            tensors = [pb_utils.Tensor(n, row[None, None, :c]) for n, c in zip(self.names, self.columns)]
+            images = pb_utils.get_input_tensor_by_name(requests[index], "images").as_numpy()
+            rows = np.zeros((len(images), 1, 57), np.float32)
+            for image, row in zip(images.reshape(len(images), -1, 3), rows[:, 0]):
+                red, green, blue = image.mean(axis=0)
+                spread = (image.max(axis=0).astype(int) - image.min(axis=0)).max()
+                row[:9] = red, green, red + 40, green + 40, 0.9, 0, blue, spread, 0.9
+            tensors = [pb_utils.Tensor(n, rows[..., :c].copy()) for n, c in zip(self.names, self.columns)]
             responses[index] = pb_utils.InferenceResponse(tensors)
         return responses
 """
 
 
 def echoing(repository: Path) -> Path:
-    """`yolo`, `yolo_pose` and `vision` that answer a picture's mean colour as a box and a keypoint."""
-    for name, outputs in (
+    """Models that answer a picture's mean colour as a box and a keypoint; the server batches those not `alone`."""
+    kinds = (
         ("yolo", {"detections": 6}),
         ("yolo_pose", {"detections": 57}),
         ("vision", {"detections": 6, "poses": 57}),
-    ):
+    )
+    for alone, (kind, outputs) in itertools.product((False, True), kinds):
+        name = f"alone_{kind}" if alone else kind
         version = repository / name / "1"
         version.mkdir(parents=True)
         (version / "model.py").write_text(MODEL)
@@ -67,7 +76,7 @@ def echoing(repository: Path) -> Path:
         (version.parent / "config.pbtxt").write_text(
             f'backend: "python" max_batch_size: 4\ninput [ {{ name: "images" data_type: TYPE_UINT8 '
             f"dims: [ {SIDE}, {SIDE}, 3 ] }} ]\noutput [ {tensors} ]\n"
-            "instance_group [ { kind: KIND_CPU count: 3 } ]\n"
+            "instance_group [ { kind: KIND_CPU count: 3 } ]\n" + ("" if alone else "dynamic_batching { }\n")
         )
     return repository
 
@@ -140,8 +149,8 @@ async def impatient(service: Service, over: asyncio.Event) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"TRITON_ENSEMBLE": "none"}, {"TRITON_SHM": "off"}],
-    ids=["one request", "two requests on one picture", "without shared memory"],
+    [{}, ALONE, {"TRITON_ENSEMBLE": "none"}, {"TRITON_SHM": "off"}],
+    ids=["together", "each alone", "two requests on one picture", "without shared memory"],
 )
 def test_every_session_gets_its_own(triton: str, tmp_path: Path, settings: dict[str, str]) -> None:
     async def run(service: Service) -> None:
@@ -158,7 +167,8 @@ def test_every_session_gets_its_own(triton: str, tmp_path: Path, settings: dict[
         assert live["processed"] >= SESSIONS * FRAMES
         assert live["dropped"] > 0
         assert http["processed"] > 0
-        assert service.metrics()["sightline_inference_in_flight"] == 0
+        figures = service.metrics()
+        assert figures["sightline_inference_in_flight"] == 0
         assert httpx.get(f"{service.url}/status").json()
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -13,7 +15,7 @@ from websockets.exceptions import InvalidStatus
 
 from app.settings import ROOT
 from tests.conftest import Serve
-from tests.support.live import opened, ready
+from tests.support.live import BINARY, opened, plain_socket, ready, upgrade, ws_frame
 from tests.support.service import Service
 
 pytestmark = pytest.mark.anyio
@@ -92,6 +94,55 @@ async def test_without_a_token_nobody_learns_the_classes(locked: Service) -> Non
         messages = await live.rest()
     assert [one["type"] for one in messages] == ["bye"]
     assert "person" not in str(messages)
+
+
+@pytest.mark.parametrize("wish", [{"classes": ["unicorn"]}, {"summary": {"prompt": "unicorn"}}, {"confidence": 0.5}])
+async def test_nothing_is_obeyed_before_the_token_was_looked_at(locked: Service, wish: dict[str, object]) -> None:
+    async with opened(locked) as live:
+        wire = live.connection.transport.get_extra_info("socket")
+        wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)  # all in one piece
+        await live.say("init", token="wrong")
+        await live.say("update", **wish)
+        await live.text("no JSON")
+        wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
+        messages = await live.rest()
+    assert [one["type"] for one in messages] == ["bye"]
+    assert messages[0]["reason"] == "unauthorized"
+
+
+async def test_a_frame_is_no_way_past_the_token_either(locked: Service) -> None:
+    async with opened(locked, {"Authorization": "Bearer wrong"}) as live:
+        wire = live.connection.transport.get_extra_info("socket")
+        wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+        await live.frame(b"no JPEG")
+        await live.say("update", classes=["unicorn"])
+        wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
+        messages = await live.rest()
+    assert [one["type"] for one in messages] == ["bye"]
+    assert messages[0]["report"]["dropped"] == {"unauthorized": 1}
+
+
+def test_without_a_token_not_much_is_kept_of_what_comes(locked: Service) -> None:
+    """Half a frame, which would be kept until its other half came."""
+    with plain_socket(locked) as one:
+        upgrade(one)
+        half = ws_frame(bytes(1024 * 1024), BINARY)[:-1]
+        with suppress(ConnectionError):
+            one.sendall(half)
+        answer = b""
+        with suppress(ConnectionError):
+            while piece := one.recv(1 << 16):
+                answer += piece
+    assert b'"bye"' not in answer, "it was taken until INIT_TIMEOUT_S"
+
+
+async def test_with_a_token_frames_may_be_as_large_as_ever(locked: Service, jpeg: bytes) -> None:
+    large = jpeg + bytes(1024 * 1024)
+    for headers, wishes in (({"Authorization": "Bearer first-secret"}, {}), (None, {"token": "first-secret"})):
+        async with opened(locked, headers) as live:
+            await live.say("init", **wishes)
+            await live.frame(large)  # not waiting for `ready`
+            assert (await live.answer())["type"] == "result"
 
 
 async def test_failures_are_counted_by_their_reason(locked: Service) -> None:

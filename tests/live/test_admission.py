@@ -179,6 +179,39 @@ async def test_sockets_are_bounded_before_they_say_anything(serve: Serve) -> Non
         pass
 
 
+async def test_sockets_of_one_address_are_bounded_and_others_let_in(serve: Serve) -> None:
+    few = serve(MAX_CONNECTIONS_PER_ADDRESS="2")
+    greedy, modest = {"X-Forwarded-For": "198.51.100.7"}, {"X-Forwarded-For": "198.51.100.8"}
+    async with opened(few, greedy), opened(few, greedy):
+        with pytest.raises(InvalidStatus) as refused:
+            async with opened(few, greedy):
+                pass
+        response = refused.value.response
+        assert (response.status_code, response.headers["Retry-After"]) == (429, "5")
+        assert b"MAX_CONNECTIONS_PER_ADDRESS" in bytes(response.body)
+        async with ready(few, modest):
+            pass
+    samples = few.metrics()
+    assert samples['sightline_sessions_total{outcome="refused"}'] == 1
+    assert samples['sightline_auth_failures_total{reason="address_limit"}'] == 1
+    async with ready(few, greedy):
+        pass
+
+
+async def test_one_who_leaves_the_line_is_noticed_though_it_is_not_read(single: Service, jpeg: bytes) -> None:
+    """A lossless client in line: once its inbox is full, its socket is not read, nor is its end."""
+    async with AsyncExitStack() as stack:
+        first, _ = await entered(stack, single)
+        leaving = plain_socket(single)
+        upgrade(leaving)
+        leaving.sendall(ws_frame(b'{"type":"init","mode":"lossless"}', 1) + ws_frame(jpeg, 2) * 4)
+        settle(single, "sightline_sessions_waiting", 1)
+        leaving.close()
+        settle(single, "sightline_sessions_waiting", 0)  # PING_INTERVAL_S, when a send would fail, is a minute
+        await first.stop()
+    settle(single)
+
+
 async def test_greedy_sessions_do_not_starve_a_modest_one(serve: Serve, jpeg: bytes) -> None:
     """Each of three gets a fair share of a model that is busy all the time."""
     busy = serve(**SLOW, TRITON_MAX_IN_FLIGHT="1")

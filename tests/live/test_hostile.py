@@ -80,6 +80,18 @@ def until_none_from(service: Service, ports: set[int]) -> None:
         time.sleep(0.1)
 
 
+def waiting_to_be_sent(service: Service, one: socket.socket) -> int | None:
+    """Bytes in the kernel that the service wrote and this connection did not take yet; None without a connection."""
+    ours = one.getsockname()[1]
+    with open("/proc/net/tcp") as table:
+        for line in [*table][1:]:
+            _, local, remote, state, queues, *_ = line.split()
+            ports = [int(address.rpartition(":")[2], 16) for address in (local, remote)]
+            if ports == [service.port, ours] and state == "01":
+                return int(queues.partition(":")[0], 16)
+    return None
+
+
 # --- many that say nothing ---
 
 
@@ -127,6 +139,32 @@ def test_a_reader_that_never_reads_loses_its_session_and_its_socket(target: Serv
         settle(target)
         until_let_go(target, one)
     assert target.metrics()['sightline_sessions_total{outcome="slow_reader"}'] >= 1
+
+
+def test_what_a_reader_does_not_read_is_little(target: Service) -> None:
+    """Results must not grow old in a buffer: what the kernel keeps to be sent is bounded as well."""
+    with plain_socket(target, receive_buffer=4096) as one:
+        upgrade(one)
+        one.sendall(ws_frame(b'{"type":"init"}', TEXT))
+        one.setblocking(False)
+        update, most = ws_frame(b'{"type":"update"}', TEXT) * 100, 0
+        deadline = time.monotonic() + PATIENCE_S
+        while (unsent := waiting_to_be_sent(target, one)) is not None:
+            assert time.monotonic() < deadline
+            most = max(most, unsent)
+            with suppress(BlockingIOError, ConnectionError):
+                one.send(update)
+    assert 0 < most < 256 * 1024
+
+
+def test_a_reader_by_http_that_never_reads_is_cut_off(target: Service) -> None:
+    with plain_socket(target, receive_buffer=4096) as one:
+        ask = b"GET /schema.json HTTP/1.1\r\nHost: x\r\n\r\n"
+        with suppress(TimeoutError, ConnectionError):
+            one.settimeout(0.5)
+            while True:
+                one.sendall(ask * 100)
+        until_let_go(target, one)
 
 
 def test_a_peer_that_does_not_answer_the_close_frame_is_cut_off(target: Service) -> None:

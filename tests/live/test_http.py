@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
 import time
@@ -16,7 +17,7 @@ from PIL import Image
 from app.client import decode
 from app.protocol.messages import Result
 from tests.conftest import SLOW, Serve, photograph, pillow_jpeg
-from tests.support.live import ended, plain_socket, reset, send_until_cut_off, validators
+from tests.support.live import ended, plain_socket, ready, reset, send_until_cut_off, settle, validators
 from tests.support.service import Service, assert_adds_up
 
 
@@ -97,6 +98,43 @@ def test_more_pictures_at_once_than_sessions_are_sent_away(serve: Serve, jpeg: b
     counts = assert_adds_up(service, "http")
     assert counts["received"] == 6
     assert post(service, jpeg).status_code == 200
+
+
+def test_pictures_count_as_sessions_of_their_token_and_their_address(serve: Serve, jpeg: bytes) -> None:
+    limits = {"MAX_SESSIONS_PER_TOKEN": "2", "MAX_SESSIONS_PER_ADDRESS": "3"}
+    service = serve(AUTH_TOKENS="red,blue", **limits, **SLOW)
+
+    def post_as(token_and_address: str) -> httpx.Response:
+        token, address = token_and_address.split()
+        headers = {"Authorization": f"Bearer {token}", "X-Forwarded-For": f"198.51.100.{address}"}
+        return post(service, jpeg, **headers)
+
+    for several in ("red 1", "red 2", "red 3", "red 4"), ("red 5", "blue 5", "red 5", "blue 5", "blue 5"):
+        with ThreadPoolExecutor(len(several)) as pool:
+            answers = [*pool.map(post_as, several)]
+        refused = [one for one in answers if one.status_code == 429]
+        assert {one.status_code for one in answers} == {200, 429}
+        assert len(refused) >= 2
+        for one in refused:
+            assert one.json()["error"]["code"] == "rejected"
+            assert int(one.headers["Retry-After"]) >= 1
+    assert post_as("red 1").status_code == 200
+    assert_adds_up(service, "http")
+    samples = service.metrics()
+    for reason in ("token_limit", "address_limit"):
+        assert samples[f'sightline_auth_failures_total{{reason="{reason}"}}'] >= 1
+
+
+async def a_session_leaves_no_room_for_a_picture(service: Service, jpeg: bytes) -> None:
+    async with ready(service):
+        async with httpx.AsyncClient() as http:
+            assert (await http.post(f"{service.url}/v1/frames", content=jpeg)).status_code == 429
+    settle(service)
+    assert post(service, jpeg).status_code == 200
+
+
+def test_a_session_counts_against_pictures(serve: Serve, jpeg: bytes) -> None:
+    asyncio.run(a_session_leaves_no_room_for_a_picture(serve(MAX_SESSIONS_PER_ADDRESS="1"), jpeg))
 
 
 @pytest.mark.parametrize(
@@ -240,6 +278,11 @@ def test_the_openapi_names_every_route_with_a_summary(service: Service) -> None:
     for path, methods in paths.items():
         for method, operation in methods.items():
             assert operation.get("description"), f"{method} {path}"
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+def test_no_page_loads_from_elsewhere(service: Service, path: str) -> None:
+    assert httpx.get(service.url + path).status_code == 404
 
 
 def test_unknown_paths_are_not_found(service: Service) -> None:

@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed
 from app.protocol import header, messages
 from app.protocol.result import KEYPOINT_NAMES, STAGES
 from tests.conftest import SLOW, Serve, photograph
-from tests.support.live import adds_up, opened, ready
+from tests.support.live import adds_up, opened, ready, settle
 from tests.support.service import Service, assert_adds_up
 
 pytestmark = pytest.mark.anyio
@@ -274,6 +274,44 @@ async def test_stop_answers_what_is_in_flight_and_says_goodbye_with_a_report(slo
     assert report["bytes"] == 2 * (len(jpeg) + header.SIZE)
     assert report["stages"]["infer"]["p50_ms"] <= report["stages"]["infer"]["p95_ms"]
     assert set(report["stages"]) == set(rest[0]["timings_ms"]) | set(rest[1]["timings_ms"])
+
+
+async def test_stop_gives_every_frame_in_flight_the_time_it_needs(serve: Serve, jpeg: bytes) -> None:
+    patient = serve(**SLOW, CREDITS="8", SEND_TIMEOUT_S="0.5")  # for reading; not for all that is at the models
+    async with ready(patient, mode="lossless") as live:
+        for seq in range(1, 9):
+            await live.frame(jpeg, seq)
+        await live.say("stop")
+        rest = await live.rest()
+    assert [one["seq"] for one in rest if one["type"] == "result"] == [*range(1, 9)]
+    assert rest[-1]["report"]["dropped"] == {}
+
+
+async def test_frames_after_stop_go_with_the_session_and_supersede_nothing(slow: Service, jpeg: bytes) -> None:
+    async with ready(slow) as live:
+        await live.frame(jpeg, 1)
+        await live.frame(jpeg, 2)
+        wire = live.connection.transport.get_extra_info("socket")
+        wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)  # in one piece with the word
+        await live.say("stop")
+        await live.frame(jpeg, 3)
+        await live.frame(jpeg, 4)
+        wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
+        rest = await live.rest()
+    assert [one["seq"] for one in rest if one["type"] == "result"] == [1, 2]
+    assert rest[-1]["report"]["dropped"] == {"stopped": 2}
+    assert adds_up(rest[-1]["report"])
+
+
+async def test_one_who_leaves_after_stop_is_not_waited_for(slow: Service, jpeg: bytes) -> None:
+    before = slow.metrics().get('sightline_frames_dropped_total{door="live",reason="stopped"}', 0)
+    async with ready(slow, mode="lossless") as live:
+        for seq in range(1, 5):
+            await live.frame(jpeg, seq)
+        await live.say("stop")
+    settle(slow)
+    after = slow.metrics()['sightline_frames_dropped_total{door="live",reason="stopped"}']
+    assert after > before
 
 
 async def test_stop_before_anything_else_is_answered_at_once(service: Service) -> None:

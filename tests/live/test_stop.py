@@ -98,6 +98,29 @@ async def test_what_is_in_flight_is_answered_and_everybody_is_told(
     assert "Traceback" not in service.log
 
 
+async def test_what_takes_longer_than_the_drain_is_given_up_with_a_word(
+    canned_triton: str, tmp_path: Path, jpeg: bytes
+) -> None:
+    """20 frames of 0.3 s are in flight: too many for a second, whether the service stops or the client did so before."""
+    settings = {"TRITON_URL": canned_triton, "OCR": "off", **SLOW, "CREDITS": "20", "DRAIN_TIMEOUT_S": "2"}
+    with serving(tmp_path, settings) as service:
+        async with ready(service, mode="lossless") as open_, ready(service, mode="lossless") as stopping:
+            for live in (open_, stopping):
+                for seq in range(1, 21):
+                    await live.frame(jpeg, seq)
+            await stopping.say("stop")
+            await open_.answer()
+            await stopping.answer()
+            service.process.send_signal(signal.SIGTERM)
+            byes = await asyncio.gather(open_.bye(), stopping.bye())
+            assert await ended(service) == -signal.SIGTERM
+    assert [bye["reason"] for bye in byes] == ["shutdown", "stopped"]
+    for bye in byes:
+        assert adds_up(bye["report"])
+        assert bye["report"]["dropped"][bye["reason"]] > 0
+    assert "Traceback" not in service.log
+
+
 async def test_after_sigterm_nobody_is_let_in(canned_triton: str, tmp_path: Path, jpeg: bytes) -> None:
     settings = {"TRITON_URL": canned_triton, "OCR": "off", **SLOW}
     with serving(tmp_path, settings) as service:

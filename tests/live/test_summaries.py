@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from app.client import Refused, connect
 from tests.conftest import Serve
 from tests.support.live import Live, Message, ready
 from tests.support.openai import FakeOpenAI, answer, hangs, speaking
@@ -147,6 +148,12 @@ async def test_a_prompt_is_chosen_by_name(quick: Service) -> None:
         error = await live.until("error")
     assert error["field"] == "summary.prompt"
     assert all(name in error["message"] for name in names)
+
+
+async def test_a_prompt_that_nobody_wrote_is_refused_at_the_start_with_those_known(quick: Service) -> None:
+    with pytest.raises(Refused, match=r"no prompt is named 'poem'; known: default, retail, security"):
+        async with connect(quick.url, stages={"summary": True}, summary_prompt="poem"):
+            pass
 
 
 @pytest.mark.parametrize("query", ["last=0", "last=many"])

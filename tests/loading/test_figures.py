@@ -107,6 +107,30 @@ def test_counts_that_differ_from_the_services_are_told(change: dict[str, object]
     assert any(word in line for line in figures(plan, score).disagreements)
 
 
+def test_a_report_that_never_came_is_told() -> None:
+    plan, score = scored()
+    score.sessions[0].report, score.sessions[0].outcome = None, "lost"
+    assert figures(plan, score).disagreements == ["seat 0: 7 frames sent, and no report came (lost)"]
+
+
+def test_results_a_second_are_of_the_whole_seconds_counted() -> None:
+    score = Score()
+    for at in range(4):
+        score.seconds[at].due = 10
+        for _ in range(10):
+            score.seconds[at].ages.add(5)
+    assert figures(Plan(ramp=0.5, warm_up=0, duration=3.5), score).results_per_s == 10
+
+
+def test_results_with_a_stage_in_error_are_a_share_of_the_results() -> None:
+    plan, score = scored()
+    score.seconds[0].degraded, score.seconds[3].degraded = 1, 1
+    assert figures(plan, score).degraded == pytest.approx(1 / 3, abs=1e-4)
+    other = Score()
+    other.merge(score)
+    assert other.seconds[3].degraded == 1
+
+
 def test_a_slow_readers_counts_are_not_compared() -> None:
     plan, score = scored()
     score.sessions[0].slow, score.sessions[0].sent = True, 99

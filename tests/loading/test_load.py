@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,9 @@ import orjson
 import pytest
 
 from app.settings import ROOT
-from tests.conftest import SLOW, Serve
-from tests.support.service import Service, assert_adds_up
+from tests.conftest import SLOW, Serve, photograph
+from tests.support.live import ready
+from tests.support.service import Service, assert_adds_up, serving
 
 
 def load(service: Service | str, folder: Path, *options: str) -> tuple[int, dict[str, Any], str]:
@@ -79,6 +83,83 @@ def test_sessions_over_two_processes(service: Service, tmp_path: Path) -> None:
     assert code == 0, said
     assert found["sessions"] == 4
     assert found["due"] == pytest.approx(20, abs=4)
+    assert found["outcomes"] == {"stopped": 4}
+
+
+def test_a_slow_reader_is_one_and_others_are_served_as_before(service: Service, tmp_path: Path) -> None:
+    options = ("--sessions=3", "--slow-readers=1", "--fps=15", "--duration=2", "--slo=fairness=0.8")
+    code, found, said = load(service, tmp_path, *options)
+    assert code == 0, said
+    # It had not read the end of its answers when it was not waited for any longer.
+    assert found["outcomes"] == {"lost": 1, "stopped": 2}
+    assert found["disagreements"] == []
+    assert_adds_up(service)
+
+
+def test_ones_own_pictures(service: Service, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number, width in enumerate((320, 200)):
+        (pictures / f"{number}.jpg").write_bytes(photograph(width, 120))
+    before = service.frames()["processed"]
+    code, found, said = load(service, tmp_path, "--sessions=1", "--fps=10", "--duration=1", f"--source={pictures}")
+    assert code == 0, said
+    assert service.frames()["processed"] >= before + found["results"] > before
+    (pictures / "1.jpg").write_bytes(b"no picture")
+    code, found, said = load(service, tmp_path, "--sessions=1", "--fps=10", "--duration=1", f"--source={pictures}")
+    assert code == 0, said
+    assert found["reasons"]["undecodable"] > 0
+    assert found["disagreements"] == []
+
+
+def test_frames_refused_on_arrival_cost_no_older_one_its_result(serve: Serve, tmp_path: Path) -> None:
+    """They are answered at once, while an older one is still at the models."""
+    service = serve(**SLOW, MAX_MESSAGES_PER_S="5")
+    options = ("--ramp=0", "--warm-up=0", "--sessions=1", "--fps=40", "--duration=3")
+    code, found, said = load(service, tmp_path, *options)
+    assert code == 0, said
+    assert found["reasons"]["rate_limited"] > 50
+    assert found["results"] == service.frames()["processed"] > 3
+
+
+@pytest.mark.anyio
+async def test_sessions_that_stand_in_line_for_good_end_with_the_load(serve: Serve, tmp_path: Path) -> None:
+    service = serve(MAX_SESSIONS="2", MAX_WAITING="1")
+    options = ("--sessions=3", "--fps=10", "--duration=2", "--slo=dropped=0.1")
+    async with ready(service):
+        code, found, said = await asyncio.to_thread(load, service, tmp_path, *options)
+    assert code == 1, said
+    assert found["outcomes"]["stopped"] == found["outcomes"]["queued"] == 1
+    assert 1 <= found["outcomes"]["rejected"] <= 8  # not tried again and again without a pause
+    assert found["reasons"]["no_session"] > 20
+    assert found["disagreements"] == []
+
+
+def test_results_without_the_models_are_told_apart(tmp_path: Path) -> None:
+    with serving(tmp_path, {"TRITON_URL": "127.0.0.1:9", "OCR": "off"}, ready=False) as service:
+        code, found, said = load(
+            service, tmp_path, "--sessions=1", "--fps=10", "--duration=1", "--slo=p99_age_ms=10000", "--slo=degraded=0"
+        )
+    assert (code, found["degraded"]) == (1, 1.0)
+    assert said.count("missed") == 1
+
+
+def test_a_service_that_dies_under_the_load_is_no_success(serve: Serve, tmp_path: Path) -> None:
+    service = serve()
+
+    def kill() -> None:
+        while service.frames()["processed"] < 5:
+            time.sleep(0.1)
+        service.process.kill()
+
+    killing = threading.Thread(target=kill)
+    killing.start()
+    code, found, said = load(service, tmp_path, "--ramp=0", "--warm-up=0", "--sessions=2", "--fps=10", "--duration=8")
+    killing.join()
+    assert code == 1
+    assert found["results"] > 0
+    assert found["disagreements"]
+    assert "no report came (lost)" in said
 
 
 def test_a_token_that_does_not_open_the_service(serve: Serve, tmp_path: Path) -> None:
@@ -104,6 +185,7 @@ def test_nobody_there(tmp_path: Path) -> None:
         (("--slo=speed=1",), "p95_age_ms"),
         (("--sessions=2", "--slow-readers=3"), "at most --sessions"),
         (("--source=no/such/film.mp4",), "no such file"),
+        (("--report=no/such/folder/report.html",), "--report"),
     ],
 )
 def test_what_is_asked_for_wrongly_is_named(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from functools import cache
 
+import yaml
+
 from app.settings import ROOT
 from tests.docs.tables import metric_objects
 from tests.prometheus.expressions import (
@@ -18,6 +20,7 @@ from tests.prometheus.expressions import (
     rules,
 )
 from tests.prometheus.triton_names import DOCUMENTED
+from tests.support.prometheus import SHIPPED
 
 BUILT_IN = {"up", "ALERTS"}
 TARGET_LABELS = {"job", "instance"}
@@ -78,6 +81,16 @@ def test_every_value_that_a_label_is_compared_with_is_one_that_the_code_writes()
             if metric in BUILT_IN or label in TARGET_LABELS:
                 continue
             assert set(values) <= literals(), f"{where}: {label}: {set(values) - literals()}"
+
+
+def test_every_job_that_is_named_is_scraped() -> None:
+    config = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
+    jobs = {job["job_name"] for job in config["scrape_configs"]}
+    named = {
+        one for text in everything().values() for _, label, ones in matchers(text) if label == "job" for one in ones
+    }
+    assert named
+    assert named <= jobs
 
 
 def test_every_metric_of_ours_is_on_a_dashboard_or_in_the_readme() -> None:

@@ -108,6 +108,14 @@ def test_other_containers_give_the_same_frames_at_the_same_distances(tmp_path: P
     assert probe(final).duration_s == pytest.approx(3.0, abs=0.04)
 
 
+def test_av1_whose_decoder_is_no_coder(tmp_path: Path) -> None:
+    film = movie(tmp_path / "a.mp4", seconds=2, codec="libsvtav1", preset="12")
+    parts, final = there_and_back(film, tmp_path)
+    assert len(parts) == 2
+    assert packets(final) == packets(film)
+    assert probe(final) == probe(film)
+
+
 def test_a_rotation_stays(tmp_path: Path) -> None:
     film = movie(tmp_path / "a.mp4", seconds=2, rotation=90)
     parts, final = there_and_back(film, tmp_path)

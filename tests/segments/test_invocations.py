@@ -113,6 +113,17 @@ def problem(answer: httpx.Response) -> tuple[int, str, str]:
     return answer.status_code, error["code"], error["message"]
 
 
+@pytest.mark.parametrize(
+    "name", ["映画" * 40 + ".mp4", "a" * 300 + ".mp4", "a\0b.mp4"], ids=["wide", "long", "with a zero"]
+)
+def test_any_name_of_an_object_will_do(url: str, aws: Aws, folder: Path, name: str) -> None:
+    s3 = aws.client("s3")
+    s3.create_bucket(Bucket="films-named")
+    s3.upload_file(str(folder / "text.mp4"), "films-named", name)
+    answer = ask(url, f"s3://films-named/{name}", file(folder / "named.mp4"))
+    assert problem(answer)[:2] == (422, "unreadable_film"), answer.text  # it was fetched, and looked at
+
+
 def test_what_cannot_be_done_is_said_in_our_words(url: str, folder: Path, tmp_path: Path) -> None:
     film, target = file(folder / "a film.mp4"), file(folder / "never.mp4")
     status, code, message = problem(ask(url, file(folder / "text.mp4"), target))

@@ -170,5 +170,5 @@ def test_a_segment_that_no_model_can_see_fails_the_job_and_is_tried_again(canned
     blind = {"TRITON_URL": canned_triton, "MAX_PIXELS": "100", "SEGMENT_ATTEMPTS": "2"}
     line = run(asked, blind, log, folder=folder, code=1)
     assert re.match(r"sightline: job \S+ failed: segment \d: tried 2 times, the last time: .*MAX_PIXELS", line)
-    assert line.endswith("Submit the film again to try what is missing")
+    assert line.endswith("Submit the film again to try what is missing, or with --again to begin anew")
     assert_whole(Path(run(asked, {"TRITON_URL": canned_triton}, log, folder=folder)), source)

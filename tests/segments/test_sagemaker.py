@@ -254,6 +254,25 @@ def test_killed_between_the_record_and_the_call(setup: Setup) -> None:
     assert setup.sent() == ["clip"]
 
 
+def test_an_endpoint_that_is_busy_for_longer_than_an_answer_may_take_costs_no_attempt(setup: Setup) -> None:
+    setup.runtime.script = ["busy"] * 10_000
+    setup.submit(1)
+    counts = Counts().since("segments", "sagemaker", "timed_out")
+    with setup.working(sagemaker_invoke_timeout_seconds=1, segment_attempts=20) as worker:
+        until(lambda: setup.runtime.calls)
+        time.sleep(1.5)  # the record is older than an answer may be, and the rounds see it several times
+        assert counts("segments", "sagemaker", "timed_out") == 0
+        assert setup.parts.store.failures(SEGMENT) == 0
+        (recorded,), taken_at = setup.open(), time.time()
+        setup.runtime.script = []
+        until(lambda: setup.done())
+        until(lambda: worker.slots.in_flight == 0)
+    invocation = setup.parts.store.invocation(recorded)
+    assert invocation is not None
+    assert invocation.called_at > taken_at, "the answer is waited for from when the call was taken"
+    assert setup.sent() == ["clip"]
+
+
 @pytest.mark.parametrize("outcome", ["failed", "succeeded", "timed_out"])
 def test_killed_between_the_end_and_what_follows(setup: Setup, outcome: str) -> None:
     setup.runtime.script = ["late"]

@@ -66,6 +66,7 @@ def test_a_job_from_its_beginning_to_its_end(store: Store) -> None:
     assert store.waiting_jobs() == ["clip"]
     store.mark("clip", "done")
     store.chunking_complete("clip", 4)
+    store.mark("clip", "failed", "a segment that came twice")
     assert store.job("clip") == replace(JOB, status="done", total=4), "what is done stays done"
     assert store.waiting_jobs() == []
 
@@ -81,12 +82,39 @@ def test_a_failed_job_and_its_next_round(store: Store) -> None:
     store.trigger_once("clip", 60)
     store.complete(Completion(SEGMENT.id, "s3://out/3", 5.5))
     store.reopen("clip")
+    assert store.job("clip") == replace(JOB, total=4, round=1)
+    assert store.waiting_jobs() == []
+    store.chunking_complete("clip", 4)
     assert store.job("clip") == replace(JOB, status="chunking_complete", total=4, round=1)
     assert store.failures(SEGMENT) == 0
     assert store.trigger_once("clip", 60) == "taken"
     assert store.completion(SEGMENT.id) is not None
     store.reopen("nobody's")
     assert store.job("nobody's") is None
+
+
+def test_a_job_of_which_many_segments_failed_is_reopened(aws: Aws) -> None:
+    client, settings = aws.client("dynamodb"), estate(aws).settings
+    store, jobs = DynamoStore(client, settings), settings.jobs_table_name
+    store.put_job(JOB)
+    failures = {f"failures_{index:05d}": {"SS": ["one"]} for index in range(640)}
+    item = client.get_item(TableName=jobs, Key={"job_id": {"S": "clip"}})["Item"]
+    client.put_item(TableName=jobs, Item=item | failures)
+    store.mark("clip", "failed", "segment 3: no room")
+    assert store.failures(SegmentId("clip", 639)) == 1
+    longest: list[int] = []  # moto takes what DynamoDB refuses: an expression of more than 4 KiB
+
+    def measure(params: dict[str, str], **_: object) -> None:
+        longest.append(len(params["UpdateExpression"]))
+
+    client.meta.events.register("before-parameter-build.dynamodb.UpdateItem", measure)
+    try:
+        store.reopen("clip")
+    finally:
+        client.meta.events.unregister("before-parameter-build.dynamodb.UpdateItem", measure)
+    assert max(longest) < 4096
+    assert store.job("clip") == replace(JOB, round=1)
+    assert [store.failures(SegmentId("clip", index)) for index in (0, 500, 639)] == [0, 0, 0]
 
 
 def test_a_job_that_is_reopened_before_its_total_is_known(store: Store) -> None:
@@ -154,8 +182,10 @@ def test_an_invocation_that_succeeds(store: Store) -> None:
     assert not store.record(replace(one, output_uri="another"))
     assert store.invocation(one.id) == one
     assert store.open_invocations() == [one]
-    store.accepted(one.id, "s3://out/async/a.out", "s3://out/async-failures/a.out")
-    known = replace(one, answer_uri="s3://out/async/a.out", failure_uri="s3://out/async-failures/a.out")
+    store.accepted(one.id, "s3://out/async/a.out", "s3://out/async-failures/a.out", at=1234.5)
+    known = replace(
+        one, answer_uri="s3://out/async/a.out", failure_uri="s3://out/async-failures/a.out", called_at=1234.5
+    )
     assert store.invocation(one.id) == known
     assert store.open_invocations() == [known]
     assert store.finish(one.id, "succeeded")
@@ -186,7 +216,7 @@ def test_a_failed_invocation_says_why(store: Store) -> None:
 
 
 def test_what_is_said_of_an_invocation_that_is_not_there_makes_none(store: Store) -> None:
-    store.accepted("c" * 32, "s3://out/async/c.out", None)
+    store.accepted("c" * 32, "s3://out/async/c.out", None, at=1.0)
     store.settle("c" * 32)
     assert store.invocation("c" * 32) is None
     assert store.open_invocations() == []

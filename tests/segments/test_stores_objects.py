@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import boto3
 import pytest
+from botocore.exceptions import BotoCoreError, ClientError
 
 from app.errors import ConfigurationError
 from app.segments.keys import uri
@@ -15,6 +18,7 @@ from app.segments.ports import AddressRefused, ObjectMissing, Objects
 from app.settings import AwsSettings
 from tests.support.aws import Aws
 from tests.support.segments import estate
+from tests.support.worker import Page, listening
 
 
 @pytest.fixture(params=["s3", "folder"])
@@ -66,6 +70,39 @@ def test_a_bucket_that_is_missing_is_told(aws: Aws, tmp_path: Path) -> None:
     with pytest.raises(ObjectMissing):
         objects.upload(tmp_path / "x", "s3://no-such-bucket-anywhere/x")
     assert not objects.exists("s3://no-such-bucket-anywhere/x")
+
+
+def test_what_may_not_be_written_is_said_in_the_words_of_s3(aws: Aws, tmp_path: Path) -> None:
+    settings = estate(aws).settings
+    bucket, s3 = settings.output_bucket_name, aws.client("s3")
+    denied = {"Effect": "Deny", "Principal": "*", "Action": "s3:PutObject", "Resource": f"arn:aws:s3:::{bucket}/*"}
+    s3.put_bucket_policy(Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [denied]}))
+    (tmp_path / "film.mp4").write_bytes(b"x")
+    # Whoever calls knows botocore's errors; boto3's transfers have others.
+    with pytest.raises(ClientError, match=r"403|AccessDenied|Forbidden"):
+        S3Objects(s3).upload(tmp_path / "film.mp4", f"s3://{bucket}/film.mp4")
+
+
+class BreaksOff(Page):
+    """An S3 whose answers end in the middle."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(b"some")
+        self.close_connection = True
+
+
+def test_a_download_that_breaks_off_each_time_is_aws_s_trouble(tmp_path: Path) -> None:
+    with listening(None, BreaksOff) as url:
+        s3 = boto3.client("s3", "us-east-1", endpoint_url=url, aws_access_key_id="x", aws_secret_access_key="x")
+        with pytest.raises(BotoCoreError, match=r"HTTP Client .* 4 read, but total bytes expected is 1000"):
+            S3Objects(s3).download("s3://films/a.mp4", tmp_path / "a.mp4")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_outside_the_folder_is_touched(tmp_path: Path) -> None:

@@ -162,6 +162,42 @@ def test_a_job_that_failed_is_tried_again_where_it_failed(watched: Watched, wish
 
 
 @both
+def test_a_later_round_that_is_interrupted_goes_on(watched: Watched, wish: Wish) -> None:
+    depot, job, stopping = watched.depot, go(watched, wish), threading.Event()
+    watched.heard()
+    depot.store.mark(job.job_id, "failed", "segment 3: the model fell over")
+    with pytest.raises(Interrupted):
+        go(watched, wish, StopsAfter(2, stopping), stopping)
+    assert watched.heard() == of(job, 0, 1)
+    assert go(watched, wish).status == "chunking_complete"
+    assert set(watched.heard()) == set(of(job, 0, 1, 2, 3))
+
+
+def test_a_job_whose_parts_do_not_fit_together_can_be_begun_anew(watched: Watched, wish: Wish) -> None:
+    depot, job = watched.depot, go(watched, wish)
+    watched.heard()
+    for segment in of(job, 0, 1, 2, 3):
+        depot.store.complete(Completion(segment.id, "", 1.0))
+    depot.store.mark(job.job_id, "failed", "its parts cannot be put together")
+    with pytest.raises(JobFailed, match=r"or with --again to begin anew"):
+        follow(depot, job.job_id, Board(), threading.Event(), every_s=0.01)
+    second = go(watched, Wish(wish.film, wish.mode, wish.seconds, again=True))
+    assert second.job_id == f"{job.job_id}-2"
+    assert watched.heard() == of(second, 0, 1, 2, 3)
+    assert go(watched, wish).job_id == second.job_id
+
+
+def test_what_a_kill_left_half_written_goes_with_the_parts(watched: Watched, wish: Wish, tmp_path: Path) -> None:
+    job = go(watched, wish)
+    finish(watched.depot, job)
+    folder = tmp_path / "out" / "jobs" / job.job_id
+    (folder / ".final.mp4.k1ll3d.part").write_bytes(b"half")
+    assert watched.depot.tidy is not None
+    watched.depot.tidy(job.job_id)
+    assert [path.name for path in folder.iterdir()] == ["final.mp4"]
+
+
+@both
 def test_a_film_that_is_done_is_done_anew_only_when_asked(watched: Watched, wish: Wish) -> None:
     depot, job = watched.depot, go(watched, wish)
     watched.heard()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.segments.backends.backend import Done, SegmentFailed
 from app.segments.backends.http import Http
 from app.segments.completion import Completions
 from app.segments.events import Created, body_of
@@ -187,7 +189,58 @@ def test_segments_of_a_failed_job_are_left_alone_until_it_is_reopened(local: Par
         local.store.reopen("clip")
         for segment in segments(2):
             local.segments.send(body_of(Created(local.input_bucket, input_key(segment))))
+        local.store.chunking_complete("clip", 2)
         until(lambda: all_done(local, 2))
+
+
+class Overtaken:
+    """A backend that fails a segment which somebody else has done meanwhile."""
+
+    name = "overtaken"
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    def ready(self) -> bool:
+        return True
+
+    def invoke(self, segment: SegmentKey, input_uri: str, output_uri: str) -> Done:
+        Completions(self._parts.store, self._parts.reassembly).done(segment, output_uri)
+        raise SegmentFailed("its input is gone")
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_a_failure_after_somebody_else_has_done_the_segment_changes_nothing(local: Parts) -> None:
+    submit(local, 1)
+    counts = Counts().since("segment_messages", "segments", "duplicate")
+    settings = SETTINGS.model_copy(update={"segment_attempts": 1})
+    with working(replace(local, backend=Overtaken(local)), settings):
+        until(lambda: counts("segment_messages", "segments", "duplicate") == 1)
+    job = local.store.job("clip")
+    assert job is not None
+    assert job.status == "chunking_complete"
+    assert jobs_sent(local.reassembly) == ["clip"]
+    assert local.segments.receive(0) is None
+
+
+def test_without_a_thread_left_the_place_and_the_message_are_given_back(
+    local: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(local, 1)
+    start, left = threading.Thread.start, [1]
+
+    def full(thread: threading.Thread) -> None:
+        if thread.name == "segment" and left[0]:
+            left[0] -= 1
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", full)
+    with working(local, SETTINGS.model_copy(update={"inference_max_in_flight": 1})):
+        until(lambda: all_done(local, 1))
+    assert left == [0]
 
 
 def test_a_segment_that_ends_whoever_works_on_it_fails_its_job_in_the_end(tmp_path: Path) -> None:
@@ -214,25 +267,26 @@ def test_a_segment_file_is_only_acknowledged(local: Parts) -> None:
 
 
 def test_what_is_worked_on_stays_hidden_and_no_more_is_taken_than_there_are_places(make: Make) -> None:
-    parts = make(segment_visibility_s=2)
-    analyser = Analyser(parts.objects, takes_s=5.0)
+    parts = make(segment_visibility_s=3)
+    analyser = Analyser(parts.objects, takes_s=60.0)
     with analyser.serving() as url:
-        parts = replace(parts, backend=Http(url, timeout_s=30, most=2))
+        parts = replace(parts, backend=Http(url, timeout_s=90, most=2))
         submit(parts, 4)
-        settings = SETTINGS.model_copy(update={"inference_max_in_flight": 2, "segment_visibility_s": 2})
+        settings = SETTINGS.model_copy(update={"inference_max_in_flight": 2, "segment_visibility_s": 3})
         with working(parts, settings) as worker:
             until(lambda: len(analyser.asked) == 2)
             assert worker.report()["in_flight"] == 2
-            untouched = [parts.segments.receive(0), parts.segments.receive(0)]
-            assert [one and one.deliveries for one in untouched] == [1, 1], "what waits was never received"
+            untouched = [message for _ in range(2) if (message := parts.segments.receive(0))]
+            assert [one.deliveries for one in untouched] == [1, 1], "what waits was never received"
             for message in untouched:
-                assert message is not None
+                parts.segments.extend(message, 60)
+            assert parts.segments.receive(4) is None, "hidden for three seconds, and still worked on: it came again"
+            for message in untouched:
                 parts.segments.release(message)
-            until(lambda: len(parts.store.completions("clip")) == 2)
             analyser.go_on.set()
             until(lambda: all_done(parts, 4))
     assert analyser.most_at_once == 2
-    assert len(analyser.asked) == 4, "five seconds of work, hidden for two: without heartbeats it came again"
+    assert len(analyser.asked) == 4
 
 
 def test_a_worker_that_stops_ends_what_it_can_and_gives_back_the_rest(local: Parts) -> None:
@@ -272,8 +326,8 @@ def test_the_worker_as_a_process_with_its_pages(aws: Aws, tmp_path: Path) -> Non
         assert health.status_code == 200
         assert health.json()["backend"] == "stub"
         assert set(health.json()["loops"]) == {"inference", "events", "rounds"}
-        page = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text
-        assert 'sightline_segments_total{backend="stub",outcome="completed"} 2.0' in page
+        counted = 'sightline_segments_total{backend="stub",outcome="completed"} 2.0'  # once the store has it
+        until(lambda: counted in httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text)
         child.send_signal(signal.SIGTERM)
         assert child.wait(30) == 0, log_path.read_text()
     assert "Traceback" not in log_path.read_text()

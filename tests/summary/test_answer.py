@@ -38,7 +38,7 @@ def test_what_is_too_long_is_cut():
         ({"confidence": 85}, "confidence: Value error, must be between 0 and 1"),
         ({"confidence": float("nan")}, "confidence: Value error, must be between 0 and 1"),
         ({"activities": "walking"}, "activities: Input should be a valid list"),
-        ({"mood": "sunny"}, "mood: Extra inputs are not permitted"),
+        ({"mood": "sunny"}, "another field: Extra inputs are not permitted"),
     ],
 )
 def test_one_of_another_form_says_what_is_wrong_without_quoting_it(changes, problem):

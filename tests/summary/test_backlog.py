@@ -18,6 +18,9 @@ from tests.support.observations import covered, observed
 
 pytestmark = pytest.mark.anyio
 
+_CAME = ("offered", "adopted")
+_BECAME = ("taken", "merged", "dropped", "kept", "ram_items", "disk_items")
+
 
 @asynccontextmanager
 async def opened(folder: Path, **given: Any) -> AsyncIterator[tuple[Spill, SummarySettings]]:
@@ -52,7 +55,7 @@ def outcomes() -> dict[str, float]:
     """The counters of this process: by outcome, and what waits by the gauges."""
     figures = {
         outcome: REGISTRY.get_sample_value("sightline_summary_observations_total", {"outcome": outcome}) or 0.0
-        for outcome in ("offered", "adopted", "taken", "merged", "dropped")
+        for outcome in ("offered", "adopted", "spilled", "taken", "merged", "dropped", "kept")
     }
     for where in ("ram", "disk"):
         for unit in ("items", "bytes"):
@@ -62,7 +65,11 @@ def outcomes() -> dict[str, float]:
 
 
 def since(before: dict[str, float]) -> dict[str, float]:
-    return {name: value - before[name] for name, value in outcomes().items() if value != before[name]}
+    """What they grew by; checks that everything that came is told of."""
+    more = {name: value - before[name] for name, value in outcomes().items() if value != before[name]}
+    came, became = (sum(more.get(name, 0) for name in names) for names in (_CAME, _BECAME))
+    assert came == became
+    return more
 
 
 async def everything(backlog: Backlog, items: int = 7) -> list[int]:
@@ -213,7 +220,7 @@ async def test_what_is_not_kept_is_dropped_and_gone(tmp_path: Path) -> None:
         backlog.offer(observed(13))
         assert backlog.counts == Counts(13, 0, 0, 13, 0, 0, 0, 0)
         assert await spill.orphans() == []
-    assert since(before) == {"offered": 13, "dropped": 13}
+    assert since(before) == {"offered": 13, "spilled": 8, "dropped": 13}
 
 
 async def test_what_is_kept_is_there_at_the_next_start(tmp_path: Path) -> None:
@@ -230,7 +237,8 @@ async def test_what_is_kept_is_there_at_the_next_start(tmp_path: Path) -> None:
         assert backlog.counts.dropped == 1
         empty = Backlog("third", settings, spill)
         await empty.close(keep=True)
-    assert since(before) == {"offered": 25, "taken": 4, "dropped": 1}
+    left = {"offered": 25, "spilled": 24, "dropped": 1}
+    assert since(before) == {**left, "taken": 4, "kept": 20}
     async with opened(tmp_path, summary_ram_items=4) as (spill, _):
         assert await spill.orphans() == ["first", "second"]
         for name in ("first", "second"):
@@ -241,7 +249,7 @@ async def test_what_is_kept_is_there_at_the_next_start(tmp_path: Path) -> None:
             await found.close(keep=False)
             assert await spill.adopt(name) is None
         assert await spill.orphans() == []
-    assert since(before) == {"offered": 25, "adopted": 20, "taken": 24, "dropped": 1}
+    assert since(before) == {**left, "adopted": 20, "taken": 24, "kept": 20}
 
 
 async def test_a_cancelled_take_just_before_the_end_is_kept_too(tmp_path: Path) -> None:

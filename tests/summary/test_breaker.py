@@ -20,7 +20,7 @@ def test_it_opens_after_so_many_failures_in_a_row():
 def test_a_success_between_failures_starts_the_count_again():
     breaker = Breaker(failures=2, open_s=60)
     breaker.failed(0)
-    breaker.succeeded()
+    breaker.succeeded(0)
     breaker.failed(1)
     assert breaker.state(1) == "closed"
 
@@ -34,7 +34,7 @@ def test_after_its_time_one_request_tries_and_only_one():
 def test_a_success_of_that_one_closes_it():
     breaker = opened()
     breaker.allows(62)
-    breaker.succeeded()
+    breaker.succeeded(62)
     assert breaker.state(62) == "closed"
     assert breaker.allows(62)
 
@@ -59,3 +59,13 @@ def test_a_server_that_asks_for_time_gets_it_at_once():
     breaker.hold(0, 90)
     assert breaker.state(89) == "open"
     assert breaker.allows(90)
+
+
+def test_an_answer_to_a_request_sent_before_does_not_cut_that_time_short():
+    breaker = Breaker(failures=3, open_s=60)
+    breaker.hold(0, 90)
+    breaker.succeeded(1)
+    assert breaker.state(89) == "open"
+    breaker.allows(90)
+    breaker.succeeded(91)
+    assert breaker.state(91) == "closed"

@@ -1,6 +1,8 @@
 """The language model's client against a real HTTP server that speaks OpenAI's chat protocol."""
 
 import asyncio
+import json
+from time import monotonic
 
 import pytest
 
@@ -102,7 +104,7 @@ async def test_a_model_that_never_ends_is_given_up_after_its_time(behaviour):
         async with model(fake, llm_timeout_s=0.3, llm_retries=3) as one:
             assert await refused(one, spent) == "timeout"
     assert len(fake.received) == 1  # not repeated: the model had its time
-    assert spent.tokens > 0  # it read the question, whatever came of it
+    assert spent.tokens > 2000  # it read the question, and may have written all that it was allowed to
 
 
 async def test_nobody_listens():
@@ -127,6 +129,42 @@ async def test_a_server_that_asks_for_time_is_given_it():
             begun = asyncio.get_running_loop().time()
             await ask(one)
             assert asyncio.get_running_loop().time() - begun >= 1.0
+
+
+async def test_the_time_that_a_server_asks_for_holds_for_every_session_and_after_the_last_try():
+    times = []
+
+    def noted(behaviour):
+        def behave(exchange):
+            times.append(monotonic())
+            behaviour(exchange)
+
+        return behave
+
+    with speaking(noted(openai.fails(429, retry_after="0.4")), noted(answer())) as fake:
+        async with model(fake) as one:
+            assert await refused(one) == "rate_limited"
+            await asyncio.gather(ask(one), ask(one))
+            assert one.breaker == "closed"
+    assert min(times[1:]) - times[0] >= 0.4
+
+
+async def test_an_answer_to_a_request_sent_before_does_not_cut_that_time_short():
+    with speaking(openai.slow(0.4, answer()), openai.fails(429, retry_after="60")) as fake:
+        async with model(fake) as one:
+            opened = Counted("sightline_llm_breaker_open")
+            before = asyncio.create_task(ask(one))
+            await until(lambda: fake.received)
+            assert await refused(one) == "rate_limited"
+            assert (await before).confidence == 0.8
+            assert (one.breaker, opened.more) == ("open", 1)
+
+
+async def test_what_one_session_saw_and_the_model_refuses_silences_no_other():
+    with speaking(openai.refuses) as fake:
+        async with model(fake, llm_breaker_failures=1) as one:
+            assert await refused(one) == "refused"
+            assert one.breaker == "closed"
 
 
 async def test_a_server_that_asks_for_more_time_than_anybody_waits_is_left_alone():
@@ -198,7 +236,7 @@ async def test_no_more_than_allowed_are_in_flight():
 
 async def test_a_session_that_spent_its_tokens_gets_none_and_others_do():
     with speaking() as fake:
-        async with model(fake, llm_session_tokens=700, llm_max_output_tokens=400) as one:
+        async with model(fake, llm_session_tokens=1100, llm_max_output_tokens=400) as one:
             spent = Spent()
             await ask(one, spent)
             assert await refused(one, spent) == "budget"
@@ -206,6 +244,20 @@ async def test_a_session_that_spent_its_tokens_gets_none_and_others_do():
             assert spent.tokens == sum(USAGE)
             assert one.breaker == "closed"
     assert len(fake.received) == 2
+
+
+async def test_a_server_that_says_it_took_nothing_is_not_believed():
+    def nothing(exchange):
+        message = {"role": "assistant", "content": json.dumps(openai.ANSWER), "refusal": None}
+        usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+        head = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "usage": usage}
+        exchange.json({**head, "choices": [openai.choice("stop", message=message)]})
+
+    spent = Spent()
+    with speaking(nothing) as fake:
+        async with model(fake) as one:
+            await ask(one, spent)
+    assert spent.tokens > len(json.dumps(fake.received[0].body["messages"])) / 4
 
 
 async def test_the_hours_cost_holds_over_all_sessions():

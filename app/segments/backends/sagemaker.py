@@ -66,7 +66,7 @@ class SageMaker:
         body = request_uri(self._input_bucket, wanted.id)
         self._objects.write(body, orjson.dumps(asked))
         answer_uri, failure_uri = self._call(wanted.id, body)
-        self._store.accepted(wanted.id, answer_uri, failure_uri)
+        self._store.accepted(wanted.id, answer_uri, failure_uri, time.time())
         return Accepted(wanted)
 
     def _id(self, segment: SegmentKey) -> str:

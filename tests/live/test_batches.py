@@ -1,0 +1,186 @@
+"""Frames of several sessions that come in the same turn of the loop: together, and each answered as if alone."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.errors import InferenceError, UndecodableFrame
+from app.inference.client import ModelSpec, Reply
+from app.inference.fake import FakeClient
+from app.inference.memory import Buffer
+from app.live.batches import LARGE, Batches
+from app.pipeline.frames import Job
+from app.pipeline.multimodal import Pipeline
+from app.pipeline.ocr import Ocr
+from app.protocol.result import FrameResult
+from app.settings import Settings
+from tests.conftest import photograph
+from tests.pipeline.test_multimodal import job, served, white
+
+
+class Counted(FakeClient):
+    """Notes how many pictures were in each request; refuses more than `most` at once."""
+
+    def __init__(self, *, batched: bool = True, most: int = 16) -> None:
+        models = served("yolo", "yolo_pose", "vision")
+        super().__init__({name: (dataclasses.replace(spec, batched=batched), f) for name, (spec, f) in models.items()})
+        self.sizes: list[int] = []
+        self.most = most
+
+    async def infer(self, model: ModelSpec, buffer: Buffer, *, stream: str) -> Reply:
+        self.sizes.append(len(buffer.array))
+        if len(buffer.array) > self.most:
+            raise InferenceError("out of memory")
+        return await super().infer(model, buffer, stream=stream)
+
+
+@asynccontextmanager
+async def opened(client: FakeClient, state: Path) -> AsyncIterator[Batches]:
+    settings = Settings(ocr="off")
+    ocr = Ocr(settings.ocr, state_dir=state)
+    pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live)
+    await pipeline.load()
+    try:
+        yield Batches(pipeline)
+    finally:
+        pipeline.close()
+
+
+def run(client: FakeClient, state: Path, use: Callable[[Batches], Awaitable[None]]) -> None:
+    async def go() -> None:
+        async with opened(client, state) as batches:
+            await use(batches)
+
+    asyncio.run(go())
+
+
+def jobs(count: int) -> list[Job]:
+    """The last one's box is another."""
+    return [job(photograph() if i < count - 1 else white(), str(i)) for i in range(count)]
+
+
+def places(found: list[object]) -> list[float]:
+    return [one.objects[0].box.y1 for one in found if isinstance(one, FrameResult)]
+
+
+def test_what_comes_in_one_turn_is_one_request_and_each_gets_its_own(tmp_path: Path) -> None:
+    client = Counted()
+
+    async def use(batches: Batches) -> None:
+        assert places(await asyncio.gather(*map(batches.analyze, jobs(5)))) == [40, 40, 40, 40, 160]
+        assert places([await batches.analyze(job(white()))]) == [160]
+
+    run(client, tmp_path, use)
+    assert client.sizes == [5, 1]
+
+
+def test_no_more_than_eight_go_together_and_a_large_one_goes_alone(tmp_path: Path) -> None:
+    client = Counted()
+    large = job(photograph() + bytes(LARGE), "large")
+
+    async def use(batches: Batches) -> None:
+        await asyncio.gather(*map(batches.analyze, [large, *jobs(11)]))
+
+    run(client, tmp_path, use)
+    assert sorted(client.sizes) == [1, 3, 8]
+
+
+def test_models_that_the_server_does_not_batch_get_one_frame_at_a_time(tmp_path: Path) -> None:
+    client = Counted(batched=False)
+
+    async def use(batches: Batches) -> None:
+        assert places(await asyncio.gather(*map(batches.analyze, jobs(3)))) == [40, 40, 160]
+
+    run(client, tmp_path, use)
+    assert client.sizes == [1, 1, 1]
+
+
+def test_a_damaged_frame_is_its_own_sessions_alone(tmp_path: Path) -> None:
+    async def use(batches: Batches) -> None:
+        good, bad, other = await asyncio.gather(*map(batches.analyze, [*jobs(1), job(b"\xff\xd8no", "b"), *jobs(1)]))
+        assert isinstance(bad, UndecodableFrame)
+        assert places([good, other]) == [160, 160]
+
+    run(Counted(), tmp_path, use)
+
+
+@pytest.mark.parametrize("when", ["before it started", "under way"])
+def test_a_session_that_ends_takes_no_other_with_it(tmp_path: Path, when: str) -> None:
+    client = Counted()
+    client.latency_s = 0.2
+
+    async def use(batches: Batches) -> None:
+        stays, leaves = (asyncio.ensure_future(batches.analyze(one)) for one in jobs(2))
+        while len(client.sizes) < (when == "under way"):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
+        leaves.cancel()
+        assert places([await stays]) == [40]
+        with pytest.raises(asyncio.CancelledError):
+            await leaves
+
+    run(client, tmp_path, use)
+    assert client.sizes == ([1] if when == "before it started" else [2])
+
+
+def test_a_batch_that_the_server_refuses_is_not_tried_as_large_again(tmp_path: Path) -> None:
+    client = Counted(most=2)
+
+    async def use(batches: Batches) -> None:
+        for _ in range(3):
+            found = await asyncio.gather(*map(batches.analyze, jobs(8)))
+        assert len(places(found)) == 8
+
+    run(client, tmp_path, use)
+    assert client.sizes == [8, 4, 4, 2, 2, 2, 2]
+
+
+def test_a_bug_in_one_batch_is_told_to_every_frame_of_it(tmp_path: Path) -> None:
+    client = Counted()
+
+    async def use(batches: Batches) -> None:
+        client.buffer = None  # type: ignore[method-assign, assignment]
+        found = await asyncio.gather(*map(batches.analyze, jobs(3)), return_exceptions=True)
+        assert [type(one) for one in found] == [TypeError] * 3
+
+    run(client, tmp_path, use)
+
+
+def test_a_crowd_is_read_and_tracked_off_the_loop_and_answered_alike(tmp_path: Path) -> None:
+    """As many boxes as a head has, all apart: the loop goes on meanwhile."""
+    from app.pipeline import reading
+
+    rows = np.zeros((300, 6), np.float32)
+    rows[:, 0], rows[:, 1] = np.arange(300) % 30 * 20, 90 + np.arange(300) // 30 * 40
+    rows[:, 2], rows[:, 3], rows[:, 4] = rows[:, 0] + 15, rows[:, 1] + 30, 0.9
+    client = Counted()
+    client._models["yolo"] = (client._models["yolo"][0], lambda images: {"detections": np.stack([rows] * len(images))})
+    del client._models["vision"]
+    threads: set[str] = set()
+
+    async def use(batches: Batches) -> None:
+        import threading
+
+        real = reading.read
+
+        def noted(*arguments: object) -> None:
+            threads.add(threading.current_thread().name)
+            real(*arguments)  # type: ignore[arg-type]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("app.pipeline.multimodal.read", noted)
+            found = await batches.analyze(job(photograph(), pose=False))
+        assert isinstance(found, FrameResult)
+        assert len(found.objects) == 300
+        assert found.stages["track"].status == "ok"
+
+    run(client, tmp_path, use)
+    assert all(name.startswith("decode") for name in threads)
+    assert threads

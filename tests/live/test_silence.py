@@ -1,0 +1,79 @@
+"""Who is still there: peers that fall silent are let go, those that only seem to be silent are not."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.conftest import SLOW, Serve, photograph
+from tests.support.live import BINARY, TEXT, ended, plain_socket, ready, settle, upgrade, ws_frame
+from tests.support.service import Service, assert_adds_up
+
+pytestmark = pytest.mark.anyio
+PING_S = 0.2
+
+
+@pytest.fixture(scope="module")
+def alert(serve: Serve) -> Service:
+    """One that looks often whether its clients are still there."""
+    return serve(**SLOW, PING_INTERVAL_S=str(PING_S), CREDITS="4")
+
+
+def read_until(one: object, wanted: bytes) -> bytes:
+    heard = b""
+    while wanted not in heard:
+        piece = one.recv(1 << 16)  # type: ignore[attr-defined]
+        assert piece, f"the connection ended: {heard[-500:]!r}"
+        heard += piece
+    return heard
+
+
+async def test_a_client_that_is_not_read_is_not_taken_for_gone(alert: Service, jpeg: bytes) -> None:
+    """Its pong stands behind megabytes of frames, which wait until their turn at the models."""
+    large = jpeg + bytes(1_000_000)
+    async with ready(alert, mode="lossless") as live:
+        for seq in range(1, 16):  # 4.5 s at the models
+            await live.frame(large, seq)
+        await live.say("stop")
+        rest = await live.rest()
+    assert [one["seq"] for one in rest if one["type"] == "result"] == [*range(1, 16)]
+    assert rest[-1]["reason"] == "stopped"
+
+
+@pytest.mark.parametrize("said", [[], ["init"], ["init", "pause"]], ids=" then ".join)
+def test_a_peer_that_answers_nothing_at_all_is_let_go(alert: Service, said: list[str]) -> None:
+    with plain_socket(alert) as one:
+        upgrade(one)
+        for word in said:
+            one.sendall(ws_frame(b'{"type":"%s"}' % word.encode(), TEXT))
+        assert ended(one)  # long before INIT_TIMEOUT_S, IDLE_TIMEOUT_S or MAX_PAUSE_S
+    settle(alert)
+
+
+def test_a_simple_client_that_answers_no_ping_but_sends_frames_stays(alert: Service) -> None:
+    small = ws_frame(photograph(64, 48), BINARY)
+    with plain_socket(alert) as one:
+        upgrade(one)
+        until = time.monotonic() + 15 * PING_S
+        while time.monotonic() < until:
+            one.sendall(small)
+            time.sleep(PING_S / 2)
+        one.sendall(ws_frame(b'{"type":"stop"}', TEXT))
+        assert b'"reason":"stopped"' in read_until(one, b'"bye"')
+
+
+async def test_a_client_that_pauses_and_ignores_our_ping_stays(alert: Service, jpeg: bytes) -> None:
+    """Its WebSocket answers by itself, also behind a hidden tab."""
+    async with ready(alert) as live:
+        await live.say("pause")
+        for _ in range(15):
+            await live.until("ping")
+        await live.say("resume")
+        await live.frame(jpeg)
+        assert (await live.answer())["type"] == "result"
+
+
+def test_everything_is_accounted_for(alert: Service) -> None:
+    assert assert_adds_up(alert)["processed"] > 0
+    assert "Traceback" not in alert.log

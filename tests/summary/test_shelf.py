@@ -1,0 +1,66 @@
+"""A shelf over a disk that answers when the test says so: orders of events that no real disk gives at will."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from app.settings import SummarySettings
+from app.summary.folding import Row
+from app.summary.rows import Appended
+from app.summary.shelf import Shelf
+from app.summary.writer import Failure
+
+pytestmark = pytest.mark.anyio
+
+ROWS = [Row(1, 1, b"one"), Row(2, 1, b"two")]
+
+
+class Disk:
+    """Keeps what is to be called for every piece of work, in order."""
+
+    accepting = True
+
+    def __init__(self) -> None:
+        self.waiting: list[Callable[[Any], None]] = []
+
+    def post(self, work: object, done: Callable[[Any], None]) -> None:
+        self.waiting.append(done)
+
+    async def answers(self, outcome: Any) -> None:
+        """The oldest work that waits ends like this."""
+        self.waiting.pop(0)(outcome)
+        await asyncio.sleep(0)
+
+
+class Memory:
+    def __init__(self) -> None:
+        self.came: list[Row] = []
+        self.dropped = 0
+
+    def arrived(self, rows: Sequence[Row]) -> None:
+        self.came += rows
+
+    def returned(self, rows: Sequence[Row]) -> None:
+        assert not rows
+
+    def changed(self, *, merged: int = 0, dropped: int = 0) -> None:
+        self.dropped += dropped
+
+
+async def test_rows_that_are_read_after_they_were_given_up_are_not_counted_twice() -> None:
+    disk, memory = Disk(), Memory()
+    shelf = Shelf(disk, SummarySettings(), "a", memory)  # type: ignore[arg-type]
+    shelf.put(ROWS)
+    await disk.answers(Appended(0, 0, items=2, size=6))
+    fetches = [asyncio.create_task(shelf.fetch(9, 999)) for _ in range(4)]  # all but the last by takes cut short
+    await asyncio.sleep(0)
+    for _ in range(3):
+        await disk.answers(Failure("io"))
+    assert (shelf.items, memory.dropped) == (0, 2)  # given up
+    await disk.answers(ROWS)
+    assert [await one for one in fetches] == [False] * 4
+    assert (shelf.items, shelf.size, memory.dropped, memory.came) == (0, 0, 2, [])
