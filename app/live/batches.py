@@ -8,7 +8,7 @@ decoding – a request, its answer, a hop to a thread, numpy's calls – is paid
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 from app.errors import FrameError
 from app.pipeline.frames import Job
@@ -19,7 +19,28 @@ MOST = 8
 """Frames in a batch: more gain next to nothing, and the first of them would wait for the last one's decoding."""
 LARGE = 512 * 1024
 """Bytes of a JPEG that takes so long to decode that nobody should wait for it: it goes alone."""
-_Waiting = tuple[Job, "asyncio.Future[FrameResult | FrameError]"]
+
+
+@dataclass(slots=True)
+class _Wish:
+    """One frame, and who waits for it."""
+
+    job: Job
+    answer: asyncio.Future[FrameResult | FrameError]
+    batch: _Batch | None = None
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Wishes that are looked at together."""
+
+    wishes: list[_Wish]
+    task: asyncio.Task[None] | None = None
+
+    def abandon(self) -> None:
+        """Gives it up once nobody waits for any of it, so that churning clients leave no work behind."""
+        if self.task is not None and all(wish.answer.done() for wish in self.wishes):
+            self.task.cancel()
 
 
 class Batches:
@@ -27,7 +48,7 @@ class Batches:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[_Wish] = []
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def analyze(self, job: Job) -> FrameResult | FrameError:
@@ -40,32 +61,40 @@ class Batches:
             (found,) = await self._pipeline.analyze([job])
             return found
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[FrameResult | FrameError] = loop.create_future()
         if not self._waiting:
             # Two turns: what the sockets hold now is read in between.
             loop.call_soon(loop.call_soon, self._start)
-        self._waiting.append((job, answer))
-        return await answer
+        wish = _Wish(job, loop.create_future())
+        self._waiting.append(wish)
+        try:
+            return await wish.answer
+        except asyncio.CancelledError:
+            if wish.batch is not None:
+                wish.batch.abandon()
+            raise
 
     def _start(self) -> None:
-        waiting = [one for one in self._waiting if not one[1].done()]
+        wishes = [wish for wish in self._waiting if not wish.answer.done()]
         self._waiting.clear()
         most = min(MOST, self._pipeline.most_together)
-        for at in range(0, len(waiting), most):
-            task = asyncio.create_task(self._run(waiting[at : at + most]))
-            self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
+        for at in range(0, len(wishes), most):
+            batch = _Batch(wishes[at : at + most])
+            for wish in batch.wishes:
+                wish.batch = batch
+            batch.task = asyncio.create_task(self._run(batch.wishes))
+            self._under_way.add(batch.task)
+            batch.task.add_done_callback(self._under_way.discard)
 
-    async def _run(self, batch: Sequence[_Waiting]) -> None:
+    async def _run(self, wishes: list[_Wish]) -> None:
         try:
-            found = await self._pipeline.analyze([job for job, _ in batch])
+            found = await self._pipeline.analyze([wish.job for wish in wishes])
         except Exception as error:  # each frame's own session logs and counts it
-            for _, answer in batch:
-                if not answer.done():
-                    answer.set_exception(error)
+            for wish in wishes:
+                if not wish.answer.done():
+                    wish.answer.set_exception(error)
             return
-        for (job, answer), one in zip(batch, found, strict=True):
-            if answer.done():  # its session ended meanwhile, and must not be left in OCR's line
-                self._pipeline.ocr.forget(job.memory.ocr)
+        for wish, one in zip(wishes, found, strict=True):
+            if wish.answer.done():  # its session ended meanwhile, and must not be left in OCR's line
+                self._pipeline.ocr.forget(wish.job.memory.ocr)
             else:
-                answer.set_result(one)
+                wish.answer.set_result(one)

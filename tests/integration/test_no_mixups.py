@@ -24,7 +24,7 @@ from tests.support import clip
 from tests.support.service import Service, assert_adds_up, require_environment, running_triton, serving
 
 SIDE = 320
-SESSIONS, FRAMES = 8, 50
+SESSIONS, FRAMES = 8, 30
 ALONE = {
     "TRITON_DETECT_MODEL": "alone_yolo",
     "TRITON_POSE_MODEL": "alone_yolo_pose",

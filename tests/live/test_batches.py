@@ -28,9 +28,10 @@ from tests.pipeline.test_multimodal import job, served, white
 class Counted(FakeClient):
     """Notes how many pictures were in each request; refuses more than `most` at once."""
 
-    def __init__(self, *, batched: bool = True, most: int = 16) -> None:
+    def __init__(self, *, batched: bool = True, most: int = 16, max_in_flight: int = 8) -> None:
         models = served("yolo", "yolo_pose", "vision")
-        super().__init__({name: (dataclasses.replace(spec, batched=batched), f) for name, (spec, f) in models.items()})
+        models = {name: (dataclasses.replace(spec, batched=batched), run) for name, (spec, run) in models.items()}
+        super().__init__(models, max_in_flight=max_in_flight)
         self.sizes: list[int] = []
         self.most = most
 
@@ -128,6 +129,27 @@ def test_a_session_that_ends_takes_no_other_with_it(tmp_path: Path, when: str) -
 
     run(client, tmp_path, use)
     assert client.sizes == ([1] if when == "before it started" else [2])
+
+
+def test_what_nobody_waits_for_any_more_never_reaches_the_server(tmp_path: Path) -> None:
+    client = Counted(max_in_flight=1)
+    client.latency_s = 0.2
+
+    async def use(batches: Batches) -> None:
+        first = asyncio.ensure_future(batches.analyze(jobs(1)[0]))
+        while not client.calls:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        others = [asyncio.ensure_future(batches.analyze(one)) for one in jobs(3)]
+        while len(client.sizes) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        for one in others:
+            one.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        assert places([await first, await batches.analyze(job(white(), "last"))]) == [160, 160]
+
+    run(client, tmp_path, use)
+    assert client.sizes == [1, 3, 1]
+    assert [stream for _, stream in client.calls] == ["0", "last"]
 
 
 def test_a_batch_that_the_server_refuses_is_not_tried_as_large_again(tmp_path: Path) -> None:
