@@ -28,6 +28,8 @@ from app.protocol.messages import Bye, Mode, Notice, Queued, Ready, Result, Serv
 __all__ = ["LiveSession", "Refused", "SessionEnded", "connect", "decode", "to_supervision"]
 
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {}
+_SILENCE_S = 60.0
+"""The service says `ping` every 15 s: one that is silent for so long is gone."""
 _FRAME_FIELDS = ("image", "objects", "poses", "texts", "motion", "stages", "timings_ms")
 
 
@@ -108,8 +110,9 @@ async def connect(
     init |= {key: value for key, value in wishes.items() if value is not None}
     where = address(url)
     try:
-        # Compression costs the sender 0.9 ms a frame and gains nothing on JPEG.
-        socket = await open_socket(where, compression=None, max_size=None)
+        # Compression costs the sender 0.9 ms a frame and gains nothing on JPEG. No pings: the service answers them in
+        # turn with our frames, and those may have to wait.
+        socket = await open_socket(where, compression=None, max_size=None, ping_interval=None)
     except InvalidStatus as error:
         body = error.response.body or b""
         raise SessionEnded(f"{url}: HTTP {error.response.status_code} {body.decode(errors='replace')}") from None
@@ -137,7 +140,7 @@ class LiveSession:
     def __init__(self, socket: ClientConnection) -> None:
         self._socket = socket
         self._seq = 0
-        self._answered = 0
+        self._in_flight: set[int] = set()
         self._room = asyncio.Event()
         self._ended: SessionEnded | None = None
         self.ready: Ready
@@ -168,13 +171,13 @@ class LiveSession:
         Raises:
             SessionEnded: the session is over. Only `receive` notices: another task must be in it.
         """
-        # An answer to a frame acknowledges all before it: those were dropped, and nothing else will come of them.
-        while self._ended is None and self._seq - self._answered >= self.ready.credits:
+        while self._ended is None and len(self._in_flight) >= self.ready.credits:
             self._room.clear()
             await self._room.wait()
         if self._ended is not None:
             raise self._ended
         self._seq += 1
+        self._in_flight.add(self._seq)
         now = time.time() * 1000 if captured_at_ms is None else captured_at_ms
         await self._send(header.pack(jpeg, seq=self._seq, captured_at_ms=now))
         return self._seq
@@ -192,24 +195,35 @@ class LiveSession:
             SessionEnded: the session is over; `bye` has its report.
         """
         try:
-            message = decode(await self._socket.recv())
+            async with asyncio.timeout(_SILENCE_S):
+                text = await self._socket.recv()
+        except TimeoutError:
+            self._socket.transport.abort()
+            raise self._over(f"the service said nothing for {_SILENCE_S:g} seconds") from None
         except ConnectionClosed as error:
-            said = self.bye.message or self.bye.reason if self.bye else str(error)
-            self._ended = SessionEnded(f"the session ended: {said}", self.bye)
-            self._room.set()
-            raise self._ended from None
+            raise self._over(self.bye.message or self.bye.reason if self.bye else str(error)) from None
+        message = decode(text)
         if isinstance(message, Bye):
             self.bye = message
             return await self.receive()
         if isinstance(message, messages.Ping):
             with contextlib.suppress(ConnectionClosed):  # then the next `recv` says so
                 await self._socket.send(orjson.dumps({"type": "pong", "t": message.t}).decode())
-        elif isinstance(message, Result) or (isinstance(message, messages.Error) and message.seq is not None):
-            self._acknowledge(message.seq)
+        elif isinstance(message, Result):
+            # Results come in order: older frames without an answer were superseded.
+            self._acknowledge({seq for seq in self._in_flight if seq <= message.seq})
+        elif isinstance(message, messages.Error) and message.seq is not None:
+            # One that is refused on arrival is answered before an older one that is at the models.
+            self._acknowledge({message.seq})
         return message
 
-    def _acknowledge(self, seq: int | None) -> None:
-        self._answered = max(self._answered, seq or 0)
+    def _over(self, why: str) -> SessionEnded:
+        self._ended = SessionEnded(f"the session ended: {why}", self.bye)
+        self._room.set()
+        return self._ended
+
+    def _acknowledge(self, frames: set[int]) -> None:
+        self._in_flight -= frames
         self._room.set()
 
     async def update(self, **wishes: Any) -> None:

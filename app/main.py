@@ -41,7 +41,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """
     settings = settings or Settings()
     require_tokens(settings)
-    app = FastAPI(title="Sightline", version=__version__, lifespan=_lifespan)
+    # FastAPI's own pages would load their scripts from elsewhere.
+    app = FastAPI(title="Sightline", version=__version__, lifespan=_lifespan, docs_url=None, redoc_url=None)
     app.state.settings = settings
     app.include_router(routes.router)
     app.add_exception_handler(RequestValidationError, routes.invalid_query)
@@ -98,15 +99,25 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
         if door is not None:
             door.ocr_changed(available, reason)
 
+    # First what only looks settings over: nobody should wait for Triton to be told of a wrong one.
+    summaries = Summaries(settings.summary, settings.llm, settings.server.state_dir)
+    summaries.check()
     one = await stack.enter_async_context(
         opened(settings, settings.ocr, on_inference=inference_changed, on_ocr=ocr_changed)
     )
     pipeline, client, embedded = one.pipeline, one.client, one.embedded
-    summaries = Summaries(settings.summary, settings.llm, settings.server.state_dir)
     stack.push_async_callback(summaries.close)
     await summaries.open()
     _say_ready(pipeline, getattr(app.state, "address", ""))
-    door = LiveDoor(pipeline, summaries, settings.live, settings.access, settings.pipeline)
+    door = LiveDoor(
+        pipeline,
+        summaries,
+        settings.live,
+        settings.access,
+        settings.pipeline,
+        inference_deadline_s=settings.triton.triton_deadline_s,
+        ocr_timeout_s=settings.ocr.ocr_timeout_s,
+    )
     app.state.door = door
     app.state.segments = SegmentService(
         pipeline,

@@ -47,6 +47,7 @@ INFERENCE_UP = Gauge("sightline_inference_up", "1 while the inference server ans
 INFERENCE_ERRORS = Counter("sightline_inference_errors_total", "Requests to a model that failed", ["reason"])
 
 OCR_RUNS = Counter("sightline_ocr_runs_total", "OCR runs, by how they ended", ["outcome"])
+OCR_SECONDS = Histogram("sightline_ocr_run_seconds", "Time an OCR run took", buckets=_SECONDS[5:])
 OCR_RSS = Gauge("sightline_ocr_process_rss_bytes", "Resident memory of the OCR process", multiprocess_mode="livesum")
 
 SUMMARY_BACKLOG_ITEMS = Gauge(
@@ -57,7 +58,8 @@ SUMMARY_BACKLOG_BYTES = Gauge(
 )
 SUMMARY_OBSERVATIONS = Counter(
     "sightline_summary_observations_total",
-    "What became of observations offered to the backlog, or adopted from a process that ended",
+    "Observations: offered or adopted (from a process that ended) = taken + merged + dropped + kept (for the next "
+    "start) + those that wait; spilled: went to disk on the way",
     ["outcome"],
 )
 SUMMARY_DISK_ERRORS = Counter("sightline_summary_disk_errors_total", "Troubles with the backlog's file", ["reason"])

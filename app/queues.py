@@ -27,6 +27,10 @@ class DropQueue(Generic[T]):
     def __len__(self) -> int:
         return len(self._items)
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
     def put(self, item: T) -> T | None:
         """Adds `item`; returns the one that had to give way, if any. After `close` that is `item` itself."""
         if self._closed:

@@ -6,6 +6,7 @@ import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from time import perf_counter
 from types import ModuleType
 from typing import Annotated, Any
 
@@ -32,16 +33,41 @@ NAMES = (
     "segments",
     "backlog",
     "summaries",
+    "soak",
 )
 """In the order in which they run: from the pieces to the whole."""
 BENCHMARKS = [name for name in NAMES if find_spec(f"benchmarks.{name}") is not None]
 OUTPUT = ROOT / ".state" / "bench"
-BRIEF = {"fleet": {"turns": 2}, "live": {"turns": 2}, "summaries": {"turns": 2}, "backlog": {"turns": 3}}
-"""Where all are run: together they stay under 15 minutes."""
+ALONE = ("soak",)
+"""Too long to be run with all; by name only."""
+BRIEF: dict[str, dict[str, Any]] = {
+    "postprocess": {"turns": 2},
+    "live": {"turns": 2, "seconds": 2.5},
+    "sessions": {"turns": 2, "seconds": 4.0},
+    "overload": {"turns": 2, "seconds": 6.0},
+    "workers": {"turns": 2},
+    "to_the_limit": {"turns": 2},
+    "cpu_models": {
+        "turns": 2,
+        "seconds": 1.0,
+        # Those that its ratios compare.
+        "variants": (
+            *(f"{runtime}-square" for runtime in ("onnxruntime-f32", "openvino-f32", "openvino-bf16", "openvino-int8")),
+            "openvino-bf16-wide",
+        ),
+    },
+    "fleet": {"turns": 2, "seconds": 2.0},
+    "segments": {"turns": 2, "frames": 100},
+    "backlog": {"turns": 3},
+    "summaries": {"turns": 2, "seconds": 3.0},
+}
+"""Where all are run: together they stay under 15 minutes on two quiet cores. No benchmark has fewer than two turns."""
 
 
 def main(
-    name: Annotated[str | None, typer.Argument(help=f"One of: {', '.join(BENCHMARKS)}. Default: all.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help=f"One of: {', '.join(BENCHMARKS)}. Default: all but {ALONE[0]}.")
+    ] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Measured, of each variant and turn.")] = None,
     turns: Annotated[int | None, typer.Option(min=1, help="Times that every variant is run.")] = None,
     sessions: Annotated[int | None, typer.Option(min=1, max=64, help="Sessions at once (live, summaries).")] = None,
@@ -56,8 +82,9 @@ def main(
         raise typer.BadParameter(f"{name!r} is none; there are: {', '.join(BENCHMARKS)}", param_hint="NAME")
     asked: dict[str, Any] = {"seconds": seconds, "turns": turns, "sessions": sessions}
     asked["variants"] = tuple(variants.split(",")) if variants else None
-    failed = []
-    for one in [name] if name else BENCHMARKS:
+    failed, begun = [], perf_counter()
+    for one in [name] if name else [one for one in BENCHMARKS if one not in ALONE]:
+        since = perf_counter()
         benchmark = import_module(f"benchmarks.{one}")
         told = {key: value for key, value in asked.items() if value is not None}
         try:
@@ -67,6 +94,11 @@ def main(
             failed.append(one)
             continue
         _write(benchmark, results, output, console, keep=keep)
+        if getattr(benchmark, "STRICT", False) and any(ratio["met"] is False for ratio in results["ratios"]):
+            failed.append(one)
+        console.print(f"{one}: {perf_counter() - since:,.0f} s", style="dim", highlight=False)
+    if name is None:
+        console.print(f"all: {(perf_counter() - begun) / 60:.1f} minutes", highlight=False)
     if failed:
         console.print(f"failed: {', '.join(failed)}", style="red")
         sys.exit(1)

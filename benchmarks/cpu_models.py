@@ -56,7 +56,7 @@ RATIOS = (
 class Plan(turns.Plan):
     seconds: float = 1.2
     warm_up_s: float = 0.3
-    turns: int = 2
+    turns: int = 3
     variants: tuple[str, ...] = tuple(VARIANTS)
 
 

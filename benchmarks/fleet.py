@@ -7,20 +7,18 @@ for tests, and left in once with canned models on a real Triton. In turns A B C 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks import canned, fleet_servers, harness, photographs
-from benchmarks.harness import BenchmarkError, Cores, Spread, spread
+from benchmarks import canned, fleet_servers, harness, photographs, turns
+from benchmarks.harness import BenchmarkError, Cores
+from benchmarks.turns import Figures, Ratio
 
-TARGETS = {"over_plain": 3.0, "of_floor": 0.7, "many_over_some": 0.9}
 MOST_PER_S = 3000
 """Frames a second that are laid in: more than any variant takes on one core."""
 
@@ -64,6 +62,10 @@ class Measured:
     def cpu_us(self) -> float:
         """CPU microseconds a frame."""
         return self.cpu_s / self.frames * 1e6
+
+    @property
+    def figures(self) -> Figures:
+        return {"rate": self.rate, "cpu_us": self.cpu_us, "busy": self.cpu_s / self.seconds}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,21 @@ VARIANTS = {
     "floor": Variant("floor: decode and letterbox alone", "floor"),
 }
 
+_WORKERS = {name: one.title for name, one in VARIANTS.items() if one.loop == "worker" and not one.triton}
+RATIOS = (
+    *(
+        Ratio(f"a fleet worker, {title}: over the plain loop, by CPU", "cpu_us", "plain-32", name, at_least=3)
+        for name, title in _WORKERS.items()
+    ),
+    *(
+        Ratio(f"a fleet worker, {title}: of the floor, by CPU", "cpu_us", "floor", name, at_least=0.7)
+        for name, title in _WORKERS.items()
+    ),
+    Ratio("a fleet worker: 256 cameras over 32, by CPU", "cpu_us", "cameras-32", "cameras-256", at_least=0.9),
+    Ratio("a fleet worker, 32 cameras: over the plain loop, by rate", "rate", "cameras-32", "plain-32"),
+    Ratio("a fleet worker, 32 cameras: of the floor, by rate", "rate", "cameras-32", "floor"),
+)
+
 
 def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Runs the plan; everything that was measured.
@@ -119,7 +136,6 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
         BenchmarkError: a process failed, or answers are missing.
     """
     places = harness.cores()
-    turns: dict[str, list[Measured]] = {name: [] for name in plan.variants}
     with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name:
         folder = Path(name)
         clips = photographs.read(photographs.write(folder / "frames", len(photographs.NAMES)))
@@ -132,69 +148,17 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
                 models = canned.write(folder / "repository")
                 triton, _ = stack.enter_context(harness.triton(models, folder / "state", places.triton))
             stand = Stand(plan, places, folder, redis, kafka, triton, clips)
-            for turn in range(plan.turns):
-                for variant in plan.variants:
-                    one = VARIANTS[variant].run(stand)
-                    turns[variant].append(one)
-                    say(f"turn {turn + 1}: {variant}: {one.rate:,.1f} frames/s, {one.cpu_us:,.0f} CPU µs a frame")
-    return {
-        "benchmark": "fleet",
-        "machine": harness.machine(),
-        "plan": {**asdict(plan), "mean_jpeg_bytes": round(sum(sizes) / len(sizes))},
-        "targets": TARGETS,
-        "variants": {name: _summary(measured) for name, measured in turns.items()},
-        "ratios": ratios(turns),
-        "turns": {name: [asdict(one) for one in measured] for name, measured in turns.items()},
-    }
-
-
-def _summary(measured: Sequence[Measured]) -> dict[str, Any]:
-    figures: dict[str, Callable[[Measured], float]] = {
-        "frames_per_s": lambda one: one.rate,
-        "cpu_us_per_frame": lambda one: one.cpu_us,
-        "core_busy": lambda one: one.cpu_s / one.seconds,
-    }
-    return {name: asdict(spread([figure(one) for one in measured])) for name, figure in figures.items()}
-
-
-def ratios(turns: Mapping[str, Sequence[Measured]]) -> dict[str, Any]:
-    """Turn by turn, by rate and by CPU: over the plain loop, of the floor, and 256 cameras over 32."""
-    out: dict[str, Any] = {}
-    pairs = [(name, "plain-32", "over_plain") for name in turns if name.startswith("cameras-")]
-    pairs += [(name, "floor", "of_floor") for name in turns if name.startswith("cameras-")]
-    pairs.append(("cameras-256", "cameras-32", "many_over_some"))
-    for name, other, label in pairs:
-        if name in turns and other in turns:
-            both = list(zip(turns[name], turns[other], strict=True))
-            out.setdefault(name, {})[label] = {
-                "by_rate": asdict(spread([a.rate / b.rate for a, b in both])),
-                "by_cpu": asdict(spread([b.cpu_us / a.cpu_us for a, b in both])),
-            }
-    return out
+            found = turns.run("fleet", plan, lambda variant: VARIANTS[variant].run(stand).figures, RATIOS, say)
+    return {**found, "plan": {**asdict(plan), "mean_jpeg_bytes": round(sum(sizes) / len(sizes))}}
 
 
 def show(results: dict[str, Any], console: Console) -> None:
     """The tables."""
-    table = Table(title="fleet: one worker on one core", box=SIMPLE)
-    table.add_column("", no_wrap=True)
-    for column in ("frames/s", "CPU µs a frame", "core busy"):
-        table.add_column(column, justify="right")
-    for name, row in results["variants"].items():
-        table.add_row(VARIANTS[name].title, *(str(Spread(**figure)) for figure in row.values()))
-    console.print(table)
-    table = Table(title="ratios, turn by turn: median (least–most)", box=SIMPLE)
-    table.add_column("", no_wrap=True)
-    for column in ("by rate", "by CPU", "wanted"):
-        table.add_column(column, justify="right")
-    titles = {"over_plain": "over the plain loop", "of_floor": "of the floor", "many_over_some": "over 32 cameras"}
-    for name, found in results["ratios"].items():
-        for label, one in found.items():
-            figures = (str(Spread(**one["by_rate"])), str(Spread(**one["by_cpu"])))
-            table.add_row(f"{VARIANTS[name].title} {titles[label]}", *figures, f"{TARGETS[label]:g}")
-    console.print(table)
+    columns = {"rate": "frames/s", "cpu_us": "CPU µs a frame", "busy": "core busy"}
+    titles = {name: variant.title for name, variant in VARIANTS.items()}
+    turns.show(results, "fleet: one worker on one core", titles, columns, console)
 
 
 def plan_from(**given: Any) -> Plan:
     """The plan with what was asked for; None leaves a default."""
-    known = {field.name for field in fields(Plan)}
-    return Plan(**{name: value for name, value in given.items() if name in known and value is not None})
+    return turns.plan_from(Plan, given)

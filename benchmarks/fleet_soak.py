@@ -15,22 +15,17 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import httpx
-import numpy as np
 import orjson
-import psutil
 import redis
 import typer
-from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks import canned, fleet_servers, harness, photographs
+from benchmarks import canned, fleet_servers, harness, ledger, memory, photographs
 from benchmarks.harness import BenchmarkError
 
-WARM_UP = 0.2
-"""Share of the time in which pools fill and libraries settle."""
 LOOK_S = 2.0
 MIB = 2**20
 
@@ -65,23 +60,6 @@ def filming(url: str, clips: Sequence[Sequence[bytes]], cameras: int, rate: floa
         thread.join()
 
 
-def counts(port: int) -> dict[str, float]:
-    """Frames of the door `fleet`: received, and what became of them."""
-    text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10, trust_env=False).text
-    found = dict.fromkeys(("received", "processed", "dropped", "failed"), 0.0)
-    for family in text_string_to_metric_families(text):
-        word = family.name.removeprefix("sightline_frames_")
-        if word in found:
-            found[word] += sum(one.value for one in family.samples if one.labels.get("door") == "fleet")
-    return found
-
-
-def slope_mib_an_hour(looks: Sequence[tuple[float, float]]) -> float:
-    """Of a straight line through (seconds, MiB), by least squares."""
-    seconds, mib = np.array(looks).T
-    return float(np.polyfit(seconds, mib, 1)[0] * 3600)
-
-
 def port_of(log: Path) -> int | None:
     """Where the worker says that its metrics are, once it does."""
     found = re.search(r"metrics on http://127\.0\.0\.1:(\d+)/", log.read_text(errors="replace"))
@@ -111,18 +89,17 @@ def soak(minutes: float, rate: float, cameras: int) -> dict[str, object]:
         while (port := port_of(log)) is None:
             harness.check(child, log, deadline)
             time.sleep(0.1)
-        worker, looks = psutil.Process(child.pid), []
+        looks: list[tuple[float, float]] = []
         began, last = time.monotonic(), minutes * 60
         with filming(url, clips, cameras, rate):
             while (at := time.monotonic() - began) < last:
                 time.sleep(LOOK_S)
                 harness.check(child, log, began + 2 * last + 60)
-                if at > WARM_UP * last:
-                    memory = worker.memory_info()
-                    looks.append((at, (memory.rss - memory.shared) / MIB))
+                if at > memory.WARM_UP * last:
+                    looks.append((at, memory.resident([child.pid])[1] / MIB))
         time.sleep(3)  # what is in flight comes in, and is written to the metrics
-        final = counts(port)
-        if final["received"] != final["processed"] + final["dropped"] + final["failed"]:
+        final = ledger.read(f"http://127.0.0.1:{port}", "fleet")
+        if not final.adds_up:
             raise BenchmarkError(f"the counts do not add up: {final}")
         said = log.read_text(errors="replace").splitlines()
     mib = [one for _, one in looks]
@@ -131,8 +108,8 @@ def soak(minutes: float, rate: float, cameras: int) -> dict[str, object]:
         "machine": harness.machine(),
         "plan": {"minutes": minutes, "rate": rate, "cameras": cameras},
         "private_mib": {"first": mib[0], "last": mib[-1], "least": min(mib), "most": max(mib)},
-        "slope_mib_per_hour": slope_mib_an_hour(looks),
-        "frames": final,
+        "slope_mib_per_hour": memory.slope(looks) * 3600,
+        "frames": asdict(final),
         "looks": looks,
         "log": said[-100:],
     }

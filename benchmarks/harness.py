@@ -41,12 +41,12 @@ class Cores:
     load: frozenset[int]
 
 
-def cores() -> Cores:
-    """One core for what is tested; of the rest one for the load and all others for Triton."""
+def cores(tested: int = 1) -> Cores:
+    """So many cores for what is tested; of the rest one for the load and all others for Triton."""
     mine = sorted(os.sched_getaffinity(0))
-    tested, rest = frozenset(mine[:1]), frozenset(mine[1:] or mine)
+    under_test, rest = frozenset(mine[:tested]), frozenset(mine[tested:] or mine)
     load = frozenset(mine[-1:])
-    return Cores(tested, rest - load or rest, load)
+    return Cores(under_test, rest - load or rest, load)
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ import json
 import os
 import sys
 from dataclasses import asdict
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from time import perf_counter
 from typing import cast
@@ -129,7 +129,8 @@ async def run(options: argparse.Namespace) -> dict[str, object]:
     url = urlsplit(options.url)
     loop = asyncio.get_running_loop()
     sessions = []
-    for clip in photographs.read(options.frames):
+    clips = photographs.read(options.frames)
+    for clip in islice(cycle(clips), options.sessions or len(clips)):
         made = Load(url.path, url.netloc, options.init, clip, options.credits, window)
         await loop.create_connection(lambda made=made: made, url.hostname, url.port)  # type: ignore[misc]
         sessions.append(made)
@@ -150,7 +151,7 @@ def parser(text: str | None) -> argparse.ArgumentParser:
     """What every load is told."""
     made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--url", required=True)
-    made.add_argument("--frames", type=Path, required=True, help="folder of clips, one session each")
+    made.add_argument("--frames", type=Path, required=True, help="folder of clips, one a session, in turns")
     made.add_argument("--init", help="first message of every session; none: frames at once")
     made.add_argument("--warm-up", type=float, default=1.0)
     made.add_argument("--seconds", type=float, default=3.0)
@@ -161,6 +162,7 @@ def parser(text: str | None) -> argparse.ArgumentParser:
 
 def main() -> None:
     told = parser(__doc__)
+    told.add_argument("--sessions", type=int, help="one a clip, if not told")
     told.add_argument("--credits", type=int, default=2, help="frames in flight, each session")
     json.dump(uvloop.run(run(told.parse_args())), sys.stdout)
 

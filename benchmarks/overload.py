@@ -36,7 +36,7 @@ RATIOS = (
 class Plan(turns.Plan):
     seconds: float = 8.0
     warm_up_s: float = 1.0
-    turns: int = 2
+    turns: int = 3
     variants: tuple[str, ...] = tuple(VARIANTS)
 
 

@@ -46,14 +46,18 @@ class Running:
         return [self.pid, *(one.pid for one in psutil.Process(self.pid).children(recursive=True))]
 
     @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
     def socket_url(self) -> str:
         return f"ws://127.0.0.1:{self.port}/ws/inference"
 
 
 @contextmanager
-def bench(repository: Callable[[Path], Path], streams: int) -> Iterator[Bench]:
+def bench(repository: Callable[[Path], Path], streams: int, places: Cores | None = None) -> Iterator[Bench]:
     """Clips and the embedded Triton on the models that `repository` writes."""
-    places = harness.cores()
+    places = places or harness.cores()
     with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name:
         folder = Path(name)
         photographs.write(folder / "frames", streams)

@@ -38,7 +38,7 @@ RATIOS = (
 class Plan(turns.Plan):
     seconds: float = 6.0
     warm_up_s: float = 2.0
-    turns: int = 2
+    turns: int = 3
     rate: float = 100.0
     """Frames a second, of all sessions together."""
     variants: tuple[str, ...] = tuple(VARIANTS)

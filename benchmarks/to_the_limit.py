@@ -37,7 +37,7 @@ RATIOS = (Ratio("the service over the models pressed directly", "rate", "service
 class Plan(turns.Plan):
     seconds: float = 3.0
     warm_up_s: float = 1.0
-    turns: int = 2
+    turns: int = 3
     variants: tuple[str, ...] = tuple(VARIANTS)
 
 

@@ -137,15 +137,18 @@ def show(
     columns: Mapping[str, str],
     console: Console,
     caption: str | None = None,
+    *,
+    spread_of: str | None = None,
 ) -> None:
     """The figures of every variant, then the ratios.
 
     Args:
         names: of the variants, in words.
         columns: figures to be shown, and their headings.
+        spread_of: what the spread is over; turns, if not told.
     """
-    turns = results["plan"]["turns"]
-    table = Table(title=f"{title}: median (least–most) of {turns} turns", box=SIMPLE, caption=caption)
+    spread_of = spread_of or f"{results['plan']['turns']} turns"
+    table = Table(title=f"{title}: median (least–most) of {spread_of}", box=SIMPLE, caption=caption)
     table.add_column("", no_wrap=True)
     for heading in columns.values():
         table.add_column(heading, justify="right")

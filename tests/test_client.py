@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from app.client import LiveSession, Refused, SessionEnded, connect, to_supervision
-from app.protocol.messages import Result, SettingsInForce
+from app.protocol.messages import Error, Result, SettingsInForce
 from tests.conftest import SLOW, Serve, photograph
 from tests.support.live import adds_up_report, settle
 from tests.support.service import Service, assert_adds_up
@@ -185,6 +185,34 @@ async def test_it_waits_in_the_line_and_is_told_when_there_is_none(locked: Servi
         assert ended.value.bye.retry_after_s is not None
         assert not waiting.done()
     assert await waiting == 1
+
+
+async def test_a_service_that_falls_silent_is_given_up(slow: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.client._SILENCE_S", 0.3)
+    async with connect(slow.url) as session:
+        with pytest.raises(SessionEnded, match=r"said nothing for 0\.3 seconds"):
+            await session.receive()
+        with pytest.raises(SessionEnded, match="said nothing"):
+            await session.send_frame(b"")
+
+
+async def test_a_refusal_on_arrival_returns_one_credit(serve: Serve, jpeg: bytes) -> None:
+    """It comes before the answer to an older frame, which is still at the models: that one keeps its credit."""
+    service = serve(**SLOW, MAX_FRAME_BYTES="65536", CREDITS="2")
+    async with connect(service.url, mode="lossless") as session:
+        await session.send_frame(jpeg)
+        await session.send_frame(jpeg + bytes(65536))
+        first = await session.receive()
+        assert isinstance(first, Error)
+        assert (first.code, first.seq) == ("too_large", 2)
+        await session.send_frame(jpeg)
+        waiting = asyncio.create_task(session.send_frame(jpeg))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        second = await session.receive()
+        assert isinstance(second, Result)
+        assert second.seq == 1
+        assert await waiting == 4
 
 
 async def test_nobody_there_is_said_with_the_address() -> None:

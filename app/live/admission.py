@@ -10,9 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
+from starlette.requests import HTTPConnection
+
 from app import metrics
 from app.errors import SightlineError
 from app.settings import AccessSettings, LiveSettings
+
+_PICTURE_S = 1.0
+"""After which a place for a picture may be free."""
 
 
 class Rejected(SightlineError):
@@ -48,6 +53,11 @@ def bearer(authorization: str | None) -> str | None:
     """The token of an `Authorization: Bearer` header."""
     scheme, _, token = (authorization or "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" and token else None
+
+
+def address_of(connection: HTTPConnection) -> str:
+    """Where a request or a socket comes from."""
+    return connection.client.host if connection.client else "local"
 
 
 class Place:
@@ -88,11 +98,39 @@ class Admission:
         Raises:
             Rejected: the waiting room is full, or too many sessions come from this token or address.
         """
-        self._check(token, address)
-        place = Place()
+        retry = self.eta_s(1) or 5.0
+        self._check(token, address, retry)
+        full = self._active >= self._live.max_sessions
+        if full and len(self._line) >= self._live.max_waiting:
+            raise Rejected("all sessions are taken and the waiting room is full", retry)
+        with self._counted(token, address):
+            yield from self._placed()
+
+    @contextmanager
+    def picture(self, *, token: str | None, address: str) -> Iterator[None]:
+        """A picture by HTTP: as long as it is in hand it counts as a session of its token and of its address.
+
+        Raises:
+            Rejected: too many come from this token or address.
+        """
+        self._check(token, address, _PICTURE_S)
+        with self._counted(token, address):
+            yield
+
+    @contextmanager
+    def _counted(self, token: str | None, address: str) -> Iterator[None]:
         self._by_address[address] += 1
         if token is not None:
             self._by_token[token] += 1
+        try:
+            yield
+        finally:
+            self._by_address -= Counter({address: 1})
+            if token is not None:
+                self._by_token -= Counter({token: 1})
+
+    def _placed(self) -> Iterator[Place]:
+        place = Place()
         if self._active < self._live.max_sessions and not self._line:
             self._grant(place)
         else:
@@ -103,9 +141,6 @@ class Admission:
             yield place
         finally:
             self._leave(place, started)
-            self._by_address -= Counter({address: 1})
-            if token is not None:
-                self._by_token -= Counter({token: 1})
 
     def eta_s(self, position: int) -> float | None:
         """When the place at `position` may be served, from how long sessions lasted lately; None while unknown."""
@@ -114,9 +149,8 @@ class Admission:
         average = sum(self._lasted) / len(self._lasted)
         return round(average * position / self._live.max_sessions, 1)
 
-    def _check(self, token: str | None, address: str) -> None:
+    def _check(self, token: str | None, address: str, retry: float) -> None:
         access = self._access
-        retry = self.eta_s(1) or 5.0
         if token is not None and self._by_token[token] >= access.max_sessions_per_token:
             metrics.AUTH_FAILURES.labels("token_limit").inc()
             raise Rejected(f"this token has {access.max_sessions_per_token} sessions open, which is its limit", retry)
@@ -125,9 +159,6 @@ class Admission:
             raise Rejected(
                 f"this address has {access.max_sessions_per_address} sessions open, which is its limit", retry
             )
-        full = self._active >= self._live.max_sessions
-        if full and len(self._line) >= self._live.max_waiting:
-            raise Rejected("all sessions are taken and the waiting room is full", retry)
 
     def _grant(self, place: Place) -> None:
         self._active += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from app.live.admission import Admission
@@ -26,6 +27,9 @@ class LiveDoor:
         live: LiveSettings,
         access: AccessSettings,
         defaults_of: PipelineSettings,
+        *,
+        inference_deadline_s: float,
+        ocr_timeout_s: float,
     ) -> None:
         self.pipeline = pipeline
         self.batches = Batches(pipeline)
@@ -34,6 +38,11 @@ class LiveDoor:
         self.access = access
         self.admission = Admission(live, access)
         self.sessions: set[Session] = set()
+        self.sockets: Counter[str] = Counter()
+        """Open now, by address: of `sessions`."""
+        self.answer_s = inference_deadline_s + live.send_timeout_s
+        """Seconds that a frame in hand may take: at the models, and to be read."""
+        self.ocr_timeout_s = ocr_timeout_s
         self.pictures = 0
         """Pictures that came by HTTP and are being analysed."""
         self.defaults: StreamSettings = defaults(defaults_of, live)
@@ -46,6 +55,17 @@ class LiveDoor:
             max_session_s=live.max_session_s,
         )
         self._inference_up = pipeline.client.up
+
+    def enter(self, session: Session) -> None:
+        """A socket was opened."""
+        self.sessions.add(session)
+        self.sockets[session.address] += 1
+
+    def leave(self, session: Session) -> None:
+        self.sessions.discard(session)
+        self.sockets[session.address] -= 1
+        if not self.sockets[session.address]:
+            del self.sockets[session.address]
 
     @property
     def open_now(self) -> int:

@@ -52,7 +52,8 @@ class Intake:
         except FrameError as error:
             return self._refuse(seq, error.code, str(error))
         if self.line.put((self._frame_ids, frame)) is not None:
-            self._ledger.dropped("superseded")
+            if not self.line.closed:  # else it came too late, and goes with the session for the session's reason
+                self._ledger.dropped("superseded")
         elif not self._lossless:
             # Two frames may arrive as one piece of data: the first is taken out before the second supersedes it.
             await asyncio.sleep(0)

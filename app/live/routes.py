@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import shutil
 import time
@@ -19,7 +20,7 @@ from starlette.websockets import WebSocket
 from app import __version__, metrics
 from app.errors import FrameError, FrameTooLarge, ProtocolError
 from app.live import choices
-from app.live.admission import bearer, origin_allowed, token_valid
+from app.live.admission import Rejected, address_of, bearer, origin_allowed, token_valid
 from app.live.door import LiveDoor
 from app.live.session import Session
 from app.live.single import analyze_one, count_refused
@@ -74,13 +75,26 @@ async def inference(socket: WebSocket) -> None:
             _problem(403, "origin", f"pages of {origin} may not connect; ALLOWED_ORIGINS names those that may")
         )
         return
-    if len(door.sessions) >= door.live.max_connections:
-        answer = _problem(503, "rejected", f"{door.live.max_connections} sockets are open, which is MAX_CONNECTIONS")
-        answer.headers["Retry-After"] = "5"
+    full = _no_more_sockets(door, address_of(socket))
+    if full is not None:
+        full.headers["Retry-After"] = "5"
         metrics.SESSIONS.labels("refused").inc()
-        await socket.send_denial_response(answer)
+        await socket.send_denial_response(full)
         return
     await Session(socket, door).run()
+
+
+def _no_more_sockets(door: LiveDoor, address: str) -> Response | None:
+    live = door.live
+    if len(door.sessions) >= live.max_connections:
+        return _problem(503, "rejected", f"{live.max_connections} sockets are open, which is MAX_CONNECTIONS")
+    if door.sockets[address] >= live.max_connections_per_address:
+        metrics.AUTH_FAILURES.labels("address_limit").inc()
+        words = (
+            f"this address has {live.max_connections_per_address} sockets open, as MAX_CONNECTIONS_PER_ADDRESS allows"
+        )
+        return _problem(429, "rejected", words)
+    return None
 
 
 @router.post("/v1/frames")
@@ -100,11 +114,18 @@ async def frames(
         answer.headers["Retry-After"] = "1"
         count_refused("rejected")
         return answer
+    token = bearer(request.headers.get("authorization"))
     door.pictures += 1
     try:
-        settings = _wishes(door, confidence, iou, classes)
-        jpeg = await _body(request, door.live)
-        result = await analyze_one(door.pipeline, jpeg, settings)
+        with door.admission.picture(token=token, address=address_of(request)):
+            settings = _wishes(door, confidence, iou, classes)
+            jpeg = await _body(request, door.live)
+            result = await analyze_one(door.pipeline, jpeg, settings, ocr_timeout_s=door.ocr_timeout_s)
+    except Rejected as error:
+        answer = _problem(429, "rejected", str(error))
+        answer.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+        count_refused("rejected")
+        return answer
     except ProtocolError as error:
         return _problem(422, error.code, str(error), error.field)
     except _TooLate as error:

@@ -17,7 +17,7 @@ from starlette.websockets import WebSocket
 from app import metrics
 from app.errors import FrameError, ProtocolError
 from app.live import choices
-from app.live.admission import Place, Rejected, bearer, token_valid
+from app.live.admission import Place, Rejected, address_of, bearer, token_valid
 from app.live.clocks import Clocks
 from app.live.door import LiveDoor
 from app.live.intake import Intake
@@ -62,13 +62,14 @@ class Session:
         self._live = door.live
         self._voice = Voice(socket, door.live.send_timeout_s)
         self._token = bearer(socket.headers.get("authorization"))
-        self._address = socket.client.host if socket.client else "local"
+        self.address = address_of(socket)
         self._settings: StreamSettings = door.defaults
         self._memory = StreamMemory()
         self._ledger = Ledger()
         self._intake = Intake(self.id, door.live, self._ledger)
         self._telling = Telling(self.id, door.summaries, self._send)
-        self._begun: asyncio.Future[Init | None] = asyncio.get_running_loop().create_future()
+        self._begun = asyncio.Event()
+        """The first message came, with a token where one is asked for."""
         self._ready = False
         self._clocks = Clocks(door.live, time.monotonic())
         self._ending = asyncio.Event()
@@ -77,22 +78,32 @@ class Session:
         self._retry_after_s: float | None = None
         self._outcome = "disconnected"
         self._tasks: asyncio.TaskGroup | None = None
+        self._serving: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Serves the session until either side ends it. Raises nothing that is the client's doing."""
-        await self._socket.accept()
-        self._door.sessions.add(self)
-        self._voice.on_shutdown(lambda: self.end("shutdown"))
+        self._door.enter(self)
+        try:
+            await self._socket.accept()
+            await self._run()
+        finally:
+            self._door.leave(self)
+
+    async def _run(self) -> None:
+        if token_valid(self._token, self._door.access):
+            self._voice.trust()
+        self._voice.on_shutdown(self._shut_down)
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
-                serving = tasks.create_task(self._serve())
-                others = [tasks.create_task(self._read()), tasks.create_task(self._keep_time())]
+                serving = self._serving = tasks.create_task(self._serve())
+                reading, timing = tasks.create_task(self._read()), tasks.create_task(self._keep_time())
                 await self._ending.wait()
-                self._intake.line.close()
                 if self._ready and self._reason in ("stopped", "shutdown", "max_session"):
-                    await asyncio.wait({serving}, timeout=self._live.send_timeout_s)
-                for task in (serving, *others):
+                    # Each frame in flight has its time. Reading ends when the client leaves: then nobody waits.
+                    patience_s = self._door.answer_s * (1 + len(self._intake.line))
+                    await asyncio.wait({serving, reading}, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+                for task in (serving, reading, timing):
                     task.cancel()
         except* Exception:  # the door's boundary: one session's fault is logged and counted, the service goes on
             log.exception("session %s failed", self.id)
@@ -104,7 +115,6 @@ class Session:
             try:
                 await self._farewell()
             finally:
-                self._door.sessions.discard(self)
                 metrics.SESSIONS.labels(self._outcome).inc()
 
     def end(self, reason: ByeReason | None, message: str | None = None, *, retry_after_s: float | None = None) -> None:
@@ -114,6 +124,13 @@ class Session:
         self._reason, self._message, self._retry_after_s = reason, message, retry_after_s
         self._outcome = reason or "disconnected"
         self._ending.set()
+        self._intake.line.close()
+
+    def _shut_down(self, within_s: float) -> None:
+        """The service stops: half of the time is for what is in flight, half for the last words."""
+        self.end("shutdown")
+        if self._serving is not None:
+            asyncio.get_running_loop().call_later(within_s / 2, self._serving.cancel)
 
     def notice(self, notice: Notice) -> None:
         """Tells the client, soon."""
@@ -123,7 +140,7 @@ class Session:
     # --- what the client sends ---
 
     async def _read(self) -> None:
-        while True:
+        while self._reason != "unauthorized":  # whose words are not listened to any more
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
                 self.end(None)
@@ -137,8 +154,11 @@ class Session:
 
     async def _frame(self, data: bytes) -> None:
         self._clocks.frame(time.monotonic())
-        if not self._begun.done():
-            self._begun.set_result(None)
+        if not self._begun.is_set():
+            if not self._let_in():
+                self._ledger.received(len(data))
+                return
+            self._begun.set()
         refusal = await self._intake.take(data)
         if refusal is not None:
             await self._send(refusal)
@@ -152,6 +172,8 @@ class Session:
             await self._send(Error(error.code, str(error), field=error.field))
 
     async def _obey(self, message: messages.ClientMessage) -> None:
+        if self._ending.is_set():
+            return
         if isinstance(message, Stop):
             self.end("stopped")
         elif isinstance(message, Init):
@@ -167,18 +189,29 @@ class Session:
             self._clocks.resume(time.monotonic())
 
     def _init(self, message: Init) -> None:
-        if self._begun.done():
+        if self._begun.is_set():
             raise ProtocolError(
                 "`init` comes once, before the first frame; use `update`", code="already_started", field="type"
             )
         self._token = message.token or self._token
-        if token_valid(self._token, self._door.access):  # else it is refused, and not told of our classes
+        if self._let_in():
             self._settings = self._apply(message)
             self._intake.choose(self._settings.mode)
-        self._begun.set_result(message)
+            self._begun.set()
+
+    def _let_in(self) -> bool:
+        """Looks at the token, before anything that came with it or after it: an answer may tell of our classes."""
+        if token_valid(self._token, self._door.access):
+            self._voice.trust()
+            return True
+        if self._token is None:
+            self._refuse("missing_token", "this service wants a token: `init.token` or `Authorization: Bearer`")
+        else:
+            self._refuse("bad_token", "this token does not open the service")
+        return False
 
     def _require_begun(self) -> None:
-        if not self._begun.done():
+        if not self._begun.is_set():
             raise ProtocolError("`update` before `init` or a frame", code="not_started", field="type")
 
     def _apply(self, wishes: messages.Patch) -> StreamSettings:
@@ -192,7 +225,7 @@ class Session:
         if not await self._begin():
             return
         try:
-            with self._door.admission.place(token=self._token, address=self._address) as place:
+            with self._door.admission.place(token=self._token, address=self.address) as place:
                 await self._wait(place)
                 self._ready = True
                 self._clocks.serve(time.monotonic())
@@ -205,18 +238,12 @@ class Session:
         """Waits for the first message; whether the client may go on."""
         try:
             async with asyncio.timeout(self._live.init_timeout_s):
-                await asyncio.shield(self._begun)
+                await self._begun.wait()
         except TimeoutError:
             if token_valid(self._token, self._door.access):
                 self.end("idle", f"nothing came within {self._live.init_timeout_s:g} seconds")
             else:
                 self._refuse("late_token", f"no token within {self._live.init_timeout_s:g} seconds")
-            return False
-        if not token_valid(self._token, self._door.access):
-            if self._token is None:
-                self._refuse("missing_token", "this service wants a token: `init.token` or `Authorization: Bearer`")
-            else:
-                self._refuse("bad_token", "this token does not open the service")
             return False
         return True
 
@@ -309,6 +336,8 @@ class Session:
             over = self._clocks.over(now)
             if over is not None:
                 self.end(*over)
+            if not self._ready and self._voice.left:  # in line, and not read since its inbox is full
+                self.end(None)
 
     async def _farewell(self) -> None:
         reason = self._reason

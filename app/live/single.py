@@ -12,15 +12,18 @@ from app.errors import FrameError
 from app.pipeline.frames import Frame, Job, StreamMemory
 from app.pipeline.multimodal import Pipeline
 from app.protocol.messages import Dropped, Result, StreamSettings
-from app.protocol.result import FrameResult
+from app.protocol.result import FrameResult, Stage
 
 DOOR = "http"
 PACE = metrics.Pace(DOOR)
 _POLL_S = 0.01
 
 
-async def analyze_one(pipeline: Pipeline, jpeg: bytes, settings: StreamSettings) -> Result:
+async def analyze_one(pipeline: Pipeline, jpeg: bytes, settings: StreamSettings, *, ocr_timeout_s: float) -> Result:
     """The result of one JPEG, its text read to the end.
+
+    Args:
+        ocr_timeout_s: seconds that a run may take. The picture's own is waited for, and one before it.
 
     Raises:
         FrameError: the picture cannot be used.
@@ -41,7 +44,7 @@ async def analyze_one(pipeline: Pipeline, jpeg: bytes, settings: StreamSettings)
             metrics.FRAMES_DROPPED.labels(DOOR, found.code).inc()
             accounted = True
             raise found
-        found = await _read_text(pipeline, memory, frame, found)
+        found = await _read_text(pipeline, memory, frame, found, ocr_timeout_s)
         age_s = time.perf_counter() - received
         metrics.FRAMES_PROCESSED.labels(DOOR).inc()
         PACE.add()
@@ -67,13 +70,21 @@ def count_refused(reason: str) -> None:
     metrics.FRAMES_DROPPED.labels(DOOR, reason).inc()
 
 
-async def _read_text(pipeline: Pipeline, memory: StreamMemory, frame: Frame, found: FrameResult) -> FrameResult:
-    """Waits for the run that the frame started; OCR's own time limits bound it."""
+async def _read_text(
+    pipeline: Pipeline, memory: StreamMemory, frame: Frame, found: FrameResult, timeout_s: float
+) -> FrameResult:
+    """Waits for the run that the frame started, which may stand in line behind others."""
     if not memory.ocr.pending:
         return found
     try:
-        while memory.ocr.pending:  # noqa: ASYNC110 - runs end rarely, and one picture at a time waits here
-            await asyncio.sleep(_POLL_S)
+        async with asyncio.timeout(2 * timeout_s) as clock:
+            while memory.ocr.pending:
+                await asyncio.sleep(_POLL_S)
+                if pipeline.ocr.health()["state"] == "starting":  # which has a time limit of its own
+                    clock.reschedule(asyncio.get_running_loop().time() + 2 * timeout_s)
+    except TimeoutError:
+        late = Stage("error", f"its turn did not come within {2 * timeout_s:g} seconds, twice OCR_TIMEOUT_S")
+        return dataclasses.replace(found, stages={**found.stages, "ocr": late})
     finally:
         pipeline.ocr.forget(memory.ocr)
     texts, stage = pipeline.ocr.attach(memory.ocr, frame.jpeg, memory.grey, now=time.perf_counter())

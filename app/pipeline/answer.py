@@ -56,9 +56,11 @@ def finish(look: Look, batch: Batch, ocr: Ocr, started: float, record: Record) -
         _write(look, batch.vision)
     assert look.objects is not None
     assert look.people is not None
-    now, stages = time.perf_counter(), look.stages
+    stages = look.stages
     texts: list[Text] = []
     if settings.stages.ocr:
+        at_s = look.job.frame.at_s
+        now = time.perf_counter() if at_s is None else at_s
         texts, stages["ocr"] = ocr.attach(look.job.memory.ocr, look.job.frame.still, look.grey, now=now)
     _say(look, batch)
     look.timings["queue"] = started - look.job.frame.received

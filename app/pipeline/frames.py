@@ -31,7 +31,7 @@ class Frame:
     pixels: NDArray[np.uint8] | None = None
     """The picture where it came decoded, in place of `jpeg`: RGB `[height, width, 3]`, C-contiguous, never changed."""
     at_s: float | None = None
-    """When it was taken, seconds on its stream's own clock, for tracking; None: `received`."""
+    """When it was taken, seconds on its stream's own clock, for tracking and the age of texts; None: `received`."""
 
     @property
     def still(self) -> bytes | Callable[[], bytes]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.metrics import OCR_RUNS
+from app.metrics import OCR_RUNS, OCR_SECONDS
 from app.pipeline.ocr_policy import OcrMemory, Still, due, has_changed, stage
 from app.pipeline.ocr_process import OcrProcess, OcrProcessError, OcrUnreadable
 from app.pipeline.ocr_supervisor import OcrSupervisor, why_off
@@ -151,7 +152,9 @@ class Ocr:
         try:
             still = memory.begin()
             jpeg = still if isinstance(still, bytes) else await asyncio.to_thread(still)
+            begun = time.perf_counter()
             reading = await process.read(jpeg, timeout_s=self._settings.ocr_timeout_s)
+            OCR_SECONDS.observe(time.perf_counter() - begun)
         except OcrUnreadable as error:
             self._failed(memory, error.outcome, str(error))
         except OcrProcessError as error:

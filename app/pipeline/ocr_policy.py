@@ -23,6 +23,8 @@ CELL = 8
 """Side of a cell, pixels of the small picture."""
 CELL_SHARE = 2 / CELL**2
 """Of a cell's pixels; when fewer changed, the cell did not."""
+RUNNING = Stage("skipped", "running")
+"""The first run is not over yet."""
 
 
 @dataclass(slots=True, eq=False)
@@ -125,7 +127,7 @@ def stage(memory: OcrMemory, *, changed: bool, now: float) -> Stage:
     if memory.problem is not None:
         return Stage("error", memory.problem)
     if memory.read_at is None:
-        return Stage("skipped", "running")
+        return RUNNING
     age_ms = round((now - memory.read_at) * 1000.0, 1)
     if memory.pending:
         return Stage("stale", "running", age_ms)

@@ -65,8 +65,9 @@ class Ready:
     settings: StreamSettings
     limits: Limits
     credits: int
-    """Frames that may be in flight. A `result`, or an `error` with a `seq`, returns the credit of its frame
-    and of all frames before it: those were superseded, and nothing else will come of them."""
+    """Frames that may be in flight. A `result` returns the credit of its frame and of all frames before it that
+    were not answered: those were superseded, and nothing will come of them. An `error` with a `seq` returns the
+    credit of that frame alone: one that is refused on arrival is answered before older ones."""
     prompts: tuple[str, ...] = ()
     """What `summary.prompt` may name; empty where nothing is summarised."""
     type: Literal["ready"] = "ready"
@@ -141,7 +142,7 @@ class Error:
     message: str
     field: str | None = None
     seq: int | None = None
-    """Of the frame refused; returns its credit."""
+    """Of the frame refused; returns the credit of this frame alone."""
     fatal: bool = False
     """True: `bye` follows."""
     type: Literal["error"] = "error"

@@ -7,11 +7,12 @@ are done are drawn on and coded in another thread. Each hands over a batch at a 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,8 +20,9 @@ from app import metrics
 from app.errors import FrameError, InferenceError, InferenceUnavailable
 from app.pipeline.frames import Frame, Job, StreamMemory
 from app.pipeline.multimodal import Pipeline
+from app.pipeline.ocr_policy import RUNNING, OcrMemory
 from app.pipeline.turns import Turn, Turns
-from app.protocol.result import FrameResult
+from app.protocol.result import OK, FrameResult
 from app.protocol.stream import StreamSettings
 from app.segments.output import Found, Output
 from app.segments.reel import DOOR, Reel, Shot
@@ -31,6 +33,9 @@ PACE = metrics.Pace(DOOR)
 IN_FLIGHT = 4
 """Batches in the pipeline at once."""
 BATCH = 4
+LAG_S = 1.0
+"""Seconds of film that texts may be behind."""
+_POLL_S = 0.01
 _BATCH_PIXELS = 8_000_000
 """Of all frames of a batch: the larger they are, the fewer are handed over together."""
 
@@ -124,7 +129,27 @@ class Passage:
             finally:
                 for shot in shots:
                     shot.pixels = None
-        return [_found(answer) for answer in answers]
+            return [_found(answer) for answer in await self._read(answers, float(shots[-1].at))]
+
+    async def _read(
+        self, answers: Sequence[FrameResult | FrameError], at_s: float
+    ) -> Sequence[FrameResult | FrameError]:
+        """Lets text reading catch up: it goes on beside the frames, and would stay behind where these are fast.
+
+        Waits for the film's first reading, and where one lags by LAG_S of the film; OCR's own time limits bound it.
+        """
+        memory, waited = self._memory.ocr, False
+        while memory.pending and memory.problem is None and _lags(memory, at_s):
+            await asyncio.sleep(_POLL_S)
+            waited = True
+        if not waited or memory.problem is not None:
+            return answers
+        return [
+            dataclasses.replace(one, texts=memory.texts, stages={**one.stages, "ocr": OK})
+            if isinstance(one, FrameResult) and one.stages["ocr"] == RUNNING
+            else one
+            for one in answers
+        ]
 
     def _frame(self, shot: Shot) -> Frame:
         return Frame(
@@ -150,6 +175,10 @@ class Passage:
             PACE.add()
         if new and self._on_frames is not None:
             self._on_frames(new)
+
+
+def _lags(memory: OcrMemory, at_s: float) -> bool:
+    return memory.read_at is None or (memory.asked_at is not None and at_s - memory.asked_at >= LAG_S)
 
 
 def _found(answer: FrameResult | FrameError) -> Found:

@@ -33,7 +33,12 @@ class ActivitySettings(Section):
     activity_metric: Literal["off", "cloudwatch"] = Field(
         "off", description="where the number of sessions is published, for the function that stops an idle machine"
     )
-    activity_interval_s: float = Field(60.0, ge=1, le=3600, description="seconds between two figures")
+    activity_interval_s: float = Field(
+        60.0,
+        ge=1,
+        le=120,
+        description="seconds between two figures; far below the minutes of idling that stop a machine",
+    )
     activity_namespace: str = Field("Sightline", min_length=1, description="CloudWatch namespace of the figure")
     activity_instance_id: str | None = Field(
         None, description="EC2 instance the figure is for; unset: this machine, by its metadata service"

@@ -56,7 +56,11 @@ class FleetSettings(Section):
         description="what runs on cameras' frames, comma-separated: `detect`, `pose`, `face`, `track`, `motion`, `ocr`",
     )
     fleet_batches_in_flight: int = Field(4, ge=1, le=64, description="batches of a worker process at work at once")
-    frame_staleness_ms: float = Field(2000.0, gt=0, description="frames captured longer ago are skipped and counted")
+    frame_staleness_ms: float = Field(
+        2000.0,
+        gt=0,
+        description="frames captured longer ago are skipped and counted; claimed ones count from their claim",
+    )
     fleet_shards: int = Field(32, ge=1, le=32, description="shards that a worker's cameras are spread over at most")
     fleet_threads: int = Field(8, ge=1, le=64, description="threads of `sync`")
     fleet_discover_s: float = Field(2.0, gt=0, description="seconds between two looks for new cameras")

@@ -68,6 +68,12 @@ class LiveSettings(Section):
     max_connections: int = Field(
         2048, ge=1, le=100_000, description="sockets open at once, those that said nothing yet among them"
     )
+    max_connections_per_address: int = Field(
+        512,
+        ge=1,
+        le=100_000,
+        description="sockets open at once from one address, those that said nothing yet among them",
+    )
     credits: int = Field(2, ge=1, le=64, description="frames a client may have in flight")
     max_frame_bytes: int = Field(2 * 1024 * 1024, ge=1024, description="largest frame, bytes")
     max_pixels: int = Field(

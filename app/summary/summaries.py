@@ -36,6 +36,15 @@ class Summaries:
         self._sessions: set[SessionSummaries] = set()
         self._tasks: list[asyncio.Task[None]] = []
 
+    def check(self) -> None:
+        """Looks the settings over, without opening anything.
+
+        Raises:
+            ConfigurationError: as `open`.
+        """
+        prompts.read(self._settings)
+        self._summarizer.check()
+
     async def open(self) -> None:
         """Reads the prompts, opens the disk and the model; takes up what dead sessions left, beside everything else.
 

@@ -17,6 +17,7 @@ from app.summary.digest import digest
 from app.summary.format import question, system
 from app.summary.llm import LanguageModel, NoAnswer
 from app.summary.observation import Observation
+from app.summary.provider import check
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,11 @@ class Summarizer:
         self._settings = settings
         self._model = LanguageModel(settings) if settings.llm_model else None
         self._last_reason: str | None = None
+
+    def check(self) -> None:
+        """Raises ConfigurationError as `open` does, where that can be told from the settings alone."""
+        if self._model is not None:
+            check(self._settings)
 
     async def open(self) -> None:
         """Raises ConfigurationError: LLM_MODEL, its key or its package is wrong."""

@@ -296,7 +296,7 @@ export class SightlineClient extends EventTarget {
 
   /** @param {Refusal} message */
   #refused(message) {
-    if (message.seq !== null) this.#flight.answered(message.seq);
+    if (message.seq !== null) this.#flight.refused(message.seq);
     this.#emit("refused", message);
     // The model may know other classes than the one that they were chosen from. Rather all of them than no session.
     if (this.#state !== "live" && message.field?.startsWith("classes")) {

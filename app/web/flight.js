@@ -8,7 +8,7 @@
  * @property {number} bytes
  */
 
-/** Counts credits: an answer to `seq` acknowledges that frame and every one before it. */
+/** Counts credits: a result acknowledges its frame and every one before it, a refusal its frame alone. */
 export class Flight {
   /** @type {Map<number, SentFrame>} */
   #frames = new Map();
@@ -29,7 +29,7 @@ export class Flight {
   }
 
   /**
-   * Takes an answer. Frames before it were superseded: nothing else will come of them.
+   * Takes a result. Frames before it were superseded: nothing else will come of them.
    * @param {number} seq
    * @returns {SentFrame | null} The frame that was answered; null for one that is not in flight.
    */
@@ -37,5 +37,13 @@ export class Flight {
     const frame = this.#frames.get(seq) ?? null;
     for (const earlier of this.#frames.keys()) if (earlier <= seq) this.#frames.delete(earlier);
     return frame;
+  }
+
+  /**
+   * Takes an error: one on arrival comes before the answers to older frames.
+   * @param {number} seq
+   */
+  refused(seq) {
+    this.#frames.delete(seq);
   }
 }

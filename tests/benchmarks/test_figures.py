@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from app.settings import ROOT
 from benchmarks import figures, record
-from benchmarks.__main__ import BENCHMARKS
+from benchmarks.__main__ import ALONE, BENCHMARKS, BRIEF
 
 MACHINE = {"cpu": "A CPU", "cores": 2, "memory_gib": 8.0, "kernel": "6.1", "python": "3.11.7", "packages": {}}
 NOISE = {"others": 0.25, "others_most": 0.5, "stolen": 0.0, "stolen_most": 0.0, "load_average": 1.0}
@@ -43,6 +44,20 @@ def test_what_is_committed_is_of_benchmarks_that_there_are() -> None:
         assert one["benchmark"] == name
         assert one["machine"]["cpu"]
         assert not {"turns", "samples"} & set(one)
+
+
+@pytest.mark.parametrize("name", sorted(BENCHMARKS))
+def test_every_benchmark_can_be_recorded(name: str) -> None:
+    """Its ratios have places in the README's table, or it is `live`, which has rows of its own."""
+    module = import_module(f"benchmarks.{name}")
+    if name != "live":
+        labels = [ratio.label for ratio in module.RATIOS]
+        assert labels
+        assert len(set(labels)) == len(labels)
+        variants = {one for ratio in module.RATIOS for one in (ratio.over, ratio.under)}
+        assert variants <= {*module.VARIANTS, None}
+    plan = module.plan_from(**BRIEF.get(name, {}))
+    assert plan.turns >= (1 if name in ALONE else 2), "a figure without a spread says little"
 
 
 def test_a_run_takes_the_place_of_the_one_before(tmp_path: Path) -> None:

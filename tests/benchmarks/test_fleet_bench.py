@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from benchmarks import fleet
+from benchmarks import fleet, turns
 from benchmarks.fleet import Measured, Plan
 from tests.support.redis import require_program
 
@@ -18,21 +18,23 @@ def test_a_short_run_answers_every_frame_and_prints_its_tables() -> None:
     plan = Plan(seconds=0.3, warm_up_s=0.2, turns=1, variants=("cameras-32", "plain-32", "floor"))
     found = fleet.measure(plan, lines.append)
     assert len(lines) == 3
-    assert {name: row["frames_per_s"]["median"] > 0 for name, row in found["variants"].items()} == {
-        "cameras-32": True,
-        "plain-32": True,
-        "floor": True,
-    }
+    assert set(found["variants"]) == set(plan.variants)
+    assert all(row["rate"]["median"] > 0 for row in found["variants"].values())
+    assert found["noise"]["others"] >= 0
     out = io.StringIO()
     fleet.show(found, Console(file=out, width=132))
-    assert "32 cameras over the plain loop" in out.getvalue()
+    assert "32 cameras: over the plain loop, by CPU" in out.getvalue()
 
 
-def test_ratios_are_taken_turn_by_turn() -> None:
-    turns = {
-        "cameras-32": [Measured(300, 1.0, 0.3), Measured(100, 1.0, 0.2)],
-        "plain-32": [Measured(100, 1.0, 0.4), Measured(50, 1.0, 0.2)],
+def test_every_worker_is_held_against_the_plain_loop_and_the_floor() -> None:
+    turns_of = {
+        "cameras-32": [Measured(300, 1.0, 0.3).figures, Measured(100, 1.0, 0.2).figures],
+        "plain-32": [Measured(100, 1.0, 0.4).figures, Measured(50, 1.0, 0.2).figures],
     }
-    found = fleet.ratios(turns)["cameras-32"]["over_plain"]
-    assert found["by_rate"] == {"median": 2.5, "least": 2.0, "most": 3.0}
-    assert found["by_cpu"] == pytest.approx({"median": 3.0, "least": 2.0, "most": 4.0})
+    by_cpu, by_rate = turns.compared(turns_of, fleet.RATIOS)
+    assert (by_cpu["median"], by_cpu["least"], by_cpu["most"]) == pytest.approx((3.0, 2.0, 4.0))
+    assert by_cpu["target"] == "≥ 3"
+    assert by_cpu["met"] is (by_cpu["median"] >= 3)
+    assert (by_rate["median"], by_rate["least"], by_rate["most"]) == pytest.approx((2.5, 2.0, 3.0))
+    assert by_rate["target"] == ""
+    assert {ratio.over for ratio in fleet.RATIOS} | {ratio.under for ratio in fleet.RATIOS} <= set(fleet.VARIANTS)

@@ -12,11 +12,9 @@ from rich.console import Console
 
 from app.pipeline.boxes import letterbox
 from app.pipeline.decode import decode_into, inspect
-from app.settings import TritonSettings
-from benchmarks import chart, flow, frame_path, inner, overload, postprocess, service, sessions, to_the_limit, turns
+from benchmarks import chart, flow, frame_path, inner, overload, postprocess, turns
 from benchmarks.harness import BenchmarkError
 from benchmarks.photographs import write
-from tests.support.service import require_environment
 
 
 def shown(benchmark: Any, results: dict[str, Any]) -> str:
@@ -105,37 +103,12 @@ def test_ratios_and_targets_turn_by_turn() -> None:
     assert [both.met(value) for value in (0.9, 1, 2, 2.1)] == [False, True, True, False]
 
 
+def test_a_figure_alone_may_have_a_target() -> None:
+    (one,) = turns.compared({"a": [{"x": 6.0}, {"x": 8.0}]}, (turns.Ratio("a", "x", "a", at_most=7),))
+    assert one == {"label": "a", "median": 7.0, "least": 6.0, "most": 8.0, "target": "≤ 7", "met": True}
+
+
 def test_overload_ages_are_cut_by_when_results_came() -> None:
     ages = [[0.0, 100.0], [0.5, 200.0], [3.9, 300.0], [5.8, 400.0]]
     assert overload.over_time(ages, 6.0) == [200.0, 300.0]
     assert overload.over_time([[0.9, 150.0]], 6.0) == [150.0]
-
-
-@pytest.fixture(scope="module")
-def stand() -> Any:
-    require_environment(TritonSettings().triton_python, "make triton-env")
-    with service.bench(to_the_limit.repository, 4) as one:
-        yield one
-
-
-def test_an_open_loop_reaches_every_session(stand: service.Bench) -> None:
-    plan = sessions.Plan(seconds=1.0, warm_up_s=0.3, rate=40)
-    found = sessions.one(stand, plan, 4)
-    assert found["answered"] > 0.5
-    assert found["jain"] > 0.8
-    assert 0 < found["worst_share"] <= 1.0001
-    assert found["cpu_us"] > 0
-
-
-def test_a_queue_that_keeps_all_grows_old_under_twice_the_load(stand: service.Bench) -> None:
-    able = {"rate": 0.8 / to_the_limit.MODEL_S, "service_ms": 4 * 1000 * to_the_limit.MODEL_S}
-    plan = overload.Plan(seconds=1.5, warm_up_s=0.3)
-    found, ages = overload.one(stand, plan, "fifo", able)
-    assert all(0 <= due < plan.seconds and age > 0 for due, age in ages)
-    assert found["p99_services"] > 1
-    assert found["p99_last_ms"] > found["p99_first_ms"]
-
-
-def test_models_pressed_directly_answer(stand: service.Bench) -> None:
-    found = to_the_limit.pressed_directly(stand, to_the_limit.Plan(seconds=0.5), None)
-    assert 1 < found["rate"] <= 1.05 / to_the_limit.MODEL_S

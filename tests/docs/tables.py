@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prometheus_client.metrics import MetricWrapperBase
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 from pydantic_core import PydanticUndefined
 
 from app import metrics
@@ -47,6 +47,10 @@ def _default(value: Any) -> str:
         return str(value.relative_to(ROOT)) if value.is_relative_to(ROOT) else str(value)
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, SecretStr):
+        return value.get_secret_value() or "unset"  # of a default: there is nothing secret in it
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

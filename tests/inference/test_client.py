@@ -112,6 +112,7 @@ async def test_a_model_is_described_as_the_server_has_it(canned_triton: str) -> 
     assert spec.inputs == (TensorSpec("images", "UINT8", (-1, 640, 640, 3)),)
     assert spec.outputs == (TensorSpec("detections", "FP32", (-1, 300, 6)),)
     assert spec.parameters["display_name"] == "canned yolo"
+    assert spec.batched
 
 
 async def test_a_model_that_is_not_served_is_none(canned_triton: str) -> None:
@@ -126,6 +127,28 @@ async def test_a_server_that_is_away_cannot_be_asked() -> None:
         assert one.generation == 0
         with pytest.raises(InferenceUnavailable, match=r"127.0.0.1:9"):
             await one.describe("yolo")
+
+
+async def test_a_server_too_busy_to_say_what_it_serves_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Busy(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+        async def ServerReady(self, request: object, context: object) -> object:
+            return service_pb2.ServerReadyResponse(ready=True)
+
+        async def ModelReady(self, request: object, context: object) -> object:
+            await asyncio.sleep(10)
+            return service_pb2.ModelReadyResponse(ready=True)
+
+    server = grpc.aio.server()
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Busy(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    monkeypatch.setattr(triton, "_PROBE_DEADLINE_S", 0.5)
+    try:
+        async with client(f"127.0.0.1:{port}", triton_shm="off") as one:
+            with pytest.raises(InferenceUnavailable, match="did not say in time what it serves"):
+                await one.describe("yolo")
+    finally:
+        await server.stop(None)
 
 
 # --- memory ---

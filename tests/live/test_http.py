@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import httpx
 import pytest
@@ -125,10 +126,24 @@ def test_pictures_count_as_sessions_of_their_token_and_their_address(serve: Serv
         assert samples[f'sightline_auth_failures_total{{reason="{reason}"}}'] >= 1
 
 
+def test_text_that_takes_too_long_is_not_waited_for(serve: Serve, jpeg: bytes, tmp_path: Path) -> None:
+    """Each run hangs until it is killed; four of them take longer than anybody should wait for one."""
+    mute = tmp_path / "python"
+    mute.write_text("#!/bin/sh\necho '{\"rss\": 1}'\nexec sleep 600\n")
+    mute.chmod(0o755)
+    service = serve(OCR="on", OCR_PYTHON=str(mute), OCR_TIMEOUT_S="0.5")
+    with ThreadPoolExecutor(4) as pool:
+        answers = [*pool.map(lambda _: post(service, jpeg), range(4))]
+    assert {one.status_code for one in answers} == {200}
+    stages = [one.json()["stages"]["ocr"] for one in answers]
+    assert {one["status"] for one in stages} == {"error"}
+    assert sum("twice OCR_TIMEOUT_S" in one["reason"] for one in stages) >= 2
+    assert [one["class_name"] for one in answers[0].json()["objects"]] == ["person", "dog"]
+
+
 async def a_session_leaves_no_room_for_a_picture(service: Service, jpeg: bytes) -> None:
-    async with ready(service):
-        async with httpx.AsyncClient() as http:
-            assert (await http.post(f"{service.url}/v1/frames", content=jpeg)).status_code == 429
+    async with ready(service), httpx.AsyncClient() as http:
+        assert (await http.post(f"{service.url}/v1/frames", content=jpeg)).status_code == 429
     settle(service)
     assert post(service, jpeg).status_code == 200
 

@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
-from app.settings import ROOT, TritonSettings
-from tests.segments.films import assert_lines, assert_whole, film, run, segments
+from app.settings import ROOT, OcrSettings, TritonSettings
+from tests.segments.films import FPS, assert_lines, assert_whole, film, run, segments
+from tests.support import clip
 from tests.support.movie import movie, shown
 from tests.support.service import require_environment, wait_for_line
 from tests.support.worker import until
@@ -53,6 +55,31 @@ def test_a_fresh_machine_draws_boxes_and_skeletons(tmp_path: Path) -> None:
         x, y = round(nose["x"]), round(nose["y"])
         around = (slice(max(0, y - 4), y + 5), slice(max(0, x - 4), x + 5))
         assert abs(before[around].astype(int) - after[around]).max() > 60
+
+
+def test_text_is_read_from_the_first_frame_on_and_drawn_where_it_stands(
+    variables: dict[str, str], tmp_path: Path
+) -> None:
+    """Reading takes longer than many frames, and its process seconds to start: a film waits for it."""
+    require_environment(OcrSettings().ocr_python, "make ocr-env")
+    pan = clip.Pan(step=(1, 0), count=60)
+    source = clip.write_mp4(tmp_path / "clip.mp4", pan.pictures(), fps=FPS)
+    said = run(
+        ["submit", str(source), "--seconds", "10"],
+        {**variables, "OCR": "on"},
+        tmp_path / "log",
+        folder=tmp_path / "out",
+    )
+    lines = assert_lines(Path(said).with_suffix(".jsonl"), 60)
+    assert all([text["text"] for text in line["texts"]] == [clip.WORDS] for line in lines)
+    assert lines[0]["stages"]["ocr"]["status"] == "ok"
+    # Its age is the film's, not the clock's of a machine that is fast or slow.
+    ages = [line["stages"]["ocr"]["age_ms"] or 0 for line in lines]
+    assert max(ages) <= 60 / FPS * 1000
+    (text,) = lines[0]["texts"]
+    corners = np.array(text["polygon"])
+    seen = np.concatenate([corners.min(axis=0), corners.max(axis=0)])
+    assert np.abs(seen - pan.seen(0, clip.words_box())).max() < 8
 
 
 def test_each_segment_has_its_bar_on_a_terminal(variables: dict[str, str], tmp_path: Path) -> None:

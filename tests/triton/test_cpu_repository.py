@@ -114,6 +114,7 @@ def test_models_describe_themselves(served: Served) -> None:
         assert config["input"] == [{"name": "images", "data_type": "TYPE_UINT8", "dims": ["480", "640", "3"]}]
         assert {output["name"]: output["dims"] for output in config["output"]} == outputs
         assert config["max_batch_size"] == 16
+        assert "dynamic_batching" not in config
         assert served.parameters(model)["display_name"] == "mediapipe"
     assert json.loads(served.parameters("yolo")["class_names"]) == ["person", "face"]
     assert json.loads(served.parameters("yolo_pose")["class_names"]) == ["person"]

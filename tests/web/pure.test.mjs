@@ -39,6 +39,17 @@ test("an answer returns the credits of its frame and of all before it", () => {
   assert.equal(flight.free, 3);
 });
 
+test("a refusal returns its own credit: one on arrival comes before the answers to older frames", () => {
+  const flight = new Flight(3);
+  for (const seq of [1, 2, 3]) flight.sent({ seq, capturedAt: 0, sentAt: seq, bytes: 1 });
+  flight.refused(3);
+  assert.equal(flight.free, 1);
+  flight.refused(3);
+  assert.equal(flight.free, 1);
+  assert.equal(flight.answered(1)?.seq, 1);
+  assert.equal(flight.free, 2);
+});
+
 test("the wait grows, is spread over all of it, and never undercuts what the service asked for", () => {
   const longest = [0, 1, 2, 3].map((attempt) => retryDelay(attempt, null, () => 1));
   assert.deepEqual(longest, [500, 1000, 2000, 4000]);

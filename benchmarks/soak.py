@@ -1,0 +1,140 @@
+"""The live service for a long time, its clients coming and going: whether its memory stays as it is.
+
+`sightline serve` on canned models on the embedded Triton, with OCR where its environment is there. `sightline load`
+plays cameras (realtime, some without headers, some that hardly read) whose sessions end and begin, `unruly.py` those
+that are lossless, vanish, or send garbage. The slope is that of a straight line by least squares through the service's
+resident memory after the first fifth of the time; Triton's and OCR's are looked at apart. In the end every frame must
+be accounted for, and the load must have counted what the service counted. 20 minutes; not among all benchmarks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+
+from app.settings import OcrSettings
+from benchmarks import canned, harness, memory, service, turns
+from benchmarks.harness import BenchmarkError
+from benchmarks.noise import Noise
+from benchmarks.soak_load import GROUPS, Plan, loaded, settled
+from benchmarks.turns import Figures, Ratio
+
+VARIANTS = GROUPS
+RATIOS = (
+    Ratio("resident memory of the service, MB a minute after warm-up", "slope_mb", "service", at_most=1),
+    Ratio("… its own, without what it shares", "own_slope_mb", "service", at_most=1),
+)
+STRICT = True
+"""A missed target fails the run."""
+
+
+def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Runs the plan; everything that was measured.
+
+    Raises:
+        BenchmarkError: a process failed, a frame is unaccounted for, or client and service do not agree.
+    """
+    noise = Noise()
+    ocr = "on" if plan.ocr and OcrSettings().ocr_python.exists() else "off"
+    most = str(plan.sessions + plan.unruly + 16)
+    settings = {"OCR": ocr, "MAX_SESSIONS": most, "MAX_SESSIONS_PER_ADDRESS": most}
+    with service.bench(canned.write, 1) as stand, noise.watched():
+        with service.served(stand, stand.cores.tested, **settings) as running:
+            looks, seen = loaded(stand, running, plan, say)
+            final = settled(running)
+        log = (stand.folder / "service.log").read_text(errors="replace").splitlines()
+    steady = [one for one in looks if memory.WARM_UP * plan.seconds < one["at_s"] <= plan.seconds]
+    groups = [name for name in plan.variants if any(one.get(name) for one in steady)]
+    turns_of = {name: _slopes(name, steady) for name in groups}
+    return {
+        "benchmark": "soak",
+        "machine": harness.machine(),
+        "noise": noise.told(),
+        "plan": asdict(plan),
+        "variants": {name: {**_amounts(name, steady), **_trend(turns_of[name])} for name in groups},
+        "ratios": judged(turns_of),
+        "ledger": asdict(final),
+        "clients": seen,
+        "samples": {"looks": looks, "log": log[-100:]},
+        "turns": turns_of,
+    }
+
+
+def _slopes(name: str, steady: list[Figures]) -> list[Figures]:
+    """MB a minute: over all looks, over the first half, over the second: whether it levels off."""
+    half = len(steady) // 2
+    if half < 2:
+        raise BenchmarkError(f"{len(steady)} looks after the warm-up are too few for a slope: give it more --seconds")
+    return [
+        {
+            f"{kind}slope_mb": 60 * memory.slope([(one["at_s"], one[f"{kind}{name}"]) for one in part])
+            for kind in ("", "own_")
+        }
+        for part in (steady, steady[:half], steady[half:])
+    ]
+
+
+def _amounts(name: str, steady: list[Figures]) -> dict[str, Any]:
+    spreads = {"resident_mb": name, "own_mb": f"own_{name}"}
+    return {label: asdict(harness.spread([one[key] for one in steady])) for label, key in spreads.items()}
+
+
+def _trend(slopes: list[Figures]) -> dict[str, Any]:
+    """The slopes over all looks, which count, with the halves' as their spread."""
+    found = turns.summary(slopes)
+    return {name: {**spread, "median": slopes[0][name]} for name, spread in found.items()}
+
+
+def judged(slopes: dict[str, list[Figures]]) -> list[dict[str, Any]]:
+    """The service's slopes against what is wanted."""
+    out = []
+    for ratio in RATIOS:
+        trend = _trend(slopes[ratio.over])[ratio.figure]
+        out.append({"label": ratio.label, **trend, "target": ratio.target, "met": ratio.met(trend["median"])})
+    return out
+
+
+def show(results: dict[str, Any], console: Console) -> None:
+    """The tables, and the books."""
+    minutes = round(results["plan"]["seconds"] / 60, 1)
+    columns = {
+        "resident_mb": "resident MB",
+        "own_mb": "its own MB",
+        "slope_mb": "MB a minute",
+        "own_slope_mb": "its own",
+    }
+    caption, looks = "slopes: over all looks (over either half)", "the looks after the warm-up"
+    turns.show(results, f"soak: {minutes:g} minutes", VARIANTS, columns, console, caption, spread_of=looks)
+    books, others = results["ledger"], results["clients"]["others"]["came"]
+    visits = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+    console.print(
+        f"{books['received']:,} frames received = {books['processed']:,} processed + {books['dropped']:,} dropped "
+        f"+ {books['failed']:,} failed; {results['clients']['cameras']['sessions']} sessions of cameras, {visits}",
+        highlight=False,
+    )
+
+
+def draw(results: dict[str, Any], axes: Any) -> None:
+    """Memory over time; the service's line by least squares."""
+    looks = results["samples"]["looks"]
+    minutes = [one["at_s"] / 60 for one in looks]
+    for name in results["variants"]:
+        axes.plot(minutes, [one[name] for one in looks], label=VARIANTS[name])
+    warm = memory.WARM_UP * results["plan"]["seconds"]
+    steady = [(one["at_s"], one["service"]) for one in looks if warm < one["at_s"] <= results["plan"]["seconds"]]
+    slope = memory.slope(steady)
+    middle_s, middle = (sum(values) / len(steady) for values in zip(*steady, strict=True))
+    ends = steady[0][0], steady[-1][0]
+    line = [middle + slope * (at - middle_s) for at in ends]
+    axes.plot([at / 60 for at in ends], line, "k--", linewidth=1, label=f"{60 * slope:+.2f} MB a minute")
+    axes.axvspan(0, warm / 60, color="#eef1f4", label="warm-up")
+    axes.set(xlabel="minutes", ylabel="resident memory, MB", ylim=(0, None))
+    axes.legend()
+
+
+def plan_from(**given: Any) -> Plan:
+    """The plan with what was asked for; None leaves a default."""
+    return turns.plan_from(Plan, {**given, "turns": None, "variants": None})

@@ -1,0 +1,100 @@
+"""The benchmarks that press a service or a Triton, tiny: they run, and what they report has its shape."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from app.settings import TritonSettings
+from benchmarks import chart, harness, live, overload, service, sessions, to_the_limit, triton_wire, turns, workers
+from benchmarks.measure import Measured
+from tests.support.service import require_environment
+
+STREAMS = 4
+
+
+@pytest.fixture(scope="module")
+def stand() -> Iterator[service.Bench]:
+    """Models that take 5 ms a frame, and raw ones that answer at once."""
+    require_environment(TritonSettings().triton_python, "make triton-env")
+
+    def repository(folder: Path) -> Path:
+        return live.repository(folder, delay_s=to_the_limit.MODEL_S)
+
+    with service.bench(repository, STREAMS) as one:
+        yield one
+
+
+def shown(benchmark: Any, results: dict[str, Any]) -> str:
+    out = io.StringIO()
+    benchmark.show(results, Console(file=out, width=150))
+    return out.getvalue()
+
+
+def test_an_open_loop_reaches_every_session(stand: service.Bench) -> None:
+    plan = sessions.Plan(seconds=1.0, warm_up_s=0.3, rate=40)
+    found = sessions.one(stand, plan, 4)
+    assert found["answered"] > 0.5
+    assert found["jain"] > 0.8
+    assert 0 < found["worst_share"] <= 1.0001
+    assert found["cpu_us"] > 0
+
+
+@pytest.mark.parametrize("variant", overload.VARIANTS)
+def test_only_a_queue_that_keeps_all_grows_old_under_twice_the_load(stand: service.Bench, variant: str) -> None:
+    able = {"rate": 0.8 / to_the_limit.MODEL_S, "service_ms": 4 * 1000 * to_the_limit.MODEL_S}
+    plan = overload.Plan(seconds=1.5, warm_up_s=0.3, turns=1, variants=(variant,))
+    kept: dict[str, Any] = {}
+
+    def one(name: str) -> turns.Figures:
+        figures, kept[name] = overload.one(stand, plan, name, able)
+        return figures
+
+    found = turns.run("overload", plan, one, overload.RATIOS, lambda line: None, shown="p99_ms")
+    found |= {"capacity": able, "samples": {"ages": kept}}
+    (figures,) = found["turns"][variant]
+    assert all(0 <= due < plan.seconds and age > 0 for due, age in kept[variant])
+    assert figures["growth"] == figures["p99_last_ms"] / figures["p99_first_ms"]
+    if variant == "fifo":
+        assert figures["p99_services"] > 1
+        assert figures["p99_last_ms"] > figures["p99_first_ms"]
+    assert {ratio["target"] for ratio in found["ratios"]} == ({"≤ 4", "≤ 1.5"} if variant == "newest" else {""})
+    assert "service times" in shown(overload, found)
+    drawn = chart.draw(overload, found, stand.folder / "overload.png")
+    assert drawn is not None
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+
+
+def test_models_pressed_directly_answer(stand: service.Bench) -> None:
+    found = to_the_limit.pressed_directly(stand, to_the_limit.Plan(seconds=0.5), None)
+    assert 1 < found["rate"] <= 1.05 / to_the_limit.MODEL_S
+
+
+@pytest.mark.parametrize("variant", ["fp32-raw", "shared"])
+def test_calls_to_triton_are_counted(stand: service.Bench, variant: str) -> None:
+    arguments = ["benchmarks.triton_wire", variant, f"--triton={stand.triton_url}", "--warm-up=0.1", "--seconds=0.3"]
+    arguments += ["--triton-pids", *map(str, stand.triton_pids)]
+    found = Measured(**harness.answer(arguments, stand.cores.tested, 60))
+    figures = turns.of(found)
+    assert found.frames >= 1
+    assert set(triton_wire.VARIANTS) >= {variant}
+    assert figures["rate"] > 0
+    assert 0 < figures["p50_ms"] <= figures["p99_ms"]
+    assert {"cpu_us", "triton_us", "faults"} <= set(figures)
+
+
+def test_two_workers_share_the_sessions(stand: service.Bench) -> None:
+    plan = workers.Plan(seconds=0.8, warm_up_s=0.3, turns=1, variants=("2",))
+    found = turns.run("workers", plan, lambda name: workers.one(stand, plan, int(name)), workers.RATIOS, print)
+    (figures,) = found["turns"]["2"]
+    assert 1 <= figures["fullest"] <= 2
+    assert 1 <= figures["batch"] <= 8
+    assert figures["per_cpu_s"] == pytest.approx(2e6 / figures["cpu_us"])
+    (ratio,) = found["ratios"]
+    assert ratio["label"].startswith("sessions of the fullest")
+    assert "two workers, 24 sessions" in shown(workers, found)
