@@ -83,7 +83,9 @@ class LiveSettings(Section):
     max_age_ms: float = Field(2000.0, gt=0, description="a realtime frame that waited longer is dropped unanalysed")
     init_timeout_s: float = Field(10.0, gt=0, description="seconds a new socket has for its first message")
     send_timeout_s: float = Field(5.0, gt=0, description="seconds a reader may stall before `bye: slow_reader`")
-    ping_interval_s: float = Field(15.0, gt=0, description="seconds between two `ping`")
+    ping_interval_s: float = Field(
+        15.0, gt=0, description="seconds between two `ping`; a client that is silent for three times as long is let go"
+    )
     idle_timeout_s: float = Field(120.0, gt=0, description="seconds without a frame before `bye: idle`")
     max_pause_s: float = Field(600.0, gt=0, description="seconds a paused session keeps its slot")
     max_session_s: float = Field(8 * 3600.0, gt=0, description="seconds after which any session ends")
