@@ -37,7 +37,8 @@ RATIOS = (
 @dataclass(frozen=True, slots=True)
 class Plan(turns.Plan):
     seconds: float = 6.0
-    warm_up_s: float = 2.0
+    warm_up_s: float = 3.0
+    """Longer than a session of 256 waits between two frames: nobody's first frame is in the window."""
     turns: int = 3
     rate: float = 100.0
     """Frames a second, of all sessions together."""

@@ -6,6 +6,7 @@ import base64
 import io
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -64,6 +65,15 @@ def moments(sight: Sight, count: int) -> list[Moment]:
 
 
 def assert_drawn_where_she_is(sight: Sight, count: int) -> None:
+    """Within three looks: a machine that stands still for a second is not the page's fault."""
+    for _ in range(2):
+        with suppress(AssertionError):
+            _drawn_where_she_is(sight, count)
+            return
+    _drawn_where_she_is(sight, count)
+
+
+def _drawn_where_she_is(sight: Sight, count: int) -> None:
     """Every box, the skeleton's face and the sign's text, against where the shown picture itself has them.
 
     The view turns round once a second, and what is drawn in between is foretold: now and then it is off for a moment,
