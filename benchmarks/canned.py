@@ -24,14 +24,15 @@ class TritonPythonModel:
         folder = os.path.join(args["model_repository"], args["model_version"])
         self.outputs = dict(np.load(os.path.join(folder, "outputs.npz")))
         self.delay = float(self.outputs.pop("delay_s"))
+        self.each = float(self.outputs.pop("frame_s"))
         self.batches = {}
 
     def execute(self, requests):
         responses = []
         for request in requests:
             count = request.inputs()[0].shape()[0]
-            if self.delay:
-                time.sleep(self.delay)
+            if self.delay or self.each:
+                time.sleep(self.delay + self.each * count)
             if count not in self.batches:
                 self.batches[count] = [
                     pb_utils.Tensor(name, np.repeat(one[None], count, 0)) for name, one in self.outputs.items()
@@ -82,14 +83,21 @@ def model(
     dtype: str = "UINT8",
     size: int = SIZE,
     delay_s: float = 0.0,
+    frame_s: float = 0.0,
     instances: int = 1,
     class_names: Sequence[str] | None = None,
 ) -> None:
-    """One model that answers `outputs`, each of one picture, whatever it is shown."""
+    """One model that answers `outputs`, each of one picture, whatever it is shown.
+
+    Args:
+        delay_s: that a request takes, however many pictures it has.
+        frame_s: that each picture of a request takes, one after the other.
+    """
     folder = repository / name / "1"
     folder.mkdir(parents=True)
     (folder / "model.py").write_text(_MODEL)
-    np.savez(folder / "outputs.npz", delay_s=np.float64(delay_s), **outputs)  # type: ignore[arg-type]
+    times = {"delay_s": np.float64(delay_s), "frame_s": np.float64(frame_s)}
+    np.savez(folder / "outputs.npz", **times, **outputs)  # type: ignore[arg-type]
     dims = f"{size}, {size}, 3" if dtype == "UINT8" else f"3, {size}, {size}"
     parameters = {"display_name": f"canned {name}"}
     if class_names is not None:
@@ -122,12 +130,13 @@ def person_pose() -> tuple[float, ...]:
     return (x1, y1, x2, y2, score, 0.0, *points)
 
 
-def write(repository: Path, *, delay_s: float = 0.0, names: Sequence[str] | None = None) -> Path:
+def write(repository: Path, *, delay_s: float = 0.0, frame_s: float = 0.0, names: Sequence[str] | None = None) -> Path:
     """`yolo`, `yolo_pose` and `vision` over both, prepared layouts, one person and one dog."""
+    times = {"delay_s": delay_s, "frame_s": frame_s}
     names = names or [*("person" if i == 0 else "dog" if i == 16 else f"class_{i}" for i in range(80))]
     found, posed = detections([PERSON, DOG]), poses([person_pose()])
-    model(repository, "yolo", {"detections": found}, delay_s=delay_s, class_names=names)
-    model(repository, "yolo_pose", {"detections": posed}, delay_s=delay_s)
+    model(repository, "yolo", {"detections": found}, class_names=names, **times)
+    model(repository, "yolo_pose", {"detections": posed}, **times)
     # One model in place of an ensemble: an ensemble's own scheduling is not what is looked at here.
-    model(repository, "vision", {"detections": found, "poses": posed}, delay_s=delay_s, class_names=names)
+    model(repository, "vision", {"detections": found, "poses": posed}, class_names=names, **times)
     return repository

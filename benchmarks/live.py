@@ -109,13 +109,13 @@ VARIANTS = {
 }
 
 
-def repository(folder: Path, delay_s: float = 0.0) -> Path:
+def repository(folder: Path, frame_s: float = 0.0) -> Path:
     """Prepared models as `make models` writes them, and the same answers as raw heads behind FP32 pictures.
 
     Args:
-        delay_s: that the prepared ones take for a frame; the raw ones answer at once.
+        frame_s: that the prepared ones take for a frame; the raw ones answer at once.
     """
-    canned.write(folder, delay_s=delay_s)
+    canned.write(folder, frame_s=frame_s)
     for name, head in (
         ("raw_yolo", canned.detections([canned.PERSON, canned.DOG])),
         ("raw_yolo_pose", canned.poses([canned.person_pose()])),

@@ -42,7 +42,7 @@ class Plan(turns.Plan):
 
 def repository(folder: Path) -> Path:
     """Models that take MODEL_S a frame, one frame at a time."""
-    return canned.write(folder, delay_s=MODEL_S)
+    return canned.write(folder, frame_s=MODEL_S)
 
 
 def capacity(stand: service.Bench) -> Figures:

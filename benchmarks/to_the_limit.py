@@ -43,7 +43,7 @@ class Plan(turns.Plan):
 
 def repository(folder: Path) -> Path:
     """Models that take MODEL_S a frame."""
-    return canned.write(folder, delay_s=MODEL_S)
+    return canned.write(folder, frame_s=MODEL_S)
 
 
 def pressed_by_service(stand: service.Bench, plan: Plan) -> Figures:

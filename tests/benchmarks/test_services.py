@@ -24,7 +24,7 @@ def stand() -> Iterator[service.Bench]:
     require_environment(TritonSettings().triton_python, "make triton-env")
 
     def repository(folder: Path) -> Path:
-        return live.repository(folder, delay_s=to_the_limit.MODEL_S)
+        return live.repository(folder, frame_s=to_the_limit.MODEL_S)
 
     with service.bench(repository, STREAMS) as one:
         yield one

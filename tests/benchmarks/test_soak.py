@@ -17,7 +17,7 @@ from tests.support.service import require_environment
 def test_a_short_soak_runs_and_reports(tmp_path: Path) -> None:
     require_environment(TritonSettings().triton_python, "make triton-env")
     lines: list[str] = []
-    plan = soak.Plan(seconds=5.0, sessions=3, fps=5, churn_s=1.0, unruly=3, look_s=0.3, ocr=False)
+    plan = soak.Plan(seconds=4.0, sessions=3, fps=5, churn_s=1.0, unruly=3, look_s=0.2, ocr=False)
     found = soak.measure(plan, lines.append)
     assert lines
     assert all("the service" in line and "frames" in line for line in lines)
