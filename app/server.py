@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from typing import Any
 
 from app.connections import LiveSocket, ServerConfig, TimedHttp
@@ -11,6 +12,7 @@ from app.settings import Settings
 
 _UNSENT = 16 * 1024
 """Bytes the kernel keeps for a peer that does not read: left alone it takes megabytes, and results grow old in them."""
+_BACKLOG = 2048
 
 
 def config(settings: Settings, app: Any, *, factory: bool = False) -> ServerConfig:
@@ -45,9 +47,46 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         ConfigurationError: HOST or PORT cannot be had.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
+    listener = _bound(socket.socket, host, port)
+    listener.listen(_BACKLOG)
+    return listener
+
+
+def share(host: str, port: int) -> socket.socket:
+    """For several processes: each that this is handed to gets a listening socket of its own, on the same port.
+
+    The kernel then spreads connections over them. With one socket for all, the first process to wake takes
+    whatever waits: of 24 sessions that came at once, all went to one of two workers. Elsewhere than on Linux the
+    kernel does not spread, and there it is one socket.
+
+    Raises:
+        ConfigurationError: HOST or PORT cannot be had.
+    """
+    if sys.platform != "linux":
+        return listen(host, port)
+    with _bound(socket.socket, host, port) as alone:  # nobody else's: sharing would not tell
+        taken = alone.getsockname()[1]
+    return _bound(_Shared, host, taken)
+
+
+class _Shared(socket.socket):
+    """Holds a port and does not listen; its copy in another process listens."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _join, self.getsockname()[:2]
+
+
+def _join(host: str, port: int) -> socket.socket:
+    listener = _bound(_Shared, host, port)
+    listener.listen(_BACKLOG)
+    return listener
+
+
+def _bound(kind: type[socket.socket], host: str, port: int) -> socket.socket:
+    listener = kind(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if kind is _Shared:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)  # accepted sockets inherit it
     try:
         listener.bind((host, port))
@@ -57,5 +96,4 @@ def listen(host: str, port: int) -> socket.socket:
             f"HOST='{host}' PORT={port}: cannot listen there ({error.strerror or error}); "
             "stop what uses the port, or set PORT to another (0 takes a free one)"
         ) from None
-    listener.listen(2048)
     return listener

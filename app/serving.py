@@ -13,7 +13,7 @@ from uvicorn.supervisors import Multiprocess
 
 from app.inference.shared import end_with_parent, shared_triton
 from app.logs import configure
-from app.server import config, listen
+from app.server import config, listen, share
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -42,14 +42,14 @@ def run() -> None:
 
 
 def _run_workers(settings: Settings) -> None:
-    """Several processes on one listening socket, with one embedded Triton between them."""
+    """Several processes on one port, with one embedded Triton between them."""
     from app import metrics
     from app.main import require_tokens
 
     require_tokens(settings)
     shared = settings.server.state_dir / f"metrics-{os.getpid()}"
     metrics.share_between_workers(shared)
-    listener = listen(settings.server.host, settings.server.port)
+    listener = share(settings.server.host, settings.server.port)
     _announce(settings, listener.getsockname()[1])
     try:
         with shared_triton(settings.triton, settings.server.state_dir):

@@ -7,8 +7,9 @@ machine gives, which cannot be twice as much. CPU time a frame is still each var
 costs as much as one of one worker, two full cores give twice the frames of one; what a second process adds (caches,
 memory, smaller batches) shows as less.
 
-The kernel hands a connection to whichever worker asks first, and they stay there: with all sessions on one worker, two
-give no more than one. The fullest worker's sessions, over an even share, tell; the two figures are to be read together.
+The kernel deals connections out over the workers by address and port, as good as by dice, and they stay there: with all
+sessions on one worker, two give no more than one. The fullest worker's sessions, over an even share, tell; of 24 sessions
+one worker gets more than 18 less than once in a hundred times. The two figures are to be read together.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ _BY_RATE = (
 )
 RATIOS = (
     _BY_CPU,
-    Ratio("sessions of the fullest of two workers, over an even share", "fullest", "2", at_most=1.1),
+    Ratio("sessions of the fullest of two workers, over an even share", "fullest", "2", at_most=1.5),
     _BY_RATE,
 )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
@@ -14,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from app.settings import OcrSettings, TritonSettings
+from app.settings import ROOT, OcrSettings, TritonSettings
 from benchmarks import canned
 from tests.conftest import SLOW
 from tests.support.live import adds_up, opened, plain_socket, ready, settle, settle_below
@@ -221,6 +223,48 @@ async def test_two_workers_serve_and_their_metrics_add_up(pair: Service, jpeg: b
     await ended(pair)
     assert_gone(everybody)
     assert "Traceback" not in pair.log
+
+
+async def test_sessions_that_come_at_once_are_spread_over_the_workers(pair: Service) -> None:
+    def held() -> list[int]:
+        """Sockets of sessions, by worker; the kernel chooses by address and port, as good as by dice."""
+        children = psutil.Process(pair.process.pid).children()
+        counts = [
+            sum(
+                one.status == psutil.CONN_ESTABLISHED and one.laddr.port == pair.port for one in child.net_connections()
+            )
+            for child in children
+        ]
+        return sorted(count for count in counts if count)
+
+    both = time.monotonic() + PATIENCE_S
+    while sum(listening(child, pair.port) for child in psutil.Process(pair.process.pid).children()) < 2:
+        assert time.monotonic() < both
+        await asyncio.sleep(0.1)
+    async with AsyncExitStack() as stack:
+        await asyncio.gather(*(stack.enter_async_context(ready(pair)) for _ in range(32)))
+        spread = held()
+        assert len(spread) == 2
+        assert spread[0] >= 4  # less happens once in 30,000 times
+
+
+def listening(process: psutil.Process, port: int) -> bool:
+    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in process.net_connections("tcp"))
+
+
+def test_a_port_that_is_taken_is_not_shared_with_whoever_has_it(pair: Service, tmp_path: Path) -> None:
+    settings = {
+        "WORKERS": "2",
+        "PORT": str(pair.port),
+        "STATE_DIR": str(tmp_path / "other"),
+        "TRITON_URL": "127.0.0.1:9",
+    }
+    command = [sys.executable, "-m", "app", "serve"]
+    second = subprocess.run(
+        command, env={**os.environ, **settings}, cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert second.returncode == 2
+    assert f"PORT={pair.port}: cannot listen there (Address already in use)" in second.stderr + second.stdout
 
 
 async def test_workers_do_not_outlive_their_parent(pair: Service) -> None:
