@@ -44,6 +44,9 @@ INSTALL = $(UV) pip install --quiet --require-hashes --no-deps
 	$(INSTALL) --reinstall --python .venv-ocr/bin/python -r requirements/ocr-headless.txt
 	@touch $@
 
+# Most tests wait for processes: two at a time take half as long. A file's tests stay together.
+TEST_PROCESSES ?= 2
+
 .PHONY: help install demo serve test check format bench models engine triton-env openvino-env ocr-env docs dashboards requirements clean
 
 help: ## what there is to do
@@ -112,7 +115,7 @@ test: install .venv/.dev .venv/.system .venv/.kafka .venv-triton/.openvino ## ev
 	@if command -v node >/dev/null; then node --test tests/web/*.test.mjs; \
 	elif [ -n "$${CI:-}" ]; then echo "node is missing: the page's modules cannot be tested"; exit 1; \
 	else echo "node is missing: the page's modules are not tested"; fi
-	.venv/bin/pytest $(ARGS)
+	.venv/bin/pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 format: .venv/.dev ## put the code in order
 	.venv/bin/ruff check --fix .

@@ -106,7 +106,7 @@ def test_a_first_session_is_told_at_once(front: Ec2) -> None:
         asked.set()
         return sessions[0]
 
-    made = publisher(front, count, activity_interval_s=3600)
+    made = publisher(front, count, activity_interval_s=120)
     run_until(made, lambda: figures(front.aws, front.instance_id).get("Maximum") == 2)
     assert front.asked["PutMetricData"] == 1
 

@@ -33,11 +33,11 @@ class ModelSpec:
     outputs: tuple[TensorSpec, ...]
     max_batch: int
     """Largest batch of one request; at least 1."""
-    batched: bool = False
-    """Whether the server puts requests together by itself (dynamic batching)."""
     parameters: Mapping[str, str] = field(default_factory=dict)
     """The model configuration's string parameters. We read `display_name` (what really answers) and
     `class_names` (a JSON array of names in the order of class ids)."""
+    batched: bool = False
+    """Whether the server puts requests together by itself (dynamic batching)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,11 @@ STEADY_S = 60.0
 LOGS_KEPT = 8
 
 
+_PASSING = ("already in use", "lock_exception")
+"""In the log of a start that is worth repeating: somebody took a port that was free when we asked for it; or Triton's
+Python backend fell over its own locks (https://github.com/triton-inference-server/server/issues/8882)."""
+
+
 class LocalTriton:
     """Starts a Triton on free loopback ports, keeps it running, ends it.
 
@@ -105,9 +110,9 @@ class LocalTriton:
                     await self._run_until_ready()
                     break
                 except InferenceUnavailable:
-                    # Between our asking for a free port and Triton's taking it, someone else may take it.
-                    if attempt == 2 or "already in use" not in self._log_tail():
+                    if attempt == 2 or not any(words in self._log_tail() for words in _PASSING):
                         raise
+                    log.warning("Triton is started once more: %s", self._log_tail().rpartition("\n")[2])
                     await self._end()
         except BaseException:
             await self._end()
