@@ -16,7 +16,7 @@ from app.pipeline.boxes import Floats, Letterbox, points_to_image, to_image
 from app.pipeline.heads import Layout, candidates, find_head
 from app.pipeline.tensors import InputFormat, input_format
 from app.pipeline.together import scoring, to_images
-from app.pipeline.yolo import rounded
+from app.pipeline.yolo import Written, rounded
 from app.protocol.result import KEYPOINT_NAMES, Box, Keypoint, Pose
 
 _KEYPOINTS = len(KEYPOINT_NAMES)
@@ -39,6 +39,9 @@ class Posed:
     confidence: Floats
     keypoints: Floats
     """`[n, 17, 3]`: x, y in frame pixels, confidence."""
+    written: Written | None = None
+    columns: list[list[list[float]]] | None = None
+    """Of each person x, y and confidence, 17 each, as the wire has them; both where a whole batch was read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +101,20 @@ class PoseReader:
         xyxy = to_images(rows[:, :4].reshape(-1, 2, 2), picture, boxes).reshape(-1, 4)
         keypoints = _finite(rows[:, 6:].reshape(-1, _KEYPOINTS, 3))
         keypoints[..., :2] = to_images(keypoints[..., :2], picture, boxes)
+        scores = rows[:, 4]
+        sides, told, columns = rounded(xyxy, 2), rounded(scores, 4), _columns(keypoints)
         parts = [slice(start, min(end, start + max_detections)) for start, end in pairwise(bounds)]
         return [
-            None if box is None else Posed(xyxy[at], rows[at, 4], keypoints[at])
+            None
+            if box is None
+            else Posed(xyxy[at], scores[at], keypoints[at], Written(sides[at], told[at]), columns[at])
             for box, at in zip(boxes, parts, strict=True)
         ]
+
+
+def _columns(keypoints: Floats) -> list[list[list[float]]]:
+    """`[n, 17, 3]` to x, y and confidence of each person, pixels to 2 decimals, confidences to 4."""
+    return (np.rint(keypoints * _DIGITS) / _DIGITS).transpose(0, 2, 1).tolist()  # type: ignore[no-any-return]
 
 
 def _finite(keypoints: Floats) -> Floats:
@@ -134,6 +146,7 @@ def pose_reader(spec: ModelSpec, *, output: str | None = None) -> PoseReader:
 def poses(posed: Posed, track_ids: NDArray[Any] | None) -> list[Pose]:
     """The wire's poses: pixels to 2 decimals, confidences to 4. `track_ids` `[n]`: -1 where there is none."""
     ids = [-1] * len(posed.confidence) if track_ids is None else track_ids.tolist()
+    written = posed.written or Written(rounded(posed.xyxy, 2), rounded(posed.confidence, 4))
     return [
         Pose(
             confidence,
@@ -142,9 +155,9 @@ def poses(posed: Posed, track_ids: NDArray[Any] | None) -> list[Pose]:
             track_id if track_id >= 0 else None,
         )
         for confidence, corners, columns, track_id in zip(
-            rounded(posed.confidence, 4),
-            rounded(posed.xyxy, 2),
-            (np.rint(posed.keypoints * _DIGITS) / _DIGITS).transpose(0, 2, 1).tolist(),
+            written.confidence,
+            written.boxes,
+            _columns(posed.keypoints) if posed.columns is None else posed.columns,
             ids,
             strict=True,
         )

@@ -28,6 +28,14 @@ _POSE = (56, 57)
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """Numbers as the wire has them, rounded for a whole batch in one go: numpy's price is for a call, not a row."""
+
+    boxes: list[list[float]]
+    confidence: list[float]
+
+
+@dataclass(frozen=True, slots=True)
 class Detected:
     """n objects of one frame, best first."""
 
@@ -35,6 +43,8 @@ class Detected:
     """`[n, 4]`, frame pixels."""
     confidence: Floats
     class_id: Classes
+    written: Written | None = None
+    """Where a whole batch was read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +100,11 @@ class DetectReader:
         rows, picture, bounds = found
         xyxy = to_images(rows[:, :4].reshape(-1, 2, 2), picture, boxes).reshape(-1, 4)
         labels = rows[:, 5].astype(np.int32)
+        scores = rows[:, 4]
+        sides, told = rounded(xyxy, 2), rounded(scores, 4)
         parts = [slice(start, min(end, start + max_detections)) for start, end in pairwise(bounds)]
         return [
-            None if box is None else Detected(xyxy[at], rows[at, 4], labels[at])
+            None if box is None else Detected(xyxy[at], scores[at], labels[at], Written(sides[at], told[at]))
             for box, at in zip(boxes, parts, strict=True)
         ]
 
@@ -152,6 +164,7 @@ def detections(detected: Detected, track_ids: NDArray[Any] | None, class_names: 
     """The wire's objects: pixels to 2 decimals, confidence to 4. `track_ids` `[n]`: -1 where there is none."""
     count = len(detected.class_id)
     ids = [-1] * count if track_ids is None else track_ids.tolist()
+    written = detected.written or Written(rounded(detected.xyxy, 2), rounded(detected.confidence, 4))
     return [
         Detection(
             class_id,
@@ -162,8 +175,8 @@ def detections(detected: Detected, track_ids: NDArray[Any] | None, class_names: 
         )
         for class_id, confidence, corners, track_id in zip(
             detected.class_id.tolist(),
-            rounded(detected.confidence, 4),
-            rounded(detected.xyxy, 2),
+            written.confidence,
+            written.boxes,
             ids,
             strict=True,
         )
@@ -172,4 +185,9 @@ def detections(detected: Detected, track_ids: NDArray[Any] | None, class_names: 
 
 def rounded(values: NDArray[Any], decimals: int) -> list[Any]:
     """Nested lists of Python floats. Rounded as float64: a rounded float32 would be written with all its digits."""
-    return np.round(values.astype(np.float64), decimals).tolist()  # type: ignore[no-any-return]
+    scale = 10.0**decimals
+    # What `np.round` does, without the two layers around it.
+    scaled = np.multiply(values, scale, dtype=np.float64)
+    np.rint(scaled, out=scaled)
+    scaled /= scale
+    return scaled.tolist()  # type: ignore[no-any-return]
