@@ -76,7 +76,7 @@ class Batches:
     def _start(self) -> None:
         wishes = [wish for wish in self._waiting if not wish.answer.done()]
         self._waiting.clear()
-        most = min(MOST, self._pipeline.most_together)
+        most = min(MOST, self._pipeline.most_together, self._pipeline.vision.max_batch)
         for at in range(0, len(wishes), most):
             batch = _Batch(wishes[at : at + most])
             for wish in batch.wishes:

@@ -28,9 +28,10 @@ from tests.pipeline.test_multimodal import job, served, white
 class Counted(FakeClient):
     """Notes how many pictures were in each request; refuses more than `most` at once."""
 
-    def __init__(self, *, batched: bool = True, most: int = 16, max_in_flight: int = 8) -> None:
+    def __init__(self, *, batched: bool = True, most: int = 16, max_batch: int = 16, max_in_flight: int = 8) -> None:
+        about = {"batched": batched, "max_batch": max_batch}
         models = served("yolo", "yolo_pose", "vision")
-        models = {name: (dataclasses.replace(spec, batched=batched), run) for name, (spec, run) in models.items()}
+        models = {name: (dataclasses.replace(spec, **about), run) for name, (spec, run) in models.items()}
         super().__init__(models, max_in_flight=max_in_flight)
         self.sizes: list[int] = []
         self.most = most
@@ -91,6 +92,21 @@ def test_no_more_than_eight_go_together_and_a_large_one_goes_alone(tmp_path: Pat
 
     run(client, tmp_path, use)
     assert sorted(client.sizes) == [1, 3, 8]
+
+
+def test_no_more_go_together_than_the_models_take_and_these_go_side_by_side(tmp_path: Path) -> None:
+    client = Counted(max_batch=2)
+    client.latency_s = 0.1
+
+    async def use(batches: Batches) -> None:
+        asked = asyncio.gather(*map(batches.analyze, jobs(4)))
+        while len(client.calls) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert not asked.done()
+        assert places(await asked) == [40, 40, 40, 160]
+
+    run(client, tmp_path, use)
+    assert client.sizes == [2, 2]
 
 
 def test_models_that_the_server_does_not_batch_get_one_frame_at_a_time(tmp_path: Path) -> None:
