@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import logging
 import sys
 
@@ -12,8 +11,6 @@ import cv2
 log = logging.getLogger(__name__)
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-_COLLECT = (10_000, 20, 50)
-"""New objects that start a collection of the young; of those, how many start one of the middle-aged; and of the old."""
 _THRESHOLD = 256 * 1024 * 1024
 
 
@@ -22,13 +19,7 @@ def tune() -> None:
 
     With glibc's defaults a buffer of a frame's size is mapped, faulted in page by page and unmapped again
     for every frame, which can double the cost of a decode (mallopt(3)).
-
-    Lets the garbage collector look less often, and never again at what the imports made: a frame makes some hundred
-    objects without a cycle among them, and by default each 700 of them start a search.
     """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_COLLECT)
     cv2.setNumThreads(1)  # one frame, one thread: the frames are what runs in parallel
     if sys.platform == "linux":
         try:

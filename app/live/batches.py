@@ -89,12 +89,19 @@ class Batches:
         try:
             found = await self._pipeline.analyze([wish.job for wish in wishes])
         except Exception as error:  # each frame's own session logs and counts it
-            for wish in wishes:
-                if not wish.answer.done():
-                    wish.answer.set_exception(error)
+            await self._one_by_one(wishes, error)
             return
         for wish, one in zip(wishes, found, strict=True):
             if wish.answer.done():  # its session ended meanwhile, and must not be left in OCR's line
                 self._pipeline.ocr.forget(wish.job.memory.ocr)
             else:
                 wish.answer.set_result(one)
+
+    async def _one_by_one(self, wishes: list[_Wish], error: Exception) -> None:
+        """One frame's fault must not be the others': each is tried again alone."""
+        if len(wishes) > 1:
+            for wish in wishes:
+                if not wish.answer.done():
+                    await self._run([wish])
+        elif not wishes[0].answer.done():
+            wishes[0].answer.set_exception(error)

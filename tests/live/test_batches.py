@@ -180,6 +180,18 @@ def test_a_batch_that_the_server_refuses_is_not_tried_as_large_again(tmp_path: P
     assert client.sizes == [8, 4, 4, 2, 2, 2, 2]
 
 
+def test_what_breaks_on_one_frame_is_that_frames_alone(tmp_path: Path) -> None:
+    one, two, three = jobs(3)
+    two.memory.tracker = object()  # type: ignore[assignment]
+
+    async def use(batches: Batches) -> None:
+        found = await asyncio.gather(*map(batches.analyze, (one, two, three)), return_exceptions=True)
+        assert places(found) == [40, 160]
+        assert isinstance(found[1], AttributeError)
+
+    run(Counted(), tmp_path, use)
+
+
 def test_a_bug_in_one_batch_is_told_to_every_frame_of_it(tmp_path: Path) -> None:
     client = Counted()
 

@@ -28,7 +28,8 @@ async def main(folder: Path) -> None:
         for number in range(OBSERVATIONS):
             shown = (seen(name, 1, frames=10),)
             backlog.offer(observation(number * 10 + 1, 10, at_s=number, objects=shown))
-            await asyncio.sleep(0.005)
+            while backlog.counts.on_disk < number:  # noqa: ASYNC110  else a slow disk has them folded
+                await asyncio.sleep(0.002)
     while any(one.counts.on_disk < OBSERVATIONS - 1 for one in held):  # noqa: ASYNC110  a thread writes them
         await asyncio.sleep(0.01)
     print("ready", flush=True)
