@@ -8,12 +8,15 @@ decoding – a request, its answer, a hop to a thread, numpy's calls – is paid
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 
 from app.errors import FrameError
 from app.pipeline.frames import Job
 from app.pipeline.multimodal import Pipeline
 from app.protocol.result import FrameResult
+
+log = logging.getLogger(__name__)
 
 MOST = 8
 """Frames in a batch: more gain next to nothing, and the first of them would wait for the last one's decoding."""
@@ -100,6 +103,8 @@ class Batches:
     async def _one_by_one(self, wishes: list[_Wish], error: Exception) -> None:
         """One frame's fault must not be the others': each is tried again alone."""
         if len(wishes) > 1:
+            # Said here: alone it may not come again, and then nobody else would tell of it.
+            log.error("%d frames together failed; each is tried alone", len(wishes), exc_info=error)
             for wish in wishes:
                 if not wish.answer.done():
                     await self._run([wish])
