@@ -40,15 +40,22 @@ class DropQueue(Generic[T]):
         self._arrived.set()
         return dropped
 
-    async def get(self) -> T | None:
-        """The oldest item kept; waits for one. None once the queue is closed and empty."""
-        while not self._items:
-            if self._closed:
-                return None
-            self._arrived.clear()
-            await self._arrived.wait()
+    def take(self) -> T | None:
+        """The oldest item kept, if there is one."""
+        if not self._items:
+            return None
         self._taken.set()
         return self._items.popleft()
+
+    async def news(self) -> None:
+        """Waits until there is an item, a `nudge`, or no more to come."""
+        self._arrived.clear()
+        if not self._items and not self._closed:
+            await self._arrived.wait()
+
+    def nudge(self) -> None:
+        """Wakes the consumer, who waits for something else too."""
+        self._arrived.set()
 
     async def room(self) -> None:
         """Waits until an item can be put without dropping one, or the queue is closed."""
@@ -57,7 +64,7 @@ class DropQueue(Generic[T]):
             await self._taken.wait()
 
     def close(self) -> None:
-        """No more items; `get` still hands out those that are in."""
+        """No more items; `take` still hands out those that are in."""
         self._closed = True
         self._arrived.set()
         self._taken.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -11,17 +12,25 @@ from hypothesis import strategies as st
 from app.queues import DropQueue
 
 pytestmark = pytest.mark.anyio
+T = TypeVar("T")
+
+
+async def get(queue: DropQueue[T]) -> T | None:
+    """The next item; None once there will be none."""
+    while (item := queue.take()) is None and not queue.closed:
+        await queue.news()
+    return item if item is not None else queue.take()
 
 
 async def test_the_newest_replaces_the_oldest_which_is_handed_back() -> None:
     queue: DropQueue[int] = DropQueue(2)
     assert [queue.put(number) for number in range(5)] == [None, None, 0, 1, 2]
-    assert [await queue.get(), await queue.get()] == [3, 4]
+    assert [await get(queue), await get(queue)] == [3, 4]
 
 
 async def test_a_consumer_waits_for_the_first_item() -> None:
     queue: DropQueue[str] = DropQueue()
-    waiting = asyncio.create_task(queue.get())
+    waiting = asyncio.create_task(get(queue))
     await asyncio.sleep(0)
     assert not waiting.done()
     queue.put("here")
@@ -33,12 +42,12 @@ async def test_after_close_nothing_gets_in_and_what_is_in_gets_out() -> None:
     queue.put(1)
     queue.close()
     assert queue.put(2) == 2
-    assert [await queue.get(), await queue.get(), await queue.get()] == [1, None, None]
+    assert [await get(queue), await get(queue), await get(queue)] == [1, None, None]
 
 
 async def test_close_wakes_a_consumer_and_a_producer() -> None:
     queue: DropQueue[int] = DropQueue()
-    consumer = asyncio.create_task(queue.get())
+    consumer = asyncio.create_task(get(queue))
     await asyncio.sleep(0)
     queue.close()
     assert await consumer is None
@@ -58,19 +67,19 @@ async def test_room_waits_until_an_item_was_taken() -> None:
     producer = asyncio.create_task(queue.room())
     await asyncio.sleep(0)
     assert not producer.done()
-    await queue.get()
+    await get(queue)
     await producer
 
 
 async def test_a_cancelled_consumer_takes_nothing_with_it() -> None:
     queue: DropQueue[int] = DropQueue()
-    consumer = asyncio.create_task(queue.get())
+    consumer = asyncio.create_task(get(queue))
     await asyncio.sleep(0)
     queue.put(1)
     consumer.cancel()
     await asyncio.gather(consumer, return_exceptions=True)
     assert len(queue) == 1
-    assert await queue.get() == 1
+    assert await get(queue) == 1
 
 
 @pytest.mark.parametrize("size", [0, -1])
@@ -95,7 +104,7 @@ async def walk(size: int, steps: list[str]) -> None:
             sent += 1
             dropped += [] if gone is None else [gone]
         elif step == "get" and len(queue):
-            seen.append(await queue.get())
+            seen.append(await get(queue))
         elif step == "drain":
             seen += queue.drain()
         elif step == "close":
@@ -104,3 +113,13 @@ async def walk(size: int, steps: list[str]) -> None:
     assert seen == sorted(seen)
     assert dropped == sorted(dropped)
     assert sorted([*seen, *dropped, *queue.drain()]) == [*range(sent)]
+
+
+async def test_a_nudge_wakes_the_consumer_though_nothing_came() -> None:
+    queue: DropQueue[int] = DropQueue()
+    waiting = asyncio.create_task(queue.news())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    queue.nudge()
+    await waiting
+    assert queue.take() is None

@@ -8,12 +8,15 @@ decoding – a request, its answer, a hop to a thread, numpy's calls – is paid
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
 
 from app.errors import FrameError
 from app.pipeline.frames import Job
 from app.pipeline.multimodal import Pipeline
+from app.pipeline.turns import Turn
 from app.protocol.result import FrameResult
 
 log = logging.getLogger(__name__)
@@ -24,89 +27,143 @@ LARGE = 512 * 1024
 """Bytes of a JPEG that takes so long to decode that nobody should wait for it: it goes alone."""
 
 
-@dataclass(slots=True)
-class _Wish:
-    """One frame, and who waits for it."""
+class Wish:
+    """One frame that was handed in, and its answer."""
 
-    job: Job
-    answer: asyncio.Future[FrameResult | FrameError]
-    batch: _Batch | None = None
+    def __init__(self, job: Job, answer: asyncio.Future[FrameResult | FrameError]) -> None:
+        self.job = job
+        self.answer = answer
+        """Raises what broke on this frame. Whoever wants it no more calls `give_up`."""
+        self._batch: _Batch | None = None
+
+    def give_up(self) -> None:
+        """Nobody waits for the answer any more. Takes no other frame with it."""
+        if not self.answer.cancel() and not self.answer.cancelled():
+            self.answer.exception()  # it had one, perhaps: nobody will ask
+        if self._batch is not None:
+            self._batch.abandon()
+
+    def failed(self, error: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+    def joins(self, batch: _Batch) -> None:
+        self._batch = batch
 
 
-@dataclass(slots=True)
 class _Batch:
-    """Wishes that are looked at together."""
+    """Wishes that are looked at together, after those of the same streams that came before."""
 
-    wishes: list[_Wish]
-    task: asyncio.Task[None] | None = None
+    def __init__(self, wishes: list[Wish], analyze: Callable[[list[Wish], Turn], Coroutine[Any, Any, None]]) -> None:
+        self._wishes = wishes
+        memories = [wish.job.memory for wish in wishes]
+        turn = Turn({memory.turn for memory in memories if memory.turn is not None})
+        for wish, memory in zip(wishes, memories, strict=True):
+            memory.turn = turn
+            wish.joins(self)
+        self.task = asyncio.create_task(analyze(wishes, turn))
+        # Not in the task, which may be cancelled before it begins.
+        self.task.add_done_callback(lambda _: turn.end())
 
     def abandon(self) -> None:
         """Gives it up once nobody waits for any of it, so that churning clients leave no work behind."""
-        if self.task is not None and all(wish.answer.done() for wish in self.wishes):
+        if all(wish.answer.done() for wish in self._wishes):
             self.task.cancel()
 
 
 class Batches:
-    """The live door's way into the pipeline. One frame of a stream at a time; bound to one event loop."""
+    """The live door's way into the pipeline. Bound to one event loop.
+
+    A stream may hand in several frames at a time: they are prepared and finished in their order, and overlap at the
+    server.
+    """
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
-        self._waiting: list[_Wish] = []
+        self._waiting: list[Wish] = []
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def analyze(self, job: Job) -> FrameResult | FrameError:
+        """`submit`, and its answer. Cancelling gives it up."""
+        wish = self.submit(job)
+        try:
+            return await wish.answer
+        finally:
+            if not wish.answer.done() or wish.answer.cancelled():
+                wish.give_up()
+
+    def submit(self, job: Job) -> Wish:
         """`Pipeline.analyze` of one frame.
 
         Together with others only where the server puts requests together itself: a model on the CPU does a batch one
-        picture after the other, and the first would wait for the last. Cancelling gives the answer up, no other's.
+        picture after the other, and the first would wait for the last.
         """
-        if not self._pipeline.vision.batched or len(job.frame.jpeg) > LARGE:
-            (found,) = await self._pipeline.analyze([job])
-            return found
         loop = asyncio.get_running_loop()
+        wish = Wish(job, loop.create_future())
         if not self._waiting:
             # Two turns: what the sockets hold now is read in between.
             loop.call_soon(loop.call_soon, self._start)
-        wish = _Wish(job, loop.create_future())
         self._waiting.append(wish)
-        try:
-            return await wish.answer
-        except asyncio.CancelledError:
-            if wish.batch is not None:
-                wish.batch.abandon()
-            raise
+        return wish
 
     def _start(self) -> None:
         wishes = [wish for wish in self._waiting if not wish.answer.done()]
         self._waiting.clear()
-        most = min(MOST, self._pipeline.most_together, self._pipeline.vision.max_batch)
-        for at in range(0, len(wishes), most):
-            batch = _Batch(wishes[at : at + most])
-            for wish in batch.wishes:
-                wish.batch = batch
-            batch.task = asyncio.create_task(self._run(batch.wishes))
-            self._under_way.add(batch.task)
-            batch.task.add_done_callback(self._under_way.discard)
+        for together in self._parted(wishes):
+            task = _Batch(together, self._run).task
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
 
-    async def _run(self, wishes: list[_Wish]) -> None:
+    def _parted(self, wishes: list[Wish]) -> Iterator[list[Wish]]:
+        """In order: of one stream no frame may pass another."""
+        vision = self._pipeline.vision
+        most = min(MOST, self._pipeline.most_together, vision.max_batch) if vision.batched else 1
+        batch: list[Wish] = []
+        for wish in wishes:
+            large = len(wish.job.frame.jpeg) > LARGE
+            if batch and (large or len(batch) == most):
+                yield batch
+                batch = []
+            if large:
+                yield [wish]
+            else:
+                batch.append(wish)
+        if batch:
+            yield batch
+
+    async def _run(self, wishes: list[Wish], turn: Turn) -> None:
         try:
-            found = await self._pipeline.analyze([wish.job for wish in wishes])
+            found = await self._pipeline.analyze([wish.job for wish in wishes], turn=turn)
         except Exception as error:  # each frame's own session logs and counts it
-            await self._one_by_one(wishes, error)
+            if len(wishes) == 1:
+                wishes[0].failed(error)
+            else:
+                await self._one_by_one(wishes, turn, error)
             return
         for wish, one in zip(wishes, found, strict=True):
-            if wish.answer.done():  # its session ended meanwhile, and must not be left in OCR's line
-                self._pipeline.ocr.forget(wish.job.memory.ocr)
-            else:
-                wish.answer.set_result(one)
+            self._answer(wish, one)
 
-    async def _one_by_one(self, wishes: list[_Wish], error: Exception) -> None:
+    async def _one_by_one(self, wishes: list[Wish], turn: Turn, error: Exception) -> None:
         """One frame's fault must not be the others': each is tried again alone."""
-        if len(wishes) > 1:
-            # Said here: alone it may not come again, and then nobody else would tell of it.
-            log.error("%d frames together failed; each is tried alone", len(wishes), exc_info=error)
-            for wish in wishes:
-                if not wish.answer.done():
-                    await self._run([wish])
-        elif not wishes[0].answer.done():
-            wishes[0].answer.set_exception(error)
+        # Said here: alone it may not come again, and then nobody else would tell of it.
+        log.error("%d frames together failed; each is tried alone", len(wishes), exc_info=error)
+        await turn.finish()
+        for wish in wishes:
+            if wish.answer.done():
+                continue
+            memory = wish.job.memory
+            # The next frame of its stream may be under way, with the last picture: this one goes without.
+            alone = dataclasses.replace(memory, grey=None, flow=None)
+            try:
+                (found,) = await self._pipeline.analyze([dataclasses.replace(wish.job, memory=alone)])
+            except Exception as own:
+                wish.failed(own)
+            else:
+                memory.tracker = alone.tracker
+                self._answer(wish, found)
+
+    def _answer(self, wish: Wish, found: FrameResult | FrameError) -> None:
+        if wish.answer.done():  # its session ended meanwhile, and must not be left in OCR's line
+            self._pipeline.ocr.forget(wish.job.memory.ocr)
+        else:
+            wish.answer.set_result(found)

@@ -1,7 +1,7 @@
 """One live session: a socket, from its upgrade to its `bye`.
 
-Three tasks: `_read` takes what the client sends, `_serve` waits for a slot and then answers the
-newest frame over and over, `_keep_time` watches the clocks. Any of them may `end` the session; the
+Three tasks: `_read` takes what the client sends, `_serve` waits for a slot and then has frames
+answered, `_keep_time` watches the clocks. Any of them may `end` the session; the
 last word, with the report, is said in one place.
 """
 
@@ -15,16 +15,17 @@ import uuid
 from starlette.websockets import WebSocket
 
 from app import metrics
-from app.errors import FrameError, ProtocolError
+from app.errors import ProtocolError
 from app.live import choices
 from app.live.admission import Place, Rejected, address_of, bearer, token_valid
+from app.live.answering import AHEAD, Answering
 from app.live.clocks import Clocks
 from app.live.door import LiveDoor
 from app.live.intake import Intake
 from app.live.ledger import Ledger
 from app.live.telling import Telling
 from app.live.voice import Gone, TooSlow, Voice
-from app.pipeline.frames import Frame, Job, StreamMemory
+from app.pipeline.frames import StreamMemory
 from app.protocol import messages
 from app.protocol.messages import (
     PROTOCOL_VERSION,
@@ -37,7 +38,6 @@ from app.protocol.messages import (
     Ping,
     Queued,
     Ready,
-    Result,
     Resume,
     ServerMessage,
     SettingsInForce,
@@ -45,7 +45,6 @@ from app.protocol.messages import (
     StreamSettings,
     Update,
 )
-from app.protocol.result import FrameResult
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +66,8 @@ class Session:
         self._memory = StreamMemory()
         self._ledger = Ledger()
         self._intake = Intake(self.id, door.live, self._ledger)
-        self._telling = Telling(self.id, door.summaries, self._send)
+        telling = self._telling = Telling(self.id, door.summaries, self._send)
+        self._answering = Answering(self.id, door.batches, self._memory, self._ledger, telling, self._send)
         self._begun = asyncio.Event()
         """The first message came, with a token where one is asked for."""
         self._ready = False
@@ -101,7 +101,7 @@ class Session:
                 await self._ending.wait()
                 if self._ready and self._reason in ("stopped", "shutdown", "max_session"):
                     # Each frame in flight has its time. Reading ends when the client leaves: then nobody waits.
-                    patience_s = self._door.answer_s * (1 + len(self._intake.line))
+                    patience_s = self._door.answer_s * (1 + len(self._intake.line) + len(self._answering))
                     await asyncio.wait({serving, reading}, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
                 for task in (serving, reading, timing):
                     task.cancel()
@@ -230,7 +230,8 @@ class Session:
                 self._ready = True
                 self._clocks.serve(time.monotonic())
                 if await self._send(self._welcome()):
-                    await self._answer_frames()
+                    at_once = min(AHEAD, self._live.credits) if self._settings.mode == "lossless" else 1
+                    await self._answering.run(self._intake.line, lambda: self._settings, at_once)
         except Rejected as error:
             self.end("rejected", str(error), retry_after_s=error.retry_after_s)
 
@@ -269,51 +270,6 @@ class Session:
             credits=self._live.credits,
             prompts=self._door.summaries.prompt_names,
         )
-
-    async def _answer_frames(self) -> None:
-        while (item := await self._intake.line.get()) is not None:
-            frame_id, frame = item
-            waited_ms = (time.perf_counter() - frame.received) * 1000
-            if self._settings.mode == "realtime" and waited_ms > self._settings.max_age_ms:
-                self._ledger.dropped("stale")
-                late = f"waited {waited_ms:.0f} ms; max_age_ms is {self._settings.max_age_ms:g}"
-                answer: ServerMessage = Error("stale", late, seq=frame.seq)
-                if not await self._send(answer):
-                    return
-                continue
-            if not await self._answer(frame_id, frame):
-                return
-
-    async def _answer(self, frame_id: int, frame: Frame) -> bool:
-        seq = frame.seq
-        try:
-            found = await self._door.batches.analyze(Job(frame, self._memory, self._settings))
-        except Exception:  # the door's per-frame boundary: logged, counted, answered; the session goes on
-            log.exception("a frame of session %s failed", self.id)
-            self._ledger.failed("pipeline")
-            return await self._send(Error("internal", "this frame could not be analysed", seq=seq))
-        if isinstance(found, FrameError):
-            self._ledger.dropped(found.code)
-            return await self._send(Error(found.code, str(found), seq=seq))
-        return await self._send_result(frame_id, seq, frame, found)
-
-    async def _send_result(self, frame_id: int, seq: int, frame: Frame, found: FrameResult) -> bool:
-        age_s = time.perf_counter() - frame.received
-        sent = await self._send(
-            Result(
-                session_id=self.id,
-                frame_id=frame_id,
-                seq=seq,
-                captured_at_ms=frame.received_at_ms if frame.captured_at_ms is None else frame.captured_at_ms,
-                frame=found,
-                age_ms=round(age_s * 1000, 3),
-                dropped=self._ledger.tell_dropped(),
-            )
-        )
-        if sent:
-            self._ledger.processed(age_s, found.timings_ms)
-            self._telling.offer(frame_id, found, frame.received_at_ms, self._settings)
-        return sent
 
     async def _send(self, message: ServerMessage) -> bool:
         """Sends; False when the session is over, because the client is gone or does not read."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from app.pipeline.motion import Flow
 from app.pipeline.ocr import OcrMemory
 from app.pipeline.tracks import StreamTracker
+from app.pipeline.turns import Turn
 from app.protocol.messages import StreamSettings
 
 
@@ -53,6 +54,8 @@ class StreamMemory:
     flow: Flow | None = None
     tracker: StreamTracker | None = None
     ocr: OcrMemory = field(default_factory=OcrMemory)
+    turn: Turn | None = None
+    """The last call's, where a door makes several at a time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 
 from app.errors import FrameError, InferenceError, InferenceTimeout, InferenceUnavailable, ModelRejected
 from app.inference.client import InferenceClient
@@ -113,7 +114,7 @@ class Pipeline:
         Args:
             door: which door's stage times these are.
             record: takes them instead, for a door that adds them up before they touch a metric.
-            turn: for a stream with several calls at a time; all frames are of that stream then. See `Turns`.
+            turn: where streams have several calls at a time. See `Turn`.
         """
         if self.client.up and self.client.generation != self._generation:
             try:
@@ -133,9 +134,7 @@ class Pipeline:
         try:
             method = self._settings.motion_method
             work = [partial(prepare, batch, frames, self._limits, method) for frames in self._shares(batch)]
-            await self._thread(batch, *work)
-            if turn is not None:
-                turn.prepared()
+            await self._thread(batch, *work, turn=turn)
             await self._infer(batch)
             if self._faces is not None:
                 await self._faces.run(batch)
@@ -165,13 +164,14 @@ class Pipeline:
             batch.requests.append(Request(self._memory(batch, vision.pose.input, count), None, vision.pose))
         return batch
 
-    def _shares(self, batch: Batch) -> list[range]:
+    def _shares(self, batch: Batch) -> list[list[int]]:
         """Which frames each thread prepares: the idle ones share them, but one stream's stay together and in order."""
-        count = len(batch.looks)
-        if len({id(look.job.memory) for look in batch.looks}) < count:
-            return [range(count)]
-        parts = max(1, min(count, self._cores, self._threads.idle))
-        return [range(part, count, parts) for part in range(parts)]
+        streams: dict[int, list[int]] = {}
+        for index, look in enumerate(batch.looks):
+            streams.setdefault(id(look.job.memory), []).append(index)
+        parts = max(1, min(len(streams), self._cores, self._threads.idle))
+        own = [*streams.values()]
+        return [list(chain.from_iterable(own[part::parts])) for part in range(parts)]
 
     def _memory(self, batch: Batch, form: InputFormat, count: int) -> Input:
         """Input memory of this format; one for all models that take the same."""
@@ -227,9 +227,14 @@ class Pipeline:
             self.most_together = frames // 2
             log.warning("a batch of %d was refused: %s", frames, error)
 
-    async def _thread(self, batch: Batch, *work: Work) -> None:
-        """Has threads do it. Where that is cancelled they go on, and the batch's memory is kept until they are done."""
+    async def _thread(self, batch: Batch, *work: Work, turn: Turn | None = None) -> None:
+        """Has threads do it. Where that is cancelled they go on; until they are done the batch's memory is kept, and
+        whoever must not prepare before this `turn` waits.
+        """
         batch.hold()
         working = self._threads.run(*work)
         working.add_done_callback(lambda _: batch.release())
+        if turn is not None:
+            turn.preparing()
+            working.add_done_callback(lambda _: turn.prepared())
         await asyncio.shield(working)

@@ -6,6 +6,7 @@ A frame that came decoded is laid where the others are decoded to.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 from app.errors import FrameError
 from app.pipeline.batch import Batch, Look
@@ -16,7 +17,7 @@ from app.protocol.result import OK, Stage
 from app.settings import LiveSettings
 
 
-def prepare(batch: Batch, frames: range, limits: LiveSettings, method: Method) -> None:
+def prepare(batch: Batch, frames: Iterable[int], limits: LiveSettings, method: Method) -> None:
     """Decodes these frames into the batch's input memory and computes their flow; the work of one thread."""
     for index in frames:
         look = batch.looks[index]

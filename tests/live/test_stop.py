@@ -103,12 +103,12 @@ async def test_what_is_in_flight_is_answered_and_everybody_is_told(
 async def test_what_takes_longer_than_the_drain_is_given_up_with_a_word(
     canned_triton: str, tmp_path: Path, jpeg: bytes
 ) -> None:
-    """20 frames of 0.3 s are too many for a second, whether the service stops or the client did so before."""
-    settings = {"TRITON_URL": canned_triton, "OCR": "off", **SLOW, "CREDITS": "20", "DRAIN_TIMEOUT_S": "2"}
+    """40 frames, four in 0.3 s, are too many for a second, whether the service stops or the client did so before."""
+    settings = {"TRITON_URL": canned_triton, "OCR": "off", **SLOW, "CREDITS": "40", "DRAIN_TIMEOUT_S": "2"}
     with serving(tmp_path, settings) as service:
         async with ready(service, mode="lossless") as open_, ready(service, mode="lossless") as stopping:
             for live in (open_, stopping):
-                for seq in range(1, 21):
+                for seq in range(1, 41):
                     await live.frame(jpeg, seq)
             await stopping.say("stop")
             await open_.answer()
