@@ -80,7 +80,10 @@ class Batches:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
+        pipeline.when_less_busy(self._go_on)
         self._waiting: list[Wish] = []
+        self._called = False
+        """Whether `_start` will come by itself."""
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def analyze(self, job: Job) -> FrameResult | FrameError:
@@ -100,13 +103,21 @@ class Batches:
         """
         loop = asyncio.get_running_loop()
         wish = Wish(job, loop.create_future())
-        if not self._waiting:
+        if not self._called:
+            self._called = True
             # Two turns: what the sockets hold now is read in between.
             loop.call_soon(loop.call_soon, self._start)
         self._waiting.append(wish)
         return wish
 
+    def _go_on(self) -> None:
+        if self._waiting and not self._called:
+            self._start()
+
     def _start(self) -> None:
+        self._called = False
+        if self._pipeline.busy:
+            return  # until `_go_on`
         wishes = [wish for wish in self._waiting if not wish.answer.done()]
         self._waiting.clear()
         for together in self._parted(wishes):

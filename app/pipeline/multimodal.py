@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
 
@@ -100,6 +100,15 @@ class Pipeline:
     @property
     def vision(self) -> Vision:
         return self._vision
+
+    @property
+    def busy(self) -> bool:
+        """Whether every core has a frame to prepare: what is handed in now would only wait for a thread."""
+        return self._threads.busy >= self._cores
+
+    def when_less_busy(self, call: Callable[[], None]) -> None:
+        """`call` is called in the loop whenever a thread has done its work."""
+        self._threads.on_done = call
 
     async def analyze(
         self, jobs: Sequence[Job], *, door: str = "live", record: Record | None = None, turn: Turn | None = None

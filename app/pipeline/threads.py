@@ -27,9 +27,16 @@ class Threads:
     def __init__(self, count: int, name: str) -> None:
         self._queue: SimpleQueue[tuple[_Errand, Work] | None] = SimpleQueue()
         self._busy = 0
+        self.on_done: Callable[[], None] | None = None
+        """Called in the loop whenever a piece of work is done."""
         self._threads = [threading.Thread(target=self._run, name=f"{name}-{i}", daemon=True) for i in range(count)]
         for thread in self._threads:
             thread.start()
+
+    @property
+    def busy(self) -> int:
+        """Pieces of work that are being done or wait for a thread."""
+        return self._busy
 
     @property
     def idle(self) -> int:
@@ -67,9 +74,10 @@ class Threads:
         self._busy -= 1
         errand.left -= 1
         errand.error = errand.error or error
-        if errand.left or errand.future.done():
-            return
-        if errand.error is None:
-            errand.future.set_result(None)
-        else:
-            errand.future.set_exception(errand.error)
+        if not errand.left and not errand.future.done():
+            if errand.error is None:
+                errand.future.set_result(None)
+            else:
+                errand.future.set_exception(errand.error)
+        if self.on_done is not None:
+            self.on_done()
