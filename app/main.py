@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 
-from app import __version__
+from app import __version__, metrics
 from app.activity import ActivityPublisher
 from app.errors import ConfigurationError, SightlineError
 from app.live import ledger, page, routes, single
@@ -130,7 +130,7 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
     activity = ActivityPublisher(settings.activity, settings.aws, lambda: door.open_now)
     publishing = asyncio.create_task(activity.run(), name="activity")
     stack.callback(publishing.cancel)
-    pacing = asyncio.create_task(_publish_pace(), name="pace")
+    pacing = asyncio.create_task(_publish(), name="pace")
     stack.callback(pacing.cancel)
 
     def inference_health() -> dict[str, Any]:
@@ -144,12 +144,13 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
     app.state.inference_health = inference_health
 
 
-async def _publish_pace() -> None:
+async def _publish() -> None:
     while True:
         await asyncio.sleep(1.0)
         ledger.PACE.publish()
         single.PACE.publish()
         passage.PACE.publish()
+        metrics.write_gathered()
 
 
 def _say_ready(pipeline: Pipeline, address: str) -> None:

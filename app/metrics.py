@@ -7,11 +7,12 @@ for every door, at every moment.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from bisect import bisect_left
 from collections import Counter as Counted
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
@@ -21,6 +22,9 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_TOGETHER = 100
+"""Observations that are added up before they touch a histogram: each takes two locks and a lookup."""
+_GATHERED: list[Callable[[], None]] = []
 _BATCHES = (1, 2, 4, 8, 16, 32)
 
 SESSIONS_ACTIVE = Gauge("sightline_sessions_active", "Live sessions being served", multiprocess_mode="livesum")
@@ -153,6 +157,67 @@ def observe_all(histogram: Histogram, values: Sequence[float]) -> None:
         histogram._sum.inc(sum(values))
 
 
+def observe_stages(door: str, frames: Sequence[Mapping[str, float]]) -> None:
+    """STAGE_SECONDS of several frames: how long each stage of each took."""
+    stages: dict[str, list[float]] = {}
+    for one in frames:
+        for name, seconds in one.items():
+            stages.setdefault(name, []).append(seconds)
+    for name, found in stages.items():
+        observe_all(STAGE_SECONDS.labels(door, name), found)
+
+
+class Ages:
+    """FRAME_AGE of one door, for its event loop. Whoever reads `exposition` finds everything that was added."""
+
+    def __init__(self, door: str) -> None:
+        self._door = door
+        self._lock = threading.Lock()
+        self._seconds: list[float] = []
+        _GATHERED.append(self.write)
+
+    def add(self, age_s: float) -> None:
+        with self._lock:
+            self._seconds.append(age_s)
+            full = len(self._seconds) >= _TOGETHER
+        if full:
+            self.write()
+
+    def write(self) -> None:
+        with self._lock:
+            seconds, self._seconds = self._seconds, []
+        observe_all(FRAME_AGE.labels(self._door), seconds)
+
+
+class StageTimes:
+    """STAGE_SECONDS of one door, likewise: a frame has nine of them."""
+
+    def __init__(self, door: str) -> None:
+        self._door = door
+        self._lock = threading.Lock()
+        self._frames: list[Mapping[str, float]] = []
+        _GATHERED.append(self.write)
+
+    def add(self, timings: Mapping[str, float]) -> None:
+        """How long each stage of one frame took, seconds; kept, and not to be changed any more."""
+        with self._lock:
+            self._frames.append(timings)
+            full = len(self._frames) >= _TOGETHER
+        if full:
+            self.write()
+
+    def write(self) -> None:
+        with self._lock:
+            frames, self._frames = self._frames, []
+        observe_stages(self._door, frames)
+
+
+def write_gathered() -> None:
+    """Writes what was added up so far. Called about once a second: with several workers, any may be asked for all."""
+    for write in _GATHERED:
+        write()
+
+
 def registry() -> CollectorRegistry:
     """The process's registry; with several workers, one that adds up all of theirs."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
@@ -173,6 +238,7 @@ def _forget_the_dead(folder: Path) -> None:
 
 def exposition() -> bytes:
     """The text that `GET /metrics` answers."""
+    write_gathered()
     return generate_latest(registry())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from app import metrics
 
@@ -99,16 +99,8 @@ class Tally:
         for stage, count in self._failed.items():
             metrics.FRAMES_FAILED.labels(DOOR, stage).inc(count)
         metrics.observe_all(metrics.FRAME_AGE.labels(DOOR), self._ages)
-        _observe_stages(self._timings)
+        metrics.observe_stages(DOOR, self._timings)
         if self._fill:
             metrics.FLEET_BATCH_FILL.set(sum(self._fill) / len(self._fill))
         self._begin()
 
-
-def _observe_stages(timings: Sequence[Mapping[str, float]]) -> None:
-    stages: dict[str, list[float]] = {}
-    for one in timings:
-        for name, seconds in one.items():
-            stages.setdefault(name, []).append(seconds)
-    for name, found in stages.items():
-        metrics.observe_all(metrics.STAGE_SECONDS.labels(DOOR, name), found)

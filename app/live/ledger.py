@@ -14,7 +14,7 @@ _SAMPLES = 512
 DOOR = "live"
 _received = metrics.FRAMES_RECEIVED.labels(DOOR)
 _processed = metrics.FRAMES_PROCESSED.labels(DOOR)
-_age = metrics.FRAME_AGE.labels(DOOR)
+_ages = metrics.Ages(DOOR)
 PACE = metrics.Pace(DOOR)
 
 
@@ -47,7 +47,7 @@ class Ledger:
         self._processed += 1
         _processed.inc()
         PACE.add()
-        _age.observe(age_s)
+        _ages.add(age_s)
         for name, value in timings_ms.items():
             times = self._times.get(name)
             if times is None:

@@ -18,7 +18,7 @@ from itertools import chain
 
 from app.errors import FrameError, InferenceError, InferenceTimeout, InferenceUnavailable, ModelRejected
 from app.inference.client import InferenceClient
-from app.pipeline.answer import Record, at_once, finish, write_all
+from app.pipeline.answer import Record, finish, recorder, write_all
 from app.pipeline.batch import Batch, Input, Look, Request
 from app.pipeline.faces import FaceStage
 from app.pipeline.frames import Job
@@ -151,7 +151,7 @@ class Pipeline:
                 await turn.finish()
             if any(map(crowded, batch.looks)):
                 await self._thread(batch, partial(write_all, batch))
-            record = record or at_once(door)
+            record = record or recorder(door)
             return [finish(look, batch, self.ocr, started, record) for look in batch.looks]
         finally:
             batch.release()

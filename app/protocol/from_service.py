@@ -81,7 +81,7 @@ class SettingsInForce:
     type: Literal["settings"] = "settings"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Dropped:
     since_last: int
     """Frames of this session dropped since its last `result`."""
