@@ -75,8 +75,8 @@ class Flow:
     def __call__(self, previous: Grey, current: Grey) -> Floats:
         """Flow float32 `[h, w, 2]`: where a pixel of `previous` went, dx and dy in the flow's own pixels.
 
-        Both pictures uint8, C-contiguous; `dis` has half their height and width (rounded up; tiny ones: all), `farneback`
-        all of it.
+        Both pictures uint8, C-contiguous. `dis` has half their height and width (rounded up; tiny ones: all of it),
+        `farneback` all of it.
 
         Raises:
             ValueError: there is an `obstacle`. OpenCV's DIS would crash the process on a picture of 160x8.
