@@ -24,7 +24,7 @@ from app.segments import routes as films
 from app.segments.service import SegmentService
 from app.settings import Settings
 from app.summary.summaries import Summaries
-from app.tuning import tune
+from app.tuning import settle, tune
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +84,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         except SightlineError as error:
             log.critical("%s", error)
             raise StartFailed from None
+        settle()
         yield
 
 

@@ -1,8 +1,9 @@
-"""Process-wide settings of the libraries under the hot path. Called once, before the first frame."""
+"""Process-wide settings of what lies under the hot path: libraries, the allocator, the garbage collector."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import sys
 
@@ -15,7 +16,9 @@ _THRESHOLD = 256 * 1024 * 1024
 
 
 def tune() -> None:
-    """Keeps glibc from giving picture-sized memory back to the kernel, and OpenCV from making threads of its own.
+    """Called once, before the first frame.
+
+    Keeps glibc from giving picture-sized memory back to the kernel, and OpenCV from making threads of its own.
 
     With glibc's defaults a buffer of a frame's size is mapped, faulted in page by page and unmapped again
     for every frame, which can double the cost of a decode (mallopt(3)).
@@ -28,3 +31,12 @@ def tune() -> None:
             libc.mallopt(_M_TRIM_THRESHOLD, _THRESHOLD)
         except (OSError, AttributeError):  # musl has no mallopt
             log.debug("no mallopt here")
+
+
+def settle() -> None:
+    """Called once all is loaded: the garbage collector need not look through modules and models again and again.
+
+    It looked through some hundred thousand objects that never go, for 2% of the CPU time of a live frame.
+    """
+    gc.collect()
+    gc.freeze()

@@ -16,7 +16,7 @@ from app.fleet.worker import Worker
 from app.inference.shared import shared_triton
 from app.pipeline.opening import opened
 from app.settings import Settings
-from app.tuning import tune
+from app.tuning import settle, tune
 
 
 def work(settings: Settings, pulse: Pulse) -> None:
@@ -46,6 +46,7 @@ async def _async(settings: Settings, pulse: Pulse) -> None:
         faces = settings.fleet if "face" in stages else None
         async with opened(settings, ocr_settings(settings), faces=faces, tracking="track" in stages) as one:
             worker = Worker(one.pipeline, settings, pulse)
+            settle()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, worker.stop)
             await worker.run()

@@ -14,7 +14,7 @@ from app.errors import InferenceError
 from app.inference.client import ModelSpec, Reply
 from app.inference.failures import failure, undescribed
 from app.inference.memory import DTYPES, Buffer
-from app.inference.requests import outputs, plain_request, read_spec
+from app.inference.requests import infer_method, outputs, plain_request, read_spec
 from app.settings import TritonSettings
 
 _PROBE_DEADLINE_S = 2.0
@@ -35,6 +35,7 @@ class BlockingClient:
         self._settings = settings
         self._channel = grpc.insecure_channel(url, options=_OPTIONS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._infer = infer_method(self._channel)
 
     @property
     def up(self) -> bool:
@@ -76,7 +77,7 @@ class BlockingClient:
         sent = time.perf_counter()
         try:
             request = plain_request(model, buffer.array)
-            answer = self._stub.ModelInfer(request, timeout=self._settings.triton_deadline_s)
+            answer = self._infer(request, timeout=self._settings.triton_deadline_s)
             return Reply(outputs(answer, buffer, {}), gate_s=0.0, infer_s=time.perf_counter() - sent)
         except grpc.RpcError as error:
             raise self._failure(model.name, error) from None

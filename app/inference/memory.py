@@ -106,7 +106,7 @@ class Slot:
     region: Region
     offset: int
     requests: dict[tuple[str, str, int, int], Any] = field(default_factory=dict)
-    """Requests built for this slot, by model, version, pictures and output offset: such a request never changes."""
+    """Requests written for this slot, by model, version, pictures and output offset: such a request never changes."""
     borders: dict[int, object] = field(default_factory=dict)
     """By picture of the batch: how it lay when its border was last painted. Whoever fills the input keeps it."""
 

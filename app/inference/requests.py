@@ -6,6 +6,7 @@ Pure.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from tritonclient.grpc import service_pb2
 from app.errors import InferenceError
 from app.inference.client import ModelSpec, TensorSpec
 from app.inference.memory import DTYPES, Buffer, output_bytes
+
+_RAW = service_pb2.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number
+_RAW_TAG = bytes([_RAW << 3 | 2])  # wire type 2: a length, then so many bytes
 
 Placed = dict[str, tuple[int, tuple[int, ...]]]
 """Where outputs land: by name, bytes from the slot's start, and their shape."""
@@ -33,13 +37,41 @@ def read_spec(name: str, metadata: Any, config: Any, *, batched: bool = False) -
     )
 
 
-def plain_request(model: ModelSpec, array: NDArray[Any]) -> Any:
-    """A request with its pixels in it."""
-    request = service_pb2.ModelInferRequest(model_name=model.name)
-    tensor = request.inputs.add(name=model.inputs[0].name, datatype=model.inputs[0].dtype)
-    tensor.shape.extend(array.shape)
-    request.raw_input_contents.append(array.tobytes())
-    return request
+def infer_method(channel: Any) -> Any:
+    """ModelInfer on a channel of grpc or grpc.aio, for requests in bytes: what does not change is written once."""
+    return channel.unary_unary(
+        "/inference.GRPCInferenceService/ModelInfer",
+        response_deserializer=service_pb2.ModelInferResponse.FromString,
+    )
+
+
+def plain_request(model: ModelSpec, array: NDArray[Any]) -> bytes:
+    """A request with its pixels in it, copied once: set into a message they would be copied again as it is written.
+
+    The pixels' field follows the others', which is where protobuf takes it from as well
+    (https://protobuf.dev/programming-guides/encoding/).
+    """
+    tensor = model.inputs[0]
+    head = _head(model.name, tensor.name, tensor.dtype, array.shape)
+    return b"".join((head, _RAW_TAG, _varint(array.nbytes), np.ascontiguousarray(array).data))
+
+
+@lru_cache(maxsize=256)
+def _head(model: str, tensor: str, dtype: str, shape: tuple[int, ...]) -> bytes:
+    """All of a request but its pixels."""
+    request = service_pb2.ModelInferRequest(model_name=model)
+    request.inputs.add(name=tensor, datatype=dtype).shape.extend(shape)
+    written: bytes = request.SerializeToString()
+    return written
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
 
 
 def item_bytes(spec: ModelSpec) -> int:
@@ -47,7 +79,7 @@ def item_bytes(spec: ModelSpec) -> int:
     return output_bytes([(t.dtype, (1, *t.shape[1:])) for t in spec.outputs]) or 0
 
 
-def shared_request(model: ModelSpec, buffer: Buffer) -> tuple[Any, Placed, int]:
+def shared_request(model: ModelSpec, buffer: Buffer) -> tuple[bytes, Placed, int]:
     """A request whose input, and outputs where they fit, are in the buffer's slot; and where the next one's may go."""
     slot = buffer.slot
     assert slot is not None
@@ -59,7 +91,7 @@ def shared_request(model: ModelSpec, buffer: Buffer) -> tuple[Any, Placed, int]:
     shapes = {t.name: (array.shape[0], *t.shape[1:]) for t in model.outputs}
     size = output_bytes([(t.dtype, shapes[t.name]) for t in model.outputs])
     if size is None or buffer.cursor + size > region.slot_bytes:
-        return request, {}, buffer.cursor  # open or too large: the outputs travel in the answer
+        return request.SerializeToString(), {}, buffer.cursor  # open or too large: the outputs travel in the answer
     placed: Placed = {}
     cursor = buffer.cursor
     for output in model.outputs:
@@ -68,7 +100,7 @@ def shared_request(model: ModelSpec, buffer: Buffer) -> tuple[Any, Placed, int]:
         _place(request.outputs.add(name=output.name), region.name, slot.offset + cursor, used)
         placed[output.name] = (cursor, shapes[output.name])
         cursor += used
-    return request, placed, cursor
+    return request.SerializeToString(), placed, cursor
 
 
 def _place(tensor: Any, region: str, offset: int, size: int) -> None:

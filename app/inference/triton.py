@@ -18,7 +18,7 @@ from app.inference.client import ModelSpec, Reply
 from app.inference.failures import failure, undescribed
 from app.inference.gate import Gate
 from app.inference.memory import DTYPES, Buffer, Pool, Region, orphaned, pooled_shape, unlink_orphans
-from app.inference.requests import Placed, item_bytes, outputs, plain_request, read_spec, shared_request
+from app.inference.requests import Placed, infer_method, item_bytes, outputs, plain_request, read_spec, shared_request
 from app.settings import TritonSettings
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ class TritonClient:
         self._gate = Gate(settings.triton_max_in_flight)
         self._channel = grpc.aio.insecure_channel(url, options=_OPTIONS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._infer = infer_method(self._channel)
         self._up = False
         self._generation = 0
         self._suspect = asyncio.Event()
@@ -250,7 +251,7 @@ class TritonClient:
         sent = time.perf_counter()
         try:
             request, placed = self._request(model, buffer)
-            answer = await self._stub.ModelInfer(request, timeout=self._settings.triton_deadline_s)
+            answer = await self._infer(request, timeout=self._settings.triton_deadline_s)
             infer_s = time.perf_counter() - sent
             return Reply(outputs(answer, buffer, placed), gate_s, infer_s)
         except grpc.aio.AioRpcError as error:
@@ -260,7 +261,7 @@ class TritonClient:
             buffer.release()
             self._gate.release()
 
-    def _request(self, model: ModelSpec, buffer: Buffer) -> tuple[Any, Placed]:
+    def _request(self, model: ModelSpec, buffer: Buffer) -> tuple[bytes, Placed]:
         """The request, and where its outputs land in the slot: name -> (offset in the slot, shape)."""
         slot = buffer.slot
         if slot is None or slot.region not in self._regions:
