@@ -115,7 +115,7 @@ def measure(flow: Floats, previous: Grey, *, width: int, height: int, grid: bool
     """
     rows, columns = (max(1, round(side / CELL)) for side in previous.shape)
     cells = _mean(flow, columns, rows).reshape(-1, 2)
-    cells *= _to_frame(width, height, flow.shape[:2])  # type: ignore[arg-type]
+    cells *= _to_frame(width, height, flow.shape[:2])
     textured = _variance(previous, columns, rows).ravel() >= MIN_TEXTURE**2
     seen = cells[textured]
     middle = len(seen) // 2

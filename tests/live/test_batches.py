@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Callable
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +19,19 @@ from app.errors import InferenceError, UndecodableFrame
 from app.inference.client import ModelSpec, Reply
 from app.inference.fake import FakeClient
 from app.inference.memory import Buffer
-from app.live.batches import LARGE, Batches
-from app.pipeline.frames import Job
+from app.live.batches import LARGE, Batches, Wish
+from app.pipeline import prepare
+from app.pipeline.batch import Batch
+from app.pipeline.frames import Frame, Job, StreamMemory
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.ocr import Ocr
 from app.protocol.result import FrameResult
+from app.protocol.stream import Stages, StreamSettings
 from app.settings import Settings
 from tests.conftest import photograph
 from tests.pipeline.test_multimodal import job, served, white
+from tests.support.clip import encode
+from tests.support.seeing import Sight, place, square
 
 
 class Counted(FakeClient):
@@ -234,3 +243,122 @@ def test_a_crowd_is_read_and_tracked_off_the_loop_and_answered_alike(tmp_path: P
     run(client, tmp_path, use)
     assert all(name.startswith("decode") for name in threads)
     assert threads
+
+
+def test_frames_of_one_stream_overlap_at_the_server_and_keep_their_order(tmp_path: Path) -> None:
+    """Three streams, each with four frames in the pipeline: the square is where it was, and tracked all along."""
+    client = Sight(batched=True)
+    frames = 40
+
+    async def stream(batches: Batches, name: str) -> list[FrameResult]:
+        memory, found = StreamMemory(), []
+        settings = StreamSettings(stages=Stages(ocr=False))
+        begun: deque[Wish] = deque()
+        for number in range(frames + 4):
+            if number < frames:
+                jpeg = encode(square(number), quality=95)
+                frame = Frame(name, jpeg, time.perf_counter(), 0.0, number, at_s=number / 25)
+                begun.append(batches.submit(Job(frame, memory, settings)))
+            if number >= 3 and begun:
+                one = await begun.popleft().answer
+                assert isinstance(one, FrameResult)
+                found.append(one)
+        return found
+
+    async def use(batches: Batches) -> None:
+        for found in await asyncio.gather(*(stream(batches, name) for name in "abc")):
+            assert len(found) == frames
+            assert {one.objects[0].track_id for one in found[2:]} == {1}
+            for number, one in enumerate(found):
+                x, y = place(number)
+                assert (one.objects[0].box.x1, one.objects[0].box.y1) == pytest.approx((x, y), abs=2.0)
+                assert one.stages["motion"].status == ("ok" if number else "skipped")
+
+    run(client, tmp_path, use)
+    assert client.most > 1
+
+
+def test_frames_are_gathered_while_every_core_has_one_to_prepare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    real = prepare.prepare
+
+    def held(*arguments: Any) -> None:
+        gate.wait(10)
+        real(*arguments)
+
+    monkeypatch.setattr("app.pipeline.multimodal.prepare", held)
+    client = Counted()
+
+    async def use(batches: Batches) -> None:
+        batches._pipeline._cores = 1
+        asked = [asyncio.ensure_future(batches.analyze(jobs(1)[0]))]
+        for _ in range(6):
+            await asyncio.sleep(0.01)
+            asked.append(asyncio.ensure_future(batches.analyze(jobs(1)[0])))
+        await asyncio.sleep(0.01)
+        gate.set()
+        assert places(await asyncio.gather(*asked)) == [160] * 7
+
+    run(client, tmp_path, use)
+    assert client.sizes == [1, 6]
+
+
+@pytest.mark.parametrize("when", ["before it began", "while a thread prepares it"])
+def test_a_stream_that_ends_leaves_nobody_waiting_for_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Its frames share batches with others'. The memory of a stream is never used by two threads at a time."""
+    now: Counter[int] = Counter()
+    most: list[int] = []
+    real = prepare.prepare
+
+    def slow(batch: Batch, frames: Iterable[int], *arguments: Any) -> None:
+        streams = {id(batch.looks[index].job.memory) for index in frames}
+        now.update(streams)
+        most.append(max(now.values()))
+        time.sleep(0.1)
+        real(batch, frames, *arguments)
+        now.subtract(streams)
+
+    monkeypatch.setattr("app.pipeline.multimodal.prepare", slow)
+
+    async def use(batches: Batches) -> None:
+        memory = StreamMemory()
+        ends = [dataclasses.replace(one, memory=memory) for one in jobs(2)]
+        first = batches.submit(ends[0])
+        await asyncio.sleep(0.03 if when == "while a thread prepares it" else 0)
+        second, other = batches.submit(ends[1]), batches.submit(jobs(1)[0])
+        await asyncio.sleep(0.03 if when == "while a thread prepares it" else 0)
+        first.give_up()
+        second.give_up()
+        async with asyncio.timeout(5):
+            assert places([await other.answer]) == [160]
+
+    run(Counted(), tmp_path, use)
+    assert max(most) == 1
+
+
+def test_a_frame_tried_again_keeps_its_track_and_goes_without_the_last_picture(tmp_path: Path) -> None:
+    one, two = (job(photograph(), name) for name in "ab")
+    settings = StreamSettings(stages=Stages(ocr=False))
+
+    async def use(batches: Batches) -> None:
+        for _ in range(3):
+            (before,) = await asyncio.gather(batches.analyze(dataclasses.replace(one, settings=settings)))
+        assert isinstance(before, FrameResult)
+        two.memory.tracker = object()  # type: ignore[assignment]
+        again, broken = await asyncio.gather(
+            *(batches.analyze(dataclasses.replace(each, settings=settings)) for each in (one, two)),
+            return_exceptions=True,
+        )
+        assert isinstance(broken, AttributeError)
+        assert isinstance(again, FrameResult)
+        assert again.objects[0].track_id == before.objects[0].track_id == 1
+        assert again.stages["motion"].status == "skipped"
+        after = await batches.analyze(dataclasses.replace(one, settings=settings))
+        assert isinstance(after, FrameResult)
+        assert (after.stages["motion"].status, after.objects[0].track_id) == ("ok", 1)
+
+    run(Counted(), tmp_path, use)

@@ -75,13 +75,14 @@ class Sight(FakeClient):
 
     Args:
         fails: which frames (by where the square is in them) the model fails on.
+        batched: whether it says that it puts requests together.
     """
 
-    def __init__(self, fails: Callable[[int], bool] = lambda number: False) -> None:
+    def __init__(self, fails: Callable[[int], bool] = lambda number: False, *, batched: bool = False) -> None:
         names = {"class_names": json.dumps(["person", "face"])}
-        super().__init__({"vision": (ModelSpec("vision", "1", _INPUT, _OUTPUTS, 16, names), self._look)})
+        super().__init__({"vision": (ModelSpec("vision", "1", _INPUT, _OUTPUTS, 16, names, batched), self._look)})
         for name, output in zip(("yolo", "yolo_pose"), _OUTPUTS, strict=True):
-            self._models[name] = (ModelSpec(name, "1", _INPUT, (output,), 16, names), self._look)
+            self._models[name] = (ModelSpec(name, "1", _INPUT, (output,), 16, names, batched), self._look)
         self._fails = fails
         self._dice = random.Random(3)
         self.most = self._now = 0
