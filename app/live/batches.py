@@ -1,8 +1,9 @@
 """Frames of live sessions that come in the same turn of the event loop go through the pipeline together.
 
-Nothing waits for company: a turn is over in microseconds while there is little to do, and then each frame goes alone.
-The busier the loop, the longer its turns and the larger the batches, and most of what a frame costs beside its
-decoding – a request, its answer, a hop to a thread, numpy's calls – is paid once a batch.
+Nothing waits for company while a core is free: a turn is over in microseconds while there is little to do, and then
+each frame goes alone. While every core has a frame to prepare, frames gather that could only wait for a thread. So the
+busier the service, the larger its batches, and most of what a frame costs beside its decoding – a request, its answer,
+a hop to a thread, numpy's calls – is paid once a batch.
 """
 
 from __future__ import annotations
