@@ -38,7 +38,7 @@ from app.inference.triton import TritonClient
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.ocr import Ocr
 from app.settings import Settings
-from app.tuning import tune
+from app.tuning import settle, tune
 from benchmarks import canned, naive, photographs
 from benchmarks.fleet_servers import GROUP, TOPIC
 
@@ -134,6 +134,7 @@ async def worker(options: argparse.Namespace) -> dict[str, float]:
     pipeline = Pipeline(Counted(client, window), ocr, settings.pipeline, settings.triton, settings.live)  # type: ignore[arg-type]
     await pipeline.load()
     one = Worker(pipeline, settings, Vitals(1).pulse(0))
+    settle()
     running = asyncio.create_task(one.run())
     while window.closed is None and not running.done():
         await asyncio.sleep(0.05)

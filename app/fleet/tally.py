@@ -103,4 +103,3 @@ class Tally:
         if self._fill:
             metrics.FLEET_BATCH_FILL.set(sum(self._fill) / len(self._fill))
         self._begin()
-

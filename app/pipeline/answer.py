@@ -66,7 +66,8 @@ def finish(look: Look, batch: Batch, ocr: Ocr, started: float, record: Record) -
         texts=texts,
         motion=look.motion,
         stages={name: stages[name] for name in ((*STAGES, FACE) if look.job.faces else STAGES)},
-        timings_ms={name: round(seconds * 1000, 3) for name, seconds in look.timings.items()},
+        # To the microsecond; `round` to a number of digits takes four times as long.
+        timings_ms={name: round(seconds * 1e6) / 1000 for name, seconds in look.timings.items()},
     )
 
 

@@ -24,7 +24,7 @@ from app.pipeline.faces import FaceStage
 from app.pipeline.frames import Job
 from app.pipeline.ocr import Ocr
 from app.pipeline.prepare import prepare
-from app.pipeline.reading import count, crowded, heavy, read
+from app.pipeline.reading import count, crowded, read, scan
 from app.pipeline.tensors import InputFormat
 from app.pipeline.threads import Threads, Work
 from app.pipeline.turns import Turn
@@ -212,8 +212,9 @@ class Pipeline:
                     look.stages[stage] = Stage("error", reason)
             return
         parsing = time.perf_counter()
-        reading = partial(read, batch, request, reply, self._settings.max_detections)
-        if heavy(batch, request, reply):
+        seen = scan(batch, request, reply)
+        reading = partial(read, batch, request, reply, seen, self._settings.max_detections)
+        if seen.heavy:
             await self._thread(batch, reading)
         else:
             reading()

@@ -15,7 +15,7 @@ from app.inference.client import ModelSpec
 from app.pipeline.boxes import Floats, Letterbox, points_to_image, to_image
 from app.pipeline.heads import Layout, candidates, find_head
 from app.pipeline.tensors import InputFormat, input_format
-from app.pipeline.together import scoring, to_images
+from app.pipeline.together import Rows, picked, scoring, to_images
 from app.pipeline.yolo import Written, rounded
 from app.protocol.result import KEYPOINT_NAMES, Box, Keypoint, Pose
 
@@ -87,21 +87,24 @@ class PoseReader:
         confidence: float,
         iou: float,
         max_detections: int,
+        rows: Rows | None = None,
         classes: frozenset[int] | None = None,
     ) -> list[Posed | None]:
-        """`read` of every picture of a batch; None for those without a box."""
+        """`read` of every picture of a batch; None for those without a box. `rows`: as `together.picked` says."""
         limits = {"confidence": confidence, "iou": iou}
         found = None
         if self.layout != "raw":
-            found = scoring(outputs[self.output_name], **limits, suppress=self.layout == "prepared")
+            heads = outputs[self.output_name]
+            rows = rows or picked(heads, confidence)
+            found = scoring(heads, rows, iou=iou, suppress=self.layout == "prepared")
         if found is None:
             more: Any = {**limits, "max_detections": max_detections}
             return [None if box is None else self.read(outputs, at, box, **more) for at, box in enumerate(boxes)]
-        rows, picture, bounds = found
-        xyxy = to_images(rows[:, :4].reshape(-1, 2, 2), picture, boxes).reshape(-1, 4)
-        keypoints = _finite(rows[:, 6:].reshape(-1, _KEYPOINTS, 3))
+        best, picture, bounds = found
+        xyxy = to_images(best[:, :4].reshape(-1, 2, 2), picture, boxes).reshape(-1, 4)
+        keypoints = _finite(best[:, 6:].reshape(-1, _KEYPOINTS, 3))
         keypoints[..., :2] = to_images(keypoints[..., :2], picture, boxes)
-        scores = rows[:, 4]
+        scores = best[:, 4]
         sides, told, columns = rounded(xyxy, 2), rounded(scores, 4), _columns(keypoints)
         parts = [slice(start, min(end, start + max_detections)) for start, end in pairwise(bounds)]
         return [

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
-
-import numpy as np
 
 from app import metrics
 from app.inference.client import Reply
 from app.pipeline.batch import Batch, Look, Request
+from app.pipeline.together import Rows, picked
 from app.protocol.messages import StreamSettings
 from app.protocol.result import OK
 
@@ -21,17 +22,27 @@ _model_batch = cache(metrics.MODEL_BATCH.labels)
 _model_frames = cache(metrics.MODEL_FRAMES.labels)
 
 
-def heavy(batch: Batch, request: Request, reply: Reply) -> bool:
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What a first look at a reply says."""
+
+    rows: Mapping[str, Rows]
+    """By output: what scores in some frame of the batch. Not of raw heads."""
+    heavy: bool
     """Whether the event loop would be held up by `read`: thousands of columns to look over, or many rows that score."""
+
+
+def scan(batch: Batch, request: Request, reply: Reply) -> Scan:
+    """Some microseconds a frame."""
     confidence = min(look.job.settings.confidence for look in batch.looks)
-    rows = 0
-    for reader in (request.detect, request.pose):
-        if reader is None:
-            continue
-        if reader.layout == "raw":
-            return True
-        rows += int(np.count_nonzero(reply.outputs[reader.output_name][..., 4] > confidence))
-    return rows > CROWD
+    readers = [reader for reader in (request.detect, request.pose) if reader is not None]
+    rows = {
+        reader.output_name: picked(reply.outputs[reader.output_name], confidence)
+        for reader in readers
+        if reader.layout != "raw"
+    }
+    raw = any(reader.layout == "raw" for reader in readers)
+    return Scan(rows, raw or sum(picture.size for picture, _ in rows.values()) > CROWD)
 
 
 def crowded(look: Look) -> bool:
@@ -40,10 +51,10 @@ def crowded(look: Look) -> bool:
     return found > CROWD
 
 
-def read(batch: Batch, request: Request, reply: Reply, max_detections: int) -> None:
+def read(batch: Batch, request: Request, reply: Reply, seen: Scan, max_detections: int) -> None:
     """Fills `detected`, `posed` and their stages. Milliseconds where it is `heavy`, else microseconds a frame."""
-    if len(batch.looks) > 1 and len({_limits(look.job.settings) for look in batch.looks}) == 1:
-        _all(batch, request, reply, max_detections)
+    if len({_limits(look.job.settings) for look in batch.looks}) == 1:
+        _all(batch, request, reply, seen, max_detections)
         return
     for index, look in enumerate(batch.looks):
         if look.error is None:
@@ -71,17 +82,19 @@ def _one(look: Look, request: Request, reply: Reply, index: int, max_detections:
         look.stages["pose"] = OK
 
 
-def _all(batch: Batch, request: Request, reply: Reply, max_detections: int) -> None:
+def _all(batch: Batch, request: Request, reply: Reply, seen: Scan, max_detections: int) -> None:
     """A batch whose frames are all read alike."""
     settings = batch.looks[0].job.settings
     boxes = [request.input.boxes[index] if look.error is None else None for index, look in enumerate(batch.looks)]
     limits: Any = {"confidence": settings.confidence, "iou": settings.iou, "max_detections": max_detections}
     if request.detect is not None and settings.stages.detect:
-        objects = request.detect.read_all(reply.outputs, boxes, classes=_classes(settings), **limits)
+        objects = request.detect.read_all(
+            reply.outputs, boxes, classes=_classes(settings), rows=seen.rows.get(request.detect.output_name), **limits
+        )
         for look, detected in zip(batch.looks, objects, strict=True):
             look.detected, look.stages["detect"] = detected, OK
     if request.pose is not None and settings.stages.pose:
-        people = request.pose.read_all(reply.outputs, boxes, **limits)
+        people = request.pose.read_all(reply.outputs, boxes, rows=seen.rows.get(request.pose.output_name), **limits)
         for look, posed in zip(batch.looks, people, strict=True):
             look.posed, look.stages["pose"] = posed, OK
 

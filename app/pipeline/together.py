@@ -16,28 +16,47 @@ MOST = 128
 _APART = 1 << 32
 """Between the classes of two pictures, so that no box suppresses one of another picture."""
 
+Rows = tuple[Ints, Ints]
 Found = tuple[Floats, Ints, list[int]]
 """Rows `[n, 6 + extra]` picture by picture, best first; the picture of each; where each picture's rows begin, and the
 end."""
 
 
-def scoring(heads: NDArray[Any], *, confidence: float, iou: float, suppress: bool) -> Found | None:
+def picked(heads: NDArray[Any], confidence: float) -> Rows:
+    """Which rows of `[batch, K, 6 + extra]` score: a picture and a row each, in order.
+
+    The one look at all rows, which may lie in another processor's cache: a few hundred KB, not to be done twice.
+    """
+    with np.errstate(invalid="ignore"):
+        picture, row = (heads[..., 4] > confidence).nonzero()
+    return picture, row
+
+
+def scoring(heads: NDArray[Any], rows: Rows, *, iou: float, suppress: bool) -> Found | None:
     """What `heads.candidates` finds in each picture of `[batch, K, 6 + extra]`, all classes.
 
     None where that is no gain (too many rows) or wants a closer look (some are not finite): to be read one by one.
+
+    Args:
+        rows: as `picked` says.
     """
-    with np.errstate(invalid="ignore", over="ignore"):
-        picture, row = (heads[..., 4] > confidence).nonzero()
-        if picture.size > MOST:
-            return None
-        rows: Floats = heads[picture, row].astype(np.float32, copy=False)
-        if picture.size and not math.isfinite(rows[:, :6].sum()):
-            return None
+    picture, row = rows
+    if picture.size > MOST:
+        return None
+    found: Floats = heads[picture, row].astype(np.float32, copy=False)
+    if picture.size:
+        with np.errstate(invalid="ignore", over="ignore"):
+            if not math.isfinite(found[:, :6].sum()):
+                return None
     if suppress and picture.size > 1:
-        kept = nms(rows[:, :4], rows[:, 4], rows[:, 5].astype(np.int64) + picture * _APART, iou, MOST)
-        kept = kept[picture[kept].argsort(kind="stable")]
-        rows, picture = rows[kept], picture[kept]
-    return rows, picture, picture.searchsorted(np.arange(len(heads) + 1)).tolist()
+        kinds = found[:, 5].astype(np.int64) + picture * _APART
+        if len(set(kinds.tolist())) < picture.size:
+            kept = nms(found[:, :4], found[:, 4], kinds, iou, MOST)
+            kept = kept[picture[kept].argsort(kind="stable")]
+        else:  # no two of a class in a picture: none can suppress another
+            kept = np.lexsort((-found[:, 4], picture))
+        found, picture = found[kept], picture[kept]
+    return found, picture, picture.searchsorted(np.arange(len(heads) + 1)).tolist()
 
 
 def to_images(points: Floats, picture: Ints, boxes: Sequence[Letterbox | None]) -> Floats:

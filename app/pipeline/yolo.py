@@ -16,7 +16,7 @@ from app.inference.client import ModelSpec
 from app.pipeline.boxes import Floats, Letterbox, to_image
 from app.pipeline.heads import Classes, Layout, anchors, candidates, find_head
 from app.pipeline.tensors import InputFormat, input_format
-from app.pipeline.together import scoring, to_images
+from app.pipeline.together import Rows, picked, scoring, to_images
 from app.protocol.result import Box, Detection
 
 KNOWN = (
@@ -88,19 +88,22 @@ class DetectReader:
         iou: float,
         classes: frozenset[int] | None,
         max_detections: int,
+        rows: Rows | None = None,
     ) -> list[Detected | None]:
-        """`read` of every picture of a batch; None for those without a box."""
+        """`read` of every picture of a batch; None for those without a box. `rows`: as `together.picked` says."""
         limits = {"confidence": confidence, "iou": iou}
         found = None
         if self.layout != "raw" and classes is None:
-            found = scoring(outputs[self.output_name], **limits, suppress=self.layout == "prepared")
+            heads = outputs[self.output_name]
+            rows = rows or picked(heads, confidence)
+            found = scoring(heads, rows, iou=iou, suppress=self.layout == "prepared")
         if found is None:
             more: Any = {**limits, "classes": classes, "max_detections": max_detections}
             return [None if box is None else self.read(outputs, at, box, **more) for at, box in enumerate(boxes)]
-        rows, picture, bounds = found
-        xyxy = to_images(rows[:, :4].reshape(-1, 2, 2), picture, boxes).reshape(-1, 4)
-        labels = rows[:, 5].astype(np.int32)
-        scores = rows[:, 4]
+        best, picture, bounds = found
+        xyxy = to_images(best[:, :4].reshape(-1, 2, 2), picture, boxes).reshape(-1, 4)
+        labels = best[:, 5].astype(np.int32)
+        scores = best[:, 4]
         sides, told = rounded(xyxy, 2), rounded(scores, 4)
         parts = [slice(start, min(end, start + max_detections)) for start, end in pairwise(bounds)]
         return [

@@ -85,7 +85,7 @@ def test_with_classes_and_with_what_is_not_finite(monkeypatch: pytest.MonkeyPatc
 def test_boxes_of_two_pictures_never_suppress_each_other() -> None:
     head = np.zeros((2, 300, 6), np.float32)
     head[:, 0] = (10, 10, 90, 90, 0.8, 1)
-    found = together.scoring(head, confidence=0.25, iou=0.45, suppress=True)
+    found = together.scoring(head, together.picked(head, 0.25), iou=0.45, suppress=True)
     assert found is not None
     assert found[1].tolist() == [0, 1]
     first: Letterbox | None = BOXES[0]
