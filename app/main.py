@@ -133,6 +133,7 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
     stack.callback(publishing.cancel)
     pacing = asyncio.create_task(_publish(), name="pace")
     stack.callback(pacing.cancel)
+    stack.callback(metrics.write_gathered)
 
     def inference_health() -> dict[str, Any]:
         return {

@@ -48,23 +48,37 @@ class Wish:
         if not self.answer.done():
             self.answer.set_exception(error)
 
-    def joins(self, batch: _Batch) -> None:
+    def joins(self, batch: _Batch | None) -> None:
         self._batch = batch
 
 
 class _Batch:
-    """Wishes that are looked at together, after those of the same streams that came before."""
+    """Wishes that are looked at together, after those of the same streams that came before.
 
-    def __init__(self, wishes: list[Wish], analyze: Callable[[list[Wish], Turn], Coroutine[Any, Any, None]]) -> None:
+    Args:
+        then: called once its frames are prepared.
+    """
+
+    def __init__(
+        self,
+        wishes: list[Wish],
+        analyze: Callable[[list[Wish], Turn], Coroutine[Any, Any, None]],
+        then: Callable[[], None],
+    ) -> None:
         self._wishes = wishes
         memories = [wish.job.memory for wish in wishes]
-        turn = Turn({memory.turn for memory in memories if memory.turn is not None})
+        self._turn = Turn({memory.turn for memory in memories if memory.turn is not None}, then)
         for wish, memory in zip(wishes, memories, strict=True):
-            memory.turn = turn
+            memory.turn = self._turn
             wish.joins(self)
-        self.task = asyncio.create_task(analyze(wishes, turn))
+        self.task = asyncio.create_task(analyze(wishes, self._turn))
         # Not in the task, which may be cancelled before it begins.
-        self.task.add_done_callback(lambda _: turn.end())
+        self.task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._turn.end()
+        for wish in self._wishes:
+            wish.joins(None)  # a circle, and with it the frame, would wait for the garbage collector
 
     def abandon(self) -> None:
         """Gives it up once nobody waits for any of it, so that churning clients leave no work behind."""
@@ -85,6 +99,8 @@ class Batches:
         self._waiting: list[Wish] = []
         self._called = False
         """Whether `_start` will come by itself."""
+        self._preparing = 0
+        """Batches of ours that threads have not prepared yet."""
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def analyze(self, job: Job) -> FrameResult | FrameError:
@@ -115,14 +131,20 @@ class Batches:
         if self._waiting and not self._called:
             self._start()
 
+    def _prepared(self) -> None:
+        self._preparing -= 1
+        self._go_on()
+
     def _start(self) -> None:
         self._called = False
-        if self._pipeline.busy:
-            return  # until `_go_on`
+        if self._preparing and self._pipeline.busy:
+            # Until `_go_on`. Never behind others' work alone: where that does not end, frames stand in line with it.
+            return
         wishes = [wish for wish in self._waiting if not wish.answer.done()]
         self._waiting.clear()
         for together in self._parted(wishes):
-            task = _Batch(together, self._run).task
+            self._preparing += 1
+            task = _Batch(together, self._run, self._prepared).task
             self._under_way.add(task)
             task.add_done_callback(self._under_way.discard)
 
@@ -161,9 +183,10 @@ class Batches:
         log.error("%d frames together failed; each is tried alone", len(wishes), exc_info=error)
         await turn.finish()
         for wish in wishes:
-            if wish.answer.done():
-                continue
             memory = wish.job.memory
+            if wish.answer.done():
+                self._pipeline.ocr.forget(memory.ocr)  # the failed round may have put it in line
+                continue
             # The next frame of its stream may be under way, with the last picture: this one goes without.
             alone = dataclasses.replace(memory, grey=None, flow=None)
             try:

@@ -130,12 +130,19 @@ class Pipeline:
                 await self.load()
             except ModelRejected as error:
                 log.error("%s", error)
+        record = record or recorder(door)
         most = self._vision.max_batch
-        if len(jobs) > most:
-            if turn is not None:
-                await turn.finish()  # several batches do not overlap with another call's
-            parts = [jobs[at : at + most] for at in range(0, len(jobs), most)]
-            return [answer for part in parts for answer in await self.analyze(part, door=door, record=record)]
+        if len(jobs) <= most:
+            return await self._analyze(jobs, record, turn)
+        if turn is not None:
+            await turn.finish()  # several batches do not overlap with another call's
+        parts = [jobs[at : at + most] for at in range(0, len(jobs), most)]
+        return [answer for part in parts for answer in await self._analyze(part, record, turn, whole=False)]
+
+    async def _analyze(
+        self, jobs: Sequence[Job], record: Record, turn: Turn | None, *, whole: bool = True
+    ) -> list[FrameResult | FrameError]:
+        """One batch; all of its turn, or a part."""
         if turn is not None:
             await turn.prepare()
         started = time.perf_counter()
@@ -144,14 +151,15 @@ class Pipeline:
             method = self._settings.motion_method
             work = [partial(prepare, batch, frames, self._limits, method) for frames in self._shares(batch)]
             await self._thread(batch, *work, turn=turn)
+            if turn is not None and whole:
+                turn.prepared()
             await self._infer(batch)
             if self._faces is not None:
                 await self._faces.run(batch)
             if turn is not None:
                 await turn.finish()
             if any(map(crowded, batch.looks)):
-                await self._thread(batch, partial(write_all, batch))
-            record = record or recorder(door)
+                await self._thread(batch, partial(write_all, batch), turn=turn)
             return [finish(look, batch, self.ocr, started, record) for look in batch.looks]
         finally:
             batch.release()
@@ -238,13 +246,13 @@ class Pipeline:
             log.warning("a batch of %d was refused: %s", frames, error)
 
     async def _thread(self, batch: Batch, *work: Work, turn: Turn | None = None) -> None:
-        """Has threads do it. Where that is cancelled they go on; until they are done the batch's memory is kept, and
-        whoever must not prepare before this `turn` waits.
+        """Has threads do it. Where that is cancelled they go on: until they are done the batch's memory is kept, and
+        whoever comes after `turn` waits.
         """
         batch.hold()
         working = self._threads.run(*work)
         working.add_done_callback(lambda _: batch.release())
         if turn is not None:
-            turn.preparing()
-            working.add_done_callback(lambda _: turn.prepared())
+            turn.work()
+            working.add_done_callback(lambda _: turn.rest())
         await asyncio.shield(working)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import threading
 import time
+import weakref
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -303,6 +305,42 @@ def test_frames_are_gathered_while_every_core_has_one_to_prepare(
 
     run(client, tmp_path, use)
     assert client.sizes == [1, 6]
+
+
+def test_a_live_frame_stands_in_line_with_other_doors_work_and_not_behind_all_of_it(tmp_path: Path) -> None:
+    async def use(batches: Batches) -> None:
+        pipeline, ended = batches._pipeline, asyncio.Event()
+
+        async def other() -> None:
+            while not ended.is_set():
+                await pipeline._threads.run(lambda: time.sleep(0.005))
+
+        others = [asyncio.create_task(other()) for _ in range(4 * pipeline._cores)]
+        await asyncio.sleep(0.05)
+        assert pipeline.busy
+        async with asyncio.timeout(5):
+            assert places([await batches.analyze(jobs(1)[0])]) == [160]
+        ended.set()
+        await asyncio.gather(*others)
+
+    run(Counted(), tmp_path, use)
+
+
+def test_an_answered_frame_is_not_kept_until_the_garbage_collector_comes(tmp_path: Path) -> None:
+    async def use(batches: Batches) -> None:
+        one = jobs(1)[0]
+        gc.disable()
+        try:
+            await batches.analyze(one)
+            await asyncio.sleep(0.05)
+            assert one.memory.grey is not None
+            kept = weakref.ref(one.memory.grey)
+            del one
+            assert kept() is None
+        finally:
+            gc.enable()
+
+    run(Counted(), tmp_path, use)
 
 
 @pytest.mark.parametrize("when", ["before it began", "while a thread prepares it"])
