@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -17,7 +17,8 @@ from app.errors import ConfigurationError, InferenceError, InferenceUnavailable
 from app.inference.client import ModelSpec, Reply
 from app.inference.failures import failure, undescribed
 from app.inference.gate import Gate
-from app.inference.memory import DTYPES, Buffer, Pool, Region, orphaned, pooled_shape, unlink_orphans
+from app.inference.memory import Buffer
+from app.inference.regions import Regions
 from app.inference.requests import Placed, infer_method, item_bytes, outputs, plain_request, read_spec, shared_request
 from app.settings import TritonSettings
 
@@ -34,8 +35,6 @@ _OPTIONS = [
 ]
 _PROBE_INTERVAL_S = 5.0
 _PROBE_DEADLINE_S = 2.0
-_SHM_BUDGET = 256 * 1024 * 1024
-_SLOTS = 32
 
 
 class TritonClient:
@@ -60,11 +59,7 @@ class TritonClient:
         self._lost_memory = False
         self._watchers: list[asyncio.Task[None]] = []
         self._calls: set[asyncio.Task[Reply]] = set()
-        self._chores: set[asyncio.Task[None]] = set()
-        self._pools: dict[tuple[tuple[int, ...], str], Pool] = {}
-        self._regions: list[Region] = []
-        self._output_bytes = 0
-        self._shm = settings.triton_shm != "off"
+        self._regions = Regions(self._stub, url, settings.triton_shm, self._calls)
 
     @property
     def up(self) -> bool:
@@ -77,7 +72,7 @@ class TritonClient:
     @property
     def shared_memory(self) -> bool:
         """Whether tensors go through shared memory."""
-        return self._shm and self._up
+        return self._regions.works and self._up
 
     async def open(self) -> None:
         """Connects and begins to watch the server. A server that is away is no error: it is waited for.
@@ -102,11 +97,7 @@ class TritonClient:
         await asyncio.gather(*self._watchers, return_exceptions=True)
         if self._calls:
             await asyncio.wait(self._calls, timeout=self._settings.triton_deadline_s + 1)
-        await asyncio.gather(*self._chores, return_exceptions=True)
-        if self._up:
-            for region in self._regions:
-                await self._unregister(region.name)
-        self._pools.clear()
+        await self._regions.close(up=self._up)
         await self._channel.close()
 
     # --- what a model looks like ---
@@ -128,7 +119,7 @@ class TritonClient:
                 return None
             raise undescribed(self._failure(model, error)) from None
         spec = read_spec(model, metadata, answer.config, batched=batched)
-        self._output_bytes = max(self._output_bytes, item_bytes(spec))
+        self._regions.answers(item_bytes(spec))
         return spec
 
     async def _batched(self, config: Any) -> bool:
@@ -147,83 +138,7 @@ class TritonClient:
 
     def buffer(self, shape: tuple[int, ...], dtype: str) -> Buffer:
         """See `InferenceClient.buffer`."""
-        room = pooled_shape(shape)
-        pool = self._pools.get((room, dtype))
-        if pool is None:
-            # Twice the room: detection and pose of one picture may be two requests on one buffer.
-            pool = Pool(room, DTYPES[dtype], output_bytes=2 * self._output_bytes * room[0])
-            self._pools[room, dtype] = pool
-        if not pool.free and self._shm and self._up and not pool.growing:
-            pool.growing = True
-            self._do(self._grow(pool))
-        return pool.take(shape[0])
-
-    def _do(self, chore: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(chore)
-        self._chores.add(task)
-        task.add_done_callback(self._chores.discard)
-
-    async def _grow(self, pool: Pool) -> None:
-        try:
-            slots = max(1, min(_SLOTS, _SHM_BUDGET // 4 // pool.slot_bytes))
-            if sum(region.size for region in self._regions) + slots * pool.slot_bytes > _SHM_BUDGET:
-                return  # heap memory serves the rest
-            region = await self._map(pool.slot_bytes, slots)
-            if region is not None:
-                pool.add(region)
-        finally:
-            pool.growing = False
-
-    async def _map(self, slot_bytes: int, slots: int) -> Region | None:
-        """A region that Triton has mapped; None where that does not work (then it is not tried again)."""
-        try:
-            region = Region(slot_bytes, slots)
-        except OSError as error:
-            log.warning("no shared memory (%s): tensors go over gRPC", error)
-            self._shm = False
-            return None
-        self._regions.append(region)  # at once: whatever happens meanwhile, it is unregistered in the end
-        try:
-            request = service_pb2.SystemSharedMemoryRegisterRequest(
-                name=region.name, key=f"/{region.name}", offset=0, byte_size=region.size
-            )
-            await self._stub.SystemSharedMemoryRegister(request, timeout=_PROBE_DEADLINE_S)
-        except grpc.aio.AioRpcError as error:
-            if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-                return None  # the server may map it yet
-            if region in self._regions:
-                self._regions.remove(region)
-            if error.code() != grpc.StatusCode.UNAVAILABLE:
-                log.info("Triton at %s cannot map our memory (%s): tensors go over gRPC", self.url, error.details())
-                self._shm = False
-            return None
-        finally:
-            region.unlink()
-        return region if region in self._regions else None  # else the server came anew in between
-
-    async def _unregister(self, name: str) -> None:
-        request = service_pb2.SystemSharedMemoryUnregisterRequest(name=name)
-        try:
-            await self._stub.SystemSharedMemoryUnregister(request, timeout=_PROBE_DEADLINE_S)
-        except grpc.aio.AioRpcError as error:
-            log.debug("unregister %s: %s", name, error.details())
-
-    async def _give_up(self, regions: Sequence[Region]) -> None:
-        """Unregisters what was mapped before, should the server be the same one still: it was out of reach only."""
-        if self._calls:
-            await asyncio.wait({*self._calls})  # their deadlines bound it; until then Triton writes there
-        for region in regions:
-            await self._unregister(region.name)
-
-    async def _sweep(self) -> None:
-        """Frees what processes of this host that were killed left registered."""
-        status = await self._stub.SystemSharedMemoryStatus(
-            service_pb2.SystemSharedMemoryStatusRequest(), timeout=_PROBE_DEADLINE_S
-        )
-        for name in status.regions:
-            if orphaned(name):
-                await self._unregister(name)
-        await asyncio.to_thread(unlink_orphans)
+        return self._regions.buffer(shape, dtype, grow=self._up)
 
     # --- requests ---
 
@@ -338,36 +253,14 @@ class TritonClient:
             self._on_change(False)
 
     async def _connected(self) -> None:
-        # A new life of the server has nothing mapped; slots still held are dropped when released.
-        if self._regions:
-            self._do(self._give_up([*self._regions]))
-        self._regions.clear()
-        self._pools.clear()
         self._lost_memory = False
-        if self._settings.triton_shm != "off":
-            await self._try_memory()
+        await self._regions.connected()
         self._up = True
         self._generation += 1
         metrics.INFERENCE_UP.set(1)
-        log.info("Triton at %s is ready (%s)", self.url, "shared memory" if self._shm else "gRPC tensors")
+        log.info("Triton at %s is ready (%s)", self.url, "shared memory" if self._regions.works else "gRPC tensors")
         if self._on_change is not None:
             self._on_change(True)
-
-    async def _try_memory(self) -> None:
-        self._shm = True
-        try:
-            await self._sweep()
-        except grpc.aio.AioRpcError as error:
-            log.debug("sweep: %s", error.details())
-        trial = await self._map(4096, 1)
-        if trial is not None:
-            self._regions.remove(trial)
-            await self._unregister(trial.name)
-        elif self._settings.triton_shm == "on":
-            raise ConfigurationError(
-                f"TRITON_SHM='on': Triton at {self.url} cannot map this process's shared memory; "
-                "both need one host and one /dev/shm (docker: ipc: host), or set TRITON_SHM=auto"
-            )
 
 
 def _forget(call: asyncio.Task[Reply]) -> None:
