@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
+from operator import itemgetter
 from typing import Any
 
 from app.errors import FrameError
@@ -142,7 +144,7 @@ class Batches:
             return
         wishes = [wish for wish in self._waiting if not wish.answer.done()]
         self._waiting.clear()
-        for together in self._parted(wishes):
+        for together in self._parted(_in_rounds(wishes)):
             self._preparing += 1
             task = _Batch(together, self._run, self._prepared).task
             self._under_way.add(task)
@@ -202,3 +204,16 @@ class Batches:
             self._pipeline.ocr.forget(wish.job.memory.ocr)
         else:
             wish.answer.set_result(found)
+
+
+def _in_rounds(wishes: list[Wish]) -> list[Wish]:
+    """Every stream's first frame, then every second one: who hands in several must not hold up who hands in one."""
+    taken: Counter[int] = Counter()
+    rounds = []
+    for wish in wishes:
+        stream = id(wish.job.memory)
+        rounds.append(taken[stream])
+        taken[stream] += 1
+    if len(taken) == len(wishes):
+        return wishes
+    return [wish for _, wish in sorted(zip(rounds, wishes, strict=True), key=itemgetter(0))]

@@ -103,8 +103,8 @@ class Pipeline:
 
     @property
     def busy(self) -> bool:
-        """Whether every core has a frame to prepare: what is handed in now would only wait for a thread."""
-        return self._threads.busy >= self._cores
+        """Whether every core, or every thread, has a frame to prepare: what is handed in now would only wait for one."""
+        return self._threads.busy >= min(self._cores, len(self._threads))
 
     def when_less_busy(self, call: Callable[[], None]) -> None:
         """`call` is called in the loop whenever a thread has done its work."""

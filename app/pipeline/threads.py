@@ -33,6 +33,9 @@ class Threads:
         for thread in self._threads:
             thread.start()
 
+    def __len__(self) -> int:
+        return len(self._threads)
+
     @property
     def busy(self) -> int:
         """Pieces of work that are being done or wait for a thread."""

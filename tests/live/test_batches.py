@@ -343,6 +343,28 @@ def test_an_answered_frame_is_not_kept_until_the_garbage_collector_comes(tmp_pat
     run(Counted(), tmp_path, use)
 
 
+def test_who_hands_in_several_frames_holds_up_nobody_who_hands_in_one(tmp_path: Path) -> None:
+    client = Counted()
+    client.latency_s = 0.05
+
+    async def use(batches: Batches) -> None:
+        several = [dataclasses.replace(one, memory=(memory := StreamMemory())) for one in jobs(1)]
+        several += [dataclasses.replace(job(white(), "several"), memory=memory) for _ in range(3)]
+        answered: list[str] = []
+
+        async def ask(one: Job, name: str) -> None:
+            await batches.analyze(one)
+            answered.append(name)
+
+        asked = [ask(one, f"several {number}") for number, one in enumerate(several)]
+        await asyncio.gather(*asked, *(ask(one, "one") for one in jobs(7)))
+        assert sorted(answered[:8]) == ["one"] * 7 + ["several 0"]
+        assert answered[8:] == ["several 1", "several 2", "several 3"]
+
+    run(client, tmp_path, use)
+    assert client.sizes == [8, 3]
+
+
 @pytest.mark.parametrize("when", ["before it began", "while a thread prepares it"])
 def test_a_stream_that_ends_leaves_nobody_waiting_for_its_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
