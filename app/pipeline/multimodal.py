@@ -103,7 +103,7 @@ class Pipeline:
 
     @property
     def busy(self) -> bool:
-        """Whether every core, or every thread, has a frame to prepare: what is handed in now would only wait for one."""
+        """Whether every core, or thread, has a frame to prepare: what is handed in now would only wait for one."""
         return self._threads.busy >= min(self._cores, len(self._threads))
 
     def when_less_busy(self, call: Callable[[], None]) -> None:
