@@ -34,11 +34,12 @@ NAMES = (
     "backlog",
     "summaries",
     "soak",
+    "fleet_soak",
 )
 """In the order in which they run: from the pieces to the whole."""
 BENCHMARKS = [name for name in NAMES if find_spec(f"benchmarks.{name}") is not None]
 OUTPUT = ROOT / ".state" / "bench"
-ALONE = ("soak",)
+ALONE = ("soak", "fleet_soak")
 """Too long to be run with all; by name only."""
 BRIEF: dict[str, dict[str, Any]] = {
     "postprocess": {"turns": 2},
@@ -66,7 +67,7 @@ BRIEF: dict[str, dict[str, Any]] = {
 
 def main(
     name: Annotated[
-        str | None, typer.Argument(help=f"One of: {', '.join(BENCHMARKS)}. Default: all but {ALONE[0]}.")
+        str | None, typer.Argument(help=f"One of: {', '.join(BENCHMARKS)}. Default: all but {' and '.join(ALONE)}.")
     ] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Measured, of each variant and turn.")] = None,
     turns: Annotated[int | None, typer.Option(min=1, help="Times that every variant is run.")] = None,

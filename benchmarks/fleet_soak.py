@@ -1,10 +1,9 @@
-"""A fleet worker for a long time: whether its memory stays as it is, and whether its counts add up in the end.
+"""A fleet worker for ten minutes: whether its memory stays as it is, and whether its counts add up in the end.
 
-python -m benchmarks.fleet_soak [--minutes 10] [--rate 100] [--cameras 32] [--output FILE]
-
-`fleet work` as it comes, in a process of its own, on Redis, librdkafka's mock cluster and canned models on Triton. The
-slope is that of a straight line through the private resident memory after the first fifth of the time. Memory shared
-with Triton is bounded by its budget and left out: how much of it counts as resident is up to the kernel.
+`fleet work` as it comes, in a process of its own, on Redis, librdkafka's mock cluster and canned models on Triton;
+cameras that write as ingest does. The slope is that of a straight line by least squares through the worker's own
+resident memory after the first fifth of the time. Memory shared with Triton is bounded by its budget and left out: how
+much of it counts as resident is up to the kernel. Not among all benchmarks.
 """
 
 from __future__ import annotations
@@ -13,21 +12,36 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
-import orjson
 import redis
-import typer
+from rich.console import Console
 
-from benchmarks import canned, fleet_servers, harness, ledger, memory, photographs
+from benchmarks import canned, fleet_servers, harness, ledger, memory, photographs, turns
 from benchmarks.harness import BenchmarkError
+from benchmarks.noise import Noise
+from benchmarks.turns import Figures, Ratio
 
-LOOK_S = 2.0
-MIB = 2**20
+VARIANTS = {"worker": "a fleet worker"}
+RATIOS = (Ratio("a fleet worker's own memory, MB a minute after warm-up", "own_slope_mb", "worker", at_most=1),)
+STRICT = True
+"""A missed target fails the run."""
+MB = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    seconds: float = 600.0
+    rate: float = 100.0
+    """Frames a second, all cameras together."""
+    cameras: int = 32
+    look_s: float = 2.0
+    turns: int = 1
+    variants: tuple[str, ...] = tuple(VARIANTS)
 
 
 @contextmanager
@@ -66,13 +80,13 @@ def port_of(log: Path) -> int | None:
     return int(found[1]) if found else None
 
 
-def soak(minutes: float, rate: float, cameras: int) -> dict[str, object]:
-    """Runs it; everything that was measured.
+def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Runs the plan; everything that was measured.
 
     Raises:
         BenchmarkError: something did not start, or a frame is unaccounted for.
     """
-    places = harness.cores()
+    places, noise = harness.cores(), Noise()
     with tempfile.TemporaryDirectory(prefix="sightline-soak-") as name, ExitStack() as stack:
         folder = Path(name)
         clips = photographs.read(photographs.write(folder / "frames", 8))
@@ -84,57 +98,70 @@ def soak(minutes: float, rate: float, cameras: int) -> dict[str, object]:
         settings = {"REDIS_URL": url, "KAFKA_BOOTSTRAP_SERVERS": kafka, "TRITON_URL": triton, "METRICS_PORT": "0"}
         settings["STATE_DIR"] = str(folder / "state")
         log = folder / "work.log"
-        child = stack.enter_context(harness.process(["app", "fleet", "work"], places.tested, log, **settings))
-        deadline = time.monotonic() + harness.START_S
-        while (port := port_of(log)) is None:
-            harness.check(child, log, deadline)
-            time.sleep(0.1)
-        looks: list[tuple[float, float]] = []
-        began, last = time.monotonic(), minutes * 60
-        with filming(url, clips, cameras, rate):
-            while (at := time.monotonic() - began) < last:
-                time.sleep(LOOK_S)
-                harness.check(child, log, began + 2 * last + 60)
-                if at > memory.WARM_UP * last:
-                    looks.append((at, memory.resident([child.pid])[1] / MIB))
-        time.sleep(3)  # what is in flight comes in, and is written to the metrics
-        final = ledger.read(f"http://127.0.0.1:{port}", "fleet")
+        with noise.watched():
+            child = stack.enter_context(harness.process(["app", "fleet", "work"], places.tested, log, **settings))
+            deadline = time.monotonic() + harness.START_S
+            while (port := port_of(log)) is None:
+                harness.check(child, log, deadline)
+                time.sleep(0.1)
+            metrics = f"http://127.0.0.1:{port}"
+            with filming(url, clips, plan.cameras, plan.rate):
+                looks = list(_looks(plan, child.pid, metrics, say, lambda: harness.check(child, log, float("inf"))))
+            time.sleep(3)  # what is in flight comes in, and is written to the metrics
+            final = ledger.read(metrics, "fleet")
         if not final.adds_up:
             raise BenchmarkError(f"the counts do not add up: {final}")
         said = log.read_text(errors="replace").splitlines()
-    mib = [one for _, one in looks]
+    steady = [one for one in looks if memory.WARM_UP * plan.seconds < one["at_s"] <= plan.seconds]
+    slopes = {"worker": memory.slopes(steady, {"own_slope_mb": "worker"})}
+    own = asdict(harness.spread([one["worker"] for one in steady]))
     return {
         "benchmark": "fleet_soak",
         "machine": harness.machine(),
-        "plan": {"minutes": minutes, "rate": rate, "cameras": cameras},
-        "private_mib": {"first": mib[0], "last": mib[-1], "least": min(mib), "most": max(mib)},
-        "slope_mib_per_hour": memory.slope(looks) * 3600,
-        "frames": asdict(final),
-        "looks": looks,
-        "log": said[-100:],
+        "noise": noise.told(),
+        "plan": asdict(plan),
+        "variants": {"worker": {"own_mb": own, **memory.trend(slopes["worker"])}},
+        "ratios": memory.judged(RATIOS, slopes),
+        "ledger": asdict(final),
+        "samples": {"looks": looks, "log": said[-100:]},
+        "turns": slopes,
     }
 
 
-def main(
-    minutes: Annotated[float, typer.Option(min=0.2, help="How long.")] = 10.0,
-    rate: Annotated[float, typer.Option(min=1, help="Frames a second, all cameras together.")] = 100.0,
-    cameras: Annotated[int, typer.Option(min=1, help="How many.")] = 32,
-    output: Annotated[Path | None, typer.Option(help="A file for everything measured, as JSON.")] = None,
-) -> None:
-    """Prints the slope of the worker's memory."""
-    found = soak(minutes, rate, cameras)
-    private, frames = found["private_mib"], found["frames"]
-    assert isinstance(private, dict)
-    assert isinstance(frames, dict)
-    typer.echo(
-        f"{minutes:g} minutes, {frames['processed']:,.0f} of {frames['received']:,.0f} frames answered: "
-        f"{private['first']:.1f} MiB, in the end {private['last']:.1f} "
-        f"({private['least']:.1f} to {private['most']:.1f}), "
-        f"slope {found['slope_mib_per_hour']:+.1f} MiB an hour"
+def _looks(
+    plan: Plan, pid: int, metrics: str, say: Callable[[str], None], check: Callable[[], None]
+) -> Iterator[Figures]:
+    began, told = time.monotonic(), 0
+    while (at := time.monotonic() - began) < plan.seconds:
+        time.sleep(plan.look_s)
+        check()
+        own = memory.resident([pid])[1] / MB
+        yield {"at_s": at, "worker": own}
+        if at >= told * plan.seconds / 20:
+            told += 1
+            frames = ledger.read(metrics, "fleet")
+            say(f"{at:.0f} s: the worker {own:.1f} MB of its own; {frames.processed:,} frames")
+
+
+def show(results: dict[str, Any], console: Console) -> None:
+    """The table, and the books."""
+    minutes = round(results["plan"]["seconds"] / 60, 1)
+    columns = {"own_mb": "its own MB", "own_slope_mb": "MB a minute"}
+    caption, looks = "slope: over all looks (over either half)", "the looks after the warm-up"
+    turns.show(results, f"fleet_soak: {minutes:g} minutes", VARIANTS, columns, console, caption, spread_of=looks)
+    books, plan = results["ledger"], results["plan"]
+    console.print(
+        f"{books['received']:,} frames received = {books['processed']:,} processed + {books['dropped']:,} dropped "
+        f"+ {books['failed']:,} failed; {plan['cameras']} cameras, {plan['rate']:g} frames a second",
+        highlight=False,
     )
-    if output is not None:
-        output.write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2))
 
 
-if __name__ == "__main__":
-    typer.run(main)
+def draw(results: dict[str, Any], axes: Any) -> None:
+    """Memory over time, its line by least squares."""
+    memory.draw(axes, results["samples"]["looks"], VARIANTS, "worker", results["plan"]["seconds"])
+
+
+def plan_from(**given: Any) -> Plan:
+    """The plan with what was asked for; None leaves a default."""
+    return turns.plan_from(Plan, {**given, "turns": None, "variants": None})

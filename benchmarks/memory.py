@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import psutil
+
+from benchmarks import turns
+from benchmarks.harness import BenchmarkError
+from benchmarks.turns import Figures, Ratio
 
 WARM_UP = 0.2
 """Share of a soak in which pools fill and libraries settle."""
@@ -35,3 +40,55 @@ def slope(looks: Looks) -> float:
     """A second, of a straight line by least squares."""
     seconds, amounts = np.array(looks).T
     return float(np.polyfit(seconds, amounts, 1)[0])
+
+
+def slopes(steady: Sequence[Mapping[str, float]], of: Mapping[str, str]) -> list[Figures]:
+    """A minute: over all looks, over the first half, over the second: whether it levels off.
+
+    Args:
+        steady: looks after the warm-up, each with `at_s`.
+        of: a slope's name -> the figure of a look that it is of.
+
+    Raises:
+        BenchmarkError: too few looks.
+    """
+    half = len(steady) // 2
+    if half < 2:
+        raise BenchmarkError(f"{len(steady)} looks after the warm-up are too few for a slope: give it more --seconds")
+    return [
+        {name: 60 * slope([(one["at_s"], one[figure]) for one in part]) for name, figure in of.items()}
+        for part in (steady, steady[:half], steady[half:])
+    ]
+
+
+def trend(found: list[Figures]) -> dict[str, Any]:
+    """The slopes over all looks, which count, with the halves' as their spread."""
+    return {name: {**spread, "median": found[0][name]} for name, spread in turns.summary(found).items()}
+
+
+def judged(ratios: Iterable[Ratio], slopes_of: Mapping[str, list[Figures]]) -> list[dict[str, Any]]:
+    """Slopes against what is wanted."""
+    out = []
+    for ratio in ratios:
+        found = trend(slopes_of[ratio.over])[ratio.figure]
+        out.append({"label": ratio.label, **found, "target": ratio.target, "met": ratio.met(found["median"])})
+    return out
+
+
+def draw(
+    axes: Any, looks: Sequence[Mapping[str, float]], titles: Mapping[str, str], line_of: str, seconds: float
+) -> None:
+    """Memory over `seconds`; the line by least squares of one of them."""
+    minutes = [one["at_s"] / 60 for one in looks]
+    for name, title in titles.items():
+        axes.plot(minutes, [one[name] for one in looks], label=title)
+    warm = WARM_UP * seconds
+    steady = [(one["at_s"], one[line_of]) for one in looks if warm < one["at_s"] <= seconds]
+    rise = slope(steady)
+    middle_s, middle = (sum(values) / len(steady) for values in zip(*steady, strict=True))
+    ends = steady[0][0], steady[-1][0]
+    line = [middle + rise * (at - middle_s) for at in ends]
+    axes.plot([at / 60 for at in ends], line, "k--", linewidth=1, label=f"{60 * rise:+.2f} MB a minute")
+    axes.axvspan(0, warm / 60, color="#eef1f4", label="warm-up")
+    axes.set(xlabel="minutes", ylabel="resident memory, MB", ylim=(0, None))
+    axes.legend()

@@ -17,7 +17,6 @@ from rich.console import Console
 
 from app.settings import OcrSettings
 from benchmarks import canned, harness, memory, service, turns
-from benchmarks.harness import BenchmarkError
 from benchmarks.noise import Noise
 from benchmarks.soak_load import GROUPS, Plan, loaded, settled
 from benchmarks.turns import Figures, Ratio
@@ -48,14 +47,14 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
         log = (stand.folder / "service.log").read_text(errors="replace").splitlines()
     steady = [one for one in looks if memory.WARM_UP * plan.seconds < one["at_s"] <= plan.seconds]
     groups = [name for name in plan.variants if any(one.get(name) for one in steady)]
-    turns_of = {name: _slopes(name, steady) for name in groups}
+    turns_of = {name: memory.slopes(steady, {"slope_mb": name, "own_slope_mb": f"own_{name}"}) for name in groups}
     return {
         "benchmark": "soak",
         "machine": harness.machine(),
         "noise": noise.told(),
         "plan": asdict(plan),
-        "variants": {name: {**_amounts(name, steady), **_trend(turns_of[name])} for name in groups},
-        "ratios": judged(turns_of),
+        "variants": {name: {**_amounts(name, steady), **memory.trend(turns_of[name])} for name in groups},
+        "ratios": memory.judged(RATIOS, turns_of),
         "ledger": asdict(final),
         "clients": seen,
         "samples": {"looks": looks, "log": log[-100:]},
@@ -63,38 +62,9 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
     }
 
 
-def _slopes(name: str, steady: list[Figures]) -> list[Figures]:
-    """MB a minute: over all looks, over the first half, over the second: whether it levels off."""
-    half = len(steady) // 2
-    if half < 2:
-        raise BenchmarkError(f"{len(steady)} looks after the warm-up are too few for a slope: give it more --seconds")
-    return [
-        {
-            f"{kind}slope_mb": 60 * memory.slope([(one["at_s"], one[f"{kind}{name}"]) for one in part])
-            for kind in ("", "own_")
-        }
-        for part in (steady, steady[:half], steady[half:])
-    ]
-
-
 def _amounts(name: str, steady: list[Figures]) -> dict[str, Any]:
     spreads = {"resident_mb": name, "own_mb": f"own_{name}"}
     return {label: asdict(harness.spread([one[key] for one in steady])) for label, key in spreads.items()}
-
-
-def _trend(slopes: list[Figures]) -> dict[str, Any]:
-    """The slopes over all looks, which count, with the halves' as their spread."""
-    found = turns.summary(slopes)
-    return {name: {**spread, "median": slopes[0][name]} for name, spread in found.items()}
-
-
-def judged(slopes: dict[str, list[Figures]]) -> list[dict[str, Any]]:
-    """The service's slopes against what is wanted."""
-    out = []
-    for ratio in RATIOS:
-        trend = _trend(slopes[ratio.over])[ratio.figure]
-        out.append({"label": ratio.label, **trend, "target": ratio.target, "met": ratio.met(trend["median"])})
-    return out
 
 
 def show(results: dict[str, Any], console: Console) -> None:
@@ -119,20 +89,8 @@ def show(results: dict[str, Any], console: Console) -> None:
 
 def draw(results: dict[str, Any], axes: Any) -> None:
     """Memory over time; the service's line by least squares."""
-    looks = results["samples"]["looks"]
-    minutes = [one["at_s"] / 60 for one in looks]
-    for name in results["variants"]:
-        axes.plot(minutes, [one[name] for one in looks], label=VARIANTS[name])
-    warm = memory.WARM_UP * results["plan"]["seconds"]
-    steady = [(one["at_s"], one["service"]) for one in looks if warm < one["at_s"] <= results["plan"]["seconds"]]
-    slope = memory.slope(steady)
-    middle_s, middle = (sum(values) / len(steady) for values in zip(*steady, strict=True))
-    ends = steady[0][0], steady[-1][0]
-    line = [middle + slope * (at - middle_s) for at in ends]
-    axes.plot([at / 60 for at in ends], line, "k--", linewidth=1, label=f"{60 * slope:+.2f} MB a minute")
-    axes.axvspan(0, warm / 60, color="#eef1f4", label="warm-up")
-    axes.set(xlabel="minutes", ylabel="resident memory, MB", ylim=(0, None))
-    axes.legend()
+    titles = {name: VARIANTS[name] for name in results["variants"]}
+    memory.draw(axes, results["samples"]["looks"], titles, "service", results["plan"]["seconds"])
 
 
 def plan_from(**given: Any) -> Plan:

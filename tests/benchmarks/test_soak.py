@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 
 from app.settings import TritonSettings
-from benchmarks import chart, memory, soak
+from benchmarks import chart, fleet_soak, memory, soak
 from benchmarks.__main__ import ALONE
+from tests.support.redis import require_program
 from tests.support.service import require_environment
 
 
@@ -49,11 +50,31 @@ def test_a_slope_is_that_of_the_line() -> None:
 
 def test_a_slope_over_the_target_is_a_miss() -> None:
     slopes = [{"slope_mb": value, "own_slope_mb": -value} for value in (1.5, 0.2, 3.0)]
-    over, own = soak.judged({"service": slopes})
+    over, own = memory.judged(soak.RATIOS, {"service": slopes})
     assert (over["median"], over["least"], over["most"], over["met"]) == (1.5, 0.2, 3.0, False)
     assert own["met"] is True
 
 
-def test_it_is_not_among_all_and_a_miss_fails_it() -> None:
-    assert "soak" in ALONE
+def test_soaks_are_not_among_all_and_a_miss_fails_them() -> None:
+    assert set(ALONE) == {"soak", "fleet_soak"}
     assert soak.STRICT
+    assert fleet_soak.STRICT
+
+
+def test_a_short_soak_of_a_fleet_worker_runs_and_reports(tmp_path: Path) -> None:
+    require_environment(TritonSettings().triton_python, "make triton-env")
+    require_program("redis-server", "redis-server")
+    lines: list[str] = []
+    plan = fleet_soak.Plan(seconds=5.0, rate=40, cameras=4, look_s=0.2)
+    found = fleet_soak.measure(plan, lines.append)
+    books = found["ledger"]
+    assert books["received"] == books["processed"] + books["dropped"] + books["failed"] > 50
+    assert lines
+    (ratio,) = found["ratios"]
+    assert ratio["median"] == found["variants"]["worker"]["own_slope_mb"]["median"]
+    out = io.StringIO()
+    fleet_soak.show(found, Console(file=out, width=150))
+    assert "frames received" in out.getvalue()
+    drawn = chart.draw(fleet_soak, found, tmp_path / "fleet_soak.png")
+    assert drawn is not None
+    assert drawn.read_bytes().startswith(b"\x89PNG")
