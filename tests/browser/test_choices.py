@@ -40,7 +40,7 @@ def test_each_stage_goes_and_comes(real: Service, look: Look) -> None:
         "track": f"{model}.objects.some((one) => one.track_id !== null)",
     }
     for seen in there.values():
-        sight.until(seen)
+        sight.until(seen, 60)  # a busy machine takes its time to load the text reader
     for stage, seen in there.items():
         press(sight, stage)
         status_is(sight, stage, "disabled")
