@@ -29,6 +29,7 @@ import uvloop
 from confluent_kafka import Producer
 from numpy.typing import NDArray
 
+from app.fleet.one import YOUNG
 from app.fleet.vitals import Vitals
 from app.fleet.worker import Worker
 from app.inference.client import InferenceClient, ModelSpec, Reply, TensorSpec
@@ -134,7 +135,7 @@ async def worker(options: argparse.Namespace) -> dict[str, float]:
     pipeline = Pipeline(Counted(client, window), ocr, settings.pipeline, settings.triton, settings.live)  # type: ignore[arg-type]
     await pipeline.load()
     one = Worker(pipeline, settings, Vitals(1).pulse(0))
-    settle()
+    settle(young=YOUNG)
     running = asyncio.create_task(one.run())
     while window.closed is None and not running.done():
         await asyncio.sleep(0.05)

@@ -18,6 +18,9 @@ from app.pipeline.opening import opened
 from app.settings import Settings
 from app.tuning import settle, tune
 
+YOUNG = 5_000
+"""New objects from which the garbage collector looks at them: some batches' worth, all but one of which are gone."""
+
 
 def work(settings: Settings, pulse: Pulse) -> None:
     """One worker in this process.
@@ -46,7 +49,7 @@ async def _async(settings: Settings, pulse: Pulse) -> None:
         faces = settings.fleet if "face" in stages else None
         async with opened(settings, ocr_settings(settings), faces=faces, tracking="track" in stages) as one:
             worker = Worker(one.pipeline, settings, pulse)
-            settle()
+            settle(young=YOUNG)
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, worker.stop)
             await worker.run()
