@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-import time
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import orjson
 import redis
@@ -20,6 +22,9 @@ from app.settings import Settings
 
 _STALE_S = 5.0
 """A camera that sent nothing for so long is shown in red."""
+
+Wait = Callable[[], bool]
+"""For the next look; False: there will be none."""
 
 
 class RedisAway(SightlineError):
@@ -55,18 +60,26 @@ def run(
             raise RedisAway(
                 f"REDIS_URL: Redis does not answer ({error}); is it running, and is this its address?"
             ) from None
-        try:
+        with _until_interrupted(interval_s) as wait:
             if once or as_json or not console.is_terminal:
-                _print(observer, console, once=once, as_json=as_json, interval_s=interval_s)
+                _print(observer, console, wait, once=once, as_json=as_json)
             else:
-                _live(observer, console, overview, interval_s)
-        except KeyboardInterrupt:
-            return
+                _live(observer, console, overview, wait)
 
 
-def _print(observer: Observer, console: Console, *, once: bool, as_json: bool, interval_s: float) -> None:
-    while True:
-        time.sleep(interval_s)
+@contextmanager
+def _until_interrupted(interval_s: float) -> Iterator[Wait]:
+    """Ctrl-C between two looks, not in the middle of one: there it could be lost in a library's clean-up."""
+    over = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: over.set())
+    try:
+        yield lambda: not over.wait(interval_s)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _print(observer: Observer, console: Console, wait: Wait, *, once: bool, as_json: bool) -> None:
+    while wait():
         overview = observer.look()
         if as_json:
             sys.stdout.write(orjson.dumps(overview).decode() + "\n")
@@ -77,13 +90,14 @@ def _print(observer: Observer, console: Console, *, once: bool, as_json: bool, i
             return
 
 
-def _live(observer: Observer, console: Console, overview: Overview, interval_s: float) -> None:
+def _live(observer: Observer, console: Console, overview: Overview, wait: Wait) -> None:
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             # The workers' table, and titles and frames of both, take what is left.
             room = console.height - len(overview.workers) - len(overview.services) - 14
             live.update(render(overview, max(3, room)), refresh=True)
-            time.sleep(interval_s)
+            if not wait():
+                return
             try:
                 overview = observer.look()
             except redis.RedisError as error:
