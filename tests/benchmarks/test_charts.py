@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import chart, record
 
-DRAWN_FROM_SAMPLES = {"overload", "soak"}
+DRAWN_FROM_SAMPLES = {"overload", "soak", "fleet_soak"}
 """Their charts are looked at where they are run: samples are not committed."""
 
 
