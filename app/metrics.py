@@ -14,10 +14,13 @@ from collections import Counter as Counted
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+T = TypeVar("T")
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -167,49 +170,40 @@ def observe_stages(door: str, frames: Sequence[Mapping[str, float]]) -> None:
         observe_all(STAGE_SECONDS.labels(door, name), found)
 
 
-class Ages:
-    """FRAME_AGE of one door, for its event loop. Whoever reads `exposition` finds everything that was added."""
+class Gathered(Generic[T]):
+    """Observations that are added up before they touch a histogram. Whoever reads `exposition` finds all of them.
 
-    def __init__(self, door: str) -> None:
-        self._door = door
+    Args:
+        write: takes those that came together; kept, and not to be changed any more.
+    """
+
+    def __init__(self, write: Callable[[list[T]], None]) -> None:
+        self._write = write
         self._lock = threading.Lock()
-        self._seconds: list[float] = []
+        self._waiting: list[T] = []
         _GATHERED.append(self.write)
 
-    def add(self, age_s: float) -> None:
+    def add(self, observed: T) -> None:
         with self._lock:
-            self._seconds.append(age_s)
-            full = len(self._seconds) >= _TOGETHER
+            self._waiting.append(observed)
+            full = len(self._waiting) >= _TOGETHER
         if full:
             self.write()
 
     def write(self) -> None:
         with self._lock:
-            seconds, self._seconds = self._seconds, []
-        observe_all(FRAME_AGE.labels(self._door), seconds)
+            waiting, self._waiting = self._waiting, []
+        self._write(waiting)
 
 
-class StageTimes:
-    """STAGE_SECONDS of one door, likewise: a frame has nine of them."""
+def ages(door: str) -> Gathered[float]:
+    """FRAME_AGE of one door, seconds."""
+    return Gathered(lambda seconds: observe_all(FRAME_AGE.labels(door), seconds))
 
-    def __init__(self, door: str) -> None:
-        self._door = door
-        self._lock = threading.Lock()
-        self._frames: list[Mapping[str, float]] = []
-        _GATHERED.append(self.write)
 
-    def add(self, timings: Mapping[str, float]) -> None:
-        """How long each stage of one frame took, seconds; kept, and not to be changed any more."""
-        with self._lock:
-            self._frames.append(timings)
-            full = len(self._frames) >= _TOGETHER
-        if full:
-            self.write()
-
-    def write(self) -> None:
-        with self._lock:
-            frames, self._frames = self._frames, []
-        observe_stages(self._door, frames)
+def stage_times(door: str) -> Gathered[Mapping[str, float]]:
+    """STAGE_SECONDS of one door: how long each stage of a frame took."""
+    return Gathered(lambda frames: observe_stages(door, frames))
 
 
 def write_gathered() -> None:

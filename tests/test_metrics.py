@@ -10,7 +10,7 @@ def seen(name: str, **labels: str) -> float:
 
 
 def test_stage_times_are_written_a_hundred_frames_at_a_time_or_when_somebody_looks() -> None:
-    times = metrics.StageTimes("test")
+    times = metrics.stage_times("test")
 
     def counted() -> float:
         return seen("sightline_stage_seconds_count", door="test", stage="decode")
@@ -28,7 +28,7 @@ def test_stage_times_are_written_a_hundred_frames_at_a_time_or_when_somebody_loo
 
 
 def test_so_are_ages() -> None:
-    ages = metrics.Ages("test")
+    ages = metrics.ages("test")
     for _ in range(3):
         ages.add(0.02)
     assert 'sightline_frame_age_seconds_bucket{door="test",le="0.025"} 3.0' in metrics.exposition().decode()

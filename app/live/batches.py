@@ -105,15 +105,6 @@ class Batches:
         """Batches of ours that threads have not prepared yet."""
         self._under_way: set[asyncio.Task[None]] = set()
 
-    async def analyze(self, job: Job) -> FrameResult | FrameError:
-        """`submit`, and its answer. Cancelling gives it up."""
-        wish = self.submit(job)
-        try:
-            return await wish.answer
-        finally:
-            if not wish.answer.done() or wish.answer.cancelled():
-                wish.give_up()
-
     def submit(self, job: Job) -> Wish:
         """`Pipeline.analyze` of one frame.
 

@@ -14,7 +14,7 @@ _SAMPLES = 512
 DOOR = "live"
 _received = metrics.FRAMES_RECEIVED.labels(DOOR)
 _processed = metrics.FRAMES_PROCESSED.labels(DOOR)
-_ages = metrics.Ages(DOOR)
+_ages = metrics.ages(DOOR)
 PACE = metrics.Pace(DOOR)
 
 

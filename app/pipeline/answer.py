@@ -23,7 +23,7 @@ Record = Callable[[Mapping[str, float]], None]
 @cache
 def recorder(door: str) -> Record:
     """Takes a frame's times to STAGE_SECONDS, sooner or later."""
-    return metrics.StageTimes(door).add
+    return metrics.stage_times(door).add
 
 
 def write_all(batch: Batch) -> None:

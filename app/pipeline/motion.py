@@ -22,8 +22,6 @@ Method = Literal["dis", "farneback"]
 
 MIN_SIDE = 16
 """Least side of a picture that flow can be computed on: DIS wants a patch of 8 at half the size."""
-_DIS_SIDE = 12
-"""OpenCV's DIS wants this of the longer side at least."""
 CELL = 8
 """Side of a cell, grey pixels: 160x120 has 20x15."""
 MIN_TEXTURE = 2.0
@@ -56,10 +54,8 @@ class Flow:
 
     `dis`: Dense Inverse Search (Kroeger et al. 2016, https://arxiv.org/abs/1603.03590) as OpenCV's ULTRAFAST
     preset, but down to half the picture's size, not a quarter: at a quarter of 160x120 a pan of a
-    640x480 frame comes out up to a fifth too short. It is handed the half pictures and its flow stays that size:
-    blowing it up to the whole would take a sixth of the time, to be averaged over cells next. Patches of 8 side by
-    side, not overlapping, make up for most of the time. Each patch's mean is taken out, so that a change of
-    exposure is no motion.
+    640x480 frame comes out up to a fifth too short. Patches of 8 side by side, not overlapping, make up
+    for most of the time. Each patch's mean is taken out, so that a change of exposure is no motion.
 
     `farneback`: Farneback 2003 with OpenCV's usual parameters; ten times as slow and no better.
     """
@@ -68,15 +64,14 @@ class Flow:
         self._dis: Any = None
         if method == "dis":
             self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
-            self._dis.setFinestScale(0)
+            self._dis.setFinestScale(1)
             self._dis.setPatchStride(8)
             self._dis.setGradientDescentIterations(12)
 
     def __call__(self, previous: Grey, current: Grey) -> Floats:
-        """Flow float32 `[h, w, 2]`: where a pixel of `previous` went, dx and dy in the flow's own pixels.
+        """Flow float32 `[h, w, 2]`: where the pixel of `previous` went, dx and dy in grey pixels.
 
-        Both pictures uint8, C-contiguous. `dis` has half their height and width (rounded up; tiny ones: all of it),
-        `farneback` all of it.
+        Both uint8 `[h, w]`, C-contiguous.
 
         Raises:
             ValueError: there is an `obstacle`. OpenCV's DIS would crash the process on a picture of 160x8.
@@ -85,17 +80,10 @@ class Flow:
             raise ValueError(f"no flow from {previous.shape} to {current.shape}: {reason}")
         flow: Any
         if self._dis is not None:
-            flow = self._dis.calc(_half(previous), _half(current), None)
+            flow = self._dis.calc(previous, current, None)
         else:
             flow = cv2.calcOpticalFlowFarneback(previous, current, None, 0.5, 3, 15, 3, 5, 1.2, 0)  # type: ignore[call-overload]
         return flow  # type: ignore[no-any-return]
-
-
-def _half(picture: Grey) -> Grey:
-    height, width = picture.shape
-    if max(height, width) < 2 * _DIS_SIDE:
-        return picture
-    return cv2.resize(picture, ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
 
 
 def measure(flow: Floats, previous: Grey, *, width: int, height: int, grid: bool) -> Motion:
@@ -107,15 +95,15 @@ def measure(flow: Floats, previous: Grey, *, width: int, height: int, grid: bool
     goes: the flow there is noise or its neighbours', and it counts as still.
 
     Args:
-        flow: float32 `[h, w, 2]` of `Flow`, in its own pixels.
-        previous: the uint8 picture that it starts from; its size says how many cells there are.
+        flow: float32 `[h, w, 2]` of `Flow`.
+        previous: the uint8 `[h, w]` picture that it starts from.
         width: of the frame as sent, pixels.
         height: likewise.
         grid: whether to add the cells' flow, the camera's in it.
     """
     rows, columns = (max(1, round(side / CELL)) for side in previous.shape)
     cells = _mean(flow, columns, rows).reshape(-1, 2)
-    cells *= _to_frame(width, height, flow.shape[:2])
+    cells *= _to_frame(width, height, previous.shape)
     textured = _variance(previous, columns, rows).ravel() >= MIN_TEXTURE**2
     seen = cells[textured]
     middle = len(seen) // 2
@@ -139,7 +127,7 @@ def measure(flow: Floats, previous: Grey, *, width: int, height: int, grid: bool
 
 @lru_cache(maxsize=256)
 def _to_frame(width: int, height: int, shape: tuple[int, int]) -> Floats:
-    """Frame pixels a pixel of a flow of this shape: x, y."""
+    """Frame pixels a grey pixel: x, y."""
     return np.array((width / shape[1], height / shape[0]), np.float32)
 
 

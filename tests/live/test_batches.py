@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.errors import InferenceError, UndecodableFrame
+from app.errors import FrameError, InferenceError, UndecodableFrame
 from app.inference.client import ModelSpec, Reply
 from app.inference.fake import FakeClient
 from app.inference.memory import Buffer
@@ -54,19 +54,30 @@ class Counted(FakeClient):
         return await super().infer(model, buffer, stream=stream)
 
 
+class Asked(Batches):
+    """Asked one frame at a time, as a session asks that waits for each answer."""
+
+    async def analyze(self, job: Job) -> FrameResult | FrameError:
+        wish = self.submit(job)
+        try:
+            return await wish.answer
+        finally:
+            wish.give_up()
+
+
 @asynccontextmanager
-async def opened(client: FakeClient, state: Path) -> AsyncIterator[Batches]:
+async def opened(client: FakeClient, state: Path) -> AsyncIterator[Asked]:
     settings = Settings(ocr="off")
     ocr = Ocr(settings.ocr, state_dir=state)
     pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live)
     await pipeline.load()
     try:
-        yield Batches(pipeline)
+        yield Asked(pipeline)
     finally:
         pipeline.close()
 
 
-def run(client: FakeClient, state: Path, use: Callable[[Batches], Awaitable[None]]) -> None:
+def run(client: FakeClient, state: Path, use: Callable[[Asked], Awaitable[None]]) -> None:
     async def go() -> None:
         async with opened(client, state) as batches:
             await use(batches)
@@ -86,7 +97,7 @@ def places(found: list[object]) -> list[float]:
 def test_what_comes_in_one_turn_is_one_request_and_each_gets_its_own(tmp_path: Path) -> None:
     client = Counted()
 
-    async def use(batches: Batches) -> None:
+    async def use(batches: Asked) -> None:
         assert places(await asyncio.gather(*map(batches.analyze, jobs(5)))) == [40, 40, 40, 40, 160]
         assert places([await batches.analyze(job(white()))]) == [160]
 
@@ -98,7 +109,7 @@ def test_no_more_than_eight_go_together_and_a_large_one_goes_alone(tmp_path: Pat
     client = Counted()
     large = job(photograph() + bytes(LARGE), "large")
 
-    async def use(batches: Batches) -> None:
+    async def use(batches: Asked) -> None:
         await asyncio.gather(*map(batches.analyze, [large, *jobs(11)]))
 
     run(client, tmp_path, use)
@@ -109,7 +120,7 @@ def test_no_more_go_together_than_the_models_take_and_these_go_side_by_side(tmp_
     client = Counted(max_batch=2)
     client.latency_s = 0.1
 
-    async def use(batches: Batches) -> None:
+    async def use(batches: Asked) -> None:
         asked = asyncio.gather(*map(batches.analyze, jobs(4)))
         while len(client.calls) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -123,7 +134,7 @@ def test_no_more_go_together_than_the_models_take_and_these_go_side_by_side(tmp_
 def test_models_that_the_server_does_not_batch_get_one_frame_at_a_time(tmp_path: Path) -> None:
     client = Counted(batched=False)
 
-    async def use(batches: Batches) -> None:
+    async def use(batches: Asked) -> None:
         assert places(await asyncio.gather(*map(batches.analyze, jobs(3)))) == [40, 40, 160]
 
     run(client, tmp_path, use)
@@ -131,7 +142,7 @@ def test_models_that_the_server_does_not_batch_get_one_frame_at_a_time(tmp_path:
 
 
 def test_a_damaged_frame_is_its_own_sessions_alone(tmp_path: Path) -> None:
-    async def use(batches: Batches) -> None:
+    async def use(batches: Asked) -> None:
         good, bad, other = await asyncio.gather(*map(batches.analyze, [*jobs(1), job(b"\xff\xd8no", "b"), *jobs(1)]))
         assert isinstance(bad, UndecodableFrame)
         assert places([good, other]) == [160, 160]
@@ -144,7 +155,7 @@ def test_a_session_that_ends_takes_no_other_with_it(tmp_path: Path, when: str) -
     client = Counted()
     client.latency_s = 0.2
 
-    async def use(batches: Batches) -> None:
+    async def use(batches: Asked) -> None:
         stays, leaves = (asyncio.ensure_future(batches.analyze(one)) for one in jobs(2))
         while len(client.sizes) < (when == "under way"):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -162,7 +173,7 @@ def test_what_nobody_waits_for_any_more_never_reaches_the_server(tmp_path: Path)
     client = Counted(max_in_flight=1)
     client.latency_s = 0.2
 
-    async def use(batches: Batches) -> None:
+    async def use(batches: Asked) -> None:
         first = asyncio.ensure_future(batches.analyze(jobs(1)[0]))
         while not client.calls:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -182,7 +193,7 @@ def test_what_nobody_waits_for_any_more_never_reaches_the_server(tmp_path: Path)
 def test_a_batch_that_the_server_refuses_is_not_tried_as_large_again(tmp_path: Path) -> None:
     client = Counted(most=2)
 
-    async def use(batches: Batches) -> None:
+    async def use(batches: Asked) -> None:
         for _ in range(3):
             found = await asyncio.gather(*map(batches.analyze, jobs(8)))
         assert len(places(found)) == 8
@@ -195,7 +206,7 @@ def test_what_breaks_on_one_frame_is_that_frames_alone(tmp_path: Path) -> None:
     one, two, three = jobs(3)
     two.memory.tracker = object()  # type: ignore[assignment]
 
-    async def use(batches: Batches) -> None:
+    async def use(batches: Asked) -> None:
         found = await asyncio.gather(*map(batches.analyze, (one, two, three)), return_exceptions=True)
         assert places(found) == [40, 160]
         assert isinstance(found[1], AttributeError)
@@ -206,7 +217,7 @@ def test_what_breaks_on_one_frame_is_that_frames_alone(tmp_path: Path) -> None:
 def test_a_bug_in_one_batch_is_told_to_every_frame_of_it(tmp_path: Path) -> None:
     client = Counted()
 
-    async def use(batches: Batches) -> None:
+    async def use(batches: Asked) -> None:
         client.buffer = None  # type: ignore[method-assign, assignment]
         found = await asyncio.gather(*map(batches.analyze, jobs(3)), return_exceptions=True)
         assert [type(one) for one in found] == [TypeError] * 3
@@ -226,7 +237,7 @@ def test_a_crowd_is_read_and_tracked_off_the_loop_and_answered_alike(tmp_path: P
     del client._models["vision"]
     threads: set[str] = set()
 
-    async def use(batches: Batches) -> None:
+    async def use(batches: Asked) -> None:
         import threading
 
         real = reading.read
@@ -252,7 +263,7 @@ def test_frames_of_one_stream_overlap_at_the_server_and_keep_their_order(tmp_pat
     client = Sight(batched=True)
     frames = 40
 
-    async def stream(batches: Batches, name: str) -> list[FrameResult]:
+    async def stream(batches: Asked, name: str) -> list[FrameResult]:
         memory, found = StreamMemory(), []
         settings = StreamSettings(stages=Stages(ocr=False))
         begun: deque[Wish] = deque()
@@ -267,7 +278,7 @@ def test_frames_of_one_stream_overlap_at_the_server_and_keep_their_order(tmp_pat
                 found.append(one)
         return found
 
-    async def use(batches: Batches) -> None:
+    async def use(batches: Asked) -> None:
         for found in await asyncio.gather(*(stream(batches, name) for name in "abc")):
             assert len(found) == frames
             assert {one.objects[0].track_id for one in found[2:]} == {1}
@@ -293,7 +304,7 @@ def test_frames_are_gathered_while_every_core_has_one_to_prepare(
     monkeypatch.setattr("app.pipeline.multimodal.prepare", held)
     client = Counted()
 
-    async def use(batches: Batches) -> None:
+    async def use(batches: Asked) -> None:
         batches._pipeline._cores = 1
         asked = [asyncio.ensure_future(batches.analyze(jobs(1)[0]))]
         for _ in range(6):
@@ -308,7 +319,7 @@ def test_frames_are_gathered_while_every_core_has_one_to_prepare(
 
 
 def test_a_live_frame_stands_in_line_with_other_doors_work_and_not_behind_all_of_it(tmp_path: Path) -> None:
-    async def use(batches: Batches) -> None:
+    async def use(batches: Asked) -> None:
         pipeline, ended = batches._pipeline, asyncio.Event()
 
         async def other() -> None:
@@ -327,7 +338,7 @@ def test_a_live_frame_stands_in_line_with_other_doors_work_and_not_behind_all_of
 
 
 def test_an_answered_frame_is_not_kept_until_the_garbage_collector_comes(tmp_path: Path) -> None:
-    async def use(batches: Batches) -> None:
+    async def use(batches: Asked) -> None:
         one = jobs(1)[0]
         gc.disable()
         try:
@@ -347,7 +358,7 @@ def test_who_hands_in_several_frames_holds_up_nobody_who_hands_in_one(tmp_path: 
     client = Counted()
     client.latency_s = 0.05
 
-    async def use(batches: Batches) -> None:
+    async def use(batches: Asked) -> None:
         several = [dataclasses.replace(one, memory=(memory := StreamMemory())) for one in jobs(1)]
         several += [dataclasses.replace(job(white(), "several"), memory=memory) for _ in range(3)]
         answered: list[str] = []
@@ -384,7 +395,7 @@ def test_a_stream_that_ends_leaves_nobody_waiting_for_its_turn(
 
     monkeypatch.setattr("app.pipeline.multimodal.prepare", slow)
 
-    async def use(batches: Batches) -> None:
+    async def use(batches: Asked) -> None:
         memory = StreamMemory()
         ends = [dataclasses.replace(one, memory=memory) for one in jobs(2)]
         first = batches.submit(ends[0])
@@ -404,7 +415,7 @@ def test_a_frame_tried_again_keeps_its_track_and_goes_without_the_last_picture(t
     one, two = (job(photograph(), name) for name in "ab")
     settings = StreamSettings(stages=Stages(ocr=False))
 
-    async def use(batches: Batches) -> None:
+    async def use(batches: Asked) -> None:
         for _ in range(3):
             (before,) = await asyncio.gather(batches.analyze(dataclasses.replace(one, settings=settings)))
         assert isinstance(before, FrameResult)
