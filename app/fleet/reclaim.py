@@ -1,4 +1,9 @@
-"""What workers that died left behind: claimed, given up after too many deliveries, or found to be trimmed away."""
+"""What workers that died left behind: claimed, given up after too many deliveries, or found to be trimmed away.
+
+A frame that ends its worker's process leaves all that was in hand with it, each delivered once more. Which of them it
+was shows at the last delivery that FLEET_MAX_DELIVERIES allows: such suspects are delivered one by one, the next after
+the one before was acknowledged. The one that ends the process again is alone past the bound, and it alone is buried.
+"""
 
 from __future__ import annotations
 
@@ -42,11 +47,17 @@ class Reclaimer:
         self._tally = tally
         self._places: deque[tuple[str, str]] = deque()
         """Streams that are still to be gone over, and from which entry on."""
+        self._suspects: deque[tuple[str, str]] = deque()
+        """Stream and entry of those whose next delivery is the last; claimed, not yet delivered."""
+        self._suspect: tuple[str, str] = ("", "")
+        """The one that was delivered last."""
+        # redis-py would keep the ids alone of an answer with JUSTID.
+        client.set_response_callback("XAUTOCLAIM", lambda answer, **_: answer)
 
     @property
     def busy(self) -> bool:
-        """Whether there is something to be claimed."""
-        return bool(self._places)
+        """Whether there is something to be claimed now."""
+        return bool(self._places) or (bool(self._suspects) and self._suspect not in self._in_hand)
 
     def begin(self, streams: Iterable[str], workers: frozenset[str]) -> None:
         """Notes the streams with entries pending that are not in this worker's hands; forgets consumers long gone.
@@ -80,6 +91,8 @@ class Reclaimer:
         Raises:
             redis.RedisError: Redis is away, or the stream is gone.
         """
+        if not self._places:
+            return self._next_suspect()
         stream, start = self._places.popleft()
         answer = self._client.xautoclaim(
             stream,
@@ -88,30 +101,60 @@ class Reclaimer:
             min_idle_time=self._fleet.fleet_reclaim_idle_ms,
             start_id=start,
             count=min(room, _MOST),
+            justid=True,  # theirs no more, but not delivered: what each one's next delivery means is looked at first
         )
-        following, entries, trimmed = cast("tuple[bytes, list[Any], list[bytes]]", answer)
+        following, entries, trimmed = cast("tuple[bytes, list[bytes], list[bytes]]", answer)
         if following.decode() != _BEGINNING:
             self._places.appendleft((stream, following.decode()))
         # Redis has taken them off the pending list itself. Those in hand will be answered all the same.
         self._give_up("trimmed", sum((stream, entry.decode()) not in self._in_hand for entry in trimmed))
-        found = [(entry, fields) for entry, fields in entries if (stream, entry.decode()) not in self._in_hand]
-        return self._sift(stream, found)
+        return self._sift(stream, [entry for entry in entries if (stream, entry.decode()) not in self._in_hand])
 
-    def _sift(self, stream: str, found: list[tuple[bytes, dict[bytes, bytes]]]) -> list[CameraFrame]:
-        """Those that have not been delivered too often; the others go to the dead letters."""
+    def _sift(self, stream: str, found: list[bytes]) -> list[CameraFrame]:
+        """Those that may be delivered together; suspects are noted, and what had its last delivery is buried."""
         pipe = self._client.pipeline(transaction=False)
-        for entry, _ in found:
+        for entry in found:
             pipe.xpending_range(stream, self._group, entry, entry, 1)
-        frames = []
-        arrived = time.perf_counter()
-        for (entry, fields), pending in zip(found, pipe.execute() if found else (), strict=True):
-            deliveries = pending[0]["times_delivered"] if pending else 1
-            if deliveries > self._fleet.fleet_max_deliveries:
-                self._bury(stream, entry, fields, deliveries)
+        together: list[bytes] = []
+        most = self._fleet.fleet_max_deliveries
+        for entry, pending in zip(found, pipe.execute() if found else (), strict=True):
+            if not pending:
+                continue  # its worker was only slow, and has just acknowledged it
+            deliveries = pending[0]["times_delivered"]
+            if deliveries >= most:
+                for _, fields in self._deliver(stream, [entry]):
+                    self._bury(stream, entry, fields, deliveries + 1)
+            elif deliveries == most - 1:
+                self._suspects.append((stream, entry.decode()))
             else:
-                frames.append(read_entry(self._prefix, stream, entry, fields, arrived=arrived, claimed=True))
-        metrics.FLEET_RECLAIMED.inc(len(frames))
-        return frames
+                together.append(entry)
+        return self._frames(stream, together)
+
+    def _next_suspect(self) -> list[CameraFrame]:
+        """One of them, unless others have it by now."""
+        while self._suspects:
+            stream, entry = self._suspects.popleft()
+            if not self._client.xpending_range(stream, self._group, entry, entry, 1, consumername=self._name):
+                continue  # this worker stood still for long, and another one claimed it
+            if frames := self._frames(stream, [entry.encode()]):
+                self._suspect = (stream, entry)
+                return frames
+        return []
+
+    def _frames(self, stream: str, entries: list[bytes]) -> list[CameraFrame]:
+        found = self._deliver(stream, entries)
+        arrived = time.perf_counter()
+        metrics.FLEET_RECLAIMED.inc(len(found))
+        return [read_entry(self._prefix, stream, *one, arrived=arrived, claimed=True) for one in found]
+
+    def _deliver(self, stream: str, entries: list[bytes]) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        """The entries with what is in them, counted as one more delivery of each."""
+        if not entries:
+            return []
+        answer = self._client.xclaim(stream, self._group, self._name, 0, cast("Any", entries))
+        found = cast("list[tuple[bytes, dict[bytes, bytes]]]", answer)
+        self._give_up("trimmed", len(entries) - len(found))  # since they were claimed; Redis forgot them with that
+        return found
 
     def _bury(self, stream: str, entry: bytes, fields: dict[bytes, bytes], deliveries: int) -> None:
         """Written to the dead letters and acknowledged at once, or neither."""
@@ -131,12 +174,15 @@ class Reclaimer:
             self._tally.dropped(reason, count)
 
     def keep(self) -> None:
-        """Tells Redis that what has long been in hand is still at work, so that nobody claims it.
+        """Tells Redis that what has long been in hand, or waits for its last delivery, is looked after: nobody is to
+        claim it.
 
         Raises:
             redis.ConnectionError: Redis is away.
         """
         held = self._in_hand.older_than(self._fleet.fleet_reclaim_idle_ms / 3000)
+        for stream, entry in self._suspects:
+            held.setdefault(stream, []).append(entry)
         pipe = self._client.pipeline(transaction=False)
         for stream, entries in held.items():
             pipe.xclaim(stream, self._group, self._name, 0, cast("Any", entries), justid=True)
