@@ -37,13 +37,13 @@ DROP = """(base64) => {
 }"""
 
 
-def colour_of(sight: Sight, name: str) -> tuple[int, int, int]:
+def colour_of(sight: Sight, moment: Moment, name: str) -> tuple[int, int, int]:
     """The class's colour as the overlay paints it, RGB."""
+    (class_id,) = (one["class_id"] for one in moment.objects if one["class_name"] == name)
     red, green, blue = sight.ask(f"""async () => {{
         const {{ classColour }} = await import("/web/paint.js");
-        const {{ class_id }} = sightline.overlay.model.objects.find((one) => one.class_name === "{name}");
         const pen = document.createElement("canvas").getContext("2d");
-        pen.fillStyle = classColour(class_id);
+        pen.fillStyle = classColour({class_id});
         pen.fillRect(0, 0, 1, 1);
         return [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3);
     }}""")
@@ -83,8 +83,8 @@ def _drawn_where_she_is(sight: Sight, count: int) -> None:
     for moment in moments(sight, count):
         persons.append(iou(moment.box("person"), moment.truth(clip.PERSON)))
         faces.append(iou(moment.box("face"), moment.truth(clip.FACE)))
-        assert moment.outlined("person", colour_of(sight, "person")) > 0.8
-        assert moment.outlined("face", colour_of(sight, "face")) > 0.8
+        assert moment.outlined("person", colour_of(sight, moment, "person")) > 0.8
+        assert moment.outlined("face", colour_of(sight, moment, "face")) > 0.8
         (pose,) = moment.poses
         at = {point["name"]: np.array([point["x"], point["y"]]) for point in pose["keypoints"]}
         points += [np.hypot(*(at[name] - moment.truth(point))) for name, point in clip.POINTS.items()]
@@ -153,7 +153,7 @@ def test_the_sample_needs_no_camera(real: Service, look: Look) -> None:
         assert sorted(one["class_name"] for one in moment.objects) == sorted(boxes)
         for name, box in boxes.items():
             assert iou(moment.box(name), box) > 0.75
-            assert moment.outlined(name, colour_of(sight, name)) > 0.8
+            assert moment.outlined(name, colour_of(sight, moment, name)) > 0.8
         assert [one["text"] for one in alone["texts"]] == [clip.WORDS]
 
 

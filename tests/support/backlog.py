@@ -96,6 +96,8 @@ class _Life:
             backlog.offer(observed(number))
             if number % 64 == 0:
                 await asyncio.sleep(0.001)
+                while backlog.counts.in_ram > self._settings.summary_ram_items:  # noqa: ASYNC110  the disk's thread
+                    await asyncio.sleep(0.001)  # else a slow disk has them folded, and less comes there
                 self._connection.send(backlog.counts.on_disk)
 
     async def settle(self) -> None:
