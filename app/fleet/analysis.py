@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from app.settings import FleetSettings, OcrSettings, PipelineSettings, Settings
 log = logging.getLogger(__name__)
 
 _PAUSE_S = 0.1
+_TELL_AGAIN_S = 60.0
 _MODELS = ("detect", "pose")
 _AWAY = "inference_unavailable"
 
@@ -94,6 +96,52 @@ def outcome(frame: CameraFrame, found: FrameResult | FrameError) -> Outcome:
     return Outcome(frame, result=found)
 
 
+class Troubles:
+    """Frames that fail by a fault of ours: each is counted, one of a kind a minute is told. Any thread may use it."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, float] = {}
+
+    def tell(self, error: Exception, camera_id: str) -> Failure:
+        """Called where the error was caught."""
+        kind, now = type(error).__name__, time.monotonic()
+        if now - self._told.get(kind, -math.inf) > _TELL_AGAIN_S:
+            self._told[kind] = now
+            log.exception(
+                "a frame of camera %s could not be analysed; more like it are only counted for %g s",
+                camera_id,
+                _TELL_AGAIN_S,
+            )
+        return Failure("internal", f"{kind}: {error}")
+
+
+class Memories:
+    """What each camera's stream remembers. Used by one thread at a time for a stream."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, StreamMemory] = {}
+        self._kept: frozenset[str] | None = None
+        """Streams that are this worker's; None until it knows."""
+
+    def keep(self, streams: frozenset[str]) -> list[StreamMemory]:
+        """Forgets all other streams, whose memories are returned."""
+        self._kept = streams
+        return [self._of.pop(stream) for stream in [*self._of] if stream not in streams]
+
+    def has(self, frame: CameraFrame) -> bool:
+        """Whether later frames are to know of it. Not one that was claimed: its camera's newer frames came first, and
+        tracks and motion are theirs. Nor one that still waited when its camera went to another worker: once the camera
+        is back, it would meet what was remembered long ago.
+        """
+        return not frame.claimed and (self._kept is None or frame.origin.stream in self._kept)
+
+    def get(self, frame: CameraFrame) -> StreamMemory:
+        """The stream's, or one of its own for a frame that later ones are not to know of."""
+        if not self.has(frame):
+            return StreamMemory()
+        return self._of.setdefault(frame.origin.stream, StreamMemory())
+
+
 class Analysis:
     """Batches through the pipeline; what each camera's stream remembers.
 
@@ -107,14 +155,15 @@ class Analysis:
         self._faces = "face" in fleet.fleet_stages
         self._staleness_ms = fleet.frame_staleness_ms
         self._settings = settings
-        self._memories: dict[str, StreamMemory] = {}
+        self._memories = Memories()
+        self._troubles = Troubles()
         self.stopping = False
         """Set when the worker stops: an inference server that is away is no longer waited for."""
 
     def forget(self, kept: frozenset[str]) -> None:
         """Drops what is remembered of all other streams."""
-        for stream in self._memories.keys() - kept:
-            self._pipeline.ocr.forget(self._memories.pop(stream).ocr)
+        for memory in self._memories.keep(kept):
+            self._pipeline.ocr.forget(memory.ocr)
 
     async def of(self, frames: Sequence[CameraFrame]) -> list[Outcome]:
         """One outcome a frame, in their order. Never raises but for cancellation.
@@ -146,21 +195,22 @@ class Analysis:
     async def _try(self, frames: list[CameraFrame]) -> list[Outcome]:
         if not frames:
             return []
-        jobs = [job(frame, self._memory(frame), self._settings, faces=self._faces) for frame in frames]
+        jobs = [job(frame, self._memories.get(frame), self._settings, faces=self._faces) for frame in frames]
         greys = [one.memory.grey for one in jobs]
         try:
             found = await self._pipeline.analyze(jobs, door=DOOR, record=self._record)
             outcomes = [outcome(frame, one) for frame, one in zip(frames, found, strict=True)]
         except Exception as error:
-            # Whatever it is, the next batches must not suffer; told once, for the frame that fails by itself.
+            # Whatever it is, the next batches must not suffer; told for a frame that fails by itself.
             if len(frames) == 1:
-                log.exception("a frame of camera %s could not be analysed", frames[0].origin.camera_id)
-            failure = Failure("internal", f"{type(error).__name__}: {error}")
+                failure = self._troubles.tell(error, frames[0].origin.camera_id)
+            else:
+                failure = Failure("internal", f"{type(error).__name__}: {error}")
             outcomes = [Outcome(frame, failure=failure) for frame in frames]
         for one, ended, grey in zip(jobs, outcomes, greys, strict=True):
             if ended.failure:
                 one.memory.grey = grey  # looked at again, a frame must not meet itself as the last one
-            if ended.frame.claimed:
+            if not self._memories.has(ended.frame):
                 self._pipeline.ocr.forget(one.memory.ocr)  # no later frame would show its texts
         return outcomes
 
@@ -171,15 +221,6 @@ class Analysis:
             if all(is_stale(frame, self._staleness_ms) for frame in frames):
                 return
             await asyncio.sleep(_PAUSE_S)
-
-    def _memory(self, frame: CameraFrame) -> StreamMemory:
-        if frame.claimed:
-            return StreamMemory()  # its camera's newer frames came first: tracks and motion are theirs
-        stream = frame.origin.stream
-        memory = self._memories.get(stream)
-        if memory is None:
-            memory = self._memories[stream] = StreamMemory()
-        return memory
 
 
 def _with(outcomes: list[Outcome], later: list[Outcome]) -> list[Outcome]:

@@ -20,6 +20,7 @@ from app.fleet.ingest_camera import STATES, Camera
 from app.fleet.ingest_listing import Listing
 from app.fleet.ingest_outbox import Outbox
 from app.fleet.ingest_table import shown_live
+from app.fleet.keys import Keys
 from app.fleet.lag import Looks
 from app.fleet.sampling import adapt
 from app.fleet.sources import Source
@@ -46,7 +47,7 @@ def run(settings: Settings, sources: Sequence[str], *, loop: bool = False) -> No
         ConfigurationError: a setting, a source or a YAML file is wrong.
     """
     configure(settings.server)
-    listing = Listing(sources, loop=loop)
+    listing = Listing(sources, Keys.of(settings.redis).sources, loop=loop)
     stop = threading.Event()
     with ExitStack() as stack:
         stack.enter_context(_ending_by_signal(stop))
@@ -65,11 +66,11 @@ class Ingest:
         self._settings = settings.ingest
         self._listing = listing
         self._client = connect(settings.redis)
-        prefix = settings.redis.fleet_stream_prefix
-        self._looks = Looks(prefix, settings.redis.fleet_group)
+        keys = Keys.of(settings.redis)
+        self._looks = Looks(keys)
         self.outbox = Outbox(
             connect(settings.redis),
-            prefix=prefix,
+            keys,
             maxlen=self._settings.ingest_maxlen,
             register_s=self._settings.ingest_refresh_s,
         )

@@ -9,24 +9,24 @@ from typing import cast
 import redis
 
 from app.errors import ConfigurationError
-from app.fleet.sources import SOURCES_KEY, Source, from_argument, from_hash, from_yaml
+from app.fleet.sources import Source, from_argument, from_hash, from_yaml
 
 FROM_REDIS = "redis"
-"""The word that stands for the hash `SOURCES_KEY` among the sources."""
+"""The word that stands for the hash `fleet:sources` among the sources."""
 
 
 class Listing:
     """Sources of the command line, of YAML files and of Redis. What cannot be read for a while stays as it was."""
 
-    def __init__(self, asked: Sequence[str], *, loop: bool = False) -> None:
-        """`asked`: addresses, `ID=ADDRESS`, names of YAML files, or `redis`; none at all means `redis`.
+    def __init__(self, asked: Sequence[str], key: str, *, loop: bool = False) -> None:
+        """`asked`: addresses, `ID=ADDRESS`, names of YAML files, or `redis`, the hash `key`; none at all means `redis`.
 
         Raises:
             ConfigurationError: a source or a YAML file is wrong, or two sources have one id.
         """
         given = list(asked) or [FROM_REDIS]
         names = [one for one in given if one.endswith((".yaml", ".yml"))]
-        self._loop = loop
+        self._key, self._loop = key, loop
         self.from_redis = FROM_REDIS in given
         self._fixed = [from_argument(one, loop=loop) for one in given if one != FROM_REDIS and one not in names]
         self._files = {Path(one): from_yaml(Path(one), loop=loop) for one in names}
@@ -50,10 +50,11 @@ class Listing:
                 problems.append(f"{error}; its sources stay as they were")
         if self.from_redis:
             try:
-                self._hash, wrong = from_hash(cast("dict[bytes, bytes]", client.hgetall(SOURCES_KEY)), loop=self._loop)
+                entries = cast("dict[bytes, bytes]", client.hgetall(self._key))
+                self._hash, wrong = from_hash(self._key, entries, loop=self._loop)
                 problems += wrong
             except redis.RedisError as error:
-                problems.append(f"{SOURCES_KEY} cannot be read from Redis ({error}); its sources stay as they were")
+                problems.append(f"{self._key} cannot be read from Redis ({error}); its sources stay as they were")
         sources, doubled = self._merged()
         return sources, problems + doubled
 

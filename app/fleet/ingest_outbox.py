@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import redis
 
 from app import metrics
-from app.fleet.roster import CAMERAS_KEY
+from app.fleet.keys import Keys
 
 log = logging.getLogger(__name__)
 
@@ -44,14 +44,14 @@ class Outbox:
     What Redis did not take is given up: by the time that it answers again there are newer ones.
     """
 
-    def __init__(self, client: redis.Redis, *, prefix: str, maxlen: int, register_s: float) -> None:
+    def __init__(self, client: redis.Redis, keys: Keys, *, maxlen: int, register_s: float) -> None:
         """
         Args:
             client: the outbox's own.
             register_s: seconds after which a camera says again that it is there: Redis may have been emptied.
         """
         self._client = client
-        self._prefix = prefix
+        self._keys = keys
         self._maxlen = maxlen
         self._register_s = register_s
         self._waiting: dict[str, deque[Outgoing]] = {}
@@ -156,15 +156,15 @@ class Outbox:
                     "captured_at_ms": f"{frame.captured_at_ms:.3f}",
                     "frame": frame.jpeg,
                 }
-                pipe.xadd(self._prefix + frame.camera_id, fields, maxlen=self._maxlen, approximate=True)  # type: ignore[arg-type]
+                pipe.xadd(self._keys.stream(frame.camera_id), fields, maxlen=self._maxlen, approximate=True)  # type: ignore[arg-type]
             for camera_id in leaving:
-                pipe.srem(CAMERAS_KEY, camera_id)
-                pipe.expire(self._prefix + camera_id, GONE_S)
+                pipe.srem(self._keys.cameras, camera_id)
+                pipe.expire(self._keys.stream(camera_id), GONE_S)
             for camera_id in {frame.camera_id: None for frame in frames if frame.camera_id not in leaving}:
                 if now - self._registered.get(camera_id, 0.0) > self._register_s:
                     self._registered[camera_id] = now
-                    pipe.sadd(CAMERAS_KEY, camera_id)
-                    pipe.persist(self._prefix + camera_id)
+                    pipe.sadd(self._keys.cameras, camera_id)
+                    pipe.persist(self._keys.stream(camera_id))
             answers = pipe.execute(raise_on_error=False)
         for frame, answer in zip(frames, answers, strict=False):
             self._answered(frame, answer)

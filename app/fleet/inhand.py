@@ -38,6 +38,11 @@ class InHand:
         """Whether the entry `(stream, id)` is in hand."""
         return at in self._taken
 
+    def entries(self) -> frozenset[tuple[str, str]]:
+        """All that is in hand at this moment, `(stream, id)`."""
+        with self._changed:
+            return frozenset(self._taken)
+
     def room(self, least: int, timeout_s: float) -> int:
         """How many frames may be read; waits for at least so many, then says 0."""
         with self._changed:

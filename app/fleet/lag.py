@@ -13,6 +13,8 @@ from typing import Any
 
 import redis
 
+from app.fleet.keys import Keys
+
 # XINFO STREAM alone tells the last id, but sends two whole frames along: here they stay on the server.
 _LOOK = """
 local stream = redis.pcall('XINFO', 'STREAM', KEYS[1])
@@ -52,9 +54,9 @@ class Look:
 class Looks:
     """Looks at many streams in one round trip, and remembers what Redis counts too much."""
 
-    def __init__(self, prefix: str, group: str) -> None:
-        self._prefix = prefix
-        self._group = group.encode()
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self._group = keys.group.encode()
         self._unread: dict[str, int] = {}
 
     def read(self, client: redis.Redis, cameras: Iterable[str]) -> dict[str, Look]:
@@ -66,7 +68,7 @@ class Looks:
         wanted = list(cameras)
         with client.pipeline(transaction=False) as pipe:
             for camera in wanted:
-                pipe.eval(_LOOK, 1, self._prefix + camera)
+                pipe.eval(_LOOK, 1, self._keys.stream(camera))
             answers = pipe.execute()
         self._unread = {camera: count for camera, count in self._unread.items() if camera in set(wanted)}
         return {camera: self._look(camera, *answer) for camera, answer in zip(wanted, answers, strict=True) if answer}

@@ -14,8 +14,10 @@ from app.settings import KafkaSettings
 
 _library = logging.getLogger("librdkafka")
 
-_GIVE_UP_MS = {"hold": 60_000, "ack": 5_000}
-"""How long Kafka may take for one message. With `hold` it is then sent once more; with `ack` that was it."""
+_GIVE_UP_MS = {"hold": 0, "ack": 5_000}
+"""How long Kafka may take for one message; 0: for ever. One that were given up and sent anew would come behind younger
+ones of its camera. `InHand` bounds how many wait.
+"""
 
 
 def make(settings: KafkaSettings, *, on_error: Callable[[KafkaError], None]) -> Producer:
@@ -30,7 +32,21 @@ def make(settings: KafkaSettings, *, on_error: Callable[[KafkaError], None]) -> 
 
     # It writes a line for every try to connect; what they say comes by `on_error` as well.
     _library.setLevel(logging.CRITICAL)
-    options: dict[str, Any] = {
+    try:
+        return Producer({**options(settings), "error_cb": on_error}, logger=_library)
+    except (KafkaException, ValueError) as error:
+        raise ConfigurationError(
+            f"KAFKA_BOOTSTRAP_SERVERS={settings.kafka_bootstrap_servers!r} with KAFKA_OPTIONS: {error}"
+        ) from None
+
+
+def options(settings: KafkaSettings) -> dict[str, Any]:
+    """librdkafka's, KAFKA_OPTIONS last.
+
+    Raises:
+        ConfigurationError: KAFKA_OPTIONS is no JSON object.
+    """
+    return {
         "bootstrap.servers": settings.kafka_bootstrap_servers,
         "client.id": "sightline-fleet",
         "enable.idempotence": True,
@@ -41,14 +57,7 @@ def make(settings: KafkaSettings, *, on_error: Callable[[KafkaError], None]) -> 
         "reconnect.backoff.max.ms": 2_000,
         "log.connection.close": False,
         **_further(settings),
-        "error_cb": on_error,
     }
-    try:
-        return Producer(options, logger=_library)
-    except (KafkaException, ValueError) as error:
-        raise ConfigurationError(
-            f"KAFKA_BOOTSTRAP_SERVERS={settings.kafka_bootstrap_servers!r} with KAFKA_OPTIONS: {error}"
-        ) from None
 
 
 def _further(settings: KafkaSettings) -> dict[str, Any]:

@@ -17,12 +17,14 @@ import redis
 from app import metrics
 from app.fleet.frames import CameraFrame, read_entry
 from app.fleet.inhand import InHand
-from app.fleet.roster import DEAD
+from app.fleet.keys import Keys
 from app.fleet.tally import Tally
-from app.settings import FleetSettings, RedisSettings
+from app.settings import FleetSettings
 
 DEAD_MAXLEN = 1000
 _MOST = 100
+_EXAMINED = 10
+"""Pending entries that XAUTOCLAIM looks at, for each one that it may claim."""
 _BEGINNING = "0-0"
 
 
@@ -33,15 +35,14 @@ class Reclaimer:
         self,
         client: redis.Redis,
         name: str,
-        settings: RedisSettings,
+        keys: Keys,
         fleet: FleetSettings,
         in_hand: InHand,
         tally: Tally,
     ) -> None:
         self._client = client
         self._name = name
-        self._group = settings.fleet_group
-        self._prefix = settings.fleet_stream_prefix
+        self._keys, self._group = keys, keys.group
         self._fleet = fleet
         self._in_hand = in_hand
         self._tally = tally
@@ -81,7 +82,8 @@ class Reclaimer:
     def _forget(self, stream: str, consumers: list[dict[str, Any]], workers: frozenset[str]) -> None:
         """Every start of a worker has a name of its own: the empty ones of the past would pile up."""
         for one in consumers:
-            gone = one["idle"] > 2 * self._fleet.fleet_reclaim_idle_ms and one["name"].decode() not in workers
+            known = one["name"].decode(errors="replace") in workers
+            gone = not known and one["idle"] > 2 * self._fleet.fleet_reclaim_idle_ms
             if gone and one["pending"] == 0:
                 self._client.xgroup_delconsumer(stream, self._group, one["name"])
 
@@ -94,21 +96,19 @@ class Reclaimer:
         if not self._places:
             return self._next_suspect()
         stream, start = self._places.popleft()
-        answer = self._client.xautoclaim(
-            stream,
-            self._group,
-            self._name,
-            min_idle_time=self._fleet.fleet_reclaim_idle_ms,
-            start_id=start,
-            count=min(room, _MOST),
-            justid=True,  # theirs no more, but not delivered: what each one's next delivery means is looked at first
-        )
-        following, entries, trimmed = cast("tuple[bytes, list[bytes], list[bytes]]", answer)
+        held, idle_ms, count = self._in_hand.entries(), self._fleet.fleet_reclaim_idle_ms, min(room, _MOST)
+        pipe = self._client.pipeline(transaction=True)
+        pipe.xpending_range(stream, self._group, start, "+", _EXAMINED * count, idle=idle_ms)
+        # With JUSTID they are taken over, not delivered: what each one's next delivery means is looked at first.
+        pipe.xautoclaim(stream, self._group, self._name, idle_ms, start, count, justid=True)
+        idle, (following, entries, trimmed) = pipe.execute()
         if following.decode() != _BEGINNING:
             self._places.appendleft((stream, following.decode()))
-        # Redis has taken them off the pending list itself. Those in hand will be answered all the same.
-        self._give_up("trimmed", sum((stream, entry.decode()) not in self._in_hand for entry in trimmed))
-        return self._sift(stream, [entry for entry in entries if (stream, entry.decode()) not in self._in_hand])
+        # Redis has taken what was trimmed off the pending list itself, whoever has it. What is not idle, or was in hand
+        # here when Redis was asked, is answered and counted by the worker that has it.
+        left = {one["message_id"] for one in idle}
+        self._give_up("trimmed", sum(one in left and (stream, one.decode()) not in held for one in trimmed))
+        return self._sift(stream, [entry for entry in entries if (stream, entry.decode()) not in held])
 
     def _sift(self, stream: str, found: list[bytes]) -> list[CameraFrame]:
         """Those that may be delivered together; suspects are noted, and what had its last delivery is buried."""
@@ -145,7 +145,7 @@ class Reclaimer:
         found = self._deliver(stream, entries)
         arrived = time.perf_counter()
         metrics.FLEET_RECLAIMED.inc(len(found))
-        return [read_entry(self._prefix, stream, *one, arrived=arrived, claimed=True) for one in found]
+        return [read_entry(self._keys.prefix, stream, *one, arrived=arrived, claimed=True) for one in found]
 
     def _deliver(self, stream: str, entries: list[bytes]) -> list[tuple[bytes, dict[bytes, bytes]]]:
         """The entries with what is in them, counted as one more delivery of each."""
@@ -162,7 +162,7 @@ class Reclaimer:
         why = f"delivered {deliveries} times, never acknowledged: its workers ended on it (FLEET_MAX_DELIVERIES={most})"
         letter: dict[Any, Any] = {**fields, b"stream": stream, b"entry_id": entry, b"deliveries": deliveries}
         pipe = self._client.pipeline(transaction=True)
-        pipe.xadd(self._prefix + DEAD, letter | {b"error": why}, maxlen=DEAD_MAXLEN, approximate=True)
+        pipe.xadd(self._keys.dead, letter | {b"error": why}, maxlen=DEAD_MAXLEN, approximate=True)
         pipe.xack(stream, self._group, entry)
         pipe.execute()
         metrics.FLEET_DEAD_LETTERS.inc()

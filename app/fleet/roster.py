@@ -1,7 +1,8 @@
 """Which cameras there are, which workers, and so which cameras are this worker's.
 
-Workers write themselves into a sorted set, scored by when they count as gone; cameras are the members of
-`fleet:cameras`, which ingest keeps, and whatever streams carry the prefix. Redis' own clock is used throughout.
+Workers write themselves into a sorted set, scored by when they count as gone; cameras are those that ingest names, and
+whatever streams carry the prefix. One worker looks for these, the first by name, and tells the others: going through
+all keys takes time of Redis' one thread, the more of it the more else it holds. Redis' own clock is used throughout.
 """
 
 from __future__ import annotations
@@ -10,35 +11,33 @@ import logging
 
 import redis
 
+from app.fleet.keys import Keys, camera_ids
 from app.fleet.shards import assign
-from app.settings import FleetSettings, RedisSettings
+from app.settings import FleetSettings
 
 log = logging.getLogger(__name__)
 
-CAMERAS_KEY = "fleet:cameras"
-DEAD = "dead"
-"""The stream `frames:dead` holds what was given up; it is no camera."""
 _MISSED_LOOKS = 3
 """Looks that a worker may miss before its cameras go to others."""
-
-
-def workers_key(group: str) -> str:
-    return f"fleet:workers:{group}"
+_FOUND_LOOKS = 100
+"""Looks after which Redis forgets what a worker found that is no more; by then another one has found it."""
 
 
 class Roster:
     """Used by one thread."""
 
-    def __init__(self, client: redis.Redis, name: str, settings: RedisSettings, fleet: FleetSettings) -> None:
+    def __init__(self, client: redis.Redis, name: str, keys: Keys, fleet: FleetSettings) -> None:
         self._client = client
         self._name = name
-        self._prefix = settings.fleet_stream_prefix
-        self._group = settings.fleet_group
+        self._keys = keys
+        self._found_ms = max(1, round(_FOUND_LOOKS * fleet.fleet_discover_s * 1000))
         self._lasting_ms = _MISSED_LOOKS * fleet.fleet_discover_s * 1000
         self._seen: tuple[frozenset[str], frozenset[str]] | None = None
         self._mine: frozenset[str] = frozenset()
         """Streams of this worker's cameras, whether or not they can be read."""
         self._grouped: set[str] = set()
+        self._wrong: list[bytes] = []
+        """Names that are no camera's, at the last look; said once."""
         self._unusable: set[str] = set()
         """Those that could not be read at the last look; said once."""
         self.workers: frozenset[str] = frozenset()
@@ -53,27 +52,41 @@ class Roster:
         """
         seconds, microseconds = self._client.time()
         now_ms = seconds * 1000 + microseconds / 1000
-        pipe = self._client.pipeline()
-        pipe.zadd(workers_key(self._group), {self._name: now_ms + self._lasting_ms})
-        pipe.zremrangebyscore(workers_key(self._group), "-inf", now_ms)
-        pipe.zrange(workers_key(self._group), 0, -1)
-        pipe.smembers(CAMERAS_KEY)
-        _, _, workers, cameras = pipe.execute()
-        self.workers = frozenset(worker.decode() for worker in workers)
-        known = {camera.decode() for camera in cameras} | self._streaming()
-        known.discard(DEAD)
+        keys, pipe = self._keys, self._client.pipeline()
+        pipe.zadd(keys.workers, {self._name: now_ms + self._lasting_ms})
+        pipe.zremrangebyscore(keys.workers, "-inf", now_ms)
+        pipe.zrange(keys.workers, 0, -1)
+        pipe.smembers(keys.cameras)
+        pipe.smembers(keys.found)
+        _, _, workers, named, found = pipe.execute()
+        self.workers = frozenset(worker.decode(errors="replace") for worker in workers)
+        if self._name == min(self.workers):
+            found = self._streaming()
+        known, wrong = camera_ids(named | found)
+        self._say(wrong)
         seen = frozenset(known), self.workers
         if seen != self._seen:
             owners = assign(known, self.workers)
-            self._mine = frozenset(self._prefix + camera for camera, owner in owners.items() if owner == self._name)
+            self._mine = frozenset(keys.stream(camera) for camera, owner in owners.items() if owner == self._name)
             self._seen = seen
         return self._group_up(self._mine)
 
-    def _streaming(self) -> set[str]:
-        """Cameras whose streams are there, whoever fills them."""
-        pattern = _literal(self._prefix) + "*"
-        found = self._client.scan_iter(match=pattern, count=1000, _type="stream")
-        return {key.decode().removeprefix(self._prefix) for key in found}
+    def _streaming(self) -> set[bytes]:
+        """Cameras whose streams are there, whoever fills them; written down for the other workers."""
+        keys = self._keys
+        found = keys.cameras_among(self._client.scan_iter(match=keys.pattern, count=1000, _type="stream"))
+        pipe = self._client.pipeline()
+        pipe.delete(keys.found)
+        if found:
+            pipe.sadd(keys.found, *found)
+            pipe.pexpire(keys.found, self._found_ms)
+        pipe.execute()
+        return found
+
+    def _say(self, wrong: list[bytes]) -> None:
+        if wrong and wrong != self._wrong:
+            log.error("%d streams or cameras are left out, their names are not UTF-8: %r", len(wrong), wrong[0])
+        self._wrong = wrong
 
     def _group_up(self, streams: frozenset[str]) -> bool:
         """Makes the consumer group where it is missing, from the first entry on; whether the streams changed."""
@@ -82,7 +95,7 @@ class Roster:
         missing = sorted(streams - self._grouped)
         pipe = self._client.pipeline(transaction=False)
         for stream in missing:
-            pipe.xgroup_create(stream, self._group, id="0", mkstream=True)
+            pipe.xgroup_create(stream, self._keys.group, id="0", mkstream=True)
         for stream, answer in zip(missing, pipe.execute(raise_on_error=False) if missing else (), strict=True):
             if answer is True or "BUSYGROUP" in str(answer):
                 self._grouped.add(stream)
@@ -105,9 +118,4 @@ class Roster:
 
     def leave(self) -> None:
         """Signs off: the cameras go to others at their next look."""
-        self._client.zrem(workers_key(self._group), self._name)
-
-
-def _literal(prefix: str) -> str:
-    """The prefix for MATCH, whose own signs stand for themselves."""
-    return "".join(f"\\{sign}" if sign in "*?[]\\^" else sign for sign in prefix)
+        self._client.zrem(self._keys.workers, self._name)

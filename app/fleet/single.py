@@ -10,14 +10,13 @@ from typing import cast
 
 from app import metrics
 from app.errors import InferenceError, InferenceUnavailable
-from app.fleet.analysis import Outcome, is_stale, job, ocr_settings, outcome, stream_settings
+from app.fleet.analysis import Memories, Outcome, Troubles, is_stale, job, ocr_settings, outcome, stream_settings
 from app.fleet.frames import CameraFrame
-from app.fleet.message import Failure
 from app.inference.blocking import BlockingClient, empty
 from app.inference.client import InferenceClient, Reply
 from app.pipeline.answer import Record, finish
 from app.pipeline.batch import Batch, Input, Look, Request
-from app.pipeline.frames import Job, StreamMemory
+from app.pipeline.frames import Job
 from app.pipeline.ocr import Ocr
 from app.pipeline.pose import PoseReader
 from app.pipeline.prepare import prepare
@@ -48,7 +47,8 @@ class SingleAnalysis:
         self._describing = threading.Lock()
         self._away = False
         """The server did not answer at the last try, which was said."""
-        self._memories: dict[str, StreamMemory] = {}
+        self._memories = Memories()
+        self._troubles = Troubles()
         self.stopping = False
 
     def load(self) -> None:
@@ -71,9 +71,7 @@ class SingleAnalysis:
 
     def forget(self, kept: frozenset[str]) -> None:
         """Drops what is remembered of all other streams."""
-        for stream in [*self._memories]:
-            if stream not in kept:
-                self._memories.pop(stream, None)
+        self._memories.keep(kept)
 
     def of(self, frame: CameraFrame) -> Outcome:
         """What became of the frame. Never raises. Waits for an inference server that is away while it is fresh."""
@@ -83,8 +81,7 @@ class SingleAnalysis:
             try:
                 ended = self._look(frame)
             except Exception as error:
-                log.exception("a frame of camera %s could not be analysed", frame.origin.camera_id)
-                return Outcome(frame, failure=Failure("internal", f"{type(error).__name__}: {error}"))
+                return Outcome(frame, failure=self._troubles.tell(error, frame.origin.camera_id))
             if ended.failure is None or ended.failure.code != "inference_unavailable" or self.stopping:
                 return ended
             self._vision = None
@@ -94,8 +91,7 @@ class SingleAnalysis:
         self.load()
         vision = self._vision
         started = time.perf_counter()
-        # A claimed frame comes after its camera's newer ones: tracks and motion are theirs.
-        memory = StreamMemory() if frame.claimed else self._memories.setdefault(frame.origin.stream, StreamMemory())
+        memory = self._memories.get(frame)
         before = memory.grey
         one = job(frame, memory, self._stream, faces=self._faces)
         batch = _planned(one, vision)

@@ -26,6 +26,8 @@ from app.settings import KafkaSettings, RedisSettings
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.01
+_STUCK_S = 30.0
+"""Answers wait, and none was delivered for so long: Kafka takes none, whatever its client says of the brokers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +75,16 @@ class Sink:
         """An answer could not be delivered, and none has been since."""
         self._down = False
         """No broker could be reached, and nothing has been delivered since."""
+        self._moved = time.monotonic()
+        """When an answer was delivered, or none waited, last."""
         self._said: set[str] = set()
         """Troubles told since all was well: an outage is several, by turns, every second or two."""
 
     @property
     def up(self) -> bool:
         """Whether Kafka takes what it is given, as far as it was given anything."""
-        return not (self._in_trouble or (self._down and len(self._in_hand)))
+        stuck = time.monotonic() - self._moved > _STUCK_S
+        return not (self._in_trouble or stuck or (self._down and len(self._in_hand)))
 
     def start(self) -> None:
         self._thread.start()
@@ -128,6 +133,8 @@ class Sink:
         try:
             while not self._stopping.is_set():
                 self._producer.poll(_POLL_S)
+                if not len(self._producer):
+                    self._moved = time.monotonic()
                 if self._again:
                     self._send_again()
                 self._acks.flush()
@@ -174,6 +181,7 @@ class Sink:
 
     def _delivered(self, answer: Answer, error: KafkaError | None, _: Message) -> None:
         if error is None:
+            self._moved = time.monotonic()
             if self._said:
                 self._recovered()
             if answer.failed_stage is None:

@@ -20,6 +20,7 @@ from app.errors import ConfigurationError
 from app.fleet.connection import AWAY, Outage, connect, require_version
 from app.fleet.frames import CameraFrame, read_entry
 from app.fleet.inhand import InHand
+from app.fleet.keys import Keys
 from app.fleet.lag import Looks
 from app.fleet.reclaim import Reclaimer
 from app.fleet.roster import Roster
@@ -58,16 +59,16 @@ class Source:
         on_streams: Callable[[frozenset[str]], None] | None = None,
     ) -> None:
         self.name = name
-        self._prefix = settings.fleet_stream_prefix
-        self._group = settings.fleet_group
+        keys = Keys.of(settings)
+        self._prefix, self._group = keys.prefix, keys.group
         self._fleet = fleet
         self._in_hand = in_hand
         self._tally = tally
         self._on_streams = on_streams
         self._client = connect(settings)
-        self._roster = Roster(self._client, name, settings, fleet)
-        self._reclaimer = Reclaimer(self._client, name, settings, fleet, in_hand, tally)
-        self._looks = Looks(self._prefix, self._group)
+        self._roster = Roster(self._client, name, keys, fleet)
+        self._reclaimer = Reclaimer(self._client, name, keys, fleet, in_hand, tally)
+        self._looks = Looks(keys)
         self._outage = Outage("frames")
         self._turns = Turns(())
         self._unanswered = 0
@@ -189,15 +190,21 @@ class Source:
         self._outage.again(error)  # READONLY, OOM and the like: waited out, and told once
         self._client.connection_pool.disconnect()  # after a failover the name may stand for another server
 
-    def leave(self) -> None:
-        """Signs off; the consumer is deleted where it left nothing pending."""
+    def sign_off(self) -> None:
+        """Nothing more is read: the cameras go to others, while this worker finishes what is in hand."""
         try:
             self._roster.leave()
+        except redis.RedisError as error:
+            log.warning("Redis is away while signing off; the name %s expires by itself: %s", self.name, error)
+
+    def leave(self) -> None:
+        """Ends, after `sign_off`; the consumer is deleted where it left nothing pending."""
+        try:
             for stream in self._roster.streams:
                 pending = self._client.xpending_range(stream, self._group, "-", "+", 1, consumername=self.name)
                 if not pending:
                     self._client.xgroup_delconsumer(stream, self._group, self.name)
         except redis.RedisError as error:
-            log.warning("Redis is away while signing off; the name %s expires by itself: %s", self.name, error)
+            log.warning("Redis is away at the end; it keeps the empty consumer %s for a while: %s", self.name, error)
         finally:
             self._client.close()

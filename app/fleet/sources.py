@@ -12,10 +12,7 @@ import orjson
 import yaml
 
 from app.errors import ConfigurationError
-from app.fleet.roster import DEAD
-
-SOURCES_KEY = "fleet:sources"
-"""Redis hash, camera id -> JSON: `"rtsp://…"`, or `{"source": "rtsp://…", "type": "gate", "loop": false}`."""
+from app.fleet.keys import is_taken
 
 SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "tcp", "udp", "rtp", "srt")
 _URL = re.compile(r"(?P<scheme>[a-z0-9+.-]+)://(?P<user>[^/@\s]*@)?(?P<rest>\S+)", re.IGNORECASE)
@@ -130,24 +127,27 @@ def from_yaml(path: Path, *, loop: bool = False) -> list[Source]:
         raise SourceRefused(f"{path}: {error}") from None
 
 
-def from_hash(entries: Mapping[bytes, bytes], *, loop: bool = False) -> tuple[list[Source], list[str]]:
-    """Sources of `SOURCES_KEY` as Redis gives it, and a line for each entry that is none."""
+def from_hash(key: str, entries: Mapping[bytes, bytes], *, loop: bool = False) -> tuple[list[Source], list[str]]:
+    """Sources of the hash `key` as Redis gives it, and a line for each entry that is none.
+
+    Camera id -> JSON: `"rtsp://…"`, or `{"source": "rtsp://…", "type": "gate", "loop": false}`.
+    """
     found, problems = [], []
     for camera_id, value in entries.items():
         name = camera_id.decode(errors="replace")
         try:
             found.append(from_entry(name, orjson.loads(value), loop=loop))
         except orjson.JSONDecodeError:
-            problems.append(f"source {name}: {SOURCES_KEY} holds no JSON for it; {_EXAMPLE}")
+            problems.append(f"source {name}: {key} holds no JSON for it; {_EXAMPLE}")
         except SourceRefused as error:
-            problems.append(f"{error} (in {SOURCES_KEY})")
+            problems.append(f"{error} (in {key})")
     return found, problems
 
 
 def _source(camera_id: str, address: str, *, camera_type: str | None = None, loop: bool = False) -> Source:
     if not _ID.fullmatch(camera_id):
         raise SourceRefused(f"source {camera_id!r}: an id has 1 to 128 letters, digits and . : _ -")
-    if camera_id == DEAD:
+    if is_taken(camera_id):
         raise SourceRefused(f"source {camera_id!r}: this name is taken, for the frames that workers give up")
     return Source(camera_id, address, (camera_type or kind(address))[:64], loop)
 

@@ -82,7 +82,10 @@ class SyncWorker:
         self._sink.start()
         try:
             with ThreadPoolExecutor(self._threads, thread_name_prefix="frame") as pool:
-                self._read(pool)
+                try:
+                    self._read(pool)
+                finally:
+                    self._source.sign_off()
                 self._analysis.stopping = True
                 while self._left():  # the pool takes what follows from its own threads
                     time.sleep(0.01)

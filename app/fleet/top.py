@@ -48,23 +48,27 @@ def run(
         metrics: `host:port` of workers' metrics, which know what became of frames.
 
     Raises:
-        RedisAway: Redis does not answer at the first look.
+        RedisAway: Redis does not answer; live in a terminal, at the first look only.
         ConfigurationError: REDIS_URL is no address.
     """
     console = Console()
     with connect(settings.redis) as client:
         observer = Observer(client, settings.redis, metrics)
-        try:
-            overview = observer.look()
-        except redis.RedisError as error:
-            raise RedisAway(
-                f"REDIS_URL: Redis does not answer ({error}); is it running, and is this its address?"
-            ) from None
+        overview = _look(observer)
         with _until_interrupted(interval_s) as wait:
             if once or as_json or not console.is_terminal:
                 _print(observer, console, wait, once=once, as_json=as_json)
             else:
                 _live(observer, console, overview, wait)
+
+
+def _look(observer: Observer) -> Overview:
+    try:
+        return observer.look()
+    except redis.RedisError as error:
+        raise RedisAway(
+            f"REDIS_URL: Redis does not answer ({error}); is it running, and is this its address?"
+        ) from None
 
 
 @contextmanager
@@ -80,7 +84,7 @@ def _until_interrupted(interval_s: float) -> Iterator[Wait]:
 
 def _print(observer: Observer, console: Console, wait: Wait, *, once: bool, as_json: bool) -> None:
     while wait():
-        overview = observer.look()
+        overview = _look(observer)
         if as_json:
             sys.stdout.write(orjson.dumps(overview).decode() + "\n")
             sys.stdout.flush()

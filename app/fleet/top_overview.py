@@ -11,8 +11,8 @@ import httpx
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.fleet.keys import Keys, camera_ids
 from app.fleet.lag import Look, Looks
-from app.fleet.roster import CAMERAS_KEY, DEAD, workers_key
 from app.settings import RedisSettings
 
 _METRICS_S = 2.0
@@ -81,8 +81,8 @@ class Observer:
     def __init__(self, client: redis.Redis, settings: RedisSettings, metrics: Sequence[str] = ()) -> None:
         """`metrics`: `host:port`, or whole URLs, of workers' metrics."""
         self._client = client
-        self._prefix, self._group = settings.fleet_stream_prefix, settings.fleet_group
-        self._looks = Looks(self._prefix, self._group)
+        self._keys = Keys.of(settings)
+        self._looks = Looks(self._keys)
         self._metrics = metrics
         self._before: tuple[float, Mapping[str, Look]] | None = None
 
@@ -101,26 +101,27 @@ class Observer:
             cameras=[_camera(one, look, before.get(one), now - since, now_ms) for one, look in sorted(looks.items())],
             workers=self._workers(looks, now_ms),
             services=[_service(address) for address in self._metrics],
-            dead_letters=self._client.xlen(self._prefix + DEAD),
+            dead_letters=self._client.xlen(self._keys.dead),
         )
 
     def _cameras(self) -> set[str]:
         """Those that ingest names, and whatever streams there are besides."""
-        named = {one.decode() for one in cast("set[bytes]", self._client.smembers(CAMERAS_KEY))}
-        streams = self._client.scan_iter(match=f"{self._prefix}*", count=1000, _type="stream")
-        return (named | {key.decode().removeprefix(self._prefix) for key in streams}) - {DEAD}
+        keys = self._keys
+        named = cast("set[bytes]", self._client.smembers(keys.cameras))
+        streams = self._client.scan_iter(match=keys.pattern, count=1000, _type="stream")
+        return camera_ids(named | keys.cameras_among(streams))[0]
 
     def _workers(self, cameras: Iterable[str], now_ms: float) -> list[WorkerState]:
         pipe = self._client.pipeline(transaction=False)
-        pipe.zrange(workers_key(self._group), 0, -1, withscores=True)
+        pipe.zrange(self._keys.workers, 0, -1, withscores=True)
         for camera in cameras:
-            pipe.xinfo_consumers(self._prefix + camera, self._group)
+            pipe.xinfo_consumers(self._keys.stream(camera), self._keys.group)
         roster, *answers = pipe.execute(raise_on_error=False)
-        signed_on = {cast("bytes", name).decode() for name, until_ms in roster if until_ms >= now_ms}
+        signed_on = {cast("bytes", name).decode(errors="replace") for name, until_ms in roster if until_ms >= now_ms}
         streams: dict[str, list[dict[str, Any]]] = {name: [] for name in signed_on}
         for answer in answers:
             for consumer in [] if isinstance(answer, Exception) else answer:  # no group there yet
-                streams.setdefault(consumer["name"].decode(), []).append(consumer)
+                streams.setdefault(consumer["name"].decode(errors="replace"), []).append(consumer)
         return [
             WorkerState(
                 name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -127,6 +128,7 @@ class Worker:
 
     async def _end(self, beating: asyncio.Task[None]) -> None:
         await asyncio.to_thread(self._reader.stop)
+        await asyncio.to_thread(self._source.sign_off)
         self._analysis.stopping = True
         self._low = self._high = Limits(self._high.size, 0.0)  # nothing more comes: no batch waits for others
         self._pump()
@@ -147,7 +149,9 @@ class Worker:
         """Begins every batch that is due and has a place; sees to it that the next one is begun in time."""
         limits = fitting(self._low, self._high, len(self._batcher) + self._source.lag, self._most_batches)
         while self._at_work < self._most_batches:
-            batch = self._batcher.take(limits, time.perf_counter())
+            # A batch that the models were too small for is not tried again and again.
+            size = min(limits.size, self._pipeline.most_together)
+            batch = self._batcher.take(dataclasses.replace(limits, size=size), time.perf_counter())
             if not batch:
                 break
             self._at_work += 1

@@ -15,7 +15,11 @@ class RedisSettings(Section):
     redis_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379"), description="Redis that carries the frames; may hold a password"
     )
-    fleet_stream_prefix: str = Field("frames:", min_length=1, description="a camera's stream is this and its id")
+    fleet_stream_prefix: str = Field(
+        "frames:",
+        min_length=1,
+        description="a camera's stream is this and its id; another one is another fleet, whose keys end in it",
+    )
     fleet_group: str = Field("inference-workers", min_length=1, description="consumer group of the workers")
 
 
@@ -68,7 +72,7 @@ class FleetSettings(Section):
     fleet_reclaim_idle_ms: int = Field(
         60_000, ge=100, description="milliseconds after which an unacknowledged frame counts as left behind"
     )
-    fleet_max_deliveries: int = Field(3, ge=1, description="deliveries after which a frame goes to `frames:dead`")
+    fleet_max_deliveries: int = Field(3, ge=2, description="deliveries after which a frame goes to `frames:dead`")
     metrics_port: int = Field(
         8002, ge=0, le=65535, description="port of /metrics and /health of a fleet or segments process; 0: a free one"
     )

@@ -161,6 +161,32 @@ async def test_what_was_claimed_is_fresh_from_its_claim_and_no_part_of_its_camer
     assert motion == ["skipped", "ok"]
 
 
+async def test_a_frame_that_waited_while_its_camera_went_away_leaves_no_memory(opened: Opened, jpeg: bytes) -> None:
+    analysis, _, _ = opened(lambda batch: False)
+    here = frames([jpeg, jpeg])
+    analysis.forget(frozenset({"frames:0", "frames:1"}))
+    await analysis.of(here)
+    analysis.forget(frozenset({"frames:0"}))
+    await analysis.of(here)  # they waited
+    analysis.forget(frozenset({"frames:0", "frames:1"}))  # and it is back
+    again = await analysis.of(here)
+    motion = [one.result.stages["motion"].status for one in again if one.result is not None]
+    assert motion == ["ok", "skipped"]
+
+
+async def test_a_fault_of_ours_in_every_frame_is_told_once(
+    opened: Opened, jpeg: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    def breaks(batch: Array) -> bool:
+        raise RuntimeError("a bug")
+
+    analysis, _, _ = opened(breaks)
+    for _ in range(3):
+        outcomes = await analysis.of(frames([jpeg] * 4))
+        assert [one.failure and one.failure.message for one in outcomes] == ["RuntimeError: a bug"] * 4
+    assert caplog.text.count("could not be analysed") == 1
+
+
 async def test_cameras_that_went_away_are_forgotten(opened: Opened, jpeg: bytes) -> None:
     analysis, _, _ = opened(lambda batch: False)
     await analysis.of(frames([jpeg, jpeg]))

@@ -16,6 +16,7 @@ import pytest
 import redis as redis_library
 
 from app.fleet.ingest_outbox import Outbox, Outgoing
+from app.fleet.keys import Keys
 from app.settings import ROOT
 from tests.support import clip
 from tests.support.ingest import PATIENCE_S, entries, frames_counted, ingesting, on_a_terminal, until
@@ -133,7 +134,7 @@ def test_sources_of_the_hash_are_picked_up_and_given_up_while_running(
 def test_frames_that_still_wait_do_not_bring_a_removed_camera_back(
     redis_server: RedisServer, redis: redis_library.Redis
 ) -> None:
-    outbox = Outbox(redis_server.client(), prefix="frames:", maxlen=100, register_s=60)
+    outbox = Outbox(redis_server.client(), Keys("frames:", "workers"), maxlen=100, register_s=60)
     for camera in ("gone", "back"):
         outbox.put(Outgoing(camera, "gate", b"1", 0.0))
         outbox.remove(camera)

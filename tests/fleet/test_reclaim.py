@@ -125,6 +125,23 @@ def test_suspects_come_one_by_one_and_new_frames_meanwhile(redis: redis_library.
     assert second[0].claimed
 
 
+def test_what_was_trimmed_in_the_hands_of_one_that_lives_is_its_own(redis: redis_library.Redis, begin: Begin) -> None:
+    before = trimmed()
+    film(redis, "a", [b"x"] * 50)
+    one = begin("one")
+    held = some(one)
+    assert len(held) == 50
+    redis.xtrim("frames:a", maxlen=0, approximate=False)
+    one.source.sign_off()  # as one that finishes what is in hand, whose cameras others have by now
+    other = begin("other")
+    until = time.monotonic() + IDLE_MS / 2000
+    while time.monotonic() < until:
+        assert other.read() == []
+    other.tally.flush()
+    assert trimmed() == before
+    one.answered(redis, held)
+
+
 def test_a_suspect_that_was_trimmed_meanwhile_is_counted_and_the_next_one_follows(
     redis: redis_library.Redis, begin: Begin
 ) -> None:

@@ -13,6 +13,7 @@ import redis as redis_library
 from prometheus_client import REGISTRY
 
 from app.errors import ConfigurationError
+from app.fleet import producer
 from app.fleet.connection import connect
 from app.fleet.frames import Origin
 from app.fleet.inhand import InHand
@@ -65,6 +66,12 @@ def read(redis: redis_library.Redis, in_hand: InHand, count: int) -> list[Origin
 
 def counted(outcome: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(f"sightline_frames_{outcome}_total", {"door": "fleet", **labels}) or 0.0
+
+
+def test_with_hold_kafkas_client_never_gives_an_answer_up() -> None:
+    """Sent anew, it would come behind younger ones of its camera, which wait in the client's queue meanwhile."""
+    assert producer.options(KafkaSettings(kafka_failure_policy="hold"))["message.timeout.ms"] == 0
+    assert producer.options(KafkaSettings(kafka_failure_policy="ack"))["message.timeout.ms"] > 0
 
 
 def test_an_entry_is_acknowledged_once_kafka_has_its_answer(opened: Open, redis: redis_library.Redis) -> None:

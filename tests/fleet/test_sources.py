@@ -9,7 +9,9 @@ import redis as redis_library
 
 from app.errors import ConfigurationError
 from app.fleet.ingest_listing import Listing
-from app.fleet.sources import SOURCES_KEY, Source, from_argument, from_yaml
+from app.fleet.sources import Source, from_argument, from_yaml
+
+KEY = "fleet:sources"
 
 
 @pytest.mark.parametrize(
@@ -94,20 +96,20 @@ def test_a_wrong_yaml_names_the_file_and_the_entry(tmp_path: Path, text: str, sa
     path = tmp_path / "sources.yaml"
     path.write_text(text)
     with pytest.raises(ConfigurationError) as caught:
-        Listing([str(path)])
+        Listing([str(path)], KEY)
     assert str(path) in str(caught.value)
     assert said in str(caught.value)
 
 
 def test_two_sources_of_one_id_are_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"two sources have the id 'a': x/a.mp4 and y/a.mp4.*ID=SOURCE"):
-        Listing(["x/a.mp4", "y/a.mp4"])
+        Listing(["x/a.mp4", "y/a.mp4"], KEY)
 
 
 def test_yaml_is_read_again_and_stays_as_it_was_while_it_is_broken(tmp_path: Path, redis: redis_library.Redis) -> None:
     path = tmp_path / "sources.yaml"
     path.write_text("- a.mp4")
-    listing = Listing([str(path), "b=/b.mp4"])
+    listing = Listing([str(path), "b=/b.mp4"], KEY)
     path.write_text("- a.mp4\n- c.mp4")
     assert sorted(listing.look(redis)[0]) == ["a", "b", "c"]
     path.write_text("- [")
@@ -119,31 +121,31 @@ def test_yaml_is_read_again_and_stays_as_it_was_while_it_is_broken(tmp_path: Pat
 
 
 def test_the_hash_in_redis_is_what_no_source_at_all_means(redis: redis_library.Redis) -> None:
-    listing = Listing([])
+    listing = Listing([], KEY)
     assert listing.look(redis) == ({}, [])
-    redis.hset(SOURCES_KEY, "gate", '"rtsp://cam/1"')
-    redis.hset(SOURCES_KEY, "hall", '{"source": "/films/hall.mp4", "type": "indoor", "loop": true}')
+    redis.hset(KEY, "gate", '"rtsp://cam/1"')
+    redis.hset(KEY, "hall", '{"source": "/films/hall.mp4", "type": "indoor", "loop": true}')
     assert listing.look(redis)[0] == {
         "gate": Source("gate", "rtsp://cam/1", "rtsp"),
         "hall": Source("hall", "/films/hall.mp4", "indoor", loop=True),
     }
-    redis.hdel(SOURCES_KEY, "gate")
+    redis.hdel(KEY, "gate")
     assert list(listing.look(redis)[0]) == ["hall"]
 
 
 def test_a_wrong_entry_of_the_hash_leaves_the_others_alone(redis: redis_library.Redis) -> None:
-    redis.hset(SOURCES_KEY, "good", '"/films/a.mp4"')
-    redis.hset(SOURCES_KEY, "torn", '{"source": ')
-    redis.hset(SOURCES_KEY, "odd", '{"source": ["x"]}')
-    sources, problems = Listing(["redis"]).look(redis)
+    redis.hset(KEY, "good", '"/films/a.mp4"')
+    redis.hset(KEY, "torn", '{"source": ')
+    redis.hset(KEY, "odd", '{"source": ["x"]}')
+    sources, problems = Listing(["redis"], KEY).look(redis)
     assert list(sources) == ["good"]
     assert any("source torn: fleet:sources holds no JSON" in line for line in problems)
     assert any("source odd: its address is ['x']" in line for line in problems)
 
 
 def test_sources_stay_while_redis_is_away(redis: redis_library.Redis) -> None:
-    redis.hset(SOURCES_KEY, "gate", '"rtsp://cam/1"')
-    listing = Listing([])
+    redis.hset(KEY, "gate", '"rtsp://cam/1"')
+    listing = Listing([], KEY)
     listing.look(redis)
     with redis_library.Redis(port=1) as nobody:
         sources, problems = listing.look(nobody)

@@ -7,18 +7,20 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from subprocess import PIPE, Popen
 
 import orjson
 import pytest
 import redis as redis_library
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
-from app.fleet.roster import workers_key
+from app.fleet.keys import Keys
 from app.fleet.top import RedisAway, run
 from app.fleet.top_overview import Observer
 from app.settings import ROOT, RedisSettings, Settings
 from tests.support.ingest import on_a_terminal, until
-from tests.support.redis import RedisServer
+from tests.support.redis import RedisServer, running_redis
 
 GROUP = "inference-workers"
 
@@ -45,7 +47,8 @@ def fleet(redis: redis_library.Redis) -> redis_library.Redis:
     read(redis, "one", 4, "host-1-aa")
     for entry in read(redis, "two", 3, "host-2-bb")[:2]:
         redis.xack("frames:two", GROUP, entry)
-    redis.zadd(workers_key(GROUP), {"host-1-aa": time.time() * 1000 + 60_000, "host-3-cc": time.time() * 1000 + 60_000})
+    later_ms = time.time() * 1000 + 60_000
+    redis.zadd(Keys("frames:", GROUP).workers, {"host-1-aa": later_ms, "host-3-cc": later_ms})
     redis.xadd("frames:dead", {"error": "x"})
     return redis
 
@@ -163,6 +166,21 @@ def test_it_is_live_on_a_terminal(fleet: redis_library.Redis, redis_server: Redi
 def test_redis_away_is_said_in_one_line() -> None:
     with pytest.raises(RedisAway, match="REDIS_URL: Redis does not answer"):
         run(Settings(redis_url="redis://127.0.0.1:1"), once=True)
+
+
+@pytest.mark.parametrize("options", [("--json",), ()])
+def test_redis_that_goes_away_meanwhile_is_said_in_one_line(tmp_path: Path, options: tuple[str, ...]) -> None:
+    with running_redis(tmp_path) as server:
+        environment = {**os.environ, "REDIS_URL": server.url}
+        arguments = [sys.executable, "-m", "app", "fleet", "top", "--interval", "0.1", *options]
+        with Popen(arguments, env=environment, cwd=ROOT, stdout=PIPE, stderr=PIPE, text=True) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline()
+            server.stop()
+            _, said = child.communicate(timeout=60)
+    assert child.returncode == 1
+    assert said.startswith("sightline: REDIS_URL: Redis does not answer")
+    assert said.count("\n") == 1
 
 
 def command(server: RedisServer, *arguments: str) -> str:

@@ -136,6 +136,20 @@ def test_what_a_worker_holds_is_bounded_and_a_stop_leaves_nothing_pending(
     assert all(not redis.xinfo_consumers(f"frames:cam-{number}", GROUP) for number in range(40))
 
 
+def test_a_worker_that_finishes_what_is_in_hand_has_given_its_cameras_away(
+    work: Work, redis: redis_library.Redis, jpeg: bytes
+) -> None:
+    film(redis, "cam", [jpeg] * 3)
+    fleet = work(KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1", DRAIN_TIMEOUT_S="30", FLEET_DISCOVER_S="20")
+    eventually(lambda: pending(redis), lambda count: count == 3, fleet)
+    workers = f"fleet:workers:{GROUP}"
+    assert redis.zcard(workers) == 1
+    fleet.process.send_signal(signal.SIGTERM)
+    eventually(lambda: redis.zcard(workers), lambda count: count == 0, fleet)
+    assert fleet.process.poll() is None
+    assert pending(redis) == 3
+
+
 def test_a_burst_is_taken_in_larger_batches_and_kafkas_full_queue_is_waited_for(
     work: Work, redis: redis_library.Redis, jpeg: bytes
 ) -> None:

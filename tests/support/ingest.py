@@ -20,6 +20,7 @@ from prometheus_client import REGISTRY
 
 from app.fleet.ingest import Ingest
 from app.fleet.ingest_listing import Listing
+from app.fleet.keys import Keys
 from app.settings import ROOT, Settings
 from tests.support.redis import RedisServer, require_program
 
@@ -30,7 +31,8 @@ PATIENCE_S = 30.0
 def ingesting(server: RedisServer, *sources: str, loop: bool = False, **settings: Any) -> Iterator[Ingest]:
     """All of `fleet ingest` but its signals and its metrics' port; ended with the block."""
     stop = threading.Event()
-    with Ingest(Settings(redis_url=server.url, **settings), Listing(sources, loop=loop)) as ingest:
+    chosen = Settings(redis_url=server.url, **settings)
+    with Ingest(chosen, Listing(sources, Keys.of(chosen.redis).sources, loop=loop)) as ingest:
         thread = threading.Thread(target=ingest.until, args=(stop,))
         thread.start()
         try:

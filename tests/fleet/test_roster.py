@@ -1,0 +1,83 @@
+"""Which cameras are whose, over a real Redis: names that are no camera's, several fleets, who goes through the keys."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pytest
+import redis as redis_library
+
+from app.fleet.keys import Keys
+from app.fleet.roster import Roster
+from app.settings import FleetSettings, RedisSettings
+from tests.fleet.work import film
+
+Sign = Callable[..., Roster]
+CAMERAS = [f"cam-{number}" for number in range(20)]
+
+
+@pytest.fixture
+def sign(redis: redis_library.Redis) -> Sign:
+    """Makes workers' views; a look signs them on."""
+
+    def make(name: str, prefix: str = "frames:") -> Roster:
+        keys = Keys.of(RedisSettings(fleet_stream_prefix=prefix))
+        return Roster(redis, name, keys, FleetSettings(fleet_discover_s=60))
+
+    return make
+
+
+def scans(redis: redis_library.Redis) -> int:
+    """SCAN commands so far."""
+    return int(redis.info("commandstats").get("cmdstat_scan", {}).get("calls", 0))
+
+
+def test_a_name_that_is_no_text_is_left_out_and_said_once(
+    redis: redis_library.Redis, sign: Sign, caplog: pytest.LogCaptureFixture
+) -> None:
+    film(redis, "good", [b"x"])
+    redis.xadd(b"frames:\xff\xfe", {"frame": b"x"})
+    redis.sadd("fleet:cameras", b"\xfd", "named")
+    roster = sign("one")
+    with caplog.at_level(logging.ERROR):
+        roster.look()
+        roster.look()
+    assert roster.streams == {"frames:good", "frames:named"}
+    assert caplog.text.count("2 streams or cameras are left out, their names are not UTF-8: b'\\xfd'") == 1
+
+
+def test_fleets_of_other_prefixes_share_nothing(redis: redis_library.Redis, sign: Sign) -> None:
+    for prefix in ("frames:", "a:", "b[1]:"):
+        for camera in CAMERAS:
+            redis.xadd(prefix + camera, {"frame": b"x"})
+    for prefix, name in (("frames:", "one"), ("a:", "two"), ("b[1]:", "three")):
+        roster = sign(name, prefix)
+        roster.look()
+        assert roster.streams == {prefix + camera for camera in CAMERAS}
+        assert roster.workers == {name}
+
+
+def test_one_worker_goes_through_the_keys_for_all(redis: redis_library.Redis, sign: Sign) -> None:
+    first, second = sign("a-first"), sign("b-second")
+    first.look()
+    film(redis, "late", [b"x"])
+    for camera in CAMERAS:
+        film(redis, camera, [b"x"])
+    first.look()
+    before = scans(redis)
+    second.look()
+    assert scans(redis) == before
+    first.look()
+    assert scans(redis) > before
+    every = {f"frames:{camera}" for camera in (*CAMERAS, "late")}
+    assert first.streams | second.streams == every
+    assert not first.streams & second.streams
+    # The first leaves: the other has all cameras at its next look, and looks for new ones itself.
+    first.leave()
+    film(redis, "later", [b"x"])
+    second.look()
+    assert second.streams == every | {"frames:later"}
+    redis.delete("frames:later")
+    second.look()
+    assert second.streams == every
