@@ -23,7 +23,11 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["error"] = self.formatException(record.exc_info)
-        return orjson.dumps(entry).decode()
+        try:
+            return orjson.dumps(entry).decode()
+        except TypeError:  # a name that is no UTF-8, as Python carries it about: half a character
+            plain = {key: text.encode(errors="backslashreplace").decode() for key, text in entry.items()}
+            return orjson.dumps(plain).decode()
 
 
 class _SaidAlready(logging.Filter):
@@ -44,6 +48,7 @@ def configure(settings: ServerSettings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
+    logging.captureWarnings(True)  # in the same format as all else
     # Uvicorn says a line a connection at this level; httpx one a request.
     uvicorn = logging.getLogger("uvicorn.error")
     uvicorn.setLevel(logging.WARNING)

@@ -2,8 +2,8 @@
 
 `POST` starts, `GET` asks. The answer is `{"state": "starting" | "running" | "stopping" | "stopped",
 "eta_s": seconds or null, "url": where the service will be or null, "message": a sentence or null}`.
-A start that has to wait (the machine is being switched off, or AWS has none free) is noted in a tag, and made
-by the next call that can, a `GET` too: a page posts once and then only asks.
+A start that has to wait (the machine is being switched off, or hangs and will be, or AWS has none free) is noted in a
+tag, and made by the next call that can, a `GET` too: a page posts once and then only asks.
 """
 
 from __future__ import annotations
@@ -70,9 +70,11 @@ def serve(settings: Start, ec2: Any, *, start: bool) -> Answer:
         found = machine.look(ec2, settings.instance_id)
         if found.state == "stopped" and (start or found.wanted(time.time())):
             return _start(settings, ec2, found)
-        if found.state == "stopping" and start:
+        told = _tell(settings, found, waits=start or found.wanted(time.time()))
+        # One that runs and does not answer may be starting; or it hangs, and is switched off while the page waits.
+        if start and (found.state == "stopping" or (found.state == "running" and told.state == "starting")):
             machine.wish(ec2, found)
-        return _tell(settings, found)
+        return told
     except (ClientError, BotoCoreError) as error:
         if machine.code(error) == "InvalidInstanceID.NotFound":
             log.error("%s", error)
@@ -92,7 +94,7 @@ def _start(settings: Start, ec2: Any, found: Machine) -> Answer:
             found = machine.look(ec2, settings.instance_id)
             if found.state in ("stopping", "stopped"):
                 machine.wish(ec2, found)
-            return _tell(settings, found)
+            return _tell(settings, found, waits=True)
         if machine.full(error) or machine.busy(error):
             with contextlib.suppress(ClientError, BotoCoreError):  # the start's own error says more
                 machine.wish(ec2, found)
@@ -106,15 +108,15 @@ def _start(settings: Start, ec2: Any, found: Machine) -> Answer:
     return Answer("starting", eta_s=eta, url=found.address(settings.service_url))
 
 
-def _tell(settings: Start, found: Machine) -> Answer:
-    """How it stands, with nothing done about it."""
+def _tell(settings: Start, found: Machine, *, waits: bool) -> Answer:
+    """How it stands, with nothing done about it. `waits`: a start is noted, or is about to be."""
     history = found.tags.get(machine.COLD_STARTS, "")
     url = found.address(settings.service_url)
     if found.gone:
         return Answer("terminated", message="The machine behind this service was deleted.", status=410)
     if found.state == "stopping":
         text = "A machine must be off before it can start: the start waits its turn."
-        return Answer("stopping", url=url, message=text)
+        return Answer("stopping", url=url, message=text if waits else "It is being switched off.")
     if found.state == "stopped":
         return Answer("stopped", cold_starts.left_s(history), url, "The machine is off. POST starts it.")
     up_for = found.up_for(time.time())

@@ -83,6 +83,11 @@ class Ec2:
         self.launched(seconds)
         self.shows("running")
 
+    def halts(self) -> None:
+        """The machine is off, whoever did it."""
+        self._real.stop_instances(InstanceIds=[self.instance_id])
+        self.shows(None)
+
     def shows(self, state: str | None) -> None:
         """The state of the instance from now on; None: moto's."""
         self._shown = state

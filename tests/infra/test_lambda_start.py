@@ -115,6 +115,24 @@ def test_a_machine_being_stopped_is_started_after_that_by_whoever_asks(ec2: Ec2)
     assert ec2.asked["StartInstances"] == 1
 
 
+def test_a_machine_that_hangs_and_is_switched_off_is_started_for_whoever_waits(ec2: Ec2, health: Health) -> None:
+    ec2.runs(2000)
+    assert ask()["state"] == "starting"  # it runs, and does not answer
+    ec2.shows("stopping")
+    assert "waits its turn" in ask("GET")["message"]
+    ec2.halts()
+    assert ask("GET")["state"] == "starting"
+    assert ec2.asked["StartInstances"] == 1
+
+
+def test_who_only_looks_at_a_machine_being_stopped_is_promised_nothing(ec2: Ec2) -> None:
+    ec2.shows("stopping")
+    assert ask("GET")["message"] == "It is being switched off."
+    ec2.shows(None)
+    assert ask("GET")["state"] == "stopped"
+    assert ec2.asked["StartInstances"] == 0
+
+
 def test_a_wish_is_forgotten_after_ten_minutes_and_once_it_came_true(ec2: Ec2) -> None:
     ec2.tag(WANTED, str(int(time.time()) - 601))
     assert ask("GET")["state"] == "stopped"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 import subprocess
 import time
 from pathlib import Path
@@ -62,6 +64,20 @@ def test_another_name_gets_no_certificate(proxy: Proxy) -> None:
         said = s_client(proxy, *options)
         assert "no peer certificate available" in said
         assert "unrecognized name" in said
+
+
+def test_our_name_in_the_handshake_and_another_in_the_request_gets_no_answer(proxy: Proxy) -> None:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    for host, answers in ((NAME, True), ("other.example", False), ("", False)):
+        with (
+            socket.create_connection(("127.0.0.1", proxy.https), timeout=10) as plain,
+            context.wrap_socket(plain, server_hostname=NAME) as tls,
+        ):
+            tls.sendall(f"GET /health/live HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            said = tls.recv(65536)
+            assert (b"HTTP/1.1 200" in said) is answers, said
+            assert answers or b"nginx/" not in said
 
 
 def test_plain_http_is_sent_to_https(proxy: Proxy) -> None:
