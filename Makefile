@@ -121,8 +121,8 @@ format: .venv/.dev ## put the code in order
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-bench: install .venv/.dev ## benchmarks, all or NAME=one
-	.venv/bin/python -m benchmarks $(NAME)
+bench: install .venv/.dev ## benchmarks, all or NAME=one; ARGS=--strict fails on a miss
+	.venv/bin/python -m benchmarks $(NAME) $(ARGS)
 
 docs: .venv/.dev ## write the README's reference tables from the code
 	.venv/bin/python -m tests.docs.tables README.md

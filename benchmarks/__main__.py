@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from types import ModuleType
@@ -15,54 +16,11 @@ import typer
 from rich.console import Console
 
 from app.settings import ROOT
-from benchmarks import chart, record
+from benchmarks import chart, plans, record, turns
 from benchmarks.harness import BenchmarkError
+from benchmarks.plans import ALONE, BENCHMARKS, TOGETHER
 
-NAMES = (
-    "frame_path",
-    "flow",
-    "postprocess",
-    "triton_wire",
-    "live",
-    "sessions",
-    "overload",
-    "workers",
-    "to_the_limit",
-    "cpu_models",
-    "fleet",
-    "segments",
-    "backlog",
-    "summaries",
-    "soak",
-    "fleet_soak",
-)
-"""In the order in which they run: from the pieces to the whole."""
-BENCHMARKS = [name for name in NAMES if find_spec(f"benchmarks.{name}") is not None]
 OUTPUT = ROOT / ".state" / "bench"
-ALONE = ("soak", "fleet_soak")
-"""Too long to be run with all; by name only."""
-BRIEF: dict[str, dict[str, Any]] = {
-    "postprocess": {"turns": 2},
-    "live": {"turns": 2, "seconds": 2.5},
-    "sessions": {"turns": 2, "seconds": 4.0},
-    "overload": {"turns": 2, "seconds": 6.0},
-    "workers": {"turns": 2},
-    "to_the_limit": {"turns": 2},
-    "cpu_models": {
-        "turns": 2,
-        "seconds": 1.0,
-        # Those that its ratios compare.
-        "variants": (
-            *(f"{runtime}-square" for runtime in ("onnxruntime-f32", "openvino-f32", "openvino-bf16", "openvino-int8")),
-            "openvino-bf16-wide",
-        ),
-    },
-    "fleet": {"turns": 2, "seconds": 2.0},
-    "segments": {"turns": 2, "frames": 100},
-    "backlog": {"turns": 3},
-    "summaries": {"turns": 2, "seconds": 3.0},
-}
-"""Where all are run: together they stay under 15 minutes on two quiet cores. No benchmark has fewer than two turns."""
 
 
 def main(
@@ -74,57 +32,100 @@ def main(
     sessions: Annotated[int | None, typer.Option(min=1, max=64, help="Sessions at once (live, summaries).")] = None,
     variants: Annotated[str | None, typer.Option(help="Only these variants, comma-separated.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of what is written.")] = OUTPUT,
-    keep: Annotated[bool, typer.Option("--record", help="Put the figures into benchmarks/results.json, too.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="A missed target ends it with 1; of the soaks always.")
+    ] = False,
+    keep: Annotated[
+        bool, typer.Option("--record", help="Whole runs; put the figures into benchmarks/results.json, too.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Record even short or partial runs, and those of a noisy machine.")
+    ] = False,
 ) -> None:
     """Measures what README.md in this folder describes."""
     console = Console()
     console.width = max(console.width, 132)
     if name is not None and name not in BENCHMARKS:
         raise typer.BadParameter(f"{name!r} is none; there are: {', '.join(BENCHMARKS)}", param_hint="NAME")
-    asked: dict[str, Any] = {"seconds": seconds, "turns": turns, "sessions": sessions}
-    asked["variants"] = tuple(variants.split(",")) if variants else None
-    failed, begun = [], perf_counter()
-    for one in [name] if name else [one for one in BENCHMARKS if one not in ALONE]:
+    told: dict[str, Any] = {"seconds": seconds, "turns": turns, "sessions": sessions}
+    told["variants"] = tuple(variants.split(",")) if variants else None
+    told = {key: value for key, value in told.items() if value is not None}
+    chosen = [name] if name else TOGETHER
+    given = {one: plans.given(one, told, brief=name is None and not keep) for one in chosen}
+    for one in chosen:
+        _check(one, given[one], recorded=keep and not force)
+    failed: list[str] = []
+    found: list[dict[str, Any]] = []
+    begun = perf_counter()
+    for one in chosen:
         since = perf_counter()
         benchmark = import_module(f"benchmarks.{one}")
-        told = {key: value for key, value in asked.items() if value is not None}
         try:
-            results = _measured(one, benchmark, told if name else {**BRIEF.get(one, {}), **told}, console)
+            results = _measured(benchmark, given[one], console)
         except BenchmarkError as error:
             console.print(f"{one}: {error}", style="red", markup=False)
             failed.append(one)
             continue
-        _write(benchmark, results, output, console, keep=keep)
-        if getattr(benchmark, "STRICT", False) and any(ratio["met"] is False for ratio in results["ratios"]):
-            failed.append(one)
+        found.append(results)
+        _write(benchmark, results, output, console)
+        if keep and not _record(results, console, force=force):
+            failed.append(f"{one} (not recorded)")
         console.print(f"{one}: {perf_counter() - since:,.0f} s", style="dim", highlight=False)
     if name is None:
         console.print(f"all: {(perf_counter() - begun) / 60:.1f} minutes", highlight=False)
+    missed = _verdict(found, console, whole=not failed)
     if failed:
-        console.print(f"failed: {', '.join(failed)}", style="red")
+        console.print(f"failed: {', '.join(failed)}", style="red", highlight=False)
+    if failed or any(strict or getattr(import_module(f"benchmarks.{one}"), "STRICT", False) for one in missed):
         sys.exit(1)
 
 
-def _measured(name: str, benchmark: ModuleType, asked: dict[str, Any], console: Console) -> dict[str, Any]:
-    if strange := set(asked.get("variants", ())) - set(benchmark.VARIANTS):
-        known = ", ".join(benchmark.VARIANTS)
-        raise typer.BadParameter(f"{min(strange)!r} is none; {name} has: {known}", param_hint="--variants")
+def _check(name: str, given: dict[str, Any], *, recorded: bool) -> None:
+    """Raises typer.BadParameter, before anything is run, for variants unknown or a plan that may not be recorded."""
+    known = import_module(f"benchmarks.{name}").VARIANTS
+    if strange := set(given.get("variants", ())) - set(known):
+        raise typer.BadParameter(f"{min(strange)!r} is none; {name} has: {', '.join(known)}", param_hint="--variants")
+    if recorded and (against := record.objections(asdict(plans.plan(name, **given)), asdict(plans.plan(name)))):
+        raise typer.BadParameter(f"{name}: {'; '.join(against)}; or --force", param_hint="--record")
+
+
+def _measured(benchmark: ModuleType, given: dict[str, Any], console: Console) -> dict[str, Any]:
     results: dict[str, Any] = benchmark.measure(
-        benchmark.plan_from(**asked), lambda line: console.print(line, style="dim", highlight=False)
+        benchmark.plan_from(**given), lambda line: console.print(line, style="dim", highlight=False)
     )
     benchmark.show(results, console)
     return results
 
 
-def _write(benchmark: ModuleType, results: dict[str, Any], output: Path, console: Console, *, keep: bool) -> None:
+def _write(benchmark: ModuleType, results: dict[str, Any], output: Path, console: Console) -> None:
     output.mkdir(parents=True, exist_ok=True)
     path = output / f"{results['benchmark']}.json"
     path.write_bytes(orjson.dumps(results, option=orjson.OPT_INDENT_2))
     drawn = chart.draw(benchmark, results, path.with_suffix(".png"))
     record.merge(results, output / "results.json")
-    if keep:
-        record.merge(results, record.COMMITTED)
     console.print(f"everything: {path}{f'; a chart: {drawn}' if drawn else ''}", highlight=False)
+
+
+def _record(results: dict[str, Any], console: Console, *, force: bool) -> bool:
+    """False where the machine was too noisy for that."""
+    against = record.noise_objections(results["noise"])
+    if against and not force:
+        line = f"{results['benchmark']} is not recorded: {'; '.join(against)}; run it again, or with --force"
+        console.print(line, style="red", highlight=False)
+        return False
+    record.merge(results, record.COMMITTED)
+    return True
+
+
+def _verdict(found: Sequence[dict[str, Any]], console: Console, *, whole: bool) -> list[str]:
+    """Says which targets were missed, or that none was of a whole run; the benchmarks that missed one."""
+    missed = {results["benchmark"]: lines for results in found if (lines := turns.missed(results))}
+    for name, lines in missed.items():
+        for line in lines:
+            console.print(f"missed: {name}: {line}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    if whole and not missed and any(turns.judged(results) for results in found):
+        console.print("every target met", style="green")
+    return list(missed)
 
 
 if __name__ == "__main__":

@@ -67,18 +67,28 @@ def find(*, fetch: bool = True) -> tuple[Analyzer | None, str]:
     return None, "; ".join(said) or "not installed"
 
 
-def rate(analyzer: Analyzer, url: str, model: str, in_flight: int, seconds: float, on: frozenset[int]) -> float:
-    """Inferences a second with so many requests in flight, tensors in shared memory.
+WINDOWS = 3
+"""That perf_analyzer takes at least, until the last three are alike; what it reports is of those."""
+
+
+def rate(analyzer: Analyzer, url: str, model: str, way: tuple[int, int], seconds: float, on: frozenset[int]) -> float:
+    """Pictures a second, tensors in shared memory.
+
+    Args:
+        way: pictures a request, and requests in flight.
+        seconds: of all windows together.
 
     Raises:
         BenchmarkError: it ended with an error, or said nothing that can be read.
     """
     report = KEPT.parent / f"perf_analyzer-{os.getpid()}.csv"
     report.parent.mkdir(parents=True, exist_ok=True)
-    command = [str(analyzer.path), "-m", model, "-u", url, "-i", "grpc", "-b", "1", "-f", str(report), "--async"]
+    pictures, in_flight = way
+    command = [str(analyzer.path), "-m", model, "-u", url, "-i", "grpc", "-b", str(pictures), "-f", str(report)]
     command += ["--shared-memory", "system", "--output-shared-memory-size", str(1 << 20), "--input-data", "zero"]
-    command += ["--concurrency-range", str(in_flight), "--measurement-interval", str(round(seconds * 1000))]
-    command += ["--stability-percentage", "20", "--max-trials", "4"]
+    command += ["--async", "--concurrency-range", str(in_flight)]
+    command += ["--measurement-interval", str(round(seconds / WINDOWS * 1000))]
+    command += ["--stability-percentage", "20", "--max-trials", str(WINDOWS + 1)]
     try:
         done = subprocess.run(
             command,

@@ -47,6 +47,8 @@ RATIOS = (
     Ratio("a YOLO on the CPU: OpenVINO over ONNX Runtime, FP32", "cpu_ms", _BASE, "openvino-f32-square"),
     Ratio("OpenVINO in BF16 over ONNX Runtime in FP32", "cpu_ms", _BASE, _BF16),
     Ratio("OpenVINO in INT8 over ONNX Runtime in FP32", "cpu_ms", _BASE, "openvino-int8-square"),
+    Ratio("OpenVINO in INT8 over OpenVINO in BF16", "cpu_ms", _BF16, "openvino-int8-square"),
+    Ratio("ONNX Runtime in INT8 over ONNX Runtime in FP32", "cpu_ms", _BASE, "onnxruntime-int8-square"),
     Ratio("OpenVINO in BF16: 640x480 over 640x640", "cpu_ms", _BF16, _BF16_WIDE),
     Ratio("OpenVINO in BF16 at 640x480 over ONNX Runtime in FP32 at 640x640", "cpu_ms", _BASE, _BF16_WIDE),
 )

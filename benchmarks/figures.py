@@ -1,60 +1,129 @@
-"""The README's table of figures, made from the committed `results.json`.
+"""The tables of figures in both READMEs, made from the committed `results.json`.
 
-    .venv/bin/python -m benchmarks.figures README.md      # writes it between its marks
+    .venv/bin/python -m benchmarks.figures README.md benchmarks/README.md      # writes them between their marks
 
-A test holds the README to it.
+A test holds both to it.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks import record
+from benchmarks import plans, record
 
-_BLOCK = re.compile(r"(<!-- figures -->\n).*?(<!-- end -->)", re.S)
-LIVE = {"ours": "the whole service, doing the naive one's work", "tracking": "… with tracking"}
-LIVE_TARGETS = {"over_naive": ("× a naive service", 40.0), "of_floor": ("of the bare loop", 0.7)}
+_BLOCK = re.compile(r"(<!-- (headlines|figures) -->\n).*?(<!-- end -->)", re.S)
+AMOUNTS = {
+    "live": {"frames_per_s": "frames a second", "cpu_us_per_frame": "CPU µs a frame"},
+    "cpu_models": {"frames_per_s": "frames a second", "cpu_ms": "CPU ms a frame"},
+}
+"""Figures of the variants themselves that are told beside their ratios."""
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """A row of the README: a ratio by its label, or a figure of a variant."""
+
+    words: str
+    benchmark: str
+    label: str = ""
+    variant: str = ""
+    figure: str = ""
+
+    def row(self, results: Mapping[str, Any]) -> tuple[str, str, str]:
+        """Raises KeyError where the record has no such figure."""
+        if self.variant:
+            return self.words, spread(results["variants"][self.variant][self.figure]), "–"
+        for one in results["ratios"]:
+            if one["label"] == self.label:
+                return self.words, *_judged(one)
+        raise KeyError(self.label)
+
+
+_WHOLE = "the whole service, doing the naive one's work"
+HEADLINES = (
+    Headline(
+        "the whole live service on one core, models that answer at once: frames a second, 640x480",
+        "live",
+        variant="ours",
+        figure="frames_per_s",
+    ),
+    Headline("… times as many a CPU second as a naive service", "live", f"{_WHOLE}: × a naive service, by CPU"),
+    Headline(
+        "… of those of a bare loop that only decodes, flows and calls Triton, a call a frame",
+        "live",
+        f"{_WHOLE}: of the bare loop, a call a frame, by CPU",
+    ),
+    Headline(
+        "twice the load that a model can take: p99 age of a result, over a session's round at capacity, four sessions",
+        "overload",
+        "overload: p99 age over a session's round at capacity, four sessions; newest wins",
+    ),
+    Headline(
+        "a fleet worker, 32 cameras: times as many frames a CPU second as the plain loop",
+        "fleet",
+        "a fleet worker, 32 cameras: over the plain loop, by CPU",
+    ),
+    Headline(
+        "20 minutes of clients that come and go: resident memory, MB a minute after warm-up",
+        "soak",
+        "resident memory of the service, MB a minute after warm-up",
+    ),
+)
 
 
 def fill(text: str) -> str:
-    """The text with the figures made anew."""
-    return _BLOCK.sub(lambda found: f"{found[1]}{table()}\n{found[2]}", text)
+    """The text with the figures between its marks made anew."""
+    made = {"headlines": headlines, "figures": table}
+    return _BLOCK.sub(lambda found: f"{found[1]}{made[found[2]]()}\n{found[3]}", text)
+
+
+def headlines(path: Path = record.COMMITTED) -> str:
+    """Markdown: a few figures that tell most."""
+    known = record.load(path)
+    rows = [one.row(known[one.benchmark]) for one in HEADLINES]
+    told = {name: known[name] for name in {one.benchmark for one in HEADLINES}}
+    return "\n".join([*_lines(("what", "median (least–most)", "wanted"), rows), "", *_machines(told)])
 
 
 def table(path: Path = record.COMMITTED) -> str:
     """Markdown: what was compared, by how much, what was wanted; then the machine of each run."""
     known = record.load(path)
-    rows = [("benchmark", "what", "median (least–most)", "wanted"), ("---",) * 4]
-    for name, results in sorted(known.items()):
-        rows += [(f"`{name}`", *row) for row in _rows(results)]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([*lines, "", *_machines(known)])
+    rows = [(f"`{name}`", *row) for name, results in sorted(known.items()) for row in _rows(results)]
+    head = ("benchmark", "what", "median (least–most)", "wanted")
+    return "\n".join([*_lines(head, rows), "", *_machines(known)])
+
+
+def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    told = [head, ("---",) * len(head), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in told]
 
 
 def _rows(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    ratios = results.get("ratios")
-    if results["benchmark"] == "live":
-        yield from _live(results)
-    elif isinstance(ratios, list):
-        for one in ratios:
-            missed = " – **missed**" if one["met"] is False else ""
-            yield one["label"], f"{spread(one)}{missed}", one["target"] or "–"
+    for one in results["ratios"]:
+        yield one["label"], *_judged(one)
+    amounts = AMOUNTS.get(results["benchmark"])
+    if amounts:
+        # In the benchmark's own order; a record is sorted by name.
+        for variant, title in _titles(results["benchmark"]).items():
+            figures = results["variants"].get(variant, {})
+            for figure in (one for one in amounts if one in figures):
+                yield f"{title}: {amounts[figure]}", spread(figures[figure]), "–"
 
 
-def _live(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    for variant, what in LIVE.items():
-        for ratio, (against, wanted) in LIVE_TARGETS.items():
-            if ratio in results["ratios"].get(variant, {}):
-                found = results["ratios"][variant][ratio]["by_cpu"]
-                aim = variant == "ours"
-                missed = " – **missed**" if aim and found["median"] < wanted else ""
-                yield f"{what}: {against}, by CPU", f"{spread(found)}{missed}", f"≥ {wanted:g}" if aim else "–"
-    for variant, figures in results["variants"].items():
-        yield f"CPU µs a frame, `{variant}`", spread(figures["cpu_us_per_frame"]), "–"
+def _titles(benchmark: str) -> dict[str, str]:
+    variants = import_module(f"benchmarks.{benchmark}").VARIANTS
+    return {name: one if isinstance(one, str) else one.title for name, one in variants.items()}
+
+
+def _judged(one: Mapping[str, Any]) -> tuple[str, str]:
+    missed = " – **missed**" if one["met"] is False else ""
+    return f"{spread(one)}{missed}", one["target"] or "–"
 
 
 def spread(one: Mapping[str, float]) -> str:
@@ -67,13 +136,13 @@ def _machines(known: Mapping[str, Any]) -> Iterator[str]:
     """One line for all runs that share a machine and a day."""
     told: dict[str, list[str]] = {}
     for name, results in sorted(known.items()):
-        machine, noise = results["machine"], results.get("noise")
+        machine, noise = results["machine"], results["noise"]
         text = (
             f"{results['at']}: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB, "
             f"Linux {machine['kernel']}, Python {machine['python']}"
         )
-        others = "" if noise is None else f" (others used {noise['others']:.0%} of a core)"
-        told.setdefault(text, []).append(f"`{name}`{others}")
+        turns = "one long run" if name in plans.ALONE else f"{results['plan']['turns']} turns"
+        told.setdefault(text, []).append(f"`{name}` ({turns}, others used up to {noise['others_most']:.0%} of a core)")
     for text, names in told.items():
         yield f"Measured on {text}: {', '.join(names)}."
 

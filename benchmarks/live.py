@@ -1,4 +1,4 @@
-"""The whole service over its socket, against the naive service, and against a loop that is no service at all.
+"""The whole service over its socket, against the naive service, and against bare loops that are no service at all.
 
 Canned models on a real Triton, so that what is measured is everything around the models: eight lossless sessions
 of 640x480 photographs, the service on one core, Triton on another. In turns A B C A B C, every variant a fresh process.
@@ -32,7 +32,7 @@ class Plan:
     warm_up_s: float = 1.5
     turns: int = 3
     sessions: int = 8
-    variants: tuple[str, ...] = ("ours", "tracking", "grpc", "naive", "floor")
+    variants: tuple[str, ...] = ("ours", "tracking", "grpc", "naive", "floor", "floor-together")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +78,8 @@ def naive(stand: Stand) -> dict[str, Any]:
     return _loaded(stand, ["benchmarks.naive", "--triton", stand.triton_url, "--port", str(port)], port, [])
 
 
-def floor(stand: Stand) -> dict[str, Any]:
-    arguments = ["benchmarks.floor", "--triton", stand.triton_url, *stand.timing]
+def floor(stand: Stand, *options: str) -> dict[str, Any]:
+    arguments = ["benchmarks.floor", "--triton", stand.triton_url, *stand.timing, *options]
     arguments += ["--triton-pids", *map(str, stand.triton_pids)]
     return harness.answer(arguments, stand.cores.tested, stand.patience_s)
 
@@ -105,8 +105,10 @@ VARIANTS = {
     "tracking": Variant("ours, defaults (+ tracking)", lambda stand: ours(stand, DEFAULTS)),
     "grpc": Variant("… tensors over gRPC", lambda stand: ours(stand, DEFAULTS, TRITON_SHM="off")),
     "naive": Variant("naive", naive),
-    "floor": Variant("floor: no service", floor),
+    "floor": Variant("a bare loop, a call a frame", floor),
+    "floor-together": Variant("a bare loop, eight frames a call", lambda stand: floor(stand, "--together")),
 }
+RATIOS = live_report.RATIOS
 
 
 def repository(folder: Path, frame_s: float = 0.0) -> Path:
@@ -156,29 +158,31 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
         "noise": noise.told(),
         "plan": {**asdict(plan), "mean_jpeg_bytes": round(sum(sizes) / len(sizes))},
         "variants": {name: live_report.summary(measured) for name, measured in turns.items()},
-        "ratios": live_report.ratios(turns),
+        "ratios": live_report.compared(turns),
         "samples": samples,
         "turns": {name: [asdict(one) for one in measured] for name, measured in turns.items()},
     }
 
 
 def agree(samples: dict[str, Any], tolerance: float = 0.05) -> None:
-    """All services found the same boxes and keypoints; a fast wrong answer is no result."""
-    found = {name: places(sample) for name, sample in samples.items() if name != "floor"}
-    if not found:
-        return
-    first, expected = next(iter(found.items()))
-    for name, numbers in found.items():
-        same = len(numbers) == len(expected) > 0
-        if not same or max(abs(a - b) for a, b in zip(numbers, expected, strict=True)) > tolerance:
-            raise BenchmarkError(f"{name} and {first} did not find the same: {numbers} and {expected}")
+    """All found the same boxes, all services the same keypoints; a fast wrong answer is no result."""
+    found = {name: places(sample) for name, sample in samples.items()}
+    services = {name: boxes + points for name, (boxes, points) in found.items() if not name.startswith("floor")}
+    for told in ({name: boxes for name, (boxes, _) in found.items()}, services):
+        first, expected = next(iter(told.items()), ("", []))
+        for name, numbers in told.items():
+            same = len(numbers) == len(expected) > 0
+            if not same or max(abs(a - b) for a, b in zip(numbers, expected, strict=True)) > tolerance:
+                raise BenchmarkError(f"{name} and {first} did not find the same: {numbers} and {expected}")
 
 
-def places(sample: dict[str, Any]) -> list[float]:
-    """Every coordinate of a result, in one list."""
+def places(sample: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """Every coordinate of a result's boxes, and of its keypoints, in frame pixels; a bare loop tells only boxes."""
     found = [*sample["objects"], *sample["poses"]]
+    if isinstance(found[0] if found else None, list):
+        return [value for row in found for value in row[:4]], []
     boxes = [one["box"][side] for one in found for side in ("x1", "y1", "x2", "y2")]
-    return boxes + [point[axis] for pose in sample["poses"] for point in pose["keypoints"] for axis in ("x", "y")]
+    return boxes, [point[axis] for pose in sample["poses"] for point in pose["keypoints"] for axis in ("x", "y")]
 
 
 def show(results: dict[str, Any], console: Console) -> None:

@@ -2,36 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness import Spread, spread
+from benchmarks import turns
+from benchmarks.harness import Spread
 from benchmarks.measure import Measured
+from benchmarks.noise import warn
+from benchmarks.turns import Figures, Ratio
 
-QUIET = 0.1
-"""Of a core, used by others: more, and the rates of one turn cannot be compared."""
+
+def _ratios(variant: str, what: str, *, judged: bool = False) -> Iterator[Ratio]:
+    """How many times the naive service, what share of the bare loops. What is wanted is judged by CPU time."""
+    of = "of the bare loop, a call a frame"
+    for words, loop, low in ((f"{what}: × a naive service", "naive", 40.0), (f"{what}: {of}", "floor", 0.7)):
+        yield Ratio(f"{words}, by CPU", "cpu_us_per_frame", loop, variant, at_least=low if judged else None)
+        if judged:
+            yield Ratio(f"{words}, by rate", "frames_per_s", variant, loop)
+    yield Ratio(f"{what}: of the bare loop, eight frames a call, by CPU", "cpu_us_per_frame", "floor-together", variant)
+
+
+RATIOS = (
+    *_ratios("ours", "the whole service, doing the naive one's work", judged=True),
+    *_ratios("tracking", "… with tracking"),
+    *_ratios("grpc", "… and tensors over gRPC"),
+    Ratio("the bare loop, a call a frame: × a naive service, by CPU", "cpu_us_per_frame", "naive", "floor"),
+)
+
+
+def figures(one: Measured) -> Figures:
+    """Of one turn."""
+    return {
+        "frames_per_s": one.rate,
+        "cpu_us_per_frame": one.cpu_us,
+        "p50_ms": one.p50_ms,
+        "p99_ms": one.p99_ms,
+        "core_busy": one.cpu_s / one.seconds,
+        "triton_busy": one.triton_cpu_s / one.seconds,
+        "load_busy": one.load_cpu_s / one.seconds,
+        "others_busy": others_s(one) / one.seconds,
+        "stolen": one.stolen_s / one.seconds,
+        "page_faults_per_frame": one.page_faults / max(1, one.frames),
+    }
 
 
 def summary(measured: Sequence[Measured]) -> dict[str, Any]:
     """Every figure over the turns."""
-    figures: dict[str, Callable[[Measured], float]] = {
-        "frames_per_s": lambda one: one.rate,
-        "cpu_us_per_frame": lambda one: one.cpu_us,
-        "p50_ms": lambda one: one.p50_ms,
-        "p99_ms": lambda one: one.p99_ms,
-        "core_busy": lambda one: one.cpu_s / one.seconds,
-        "triton_busy": lambda one: one.triton_cpu_s / one.seconds,
-        "load_busy": lambda one: one.load_cpu_s / one.seconds,
-        "others_busy": lambda one: others_s(one) / one.seconds,
-        "stolen": lambda one: one.stolen_s / one.seconds,
-        "page_faults_per_frame": lambda one: one.page_faults / max(1, one.frames),
-    }
-    return {name: asdict(spread([figure(one) for one in measured])) for name, figure in figures.items()}
+    return turns.summary([figures(one) for one in measured])
 
 
 def others_s(one: Measured) -> float:
@@ -39,18 +60,9 @@ def others_s(one: Measured) -> float:
     return max(0.0, one.machine_busy_s - one.cpu_s - one.triton_cpu_s - one.load_cpu_s)
 
 
-def ratios(turns: dict[str, list[Measured]]) -> dict[str, Any]:
-    """Of every variant of ours: how many times the naive service, and what share of the floor. Turn by turn."""
-    out: dict[str, Any] = {}
-    for name in ("ours", "tracking", "grpc"):
-        for other, label in (("naive", "over_naive"), ("floor", "of_floor")):
-            if name in turns and other in turns:
-                pairs = list(zip(turns[name], turns[other], strict=True))
-                out.setdefault(name, {})[label] = {
-                    "by_rate": asdict(spread([a.rate / b.rate for a, b in pairs])),
-                    "by_cpu": asdict(spread([b.cpu_us / a.cpu_us for a, b in pairs])),
-                }
-    return out
+def compared(measured: Mapping[str, Sequence[Measured]]) -> list[dict[str, Any]]:
+    """The ratios of what was run, turn by turn, with their targets."""
+    return turns.compared({name: [figures(one) for one in found] for name, found in measured.items()}, RATIOS)
 
 
 def bottleneck(summary: dict[str, Any]) -> str:
@@ -74,19 +86,5 @@ def show(results: dict[str, Any], titles: Mapping[str, str], console: Console) -
         rate, cpu = (str(Spread(**one[figure])) for figure in ("frames_per_s", "cpu_us_per_frame"))
         rates.add_row(titles[name], rate, cpu, latency, *shares, bottleneck(one))
     console.print(rates)
-    compared = Table(title="turn by turn: median (least–most)", box=SIMPLE)
-    for column in ("", "× naive, by rate", "× naive, by CPU", "of floor, by rate", "of floor, by CPU"):
-        compared.add_column(column, justify="right" if column else "left")
-    for name, one in results["ratios"].items():
-        cells = [
-            str(Spread(**one[label][by])) if label in one else "–"
-            for label in ("over_naive", "of_floor")
-            for by in ("by_rate", "by_cpu")
-        ]
-        compared.add_row(titles[name], *cells)
-    console.print(compared)
-    noise = max(one["others_busy"]["most"] + one["stolen"]["most"] for one in results["variants"].values())
-    if noise > QUIET:
-        console.print(
-            f"others used up to {noise:.0%} of a core: rates are not to be trusted, go by CPU", style="yellow"
-        )
+    turns.show_ratios(results["ratios"], console)
+    warn(results["noise"], console)

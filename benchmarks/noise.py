@@ -55,8 +55,15 @@ class Noise:
         return perf_counter(), *machine_s(), own
 
 
+def others(noise: Mapping[str, Any]) -> str:
+    """What else the machine did, in words; empty when it was quiet in every turn."""
+    most = noise["others_most"] + noise["stolen_most"]
+    if most <= QUIET:
+        return ""
+    return f"other programs and the hypervisor took up to {most:.0%} of a core, want {QUIET:.0%} or less"
+
+
 def warn(noise: Mapping[str, Any], console: Console) -> None:
     """Says so when the machine was not quiet."""
-    most = noise["others_most"] + noise["stolen_most"]
-    if most > QUIET:
-        console.print(f"others used up to {most:.0%} of a core: trust CPU time and ratios, not rates", style="yellow")
+    if told := others(noise):
+        console.print(f"{told}: trust CPU time and ratios, not rates", style="yellow", highlight=False)

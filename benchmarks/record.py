@@ -1,7 +1,8 @@
 """What is kept of a run: `results.json`, without single turns and samples, one entry a benchmark.
 
 Every run merges its entry into `results.json` in its output folder; with `--record` also into the one in this folder,
-which is committed, and which the README's figures are written from.
+which is committed, and which the tables of figures are written from. That one takes only runs that `objections` has
+nothing against.
 """
 
 from __future__ import annotations
@@ -13,8 +14,37 @@ from typing import Any
 
 import orjson
 
+from benchmarks.noise import others
+
 COMMITTED = Path(__file__).with_name("results.json")
+TURNS = 3
+"""At least, or a median is a mean, and a spread says nothing."""
 _LEFT_OUT = ("turns", "samples")
+
+
+def objections(plan: Mapping[str, Any], whole: Mapping[str, Any]) -> list[str]:
+    """Why a run with this plan is not to be recorded; empty when it may be.
+
+    Args:
+        whole: the benchmark's plan as it is by default. Fewer turns than that will do, shorter ones will not.
+    """
+    found = []
+    for name, wanted in whole.items():
+        has = plan.get(name)
+        if name == "turns":
+            wanted = min(TURNS, wanted)  # a soak is one long run
+        if name == "variants":
+            if missing := [one for one in wanted if one not in (has or ())]:
+                found.append(f"variants left out: {', '.join(missing)}")
+        elif isinstance(wanted, int | float) and (has is None or has < wanted):
+            found.append(f"{name}={has}, want {wanted:g} or more")
+    return found
+
+
+def noise_objections(noise: Mapping[str, Any]) -> list[str]:
+    """The same of what else ran on the machine."""
+    told = others(noise)
+    return [told] if told else []
 
 
 def entry(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -130,6 +130,16 @@ def compared(turns: Mapping[str, Sequence[Figures]], ratios: Sequence[Ratio]) ->
     return out
 
 
+def judged(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The ratios of a run that have a target."""
+    return [one for one in results["ratios"] if one["met"] is not None]
+
+
+def missed(results: Mapping[str, Any]) -> list[str]:
+    """The targets that a run missed, in words."""
+    return [f"{one['label']}: {one['median']:.3g}, wanted {one['target']}" for one in judged(results) if not one["met"]]
+
+
 def show(
     results: Mapping[str, Any],
     title: str,

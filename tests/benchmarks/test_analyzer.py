@@ -28,11 +28,12 @@ def program(folder: Path, text: str) -> Analyzer:
 
 def test_the_rate_is_read_out_of_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(analyzer, "KEPT", tmp_path / "bench" / "kept")
-    found = analyzer.rate(program(tmp_path, WRITES), "127.0.0.1:8001", "vision", 8, 1.5, EVERYWHERE)
+    found = analyzer.rate(program(tmp_path, WRITES), "127.0.0.1:8001", "vision", (4, 2), 1.5, EVERYWHERE)
     assert found == 123.5
     told = (tmp_path / "told").read_text()
-    for option in ("-m vision", "-u 127.0.0.1:8001", "--concurrency-range 8", "--measurement-interval 1500"):
-        assert option in told
+    options = "-m vision", "-u 127.0.0.1:8001", "-b 4", "--concurrency-range 2", "--measurement-interval 500"
+    for option in options:
+        assert f"{option} " in told
     assert "--shared-memory system" in told
     assert not list((tmp_path / "bench").glob("*.csv"))
 
@@ -41,7 +42,7 @@ def test_one_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(analyzer, "KEPT", tmp_path / "bench" / "kept")
     broken = program(tmp_path, "#!/bin/sh\necho no such model >&2\nexit 3\n")
     with pytest.raises(BenchmarkError, match="ended with 3:\nno such model"):
-        analyzer.rate(broken, "127.0.0.1:8001", "vision", 8, 0.1, EVERYWHERE)
+        analyzer.rate(broken, "127.0.0.1:8001", "vision", (1, 8), 0.3, EVERYWHERE)
 
 
 def test_the_first_that_runs_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """`live.json` of a run of a blink, and what was printed."""
     require_environment(TritonSettings().triton_python, "make triton-env")
     folder = tmp_path_factory.mktemp("bench")
-    counts = ["--seconds", "0.6", "--turns", "1", "--sessions", "2", "--variants", "ours,naive,floor"]
+    counts = ["--seconds", "0.6", "--turns", "1", "--sessions", "2", "--variants", "ours,naive,floor,floor-together"]
     done = bench("live", *counts, "--output", str(folder))
     assert done.returncode == 0, done.stdout + done.stderr
     found: dict[str, Any] = json.loads((folder / "live.json").read_text())
@@ -35,7 +35,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_every_variant_answers_frames(results: dict[str, Any]) -> None:
-    for name in ("ours", "naive", "floor"):
+    for name in ("ours", "naive", "floor", "floor-together"):
         (turn,) = results["turns"][name]
         assert turn["frames"] >= 1, name
         assert turn["cpu_s"] > 0, name
@@ -43,12 +43,26 @@ def test_every_variant_answers_frames(results: dict[str, Any]) -> None:
         assert 0 < turn["p50_ms"] <= turn["p99_ms"], name
 
 
-def test_ratios_are_those_of_the_turns(results: dict[str, Any]) -> None:
-    ours, naive = results["turns"]["ours"][0], results["turns"]["naive"][0]
+def test_ratios_are_those_of_the_turns_and_judged(results: dict[str, Any]) -> None:
+    ours, naive, floor = (results["turns"][name][0] for name in ("ours", "naive", "floor"))
+    told = {one["label"].partition(", doing the naive one's work: ")[2]: one for one in results["ratios"]}
     rate = (ours["frames"] / ours["seconds"]) / (naive["frames"] / naive["seconds"])
-    assert results["ratios"]["ours"]["over_naive"]["by_rate"]["median"] == pytest.approx(rate)
-    cpu = (naive["cpu_s"] / naive["frames"]) / (ours["cpu_s"] / ours["frames"])
-    assert results["ratios"]["ours"]["over_naive"]["by_cpu"]["median"] == pytest.approx(cpu)
+    assert told["× a naive service, by rate"]["median"] == pytest.approx(rate)
+    assert told["× a naive service, by rate"]["met"] is None
+    for label, other, wanted in (("× a naive service", naive, 40), ("of the bare loop, a call a frame", floor, 0.7)):
+        cpu = (other["cpu_s"] / other["frames"]) / (ours["cpu_s"] / ours["frames"])
+        one = told[f"{label}, by CPU"]
+        assert one["median"] == pytest.approx(cpu)
+        assert one["target"] == f"≥ {wanted:g}"
+        assert one["met"] is (cpu >= wanted)
+    assert "of the bare loop, eight frames a call, by CPU" in told
+
+
+def test_what_was_missed_is_said_at_the_end(results: dict[str, Any]) -> None:
+    missed = [one["label"] for one in results["ratios"] if one["met"] is False]
+    for label in missed:
+        assert f"missed: live: {label}: " in results["printed"]
+    assert ("every target met" in results["printed"]) is not bool(missed)
 
 
 def test_the_machine_and_the_table_are_there(results: dict[str, Any]) -> None:
@@ -68,7 +82,8 @@ def test_all_find_the_boxes_that_the_canned_models_give(results: dict[str, Any])
         assert person == pytest.approx({"x1": x1, "y1": y1 - 80, "x2": x2, "y2": y2 - 80}, abs=0.05), name
         (pose,) = found["poses"]
         assert pose["keypoints"][16]["y"] == pytest.approx(y2 - 80, abs=0.05), name
-    assert results["samples"]["floor"]["objects"][0][:4] == pytest.approx([x1, y1 - 80, x2, y2 - 80])
+    for name in ("floor", "floor-together"):
+        assert results["samples"][name]["objects"][0][:4] == pytest.approx([x1, y1 - 80, x2, y2 - 80])
 
 
 def test_a_wrong_answer_is_no_result() -> None:
@@ -78,6 +93,11 @@ def test_a_wrong_answer_is_no_result() -> None:
     live.agree({"ours": sample(1.0), "naive": sample(1.01)})
     with pytest.raises(BenchmarkError, match="naive and ours"):
         live.agree({"ours": sample(1.0), "naive": sample(2.0)})
+    live.agree({"ours": sample(1.0), "floor": {"objects": [[1.0, 0, 9, 9, 0.9, 0]], "poses": []}})
+    with pytest.raises(BenchmarkError, match="floor and ours"):
+        live.agree({"ours": sample(1.0), "floor": {"objects": [[2.0, 0, 9, 9, 0.9, 0]], "poses": []}})
+    with pytest.raises(BenchmarkError, match="floor and ours"):
+        live.agree({"ours": sample(1.0), "floor": {"objects": [], "poses": []}})
 
 
 def test_an_unknown_name_is_refused_with_those_known() -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from app.pipeline.boxes import letterbox
 from app.pipeline.decode import decode_into, inspect
-from benchmarks import chart, flow, frame_path, inner, overload, postprocess, turns
+from benchmarks import chart, flow, frame_path, inner, overload, plans, postprocess, sessions, turns
 from benchmarks.harness import BenchmarkError
 from benchmarks.photographs import write
 
@@ -71,12 +71,24 @@ def test_flow_finds_the_known_motion(variant: str) -> None:
 
 
 @pytest.mark.parametrize("count", postprocess.COUNTS)
-def test_postprocess_reads_as_many_objects_as_there_are(count: int) -> None:
+def test_every_way_of_postprocess_finds_the_same_objects(count: int) -> None:
+    expected = postprocess.rows(postprocess.work(f"loop-{count}", [])[0](0))
+    assert len(expected) == {0: 0, 240: 30, 1500: 184}[count]
     for reader in postprocess.READERS:
         step, known = postprocess.work(f"{reader}-{count}", [])
-        assert known["objects"] == min(count, {0: 0, 240: 30, 1500: 185}[count])
-        found = step(0)
-        assert len(found if isinstance(found, list) else found.class_id) <= max(known["objects"], 0)
+        found = postprocess.rows(step(0))
+        assert known["objects"] == len(found) == len(expected), reader
+        assert found == pytest.approx(expected, abs=0.01), reader
+
+
+def test_postprocess_takes_no_variant_that_finds_other_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = postprocess.picked
+    monkeypatch.setattr(postprocess, "picked", lambda raw: whole(raw)[:20])  # fewer rows than there are objects
+    with pytest.raises(BenchmarkError, match="picked-240: 19 objects, of the Python loop 30"):
+        postprocess.work("picked-240", [])
+    monkeypatch.setattr(postprocess, "picked", lambda raw: whole(raw) + np.float32([3, 0, 3, 0, 0, 0]))
+    with pytest.raises(BenchmarkError, match="or other boxes"):
+        postprocess.work("picked-240", [])
 
 
 def test_timed_counts_what_ran() -> None:
@@ -103,9 +115,28 @@ def test_ratios_and_targets_turn_by_turn() -> None:
     assert [both.met(value) for value in (0.9, 1, 2, 2.1)] == [False, True, True, False]
 
 
+def test_missed_targets_are_named() -> None:
+    found = {"a": [{"x": 6.0}], "b": [{"x": 2.0}]}
+    ratios = (
+        turns.Ratio("a over b", "x", "a", "b", at_least=4),
+        turns.Ratio("b over a", "x", "b", "a", at_least=0.1),
+        turns.Ratio("untold", "x", "a"),
+    )
+    results = {"ratios": turns.compared(found, ratios)}
+    assert [one["label"] for one in turns.judged(results)] == ["a over b", "b over a"]
+    assert turns.missed(results) == ["a over b: 3, wanted ≥ 4"]
+
+
 def test_a_figure_alone_may_have_a_target() -> None:
     (one,) = turns.compared({"a": [{"x": 6.0}, {"x": 8.0}]}, (turns.Ratio("a", "x", "a", at_most=7),))
     assert one == {"label": "a", "median": 7.0, "least": 6.0, "most": 8.0, "target": "≤ 7", "met": True}
+
+
+@pytest.mark.parametrize("count", sessions.COUNTS)
+def test_first_and_second_frames_of_all_sessions_lie_before_the_window(count: int) -> None:
+    for plan in (sessions.Plan(), sessions.plan_from(**plans.BRIEF["sessions"])):
+        assert sessions.warm_up(plan, count) > 2 * count / plan.rate
+        assert plan.seconds > count / plan.rate, "every session has a frame in it"
 
 
 def test_overload_ages_are_cut_by_when_results_came() -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from app.settings import TritonSettings
 from benchmarks import chart, fleet_soak, memory, soak
-from benchmarks.__main__ import ALONE
+from benchmarks.plans import ALONE
 from tests.support.redis import require_program
 from tests.support.service import require_environment
 
