@@ -94,7 +94,7 @@ def load(
     source: Annotated[str, typer.Option(help="`clip`, our own; a film; a folder of pictures.")] = "clip",
     churn: Annotated[float, typer.Option(min=0, help="Mean seconds of a session before another takes its place.")] = 0,
     bare: Annotated[float, typer.Option(min=0, max=1, help="Share of the sessions that send no header.")] = 0,
-    slow_readers: Annotated[int, typer.Option(min=0, help="Sessions that read one message a second.")] = 0,
+    slow_readers: Annotated[int, typer.Option(min=0, help="Of them, read one message a second; counted apart.")] = 0,
     slo: Annotated[
         list[str] | None, typer.Option(help="An objective, such as p95_age_ms=150 or dropped=0.05; again for more.")
     ] = None,

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 from pydantic import TypeAdapter
@@ -21,7 +22,7 @@ from websockets.asyncio.client import connect as open_socket
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from app.drawing import to_supervision
-from app.errors import SightlineError
+from app.errors import ConfigurationError, SightlineError
 from app.protocol import header, messages
 from app.protocol.messages import Bye, Mode, Notice, Queued, Ready, Result, ServerMessage, SettingsInForce
 
@@ -30,6 +31,7 @@ __all__ = ["LiveSession", "Refused", "SessionEnded", "connect", "decode", "to_su
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {}
 _SILENCE_S = 60.0
 """The service says `ping` every 15 s: one that is silent for so long is gone."""
+_SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 _FRAME_FIELDS = ("image", "objects", "poses", "texts", "motion", "stages", "timings_ms")
 
 
@@ -92,6 +94,7 @@ async def connect(
         mode: `realtime`, where the newest frame wins, or `lossless`, where every frame is answered.
 
     Raises:
+        ConfigurationError: `url` is no address of a service.
         SessionEnded: the service cannot be reached or turned us away.
         Refused: a setting is wrong.
     """
@@ -126,12 +129,24 @@ async def connect(
 
 
 def address(url: str) -> str:
-    """The WebSocket of the service at this address."""
-    scheme, separator, rest = url.rstrip("/").partition("://")
-    if scheme in ("http", "https"):
-        scheme = scheme.replace("http", "ws")
-    path = "" if rest.endswith("/ws/inference") else "/ws/inference"
-    return f"{scheme}{separator}{rest}{path}"
+    """The WebSocket of the service at this address.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    try:
+        parts = urlsplit(url.strip())
+        named = parts.hostname is not None and parts.hostname.encode("idna") and parts.port != 0
+    except ValueError:  # a port that is no number, half an IPv6 address, a name with an empty label
+        named = False
+    scheme = _SCHEMES.get(parts.scheme) if named else None
+    if scheme is None:
+        raise ConfigurationError(
+            f"{url}: should be an address such as http://127.0.0.1:8000, with http, https, ws or wss and a host"
+        )
+    path = parts.path.rstrip("/")
+    path += "" if path.endswith("/ws/inference") else "/ws/inference"
+    return parts._replace(scheme=scheme, path=path, fragment="").geturl()
 
 
 class LiveSession:

@@ -80,9 +80,11 @@ def show(results: dict[str, Any], console: Console) -> None:
     turns.show(results, f"soak: {minutes:g} minutes", VARIANTS, columns, console, caption, spread_of=looks)
     books, others = results["ledger"], results["clients"]["others"]["came"]
     visits = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+    cameras = results["clients"]["cameras"]
+    sessions = cameras["sessions"] + cameras.get("slow", {}).get("sessions", 0)  # once they were counted together
     console.print(
         f"{books['received']:,} frames received = {books['processed']:,} processed + {books['dropped']:,} dropped "
-        f"+ {books['failed']:,} failed; {results['clients']['cameras']['sessions']} sessions of cameras, {visits}",
+        f"+ {books['failed']:,} failed; {sessions} sessions of cameras, {visits}",
         highlight=False,
     )
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from collections.abc import AsyncIterator, Iterator
 
 import numpy as np
 import pytest
 
-from app.client import LiveSession, Refused, SessionEnded, connect, to_supervision
+from app.client import LiveSession, Refused, SessionEnded, address, connect, to_supervision
+from app.errors import ConfigurationError
 from app.protocol.messages import Error, Result, SettingsInForce
 from tests.conftest import SLOW, Serve, photograph
 from tests.support.live import adds_up_report, settle
@@ -230,9 +232,6 @@ async def test_what_is_no_service_is_said_to_be_none(service: Service) -> None:
     with pytest.raises(SessionEnded, match="HTTP 403"):
         async with connect(f"{service.url}/elsewhere"):
             pass
-    with pytest.raises(SessionEnded, match="udp://"):
-        async with connect("udp://127.0.0.1:9"):
-            pass
     with socket.create_server(("127.0.0.1", 0)) as mute:
         port = mute.getsockname()[1]
         server = await asyncio.start_server(other_protocol, sock=mute)
@@ -240,6 +239,30 @@ async def test_what_is_no_service_is_said_to_be_none(service: Service) -> None:
             async with connect(f"http://127.0.0.1:{port}"):
                 pass
         server.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["localhost:8000", "127.0.0.1", "udp://127.0.0.1:9", "http:///ws/inference", "http://[::1", "http://a..b", ""],
+)
+async def test_what_is_no_address_is_refused_before_anything_is_tried(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(f"{url}: should be an address such as http://")):
+        async with connect(url):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("url", "socket_url"),
+    [
+        ("http://host:8000", "ws://host:8000/ws/inference"),
+        ("HTTPS://host/", "wss://host/ws/inference"),
+        ("http://host/cameras/", "ws://host/cameras/ws/inference"),
+        ("wss://host/ws/inference", "wss://host/ws/inference"),
+        ("http://[::1]:8000/?way=1", "ws://[::1]:8000/ws/inference?way=1"),
+    ],
+)
+def test_an_address_becomes_that_of_the_socket(url: str, socket_url: str) -> None:
+    assert address(url) == socket_url
 
 
 @pytest.mark.parametrize(

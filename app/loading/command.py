@@ -38,14 +38,15 @@ def load(
     """Plays the plan against the service and says how it went.
 
     Args:
-        json: file of the figures.
-        report: file of the HTML report.
+        json: file of the figures; written also when no session was ever ready.
+        report: file of the HTML report; likewise.
 
     Returns:
         0 when every objective is met and the service's counts agree with ours, else 1.
 
     Raises:
-        SightlineError: the service is not there, the source cannot be read, or a file cannot be written.
+        ConfigurationError: `url` is no address of a service.
+        SightlineError: no session was ever ready, the source cannot be read, or a file cannot be written.
     """
     for option, path in (("--json", json), ("--report", report)):
         _check(option, path)
@@ -54,26 +55,28 @@ def load(
     with Live(console=console, refresh_per_second=2, transient=True) as live:
 
         def look(at: float, score: Score) -> None:
-            live.update(table.now(plan, at, score))
+            live.update(table.now(plan, at, score, processes))
 
         score = run(plan, target, processes=processes, look=look)
-    found = figures(plan, score)
+    found, trouble = figures(plan, score), score.trouble()
+    missed = [miss for objective in objectives if (miss := objective.missed(found))]
+    if json is not None:
+        told = {"url": url, "plan": asdict(plan), "figures": asdict(found), "missed": missed, "trouble": trouble}
+        json.write_bytes(orjson.dumps(told, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    if report is not None:
+        report.write_text(page(plan, score, found, objectives, url))
+    if trouble is not None:
+        raise SightlineError(f"{target.url}: {trouble}")
     console.print(table.final(found))
     if found.late_p99_ms is not None and found.late_p99_ms > _LATE_MS:
         console.print(
             f"[yellow]This tool itself was late: {found.late_p99_ms:.0f} ms at p99, and the ages are too long by as "
             "much. Give it more --processes, or another machine.[/]"
         )
-    missed = [miss for objective in objectives if (miss := objective.missed(found))]
     for miss in missed:
         console.print(f"[red]missed[/] {miss}", highlight=False)
     for line in found.disagreements:
         console.print(f"[red]counts disagree[/] {line}", highlight=False)
-    if json is not None:
-        told = {"url": url, "plan": asdict(plan), "figures": asdict(found), "missed": missed}
-        json.write_bytes(orjson.dumps(told, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-    if report is not None:
-        report.write_text(page(plan, score, found, objectives, url))
     return 1 if missed or found.disagreements else 0
 
 

@@ -22,7 +22,7 @@ class Plan:
     bare: float = 0.0
     """Share of the sessions whose frames have no header."""
     slow_readers: int = 0
-    """Sessions that read one message a second."""
+    """Sessions that read one message a second. They are there for the others' sake, and counted apart."""
     seed: int = 1
 
     @property

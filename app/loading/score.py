@@ -25,6 +25,8 @@ class SessionScore:
     """`bye.reason`; `lost` without one, `queued` or `refused` when it never was ready."""
     report: dict[str, Any] | None = None
     """The service's, out of `bye`."""
+    why: str = ""
+    """In words, of one that never was ready."""
 
     def disagreements(self) -> list[str]:
         """Where the client's counts and the service's differ; a report that never came is one, too.
@@ -67,29 +69,63 @@ class Second:
     degraded: int = 0
     """Results in which a stage said `error`."""
 
+    def add(self, other: Second) -> None:
+        self.due += other.due
+        self.sent += other.sent
+        self.unsent.update(other.unsent)
+        self.errors.update(other.errors)
+        self.degraded += other.degraded
+        self.ages = Ages.merged([self.ages, other.ages])
+
+
+Seconds = defaultdict[int, Second]
+"""By when frames were due, in whole seconds from the end of the warm-up on: what is below 0 is not measured."""
+
+
+@dataclass(slots=True)
+class Share:
+    """What one seat had of what it was due, after the warm-up."""
+
+    due: int = 0
+    results: int = 0
+
 
 class Score:
-    """All of it; seconds count from the beginning of the load."""
+    """All of it."""
 
     def __init__(self) -> None:
-        self.seconds: defaultdict[int, Second] = defaultdict(Second)
+        self.seconds: Seconds = defaultdict(Second)
+        self.slow: Seconds = defaultdict(Second)
+        """The same of the slow readers: what they get says how they read, not how the service serves."""
+        self.seats: defaultdict[int, Share] = defaultdict(Share)
+        """By number; without slow readers."""
         self.sessions: list[SessionScore] = []
         self.open = 0
+        self.let_in = False
+        """The service had a place for us once, if only to wait."""
+        self.refusals = 0
+        """Sessions that were none, for a reason that another try does not change."""
+        self.given_up = False
         self.late = Ages()
         """By how much our own sending was late: the load tool's own trouble, not the service's."""
 
-    def between(self, begin: float, end: float) -> list[Second]:
-        return [one for at, one in sorted(self.seconds.items()) if begin <= at < end]
-
     def merge(self, other: Score) -> None:
         """Adds another process's score."""
-        for at, one in other.seconds.items():
-            mine = self.seconds[at]
-            mine.due += one.due
-            mine.sent += one.sent
-            mine.unsent.update(one.unsent)
-            mine.errors.update(one.errors)
-            mine.degraded += one.degraded
-            mine.ages = Ages.merged([mine.ages, one.ages])
+        for mine, theirs in ((self.seconds, other.seconds), (self.slow, other.slow)):
+            for at, second in theirs.items():
+                mine[at].add(second)
+        for number, share in other.seats.items():
+            self.seats[number].due += share.due
+            self.seats[number].results += share.results
         self.sessions += other.sessions
         self.late = Ages.merged([self.late, other.late])
+
+    def trouble(self) -> str | None:
+        """Why this was no load at all, in words."""
+        if not self.given_up and any(session.seconds for session in self.sessions):
+            return None
+        what = f"given up after {self.refusals} tries" if self.given_up else "no session was ever ready"
+        never = [session for session in self.sessions if not session.seconds]
+        whys = sorted({f"{one.outcome}: {one.why}" if one.why else one.outcome for one in never})
+        question = "; is the service there?" if any(one.outcome == "refused" for one in never) else ""
+        return f"{what} ({'; '.join(whys) or 'none began'}){question}"

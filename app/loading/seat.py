@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import socket
 import time
 from collections.abc import Sequence
@@ -12,16 +14,20 @@ from urllib.parse import urlsplit
 
 import orjson
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
 
 from app.loading.plan import Plan, Seat
-from app.loading.score import Score, SessionScore
+from app.loading.score import Score, Second, SessionScore
 from app.protocol import header
 
 _FULL = 256 * 1024
 """Bytes that wait in our own socket: beyond, the service does not take frames as fast as they are due."""
 _GOODBYE_S = 15.0
 _AGAIN_S = 0.5
+_SILENCE_S = 60.0
+"""The service says `ping` every 15 s: one that is silent for so long is gone."""
+_FULL_NOW = (429, 503)
+"""HTTP statuses of a service that may have a place later."""
 _SLOW_READ_S = 1.0
 _NARROW = 4096
 """Bytes that the kernel keeps for a slow reader: with its usual megabytes the service would notice after minutes."""
@@ -48,6 +54,7 @@ class Camera:
         self._epoch_ms = time.time() * 1000 - time.perf_counter() * 1000
         self._socket: ClientConnection | None = None
         """While frames may be sent."""
+        self._seconds = score.slow if seat.slow else score.seconds
         self._session = SessionScore(seat.number)
         self._in_flight: dict[int, float] = {}
         """By seq, oldest first: the second at which a frame was due that no answer was seen to."""
@@ -76,8 +83,10 @@ class Camera:
             await self._frame(due, self._target.frames[(count + self._seat.number) % len(self._target.frames)])
 
     async def _frame(self, due: float, jpeg: bytes) -> None:
-        second = self._score.seconds[int(due)]
+        second = self._second(due)
         second.due += 1
+        if self._counts(due):
+            self._score.seats[self._seat.number].due += 1
         opened = self._socket
         if opened is None:
             second.unsent["no_session"] += 1
@@ -99,6 +108,13 @@ class Camera:
         second.sent += 1
         self._score.late.add(max(0.0, self._now - due) * 1000)
 
+    def _second(self, due: float) -> Second:
+        return self._seconds[math.floor(due - self._plan.measured_from)]
+
+    def _counts(self, due: float) -> bool:
+        """Whether this frame is one of those that all seats are compared by."""
+        return due >= self._plan.measured_from and not self._seat.slow
+
     # --- sessions, one after the other ---
 
     async def _sessions(self) -> None:
@@ -110,11 +126,22 @@ class Camera:
             self._in_flight.clear()
             try:
                 await self._session_until(until)
-            except (OSError, ConnectionClosed, InvalidHandshake, TimeoutError):
-                await asyncio.sleep(_AGAIN_S)  # its outcome stays `lost` or `refused`
+            except (OSError, ConnectionClosed, InvalidHandshake, TimeoutError) as error:
+                self._turned_away(error)  # its outcome stays `lost` or `refused`
+                await asyncio.sleep(_AGAIN_S)
             finally:
                 self._socket = None
                 self._score.sessions.append(self._session)
+
+    def _turned_away(self, error: Exception) -> None:
+        session, full = self._session, False
+        if isinstance(error, InvalidStatus):
+            status, body = error.response.status_code, error.response.body or b""
+            session.why, full = f"HTTP {status} {body.decode(errors='replace')}".strip(), status in _FULL_NOW
+        elif session.outcome == "refused":
+            session.why = str(error) or "no answer in time"
+        if session.outcome == "unauthorized" or (session.outcome == "refused" and not full):
+            self._score.refusals += 1
 
     async def _session_until(self, until: float) -> None:
         session = self._session
@@ -123,19 +150,22 @@ class Camera:
             self._target.url,
             compression=None,
             max_size=None,
+            # The answer to a ping waits behind what a slow reader has not read yet: after 40 s our own library would
+            # close a session that the service keeps.
+            ping_interval=None,
             max_queue=1 if self._seat.slow else 64,
             write_limit=4 * _FULL,
             sock=await _narrow(self._target.url) if self._seat.slow else None,
         ) as opened:
             await opened.send(orjson.dumps({"type": "init", "token": self._target.token}).decode())
             async with asyncio.timeout(max(0.0, until - self._now)):  # it may stand in line for good
-                while (message := orjson.loads(await opened.recv()))["type"] != "ready":
+                while (message := _message(await opened.recv()))["type"] != "ready":
                     if message["type"] == "queued":
-                        session.outcome = "queued"
+                        session.outcome, self._score.let_in = "queued", True
                     elif message["type"] == "bye":
-                        session.outcome = message["reason"]
+                        session.outcome, session.why = message["reason"], message.get("message") or ""
                         raise TimeoutError  # turned away: not tried again at once
-            session.outcome, ready_at = "lost", self._now
+            session.outcome, ready_at, self._score.let_in = "lost", self._now, True
             self._socket = opened
             self._score.open += 1
             reading = asyncio.create_task(self._read(opened))
@@ -146,6 +176,8 @@ class Camera:
                 if not reading.done():
                     await opened.send('{"type":"stop"}')
                     await asyncio.wait({reading}, timeout=_GOODBYE_S)
+                    if not reading.done():
+                        opened.transport.abort()  # a closing handshake would wait behind all that was not read
             finally:
                 self._score.open -= 1
                 reading.cancel()
@@ -153,12 +185,16 @@ class Camera:
 
     async def _read(self, opened: ClientConnection) -> None:
         try:
-            async for text in opened:
+            while True:
+                async with asyncio.timeout(_SILENCE_S):
+                    text = await opened.recv()
                 self._hear(message := orjson.loads(text))
                 if message["type"] == "ping":
                     await opened.send(orjson.dumps({"type": "pong", "t": message["t"]}).decode())
                 if self._seat.slow:
                     await asyncio.sleep(_SLOW_READ_S)
+        except TimeoutError:
+            opened.transport.abort()
         except ConnectionClosed:
             pass  # the session's outcome says how it ended
 
@@ -171,15 +207,17 @@ class Camera:
             self._give_up_before(message["seq"])
             session.results += 1
             if due is not None:
-                second = self._score.seconds[int(due)]
+                second = self._second(due)
                 second.ages.add((self._now - due) * 1000)
+                if self._counts(due):
+                    self._score.seats[self._seat.number].results += 1
                 second.degraded += any(stage["status"] == "error" for stage in message["stages"].values())
         elif kind == "error" and message["seq"] is not None:
             # Of this frame alone: one that is refused on arrival is answered before an older one that is at the models.
             due = self._in_flight.pop(message["seq"], None)
             session.errors[message["code"]] += 1
             if due is not None:
-                self._score.seconds[int(due)].errors[message["code"]] += 1
+                self._second(due).errors[message["code"]] += 1
 
     def _give_up_before(self, seq: int) -> None:
         """Results come in order: older frames without an answer get none any more."""
@@ -187,16 +225,39 @@ class Camera:
             del self._in_flight[oldest]
 
 
+def _message(text: str | bytes) -> dict[str, Any]:
+    """One message of the service.
+
+    Raises:
+        InvalidMessage: it is none, whatever is there speaks another protocol.
+    """
+    try:
+        message = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        message = None
+    if not isinstance(message, dict) or "type" not in message:
+        raise InvalidMessage(f"it said {text[:60]!r}, which is not the live protocol")
+    return message
+
+
 async def _narrow(url: str) -> socket.socket:
     """A connection that little fits into."""
     at, loop = urlsplit(url), asyncio.get_running_loop()
     port = at.port or (443 if at.scheme == "wss" else 80)
-    family, kind, protocol, _, address = (await loop.getaddrinfo(at.hostname, port, type=socket.SOCK_STREAM))[0]
+    found = await loop.getaddrinfo(at.hostname, port, type=socket.SOCK_STREAM)
+    for family, kind, protocol, _, address in found[:-1]:  # `localhost` has two, and the service is at one of them
+        with contextlib.suppress(OSError):
+            return await _narrow_to(family, kind, protocol, address)
+    family, kind, protocol, _, address = found[-1]
+    return await _narrow_to(family, kind, protocol, address)
+
+
+async def _narrow_to(family: int, kind: int, protocol: int, address: Any) -> socket.socket:
     made = socket.socket(family, kind, protocol)
     try:
         made.setblocking(False)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _NARROW)
-        await loop.sock_connect(made, address)
+        await asyncio.get_running_loop().sock_connect(made, address)
     except BaseException:
         made.close()
         raise

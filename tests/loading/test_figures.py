@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
+from rich.table import Table
 
 from app.errors import ConfigurationError
 from app.loading.ages import Ages
 from app.loading.objectives import Figures, figures, jain, parse
 from app.loading.plan import Plan, seats
-from app.loading.score import Score, SessionScore
+from app.loading.score import Score, SessionScore, Share
+from app.loading.table import final, now
 
 AGES = st.lists(st.floats(0.1, 1e6), min_size=1, max_size=200)
 
@@ -73,13 +77,14 @@ def test_without_churn_a_session_lasts_to_the_end() -> None:
 def scored() -> tuple[Plan, Score]:
     """Two seconds of warm-up, then two measured; one frame of four is answered late, one never."""
     plan, score = Plan(sessions=1, ramp=1, warm_up=1, duration=2), Score()
-    for at in range(4):
+    for at in range(-2, 2):
         score.seconds[at].due = 2
-    score.seconds[0].ages.add(9999)
-    score.seconds[2].ages.add(10)
-    score.seconds[2].ages.add(40)
-    score.seconds[3].ages.add(20)
-    score.seconds[3].unsent["blocked"] += 1
+    score.seconds[-2].ages.add(9999)
+    score.seconds[0].ages.add(10)
+    score.seconds[0].ages.add(40)
+    score.seconds[1].ages.add(20)
+    score.seconds[1].unsent["blocked"] += 1
+    score.seats[0] = Share(due=4, results=3)
     report = {"received": 7, "processed": 4, "dropped": {"superseded": 2, "stale": 1}, "failed": 0}
     score.sessions.append(SessionScore(0, False, 2.0, 7, 4, Counter(stale=1), "stopped", report))
     return plan, score
@@ -113,28 +118,116 @@ def test_a_report_that_never_came_is_told() -> None:
     assert figures(plan, score).disagreements == ["seat 0: 7 frames sent, and no report came (lost)"]
 
 
-def test_results_a_second_are_of_the_whole_seconds_counted() -> None:
+def test_results_a_second_are_of_the_time_measured() -> None:
     score = Score()
-    for at in range(4):
-        score.seconds[at].due = 10
-        for _ in range(10):
+    for at, count in {-1: 5, 0: 10, 1: 10, 2: 10, 3: 5}.items():  # half a second of ramp, and half of one at the end
+        score.seconds[at].due = count
+        for _ in range(count):
             score.seconds[at].ages.add(5)
-    assert figures(Plan(ramp=0.5, warm_up=0, duration=3.5), score).results_per_s == 10
+    found = figures(Plan(ramp=0.5, warm_up=0, duration=3.5), score)
+    assert (found.due, found.results, found.results_per_s) == (35, 35, 10)
 
 
 def test_results_with_a_stage_in_error_are_a_share_of_the_results() -> None:
     plan, score = scored()
-    score.seconds[0].degraded, score.seconds[3].degraded = 1, 1
+    score.seconds[-2].degraded, score.seconds[1].degraded = 1, 1
     assert figures(plan, score).degraded == pytest.approx(1 / 3, abs=1e-4)
     other = Score()
     other.merge(score)
-    assert other.seconds[3].degraded == 1
+    assert other.seconds[1].degraded == 1
 
 
 def test_a_slow_readers_counts_are_not_compared() -> None:
     plan, score = scored()
     score.sessions[0].slow, score.sessions[0].sent = True, 99
     assert figures(plan, score).disagreements == []
+
+
+def with_a_slow_reader() -> tuple[Plan, Score]:
+    """As `scored`, and one more who read one old answer."""
+    plan, score = scored()
+    score.slow[-1].due = 5
+    score.slow[0].due, score.slow[0].unsent["no_session"] = 10, 7
+    score.slow[0].ages.add(9000)
+    score.sessions.append(SessionScore(1, True, 2.0, 8, 1, outcome="lost"))
+    return plan, score
+
+
+def test_slow_readers_are_in_no_figure_but_their_own() -> None:
+    plan, score = with_a_slow_reader()
+    whole, merged = figures(plan, score), Score()
+    for _ in range(2):
+        merged.merge(score)
+    apart, twice = whole.slow, figures(plan, merged)
+    assert (apart.sessions, apart.due, apart.results) == (1, 10, 1)
+    assert (apart.reasons, apart.outcomes) == ({"no_session": 7}, {"lost": 1})
+    assert (twice.slow.due, twice.slow.results, twice.slow.reasons) == (20, 2, {"no_session": 14})
+    assert (twice.due, twice.results, twice.fairness) == (8, 6, 1)
+    assert replace(whole, slow=figures(*scored()).slow) == figures(*scored())
+
+
+def test_those_who_are_not_served_count_for_fairness() -> None:
+    """Two of 64 served, the others in line: 1/32, not 1."""
+    plan, score = scored()
+    score.seats.clear()
+    for number in range(64):
+        score.seats[number] = Share(due=20, results=20 if number < 2 else 0)
+    assert figures(plan, score).fairness == pytest.approx(2 / 64, abs=1e-4)
+
+
+def test_fairness_is_of_what_each_was_due() -> None:
+    """Who begins late is due less, and is not treated worse for it."""
+    plan, score = scored()
+    score.seats[1], score.seats[2] = Share(due=40, results=30), Share(due=0, results=0)
+    assert figures(plan, score).fairness == 1
+
+
+def test_what_there_is_none_of_is_no_figure() -> None:
+    nothing_due = figures(Plan(), Score())
+    assert nothing_due.dropped is nothing_due.failed is nothing_due.degraded is nothing_due.fairness is None
+    plan, score = scored()
+    for second in score.seconds.values():
+        second.ages = Ages()
+    score.seats[0].results = 0
+    nothing_came = figures(plan, score)
+    assert (nothing_came.dropped, nothing_came.failed) == (1, 0)
+    assert nothing_came.degraded is nothing_came.fairness is None
+
+
+@pytest.mark.parametrize("text", ["dropped=0", "failed=1", "degraded=1", "fairness=0", "p50_age_ms=1e9"])
+def test_objectives_on_nothing_are_missed(text: str) -> None:
+    assert "none, no frame was due" in (parse(text).missed(figures(Plan(), Score())) or "")
+
+
+def drawn(table: Table) -> str:
+    console = Console(width=200)
+    with console.capture() as told:
+        console.print(table)
+    return told.get()
+
+
+def test_the_last_table_has_a_line_for_slow_readers_and_dashes_for_what_there_is_none_of() -> None:
+    lines = drawn(final(figures(*with_a_slow_reader()))).splitlines()
+    assert "1 session (lost 1), 10 frames due, 1 results read (no_session 7)" in lines[-1]
+    nothing = drawn(final(figures(Plan(), Score())))
+    assert "slow" not in nothing
+    for name in ("dropped", "failed", "degraded", "fairness"):
+        assert any(line.strip().startswith(name) and "–" in line for line in nothing.splitlines())
+
+
+def test_the_live_table_says_whose_sessions_it_shows() -> None:
+    plan, score = scored()
+    score.open = 4
+    assert "of 4 s, the first of 3 processes alone" in drawn(now(plan, 4.0, score, 3))
+    assert "process" not in drawn(now(plan, 4.0, score))
+
+
+def test_the_live_table_is_of_the_seconds_that_are_over() -> None:
+    plan, score = scored()
+    score.seconds[1].sent = 60  # until the load is 4 s old
+    score.seconds[0].sent, score.seconds[-1].sent, score.seconds[-2].sent = 6, 3, 3
+    assert drawn(now(plan, 3.9, score)).splitlines()[2].split()[1] == "4.0"
+    assert drawn(now(plan, 4.2, score)).splitlines()[2].split()[1] == "18.0"
 
 
 @pytest.fixture
@@ -155,12 +248,27 @@ def test_objectives_that_are_missed_say_by_what(found: Figures, text: str) -> No
 
 
 def test_an_age_objective_without_any_result_is_missed() -> None:
-    nothing = figures(Plan(), Score())
-    assert "no frame was answered" in (parse("p95_age_ms=100").missed(nothing) or "")
+    plan, score = Plan(), Score()
+    score.seconds[0].due = 1
+    assert "no frame was answered" in (parse("p95_age_ms=100").missed(figures(plan, score)) or "")
 
 
 @pytest.mark.parametrize(
-    ("text", "word"), [("speed=3", "p95_age_ms"), ("dropped=little", "number"), ("dropped", "number")]
+    ("text", "word"),
+    [
+        ("speed=3", "p95_age_ms"),
+        ("dropped=little", "from 0 to 1"),
+        ("dropped", "from 0 to 1"),
+        ("dropped=5", "from 0 to 1"),
+        ("fairness=90", "from 0 to 1"),
+        ("failed=1.01", "from 0 to 1"),
+        ("degraded=-0.1", "from 0 to 1"),
+        ("dropped=nan", "from 0 to 1"),
+        ("p95_age_ms=nan", "0 or more"),
+        ("p95_age_ms=inf", "0 or more"),
+        ("results_per_s=-1", "0 or more"),
+        ("max_age_ms=soon", "0 or more"),
+    ],
 )
 def test_a_wrong_objective_is_named(text: str, word: str) -> None:
     with pytest.raises(ConfigurationError, match=word):

@@ -56,7 +56,7 @@ def test_what_the_client_counts_the_service_counted(serve: Serve, tmp_path: Path
     assert counts["received"] >= found["results"]
     page = report.read_text()
     assert "<svg" in page
-    assert page.count("<polyline") == 3
+    assert all(f"<path class='{name}' d='M" in page for name in ("p50", "p95", "p99", "due", "results"))
 
 
 def test_a_missed_objective_is_told_and_fails(serve: Serve, tmp_path: Path) -> None:
@@ -87,12 +87,19 @@ def test_sessions_over_two_processes(service: Service, tmp_path: Path) -> None:
 
 
 def test_a_slow_reader_is_one_and_others_are_served_as_before(service: Service, tmp_path: Path) -> None:
-    options = ("--sessions=3", "--slow-readers=1", "--fps=15", "--duration=2", "--slo=fairness=0.8")
+    options = ("--sessions=3", "--slow-readers=1", "--fps=15", "--duration=4", "--slo=fairness=0.8")
     code, found, said = load(service, tmp_path, *options)
     assert code == 0, said
     # It had not read the end of its answers when it was not waited for any longer.
-    assert found["outcomes"] == {"lost": 1, "stopped": 2}
+    assert (found["outcomes"], found["slow"]["outcomes"]) == ({"stopped": 2}, {"lost": 1})
     assert found["disagreements"] == []
+    # It reads an answer a second: the last of them are 15 s old, and would be a tenth of all.
+    assert found["p95_age_ms"] < 5000
+    assert found["due"] == pytest.approx(120, abs=4)
+    assert found["dropped"] == pytest.approx(1 - found["results"] / found["due"], abs=1e-4)
+    assert found["slow"]["due"] == pytest.approx(60, abs=2)
+    assert found["slow"]["results"] > 5
+    assert "slow readers, apart" in said
     assert_adds_up(service)
 
 
@@ -120,6 +127,22 @@ def test_frames_refused_on_arrival_cost_no_older_one_its_result(serve: Serve, tm
     assert code == 0, said
     assert found["reasons"]["rate_limited"] > 50
     assert found["results"] == service.frames()["processed"] > 3
+
+
+@pytest.mark.anyio
+async def test_a_load_that_nobody_lets_in_is_written_down_all_the_same(serve: Serve, tmp_path: Path) -> None:
+    service, report = serve(MAX_SESSIONS="1", MAX_WAITING="1"), tmp_path / "report.html"
+    options = ("--sessions=1", "--fps=10", "--duration=1", "--slo=fairness=0.5", f"--report={report}")
+    async with ready(service):
+        code, found, said = await asyncio.to_thread(load, service, tmp_path, *options)
+    assert code == 1
+    assert "no session was ever ready (queued)" in said
+    assert "is the service there?" not in said
+    assert (found["results"], found["fairness"], found["dropped"]) == (0, None, 1)
+    assert "no session was ever ready (queued)" in report.read_text()
+    assert orjson.loads((tmp_path / "figures.json").read_bytes())["missed"] == [
+        "fairness >= 0.5: it is none, no frame was answered"
+    ]
 
 
 @pytest.mark.anyio
@@ -164,25 +187,40 @@ def test_a_service_that_dies_under_the_load_is_no_success(serve: Serve, tmp_path
 
 def test_a_token_that_does_not_open_the_service(serve: Serve, tmp_path: Path) -> None:
     service = serve(AUTH_TOKENS="right")
-    code, _, said = load(service, tmp_path, "--sessions=1", "--duration=1", "--token=wrong")
+    code, _, said = load(service, tmp_path, "--sessions=1", "--duration=300", "--token=wrong")  # over before that
     assert code == 1
-    assert "unauthorized" in said
+    assert "given up" in said
+    assert "unauthorized: this token does not open the service" in said
     code, found, said = load(service, tmp_path, "--sessions=1", "--duration=1", "--token=right")
     assert code == 0, said
     assert found["results"]
 
 
-def test_nobody_there(tmp_path: Path) -> None:
-    code, _, said = load("http://127.0.0.1:9", tmp_path, "--sessions=2", "--duration=1")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_nobody_there_is_said_at_once_and_written_down(tmp_path: Path, processes: int) -> None:
+    report = tmp_path / "report.html"
+    options = ("--sessions=2", "--duration=300", f"--report={report}", f"--processes={processes}")  # over before that
+    code, found, said = load("http://127.0.0.1:9", tmp_path, *options)
     assert code == 1
+    assert "ws://127.0.0.1:9/ws/inference: given up" in said
     assert "is the service there?" in said
     assert "Traceback" not in said
+    assert found["results"] == 0
+    assert found["dropped"] in (None, 1)  # it may not have come to what is measured
+    assert "No result came" in report.read_text()
+
+
+def test_another_address_of_the_same_server_is_refused_with_its_answer(service: Service, tmp_path: Path) -> None:
+    code, _, said = load(f"{service.url}/elsewhere", tmp_path, "--sessions=1", "--duration=300")
+    assert code == 1
+    assert "refused: HTTP 403" in said
 
 
 @pytest.mark.parametrize(
     ("options", "word"),
     [
         (("--slo=speed=1",), "p95_age_ms"),
+        (("--slo=dropped=5",), "from 0 to 1"),
         (("--sessions=2", "--slow-readers=3"), "at most --sessions"),
         (("--source=no/such/film.mp4",), "no such file"),
         (("--report=no/such/folder/report.html",), "--report"),
@@ -194,4 +232,12 @@ def test_what_is_asked_for_wrongly_is_named(
     code, _, said = load(service, tmp_path, "--duration=1", *options)
     assert code in (1, 2)
     assert word in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "udp://127.0.0.1:8000", "http://", "127.0.0.1", "http://host:port"])
+def test_what_is_no_address_is_named(tmp_path: Path, url: str) -> None:
+    code, _, said = load(url, tmp_path, "--duration=1")
+    assert code == 2
+    assert f"{url}: should be an address such as http://127.0.0.1:8000" in said
     assert "Traceback" not in said
