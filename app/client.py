@@ -20,6 +20,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as open_socket
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
+from app.addresses import leads_to_loopback
 from app.drawing import to_supervision
 from app.errors import SightlineError
 from app.protocol import header, messages
@@ -112,11 +113,17 @@ async def connect(
     try:
         # Compression costs the sender 0.9 ms a frame and gains nothing on JPEG. No pings: the service answers them in
         # turn with our frames, and those may have to wait.
-        socket = await open_socket(where, compression=None, max_size=None, ping_interval=None)
+        socket = await open_socket(
+            where,
+            compression=None,
+            max_size=None,
+            ping_interval=None,
+            proxy=None if leads_to_loopback(where) else True,  # True: as the environment says
+        )
     except InvalidStatus as error:
         body = error.response.body or b""
         raise SessionEnded(f"{url}: HTTP {error.response.status_code} {body.decode(errors='replace')}") from None
-    except (OSError, WebSocketException) as error:
+    except (OSError, WebSocketException, ImportError) as error:  # ImportError: a SOCKS proxy, and nothing that speaks it
         raise SessionEnded(f"{url}: {error}") from None
     async with socket:
         session = LiveSession(socket)

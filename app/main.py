@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 
 from app import __version__, metrics
 from app.activity import ActivityPublisher
+from app.addresses import is_loopback
 from app.errors import ConfigurationError, SightlineError
 from app.live import ledger, page, routes, single
 from app.live.door import LiveDoor
@@ -59,19 +59,12 @@ def require_tokens(settings: Settings) -> None:
         ConfigurationError: neither is the case.
     """
     access, host = settings.access, settings.server.host
-    if access.auth_tokens or access.allow_anonymous or _is_loopback(host):
+    if access.auth_tokens or access.allow_anonymous or is_loopback(host):
         return
     raise ConfigurationError(
         f"HOST='{host}' is reachable from other machines, and AUTH_TOKENS is empty: "
         "set AUTH_TOKENS=some-long-secret, or ALLOW_ANONYMOUS=true if everybody may use it, or HOST=127.0.0.1"
     )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 @asynccontextmanager
