@@ -123,7 +123,8 @@ async def connect(
     except InvalidStatus as error:
         body = error.response.body or b""
         raise SessionEnded(f"{url}: HTTP {error.response.status_code} {body.decode(errors='replace')}") from None
-    except (OSError, WebSocketException, ImportError) as error:  # ImportError: a SOCKS proxy, and nothing that speaks it
+    # ImportError: the environment names a SOCKS proxy, and the package that speaks it is not there.
+    except (OSError, WebSocketException, ImportError) as error:
         raise SessionEnded(f"{url}: {error}") from None
     async with socket:
         session = LiveSession(socket)

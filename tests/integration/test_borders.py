@@ -14,7 +14,8 @@ from app.settings import Settings, TritonSettings
 from benchmarks import canned
 from tests.support.service import require_environment, running_triton
 
-# Says how many pixels of the 80 rows above each 640x480 picture are not the border's grey: x2 of a box, less 20, times 100.
+# Says how many pixels of the 80 rows above each 640x480 picture are not the border's grey, as a box: x2 is 20 and
+# a hundredth of them.
 MODEL = """
 import numpy as np
 import triton_python_backend_utils as pb_utils

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from app.settings import TritonSettings
@@ -88,6 +90,32 @@ def test_a_single_picture_without_it_says_so(bereft: Service, triton: Mortal, jp
     assert answer.json()["stages"]["detect"] == {"status": "error", "reason": "inference_unavailable", "age_ms": None}
     wait_until(bereft, "/health/ready")
     assert len(httpx.post(f"{bereft.url}/v1/frames", content=jpeg, timeout=20).json()["objects"]) == 2
+
+
+def test_a_model_process_of_its_own_triton_that_dies_is_replaced(tmp_path: Path, jpeg: bytes) -> None:
+    """Nobody else would notice: the server says that it is ready, and fails the frames."""
+    require_environment(TritonSettings().triton_python, "make triton-env")
+    settings = {"TRITON_REPOSITORY": str(canned.write(tmp_path / "repository")), "OCR": "off"}
+    with serving(tmp_path, settings) as service:
+
+        def restarts() -> int:
+            health = httpx.get(f"{service.url}/health/ready", timeout=20).json()
+            return int(health["inference"]["embedded"]["restarts"])
+
+        def objects() -> int:
+            return len(httpx.post(f"{service.url}/v1/frames", content=jpeg, timeout=20).json()["objects"])
+
+        assert (objects(), restarts()) == (2, 0)
+        health = httpx.get(f"{service.url}/health/ready", timeout=20).json()
+        server = psutil.Process(health["inference"]["embedded"]["pid"])
+        (vision,) = [one for one in server.children() if "vision" in " ".join(one.cmdline())]
+        vision.kill()
+        deadline = time.monotonic() + 60
+        while restarts() == 0 or objects() != 2:
+            assert time.monotonic() < deadline, service.log[-4000:]
+            time.sleep(0.1)
+        assert restarts() == 1
+        assert "of its model vision" in service.log
 
 
 async def test_a_service_that_starts_before_its_triton_waits_for_it(tmp_path: Path, jpeg: bytes) -> None:
