@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import httpx
@@ -13,6 +14,8 @@ import pytest
 
 from app.settings import TritonSettings
 from benchmarks import canned
+from tests.conftest import Serve
+from tests.support.gateway import gateway
 from tests.support.live import Live, Message, opened, ready
 from tests.support.service import Service, assert_adds_up, require_environment, serving, wait_until
 from tests.support.triton import Mortal, mortal
@@ -116,6 +119,62 @@ def test_a_model_process_of_its_own_triton_that_dies_is_replaced(tmp_path: Path,
             time.sleep(0.1)
         assert restarts() == 1
         assert "of its model vision" in service.log
+
+
+async def test_what_is_served_follows_the_server_without_a_frame(canned_triton: str, tmp_path: Path) -> None:
+    async def models(service: Service) -> Message:
+        async with httpx.AsyncClient(timeout=20) as http:
+            answer: Message = (await http.get(f"{service.url}/v1/models")).json()
+        return answer
+
+    def health(service: Service, status: int) -> Coroutine[None, None, httpx.Response]:
+        return asyncio.to_thread(wait_until, service, "/health/ready", status)
+
+    async with AsyncExitStack() as stack:
+        way = await stack.enter_async_context(gateway(canned_triton))
+        settings = {"TRITON_URL": way.url, "OCR": "off"}
+        service = stack.enter_context(serving(tmp_path, settings, ready=False))
+        early = await stack.enter_async_context(ready(service))
+        assert early.welcome["models"] == {"detect": None, "pose": None, "ocr": None}
+        assert (await early.receive())["code"] == "inference_unavailable"
+
+        await way.open()
+        assert (await early.until("notice"))["code"] == "inference_restored"
+        async with ready(service, classes=["person"]) as live:  # no frame came yet
+            assert live.welcome["models"]["detect"]["name"] == "canned yolo"
+            assert live.welcome["models"]["pose"] is not None
+            assert live.welcome["settings"]["classes"] == [0]
+            await live.say("stop")
+            assert [one["type"] for one in await live.rest()] == ["bye"]  # nothing is degraded
+        assert (await models(service))["detect"]["classes"][0] == "person"
+
+        await way.close()
+        await health(service, 503)
+        assert (await models(service))["detect"] is None
+        async with ready(service, classes=["person"]) as live:
+            assert live.welcome["models"] == {"detect": None, "pose": None, "ocr": None}
+            assert (await live.receive())["code"] == "inference_unavailable"
+        assert (await early.until("notice"))["code"] == "inference_unavailable"
+
+        await way.open()
+        assert (await early.until("notice"))["code"] == "inference_restored"
+        assert (await models(service))["detect"]["name"] == "canned yolo"
+
+
+async def test_a_session_that_begins_without_text_reading_is_told_so(serve: Serve, tmp_path: Path, jpeg: bytes) -> None:
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    service = serve(OCR="on", OCR_PYTHON=str(broken))
+    async with ready(service) as first:
+        assert first.welcome["models"]["ocr"] is not None
+        await first.frame(jpeg)
+        assert (await first.until("notice"))["code"] == "ocr_unavailable"
+        async with ready(service) as late:
+            assert late.welcome["models"]["ocr"] is None
+            notice = await late.receive()
+    assert notice["code"] == "ocr_unavailable"
+    assert "does not start" in notice["message"]
 
 
 async def test_a_service_that_starts_before_its_triton_waits_for_it(tmp_path: Path, jpeg: bytes) -> None:
