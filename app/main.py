@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -27,6 +27,9 @@ from app.summary.summaries import Summaries
 from app.tuning import settle, tune
 
 log = logging.getLogger(__name__)
+
+
+_LOOK_S = 0.1
 
 
 class StartFailed(Exception):
@@ -73,12 +76,27 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     async with AsyncExitStack() as stack:
         try:
-            await _open(app, settings, stack)
+            opening = asyncio.ensure_future(_open(app, settings, stack))
+            await _unless_told_to_stop(opening, getattr(app.state, "stopping", lambda: False))
         except SightlineError as error:
             log.critical("%s", error)
             raise StartFailed from None
         settle()
         yield
+
+
+async def _unless_told_to_stop(opening: asyncio.Future[None], stopping: Callable[[], bool]) -> None:
+    """Waits until all is open. An embedded Triton may take minutes: who stops the service need not wait for it."""
+    try:
+        while not opening.done():
+            await asyncio.wait({opening}, timeout=_LOOK_S)
+            if stopping() and not opening.done():
+                log.info("told to stop while starting")
+                raise StartFailed
+        await opening
+    finally:
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
 
 
 async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None:
