@@ -13,6 +13,7 @@ from uvicorn.supervisors import Multiprocess
 
 from app.inference.shared import end_with_parent, shared_triton
 from app.logs import configure
+from app.pipeline.opening import check
 from app.server import Server, config, listen, share
 from app.settings import Settings
 
@@ -27,6 +28,7 @@ def run() -> None:
     """
     settings = Settings()
     configure(settings.server)
+    check(settings)
     if settings.server.workers > 1:
         _run_workers(settings)
         return

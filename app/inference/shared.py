@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from app.folders import writable
 from app.inference.local import LocalTriton
 from app.settings import TritonSettings
 
@@ -28,8 +29,7 @@ def shared_triton(settings: TritonSettings, state_dir: Path) -> Iterator[str]:
     if settings.triton_url is not None:
         yield settings.triton_url
         return
-    state_dir.mkdir(parents=True, exist_ok=True)
-    triton = LocalTriton(settings, state_dir)
+    triton = LocalTriton(settings, writable(state_dir, "STATE_DIR"))
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="triton", daemon=True)
     thread.start()

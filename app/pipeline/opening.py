@@ -9,11 +9,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from app.errors import ConfigurationError, ModelRejected
+from app.folders import writable
 from app.inference.local import LocalTriton
 from app.inference.triton import TritonClient
 from app.pipeline import tracks
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.ocr import Ocr
+from app.pipeline.vision import read_labels
 from app.settings import FleetSettings, OcrSettings, Settings
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,19 @@ class Opened:
     client: TritonClient
     embedded: LocalTriton | None
     """None where TRITON_URL names a server."""
+
+
+def check(settings: Settings) -> None:
+    """Looks over what can be seen before anything is started: nobody should wait for Triton to be told of it.
+
+    Raises:
+        ConfigurationError: STATE_DIR or TRITON_LABELS cannot be used.
+    """
+    writable(settings.server.state_dir, "STATE_DIR")
+    try:
+        read_labels(settings.triton.triton_labels)
+    except ModelRejected as error:
+        raise ConfigurationError(str(error)) from None
 
 
 class _Follower:
@@ -97,8 +112,8 @@ async def opened(
         ConfigurationError: a setting is wrong, or a model cannot be read.
         SightlineError: the embedded Triton cannot be started.
     """
+    check(settings)
     folder = settings.server.state_dir
-    folder.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
         embedded = None
         url = settings.triton.triton_url
