@@ -1,7 +1,13 @@
 # Four words to know: make demo, make test, make check, make bench.
-PYTHON ?= python3
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
+# MediaPipe, which the demo sees with, has no wheel for Python 3.13: where python3 is newer, an older one is looked for.
+PYTHON_NAMED := $(if $(filter undefined,$(origin PYTHON)),,1)
+SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+ifndef PYTHON
+PYTHON := $(firstword $(shell for one in python3 python3.12 python3.11; do \
+	if $$one -c "$(SUITS)" 2>/dev/null; then echo $$one; break; fi; done) python3)
+endif
 .DEFAULT_GOAL := help
 UV := .venv/bin/uv
 # A private package index set up for pip serves uv too.
@@ -12,7 +18,13 @@ endif
 INSTALL = $(UV) pip install --quiet --require-hashes --no-deps
 
 .venv/.bootstrap: requirements/bootstrap.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Sightline needs Python 3.11 or newer; this is {v.major}.{v.minor}. Name another: make PYTHON=python3.12 …")'
+	@if ! $(PYTHON) -c "$(SUITS)"; then \
+		found=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2], int(sys.version_info[:2] > (3, 12)))'); \
+		if [ "$${found#* }" = 0 ] || [ -z "$(PYTHON_NAMED)" ]; then \
+			echo "Sightline needs Python 3.11 or 3.12; $(PYTHON) is $${found% *}. Name another: make PYTHON=python3.12 ..." >&2; exit 1; \
+		fi; \
+		echo "Python $${found% *}: MediaPipe, which the demo sees with, has no wheel for it; 'make models' installs YOLO"; \
+	fi
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
 	@touch $@

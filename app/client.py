@@ -21,6 +21,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as open_socket
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
+from app.addresses import leads_to_loopback
 from app.drawing import to_supervision
 from app.errors import ConfigurationError, SightlineError
 from app.protocol import header, messages
@@ -115,11 +116,18 @@ async def connect(
     try:
         # Compression costs the sender 0.9 ms a frame and gains nothing on JPEG. No pings: the service answers them in
         # turn with our frames, and those may have to wait.
-        socket = await open_socket(where, compression=None, max_size=None, ping_interval=None)
+        socket = await open_socket(
+            where,
+            compression=None,
+            max_size=None,
+            ping_interval=None,
+            proxy=None if leads_to_loopback(where) else True,  # True: as the environment says
+        )
     except InvalidStatus as error:
         body = error.response.body or b""
         raise SessionEnded(f"{url}: HTTP {error.response.status_code} {body.decode(errors='replace')}") from None
-    except (OSError, WebSocketException) as error:
+    # ImportError: the environment names a SOCKS proxy, and the package that speaks it is not there.
+    except (OSError, WebSocketException, ImportError) as error:
         raise SessionEnded(f"{url}: {error}") from None
     async with socket:
         session = LiveSession(socket)

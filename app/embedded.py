@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 
+from app.folders import writable
 from app.inference.local import LocalTriton
 from app.logs import configure
 from app.settings import Settings
@@ -22,7 +23,7 @@ def run() -> None:
 
 
 async def _triton(settings: Settings) -> None:
-    triton = LocalTriton(settings.triton, settings.server.state_dir)
+    triton = LocalTriton(settings.triton, writable(settings.server.state_dir, "STATE_DIR"))
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -14,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 
 from app import __version__, metrics
 from app.activity import ActivityPublisher
+from app.addresses import is_loopback
 from app.errors import ConfigurationError, SightlineError
 from app.live import ledger, page, routes, single
 from app.live.door import LiveDoor
@@ -27,6 +27,9 @@ from app.summary.summaries import Summaries
 from app.tuning import settle, tune
 
 log = logging.getLogger(__name__)
+
+
+_LOOK_S = 0.1
 
 
 class StartFailed(Exception):
@@ -59,19 +62,12 @@ def require_tokens(settings: Settings) -> None:
         ConfigurationError: neither is the case.
     """
     access, host = settings.access, settings.server.host
-    if access.auth_tokens or access.allow_anonymous or _is_loopback(host):
+    if access.auth_tokens or access.allow_anonymous or is_loopback(host):
         return
     raise ConfigurationError(
         f"HOST='{host}' is reachable from other machines, and AUTH_TOKENS is empty: "
         "set AUTH_TOKENS=some-long-secret, or ALLOW_ANONYMOUS=true if everybody may use it, or HOST=127.0.0.1"
     )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 @asynccontextmanager
@@ -80,12 +76,27 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     async with AsyncExitStack() as stack:
         try:
-            await _open(app, settings, stack)
+            opening = asyncio.ensure_future(_open(app, settings, stack))
+            await _unless_told_to_stop(opening, getattr(app.state, "stopping", lambda: False))
         except SightlineError as error:
             log.critical("%s", error)
             raise StartFailed from None
         settle()
         yield
+
+
+async def _unless_told_to_stop(opening: asyncio.Future[None], stopping: Callable[[], bool]) -> None:
+    """Waits until all is open. An embedded Triton may take minutes: who stops the service need not wait for it."""
+    try:
+        while not opening.done():
+            await asyncio.wait({opening}, timeout=_LOOK_S)
+            if stopping() and not opening.done():
+                log.info("told to stop while starting")
+                raise StartFailed
+        await opening
+    finally:
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
 
 
 async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None:

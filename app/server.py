@@ -6,6 +6,8 @@ import socket
 import sys
 from typing import Any
 
+import uvicorn
+
 from app.connections import LiveSocket, ServerConfig, TimedHttp
 from app.errors import ConfigurationError
 from app.settings import Settings
@@ -39,6 +41,20 @@ def config(settings: Settings, app: Any, *, factory: bool = False) -> ServerConf
     )
     made.live = settings.live
     return made
+
+
+class Server(uvicorn.Server):
+    """Uvicorn's own looks at signals only once the application has started; this one also while it starts.
+
+    The application looks at `should_exit` meanwhile, and gives up.
+    """
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().startup(sockets)
+        except SystemExit:  # uvicorn's word for a start that failed
+            if not self.should_exit:
+                raise
 
 
 def listen(host: str, port: int) -> socket.socket:

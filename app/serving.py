@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import sys
 
-import uvicorn
 from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
 from app.inference.shared import end_with_parent, shared_triton
 from app.logs import configure
-from app.server import config, listen, share
+from app.pipeline.opening import check
+from app.server import Server, config, listen, share
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ def run() -> None:
     """
     settings = Settings()
     configure(settings.server)
+    check(settings)
     if settings.server.workers > 1:
         _run_workers(settings)
         return
@@ -35,14 +37,33 @@ def run() -> None:
     app = create_app(settings)
     listener = listen(settings.server.host, settings.server.port)
     app.state.address = _announce(settings, listener.getsockname()[1])
-    server = uvicorn.Server(config(settings, app))
+    server = Server(config(settings, app))
+    app.state.stopping = lambda: server.should_exit
     server.run([listener])
     if not server.started:
         sys.exit(1)
 
 
+class _Told(BaseException):
+    """SIGTERM came before there were workers to hand it on to."""
+
+
+def _tell(number: int, _: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # once is enough: what follows is the end in order
+    raise _Told
+
+
 def _run_workers(settings: Settings) -> None:
     """Several processes on one port, with one embedded Triton between them."""
+    signal.signal(signal.SIGTERM, _tell)  # until uvicorn puts its own in place
+    try:
+        _serve_together(settings)
+    except _Told:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTERM)
+
+
+def _serve_together(settings: Settings) -> None:
     from app import metrics
     from app.main import require_tokens
 

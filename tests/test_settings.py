@@ -37,6 +37,8 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("MAX_AGE_MS", "nan", "greater than 0"),
         ("TRITON_URL", "localhost", "host:port of Triton's gRPC endpoint, for example 127.0.0.1:8001"),
         ("TRITON_URL", "http://localhost", "host:port of Triton's gRPC endpoint, for example 127.0.0.1:8001"),
+        ("TRITON_URL", "127.0.0.1:99999", "ports are 1 to 65535"),
+        ("TRITON_URL", "127.0.0.1:0", "ports are 1 to 65535"),
         ("TRITON_SHM", "maybe", "'auto', 'off' or 'on'"),
         ("TRITON_DETECT_MODEL", "", "at least 1 character"),
         ("CONFIDENCE", "1.5", "less than or equal to 1"),

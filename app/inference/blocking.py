@@ -24,6 +24,8 @@ _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
+    # gRPC takes http_proxy for loopback as well; Triton is a neighbour.
+    ("grpc.enable_http_proxy", 0),
 ]
 
 

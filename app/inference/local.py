@@ -26,6 +26,7 @@ import httpx
 
 from app.errors import ConfigurationError, InferenceUnavailable
 from app.inference import launch, reaper
+from app.inference.stubs import Stub, stubs_of
 from app.settings import TritonSettings
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ BACKOFF_S = (0.5, 30.0)
 STEADY_S = 60.0
 """A server that lived this long is restarted after the first wait again."""
 LOGS_KEPT = 8
+_LOOK_S = 0.5
+"""Between two looks whether the backend processes are all there."""
 
 
 _PASSING = ("already in use", "lock_exception")
@@ -64,10 +67,11 @@ class LocalTriton:
         self._reaper: subprocess.Popen[bytes] | None = None
         self._supervision: asyncio.Task[None] | None = None
         self._ending: asyncio.Future[None] | None = None
+        self._stubs: tuple[Stub, ...] = ()
         self.pid: int | None = None
         """tritonserver's process id; None while there is none."""
         self.restarts = 0
-        """Times it died and was started again."""
+        """Times that it, or a process of one of its models, died and it was started again."""
         self.log_path = self._folder / f"triton-{secrets.token_hex(4)}.log"
         """What this instance's server printed."""
 
@@ -133,11 +137,10 @@ class LocalTriton:
         wait, longest = BACKOFF_S
         while True:
             started = time.monotonic()
-            while self._running():  # noqa: ASYNC110  a process sets no event; child watchers differ between loops
-                await asyncio.sleep(POLL_S)
+            why = await self._until_broken()
             if time.monotonic() - started > STEADY_S:
                 wait = BACKOFF_S[0]
-            log.error("Triton ended; starting it again in %.1f s. Its last words:\n%s", wait, self._log_tail())
+            log.error("%s; starting it again in %.1f s. Its last words:\n%s", why, wait, self._log_tail())
             await self._end()
             await asyncio.sleep(wait)
             wait = min(wait * 2, longest)
@@ -147,6 +150,21 @@ class LocalTriton:
             except (InferenceUnavailable, ConfigurationError, OSError) as error:
                 log.error("Triton did not come back: %s", error)
                 await self._end()
+
+    async def _until_broken(self) -> str:
+        """Waits until the server ended, or one of its backend processes; in words, which."""
+        looked = time.monotonic()
+        while self._running():
+            await asyncio.sleep(POLL_S)  # a process sets no event; child watchers differ between loops
+            if time.monotonic() - looked < _LOOK_S:
+                continue
+            looked = time.monotonic()
+            lost = next((stub for stub in self._stubs if not stub.alive), None)
+            if lost is not None:  # a server that ends takes them with it, and is what is to be named
+                await asyncio.sleep(POLL_S)
+                if self._running():
+                    return f"Triton lost the process {lost.pid} of its model {lost.model}, which it does not replace"
+        return "Triton ended"
 
     async def _run_until_ready(self) -> None:
         """One life of the server, up to ready."""
@@ -173,6 +191,8 @@ class LocalTriton:
                 if line != said:
                     self._progress(said := line)
                 await asyncio.sleep(POLL_S)
+        if self.pid is not None:
+            self._stubs = await asyncio.to_thread(stubs_of, self.pid)
         self._progress(f"Triton is ready after {time.monotonic() - begun:.1f} s: {', '.join(names)}")
 
     def _launch(self) -> None:
@@ -210,6 +230,7 @@ class LocalTriton:
     async def _end(self) -> None:
         """Closes the reaper's pipe and waits for it: it returns when the whole process group is gone."""
         ended, self._reaper, self.pid = self._reaper, None, None
+        self._stubs = ()
         if ended is not None:
             self._ending = asyncio.ensure_future(self._see_out(ended, self._shm))
         if self._ending is not None:

@@ -127,8 +127,9 @@ class Buffer:
         self.slot = slot
         self.cursor = 0
         """Where the next request's outputs go, bytes from the slot's start."""
-        if slot is not None:
-            self.cursor = array.nbytes
+        if pool is not None:
+            # Behind the room of a whole batch, also of a smaller one: the other pictures' borders are kept.
+            self.cursor = pool.input_bytes
 
     @property
     def array(self) -> NDArray[Any]:

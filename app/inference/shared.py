@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from app.folders import writable
 from app.inference.local import LocalTriton
 from app.settings import TritonSettings
 
@@ -28,18 +29,30 @@ def shared_triton(settings: TritonSettings, state_dir: Path) -> Iterator[str]:
     if settings.triton_url is not None:
         yield settings.triton_url
         return
-    state_dir.mkdir(parents=True, exist_ok=True)
-    triton = LocalTriton(settings, state_dir)
+    triton = LocalTriton(settings, writable(state_dir, "STATE_DIR"))
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="triton", daemon=True)
     thread.start()
+    starting: asyncio.Task[str] | None = None
+
+    async def start() -> str:
+        nonlocal starting
+        starting = asyncio.create_task(triton.start())
+        return await starting
+
+    async def stop() -> None:
+        if starting is not None and not starting.done():  # told to end before it was ready
+            starting.cancel()
+            await asyncio.wait({starting})
+        await triton.stop()
+
     try:
-        url = asyncio.run_coroutine_threadsafe(triton.start(), loop).result()
+        url = asyncio.run_coroutine_threadsafe(start(), loop).result()
         os.environ["TRITON_URL"] = url
         yield url
     finally:
         os.environ.pop("TRITON_URL", None)
-        asyncio.run_coroutine_threadsafe(triton.stop(), loop).result()
+        asyncio.run_coroutine_threadsafe(stop(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()

@@ -30,6 +30,8 @@ _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
+    # gRPC takes http_proxy for loopback as well; Triton is a neighbour.
+    ("grpc.enable_http_proxy", 0),
     # Channels to the same address share connections by default; ours must die with its client.
     ("grpc.use_local_subchannel_pool", 1),
 ]

@@ -17,9 +17,11 @@ class Clocks:
         self._serving = False
 
     def serve(self, now: float) -> None:
-        """The session has its slot: from now on it must send frames."""
+        """The session has its slot: from now on it must send frames. A pause in line did not hold one."""
         self._serving = True
         self._last_frame = now
+        if self._paused_at is not None:
+            self._paused_at = now
 
     def frame(self, now: float) -> None:
         self._last_frame = now

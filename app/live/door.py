@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from app.live.session import Session
 
 
+_AWAY = Notice("inference_unavailable", "no detection or pose until it is back; motion goes on")
+
+
 class LiveDoor:
     """The pipeline, the summaries, the settings, the line and the sessions now open."""
 
@@ -54,7 +57,7 @@ class LiveDoor:
             max_pause_s=live.max_pause_s,
             max_session_s=live.max_session_s,
         )
-        self._inference_up = pipeline.client.up
+        self._inference_up = pipeline.described
 
     def enter(self, session: Session) -> None:
         """A socket was opened."""
@@ -77,21 +80,22 @@ class LiveDoor:
         for session in [*self.sessions]:
             session.notice(notice)
 
+    def troubles(self) -> list[Notice]:
+        """What is degraded now: a session that begins was not there to be told."""
+        broken = self.pipeline.ocr.broken
+        return [*([] if self._inference_up else [_AWAY]), *([] if broken is None else [_unread(broken)])]
+
     def inference_changed(self, up: bool) -> None:
         """The inference server came or went."""
         if up == self._inference_up:
             return
         self._inference_up = up
-        self.notify(
-            Notice("inference_restored", "detection and pose are back")
-            if up
-            else Notice("inference_unavailable", "no detection or pose until it is back; motion goes on")
-        )
+        self.notify(Notice("inference_restored", "detection and pose are back") if up else _AWAY)
 
     def ocr_changed(self, available: bool, reason: str | None) -> None:
         """OCR came or went."""
-        self.notify(
-            Notice("ocr_restored", "text reading is back")
-            if available
-            else Notice("ocr_unavailable", f"no text reading: {reason}")
-        )
+        self.notify(Notice("ocr_restored", "text reading is back") if available else _unread(reason))
+
+
+def _unread(reason: str | None) -> Notice:
+    return Notice("ocr_unavailable", f"no text reading: {reason}")

@@ -229,9 +229,12 @@ class Session:
                 await self._wait(place)
                 self._ready = True
                 self._clocks.serve(time.monotonic())
-                if await self._send(self._welcome()):
-                    at_once = min(AHEAD, self._live.credits) if self._settings.mode == "lossless" else 1
-                    await self._answering.run(self._intake.line, lambda: self._settings, at_once)
+                greeting: list[ServerMessage] = [self._welcome(), *self._door.troubles()]
+                for message in greeting:
+                    if not await self._send(message):
+                        return
+                at_once = min(AHEAD, self._live.credits) if self._settings.mode == "lossless" else 1
+                await self._answering.run(self._intake.line, lambda: self._settings, at_once)
         except Rejected as error:
             self.end("rejected", str(error), retry_after_s=error.retry_after_s)
 

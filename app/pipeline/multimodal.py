@@ -84,7 +84,7 @@ class Pipeline:
                 face_model = self._faces.model if self._faces is not None else None
                 self._vision = await describe(self.client, self._triton, face_model)
             except InferenceUnavailable:
-                return  # asked again with the next frame
+                return  # asked again soon, and with the next frame
             except ModelRejected as error:
                 self._vision = Vision(rejected=str(error))
                 self._generation = generation
@@ -93,12 +93,19 @@ class Pipeline:
             self.most_together = sys.maxsize
 
     @property
+    def described(self) -> bool:
+        """Whether the server is there and has said what it serves."""
+        return self.client.up and self.client.generation == self._generation
+
+    @property
     def models(self) -> Models:
         """What is served now."""
-        return self._vision.wire(self.ocr.name if self.ocr.available else None)
+        vision = self._vision if self.client.up else Vision()
+        return vision.wire(self.ocr.name if self.ocr.available else None)
 
     @property
     def vision(self) -> Vision:
+        """What was served last, also while the server is away."""
         return self._vision
 
     @property

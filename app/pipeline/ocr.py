@@ -64,6 +64,11 @@ class Ocr:
         return self._off or self._broken
 
     @property
+    def broken(self) -> str | None:
+        """Why there is none for now, though it is installed and switched on."""
+        return self._broken if self._off is None else None
+
+    @property
     def name(self) -> str:
         """Which models read."""
         return "PP-OCRv6 small" if self._settings.ocr_models is None else self._settings.ocr_models.name

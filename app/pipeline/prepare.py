@@ -57,8 +57,8 @@ def _look(look: Look, index: int, batch: Batch, limits: LiveSettings, method: Me
     if settings.stages.motion:
         _flow(look, method)
         look.time("motion", clock)
-    if wants_grey:
-        memory.grey = look.grey
+    # None where nobody looked: the next flow must not start from a picture of long ago.
+    memory.grey = look.grey if wants_grey else None
 
 
 def _flow(look: Look, method: Method) -> None:

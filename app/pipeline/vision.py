@@ -98,9 +98,10 @@ def read_labels(path: Path | None) -> tuple[str, ...] | None:
     if path is None:
         return None
     try:
-        return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
-    except OSError as error:
-        reason = f"TRITON_LABELS='{path}': {error.strerror}; want a text file, one class name a line"
+        return tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        seen = error.strerror if isinstance(error, OSError) else "is not UTF-8"
+        reason = f"TRITON_LABELS='{path}': {seen}; want a text file, one class name a line"
         raise ModelRejected(reason) from None
 
 

@@ -108,7 +108,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something is degraded or restored; the session goes on."""
+    """Something is degraded or restored; the session goes on. What is degraded as it begins is said after `ready`."""
 
     code: Literal["ocr_unavailable", "ocr_restored", "inference_unavailable", "inference_restored", "summary_backlog"]
     message: str

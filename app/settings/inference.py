@@ -37,8 +37,9 @@ class TritonSettings(Section):
         if value is None or value == "":
             return None
         host, colon, port = value.removeprefix("grpc://").rpartition(":")
-        if not (colon and host and port.isdigit()):
-            raise ValueError("host:port of Triton's gRPC endpoint, for example 127.0.0.1:8001")
+        known = colon and host and port.isascii() and port.isdigit()
+        if not known or not 1 <= int(port) <= 65535:
+            raise ValueError("host:port of Triton's gRPC endpoint, for example 127.0.0.1:8001; ports are 1 to 65535")
         return f"{host}:{port}"
 
 

@@ -1,6 +1,7 @@
 """The embedded Triton as a process: starts, comes back, goes."""
 
 import asyncio
+import dataclasses
 import os
 import shutil
 import signal
@@ -17,7 +18,8 @@ import pytest
 
 from app.errors import ConfigurationError, InferenceUnavailable
 from app.inference import launch
-from app.inference.local import LocalTriton
+from app.inference.local import _LOOK_S, LocalTriton
+from app.inference.stubs import Stub, stubs_of
 from app.settings import ROOT, TritonSettings
 from tests.support.service import require_environment
 
@@ -147,6 +149,53 @@ def test_killed_it_comes_back_at_the_same_address(repository: Path, tmp_path: Pa
 
     asyncio.run(life())
     assert not regions(os.getpid())
+
+
+def test_a_backend_process_that_dies_is_noticed_and_replaced(
+    repository: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Triton goes on to say that it is ready, and fails whatever falls to that process."""
+
+    async def life() -> None:
+        triton = LocalTriton(settings_of(repository), tmp_path / "state")
+        await triton.start()
+        try:
+            assert triton.pid is not None
+            server, stub = family(triton.pid)
+            stub.kill()
+            await asyncio.to_thread(wait_for, lambda: triton.restarts == 1 and ready(triton), 60)
+            assert await asyncio.to_thread(echo, triton) == [3, 4]
+            assert not running([server, stub])
+            # One that nobody replaced: a long life is not ended for what the first one lost.
+            await asyncio.sleep(3 * _LOOK_S)
+            assert triton.restarts == 1
+        finally:
+            await triton.stop()
+
+    asyncio.run(life())
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert "lost the process" in said
+    assert "of its model echo" in said
+    assert not regions(os.getpid())
+
+
+def test_other_processes_are_no_models(repository: Path, tmp_path: Path) -> None:
+    async def life() -> tuple[Stub, ...]:
+        triton = LocalTriton(settings_of(repository), tmp_path / "state")
+        await triton.start()
+        try:
+            assert triton.pid is not None
+            return stubs_of(triton.pid)
+        finally:
+            await triton.stop()
+
+    (stub,) = asyncio.run(life())
+    assert stub.model == "echo"
+    assert not stub.alive
+    with subprocess.Popen(["sleep", "60"]) as child:
+        assert stubs_of(os.getpid()) == ()
+        assert not dataclasses.replace(stub, pid=child.pid).alive  # another of that number
+        child.kill()
 
 
 PARENT = """

@@ -26,6 +26,7 @@ CELLS = SIDE // CELL
 NAMES = ("red", "green")
 _W, _H, _B = 24.0, 16.0, 100.0
 _SCORE = [[1.5, 0, 0], [0, 1.5, 0]]
+_KEYPOINTS = [value for k in range(17) for value in (k, -k, 0.05 * k + 0.1)]
 
 Floats = NDArray[np.float32]
 
@@ -38,9 +39,8 @@ def detect(path: Path) -> Path:
 
 def pose(path: Path) -> Path:
     """`[N, 56, 400]`: cx, cy, w, h, the red score, 17 keypoints."""
-    keypoints = [value for k in range(17) for value in (k, -k, 0.05 * k + 0.1)]
     weights = [[0, 0, 0], [0, 0, 0], [0, 0, _B], [0, 0, _B], _SCORE[0], *[[0, 0, 0]] * 51]
-    bias = [0, 0, _W, _H, -0.6, *keypoints]
+    bias = [0, 0, _W, _H, -0.6, *_KEYPOINTS]
     return _save(path, weights, bias, xs=[0, *range(5, 56, 3)], ys=[1, *range(6, 56, 3)], task="pose")
 
 
@@ -52,6 +52,14 @@ def end_to_end(path: Path) -> Path:
     weights = [*[[0, 0, 0]] * 4, _SCORE[0], [0, 0, 1]]
     bias = [-_W / 2, -_H / 2, _W / 2, _H / 2, -0.6, 0.3]
     return _save(path, weights, bias, xs=[0, 2], ys=[1, 3], task="detect", rows=300)
+
+
+def end_to_end_pose(path: Path) -> Path:
+    """`[N, 300, 57]`: x1, y1, x2, y2, the red score, class 0, 17 keypoints, of the upper 300 cells; boxes are 24x16."""
+    weights = [*[[0, 0, 0]] * 4, _SCORE[0], *[[0, 0, 0]] * 52]
+    bias = [-_W / 2, -_H / 2, _W / 2, _H / 2, -0.6, 0, *_KEYPOINTS]
+    xs, ys = [0, 2, *range(6, 57, 3)], [1, 3, *range(7, 57, 3)]
+    return _save(path, weights, bias, xs=xs, ys=ys, task="pose", rows=300)
 
 
 def _save(

@@ -231,8 +231,8 @@ def test_without_an_ensemble_both_models_are_asked_and_answer_the_same(
         assert requests(service) == {"vision": 0, "yolo": len(jpegs), "yolo_pose": len(jpegs)}
 
 
-def test_an_end_to_end_head_is_read_as_it_comes(tmp_path: Path) -> None:
-    models = known_models.end_to_end(tmp_path / "v10.onnx"), known_models.pose(tmp_path / "v10-pose.onnx")
+def test_end_to_end_heads_are_read_as_they_come(tmp_path: Path) -> None:
+    models = known_models.end_to_end(tmp_path / "v26.onnx"), known_models.end_to_end_pose(tmp_path / "v26-pose.onnx")
     repository = installed(tmp_path, "--as-is", "--detect", str(models[0]), "--pose", str(models[1]))
     # Neighbours that overlap by half: such a head has done its own suppression, and none is done here.
     left, right = ((80, 104, 96, 120), DIM_RED), ((96, 104, 112, 120), BIG_RED)
@@ -243,7 +243,17 @@ def test_an_end_to_end_head_is_read_as_it_comes(tmp_path: Path) -> None:
         assert boxes[0] == pytest.approx(np.array([64, 96, 112, 128]), abs=0.02)
         assert boxes[1] == pytest.approx(np.array([80, 96, 128, 128]), abs=0.02)
         assert [one.confidence for one in found.objects] == pytest.approx([0.665, 0.9], abs=0.03)
-        assert empty.objects == []
+        # Poses likewise; each in the order that the head gives them.
+        assert [one.confidence for one in found.poses] == pytest.approx([0.665, 0.9], abs=0.03)
+        for pose, (x, y), box in zip(
+            found.poses, [(88, 112), (104, 112)], [(64, 96, 112, 128), (80, 96, 128, 128)], strict=True
+        ):
+            assert corners(pose.box) == pytest.approx(np.array(box), abs=0.02)
+            assert len(pose.keypoints) == 17
+            for k, point in enumerate(pose.keypoints):
+                assert (point.x, point.y) == pytest.approx((x + 2 * k, y - 2 * k), abs=0.02)
+                assert point.confidence == pytest.approx(0.05 * k + 0.1, abs=1e-4)
+        assert empty.objects == empty.poses == []
 
 
 def test_a_model_of_no_known_layout_stops_the_start_with_one_line(tmp_path: Path) -> None:

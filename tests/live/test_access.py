@@ -223,10 +223,11 @@ async def test_a_client_that_is_no_browser_needs_no_origin(listed: Service) -> N
 # --- a start that is refused ---
 
 
-def start(tmp_path: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+def start(tmp_path: Path, command: str = "serve", **settings: str) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": "/usr/bin", "STATE_DIR": str(tmp_path), "PORT": "0", "TRITON_URL": "127.0.0.1:9", **settings}
-    command = [sys.executable, "-m", "app", "serve"]
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-m", "app", command], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
 
 
 @pytest.mark.parametrize(("host", "workers"), [("0.0.0.0", "1"), ("::", "2")])
@@ -255,6 +256,40 @@ def test_wrong_settings_stop_the_start_with_a_line_each(tmp_path: Path) -> None:
     assert ended.stdout == ""
     lines = [line.removeprefix("sightline: ") for line in ended.stderr.splitlines()]
     assert [line.partition(": should be ")[0] for line in lines] == ["PORT='http'", "MAX_SESSIONS='0'", "OCR='maybe'"]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("triton", ["127.0.0.1:9", ""])
+def test_a_state_folder_that_is_none_is_named(tmp_path: Path, workers: str, triton: str) -> None:
+    (tmp_path / "file").touch()
+    for folder, reason in ((tmp_path / "file", "no folder"), (tmp_path / "file" / "below", "Not a directory")):
+        ended = start(tmp_path, STATE_DIR=str(folder), WORKERS=workers, TRITON_URL=triton)
+        assert ended.returncode == 2
+        (line,) = ended.stderr.splitlines()
+        assert line.startswith(f"sightline: STATE_DIR='{folder}': ")
+        assert reason in line
+        assert "want a folder" in line
+
+
+def test_the_embedded_triton_alone_names_it_too(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ended = start(tmp_path, "triton", STATE_DIR=str(tmp_path / "file"))
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("sightline: STATE_DIR=")
+
+
+def test_labels_that_cannot_be_read_are_named_though_triton_is_away(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_bytes("Fußgänger".encode("latin-1"))
+    for path, reason in (
+        (tmp_path / "none.txt", "No such file"),
+        (tmp_path, "Is a directory"),
+        (tmp_path / "labels.txt", "is not UTF-8"),
+    ):
+        ended = start(tmp_path, TRITON_LABELS=str(path))
+        assert ended.returncode == 2
+        (line,) = ended.stderr.splitlines()
+        assert line.startswith(f"sightline: TRITON_LABELS='{path}': {reason}")
+        assert "one class name a line" in line
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path, service: Service) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 from websockets.exceptions import InvalidStatus
 
 from tests.conftest import SLOW, Serve
-from tests.support.live import Live, Message, opened, plain_socket, ready, reset, settle, upgrade, ws_frame
+from tests.support.live import PATIENCE_S, Live, Message, opened, plain_socket, ready, reset, settle, upgrade, ws_frame
 from tests.support.service import Service, assert_adds_up
 
 pytestmark = pytest.mark.anyio
@@ -175,8 +175,12 @@ async def test_sockets_are_bounded_before_they_say_anything(serve: Serve) -> Non
         assert (response.status_code, response.headers["Retry-After"]) == (503, "5")
         assert b"MAX_CONNECTIONS" in bytes(response.body)
         assert few.metrics()['sightline_sessions_total{outcome="refused"}'] == 1  # and plain HTTP is answered
-    async with ready(few):
-        pass
+    async with asyncio.timeout(PATIENCE_S):
+        while True:  # until the service has seen both go
+            with suppress(InvalidStatus):
+                async with ready(few):
+                    break
+            await asyncio.sleep(0.05)
 
 
 async def test_sockets_of_one_address_are_bounded_and_others_let_in(serve: Serve) -> None:

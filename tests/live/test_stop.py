@@ -20,7 +20,14 @@ from app.settings import ROOT, OcrSettings, TritonSettings
 from benchmarks import canned
 from tests.conftest import SLOW
 from tests.support.live import adds_up, opened, plain_socket, ready, settle, settle_below
-from tests.support.service import Service, assert_adds_up, require_environment, serving
+from tests.support.service import (
+    Service,
+    assert_adds_up,
+    process,
+    require_environment,
+    serving,
+    wait_for_line,
+)
 
 pytestmark = pytest.mark.anyio
 PATIENCE_S = 20.0
@@ -98,6 +105,35 @@ async def test_what_is_in_flight_is_answered_and_everybody_is_told(
         assert [one["type"] for one in rest] == ["bye"]  # nobody is let in on the way out
         assert rest[0]["report"]["duration_s"] < 5
     assert "Traceback" not in service.log
+
+
+SLOW_TO_LOAD = "import time\ntime.sleep(120)\n"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_start_that_takes_long_is_given_up_when_told_to(tmp_path: Path, number: signal.Signals, workers: str) -> None:
+    require_environment(TritonSettings().triton_python, "make triton-env")
+    repository = canned.write(tmp_path / "repository")
+    (repository / "yolo" / "1" / "model.py").write_text(SLOW_TO_LOAD)
+    state = tmp_path / "state"
+    settings = {"TRITON_REPOSITORY": str(repository), "OCR": "off", "PORT": "0", "STATE_DIR": str(state)}
+    with process(["serve"], {**settings, "WORKERS": workers}, tmp_path / "log") as child:
+        wait_for_line(child, tmp_path / "log", "models loaded")
+        started = psutil.Process(child.pid)
+        processes = started.children(recursive=True)
+        assert len(processes) >= 2  # the reaper and the server
+        child.send_signal(number)
+        ended = child.wait(PATIENCE_S)
+        if number == signal.SIGTERM:
+            assert ended == -signal.SIGTERM  # as ever: systemd takes it for a clean end
+        else:
+            assert ended != 0
+        assert_gone(processes)
+    assert in_shm([child.pid]) == []
+    assert not [*state.glob("metrics-*")]
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log
 
 
 async def test_what_takes_longer_than_the_drain_is_given_up_with_a_word(

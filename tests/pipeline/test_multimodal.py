@@ -100,6 +100,39 @@ def test_frames_of_a_batch_may_want_different_stages(tmp_path: Path, names: tupl
     assert (second.stages["detect"].status, second.stages["pose"].status) == ("disabled", "ok")
 
 
+def test_motion_does_not_start_from_a_frame_before_it_was_off(tmp_path: Path) -> None:
+    memory = StreamMemory()
+
+    async def run() -> list[FrameResult | FrameError]:
+        settings = Settings(ocr="off")
+        ocr = Ocr(settings.ocr, state_dir=tmp_path)
+        client = FakeClient(served("yolo", "yolo_pose", "vision"))
+        pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live)
+        try:
+            return [
+                (await pipeline.analyze([dataclasses.replace(job(photograph(), **wishes), memory=memory)]))[0]
+                for wishes in (
+                    {},
+                    {},
+                    {"motion": False},  # text alone looks at grey pictures too
+                    {},
+                    {"motion": False, "ocr": False},
+                    {},
+                    {},
+                )
+            ]
+        finally:
+            pipeline.close()
+
+    said = [
+        (one.stages["motion"].status, one.stages["motion"].reason)
+        for one in asyncio.run(run())
+        if isinstance(one, FrameResult)
+    ]
+    off, first, ok = ("disabled", "off"), ("skipped", "first_frame"), ("ok", None)
+    assert said == [first, ok, off, ok, off, first, ok]
+
+
 def test_more_frames_than_a_model_takes_go_in_several_batches(tmp_path: Path) -> None:
     models = {name: (dataclasses.replace(spec, max_batch=2), run) for name, (spec, run) in served("yolo").items()}
     client = FakeClient(models)

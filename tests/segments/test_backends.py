@@ -20,6 +20,7 @@ from app.segments.parts import Parts, on_aws
 from app.segments.ports import Job
 from app.settings import AwsSettings, SegmentSettings
 from tests.support.aws import Aws
+from tests.support.proxy import BEHIND_A_PROXY
 from tests.support.segments import estate, local_parts, uploaded
 from tests.support.worker import Analyser, Counts, until, working
 
@@ -63,6 +64,15 @@ def test_a_server_is_asked_as_it_should(parts: Parts) -> None:
     assert analyser.asked == [{"s3_input_uri": given, "s3_output_uri": wanted, "mode": "annotate"}]
     assert analyser.tokens == {"Bearer secret"}
     assert parts.objects.read(wanted) == b"FILM"
+
+
+def test_no_proxy_stands_before_a_server_beside_us(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in BEHIND_A_PROXY.items():
+        monkeypatch.setenv(name, value)
+    with Analyser(parts.objects).serving() as url:
+        http = Http(url, timeout_s=10, most=2)
+        assert http.ready()
+        http.close()
 
 
 @pytest.mark.parametrize("status", [400, 404, 422, 500])

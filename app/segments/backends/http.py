@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import httpx
 
+from app.addresses import leads_to_loopback
 from app.segments.backends.backend import BackendLost, BackendUnavailable, Done, SegmentFailed
 from app.segments.keys import SegmentKey
 
@@ -34,6 +35,7 @@ class Http:
             base_url=url,
             headers={"Authorization": f"Bearer {token}"} if token else None,
             timeout=httpx.Timeout(timeout_s, connect=_CONNECT_S),
+            trust_env=not leads_to_loopback(url),  # no proxy between us and a server beside us
             limits=httpx.Limits(max_connections=most + 1, max_keepalive_connections=most),
         )
 

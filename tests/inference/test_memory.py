@@ -1,0 +1,39 @@
+"""Slots that batches of different sizes share."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from app.inference.client import ModelSpec, TensorSpec
+from app.inference.memory import DTYPES, Pool, Region, pooled_shape
+from app.inference.requests import item_bytes, shared_request
+
+SPEC = ModelSpec(
+    "vision",
+    "1",
+    (TensorSpec("images", "UINT8", (-1, 64, 64, 3)),),
+    (TensorSpec("detections", "FP32", (-1, 300, 6)), TensorSpec("poses", "FP32", (-1, 300, 57))),
+    16,
+)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_a_smaller_batch_is_answered_behind_the_room_of_a_whole_one(count: int) -> None:
+    """What it does not use still holds borders that nobody paints again."""
+    whole = pooled_shape((4, 64, 64, 3))
+    pool = Pool(whole, DTYPES["UINT8"], output_bytes=2 * 4 * item_bytes(SPEC))
+    region = Region(pool.slot_bytes, 1)
+    region.unlink()
+    pool.add(region)
+    buffer = pool.take(count)
+    assert buffer.array.shape == (count, 64, 64, 3)
+    for _ in range(2):  # as two models on one buffer are asked
+        _, placed, buffer.cursor = shared_request(SPEC, buffer)
+        assert {name: shape for name, (_, shape) in placed.items()} == {
+            "detections": (count, 300, 6),
+            "poses": (count, 300, 57),
+        }
+        assert min(offset for offset, _ in placed.values()) >= np.prod(whole)
+    assert buffer.cursor <= region.slot_bytes
+    buffer.release()
