@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from app import __version__, metrics
 from app.activity import ActivityPublisher
 from app.addresses import is_loopback
+from app.anonymous import LocalOnly
 from app.errors import ConfigurationError, SightlineError
 from app.live import ledger, page, routes, single
 from app.live.door import LiveDoor
@@ -47,6 +48,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # FastAPI's own pages would load their scripts from elsewhere.
     app = FastAPI(title="Sightline", version=__version__, lifespan=_lifespan, docs_url=None, redoc_url=None)
     app.state.settings = settings
+    app.add_middleware(LocalOnly, access=settings.access)
     app.include_router(routes.router)
     app.add_exception_handler(RequestValidationError, routes.invalid_query)
     app.include_router(films.router)

@@ -6,12 +6,13 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from app import metrics, pages
 from app.fleet.crew import Crew
 from app.fleet.one import on_signals, work
 from app.fleet.vitals import Vitals
+from app.folders import writable
 from app.inference.shared import shared_triton
 from app.logs import configure
 from app.settings import Settings
@@ -44,15 +45,29 @@ def _serving(settings: Settings, vitals: Vitals) -> Iterator[None]:
         yield
 
 
+class _GivenUp(BaseException):
+    """A signal came while Triton started, which may take minutes."""
+
+
+def _give_up_the_start() -> None:
+    on_signals(lambda: None)  # once is enough: what follows is the end in order
+    raise _GivenUp
+
+
 def _run_several(settings: Settings) -> None:
     """Several processes, one endpoint for all, one embedded Triton between them."""
-    shared = settings.server.state_dir / f"fleet-metrics-{os.getpid()}"
+    shared = writable(settings.server.state_dir, "STATE_DIR") / f"fleet-metrics-{os.getpid()}"
     metrics.share_between_workers(shared)
     vitals = Vitals(settings.fleet.fleet_processes)
     crew = Crew(settings, vitals, shared)
-    on_signals(crew.stop)
+    on_signals(_give_up_the_start)
     try:
-        with _serving(settings, vitals), shared_triton(settings.triton, settings.server.state_dir):
+        with (
+            suppress(_GivenUp),
+            _serving(settings, vitals),
+            shared_triton(settings.triton, settings.server.state_dir),
+        ):
+            on_signals(crew.stop)
             crew.run()
     finally:
         shutil.rmtree(shared, ignore_errors=True)

@@ -16,6 +16,7 @@ import orjson
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
 
+from app.addresses import leads_to_loopback
 from app.loading.plan import Plan, Seat
 from app.loading.score import Score, Second, SessionScore
 from app.protocol import header
@@ -153,6 +154,7 @@ class Camera:
             # The answer to a ping waits behind what a slow reader has not read yet: after 40 s our own library would
             # close a session that the service keeps.
             ping_interval=None,
+            proxy=None if leads_to_loopback(self._target.url) else True,
             max_queue=1 if self._seat.slow else 64,
             write_limit=4 * _FULL,
             sock=await _narrow(self._target.url) if self._seat.slow else None,

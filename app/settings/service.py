@@ -45,9 +45,11 @@ class ServerSettings(Section):
 
 class AccessSettings(Section):
     auth_tokens: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="tokens that open the service, comma-separated; empty: none is asked for (loopback only)"
+        (), description="tokens that open the service, comma-separated; empty: this machine alone is served"
     )
-    allow_anonymous: bool = Field(False, description="`true` lets the service listen off loopback without tokens")
+    allow_anonymous: bool = Field(
+        False, description="`true` serves everybody without a token, off loopback and behind a proxy"
+    )
     allowed_origins: Commas = Field(
         (), description="web origins that may connect, comma-separated; empty: the service's own; `*`: any"
     )
