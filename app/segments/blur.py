@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import cv2
 
 from app.protocol.result import FrameResult, Keypoint, Pose
+from app.segments.served import FACE
 from app.segments.sheet import Plane, Sheet
 
 HOLD_S = 0.5
@@ -75,7 +76,7 @@ class Faces:
 def faces(found: FrameResult) -> Iterator[Face]:
     """Faces that a detector found, and heads by the poses' eyes, nose and ears."""
     for one in found.objects:
-        if one.class_name == "face":
+        if one.class_name.casefold() == FACE:
             box = one.box
             reach = _GROWN * max(box.x2 - box.x1, box.y2 - box.y1) / 2
             yield Face((box.x1 + box.x2) / 2, (box.y1 + box.y2) / 2, reach)

@@ -56,8 +56,8 @@ def _service(request: Request) -> SegmentService:
 
 @router.get("/ping")
 async def ping(request: Request) -> Response:
-    """200 while films would be analysed; 503 while the inference server is away. Asks for no token."""
-    ready = _service(request).ready
+    """200 while films would be analysed, 503 while the server of models is away or serves none. Asks for no token."""
+    ready = await _service(request).ready()
     return _json({"status": "ok" if ready else "inference_unavailable"}, 200 if ready else 503)
 
 

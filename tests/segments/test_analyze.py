@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import pytest
 from prometheus_client import REGISTRY
 
 from app.errors import InferenceError, InferenceUnavailable
+from app.inference.client import TensorSpec
 from app.inference.fake import FakeClient
 from app.segments.analyze import Report, analyze_film, stream_settings
 from app.segments.film import FilmError, concat, cut, probe
-from app.segments.keys import Mode
+from app.segments.keys import MODES, Mode
 from tests.support.clip import Pixels
 from tests.support.movie import heard, movie, packets, shown
 from tests.support.seeing import SIDE, Sight, pipeline_of, place, square, squares
@@ -249,6 +251,68 @@ def test_a_damaged_piece_costs_no_more_than_itself(tmp_path: Path) -> None:
     report, out, lines = analyzed(film, tmp_path)
     assert 60 <= report.frames <= 75
     assert len(lines) == len(shown(out)) == report.frames
+
+
+class Half(Sight):
+    """Serves some of the models only, its detector's classes called so."""
+
+    def __init__(self, *names: str, classes: tuple[str, ...] = ("person", "dog")) -> None:
+        super().__init__()
+        said = {"class_names": json.dumps(classes)}
+        self._models = {n: (dataclasses.replace(self._models[n][0], parameters=said), self._look) for n in names}
+
+
+def unreadable() -> Half:
+    """Serves a detector of no layout that we read, and no poses."""
+    client = Half("yolo")
+    (spec, look) = client._models["yolo"]
+    odd = TensorSpec("odd", "FP32", (-1, 7, 3, 2))
+    client._models["yolo"] = (dataclasses.replace(spec, outputs=(odd,)), look)
+    return client
+
+
+def test_faces_are_not_said_to_be_hidden_where_nobody_looks_for_them(tmp_path: Path) -> None:
+    before, film = counters(), squares(tmp_path / "in.mp4", 6)
+    with pytest.raises(InferenceError, match="serves neither poses nor a class `face`: faces cannot be hidden"):
+        analyzed(film, tmp_path, "blur_faces", client=Half("yolo"))
+    assert since(before) == (0, 0, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+@pytest.mark.parametrize("client", [Half("yolo", classes=("dog", "Face")), Half("yolo_pose")], ids=["face", "pose"])
+def test_one_model_that_knows_faces_will_do(tmp_path: Path, client: Half) -> None:
+    report, _, lines = analyzed(squares(tmp_path / "in.mp4", 6), tmp_path, "blur_faces", client=client)
+    assert (report.frames, report.failed) == (6, 0)
+    assert {line["stages"][name]["status"] for line in lines for name in ("detect", "pose")} == {"ok", "disabled"}
+
+
+def test_to_be_drawn_on_one_model_will_do(tmp_path: Path) -> None:
+    report, _, _ = analyzed(squares(tmp_path / "in.mp4", 6), tmp_path, client=Half("yolo"))
+    assert (report.frames, report.failed) == (6, 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("client", "words"), [(Half(), "serves neither"), (unreadable(), r"serves neither .*: .*odd")])
+def test_without_a_model_there_is_no_film(tmp_path: Path, client: Half, words: str, mode: Mode) -> None:
+    film = squares(tmp_path / "in.mp4", 6)
+    with pytest.raises(InferenceUnavailable, match=words):
+        analyzed(film, tmp_path, mode, client=client)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_a_model_that_goes_on_the_way_fails_its_frames(tmp_path: Path) -> None:
+    class Losing(Half):
+        """Comes back without its detector."""
+
+        def _look(self, images: Any) -> Any:
+            if self.seen >= 8 and self.generation == 1:
+                self._models, self.generation = {"yolo_pose": self._models["yolo_pose"]}, 2
+            return super()._look(images)
+
+    client = Losing("yolo", "yolo_pose", classes=("person", "face"))
+    report, _, lines = analyzed(squares(tmp_path / "in.mp4", 60), tmp_path, "blur_faces", client=client)
+    assert 0 < report.failed < report.frames == 60
+    assert lines[-1]["error"] == {"code": "inference", "message": "detect: not_served"}
 
 
 def test_what_is_no_film_or_too_large_is_refused(tmp_path: Path) -> None:
