@@ -146,7 +146,7 @@ class Store(Protocol):
     # jobs
 
     def put_job(self, job: Job) -> None:
-        """Adds it; one that is there already stays as it is."""
+        """Adds it, without a trigger; one that is there already stays as it is."""
         ...
 
     def job(self, job_id: str) -> Job | None: ...
@@ -163,6 +163,7 @@ class Store(Protocol):
         """Begins another round: failures and the trigger are forgotten, completions stay.
 
         The status becomes `chunking` again, until `chunking_complete` says that all that is missing was uploaded anew.
+        A job that is done stays so.
         """
         ...
 

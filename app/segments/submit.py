@@ -80,6 +80,9 @@ def upload(depot: Depot, wish: Wish, job: Job, board: Board, stopping: threading
     if job.status == "failed":
         log.warning("job %s had failed (%s); trying again what is missing", job.job_id, job.reason)
         depot.store.reopen(job.job_id)
+    elif wish.again and job.status == "chunking_complete":
+        # All may be done, and the message that said so lost: only another round's is sent anew.
+        depot.store.reopen(job.job_id)
     # A later round that was interrupted, too: what failed lies in the bucket, and the workers are to hear of it anew.
     again = job.status == "failed" or wish.again or (job.status == "chunking" and job.round > 0)
     told = job.status == "chunking_complete" and depot.announce is None  # the bucket has told the workers of all

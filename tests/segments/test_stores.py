@@ -124,6 +124,22 @@ def test_a_job_that_is_reopened_before_its_total_is_known(store: Store) -> None:
     assert store.job("clip") == replace(JOB, round=1)
 
 
+def test_a_job_that_is_done_is_not_reopened(store: Store) -> None:
+    store.put_job(JOB)
+    store.mark("clip", "done")
+    store.reopen("clip")
+    assert store.job("clip") == replace(JOB, status="done")
+
+
+def test_a_new_job_has_no_trigger_and_one_that_is_there_keeps_its(store: Store) -> None:
+    assert store.trigger_once("clip", 60) == "taken"  # an earlier job's, which has expired
+    store.trigger_sent("clip")
+    store.put_job(JOB)
+    assert store.trigger_once("clip", 60) == "taken"
+    store.put_job(JOB)
+    assert store.trigger_once("clip", 60) == "held"
+
+
 def test_what_happens_to_a_job_that_nobody_recorded(store: Store) -> None:
     store.mark("clip", "failed", "why")
     store.chunking_complete("clip", 4)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from app.segments.completion import Completions
 from app.segments.depot import Depot, on_aws
 from app.segments.events import read
 from app.segments.film import FilmError
@@ -71,6 +72,15 @@ def wish(tmp_path: Path) -> Wish:
 def go(watched: Watched, wish: Wish, board: Board | None = None, stopping: threading.Event | None = None) -> Job:
     depot = watched.depot
     return upload(depot, wish, record(depot, wish), board or Board(), stopping or threading.Event())
+
+
+def taken(queue: Queue) -> list[str]:
+    """What all its messages say; they are deleted."""
+    found = []
+    while message := queue.receive(0):
+        found.append(message.body)
+        queue.delete(message)
+    return found
 
 
 def finish(depot: Depot, job: Job) -> None:
@@ -220,6 +230,22 @@ def test_a_job_that_is_stuck_is_told_of_once_more_when_asked(watched: Watched, w
     depot.store.complete(Completion(SegmentId(job.job_id, 3), "", 1.0))
     assert go(watched, Wish(wish.film, wish.mode, wish.seconds, again=True)).job_id == job.job_id
     assert watched.heard() == of(job, 0, 1, 2)
+
+
+@both
+def test_a_job_whose_last_message_was_lost_is_put_together_when_asked(watched: Watched, wish: Wish) -> None:
+    depot, job = watched.depot, go(watched, wish)
+    watched.heard()
+    for index in range(4):
+        depot.store.complete(Completion(SegmentId(job.job_id, index), "", 1.0))
+    assert Completions(depot.store, depot.reassembly).check(job.job_id)
+    assert taken(depot.reassembly) == [job.job_id]  # and nobody did anything
+    assert go(watched, wish).status == "chunking_complete"
+    assert taken(depot.reassembly) == []
+    anew = go(watched, Wish(wish.film, wish.mode, wish.seconds, again=True))
+    assert (anew.job_id, anew.status, anew.total) == (job.job_id, "chunking_complete", 4)
+    assert taken(depot.reassembly) == [job.job_id]
+    assert watched.heard() == [], "nothing of it is analysed again"
 
 
 def test_a_film_whose_result_was_deleted_is_done_anew(watched: Watched, wish: Wish) -> None:
