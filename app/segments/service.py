@@ -14,7 +14,7 @@ from app.pipeline.multimodal import Pipeline
 from app.segments.analyze import Report, analyze_film, described, stream_settings
 from app.segments.keys import Mode, beside
 from app.segments.objects import AnyObjects
-from app.segments.ports import Objects
+from app.segments.ports import AddressRefused, Objects
 from app.segments.served import any_model
 from app.settings import AccessSettings, AwsSettings, LiveSettings, PipelineSettings, SegmentSettings
 
@@ -45,6 +45,7 @@ class SegmentService:
         self.access = access
         self._pipeline = pipeline
         self._objects: Objects = AnyObjects(aws, segments.segment_folder)
+        self._input_bucket, self._output_bucket = segments.input_bucket_name, segments.output_bucket_name
         self._most = segments.inference_max_in_flight
         self._settings = pipeline_settings
         self._max_pixels = limits.max_pixels
@@ -68,6 +69,8 @@ class SegmentService:
             ObjectMissing, AddressRefused: of the addresses.
             FilmError: what lies there is no film.
         """
+        _expect(input_uri, "INPUT_BUCKET_NAME", self._input_bucket)
+        _expect(output_uri, "OUTPUT_BUCKET_NAME", self._output_bucket)
         if not await self.ready():
             metrics.SEGMENTS.labels(BACKEND, "refused").inc()
             raise InferenceUnavailable("the inference server is away, or serves no model that can be used")
@@ -113,6 +116,12 @@ class SegmentService:
             return report
         finally:
             folder.cleanup()
+
+
+def _expect(uri: str, name: str, bucket: str | None) -> None:
+    """Where a bucket is named there is no other."""
+    if bucket is not None and uri.startswith("s3://") and not uri.startswith(f"s3://{bucket}/"):
+        raise AddressRefused(f"{uri}: should begin with s3://{bucket}/, which is {name}")
 
 
 def _name(uri: str) -> str:

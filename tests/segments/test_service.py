@@ -12,6 +12,7 @@ import pytest
 from app.errors import InferenceError, InferenceUnavailable
 from app.inference.fake import FakeClient
 from app.segments.keys import uri
+from app.segments.ports import AddressRefused
 from app.segments.service import SegmentService
 from app.settings import SegmentSettings
 from tests.segments.test_analyze import Half, unreadable
@@ -46,6 +47,27 @@ def test_nothing_is_taken_while_nothing_is_served(tmp_path: Path, client: Half) 
 
     asyncio.run(run())
     assert (tmp_path / "out.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "name"),
+    [
+        ("s3://elsewhere/a.mp4", "s3://films-out/a.mp4", "INPUT_BUCKET_NAME"),
+        ("s3://films-in/a.mp4", "s3://films-in/a.mp4", "OUTPUT_BUCKET_NAME"),
+        ("s3://films-in-too/a.mp4", "s3://films-out/a.mp4", "INPUT_BUCKET_NAME"),
+    ],
+)
+def test_other_buckets_than_those_that_are_named_are_refused(
+    tmp_path: Path, source: str, target: str, name: str
+) -> None:
+    settings = SegmentSettings(input_bucket_name="films-in", output_bucket_name="films-out")
+
+    async def run() -> None:
+        async with service_of(Sight(), tmp_path, settings) as service:
+            with pytest.raises(AddressRefused, match=name):
+                await service.invoke(source, target, "annotate")
+
+    asyncio.run(run())
 
 
 def test_faces_that_nobody_looks_for_are_refused_though_the_service_is_ready(tmp_path: Path) -> None:
