@@ -37,6 +37,8 @@ IN_FLIGHT = 4
 BATCH = 4
 LAG_S = 1.0
 """Seconds of film that texts may be behind."""
+DEADLINE_S = 60.0
+"""Of a request: nobody looks on live, and a frame that takes long on a busy machine is better than one unanalysed."""
 _POLL_S = 0.01
 _BATCH_PIXELS = 8_000_000
 """Of all frames of a batch: the larger they are, the fewer are handed over together."""
@@ -129,7 +131,7 @@ class Passage:
     async def _look(self, shots: list[Shot], turn: Turn) -> list[Found]:
         """A batch through the pipeline; what each frame gave, or why it gave nothing."""
         with turn:
-            jobs = [Job(self._frame(shot), self._memory, self._settings) for shot in shots]
+            jobs = [Job(self._frame(shot), self._memory, self._settings, deadline_s=DEADLINE_S) for shot in shots]
             try:
                 answers = await self._pipeline.analyze(jobs, door=DOOR, turn=turn)
             except Exception as error:
@@ -207,6 +209,8 @@ def _found(answer: FrameResult | FrameError, stages: frozenset[str]) -> Found:
         stage = answer.stages[name]
         if stage.status == "error" or (stage.status == "disabled" and name in stages):
             if stage.reason == "inference_unavailable":
-                raise InferenceUnavailable("the inference server went away while the film was analysed")
+                raise InferenceUnavailable(
+                    "the inference server went away, or was too slow, while the film was analysed"
+                )
             return FrameFailed(f"{name}: {stage.reason}")
     return answer

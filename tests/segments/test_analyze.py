@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from app.errors import InferenceError, InferenceUnavailable
+from app.errors import InferenceError, InferenceTimeout, InferenceUnavailable
 from app.inference.client import TensorSpec
 from app.inference.fake import FakeClient
 from app.segments.analyze import Report, analyze_film, stream_settings
 from app.segments.film import FilmError, concat, cut, probe
 from app.segments.keys import MODES, Mode
+from app.segments.passage import DEADLINE_S
 from tests.support.clip import Pixels
 from tests.support.movie import heard, movie, packets, shown
 from tests.support.seeing import SIDE, Sight, pipeline_of, place, square, squares
@@ -216,6 +217,36 @@ def test_a_server_that_goes_away_is_no_result_and_leaves_nothing(tmp_path: Path)
     received, processed, failed = since(before)
     assert received == processed + failed
     assert failed > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+class Slow(Sight):
+    """The calls of these numbers are not answered in time."""
+
+    def __init__(self, *late: int) -> None:
+        super().__init__()
+        self._late = late
+        self.calls_had: list[float | None] = []
+
+    async def infer(self, model: Any, buffer: Any, *, stream: str, deadline_s: float | None = None) -> Any:
+        self.calls_had.append(deadline_s)
+        if len(self.calls_had) in self._late:
+            raise InferenceTimeout("no answer")
+        return await super().infer(model, buffer, stream=stream)
+
+
+def test_a_request_that_takes_too_long_is_repeated(tmp_path: Path) -> None:
+    client = Slow(1, 4)
+    report, _, lines = analyzed(squares(tmp_path / "in.mp4", 20), tmp_path, client=client)
+    assert (report.frames, report.failed) == (20, 0)
+    assert all(line["objects"] for line in lines)
+    assert set(client.calls_had) == {DEADLINE_S}
+
+
+def test_a_server_that_is_always_too_slow_is_no_result(tmp_path: Path) -> None:
+    film = squares(tmp_path / "in.mp4", 20)
+    with pytest.raises(InferenceUnavailable, match="too slow"):
+        analyzed(film, tmp_path, client=Slow(*range(1, 100)))
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
 
 

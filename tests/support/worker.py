@@ -128,6 +128,8 @@ class Analyser:
     objects: Objects
     script: list[int] = field(default_factory=list)
     """Statuses of the next answers; 200 when there is no more."""
+    says: Any = field(default_factory=lambda: {"frames": 1})
+    """Its answer, when it is 200."""
     takes_s: float = 0.0
     up: bool = True
     at_once: int = 0
@@ -161,7 +163,7 @@ class Analyser:
         finally:
             with self.lock:
                 self.at_once -= 1
-        page.say(status, {"error": {"code": "film", "message": "cannot be read"}} if status != 200 else {"frames": 1})
+        page.say(status, {"error": {"code": "film", "message": "cannot be read"}} if status != 200 else self.says)
 
 
 def analyse(objects: Objects, asked: dict[str, str]) -> None:
