@@ -74,11 +74,12 @@ class Queue(Protocol):
         """Gives it back; it can be received again after so long."""
         ...
 
-    def send(self, body: str, *, once: str | None = None) -> None:
+    def send(self, body: str, *, once: str | None = None, delay_s: float = 0.0) -> None:
         """Adds a message.
 
         Args:
             once: messages with the same word are delivered once, as far as the queue can (SQS: FIFO queues, 5 min).
+            delay_s: it can be received after so long, as far as the queue can (SQS: not FIFO queues, 15 min at most).
         """
         ...
 
@@ -189,6 +190,14 @@ class Store(Protocol):
 
     def failures(self, segment: SegmentId) -> int:
         """Failed attempts since the job was last reopened."""
+        ...
+
+    def refuse(self, segment: SegmentId, attempt: str) -> int:
+        """As `fail`, of an attempt that the backend did not even begin. Counted apart."""
+        ...
+
+    def refusals(self, segment: SegmentId) -> int:
+        """Such attempts since the job was last reopened."""
         ...
 
     # the trigger of a job's reassembly

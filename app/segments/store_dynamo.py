@@ -135,7 +135,15 @@ class DynamoStore:
         return self._jobs.add_word({"job_id": segment.job_id}, f"failures_{segment.index:05d}", attempt)
 
     def failures(self, segment: SegmentId) -> int:
-        name = f"failures_{segment.index:05d}"
+        return self._words(segment, f"failures_{segment.index:05d}")
+
+    def refuse(self, segment: SegmentId, attempt: str) -> int:
+        return self._jobs.add_word({"job_id": segment.job_id}, f"failures_refused_{segment.index:05d}", attempt)
+
+    def refusals(self, segment: SegmentId) -> int:
+        return self._words(segment, f"failures_refused_{segment.index:05d}")
+
+    def _words(self, segment: SegmentId, name: str) -> int:
         item = self._jobs.get({"job_id": segment.job_id}, name)
         return len(item.get(name, ())) if item else 0
 

@@ -16,6 +16,8 @@ _INVOCATION = (
     "FROM invocations"
 )
 
+_REFUSED = "refused:"
+
 
 class LocalStore:
     """See `Store`."""
@@ -83,8 +85,19 @@ class LocalStore:
         return self.failures(segment)
 
     def failures(self, segment: SegmentId) -> int:
-        query = "SELECT COUNT(*) FROM failures WHERE job_id = ? AND idx = ?"
-        return cast(int, self._database.rows(query, segment.job_id, segment.index)[0][0])
+        return self._count(segment, "NOT LIKE")
+
+    def refuse(self, segment: SegmentId, attempt: str) -> int:
+        row = (segment.job_id, segment.index, _REFUSED + attempt, "")
+        self._write("INSERT OR IGNORE INTO failures VALUES (?, ?, ?, ?)", *row)
+        return self.refusals(segment)
+
+    def refusals(self, segment: SegmentId) -> int:
+        return self._count(segment, "LIKE")
+
+    def _count(self, segment: SegmentId, like: str) -> int:
+        query = f"SELECT COUNT(*) FROM failures WHERE job_id = ? AND idx = ? AND attempt {like} ?"
+        return cast(int, self._database.rows(query, segment.job_id, segment.index, f"{_REFUSED}%")[0][0])
 
     # --- triggers ---
 

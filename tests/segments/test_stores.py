@@ -157,6 +157,16 @@ def test_a_failure_counts_once(store: Store) -> None:
     assert store.failures(SEGMENT.id) == 3
 
 
+def test_refusals_are_counted_apart_and_forgotten_with_the_failures(store: Store) -> None:
+    store.put_job(JOB)
+    assert [store.refuse(SEGMENT, word) for word in ("a", "b", "a")] == [1, 2, 2]
+    assert store.fail(SEGMENT, "a", "why") == 1
+    assert (store.failures(SEGMENT), store.refusals(SEGMENT), store.refusals(SegmentId("clip", 4))) == (1, 2, 0)
+    store.mark("clip", "failed")
+    store.reopen("clip")
+    assert (store.failures(SEGMENT), store.refusals(SEGMENT)) == (0, 0)
+
+
 def test_completions_in_any_order_and_twice(store: Store) -> None:
     made = {index: Completion(SegmentId("clip", index), f"s3://out/{index}", 7.25 + index) for index in range(12)}
     order = [11, 0, 10, 9, 1, 2, 8, 3, 4, 7, 5, 6]

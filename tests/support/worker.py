@@ -185,7 +185,7 @@ class Runtime:
     bucket: str
     script: list[str] = field(default_factory=list)
     """What becomes of the next calls: `early` (answered before the call returns), `late` (by `answer_all`), `fail`,
-    `busy`; `early` when there is no more."""
+    `refuse` (the container has no room), `refuse quoted`, `busy`; `early` when there is no more."""
     keeps_names: bool = True
     """Whether the answer's file has the name that was asked for."""
     calls: list[dict[str, str]] = field(default_factory=list)
@@ -216,6 +216,8 @@ class Runtime:
             self.answer(name, body)
         elif what == "fail":
             self.fail(name)
+        elif what in ("refuse", "refuse quoted"):
+            self.refuse(name, quoted=what != "refuse")
         else:
             with self.lock:
                 self.waiting.append((name, body))
@@ -241,3 +243,8 @@ class Runtime:
 
     def fail(self, name: str) -> None:
         self.objects.write(uri(self.bucket, f"async-failures/{name}"), b'{"error": {"message": "CUDA out of memory"}}')
+
+    def refuse(self, name: str, *, quoted: bool) -> None:
+        said = '{"error":{"code":"busy","message":"1 films are being analysed","field":null}}'
+        words = f"Received server error (503) from primary with message {json.dumps(said) if quoted else said}. See …"
+        self.objects.write(uri(self.bucket, f"async-failures/{name}"), words.encode())
