@@ -10,7 +10,7 @@ from typing import Any
 import av
 import av.error
 
-from app.segments.footage import FilmError, Footage, Position, explained, opened, refused
+from app.segments.footage import FilmError, Footage, Position, explained, opened, refused, upright
 from app.segments.sound import Sound, SoundTrack
 
 MP4 = {"movie_timescale": "90000", "use_stream_ids_as_track_ids": "1"}
@@ -40,7 +40,7 @@ def cut(source: Path, folder: Path, seconds: float) -> Iterator[Path]:
 
 def _parts(film: Footage, sound: Sound, folder: Path, seconds: float) -> Iterator[Path]:
     wanted = Fraction(str(seconds))  # 0.4 is a little more than 2/5, and a key frame there would be passed over
-    base = Fraction(film.video.time_base)
+    base, size = Fraction(film.video.time_base), _size(film.path)
     part: _Part | None = None
     index = frames = 0
     for group in _groups(film):
@@ -50,13 +50,19 @@ def _parts(film: Footage, sound: Sound, folder: Path, seconds: float) -> Iterato
                 yield part.close(start)
                 index += 1
             begin = film.origin if part is None else start
-            position = Position(begin - film.origin, frames, film.rate)
+            position = Position(begin - film.origin, frames, film.rate, size)
             part = _Part(folder / f"{index:05d}.mp4", film, sound, begin, position)
         part.write(group)
         frames += sum(not packet.is_discard for packet in group)
     if part is None:
         raise FilmError(f"{film.path.name}: not one frame in its video")
     yield part.close(None)
+
+
+def _size(path: Path) -> tuple[int, int] | None:
+    with opened(path) as film:
+        first = next(film.container.decode(film.video), None)
+    return None if first is None else upright(first)
 
 
 def _groups(film: Footage) -> Iterator[list[Any]]:

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from prometheus_client import REGISTRY
@@ -171,6 +172,36 @@ def test_parts_analysed_one_by_one_make_the_whole_film(tmp_path: Path) -> None:
     (starts, tone), (begins, copied) = heard(film), heard(tmp_path / "final.mp4")
     assert begins == starts
     assert np.array_equal(tone, copied)
+
+
+def later(source: Path, target: Path, seconds: int) -> Path:
+    """The pictures of a film, all later by so much, in a transport stream: those may be put one after the other."""
+    with av.open(str(source)) as film, av.open(str(target), "w", format="mpegts") as out:
+        stream = out.add_stream_from_template(film.streams.video[0])
+        for packet in film.demux(video=0):
+            if packet.dts is not None and packet.pts is not None:
+                moved = round(seconds / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts + moved, packet.dts + moved, stream
+                out.mux(packet)
+    return target
+
+
+@pytest.mark.parametrize("seconds", [0.5, 10.0])
+def test_a_film_that_changes_its_size_is_put_together_in_its_first(tmp_path: Path, seconds: float) -> None:
+    large = movie(tmp_path / "large.ts", seconds=1, sound_s=None)
+    small = movie(tmp_path / "small.ts", seconds=1, sound_s=None, width=160, height=120)
+    film = tmp_path / "in.ts"
+    film.write_bytes(large.read_bytes() + later(small, tmp_path / "later.ts", 1).read_bytes())
+    parts, lines = [], []
+    for index, part in enumerate(cut(film, tmp_path / "parts", seconds)):
+        _, out, found = analyzed(part, tmp_path, name=f"seen{index}")
+        parts.append(out)
+        lines += found
+    concat(parts, tmp_path / "final.mp4")
+    pictures = [picture for _, picture in shown(tmp_path / "final.mp4")]
+    assert {picture.shape for picture in pictures} == {(240, 320, 3)}
+    assert len(pictures) == len(lines) == 50
+    assert [line["image"]["width"] for line in (lines[0], lines[-1])] == [320, 160]
 
 
 def test_results_only_writes_no_film(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def test_each_part_is_a_film_of_its_own_and_says_where_it_stands(tmp_path: Path)
     parts = list(cut(film, tmp_path / "parts", 2.0))
     assert [probe(part).frames for part in parts] == [50, 50, 25]
     assert [position(part) for part in parts] == [
-        Position(Fraction(start), 25 * start, Fraction(25), known=True) for start in (0, 2, 4)
+        Position(Fraction(start), 25 * start, Fraction(25), (320, 240), known=True) for start in (0, 2, 4)
     ]
     expected = iter(shown(film))
     for part, start in zip(parts, (0, 2, 4), strict=True):
@@ -162,9 +163,13 @@ def test_parts_that_are_coded_otherwise_are_refused_and_leave_nothing(tmp_path: 
 def test_metadata_that_makes_no_sense_is_the_beginning() -> None:
     for start, first in (("1/0", "3"), ("-1", "0"), ("x", "0"), ("1", "-2"), ("1", "1.5")):
         assert Position.read({"sightline_start": start, "sightline_first_frame": first}) == Position()
-    assert Position.read(Position(Fraction(3, 7), 9, Fraction(30000, 1001)).tags()) == Position(
-        Fraction(3, 7), 9, Fraction(30000, 1001), known=True
-    )
+    for size in ((1920, 1080), None):
+        said = Position(Fraction(3, 7), 9, Fraction(30000, 1001), size)
+        assert Position.read(said.tags()) == replace(said, known=True)
+    for words in ("0x4", "-3x-3", "90000x90000"):
+        assert Position.read({**Position().tags(), "sightline_size": words}) == Position(known=True), words
+    for words in ("x", "3", "3x4x5", "ax4"):
+        assert Position.read({**Position().tags(), "sightline_size": words}) == Position(), words
 
 
 def test_what_is_no_film_is_refused_in_words(tmp_path: Path, jpeg: bytes) -> None:
