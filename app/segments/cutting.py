@@ -10,7 +10,7 @@ from typing import Any
 import av
 import av.error
 
-from app.segments.footage import FilmError, Footage, Position, explained, opened, refused, upright
+from app.segments.footage import FilmError, Footage, Position, backwards, explained, opened, refused, upright
 from app.segments.sound import Sound, SoundTrack
 
 MP4 = {"movie_timescale": "90000", "use_stream_ids_as_track_ids": "1"}
@@ -68,11 +68,16 @@ def _size(path: Path) -> tuple[int, int] | None:
 def _groups(film: Footage) -> Iterator[list[Any]]:
     """Packets from a key frame up to the next, in the order of decoding."""
     group: list[Any] = []
+    last: int | None = None
     for packet in film.container.demux(film.video):
         if packet.dts is None and packet.pts is None:
             continue  # the last, empty one
         if packet.pts is None:
             raise FilmError(f"{film.path.name}: its frames have no times; remux it: ffmpeg -i FILM -c copy new.mp4")
+        if packet.dts is not None:
+            if last is not None and packet.dts <= last:
+                raise backwards(film.path.name, last * Fraction(film.video.time_base) - film.origin)
+            last = packet.dts
         if group and (packet.is_keyframe or len(group) >= _LONGEST):
             yield _timed(group)
             group = []

@@ -53,7 +53,7 @@ class Position:
     rate: Fraction | None = None
     """Frames a second of the whole film: parts are coded alike only if they agree on it."""
     size: tuple[int, int] | None = None
-    """Width and height of the film's first frame, upright: all its parts are coded so, also where it changes its size."""
+    """Width and height of the film's first frame, upright: its parts are coded so, also where it changes its size."""
     known: bool = False
     """Whether the file said so."""
 
@@ -144,6 +144,13 @@ def explained(path: Path) -> Iterator[None]:
 def refused(film: str, error: Exception) -> FilmError:
     """MP4 has no room for one of a film's streams."""
     return FilmError(f"{film}: MP4 does not take its streams ({error}); convert it: ffmpeg -i FILM new.mp4")
+
+
+def backwards(film: str, at_s: Fraction) -> FilmError:
+    """A film's times go back, as where two recordings were put one after the other."""
+    minutes, seconds = divmod(max(0, int(at_s)), 60)
+    remedy = "remux it: ffmpeg -fflags +genpts -i FILM -c copy new.mp4"
+    return FilmError(f"{film}: its times go back at {minutes}:{seconds:02d}; {remedy}")
 
 
 def probe(path: Path) -> FilmInfo:

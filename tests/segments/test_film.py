@@ -125,6 +125,32 @@ def test_a_rotation_stays(tmp_path: Path) -> None:
             assert next(opened.decode(video=0)).rotation == 90
 
 
+@pytest.mark.parametrize("sound_s", [None, -1.0])
+def test_times_that_go_back_are_refused_with_a_remedy(tmp_path: Path, sound_s: float | None) -> None:
+    one = movie(tmp_path / "one.ts", seconds=2, sound_s=sound_s)
+    film = tmp_path / "twice.ts"
+    film.write_bytes(2 * one.read_bytes())
+    with pytest.raises(
+        FilmError, match=r"twice\.ts: its times go back at 0:0[12]; remux it: ffmpeg .* -i FILM -c copy"
+    ):
+        list(cut(film, tmp_path / "parts", 0.5))
+
+
+def test_sound_whose_times_go_back_is_refused_too(tmp_path: Path) -> None:
+    one, more, film = movie(tmp_path / "one.ts", seconds=2), tmp_path / "more.ts", tmp_path / "twice.ts"
+    with av.open(str(one)) as source, av.open(str(more), "w", format="mpegts") as out:
+        streams = {stream.index: out.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.dts is None or packet.pts is None:
+                continue
+            later = 2 * 90_000 if packet.stream.type == "video" else 0
+            packet.pts, packet.dts, packet.stream = packet.pts + later, packet.dts + later, streams[packet.stream_index]
+            out.mux(packet)
+    film.write_bytes(one.read_bytes() + more.read_bytes())
+    with pytest.raises(FilmError, match=r"twice\.ts: its times go back at 0:0[012]; remux it"):
+        list(cut(film, tmp_path / "parts", 0.5))
+
+
 def test_open_groups_of_pictures_are_not_torn(tmp_path: Path) -> None:
     options = {"x264-params": "open-gop=1:keyint=25:min-keyint=25:bframes=3:b-adapt=0:scenecut=0"}
     film = movie(tmp_path / "a.mp4", seconds=4, preset="veryfast", bf="3", **options)
