@@ -59,7 +59,7 @@ def _on_aws(settings: Settings, wish: Wish, board: Board, stopping: threading.Ev
 
     depot = on_aws(settings.segments, settings.aws)
     try:
-        job = upload(depot, wish, record(depot, wish), board, stopping)
+        job = upload(depot, wish, record(depot, wish, board, stopping), board, stopping)
         if wait:
             job = follow(depot, job.job_id, board, stopping, every_s=_LOOK_S)
     except (BotoCoreError, ClientError) as error:
@@ -73,7 +73,7 @@ def _locally(
     with ExitStack() as stack:
         local = LocalFolder(folder, settings.segments)
         stack.callback(local.close)
-        job = record(local.depot, wish)
+        job = record(local.depot, wish, board, stopping)
         if wait and job.status != "done":
             crew = Crew(local, settings, board.watch, ended=stopping)
             if crew.loads:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,19 @@ _LONGEST = 600
 """Packets held at once: films with a single key frame exist."""
 
 
-def cut(source: Path, folder: Path, seconds: float) -> Iterator[Path]:
+def _go_on() -> None:
+    """Nobody stops it."""
+
+
+def cut(source: Path, folder: Path, seconds: float, check: Callable[[], None] = _go_on) -> Iterator[Path]:
     """Cuts a film into MP4s of at least so many seconds, each from a key frame up to another; streams are copied.
 
     Yields `folder/00000.mp4`, …, each once it is whole. Its metadata say where it stands in the film (`Position`), so
     that `concat` puts every frame and every sound back where it was. A key frame that later frames reach back over (an
     open group of pictures) is no place to cut.
+
+    Args:
+        check: called again and again, also within a part, which may be the whole film; what it raises ends the cutting.
 
     Raises:
         FilmError: there is no film in it, or one whose streams MP4 does not take.
@@ -33,17 +40,18 @@ def cut(source: Path, folder: Path, seconds: float) -> Iterator[Path]:
     with opened(source) as film:
         sound = Sound(source)
         try:
-            yield from _parts(film, sound, folder, seconds)
+            yield from _parts(film, sound, folder, seconds, check)
         finally:
             sound.close()
 
 
-def _parts(film: Footage, sound: Sound, folder: Path, seconds: float) -> Iterator[Path]:
+def _parts(film: Footage, sound: Sound, folder: Path, seconds: float, check: Callable[[], None]) -> Iterator[Path]:
     wanted = Fraction(str(seconds))  # 0.4 is a little more than 2/5, and a key frame there would be passed over
     base, size = Fraction(film.video.time_base), _size(film.path)
     part: _Part | None = None
     index = frames = 0
     for group in _groups(film):
+        check()
         start = group[0].pts * base
         if part is None or (_closed(group) and start > part.latest and start - part.start >= wanted):
             if part is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,48 @@ def test_workers_hear_of_a_segment_as_soon_as_it_is_cut(watched: Watched, wish: 
     with pytest.raises(Interrupted, match="2 segments are uploaded"):
         go(watched, wish, StopsAfter(2, stopping, lambda: heard.extend(watched.heard())), stopping)
     assert [one.index for one in heard] == [0, 1]
+
+
+class Says(Board):
+    """Notes what it is told, and sets the event after so many times."""
+
+    def __init__(self, stopping: threading.Event, after: int) -> None:
+        super().__init__()
+        self.said: list[str] = []
+        self._stopping, self._after = stopping, after
+
+    def say(self, words: str) -> None:
+        self.said.append(words)
+        if len(self.said) == self._after:
+            self._stopping.set()
+
+
+def test_the_reading_of_a_film_is_said_and_can_be_interrupted(watched: Watched, wish: Wish) -> None:
+    stopping = threading.Event()
+    board = Says(stopping, 1)
+    with pytest.raises(Interrupted, match="nothing is uploaded yet"):
+        record(watched.depot, wish, board, stopping)
+    assert board.said == ["Grüße, 1.mp4 is being read"]
+    board = Says(threading.Event(), 0)
+    assert record(watched.depot, wish, board, threading.Event()).status == "chunking"
+    assert board.said == ["Grüße, 1.mp4 is being read", ""]
+
+
+def test_the_cutting_of_a_long_segment_is_said_and_can_be_interrupted(
+    watched: Watched, wish: Wish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.segments.submit._LONG_S", -1.0)
+    whole, stopping = replace(wish, seconds=60), threading.Event()
+    job = record(watched.depot, whole)
+    board = Says(stopping, 1)
+    with pytest.raises(Interrupted, match="0 segments are uploaded"):
+        upload(watched.depot, whole, job, board, stopping)
+    assert board.said == ["segment 0 is being cut"]
+    assert watched.heard() == []
+    board = Says(threading.Event(), 0)
+    upload(watched.depot, whole, job, board, threading.Event())
+    assert board.said == ["segment 0 is being cut", ""]
+    assert watched.heard() == of(job, 0)
 
 
 @both
