@@ -73,11 +73,14 @@ class InferenceClient(Protocol):
         """Input memory for one request; `dtype` is Triton's name. Never waits."""
         ...
 
-    async def infer(self, model: ModelSpec, buffer: Buffer, *, stream: str) -> Reply:
+    async def infer(self, model: ModelSpec, buffer: Buffer, *, stream: str, deadline_s: float | None = None) -> Reply:
         """Runs `model` on the buffer as its only input.
 
         Waits at the gate (fair between streams), then for the answer. When the awaiting task is
         cancelled the request itself runs on to its own deadline and its answer is dropped.
+
+        Args:
+            deadline_s: that it has from when it is sent; None: TRITON_DEADLINE_S.
 
         Raises:
             InferenceTimeout: the deadline passed.

@@ -57,7 +57,7 @@ class FakeClient:
             pool.add(_Private(pool.slot_bytes))
         return pool.take(shape[0])
 
-    async def infer(self, model: ModelSpec, buffer: Buffer, *, stream: str) -> Reply:
+    async def infer(self, model: ModelSpec, buffer: Buffer, *, stream: str, deadline_s: float | None = None) -> Reply:
         """See `InferenceClient.infer`."""
         await self._gate.acquire(stream)
         try:

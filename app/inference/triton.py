@@ -13,7 +13,7 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from app import metrics
-from app.errors import ConfigurationError, InferenceError, InferenceUnavailable
+from app.errors import ConfigurationError, InferenceError, InferenceTimeout, InferenceUnavailable
 from app.inference.client import ModelSpec, Reply
 from app.inference.failures import failure, undescribed
 from app.inference.gate import Gate
@@ -144,7 +144,7 @@ class TritonClient:
 
     # --- requests ---
 
-    async def infer(self, model: ModelSpec, buffer: Buffer, *, stream: str) -> Reply:
+    async def infer(self, model: ModelSpec, buffer: Buffer, *, stream: str, deadline_s: float | None = None) -> Reply:
         """See `InferenceClient.infer`."""
         if not self._up:
             raise InferenceUnavailable(f"Triton at {self.url} does not answer")
@@ -154,7 +154,7 @@ class TritonClient:
         buffer.hold()
         # A task of its own, shielded: grpc.aio leaks when the awaiter of a call is cancelled
         # (https://github.com/grpc/grpc/issues/43360), and Triton may write into the slot until the call ends.
-        call = asyncio.create_task(self._call(model, buffer, gate_s))
+        call = asyncio.create_task(self._call(model, buffer, gate_s, deadline_s))
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
         try:
@@ -163,16 +163,16 @@ class TritonClient:
             call.add_done_callback(_forget)
             raise
 
-    async def _call(self, model: ModelSpec, buffer: Buffer, gate_s: float) -> Reply:
+    async def _call(self, model: ModelSpec, buffer: Buffer, gate_s: float, deadline_s: float | None) -> Reply:
         metrics.IN_FLIGHT.inc()
         sent = time.perf_counter()
         try:
             request, placed = self._request(model, buffer)
-            answer = await self._infer(request, timeout=self._settings.triton_deadline_s)
+            answer = await self._infer(request, timeout=deadline_s or self._settings.triton_deadline_s)
             infer_s = time.perf_counter() - sent
             return Reply(outputs(answer, buffer, placed), gate_s, infer_s)
         except grpc.aio.AioRpcError as error:
-            raise self._failure(model.name, error) from None
+            raise self._failure(model.name, error, deadline_s) from None
         finally:
             metrics.IN_FLIGHT.dec()
             buffer.release()
@@ -192,12 +192,15 @@ class TritonClient:
         buffer.cursor = end
         return request, placed
 
-    def _failure(self, model: str, error: grpc.aio.AioRpcError) -> InferenceError:
+    def _failure(self, model: str, error: grpc.aio.AioRpcError, deadline_s: float | None = None) -> InferenceError:
         away = error.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
         if not away and "shared memory region" in (error.details() or ""):
             self._lost_memory = away = True  # restarted between two probes: what was registered is forgotten
         if away:
             self._suspect.set()
+        if deadline_s is not None and error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+            metrics.INFERENCE_ERRORS.labels("timeout").inc()
+            return InferenceTimeout(f"{model}: no answer within {deadline_s:g} seconds")
         return failure(model, error, url=self.url, deadline_s=self._settings.triton_deadline_s)
 
     # --- whether it is there ---

@@ -67,3 +67,6 @@ class Job:
     settings: StreamSettings
     faces: bool = False
     """Whether to embed faces. Its door's choice, no client's: there is no word for it in the live protocol."""
+    deadline_s: float | None = None
+    """Of a door that can wait: seconds a request has. One that takes longer is repeated once, and then counts as
+    unavailable. None: TRITON_DEADLINE_S, and a stage that says `error`."""

@@ -17,7 +17,7 @@ from functools import partial
 from itertools import chain
 
 from app.errors import FrameError, InferenceError, InferenceTimeout, InferenceUnavailable, ModelRejected
-from app.inference.client import InferenceClient
+from app.inference.client import InferenceClient, ModelSpec, Reply
 from app.pipeline.answer import Record, finish, recorder, write_all
 from app.pipeline.batch import Batch, Input, Look, Request
 from app.pipeline.faces import FaceStage
@@ -218,7 +218,7 @@ class Pipeline:
         readers = [reader for reader in (request.detect, request.pose) if reader is not None]
         spec = readers[0].spec
         try:
-            reply = await self.client.infer(spec, request.input.buffer, stream=batch.looks[0].job.frame.stream)
+            reply = await self._reply(spec, request, batch.looks[0].job)
         except InferenceError as error:
             reason = "inference_unavailable" if isinstance(error, InferenceUnavailable) else str(error)
             self._refused(len(batch.looks), error)
@@ -245,6 +245,19 @@ class Pipeline:
             for name, seconds in (("gate", reply.gate_s), ("infer", reply.infer_s)):
                 look.timings[name] = max(look.timings.get(name, 0.0), seconds)
             look.timings["parse"] = look.timings.get("parse", 0.0) + parse_s
+
+    async def _reply(self, spec: ModelSpec, request: Request, first: Job) -> Reply:
+        buffer, stream, deadline_s = request.input.buffer, first.frame.stream, first.deadline_s
+        if deadline_s is None:
+            return await self.client.infer(spec, buffer, stream=stream)
+        try:
+            return await self.client.infer(spec, buffer, stream=stream, deadline_s=deadline_s)
+        except InferenceTimeout as error:
+            log.warning("%s; asked once more", error)
+        try:
+            return await self.client.infer(spec, buffer, stream=stream, deadline_s=deadline_s)
+        except InferenceTimeout as error:
+            raise InferenceUnavailable(str(error)) from None
 
     def _refused(self, frames: int, error: InferenceError) -> None:
         """A server that is away or late says nothing about a batch's size."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.errors import InferenceError
+from app.errors import InferenceError, InferenceUnavailable, ModelRejected
 from app.pipeline.multimodal import Pipeline
 from app.protocol.stream import StreamSettings
 from app.segments.footage import opened
@@ -50,6 +51,18 @@ def stream_settings(pipeline: PipelineSettings, mode: Mode) -> StreamSettings:
     return StreamSettings(mode="lossless", confidence=confidence, iou=pipeline.iou)
 
 
+async def described(pipeline: Pipeline) -> None:
+    """Has the models described, where they are not yet.
+
+    Raises:
+        InferenceUnavailable: the inference server is away.
+    """
+    with contextlib.suppress(ModelRejected):  # `Vision` says so
+        await pipeline.load()
+    if not pipeline.client.up:
+        raise InferenceUnavailable("the inference server is away")
+
+
 async def analyze_film(
     source: Path,
     target: Path | None,
@@ -72,9 +85,12 @@ async def analyze_film(
 
     Raises:
         FilmError: there is no film, or it breaks off.
-        InferenceUnavailable: the inference server is away: better tried again later than written without results.
-        InferenceError: not one frame could be analysed.
+        InferenceUnavailable: the inference server is away, or serves no model: better tried again later than written
+            without results.
+        InferenceError: not one frame could be analysed, or the mode wants a model that is not served: nobody is to
+            take a film for one whose faces are hidden when nothing looked for them.
     """
+    await described(pipeline)
     if mode == "results_only":
         target = None
     started = time.perf_counter()
@@ -86,7 +102,7 @@ async def analyze_film(
         reel = Reel(film, max_pixels=max_pixels)
         output = Output(lines, picture, film, mode)
         stack.callback(output.close)
-        await Passage(pipeline, settings, reel, output, on_frames).all()
+        await Passage(pipeline, settings, mode, reel, output, on_frames).all()
         if output.frames == output.failed:
             raise InferenceError(f"not one of {output.frames} frames could be analysed; the last: {output.last_error}")
         await asyncio.to_thread(output.complete)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 
 from app.metrics import SEGMENT_SECONDS, SEGMENTS
@@ -10,10 +11,17 @@ from app.segments import events
 from app.segments.attempts import Attempts
 from app.segments.completion import Completions
 from app.segments.keys import input_key
+from app.segments.pace import Pace
 from app.segments.ports import Invocation, Queue, Store
 from app.segments.slots import Slots
 
 log = logging.getLogger(__name__)
+
+MOST_REFUSALS = 40
+"""Times that a container may say so of one segment before it counts as a failure: about twenty minutes."""
+_MOST_DELAY_S = 300.0
+_NOT_NOW = re.compile(r'\\*"code\\*"\s*:\s*\\*"(busy|inference_unavailable|no_room)\\*"')
+"""Our own container's words, as SageMaker repeats them: perhaps within a string."""
 
 
 class Answers:
@@ -32,6 +40,7 @@ class Answers:
         *,
         input_bucket: str,
         backend: str,
+        pace: Pace,
     ) -> None:
         self._store = store
         self._segments = segments
@@ -40,6 +49,7 @@ class Answers:
         self._attempts = attempts
         self._input_bucket = input_bucket
         self._backend = backend
+        self._pace = pace
 
     def succeeded(self, invocation: Invocation) -> bool:
         """Its segment is complete, also when the answer comes after it was given up. True the first time."""
@@ -88,7 +98,23 @@ class Answers:
 
     def _repeat(self, invocation: Invocation, reason: str) -> None:
         segment = invocation.segment
-        if self._store.completion(segment) is None and self._attempts.failed(segment, invocation.id, reason):
-            # Its message was deleted when it was invoked; this one says what S3 said.
-            self._segments.send(events.body_of(events.Created(self._input_bucket, input_key(segment))))
+        if self._store.completion(segment) is None:
+            delay_s = self._delay_s(invocation, reason)
+            if delay_s is not None:
+                # Its message was deleted when it was invoked; this one says what S3 said.
+                body = events.body_of(events.Created(self._input_bucket, input_key(segment)))
+                self._segments.send(body, delay_s=delay_s)
         self._store.settle(invocation.id)
+
+    def _delay_s(self, invocation: Invocation, reason: str) -> float | None:
+        """After how long it is to be tried again; None: not at all.
+
+        A container that says of itself that it has no room, or no models, has not tried.
+        """
+        segment = invocation.segment
+        if _NOT_NOW.search(reason) and (refused := self._store.refuse(segment, invocation.id)) <= MOST_REFUSALS:
+            log.warning("segment %s: the container did not begin with it: %s", segment, reason)
+            return min(self._pace.away_s, self._pace.again_s * 2.0 ** (refused - 1))
+        if self._attempts.failed(segment, invocation.id, reason):
+            return min(_MOST_DELAY_S, self._pace.again_s * 2.0 ** (self._store.failures(segment) - 1))
+        return None

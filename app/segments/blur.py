@@ -1,104 +1,91 @@
-"""Faces made unrecognisable, and kept so when they are not found for a moment."""
+"""Faces made unrecognisable, also in the moments before and after they are found."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import deque
 
 import cv2
 
-from app.protocol.result import FrameResult, Keypoint, Pose
+from app.protocol.result import FrameResult
+from app.segments.faces import Face, faces, followed
 from app.segments.sheet import Plane, Sheet
 
 HOLD_S = 0.5
-"""How long a face stays blurred after it was last seen, seconds of the film."""
+"""How long a face is blurred before it was first seen and after it was last seen, seconds of the film."""
+MOST_PIXELS = 64_000_000
+"""Of the pictures that wait for faces yet to be found: half a second of 1920x1080 at 60 frames a second, less of larger
+ones. 1.5 bytes each."""
 CELLS = 6
 """A face is brought down to so many cells across before it is blurred: what is gone is gone."""
-_SURE = 0.2
-"""Less than for drawing: a blur too many does no harm."""
-_GROWN = 1.3
-"""Of a box that a detector has drawn tightly around a face."""
-_NOSE, _LEFT_EYE, _RIGHT_EYE, _LEFT_EAR, _RIGHT_EAR, _LEFT_SHOULDER, _RIGHT_SHOULDER = range(7)
-_REACH = {
-    (_LEFT_EAR, _RIGHT_EAR): 0.9,
-    (_LEFT_EYE, _RIGHT_EYE): 2.1,
-    (_NOSE, _LEFT_EAR): 1.2,
-    (_NOSE, _RIGHT_EAR): 1.2,
-    (_LEFT_EYE, _LEFT_EAR): 1.7,
-    (_RIGHT_EYE, _RIGHT_EAR): 1.7,
-    (_NOSE, _LEFT_EYE): 2.8,
-    (_NOSE, _RIGHT_EYE): 2.8,
-    (_LEFT_SHOULDER, _RIGHT_SHOULDER): 0.33,
-}
-"""How far a head reaches from its middle, by the distance between two points of it. A head that is turned or bowed
-brings some of these closer together and leaves others: the largest counts."""
-
-
-@dataclass(frozen=True, slots=True)
-class Face:
-    """Where one is: its middle and how far it reaches, pixels of the frame."""
-
-    x: float
-    y: float
-    reach: float
-
-    def holds(self, other: Face) -> bool:
-        return abs(self.x - other.x) < self.reach and abs(self.y - other.y) < self.reach
 
 
 class Faces:
-    """The faces of one film, in the order of its frames."""
+    """The faces of one film, in the order of its frames.
 
-    def __init__(self) -> None:
+    A face that is found all at once was there before: pictures are kept for HOLD_S, so that it can be blurred in them.
+
+    Args:
+        most_pixels: of the pictures that are kept.
+    """
+
+    def __init__(self, most_pixels: int = MOST_PIXELS) -> None:
+        self._most_pixels = most_pixels
         self._held: list[tuple[Face, float]] = []
+        """Each face where it was last seen, and when."""
+        self._kept: deque[tuple[float, Sheet]] = deque()
+        self._pixels = 0
 
-    def hide(self, sheet: Sheet, found: FrameResult | None, at_s: float) -> None:
-        """Blurs every face that was found, and those seen a moment ago that were not; everything where `found` is None.
+    def hide(self, sheet: Sheet, found: FrameResult | None, at_s: float) -> list[Sheet]:
+        """Blurs every face that was found, and those found a moment ago, or in a moment; everything where `found` is
+        None: nobody knows where the faces are in a frame that was not analysed.
 
-        Nobody knows where the faces are in a frame that was not analysed.
+        Returns:
+            The sheets, this one or earlier ones, that nothing more is to be blurred on; each once, in their order.
         """
+        self._keep(sheet, at_s)
         if found is None:
             blur(sheet, 0, 0, sheet.width, sheet.height)
-            return
-        seen = [*faces(found)]
-        held = [
-            (face, until)
-            for face, until in self._held
-            if at_s < until and not any(one.holds(face) for one in seen)  # else it is there, and has moved
-        ]
-        self._held = [*held, *((face, at_s + HOLD_S) for face in seen)]
-        for face, until in self._held:
-            reach = face.reach * (1 + 0.5 * (1 - (until - at_s) / HOLD_S))  # it may have moved meanwhile
-            blur(sheet, face.x - reach, face.y - 1.15 * reach, face.x + reach, face.y + 1.15 * reach)
+        else:
+            self._follow(faces(found), at_s)
+            for face, last in self._held:
+                _hide(sheet, face, at_s - last)
+        return self._done(at_s)
+
+    def rest(self) -> list[Sheet]:
+        """The sheets that are still kept: there are no more frames."""
+        left = [sheet for _, sheet in self._kept]
+        self._kept.clear()
+        return left
+
+    def _follow(self, seen: list[Face], at_s: float) -> None:
+        """Those that were seen before have moved; the others were there before, too."""
+        held = [(face, last) for face, last in self._held if at_s - last < HOLD_S]
+        same = followed([face for face, _ in held], seen)
+        for face, before in zip(seen, same, strict=True):
+            since = at_s - HOLD_S if before is None else held[before][1]
+            for at, sheet in self._kept:
+                if since < at < at_s:
+                    _hide(sheet, face, at_s - at)
+        moved = set(same)
+        missed = [one for index, one in enumerate(held) if index not in moved]
+        self._held = [*missed, *((face, at_s) for face in seen)]
+
+    def _keep(self, sheet: Sheet, at_s: float) -> None:
+        self._kept.append((at_s, sheet))
+        self._pixels += sheet.width * sheet.height
+
+    def _done(self, at_s: float) -> list[Sheet]:
+        done = []
+        while self._kept and (self._kept[0][0] <= at_s - HOLD_S or self._pixels > self._most_pixels):
+            _, sheet = self._kept.popleft()
+            self._pixels -= sheet.width * sheet.height
+            done.append(sheet)
+        return done
 
 
-def faces(found: FrameResult) -> Iterator[Face]:
-    """Faces that a detector found, and heads by the poses' eyes, nose and ears."""
-    for one in found.objects:
-        if one.class_name == "face":
-            box = one.box
-            reach = _GROWN * max(box.x2 - box.x1, box.y2 - box.y1) / 2
-            yield Face((box.x1 + box.x2) / 2, (box.y1 + box.y2) / 2, reach)
-    for pose in found.poses:
-        if (face := _head(pose)) is not None:
-            yield face
-
-
-def _head(pose: Pose) -> Face | None:
-    sure = {index: point for index, point in enumerate(pose.keypoints[:7]) if point.confidence > _SURE}
-    head = [point for index, point in sure.items() if index <= _RIGHT_EAR]
-    if not head:
-        return None
-    reach = max((r * _apart(sure[a], sure[b]) for (a, b), r in _REACH.items() if a in sure and b in sure), default=0.0)
-    box = pose.box
-    side = max(box.x2 - box.x1, box.y2 - box.y1)
-    reach = min(max(reach, 0.06 * side, 4.0), 0.75 * side)
-    middle = sum(point.x for point in head) / len(head), sum(point.y for point in head) / len(head)
-    return Face(*middle, reach)
-
-
-def _apart(a: Keypoint, b: Keypoint) -> float:
-    return float(((a.x - b.x) ** 2 + (a.y - b.y) ** 2) ** 0.5)
+def _hide(sheet: Sheet, face: Face, apart_s: float) -> None:
+    """Blurs a face that was seen so many seconds before or after: it may have moved meanwhile."""
+    blur(sheet, *face.box(1 + 0.5 * apart_s / HOLD_S))
 
 
 def blur(sheet: Sheet, x1: float, y1: float, x2: float, y2: float) -> None:

@@ -43,35 +43,37 @@ def submit(folder: Path | None, wish: Wish, *, wait: bool) -> None:
     try:
         with told_by_signal(stopping), Board() as board:
             if folder is None:
-                address = _on_aws(settings, wish, board, stopping, wait=wait)
+                job, address = _on_aws(settings, wish, board, stopping, wait=wait)
             else:
-                address = _locally(folder, settings, wish, board, stopping, wait=wait)
+                job, address = _locally(folder, settings, wish, board, stopping, wait=wait)
     except Interrupted as error:
         sys.stderr.write(f"sightline: {error}\n")
         sys.exit(_INTERRUPTED)
+    if job.status == "done" and job.reason:
+        sys.stderr.write(f"sightline: {job.reason}\n")
     print(address)
 
 
-def _on_aws(settings: Settings, wish: Wish, board: Board, stopping: threading.Event, *, wait: bool) -> str:
+def _on_aws(settings: Settings, wish: Wish, board: Board, stopping: threading.Event, *, wait: bool) -> tuple[Job, str]:
     from botocore.exceptions import BotoCoreError, ClientError
 
     depot = on_aws(settings.segments, settings.aws)
     try:
-        job = upload(depot, wish, record(depot, wish), board, stopping)
+        job = upload(depot, wish, record(depot, wish, board, stopping), board, stopping)
         if wait:
             job = follow(depot, job.job_id, board, stopping, every_s=_LOOK_S)
     except (BotoCoreError, ClientError) as error:
         raise SightlineError(f"AWS: {error}. Submit the film again to go on") from None
-    return final_address(depot.output_bucket, job)
+    return job, final_address(depot.output_bucket, job)
 
 
 def _locally(
     folder: Path, settings: Settings, wish: Wish, board: Board, stopping: threading.Event, *, wait: bool
-) -> str:
+) -> tuple[Job, str]:
     with ExitStack() as stack:
         local = LocalFolder(folder, settings.segments)
         stack.callback(local.close)
-        job = record(local.depot, wish)
+        job = record(local.depot, wish, board, stopping)
         if wait and job.status != "done":
             crew = Crew(local, settings, board.watch, ended=stopping)
             if crew.loads:
@@ -81,7 +83,7 @@ def _locally(
                 job = follow(local.depot, job.job_id, board, stopping, every_s=_LOOK_LOCAL_S)
         else:
             job = upload(local.depot, wish, job, board, stopping)
-    return str(_film(folder, job))
+    return job, str(_film(folder, job))
 
 
 def _film(folder: Path, job: Job) -> Path:

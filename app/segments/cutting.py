@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import av
 import av.error
 
-from app.segments.footage import FilmError, Footage, Position, explained, opened, refused
+from app.segments.footage import FilmError, Footage, Position, backwards, explained, opened, refused, upright
 from app.segments.sound import Sound, SoundTrack
 
 MP4 = {"movie_timescale": "90000", "use_stream_ids_as_track_ids": "1"}
@@ -19,12 +19,19 @@ _LONGEST = 600
 """Packets held at once: films with a single key frame exist."""
 
 
-def cut(source: Path, folder: Path, seconds: float) -> Iterator[Path]:
+def _go_on() -> None:
+    """Nobody stops it."""
+
+
+def cut(source: Path, folder: Path, seconds: float, check: Callable[[], None] = _go_on) -> Iterator[Path]:
     """Cuts a film into MP4s of at least so many seconds, each from a key frame up to another; streams are copied.
 
     Yields `folder/00000.mp4`, …, each once it is whole. Its metadata say where it stands in the film (`Position`), so
     that `concat` puts every frame and every sound back where it was. A key frame that later frames reach back over (an
     open group of pictures) is no place to cut.
+
+    Args:
+        check: called again and again, also within a part, which may be the whole film; what it raises ends the cutting.
 
     Raises:
         FilmError: there is no film in it, or one whose streams MP4 does not take.
@@ -33,24 +40,25 @@ def cut(source: Path, folder: Path, seconds: float) -> Iterator[Path]:
     with opened(source) as film:
         sound = Sound(source)
         try:
-            yield from _parts(film, sound, folder, seconds)
+            yield from _parts(film, sound, folder, seconds, check)
         finally:
             sound.close()
 
 
-def _parts(film: Footage, sound: Sound, folder: Path, seconds: float) -> Iterator[Path]:
+def _parts(film: Footage, sound: Sound, folder: Path, seconds: float, check: Callable[[], None]) -> Iterator[Path]:
     wanted = Fraction(str(seconds))  # 0.4 is a little more than 2/5, and a key frame there would be passed over
-    base = Fraction(film.video.time_base)
+    base, size = Fraction(film.video.time_base), _size(film.path)
     part: _Part | None = None
     index = frames = 0
     for group in _groups(film):
+        check()
         start = group[0].pts * base
         if part is None or (_closed(group) and start > part.latest and start - part.start >= wanted):
             if part is not None:
                 yield part.close(start)
                 index += 1
             begin = film.origin if part is None else start
-            position = Position(begin - film.origin, frames, film.rate)
+            position = Position(begin - film.origin, frames, film.rate, size)
             part = _Part(folder / f"{index:05d}.mp4", film, sound, begin, position)
         part.write(group)
         frames += sum(not packet.is_discard for packet in group)
@@ -59,14 +67,25 @@ def _parts(film: Footage, sound: Sound, folder: Path, seconds: float) -> Iterato
     yield part.close(None)
 
 
+def _size(path: Path) -> tuple[int, int] | None:
+    with opened(path) as film:
+        first = next(film.container.decode(film.video), None)
+    return None if first is None else upright(first)
+
+
 def _groups(film: Footage) -> Iterator[list[Any]]:
     """Packets from a key frame up to the next, in the order of decoding."""
     group: list[Any] = []
+    last: int | None = None
     for packet in film.container.demux(film.video):
         if packet.dts is None and packet.pts is None:
             continue  # the last, empty one
         if packet.pts is None:
             raise FilmError(f"{film.path.name}: its frames have no times; remux it: ffmpeg -i FILM -c copy new.mp4")
+        if packet.dts is not None:
+            if last is not None and packet.dts <= last:
+                raise backwards(film.path.name, last * Fraction(film.video.time_base) - film.origin)
+            last = packet.dts
         if group and (packet.is_keyframe or len(group) >= _LONGEST):
             yield _timed(group)
             group = []

@@ -20,7 +20,9 @@ _FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf"
 """Containers that hold their own frames. Playlists and scripts, which name other files, are no films here."""
 _OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, "fflags": "+genpts"}
 _OURS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-_START, _FIRST, _RATE = "sightline_start", "sightline_first_frame", "sightline_rate"
+_START, _FIRST, _RATE, _SIZE = "sightline_start", "sightline_first_frame", "sightline_rate", "sightline_size"
+_MOST_PIXELS = 4096 * 4096
+"""Of a size that a part's metadata ask for."""
 
 
 class FilmError(SightlineError):
@@ -50,6 +52,8 @@ class Position:
     """Number of its first frame in the film."""
     rate: Fraction | None = None
     """Frames a second of the whole film: parts are coded alike only if they agree on it."""
+    size: tuple[int, int] | None = None
+    """Width and height of the film's first frame, upright: its parts are coded so, also where it changes its size."""
     known: bool = False
     """Whether the file said so."""
 
@@ -59,16 +63,22 @@ class Position:
         try:
             start, first = Fraction(metadata[_START]), int(metadata[_FIRST])
             rate = Fraction(metadata[_RATE]) if _RATE in metadata else None
+            width, height = (int(side) for side in metadata[_SIZE].split("x")) if _SIZE in metadata else (0, 0)
         except (KeyError, ValueError, ZeroDivisionError):
             return cls()
         if start < 0 or first < 0 or (rate is not None and not 0 < rate < 1000):
             return cls()
-        return cls(start, first, rate, known=True)
+        size = (width, height) if min(width, height) > 0 and width * height <= _MOST_PIXELS else None
+        return cls(start, first, rate, size, known=True)
 
     def tags(self) -> dict[str, str]:
         """For the part's metadata."""
         said = {_START: str(self.start), _FIRST: str(self.first_frame)}
-        return said if self.rate is None else {**said, _RATE: str(self.rate)}
+        if self.rate is not None:
+            said[_RATE] = str(self.rate)
+        if self.size is not None:
+            said[_SIZE] = f"{self.size[0]}x{self.size[1]}"
+        return said
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +146,13 @@ def refused(film: str, error: Exception) -> FilmError:
     return FilmError(f"{film}: MP4 does not take its streams ({error}); convert it: ffmpeg -i FILM new.mp4")
 
 
+def backwards(film: str, at_s: Fraction) -> FilmError:
+    """A film's times go back, as where two recordings were put one after the other."""
+    minutes, seconds = divmod(max(0, int(at_s)), 60)
+    remedy = "remux it: ffmpeg -fflags +genpts -i FILM -c copy new.mp4"
+    return FilmError(f"{film}: its times go back at {minutes}:{seconds:02d}; {remedy}")
+
+
 def probe(path: Path) -> FilmInfo:
     """Looks a film over and decodes its first frame.
 
@@ -146,8 +163,7 @@ def probe(path: Path) -> FilmInfo:
         first = next(film.container.decode(film.video), None)
         if first is None:
             raise FilmError(f"{path.name}: not one frame of its video can be decoded")
-        sideways = first.rotation % 180 != 0
-        width, height = (first.height, first.width) if sideways else (first.width, first.height)
+        width, height = upright(first)
     with opened(path) as film:
         base, video = Fraction(film.video.time_base), film.video
         frames, seconds = video.frames, (video.duration or 0) * base
@@ -155,6 +171,11 @@ def probe(path: Path) -> FilmInfo:
             frames, seconds = _counted(film)
         audio = bool(film.audio)
     return FilmInfo(float(seconds), frames, float(frames / seconds) if seconds else 0.0, width, height, audio)
+
+
+def upright(frame: Any) -> tuple[int, int]:
+    """Width and height of a frame as it is to be seen."""
+    return (frame.height, frame.width) if frame.rotation % 180 else (frame.width, frame.height)
 
 
 def _counted(film: Footage) -> tuple[int, Fraction]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
@@ -38,6 +39,8 @@ class Output:
         self._results = Results(self._stack.enter_context(lines.open("wb")))
         self._recording = None if picture is None else Recording(picture, film)
         self._faces = Faces() if mode == "blur_faces" else None
+        self._shots: deque[Shot] = deque()
+        """Whose sheets are not written yet: faces that are still to be found may have to be hidden in them, too."""
         self._complete = False
         self.frames = self.failed = 0
         self.until: Fraction = film.position.start
@@ -58,7 +61,10 @@ class Output:
                 self._failed(shot, one)
 
     def complete(self) -> None:
-        """All frames are here: the rest of the sound is written, and the files are ended."""
+        """All frames are here: what is left of them and of the sound is written, and the files are ended."""
+        if self._recording is not None and self._faces is not None:
+            for sheet in self._faces.rest():
+                self._recording.write(sheet, self._shots.popleft())
         self._complete = True
         self.close()
 
@@ -71,15 +77,18 @@ class Output:
 
     def _record(self, recording: Recording, shot: Shot, found: Found) -> None:
         clock = time.perf_counter()
-        sheet = Sheet(shot.frame, shot.rotation)
+        sheets = [sheet := Sheet(shot.frame, shot.rotation)]
+        if self.frames:
+            shot.frame = None  # only the first is asked for its colours
+        self._shots.append(shot)
         result = found if isinstance(found, FrameResult) else None
         if self._faces is not None:
-            self._faces.hide(sheet, result, float(shot.at))
+            sheets = self._faces.hide(sheet, result, float(shot.at))
         elif result is not None:
             annotate(sheet, result)
         drawn = time.perf_counter()
-        recording.write(sheet, shot)
-        shot.frame = None
+        for one in sheets:
+            recording.write(one, self._shots.popleft())
         metrics.STAGE_SECONDS.labels(DOOR, "draw").observe(drawn - clock)
         metrics.STAGE_SECONDS.labels(DOOR, "encode").observe(time.perf_counter() - drawn)
 

@@ -10,7 +10,7 @@ class Pace:
     poll_s: float = 5.0
     """A request for a message is held so long; a worker that stops waits for it."""
     again_s: float = 5.0
-    """A segment that failed is tried again after so long."""
+    """A segment that failed is tried again after so long; at SageMaker after twice as long each time."""
     away_s: float = 30.0
     """A backend that was away or busy is asked again after so long at most, at first sooner."""
     early_s: float = 2.0

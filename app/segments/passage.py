@@ -24,8 +24,10 @@ from app.pipeline.ocr_policy import RUNNING, OcrMemory
 from app.pipeline.turns import Turn, Turns
 from app.protocol.result import OK, FrameResult
 from app.protocol.stream import StreamSettings
+from app.segments.keys import Mode
 from app.segments.output import Found, Output
 from app.segments.reel import DOOR, Reel, Shot
+from app.segments.served import needed
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,8 @@ IN_FLIGHT = 4
 BATCH = 4
 LAG_S = 1.0
 """Seconds of film that texts may be behind."""
+DEADLINE_S = 60.0
+"""Of a request: nobody looks on live, and a frame that takes long on a busy machine is better than one unanalysed."""
 _POLL_S = 0.01
 _BATCH_PIXELS = 8_000_000
 """Of all frames of a batch: the larger they are, the fewer are handed over together."""
@@ -47,18 +51,26 @@ class FrameFailed(InferenceError):
 
 
 class Passage:
-    """One film's frames, from the reel through the pipeline to the output."""
+    """One film's frames, from the reel through the pipeline to the output.
+
+    Raises:
+        InferenceUnavailable: no model is served.
+        InferenceError: the mode wants a model that is not served.
+    """
 
     def __init__(
         self,
         pipeline: Pipeline,
         settings: StreamSettings,
+        mode: Mode,
         reel: Reel,
         output: Output,
         on_frames: Callable[[int], None] | None,
     ) -> None:
         self._pipeline = pipeline
         self._settings = settings
+        self._mode = mode
+        self._needed = needed(pipeline.vision, mode)
         self._reel = reel
         self._output = output
         self._on_frames = on_frames
@@ -119,7 +131,7 @@ class Passage:
     async def _look(self, shots: list[Shot], turn: Turn) -> list[Found]:
         """A batch through the pipeline; what each frame gave, or why it gave nothing."""
         with turn:
-            jobs = [Job(self._frame(shot), self._memory, self._settings) for shot in shots]
+            jobs = [Job(self._frame(shot), self._memory, self._settings, deadline_s=DEADLINE_S) for shot in shots]
             try:
                 answers = await self._pipeline.analyze(jobs, door=DOOR, turn=turn)
             except Exception as error:
@@ -129,7 +141,8 @@ class Passage:
             finally:
                 for shot in shots:
                     shot.pixels = None
-            return [_found(answer) for answer in await self._read(answers, float(shots[-1].at))]
+            needed(self._pipeline.vision, self._mode)  # another server may have come meanwhile
+            return [_found(answer, self._needed) for answer in await self._read(answers, float(shots[-1].at))]
 
     async def _read(
         self, answers: Sequence[FrameResult | FrameError], at_s: float
@@ -181,8 +194,11 @@ def _lags(memory: OcrMemory, at_s: float) -> bool:
     return memory.read_at is None or (memory.asked_at is not None and at_s - memory.asked_at >= LAG_S)
 
 
-def _found(answer: FrameResult | FrameError) -> Found:
-    """A frame on which a model failed has failed: its film is not played again.
+def _found(answer: FrameResult | FrameError, stages: frozenset[str]) -> Found:
+    """A frame on which a model failed, or that it did not see, has failed: its film is not played again.
+
+    Args:
+        stages: that it must have been through.
 
     Raises:
         InferenceUnavailable: the server is away, and will be for the frames to come.
@@ -191,8 +207,10 @@ def _found(answer: FrameResult | FrameError) -> Found:
         return answer
     for name in ("detect", "pose"):
         stage = answer.stages[name]
-        if stage.status == "error":
+        if stage.status == "error" or (stage.status == "disabled" and name in stages):
             if stage.reason == "inference_unavailable":
-                raise InferenceUnavailable("the inference server went away while the film was analysed")
+                raise InferenceUnavailable(
+                    "the inference server went away, or was too slow, while the film was analysed"
+                )
             return FrameFailed(f"{name}: {stage.reason}")
     return answer

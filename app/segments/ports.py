@@ -74,11 +74,12 @@ class Queue(Protocol):
         """Gives it back; it can be received again after so long."""
         ...
 
-    def send(self, body: str, *, once: str | None = None) -> None:
+    def send(self, body: str, *, once: str | None = None, delay_s: float = 0.0) -> None:
         """Adds a message.
 
         Args:
             once: messages with the same word are delivered once, as far as the queue can (SQS: FIFO queues, 5 min).
+            delay_s: it can be received after so long, as far as the queue can (SQS: not FIFO queues, 15 min at most).
         """
         ...
 
@@ -100,7 +101,7 @@ class Job:
     total: int | None = None
     """Segments, once it is known."""
     reason: str | None = None
-    """Why it failed."""
+    """Why it failed; of one that is done, what is wanting, if anything."""
     round: int = 0
     """How often it was reopened."""
 
@@ -146,7 +147,7 @@ class Store(Protocol):
     # jobs
 
     def put_job(self, job: Job) -> None:
-        """Adds it; one that is there already stays as it is."""
+        """Adds it, without a trigger; one that is there already stays as it is."""
         ...
 
     def job(self, job_id: str) -> Job | None: ...
@@ -163,6 +164,7 @@ class Store(Protocol):
         """Begins another round: failures and the trigger are forgotten, completions stay.
 
         The status becomes `chunking` again, until `chunking_complete` says that all that is missing was uploaded anew.
+        A job that is done stays so.
         """
         ...
 
@@ -188,6 +190,14 @@ class Store(Protocol):
 
     def failures(self, segment: SegmentId) -> int:
         """Failed attempts since the job was last reopened."""
+        ...
+
+    def refuse(self, segment: SegmentId, attempt: str) -> int:
+        """As `fail`, of an attempt that the backend did not even begin. Counted apart."""
+        ...
+
+    def refusals(self, segment: SegmentId) -> int:
+        """Such attempts since the job was last reopened."""
         ...
 
     # the trigger of a job's reassembly

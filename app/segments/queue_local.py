@@ -81,7 +81,7 @@ class LocalQueue:
         if not done.rowcount:
             raise MessageGone(f"message {message.id}: deleted, or visible again")
 
-    def send(self, body: str, *, once: str | None = None) -> None:
+    def send(self, body: str, *, once: str | None = None, delay_s: float = 0.0) -> None:
         now = time.time()
         with self._database.change() as changes:
             if once is not None:
@@ -89,7 +89,8 @@ class LocalQueue:
                 fresh = changes.execute("INSERT OR IGNORE INTO sent_once VALUES (?, ?, ?)", (self.name, once, now))
                 if not fresh.rowcount:
                     return
-            changes.execute("INSERT INTO messages VALUES (?, ?, ?, '', 0, 0)", (self.name, uuid.uuid4().hex, body))
+            row = (self.name, uuid.uuid4().hex, body, now + delay_s if delay_s else 0.0)
+            changes.execute("INSERT INTO messages VALUES (?, ?, ?, '', 0, ?)", row)
         self._wake()
 
     def _wake(self) -> None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 MOST_WAIT_S = 20
 """SQS holds a request no longer."""
+_MOST_DELAY_S = 900
+"""SQS' own limit."""
 _GONE = {
     "ReceiptHandleIsInvalid",
     "InvalidParameterValue",  # of a receipt: the message was deleted, or is visible again
@@ -66,11 +68,12 @@ class SqsQueue:
                 QueueUrl=self._url, ReceiptHandle=message.receipt, VisibilityTimeout=seconds
             )
 
-    def send(self, body: str, *, once: str | None = None) -> None:
+    def send(self, body: str, *, once: str | None = None, delay_s: float = 0.0) -> None:
         # A FIFO queue keeps order within a group; ours have none, so each message is a group of its own.
         word = once or uuid.uuid4().hex
         order: dict[str, Any] = {"MessageGroupId": word, "MessageDeduplicationId": word} if self._fifo else {}
-        self._client.send_message(QueueUrl=self._url, MessageBody=body, **order)
+        wait: dict[str, Any] = {"DelaySeconds": min(_MOST_DELAY_S, math.ceil(delay_s))} if not self._fifo else {}
+        self._client.send_message(QueueUrl=self._url, MessageBody=body, **order, **wait)
 
 
 @contextmanager

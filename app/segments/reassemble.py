@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
 import threading
 from pathlib import Path
@@ -30,6 +29,8 @@ _TRIES = 8
 """Deliveries after which an error is no longer hoped to go away by itself: about ten minutes."""
 _FIRST_PAUSE_S = 5.0
 _MOST_PAUSE_S = 300.0
+_FAILED = b',"error":{'
+"""In a frame's line in place of its result. A text that was read cannot hold it: its quotes are escaped."""
 _PAUSE_S = 5.0
 """After the queue itself could not be asked."""
 
@@ -128,30 +129,35 @@ class Reassembler:
             log.warning("job %s: a message of an earlier round; its segments are not all done", job_id)
             return "early"
         with tempfile.TemporaryDirectory(prefix="reassembly-") as folder:
-            self._make(job, [SegmentId(job_id, index) for index in range(job.total)], Path(folder))
-        depot.store.mark(job_id, "done")
+            failed = self._make(job, [SegmentId(job_id, index) for index in range(job.total)], Path(folder))
+        wanting = f"{failed} of its frames could not be analysed; the results say why" if failed else None
+        depot.store.mark(job_id, "done", wanting)
         self._tidied(job_id)
         log.info("job %s is done: %s", job_id, final_address(depot.output_bucket, job))
         return "done"
 
-    def _make(self, job: Job, segments: list[SegmentId], folder: Path) -> None:
-        """Results first: where there is a film, they are there, too."""
+    def _make(self, job: Job, segments: list[SegmentId], folder: Path) -> int:
+        """Results first: where there is a film, they are there, too. Returns how many frames have none."""
         bucket, objects = self._depot.output_bucket, self._depot.objects
         results = folder / "final.jsonl"
-        if self._results(job, segments, results):
+        failed = self._results(job, segments, results)
+        if failed is not None:
             objects.upload(results, final_results_uri(bucket, job.job_id))
         if job.mode == "results_only":
-            return
+            return failed or 0
         parts = [folder / f"{segment.index:05d}.mp4" for segment in segments]
         for segment, part in zip(segments, parts, strict=True):
             objects.download(output_uri(bucket, segment), part)
         concat(parts, folder / "final.mp4")
         objects.upload(folder / "final.mp4", final_uri(bucket, job.job_id))
+        return failed or 0
 
-    def _results(self, job: Job, segments: list[SegmentId], target: Path) -> bool:
-        """Writes all results into one file; False where the backend wrote none, as one that is not ours may do."""
+    def _results(self, job: Job, segments: list[SegmentId], target: Path) -> int | None:
+        """Writes all results into one file; returns how many are errors. None where the backend wrote none, as one that
+        is not ours may do.
+        """
         part = target.with_name("part.jsonl")
-        found = False
+        found, failed = False, 0
         with target.open("wb") as out:
             for segment in segments:
                 try:
@@ -162,8 +168,10 @@ class Reassembler:
                     continue
                 found = True
                 with part.open("rb") as one:
-                    shutil.copyfileobj(one, out)
-        return found
+                    for line in one:
+                        failed += _FAILED in line
+                        out.write(line)
+        return failed if found else None
 
     def _tidied(self, job_id: str) -> None:
         if self._depot.tidy is not None:

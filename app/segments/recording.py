@@ -45,7 +45,8 @@ class Recording:
             self._begin(sheet, shot)
         frame = sheet.frame
         if (frame.width, frame.height) != (self._video.width, self._video.height):
-            frame = frame.reformat(self._video.width, self._video.height)  # the film changes its size on its way
+            # The film changes its size on its way, here or before this part of it.
+            frame = frame.reformat(self._video.width, self._video.height)
         frame.pts, frame.time_base = shot.pts, self._base
         frame.pict_type = av.video.frame.PictureType.NONE  # the coder chooses
         self._mux(self._video.encode(frame))
@@ -66,7 +67,8 @@ class Recording:
         self._video = self._out.add_stream("libx264", rate=rate, options=coder)
         self._video.id = self._film.number(self._film.video)
         codec = self._video.codec_context
-        codec.width, codec.height, codec.pix_fmt = sheet.width, sheet.height, FORMAT
+        width, height = self._film.position.size or (sheet.width, sheet.height)
+        codec.width, codec.height, codec.pix_fmt = width + width % 2, height + height % 2, FORMAT
         codec.time_base = self._base
         codec.color_range, codec.colorspace = sheet.frame.color_range, sheet.frame.colorspace
         if shot.frame is not None:

@@ -56,8 +56,8 @@ def _service(request: Request) -> SegmentService:
 
 @router.get("/ping")
 async def ping(request: Request) -> Response:
-    """200 while films would be analysed; 503 while the inference server is away. Asks for no token."""
-    ready = _service(request).ready
+    """200 while films would be analysed, 503 while the server of models is away or serves none. Asks for no token."""
+    ready = await _service(request).ready()
     return _json({"status": "ok" if ready else "inference_unavailable"}, 200 if ready else 503)
 
 
@@ -65,7 +65,7 @@ async def ping(request: Request) -> Response:
 async def invocations(request: Request) -> Response:
     """Analyses one film and answers when it is done: how many frames, how long, where its results are."""
     service = _service(request)
-    refused = _unauthorized(request, service.access)
+    refused = _foreign(request, service.access) or _unauthorized(request, service.access)
     if refused is not None:
         return refused
     try:
@@ -123,6 +123,15 @@ async def _gone(request: Request) -> None:
     """Returns when the client has."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _foreign(request: Request, access: AccessSettings) -> Response | None:
+    """Any page may have a browser post here: to a service on loopback, which asks for no token, too."""
+    origin = request.headers.get("origin")
+    if access.origin_allowed(origin, request.headers.get("host")):
+        return None
+    metrics.AUTH_FAILURES.labels("origin").inc()
+    return _problem(403, "origin", f"pages of {origin} may not ask for this; ALLOWED_ORIGINS names those that may")
 
 
 def _unauthorized(request: Request, access: AccessSettings) -> Response | None:

@@ -11,10 +11,11 @@ from pathlib import Path
 from app import metrics
 from app.errors import InferenceUnavailable, SightlineError
 from app.pipeline.multimodal import Pipeline
-from app.segments.analyze import Report, analyze_film, stream_settings
+from app.segments.analyze import Report, analyze_film, described, stream_settings
 from app.segments.keys import Mode, beside
 from app.segments.objects import AnyObjects
-from app.segments.ports import Objects
+from app.segments.ports import AddressRefused, Objects
+from app.segments.served import any_model
 from app.settings import AccessSettings, AwsSettings, LiveSettings, PipelineSettings, SegmentSettings
 
 log = logging.getLogger(__name__)
@@ -44,31 +45,38 @@ class SegmentService:
         self.access = access
         self._pipeline = pipeline
         self._objects: Objects = AnyObjects(aws, segments.segment_folder)
+        self._input_bucket, self._output_bucket = segments.input_bucket_name, segments.output_bucket_name
         self._most = segments.inference_max_in_flight
         self._settings = pipeline_settings
         self._max_pixels = limits.max_pixels
         self._running = 0
 
-    @property
-    def ready(self) -> bool:
-        """Whether films would be analysed now."""
-        return self._pipeline.client.up
+    async def ready(self) -> bool:
+        """Whether films would be analysed now: the inference server is there, and serves a model that we can read."""
+        try:
+            await described(self._pipeline)
+        except InferenceUnavailable:
+            return False
+        return any_model(self._pipeline.vision)
 
     async def invoke(self, input_uri: str, output_uri: str, mode: Mode) -> Report:
         """Analyses the film at one address and writes it to the other, its results beside it (`.jsonl`).
 
         Raises:
             Busy: too many at once.
-            InferenceUnavailable: the inference server is away.
+            InferenceUnavailable: the inference server is away, or serves no model.
+            InferenceError: the film cannot be analysed in this mode by the models that are served.
             ObjectMissing, AddressRefused: of the addresses.
             FilmError: what lies there is no film.
         """
+        _expect(input_uri, "INPUT_BUCKET_NAME", self._input_bucket)
+        _expect(output_uri, "OUTPUT_BUCKET_NAME", self._output_bucket)
+        if not await self.ready():
+            metrics.SEGMENTS.labels(BACKEND, "refused").inc()
+            raise InferenceUnavailable("the inference server is away, or serves no model that can be used")
         if self._running >= self._most:
             metrics.SEGMENTS.labels(BACKEND, "refused").inc()
             raise Busy(f"{self._running} films are being analysed, as many as INFERENCE_MAX_IN_FLIGHT")
-        if not self.ready:
-            metrics.SEGMENTS.labels(BACKEND, "refused").inc()
-            raise InferenceUnavailable("the inference server is away")
         self._running += 1
         metrics.SEGMENTS_IN_FLIGHT.labels(BACKEND).inc()
         outcome = "failed"
@@ -108,6 +116,12 @@ class SegmentService:
             return report
         finally:
             folder.cleanup()
+
+
+def _expect(uri: str, name: str, bucket: str | None) -> None:
+    """Where a bucket is named there is no other."""
+    if bucket is not None and uri.startswith("s3://") and not uri.startswith(f"s3://{bucket}/"):
+        raise AddressRefused(f"{uri}: should begin with s3://{bucket}/, which is {name}")
 
 
 def _name(uri: str) -> str:

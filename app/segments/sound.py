@@ -8,31 +8,33 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from app.segments.footage import opened
+from app.segments.footage import backwards, opened
 
 
 class Sound:
     """All audio streams of a film. Nothing is held in memory, however far apart sound and pictures lie in the file.
 
     Raises:
-        FilmError: the film cannot be read.
+        FilmError: the film cannot be read, or its times go back.
     """
 
     def __init__(self, path: Path) -> None:
         self._stack = ExitStack()
+        self._name = path.name
         self._packets: list[Iterator[Any]] = []
         self.streams: list[Any] = []
         """Templates for the streams that the packets go to."""
         self.numbers: list[int] = []
         """Of their tracks."""
         with opened(path) as film:
-            count = len(film.audio)
+            count, self._origin = len(film.audio), film.origin
         for index in range(count):
             film = self._stack.enter_context(opened(path))
             self.streams.append(film.audio[index])
             self.numbers.append(film.number(film.audio[index]))
             self._packets.append(film.container.demux(film.audio[index]))
         self._next: list[Any | None] = [None] * count
+        self._last: list[int | None] = [None] * count
 
     def until(self, moment: Fraction | None) -> Iterator[tuple[int, Any]]:
         """The number of a stream and a packet of it, of all that begin before this moment of the file's clock, seconds.
@@ -54,8 +56,12 @@ class Sound:
             packet = next(self._packets[index], None)
             if packet is None:
                 return None
-            if packet.pts is not None:  # the last, empty one has none
-                self._next[index] = packet
+            if packet.pts is None:  # the last, empty one
+                continue
+            last, now = self._last[index], packet.pts if packet.dts is None else packet.dts
+            if last is not None and now <= last:
+                raise backwards(self._name, last * Fraction(packet.time_base) - self._origin)
+            self._last[index], self._next[index] = now, packet
         return self._next[index]
 
 

@@ -62,6 +62,8 @@ class DynamoStore:
             "reason": job.reason,
             "round": job.round,
         }
+        if self.job(job.job_id) is None:
+            self._triggers.delete({"job_id": job.job_id})  # of a job that has expired, and its trigger has not yet
         self._jobs.put_new(item | _expiry(), "status")
 
     def job(self, job_id: str) -> Job | None:
@@ -96,7 +98,7 @@ class DynamoStore:
 
     def reopen(self, job_id: str) -> None:
         item = self._jobs.get({"job_id": job_id})
-        if item is None or "status" not in item:
+        if item is None or item.get("status") in (None, "done"):
             return
         self._triggers.delete({"job_id": job_id})
         # As many as there are segments that failed, and an expression holds 4 KiB. The status comes last: who dies
@@ -106,8 +108,9 @@ class DynamoStore:
             some = {f"#g{place}": name for place, name in enumerate(gone[start : start + _AT_ONCE])}
             self._jobs.update({"job_id": job_id}, f"REMOVE {', '.join(some)}", None, some, {})
         names = {"#s": "status", "#o": "round", "#r": "reason"}
-        values = {":s": "chunking", ":o": int(item["round"]) + 1}
-        self._jobs.update({"job_id": job_id}, "SET #s = :s, #o = :o REMOVE #r", "attribute_exists(#s)", names, values)
+        values = {":s": "chunking", ":o": int(item["round"]) + 1, ":done": "done"}
+        condition = "attribute_exists(#s) AND #s <> :done"
+        self._jobs.update({"job_id": job_id}, "SET #s = :s, #o = :o REMOVE #r", condition, names, values)
 
     def waiting_jobs(self) -> list[str]:
         return [item["job_id"] for item in self._jobs.query("status", "chunking_complete", index=BY_STATUS)]
@@ -132,7 +135,15 @@ class DynamoStore:
         return self._jobs.add_word({"job_id": segment.job_id}, f"failures_{segment.index:05d}", attempt)
 
     def failures(self, segment: SegmentId) -> int:
-        name = f"failures_{segment.index:05d}"
+        return self._words(segment, f"failures_{segment.index:05d}")
+
+    def refuse(self, segment: SegmentId, attempt: str) -> int:
+        return self._jobs.add_word({"job_id": segment.job_id}, f"failures_refused_{segment.index:05d}", attempt)
+
+    def refusals(self, segment: SegmentId) -> int:
+        return self._words(segment, f"failures_refused_{segment.index:05d}")
+
+    def _words(self, segment: SegmentId, name: str) -> int:
         item = self._jobs.get({"job_id": segment.job_id}, name)
         return len(item.get(name, ())) if item else 0
 

@@ -16,6 +16,8 @@ _INVOCATION = (
     "FROM invocations"
 )
 
+_REFUSED = "refused:"
+
 
 class LocalStore:
     """See `Store`."""
@@ -27,7 +29,9 @@ class LocalStore:
 
     def put_job(self, job: Job) -> None:
         row = (job.job_id, job.mode, job.source, job.created_at, job.status, job.total, job.reason, job.round)
-        self._write("INSERT OR IGNORE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?)", *row)
+        with self._database.change() as changes:
+            if changes.execute("INSERT OR IGNORE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row).rowcount:
+                changes.execute("DELETE FROM triggers WHERE job_id = ?", (job.job_id,))
 
     def job(self, job_id: str) -> Job | None:
         return next((Job(*cast(Any, row)) for row in self._database.rows(f"{_JOB} WHERE job_id = ?", job_id)), None)
@@ -47,12 +51,14 @@ class LocalStore:
 
     def reopen(self, job_id: str) -> None:
         with self._database.change() as changes:
-            changes.execute("DELETE FROM failures WHERE job_id = ?", (job_id,))
-            changes.execute("DELETE FROM triggers WHERE job_id = ?", (job_id,))
-            changes.execute(
-                "UPDATE jobs SET status = 'chunking', reason = NULL, round = round + 1 WHERE job_id = ?",
+            reopened = changes.execute(
+                "UPDATE jobs SET status = 'chunking', reason = NULL, round = round + 1 "
+                "WHERE job_id = ? AND status != 'done'",
                 (job_id,),
             )
+            if reopened.rowcount:
+                changes.execute("DELETE FROM failures WHERE job_id = ?", (job_id,))
+                changes.execute("DELETE FROM triggers WHERE job_id = ?", (job_id,))
 
     def waiting_jobs(self) -> list[str]:
         return [
@@ -79,8 +85,19 @@ class LocalStore:
         return self.failures(segment)
 
     def failures(self, segment: SegmentId) -> int:
-        query = "SELECT COUNT(*) FROM failures WHERE job_id = ? AND idx = ?"
-        return cast(int, self._database.rows(query, segment.job_id, segment.index)[0][0])
+        return self._count(segment, "NOT LIKE")
+
+    def refuse(self, segment: SegmentId, attempt: str) -> int:
+        row = (segment.job_id, segment.index, _REFUSED + attempt, "")
+        self._write("INSERT OR IGNORE INTO failures VALUES (?, ?, ?, ?)", *row)
+        return self.refusals(segment)
+
+    def refusals(self, segment: SegmentId) -> int:
+        return self._count(segment, "LIKE")
+
+    def _count(self, segment: SegmentId, like: str) -> int:
+        query = f"SELECT COUNT(*) FROM failures WHERE job_id = ? AND idx = ? AND attempt {like} ?"
+        return cast(int, self._database.rows(query, segment.job_id, segment.index, f"{_REFUSED}%")[0][0])
 
     # --- triggers ---
 

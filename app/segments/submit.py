@@ -26,6 +26,10 @@ from app.segments.reassemble import final_address
 
 log = logging.getLogger(__name__)
 
+_PIECE = 4 << 20
+"""Bytes of a film between two looks at whether to go on: some milliseconds."""
+_LONG_S = 2.0
+"""After which it is said that a segment is still being cut."""
 _NAME = 40
 """Letters of a film's name in its job's id."""
 
@@ -50,15 +54,20 @@ class Wish:
     """Analyse it anew, though it is done or has failed; else tell the workers once more of what is missing."""
 
 
-def record(depot: Depot, wish: Wish) -> Job:
+def record(depot: Depot, wish: Wish, board: Board | None = None, stopping: threading.Event | None = None) -> Job:
     """The film's job: a new one; or the one that is there, unless it has ended and is to be begun anew.
 
     Raises:
         FilmError: it cannot be read.
+        Interrupted: `stopping` was set meanwhile.
     """
+    board, stopping = board or Board(), stopping or threading.Event()
     probe(wish.film)
+    board.say(f"{wish.film.name} is being read")
+    base = _job_id(wish, stopping)
+    board.say("")
     last: Job | None = None
-    for job_id in _numbered(_job_id(wish)):
+    for job_id in _numbered(base):
         there = depot.store.job(job_id)
         if there is None:
             break
@@ -79,6 +88,9 @@ def upload(depot: Depot, wish: Wish, job: Job, board: Board, stopping: threading
     board.job(job)
     if job.status == "failed":
         log.warning("job %s had failed (%s); trying again what is missing", job.job_id, job.reason)
+        depot.store.reopen(job.job_id)
+    elif wish.again and job.status == "chunking_complete":
+        # All may be done, and the message that said so lost: only another round's is sent anew.
         depot.store.reopen(job.job_id)
     # A later round that was interrupted, too: what failed lies in the bucket, and the workers are to hear of it anew.
     again = job.status == "failed" or wish.again or (job.status == "chunking" and job.round > 0)
@@ -115,10 +127,14 @@ def follow(depot: Depot, job_id: str, board: Board, stopping: threading.Event, *
             raise Interrupted(f"job {job_id} is not done. Submit the film again to go on")
 
 
-def _job_id(wish: Wish) -> str:
+def _job_id(wish: Wish, stopping: threading.Event) -> str:
     """Follows from the film's bytes, and from what else decides its segments."""
+    digest = hashlib.sha256()
     with wish.film.open("rb") as film:
-        digest = hashlib.file_digest(film, "sha256")
+        while piece := film.read(_PIECE):
+            if stopping.is_set():
+                raise Interrupted("nothing is uploaded yet. Submit the film again to go on")
+            digest.update(piece)
     digest.update(f"{wish.mode} {wish.seconds!r}".encode())
     name = re.sub(r"[^A-Za-z0-9]+", "-", wish.film.stem).strip("-")[:_NAME].rstrip("-")
     return f"{name or 'film'}-{digest.hexdigest()[:12]}"
@@ -154,11 +170,19 @@ def _cut(depot: Depot, wish: Wish, job_id: str, board: Board, stopping: threadin
         again: also what is there already, so that the bucket tells the workers of it once more.
     """
     done = {one.segment.index for one in depot.store.completions(job_id)}
-    total = 0
+    total, began, said = 0, time.monotonic(), False
+
+    def check() -> None:
+        nonlocal said
+        if stopping.is_set():
+            raise Interrupted(f"job {job_id}: {total} segments are uploaded. Submit the film again to go on")
+        if not said and time.monotonic() - began > _LONG_S:
+            said = True
+            board.say(f"segment {total} is being cut")
+
     with tempfile.TemporaryDirectory(prefix="cutting-") as folder:
-        for part in cut(wish.film, Path(folder), wish.seconds):
-            if stopping.is_set():
-                raise Interrupted(f"job {job_id}: {total} segments are uploaded. Submit the film again to go on")
+        for part in cut(wish.film, Path(folder), wish.seconds, check):
+            check()
             segment = SegmentKey(job_id, total, wish.mode)
             if total not in done:
                 address = input_uri(depot.input_bucket, segment)
@@ -169,4 +193,7 @@ def _cut(depot: Depot, wish: Wish, job_id: str, board: Board, stopping: threadin
             board.uploaded(total)
             part.unlink()
             total += 1
+            if said:
+                board.say("")
+            began, said = time.monotonic(), False
     return total

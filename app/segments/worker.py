@@ -49,6 +49,7 @@ class Worker:
             attempts,
             input_bucket=parts.input_bucket,
             backend=backend.name,
+            pace=pace,
         )
         invoking = Invoking(
             backend,

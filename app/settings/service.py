@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
@@ -60,6 +61,17 @@ class AccessSettings(Section):
     @classmethod
     def _commas(cls, value: object) -> object:
         return split(value)
+
+    def origin_allowed(self, origin: str | None, host: str | None) -> bool:
+        """Whether a page of this origin may connect. Clients that are no browsers send none and may."""
+        if origin is None or "*" in self.allowed_origins or origin in self.allowed_origins:
+            return True
+        if self.allowed_origins or host is None:
+            return False
+        try:
+            return urlsplit(origin).netloc == host
+        except ValueError:  # no URL, though browsers send nothing else
+            return False
 
 
 class LiveSettings(Section):

@@ -301,6 +301,16 @@ async def test_no_answer_in_time_is_a_timeout_that_names_the_setting(canned_trit
         assert await ask(one, await described(one)) in (True, False)  # others are answered
 
 
+async def test_a_request_may_have_more_time_than_others(canned_triton: str) -> None:
+    async with client(canned_triton, triton_deadline_s=SLOW_S / 3) as one:
+        spec = await described(one, "slow")
+        buffer = one.buffer((1, *spec.inputs[0].shape[1:]), spec.inputs[0].dtype)
+        with pytest.raises(InferenceTimeout, match=r"slow: no answer within 0\.02 seconds"):
+            await one.infer(spec, buffer, stream="s", deadline_s=0.02)
+        assert (await one.infer(spec, buffer, stream="s", deadline_s=60)).infer_s > SLOW_S / 3
+        buffer.release()
+
+
 async def test_a_request_that_the_server_refuses_fails_alone(canned_triton: str) -> None:
     async with client(canned_triton, triton_max_in_flight=1) as one:
         spec = await described(one)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from app.errors import InferenceError, InferenceUnavailable
+from app.errors import InferenceError, InferenceTimeout, InferenceUnavailable
+from app.inference.client import TensorSpec
 from app.inference.fake import FakeClient
 from app.segments.analyze import Report, analyze_film, stream_settings
 from app.segments.film import FilmError, concat, cut, probe
-from app.segments.keys import Mode
+from app.segments.keys import MODES, Mode
+from app.segments.passage import DEADLINE_S
 from tests.support.clip import Pixels
 from tests.support.movie import heard, movie, packets, shown
 from tests.support.seeing import SIDE, Sight, pipeline_of, place, square, squares
@@ -170,6 +174,36 @@ def test_parts_analysed_one_by_one_make_the_whole_film(tmp_path: Path) -> None:
     assert np.array_equal(tone, copied)
 
 
+def later(source: Path, target: Path, seconds: int) -> Path:
+    """The pictures of a film, all later by so much, in a transport stream: those may be put one after the other."""
+    with av.open(str(source)) as film, av.open(str(target), "w", format="mpegts") as out:
+        stream = out.add_stream_from_template(film.streams.video[0])
+        for packet in film.demux(video=0):
+            if packet.dts is not None and packet.pts is not None:
+                moved = round(seconds / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts + moved, packet.dts + moved, stream
+                out.mux(packet)
+    return target
+
+
+@pytest.mark.parametrize("seconds", [0.5, 10.0])
+def test_a_film_that_changes_its_size_is_put_together_in_its_first(tmp_path: Path, seconds: float) -> None:
+    large = movie(tmp_path / "large.ts", seconds=1, sound_s=None)
+    small = movie(tmp_path / "small.ts", seconds=1, sound_s=None, width=160, height=120)
+    film = tmp_path / "in.ts"
+    film.write_bytes(large.read_bytes() + later(small, tmp_path / "later.ts", 1).read_bytes())
+    parts, lines = [], []
+    for index, part in enumerate(cut(film, tmp_path / "parts", seconds)):
+        _, out, found = analyzed(part, tmp_path, name=f"seen{index}")
+        parts.append(out)
+        lines += found
+    concat(parts, tmp_path / "final.mp4")
+    pictures = [picture for _, picture in shown(tmp_path / "final.mp4")]
+    assert {picture.shape for picture in pictures} == {(240, 320, 3)}
+    assert len(pictures) == len(lines) == 50
+    assert [line["image"]["width"] for line in (lines[0], lines[-1])] == [320, 160]
+
+
 def test_results_only_writes_no_film(tmp_path: Path) -> None:
     _, out, lines = analyzed(movie(tmp_path / "in.mp4", seconds=1), tmp_path, "results_only")
     assert len(lines) == 25
@@ -217,6 +251,36 @@ def test_a_server_that_goes_away_is_no_result_and_leaves_nothing(tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
 
 
+class Slow(Sight):
+    """The calls of these numbers are not answered in time."""
+
+    def __init__(self, *late: int) -> None:
+        super().__init__()
+        self._late = late
+        self.calls_had: list[float | None] = []
+
+    async def infer(self, model: Any, buffer: Any, *, stream: str, deadline_s: float | None = None) -> Any:
+        self.calls_had.append(deadline_s)
+        if len(self.calls_had) in self._late:
+            raise InferenceTimeout("no answer")
+        return await super().infer(model, buffer, stream=stream)
+
+
+def test_a_request_that_takes_too_long_is_repeated(tmp_path: Path) -> None:
+    client = Slow(1, 4)
+    report, _, lines = analyzed(squares(tmp_path / "in.mp4", 20), tmp_path, client=client)
+    assert (report.frames, report.failed) == (20, 0)
+    assert all(line["objects"] for line in lines)
+    assert set(client.calls_had) == {DEADLINE_S}
+
+
+def test_a_server_that_is_always_too_slow_is_no_result(tmp_path: Path) -> None:
+    film = squares(tmp_path / "in.mp4", 20)
+    with pytest.raises(InferenceUnavailable, match="too slow"):
+        analyzed(film, tmp_path, client=Slow(*range(1, 100)))
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
 def test_a_film_that_is_given_up_leaves_nothing_and_is_accounted_for(tmp_path: Path) -> None:
     before = counters()
     film = movie(tmp_path / "in.mp4", seconds=20)
@@ -249,6 +313,68 @@ def test_a_damaged_piece_costs_no_more_than_itself(tmp_path: Path) -> None:
     report, out, lines = analyzed(film, tmp_path)
     assert 60 <= report.frames <= 75
     assert len(lines) == len(shown(out)) == report.frames
+
+
+class Half(Sight):
+    """Serves some of the models only, its detector's classes called so."""
+
+    def __init__(self, *names: str, classes: tuple[str, ...] = ("person", "dog")) -> None:
+        super().__init__()
+        said = {"class_names": json.dumps(classes)}
+        self._models = {n: (dataclasses.replace(self._models[n][0], parameters=said), self._look) for n in names}
+
+
+def unreadable() -> Half:
+    """Serves a detector of no layout that we read, and no poses."""
+    client = Half("yolo")
+    (spec, look) = client._models["yolo"]
+    odd = TensorSpec("odd", "FP32", (-1, 7, 3, 2))
+    client._models["yolo"] = (dataclasses.replace(spec, outputs=(odd,)), look)
+    return client
+
+
+def test_faces_are_not_said_to_be_hidden_where_nobody_looks_for_them(tmp_path: Path) -> None:
+    before, film = counters(), squares(tmp_path / "in.mp4", 6)
+    with pytest.raises(InferenceError, match="serves neither poses nor a class `face`: faces cannot be hidden"):
+        analyzed(film, tmp_path, "blur_faces", client=Half("yolo"))
+    assert since(before) == (0, 0, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+@pytest.mark.parametrize("client", [Half("yolo", classes=("dog", "Face")), Half("yolo_pose")], ids=["face", "pose"])
+def test_one_model_that_knows_faces_will_do(tmp_path: Path, client: Half) -> None:
+    report, _, lines = analyzed(squares(tmp_path / "in.mp4", 6), tmp_path, "blur_faces", client=client)
+    assert (report.frames, report.failed) == (6, 0)
+    assert {line["stages"][name]["status"] for line in lines for name in ("detect", "pose")} == {"ok", "disabled"}
+
+
+def test_to_be_drawn_on_one_model_will_do(tmp_path: Path) -> None:
+    report, _, _ = analyzed(squares(tmp_path / "in.mp4", 6), tmp_path, client=Half("yolo"))
+    assert (report.frames, report.failed) == (6, 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("client", "words"), [(Half(), "serves neither"), (unreadable(), r"serves neither .*: .*odd")])
+def test_without_a_model_there_is_no_film(tmp_path: Path, client: Half, words: str, mode: Mode) -> None:
+    film = squares(tmp_path / "in.mp4", 6)
+    with pytest.raises(InferenceUnavailable, match=words):
+        analyzed(film, tmp_path, mode, client=client)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_a_model_that_goes_on_the_way_fails_its_frames(tmp_path: Path) -> None:
+    class Losing(Half):
+        """Comes back without its detector."""
+
+        def _look(self, images: Any) -> Any:
+            if self.seen >= 8 and self.generation == 1:
+                self._models, self.generation = {"yolo_pose": self._models["yolo_pose"]}, 2
+            return super()._look(images)
+
+    client = Losing("yolo", "yolo_pose", classes=("person", "face"))
+    report, _, lines = analyzed(squares(tmp_path / "in.mp4", 60), tmp_path, "blur_faces", client=client)
+    assert 0 < report.failed < report.frames == 60
+    assert lines[-1]["error"] == {"code": "inference", "message": "detect: not_served"}
 
 
 def test_what_is_no_film_or_too_large_is_refused(tmp_path: Path) -> None:

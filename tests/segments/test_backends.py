@@ -75,6 +75,27 @@ def test_no_proxy_stands_before_a_server_beside_us(parts: Parts, monkeypatch: py
         http.close()
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"frames": 9, "failed": 2, "undecodable": 1}, "2 frames could not be analysed, 1 pieces could not be decoded"),
+        ({"frames": 9, "failed": 0, "undecodable": 0}, ""),
+        ({"failed": "some"}, ""),
+        (["another's"], ""),
+    ],
+)
+def test_frames_that_a_server_could_not_do_are_logged(
+    parts: Parts, said: object, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    uploaded(parts, SEGMENT, b"film")
+    with Analyser(parts.objects, says=said).serving() as url:
+        http = Http(url, timeout_s=10, most=2)
+        assert http.invoke(SEGMENT, *addresses(parts)) == Done()
+        http.close()
+    assert told in caplog.text
+    assert bool(told) == ("could not be" in caplog.text)
+
+
 @pytest.mark.parametrize("status", [400, 404, 422, 500])
 def test_a_segment_that_the_server_cannot_do(parts: Parts, status: int) -> None:
     with Analyser(parts.objects, script=[status]).serving() as url:

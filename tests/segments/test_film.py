@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def test_each_part_is_a_film_of_its_own_and_says_where_it_stands(tmp_path: Path)
     parts = list(cut(film, tmp_path / "parts", 2.0))
     assert [probe(part).frames for part in parts] == [50, 50, 25]
     assert [position(part) for part in parts] == [
-        Position(Fraction(start), 25 * start, Fraction(25), known=True) for start in (0, 2, 4)
+        Position(Fraction(start), 25 * start, Fraction(25), (320, 240), known=True) for start in (0, 2, 4)
     ]
     expected = iter(shown(film))
     for part, start in zip(parts, (0, 2, 4), strict=True):
@@ -124,6 +125,32 @@ def test_a_rotation_stays(tmp_path: Path) -> None:
             assert next(opened.decode(video=0)).rotation == 90
 
 
+@pytest.mark.parametrize("sound_s", [None, -1.0])
+def test_times_that_go_back_are_refused_with_a_remedy(tmp_path: Path, sound_s: float | None) -> None:
+    one = movie(tmp_path / "one.ts", seconds=2, sound_s=sound_s)
+    film = tmp_path / "twice.ts"
+    film.write_bytes(2 * one.read_bytes())
+    with pytest.raises(
+        FilmError, match=r"twice\.ts: its times go back at 0:0[12]; remux it: ffmpeg .* -i FILM -c copy"
+    ):
+        list(cut(film, tmp_path / "parts", 0.5))
+
+
+def test_sound_whose_times_go_back_is_refused_too(tmp_path: Path) -> None:
+    one, more, film = movie(tmp_path / "one.ts", seconds=2), tmp_path / "more.ts", tmp_path / "twice.ts"
+    with av.open(str(one)) as source, av.open(str(more), "w", format="mpegts") as out:
+        streams = {stream.index: out.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.dts is None or packet.pts is None:
+                continue
+            later = 2 * 90_000 if packet.stream.type == "video" else 0
+            packet.pts, packet.dts, packet.stream = packet.pts + later, packet.dts + later, streams[packet.stream_index]
+            out.mux(packet)
+    film.write_bytes(one.read_bytes() + more.read_bytes())
+    with pytest.raises(FilmError, match=r"twice\.ts: its times go back at 0:0[012]; remux it"):
+        list(cut(film, tmp_path / "parts", 0.5))
+
+
 def test_open_groups_of_pictures_are_not_torn(tmp_path: Path) -> None:
     options = {"x264-params": "open-gop=1:keyint=25:min-keyint=25:bframes=3:b-adapt=0:scenecut=0"}
     film = movie(tmp_path / "a.mp4", seconds=4, preset="veryfast", bf="3", **options)
@@ -162,9 +189,13 @@ def test_parts_that_are_coded_otherwise_are_refused_and_leave_nothing(tmp_path: 
 def test_metadata_that_makes_no_sense_is_the_beginning() -> None:
     for start, first in (("1/0", "3"), ("-1", "0"), ("x", "0"), ("1", "-2"), ("1", "1.5")):
         assert Position.read({"sightline_start": start, "sightline_first_frame": first}) == Position()
-    assert Position.read(Position(Fraction(3, 7), 9, Fraction(30000, 1001)).tags()) == Position(
-        Fraction(3, 7), 9, Fraction(30000, 1001), known=True
-    )
+    for size in ((1920, 1080), None):
+        said = Position(Fraction(3, 7), 9, Fraction(30000, 1001), size)
+        assert Position.read(said.tags()) == replace(said, known=True)
+    for words in ("0x4", "-3x-3", "90000x90000"):
+        assert Position.read({**Position().tags(), "sightline_size": words}) == Position(known=True), words
+    for words in ("x", "3", "3x4x5", "ax4"):
+        assert Position.read({**Position().tags(), "sightline_size": words}) == Position(), words
 
 
 def test_what_is_no_film_is_refused_in_words(tmp_path: Path, jpeg: bytes) -> None:

@@ -143,6 +143,18 @@ def test_what_cannot_be_done_is_said_in_our_words(url: str, folder: Path, tmp_pa
     assert not (folder / "never.jsonl").exists()
 
 
+def test_pages_of_elsewhere_may_not_ask(url: str, folder: Path) -> None:
+    host = url.removeprefix("http://")
+    body = json.dumps({"s3_input_uri": file(folder / "a film.mp4"), "s3_output_uri": file(folder / "stolen.mp4")})
+    for origin in ("https://evil.example", "null", f"http://evil.example?{host}"):
+        headers = {"origin": origin, "content-type": "text/plain"}
+        answer = httpx.post(f"{url}/invocations", content=body, headers=headers, timeout=60)
+        assert problem(answer)[:2] == (403, "origin")
+    assert not (folder / "stolen.mp4").exists()
+    answer = httpx.post(f"{url}/invocations", content=b"{}", headers={"origin": url})
+    assert problem(answer)[:2] == (422, "invalid_value"), "its own page may"
+
+
 def test_a_client_that_goes_away_is_worked_for_no_longer(url: str, folder: Path) -> None:
     squares(folder / "long.mp4", 1500)
     before = counters()

@@ -15,6 +15,7 @@ import httpx
 import numpy as np
 import pytest
 
+from app.segments.local_database import LocalDatabase
 from app.settings import ROOT, OcrSettings, TritonSettings
 from tests.segments.films import FPS, assert_lines, assert_whole, film, run, segments
 from tests.support import clip
@@ -146,6 +147,13 @@ def test_a_film_that_is_done_needs_no_models(variables: dict[str, str], tmp_path
     nowhere = {"TRITON_PYTHON": "/nowhere/python"}
     assert run(asked, nowhere, log, folder=folder) == first
     assert Path(first).stat().st_mtime_ns == written
+    assert "could not be analysed" not in log.read_text()
+    database = LocalDatabase(folder / ".sightline.db")
+    with database.change() as changes:
+        changes.execute("UPDATE jobs SET reason = '3 of its frames could not be analysed'")
+    database.close()
+    assert run(asked, nowhere, log, folder=folder) == first
+    assert "\nsightline: 3 of its frames could not be analysed\n" in log.read_text()
     said = run([*asked, "--again"], nowhere, log, folder=folder, code=2)
     assert said.startswith("sightline: TRITON_PYTHON='/nowhere/python'")
     assert run([*asked, "--again"], variables, log, folder=folder) == first.replace("/final", "-2/final")

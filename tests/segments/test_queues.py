@@ -40,6 +40,20 @@ def test_what_is_deleted_does_not_come_again(queue: Queue) -> None:
     assert queue.receive(HIDDEN_S + 0.5) is None
 
 
+def test_what_is_sent_to_come_later_comes_later(queue: Queue) -> None:
+    queue.send("late", delay_s=5)
+    queue.send("now")
+    first = queue.receive(0)
+    assert first is not None
+    assert first.body == "now"
+    queue.delete(first)
+    clock = time.monotonic()
+    late = queue.receive(20)
+    assert late is not None
+    assert late.body == "late"
+    assert time.monotonic() - clock > 0.5
+
+
 def test_what_is_not_deleted_comes_again_and_is_another_s(queue: Queue) -> None:
     queue.send("one")
     first = queue.receive(0)

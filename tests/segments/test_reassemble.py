@@ -120,6 +120,20 @@ def test_a_backend_that_writes_no_results_gives_a_film_without(depot: Depot, sou
     assert not depot.objects.exists(final_results_uri(depot.output_bucket, JOB))
 
 
+@both
+def test_frames_without_a_result_are_told_of(depot: Depot, source: Path, tmp_path: Path) -> None:
+    analysed(depot, source, tmp_path)
+    lines = [
+        b'{"frame_id":0,"pts_s":0.0,"error":{"code":"inference","message":"detect: no answer"}}',
+        b'{"frame_id":1,"pts_s":0.04,"texts":[{"text":"\\",\\"error\\":{"}],"stages":{"ocr":{"status":"error"}}}',
+        b'{"frame_id":2,"pts_s":0.08,"error":{"code":"internal","message":""}}',
+    ]
+    address = beside(output_uri(depot.output_bucket, SegmentId(JOB, 1)))
+    depot.objects.write(address, b"".join(line + b"\n" for line in lines))
+    turn(depot, JOB)
+    assert status(depot) == ("done", "2 of its frames could not be analysed; the results say why")
+
+
 def test_a_job_that_is_not_whole_waits_for_its_next_message(depot: Depot, source: Path, tmp_path: Path) -> None:
     analysed(depot, source, tmp_path)
     depot.store.chunking_complete(JOB, 5)

@@ -6,16 +6,25 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import boto3
 import pytest
 
+from app.segments.answers import Answers
+from app.segments.attempts import Attempts
 from app.segments.backends.backend import Accepted, BackendUnavailable
 from app.segments.backends.sagemaker import SageMaker
+from app.segments.completion import Completions
 from app.segments.events import Created, body_of
 from app.segments.keys import SegmentKey, input_uri, output_uri, parse_answer, split_s3
+from app.segments.local_database import LocalDatabase
+from app.segments.pace import Pace
 from app.segments.parts import Parts
-from app.segments.ports import Job
+from app.segments.ports import Invocation, Job
+from app.segments.queue_local import LocalQueue
+from app.segments.slots import Slots
+from app.segments.store_local import LocalStore
 from app.segments.worker import Worker
 from app.settings import SegmentSettings
 from tests.support.aws import REGION, Aws
@@ -175,6 +184,70 @@ def test_a_failure_is_tried_again(setup: Setup) -> None:
     assert counts("segments", "sagemaker", "completed") == 1
     assert len({call["x-amzn-sagemaker-inference-id"] for call in setup.runtime.calls}) == 3
     assert setup.sent() == ["clip"]
+
+
+def test_a_container_without_room_costs_no_attempt(setup: Setup) -> None:
+    setup.runtime.script = ["refuse", "refuse quoted", "refuse", "early"]
+    setup.submit(1)
+    counts = Counts().since("segments", "sagemaker", "failed")
+    with setup.working(segment_attempts=1) as worker:
+        until(lambda: setup.done())
+        until(lambda: worker.slots.in_flight == 0)
+        until(lambda: not setup.parts.store.open_invocations())
+    assert counts("segments", "sagemaker", "failed") == 0
+    assert (setup.parts.store.failures(SEGMENT), setup.parts.store.refusals(SEGMENT)) == (0, 3)
+    assert len({call["x-amzn-sagemaker-inference-id"] for call in setup.runtime.calls}) == 4
+    assert setup.sent() == ["clip"]
+
+
+def test_a_container_that_never_has_room_fails_the_job_in_the_end(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.segments.answers.MOST_REFUSALS", 2)
+    setup.runtime.script = ["refuse"] * 9
+    setup.submit(1)
+    with setup.working(segment_attempts=2):
+        job = until(lambda: (found := setup.parts.store.job("clip")) and found.status == "failed" and found)
+    assert len(setup.runtime.calls) == 4
+    assert "503" in job.reason
+
+
+class Sends:
+    """A queue that nobody reads: how long each message is held back."""
+
+    name = "segments"
+
+    def __init__(self) -> None:
+        self.delays: list[float] = []
+
+    def send(self, body: str, *, once: str | None = None, delay_s: float = 0.0) -> None:
+        self.delays.append(delay_s)
+
+
+@pytest.mark.parametrize(
+    ("reason", "delays"),
+    [("CUDA out of memory", [5, 10, 20, 40, 80, 160, 300, 300]), ('"code":"no_room"', [5, 10, 20, 30, 30, 30, 30, 30])],
+)
+def test_each_time_it_waits_longer(tmp_path: Path, reason: str, delays: list[float]) -> None:
+    store, queue, slots = LocalStore(LocalDatabase(tmp_path / "state.db")), Sends(), Slots(1, "sagemaker")
+    store.put_job(Job("clip", "annotate", "clip.mp4", time.time()))
+    reassembly = LocalQueue(LocalDatabase(tmp_path / "queue.db"), "reassembly", visibility_s=5)
+    answers = Answers(
+        store,
+        queue,  # type: ignore[arg-type]
+        slots,
+        Completions(store, reassembly),
+        Attempts(store, 20, "sagemaker"),
+        input_bucket="in",
+        backend="sagemaker",
+        pace=Pace(),
+    )
+    for number in range(len(delays)):
+        invocation = Invocation(f"{number:032x}", SEGMENT, "s3://in/x", "s3://out/y", called_at=time.time())
+        store.record(invocation)
+        answers.failed(invocation, reason)
+        answers.failed(invocation, reason)  # said twice, it counts once
+    assert queue.delays == delays
 
 
 def test_a_segment_that_fails_to_the_last_fails_its_job(setup: Setup) -> None:

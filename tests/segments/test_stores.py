@@ -124,6 +124,22 @@ def test_a_job_that_is_reopened_before_its_total_is_known(store: Store) -> None:
     assert store.job("clip") == replace(JOB, round=1)
 
 
+def test_a_job_that_is_done_is_not_reopened(store: Store) -> None:
+    store.put_job(JOB)
+    store.mark("clip", "done")
+    store.reopen("clip")
+    assert store.job("clip") == replace(JOB, status="done")
+
+
+def test_a_new_job_has_no_trigger_and_one_that_is_there_keeps_its(store: Store) -> None:
+    assert store.trigger_once("clip", 60) == "taken"  # an earlier job's, which has expired
+    store.trigger_sent("clip")
+    store.put_job(JOB)
+    assert store.trigger_once("clip", 60) == "taken"
+    store.put_job(JOB)
+    assert store.trigger_once("clip", 60) == "held"
+
+
 def test_what_happens_to_a_job_that_nobody_recorded(store: Store) -> None:
     store.mark("clip", "failed", "why")
     store.chunking_complete("clip", 4)
@@ -139,6 +155,16 @@ def test_a_failure_counts_once(store: Store) -> None:
     assert store.failures(SegmentId("clip", 4)) == 0
     assert store.failures(SegmentId("clip2", 3)) == 0
     assert store.failures(SEGMENT.id) == 3
+
+
+def test_refusals_are_counted_apart_and_forgotten_with_the_failures(store: Store) -> None:
+    store.put_job(JOB)
+    assert [store.refuse(SEGMENT, word) for word in ("a", "b", "a")] == [1, 2, 2]
+    assert store.fail(SEGMENT, "a", "why") == 1
+    assert (store.failures(SEGMENT), store.refusals(SEGMENT), store.refusals(SegmentId("clip", 4))) == (1, 2, 0)
+    store.mark("clip", "failed")
+    store.reopen("clip")
+    assert (store.failures(SEGMENT), store.refusals(SEGMENT)) == (0, 0)
 
 
 def test_completions_in_any_order_and_twice(store: Store) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from app.segments.completion import Completions
 from app.segments.depot import Depot, on_aws
 from app.segments.events import read
 from app.segments.film import FilmError
@@ -73,6 +75,15 @@ def go(watched: Watched, wish: Wish, board: Board | None = None, stopping: threa
     return upload(depot, wish, record(depot, wish), board or Board(), stopping or threading.Event())
 
 
+def taken(queue: Queue) -> list[str]:
+    """What all its messages say; they are deleted."""
+    found = []
+    while message := queue.receive(0):
+        found.append(message.body)
+        queue.delete(message)
+    return found
+
+
 def finish(depot: Depot, job: Job) -> None:
     """As if all of it had been done."""
     depot.objects.write(final_uri(depot.output_bucket, job.job_id), b"film")
@@ -112,6 +123,48 @@ def test_workers_hear_of_a_segment_as_soon_as_it_is_cut(watched: Watched, wish: 
     with pytest.raises(Interrupted, match="2 segments are uploaded"):
         go(watched, wish, StopsAfter(2, stopping, lambda: heard.extend(watched.heard())), stopping)
     assert [one.index for one in heard] == [0, 1]
+
+
+class Says(Board):
+    """Notes what it is told, and sets the event after so many times."""
+
+    def __init__(self, stopping: threading.Event, after: int) -> None:
+        super().__init__()
+        self.said: list[str] = []
+        self._stopping, self._after = stopping, after
+
+    def say(self, words: str) -> None:
+        self.said.append(words)
+        if len(self.said) == self._after:
+            self._stopping.set()
+
+
+def test_the_reading_of_a_film_is_said_and_can_be_interrupted(watched: Watched, wish: Wish) -> None:
+    stopping = threading.Event()
+    board = Says(stopping, 1)
+    with pytest.raises(Interrupted, match="nothing is uploaded yet"):
+        record(watched.depot, wish, board, stopping)
+    assert board.said == ["Grüße, 1.mp4 is being read"]
+    board = Says(threading.Event(), 0)
+    assert record(watched.depot, wish, board, threading.Event()).status == "chunking"
+    assert board.said == ["Grüße, 1.mp4 is being read", ""]
+
+
+def test_the_cutting_of_a_long_segment_is_said_and_can_be_interrupted(
+    watched: Watched, wish: Wish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.segments.submit._LONG_S", -1.0)
+    whole, stopping = replace(wish, seconds=60), threading.Event()
+    job = record(watched.depot, whole)
+    board = Says(stopping, 1)
+    with pytest.raises(Interrupted, match="0 segments are uploaded"):
+        upload(watched.depot, whole, job, board, stopping)
+    assert board.said == ["segment 0 is being cut"]
+    assert watched.heard() == []
+    board = Says(threading.Event(), 0)
+    upload(watched.depot, whole, job, board, threading.Event())
+    assert board.said == ["segment 0 is being cut", ""]
+    assert watched.heard() == of(job, 0)
 
 
 @both
@@ -220,6 +273,22 @@ def test_a_job_that_is_stuck_is_told_of_once_more_when_asked(watched: Watched, w
     depot.store.complete(Completion(SegmentId(job.job_id, 3), "", 1.0))
     assert go(watched, Wish(wish.film, wish.mode, wish.seconds, again=True)).job_id == job.job_id
     assert watched.heard() == of(job, 0, 1, 2)
+
+
+@both
+def test_a_job_whose_last_message_was_lost_is_put_together_when_asked(watched: Watched, wish: Wish) -> None:
+    depot, job = watched.depot, go(watched, wish)
+    watched.heard()
+    for index in range(4):
+        depot.store.complete(Completion(SegmentId(job.job_id, index), "", 1.0))
+    assert Completions(depot.store, depot.reassembly).check(job.job_id)
+    assert taken(depot.reassembly) == [job.job_id]  # and nobody did anything
+    assert go(watched, wish).status == "chunking_complete"
+    assert taken(depot.reassembly) == []
+    anew = go(watched, Wish(wish.film, wish.mode, wish.seconds, again=True))
+    assert (anew.job_id, anew.status, anew.total) == (job.job_id, "chunking_complete", 4)
+    assert taken(depot.reassembly) == [job.job_id]
+    assert watched.heard() == [], "nothing of it is analysed again"
 
 
 def test_a_film_whose_result_was_deleted_is_done_anew(watched: Watched, wish: Wish) -> None:

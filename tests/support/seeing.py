@@ -89,7 +89,7 @@ class Sight(FakeClient):
         """Most calls at once."""
         self.seen = 0
 
-    async def infer(self, model: ModelSpec, buffer: Buffer, *, stream: str) -> Reply:
+    async def infer(self, model: ModelSpec, buffer: Buffer, *, stream: str, deadline_s: float | None = None) -> Reply:
         self._now += 1
         self.most = max(self.most, self._now)
         try:

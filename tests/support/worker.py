@@ -128,6 +128,8 @@ class Analyser:
     objects: Objects
     script: list[int] = field(default_factory=list)
     """Statuses of the next answers; 200 when there is no more."""
+    says: Any = field(default_factory=lambda: {"frames": 1})
+    """Its answer, when it is 200."""
     takes_s: float = 0.0
     up: bool = True
     at_once: int = 0
@@ -161,7 +163,7 @@ class Analyser:
         finally:
             with self.lock:
                 self.at_once -= 1
-        page.say(status, {"error": {"code": "film", "message": "cannot be read"}} if status != 200 else {"frames": 1})
+        page.say(status, {"error": {"code": "film", "message": "cannot be read"}} if status != 200 else self.says)
 
 
 def analyse(objects: Objects, asked: dict[str, str]) -> None:
@@ -183,7 +185,7 @@ class Runtime:
     bucket: str
     script: list[str] = field(default_factory=list)
     """What becomes of the next calls: `early` (answered before the call returns), `late` (by `answer_all`), `fail`,
-    `busy`; `early` when there is no more."""
+    `refuse` (the container has no room), `refuse quoted`, `busy`; `early` when there is no more."""
     keeps_names: bool = True
     """Whether the answer's file has the name that was asked for."""
     calls: list[dict[str, str]] = field(default_factory=list)
@@ -214,6 +216,8 @@ class Runtime:
             self.answer(name, body)
         elif what == "fail":
             self.fail(name)
+        elif what in ("refuse", "refuse quoted"):
+            self.refuse(name, quoted=what != "refuse")
         else:
             with self.lock:
                 self.waiting.append((name, body))
@@ -239,3 +243,8 @@ class Runtime:
 
     def fail(self, name: str) -> None:
         self.objects.write(uri(self.bucket, f"async-failures/{name}"), b'{"error": {"message": "CUDA out of memory"}}')
+
+    def refuse(self, name: str, *, quoted: bool) -> None:
+        said = '{"error":{"code":"busy","message":"1 films are being analysed","field":null}}'
+        words = f"Received server error (503) from primary with message {json.dumps(said) if quoted else said}. See …"
+        self.objects.write(uri(self.bucket, f"async-failures/{name}"), words.encode())

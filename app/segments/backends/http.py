@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 import httpx
 
 from app.addresses import leads_to_loopback
 from app.segments.backends.backend import BackendLost, BackendUnavailable, Done, SegmentFailed
 from app.segments.keys import SegmentKey
+
+log = logging.getLogger(__name__)
 
 _NOT_NOW = (401, 429, 503, 507)
 """Says the server of itself, and not of the segment: no token of its, no room, no place on its disk."""
@@ -63,10 +67,23 @@ class Http:
             raise BackendLost(f"{self._where}: {_words(answer)}")
         if not answer.is_success:
             raise SegmentFailed(_words(answer))
+        _tell(segment, answer)
         return Done()
 
     def close(self) -> None:
         self._client.close()
+
+
+def _tell(segment: SegmentKey, answer: httpx.Response) -> None:
+    """Says what is wanting in a segment that is done; a server that is not ours need not count it."""
+    try:
+        said = answer.json()
+        failed, undecodable = int(said.get("failed", 0)), int(said.get("undecodable", 0))
+    except (ValueError, TypeError, AttributeError):
+        return
+    if failed or undecodable:
+        words = "segment %s: %d frames could not be analysed, %d pieces could not be decoded"
+        log.warning(words, segment, failed, undecodable)
 
 
 def _words(answer: httpx.Response) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import logging
 import tempfile
 import threading
@@ -15,7 +14,7 @@ from typing import Any
 from app.errors import InferenceError, InferenceUnavailable
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.opening import opened
-from app.segments.analyze import analyze_film, stream_settings
+from app.segments.analyze import Report, analyze_film, stream_settings
 from app.segments.backends.backend import BackendUnavailable, Done, SegmentFailed
 from app.segments.film import FilmError, probe
 from app.segments.keys import SegmentKey, beside
@@ -24,9 +23,6 @@ from app.settings import Settings
 from app.tuning import tune
 
 log = logging.getLogger(__name__)
-
-DEADLINE_S = 60.0
-"""Nobody looks on live: a frame that takes long on a busy machine is waited for, unless TRITON_DEADLINE_S says else."""
 
 Watch = Callable[[SegmentKey, int | None, int], None]
 """A segment, how many of its frames are done (None: it is no longer worked on), and how many there are."""
@@ -38,7 +34,7 @@ class InProcess:
     name = "pipeline"
 
     def __init__(self, settings: Settings, objects: Objects, watch: Watch) -> None:
-        self._settings = _patient(settings)
+        self._settings = settings
         self._objects = objects
         self._watch = watch
         self._loop = asyncio.new_event_loop()
@@ -46,7 +42,7 @@ class InProcess:
         self._closing = asyncio.Event()
         self._pipeline: Future[Pipeline] = Future()
         self._life: Future[None] | None = None
-        self._analysing: set[asyncio.Task[None]] = set()
+        self._analysing: set[asyncio.Task[Any]] = set()
         self._stopped = False
 
     def open(self) -> None:
@@ -100,12 +96,15 @@ class InProcess:
         analysis = analyze_film(
             source, target, results, segment.mode, pipeline, wish, max_pixels=most, on_frames=on_frames
         )
-        asyncio.run_coroutine_threadsafe(self._tracked(analysis), self._loop).result()
+        report = asyncio.run_coroutine_threadsafe(self._tracked(analysis), self._loop).result()
+        if report.failed or report.undecodable:
+            words = "segment %s: %d frames could not be analysed, %d pieces could not be decoded"
+            log.warning(words, segment, report.failed, report.undecodable)
         self._objects.upload(results, beside(output_uri))
         if target.exists():
             self._objects.upload(target, output_uri)
 
-    async def _tracked(self, analysis: Coroutine[Any, Any, Any]) -> None:
+    async def _tracked(self, analysis: Coroutine[Any, Any, Report]) -> Report:
         if self._stopped:
             analysis.close()
             raise asyncio.CancelledError
@@ -113,7 +112,7 @@ class InProcess:
         assert task is not None
         self._analysing.add(task)
         try:
-            await analysis
+            return await analysis
         finally:
             self._analysing.discard(task)
 
@@ -160,11 +159,3 @@ class InProcess:
                 log.exception("the pipeline could not be closed")
             else:
                 self._pipeline.set_exception(error)
-
-
-def _patient(settings: Settings) -> Settings:
-    if "triton_deadline_s" in settings.triton.model_fields_set:
-        return settings
-    patient = copy.copy(settings)
-    patient.triton = settings.triton.model_copy(update={"triton_deadline_s": DEADLINE_S})
-    return patient

@@ -73,6 +73,8 @@ class SageMaker:
         job = self._store.job(segment.job_id)
         attempt = self._store.failures(segment)
         words = f"{segment}.{segment.mode}.{job.round if job else 0}.{attempt}"
+        if refused := self._store.refusals(segment):
+            words += f".{refused}"
         return uuid.uuid5(_IDS, words).hex
 
     def _call(self, invocation_id: str, body: str) -> tuple[str, str | None]:
