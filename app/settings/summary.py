@@ -33,7 +33,11 @@ class SummarySettings(Section):
     )
     summary_prompt: str = Field("default", min_length=1, description="prompt of a session that names none")
     summary_finish_s: float = Field(
-        3.0, gt=0, le=60, description="seconds that the last summary of a session may take; then it is a digest"
+        3.0,
+        gt=0,
+        le=60,
+        description="seconds that the last summary of a session may take, three tenths of DRAIN_TIMEOUT_S at most; "
+        "then it is a digest",
     )
 
 
