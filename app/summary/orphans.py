@@ -43,13 +43,13 @@ async def _tell(session_id: str, spill: Spill, summarizer: Summarizer, prompt: s
     observations: list[Observation] = []
     """Out of the backlog: in our hands alone, whatever comes."""
     try:
-        async with summarizer.turn():
+        async with summarizer.turn() as slot:
             while more := await left.take(max_items=MOST_OBSERVATIONS, max_bytes=MOST_BYTES):
                 observations = fold([*observations, *more], MOST_OBSERVATIONS)
             if not observations:
                 return
             # Of what the session chose and spent nothing is known any more.
-            summary, _ = await summarizer.summary(observations, prompt, Spent())
+            summary, _ = await summarizer.summary(observations, prompt, Spent(), slot=slot)
     except asyncio.CancelledError:  # we end, too
         if observations:
             await _keep(session_id, spill, summarizer.digest(observations, "finish"))

@@ -139,13 +139,13 @@ class SessionSummaries:
         gathering.flush()
         if not gathering.waiting and not gathering.taken:
             return None
-        async with self._summarizer.turn():
+        async with self._summarizer.turn() as slot:
             await gathering.take(everything=everything)
             if not gathering.taken:
                 return None
             begun = time.monotonic()
             prompt = self._prompts.text(self.prompt)
-            summary, failed = await self._summarizer.summary(gathering.taken, prompt, self._spent)
+            summary, failed = await self._summarizer.summary(gathering.taken, prompt, self._spent, slot=slot)
         now = time.monotonic()
         gathering.pace.told(now, failed=failed, answer_s=now - begun)
         return summary

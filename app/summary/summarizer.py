@@ -48,21 +48,27 @@ class Summarizer:
             await self._model.close()
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Waits until the model may be asked; not at all where it will not be. Take what is to be told only then."""
-        if self._model is None:
-            yield
-            return
-        async with self._model.turn():
-            yield
+    async def turn(self) -> AsyncIterator[bool]:
+        """Waits until the model may be asked; not at all where it will not be, which is False.
 
-    async def summary(self, observations: Sequence[Observation], prompt: str, spent: Spent) -> tuple[Summary, bool]:
+        Take what is to be told only then.
+        """
+        if self._model is None:
+            yield False
+            return
+        async with self._model.turn() as slot:
+            yield slot
+
+    async def summary(
+        self, observations: Sequence[Observation], prompt: str, spent: Spent, *, slot: bool
+    ) -> tuple[Summary, bool]:
         """What these observations, oldest first and at least one, say. Call it within `turn`.
 
         Args:
             observations: of one session, in order.
             prompt: the operator's text.
             spent: the session's tokens so far; added to.
+            slot: what `turn` gave.
 
         Returns:
             The summary, and whether the model failed (as against not being there, or not allowed to be asked).
@@ -70,7 +76,7 @@ class Summarizer:
         if self._model is None:
             return self.digest(observations, "no_model"), False
         try:
-            words = await self._model.ask(system(prompt), question(observations), spent)
+            words = await self._model.ask(system(prompt), question(observations), spent, slot=slot)
         except NoAnswer as error:
             self._say(error)
             return self.digest(observations, error.reason), error.reason not in ("budget", "breaker_open")
