@@ -24,9 +24,13 @@ _AGAIN_S = 60.0
 
 
 async def take_up_for_ever(spill: Spill, summarizer: Summarizer, prompts: Prompts, settings: SummarySettings) -> None:
-    """At once, and again every minute. First what is older than SUMMARY_ORPHAN_HOURS is swept, untold."""
+    """At once, and again every minute, after what the disk did not take lately is tried again.
+
+    What is older than SUMMARY_ORPHAN_HOURS is swept, untold.
+    """
     while True:
         try:
+            await spill.catch_up()
             await spill.sweep(settings.summary_orphan_hours * 3600)
             for session_id in await spill.orphans():
                 await _tell(session_id, spill, summarizer, prompts.text(prompts.default))

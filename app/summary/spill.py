@@ -15,6 +15,7 @@ again, and the backlogs do without.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -30,6 +31,8 @@ from app.summary.estates import Claimed
 from app.summary.shelf import Above, Shelf
 from app.summary.spill_file import SpillFile
 from app.summary.writer import Failure, Writer
+
+log = logging.getLogger(__name__)
 
 _RETRY_S = 30.0
 _UNSAVED = 64
@@ -52,8 +55,42 @@ class Spill:
         await self._writer.ask(lambda file: None)
 
     async def close(self) -> None:
-        """Call it after the backlogs' own `close`. What they left is an orphan from now on."""
+        """Call it after the backlogs' own `close`. What they left is an orphan from now on.
+
+        The disk gets a last chance to take what it did not take before; what is lost then is said, and counted.
+        """
+        self._writer.wake()
+        await self.catch_up()
         await self._writer.stop()
+        left = sum(len(summaries) for summaries in self._unsaved.values())
+        if left:
+            SUMMARY_DISK_ERRORS.labels("unsaved").inc(left)
+            log.error("summaries: the disk did not take %d summaries to the end; they are lost", left)
+
+    async def catch_up(self) -> None:
+        """Repeats what the disk did not take while it was in trouble: summaries, and ends of sessions.
+
+        For every minute, before `orphans`. Cancelling loses nothing.
+        """
+        unsaved, self._unsaved = self._unsaved, OrderedDict()
+        saved: set[str] = set()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def repeat(file: SpillFile) -> None:
+            for session_id, summaries in unsaved.items():
+                kept.save(file.db, session_id, summaries, self._settings.summary_keep)
+                saved.add(session_id)
+            file.rows.end_again()
+
+        def done(outcome: Failure | None) -> None:
+            for session_id, summaries in unsaved.items():
+                if session_id not in saved:
+                    self._put_back(session_id, summaries)
+            if not future.done():
+                future.set_result(None)
+
+        self._writer.post(repeat, done)
+        await future
 
     def health(self) -> dict[str, Any]:
         """`state`: ok or degraded, with the `reason`."""

@@ -69,6 +69,10 @@ class Writer:
             self._jobs.put(None)
             await asyncio.to_thread(thread.join)
 
+    def wake(self) -> None:
+        """The next work tries the disk, however lately it was in trouble."""
+        self._resting_until = float("-inf")
+
     @property
     def accepting(self) -> bool:
         """Whether it is worth handing it something to write."""
