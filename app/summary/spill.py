@@ -28,6 +28,7 @@ from app.settings import SummarySettings
 from app.summary import estates, kept
 from app.summary.backlog import Backlog
 from app.summary.estates import Claimed
+from app.summary.pieces import Pieces
 from app.summary.shelf import Above, Shelf
 from app.summary.spill_file import SpillFile
 from app.summary.writer import Failure, Writer
@@ -44,6 +45,8 @@ class Spill:
 
     def __init__(self, folder: Path, settings: SummarySettings, *, retry_s: float = _RETRY_S) -> None:
         """`retry_s`: how long the disk is left alone after trouble, seconds."""
+        self.pieces = Pieces()
+        """See `backlog.Disk`."""
         self._settings = settings
         self._writer = Writer(folder, settings, retry_s=retry_s, on_lost=self._lost)
         self._shelves: WeakSet[Shelf] = WeakSet()
@@ -121,7 +124,7 @@ class Spill:
         estate = await self._writer.ask(claim)
         if estate is None or isinstance(estate, Failure):
             return None
-        return Backlog(session_id, self._settings, _Estate(self._place, estate))
+        return Backlog(session_id, self._settings, _Estate(self.pieces, self._place, estate))
 
     async def sweep(self, older_than_s: float) -> int:
         """Removes orphans, and summaries, last written before so many seconds; how many observations that were."""
@@ -187,8 +190,12 @@ class _Estate:
     """The disk of a backlog that begins with what another process left."""
 
     def __init__(
-        self, place: Callable[[str, Above, tuple[Claimed, SpillFile]], Shelf], estate: tuple[Claimed, SpillFile]
+        self,
+        pieces: Pieces,
+        place: Callable[[str, Above, tuple[Claimed, SpillFile]], Shelf],
+        estate: tuple[Claimed, SpillFile],
     ) -> None:
+        self.pieces = pieces
         self._place = place
         self._estate = estate
 
