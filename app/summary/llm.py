@@ -47,11 +47,12 @@ class NoAnswer(SightlineError):
 class LanguageModel:
     """One a process. LLM_MAX_IN_FLIGHT, the budget of an hour and the breaker hold over all its sessions."""
 
-    def __init__(self, settings: LlmSettings) -> None:
+    def __init__(self, settings: LlmSettings, workers: int = 1) -> None:
+        """`workers`: processes that share LLM_MAX_IN_FLIGHT and the budget of an hour; this one has its part."""
         self._settings = settings
-        self._slots = asyncio.Semaphore(settings.llm_max_in_flight)
+        self._slots = asyncio.Semaphore(settings.part(workers).llm_max_in_flight)
         self._breaker = Breaker(settings.llm_breaker_failures, settings.llm_breaker_s)
-        self._requests = Requests(settings)
+        self._requests = Requests(settings, workers)
         self._asked_until = float("-inf")
         """Monotonic seconds. Until then nothing is sent for any session: the server asked for that time."""
 

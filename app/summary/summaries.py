@@ -61,7 +61,7 @@ class Summaries:
             settings = settings.model_copy(update={"summary_finish_s": finish_s})
         self._settings = settings
         self._spill = Spill(state_dir / "summaries", settings)
-        self._summarizer = Summarizer(llm)
+        self._summarizer = Summarizer(llm, workers)
         self._prompts = Prompts({}, settings.summary_prompt)
         self._sessions: set[SessionSummaries] = set()
         self._tasks: list[asyncio.Task[None]] = []

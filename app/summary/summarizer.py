@@ -25,9 +25,11 @@ log = logging.getLogger(__name__)
 class Summarizer:
     """Shared by all sessions of the process."""
 
-    def __init__(self, settings: LlmSettings) -> None:
+    def __init__(self, settings: LlmSettings, workers: int = 1) -> None:
+        """`workers`: processes that share what holds over all sessions, as `LanguageModel`."""
         self._settings = settings
-        self._model = LanguageModel(settings) if settings.llm_model else None
+        self._workers = workers
+        self._model = LanguageModel(settings, workers) if settings.llm_model else None
         self._last_reason: str | None = None
 
     def check(self) -> None:
@@ -40,6 +42,15 @@ class Summarizer:
         if self._model is not None:
             await self._model.open()
             log.info("summaries by %s", self._model.name)
+            if self._workers > 1:
+                mine = self._settings.part(self._workers)
+                log.info(
+                    "this worker's part, of %d: LLM_MAX_IN_FLIGHT %d, LLM_HOUR_TOKENS %d, LLM_HOUR_COST %g",
+                    self._workers,
+                    mine.llm_max_in_flight,
+                    mine.llm_hour_tokens,
+                    mine.llm_hour_cost,
+                )
         elif self._settings.llm_base_url or self._settings.llm_api_key:
             log.warning("LLM_BASE_URL or LLM_API_KEY is set, but LLM_MODEL is not: summaries are digests")
 
