@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import SettingsConfigDict
 
 from app.settings.section import ROOT, Section, web_address
 
@@ -42,6 +43,8 @@ class SummarySettings(Section):
 
 
 class LlmSettings(Section):
+    model_config = SettingsConfigDict(hide_input_in_errors=True)  # the keys
+
     llm_model: str | None = Field(
         None, description="`provider:model` for LangChain, such as `openai:gpt-5-mini`; unset: digests, no model"
     )
@@ -104,10 +107,24 @@ class LlmSettings(Section):
         60.0, gt=0, description="seconds the worker leaves it alone; then one request tries it"
     )
 
-    @field_validator("llm_model", "llm_api_key", "openai_api_key", "anthropic_api_key", mode="before")
+    @field_validator("llm_model", mode="before")
     @classmethod
     def _empty(cls, value: object) -> object:
         return None if value == "" else value
+
+    @field_validator("llm_api_key", "openai_api_key", "anthropic_api_key", mode="before")
+    @classmethod
+    def _key(cls, value: object) -> object:
+        """A line's end of the file that it was read from is no part of it; what no HTTP header takes is refused."""
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if not isinstance(text, str):
+            return value
+        text = text.strip()
+        if not (text.isascii() and text.isprintable()):
+            raise ValueError(
+                "printable ASCII: another character is in it, perhaps a dash or a blank that a page put there"
+            )
+        return text or None
 
     @field_validator("llm_base_url")
     @classmethod
