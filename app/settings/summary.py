@@ -121,9 +121,7 @@ class LlmSettings(Section):
             return value
         text = text.strip()
         if not (text.isascii() and text.isprintable()):
-            raise ValueError(
-                "printable ASCII: another character is in it, perhaps a dash or a blank that a page put there"
-            )
+            raise ValueError("printable ASCII: something else is in it, perhaps an ellipsis, or a second line")
         return text or None
 
     @field_validator("llm_base_url")
