@@ -27,7 +27,9 @@ class SummarySettings(Section):
         20, ge=1, le=1000, description="last summaries of a session that `GET /v1/sessions/{id}/summaries` answers"
     )
     summary_orphan_hours: float = Field(
-        24.0, gt=0, description="hours after which observations of sessions that ended are swept from disk"
+        24.0,
+        gt=0,
+        description="hours after which observations and last summaries of sessions that ended are swept from disk",
     )
     summary_prompts: Path = Field(
         ROOT / "app" / "summary" / "prompts", description="folder of prompts, one NAME.md each; clients choose a name"

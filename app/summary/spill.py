@@ -127,10 +127,16 @@ class Spill:
         return Backlog(session_id, self._settings, _Estate(self.pieces, self._place, estate))
 
     async def sweep(self, older_than_s: float) -> int:
-        """Removes orphans, and summaries, last written before so many seconds; how many observations that were."""
-        before = time.time() - older_than_s
+        """Removes orphans, and summaries, last written before so many seconds; how many observations that were.
+
+        Not the summaries of sessions that are open here, however quiet they are.
+        """
+        now = time.time()
+        before = now - older_than_s
+        here = {shelf.session_id for shelf in self._shelves if not shelf.over}
 
         def remove(file: SpillFile) -> int:
+            kept.touch(file.db, here, now - older_than_s / 2, now)
             kept.sweep(file.db, before)
             return estates.sweep(file.db, before, file.owner.alive)
 

@@ -83,3 +83,27 @@ async def test_summaries_that_no_disk_took_to_the_end_are_counted(tmp_path: Path
             await spill.save_summary("a", 1.0, text)
     assert errors("unsaved") == lost + 2
     assert "did not take 2 summaries" in caplog.text
+
+
+async def test_summaries_of_a_quiet_session_stay_while_it_is_open_whichever_worker_sweeps(tmp_path: Path) -> None:
+    async with opened(tmp_path) as (here, settings), opened(tmp_path) as (another, _):
+        quiet = Backlog("quiet", settings, here)
+        for session_id in ("quiet", "ended"):
+            await here.save_summary(session_id, 1.0, b"told")
+        with sqlite3.connect(database(tmp_path)) as db:
+            db.execute("UPDATE summaries SET saved = saved - 3000")  # most of an hour ago
+        db.close()
+        for spill in (here, another):
+            await spill.sweep(3600)
+        with sqlite3.connect(database(tmp_path)) as db:
+            db.execute("UPDATE summaries SET saved = saved - 3000")
+        db.close()
+        await another.sweep(3600)
+        assert await here.summaries("quiet", 9) == [b"told"]
+        assert await here.summaries("ended", 9) == []
+        await quiet.close(keep=False)
+        with sqlite3.connect(database(tmp_path)) as db:
+            db.execute("UPDATE summaries SET saved = saved - 3000")
+        db.close()
+        await here.sweep(3600)
+        assert await here.summaries("quiet", 9) == []
