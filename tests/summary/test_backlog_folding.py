@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -82,10 +83,13 @@ async def test_what_a_failing_disk_gives_back_is_folded_a_little_in_every_turn_o
         other = sqlite3.connect(tmp_path / "backlog.sqlite")
         other.execute("BEGIN IMMEDIATE")  # the disk takes no write
         monkeypatch.setattr(Held, "fold", counted)
+        all_is_offered = threading.Event()
+        spill._writer.post(lambda file: all_is_offered.wait(30), lambda done: None)
         for backlog in backlogs:
             offer(backlog, range(1, 501))  # full, and nearly as much is on its way to the disk
         assert not folded_in
         counting = asyncio.create_task(count_turns())
+        all_is_offered.set()
         await spill.orphans()  # the disk has failed by now
         async with asyncio.timeout(20):
             while any(backlog.counts.in_ram > 256 for backlog in backlogs):
