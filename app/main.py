@@ -114,7 +114,14 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
             door.ocr_changed(available, reason)
 
     # First what only looks settings over: nobody should wait for Triton to be told of a wrong one.
-    summaries = Summaries(settings.summary, settings.llm, settings.server.state_dir)
+    server = settings.server
+    summaries = Summaries(
+        settings.summary,
+        settings.llm,
+        server.state_dir,
+        workers=server.workers,
+        drain_timeout_s=server.drain_timeout_s,
+    )
     summaries.check()
     one = await stack.enter_async_context(
         opened(settings, settings.ocr, on_inference=inference_changed, on_ocr=ocr_changed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import SettingsConfigDict
 
 from app.settings.section import ROOT, Section, web_address
 
@@ -26,18 +27,26 @@ class SummarySettings(Section):
         20, ge=1, le=1000, description="last summaries of a session that `GET /v1/sessions/{id}/summaries` answers"
     )
     summary_orphan_hours: float = Field(
-        24.0, gt=0, description="hours after which observations of sessions that ended are swept from disk"
+        24.0,
+        gt=0,
+        description="hours after which observations and last summaries of sessions that ended are swept from disk",
     )
     summary_prompts: Path = Field(
         ROOT / "app" / "summary" / "prompts", description="folder of prompts, one NAME.md each; clients choose a name"
     )
     summary_prompt: str = Field("default", min_length=1, description="prompt of a session that names none")
     summary_finish_s: float = Field(
-        3.0, gt=0, le=60, description="seconds that the last summary of a session may take; then it is a digest"
+        3.0,
+        gt=0,
+        le=60,
+        description="seconds that the last summary of a session may take, three tenths of DRAIN_TIMEOUT_S at most; "
+        "then it is a digest",
     )
 
 
 class LlmSettings(Section):
+    model_config = SettingsConfigDict(hide_input_in_errors=True)  # the keys
+
     llm_model: str | None = Field(
         None, description="`provider:model` for LangChain, such as `openai:gpt-5-mini`; unset: digests, no model"
     )
@@ -53,37 +62,84 @@ class LlmSettings(Section):
     anthropic_api_key: SecretStr | None = Field(
         None, description="key for `anthropic:` where LLM_API_KEY and LLM_BASE_URL are unset"
     )
-    llm_max_in_flight: int = Field(4, ge=1, le=256, description="requests to the model at once over all sessions")
+    llm_max_in_flight: int = Field(
+        4,
+        ge=1,
+        le=256,
+        description="requests to the model at once over all sessions; WORKERS share it evenly, one each at least",
+    )
     llm_timeout_s: float = Field(20.0, gt=0, le=600, description="seconds a request to the model may take")
-    llm_retries: int = Field(2, ge=0, le=10, description="times a request is repeated after 429 or a server error")
+    llm_retries: int = Field(
+        2,
+        ge=0,
+        le=10,
+        description="times a request is repeated after 429 or a server error; each worker keeps Retry-After for itself",
+    )
     llm_max_output_tokens: int = Field(
         2000, ge=50, le=32_768, description="longest answer, tokens; what a model thinks before it answers counts"
     )
     llm_session_tokens: int = Field(
         200_000, ge=0, description="tokens a session may spend, then it gets digests; 0: no bound"
     )
-    llm_hour_tokens: int = Field(2_000_000, ge=0, description="tokens all sessions may spend an hour; 0: no bound")
+    llm_hour_tokens: int = Field(
+        2_000_000,
+        ge=0,
+        description="tokens all sessions may spend an hour, a restart forgets those spent; WORKERS share it evenly; "
+        "0: no bound",
+    )
     llm_session_cost: float = Field(
         0.0,
         ge=0,
         description="cost a session may run up, in the unit of the two prices; then it gets digests; 0: no bound",
     )
     llm_hour_cost: float = Field(
-        0.0, ge=0, description="cost all sessions may run up an hour, in the unit of the two prices; 0: no bound"
+        0.0,
+        ge=0,
+        description="cost all sessions may run up an hour, in the unit of the two prices, a restart forgets it; "
+        "WORKERS share it evenly; 0: no bound",
     )
     llm_input_price: float = Field(0.0, ge=0, description="price of a million input tokens, for the two bounds of cost")
     llm_output_price: float = Field(
         0.0, ge=0, description="price of a million output tokens, for the two bounds of cost"
     )
-    llm_breaker_failures: int = Field(5, ge=1, description="failures in a row after which the model is left alone")
-    llm_breaker_s: float = Field(60.0, gt=0, description="seconds it is left alone; then one request tries it")
+    llm_breaker_failures: int = Field(
+        5, ge=1, description="failures in a row, in one worker, after which it leaves the model alone"
+    )
+    llm_breaker_s: float = Field(
+        60.0, gt=0, description="seconds the worker leaves it alone; then one request tries it"
+    )
 
-    @field_validator("llm_model", "llm_api_key", "openai_api_key", "anthropic_api_key", mode="before")
+    @field_validator("llm_model", mode="before")
     @classmethod
     def _empty(cls, value: object) -> object:
         return None if value == "" else value
+
+    @field_validator("llm_api_key", "openai_api_key", "anthropic_api_key", mode="before")
+    @classmethod
+    def _key(cls, value: object) -> object:
+        """A line's end of the file that it was read from is no part of it; what no HTTP header takes is refused."""
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if not isinstance(text, str):
+            return value
+        text = text.strip()
+        if not (text.isascii() and text.isprintable()):
+            raise ValueError("printable ASCII: something else is in it, perhaps an ellipsis, or a second line")
+        return text or None
 
     @field_validator("llm_base_url")
     @classmethod
     def _address(cls, value: str | None) -> str | None:
         return web_address(value, "http://127.0.0.1:11434/v1")
+
+    def part(self, workers: int) -> LlmSettings:
+        """What one of so many processes has of them: the bounds over all sessions are divided.
+
+        Rounded down, so that together they hold what was set; but never to 0, which would be no bound.
+        """
+        return self.model_copy(
+            update={
+                "llm_max_in_flight": max(1, self.llm_max_in_flight // workers),
+                "llm_hour_tokens": self.llm_hour_tokens and max(1, self.llm_hour_tokens // workers),
+                "llm_hour_cost": self.llm_hour_cost / workers,
+            }
+        )

@@ -23,10 +23,11 @@ from app.summary.folding import Row
 from app.summary.held import Held
 from app.summary.levels import Levels
 from app.summary.observation import DamagedRecord, Observation
+from app.summary.pieces import Pieces
 from app.summary.shelf import Above, Shelf
 
 _FOLDED_AT_ONCE = 32
-"""Pairs; each takes some ten microseconds of the event loop."""
+"""Pairs, in one turn of the event loop; each takes some ten microseconds of it."""
 _DECODED_AT_ONCE = 64
 """Before others get their turn on the event loop."""
 
@@ -56,6 +57,9 @@ class Counts:
 class Disk(Protocol):
     """What a backlog wants of the disk: `Spill`."""
 
+    pieces: Pieces
+    """The folding of all backlogs of the process: a failing disk gives back much to many at once."""
+
     def shelf(self, session_id: str, above: Above) -> Shelf: ...
 
 
@@ -69,6 +73,9 @@ class Backlog:
         self._head = Held()
         """Read back for a `take`: older than all else."""
         self._taking = asyncio.Lock()
+        self._pieces = spill.pieces
+        self._making_room = False
+        """A piece of it is still to come."""
         self._closed = False
         self._levels = Levels()
         self._shelf = spill.shelf(session_id, self)
@@ -151,8 +158,7 @@ class Backlog:
 
     def returned(self, rows: Sequence[Row]) -> None:
         self._ram.put_back(rows)
-        if not self._closed:
-            self._make_room()
+        self._make_room_in_pieces()
         self._show()
 
     def changed(self, *, merged: int = 0, dropped: int = 0) -> None:
@@ -169,14 +175,34 @@ class Backlog:
         return [*self._head.pop(len(self._head)), *self._ram.pop(len(self._ram))]
 
     def _make_room(self) -> None:
-        most, ram = self._settings.summary_ram_items, self._ram
+        if not self._making_room and self._make_some_room():
+            self._make_room_in_pieces()
+
+    def _make_room_in_pieces(self) -> None:
+        if not self._making_room:
+            self._making_room = True
+            self._pieces.add(self._make_more_room)
+
+    def _make_more_room(self) -> bool:
+        self._making_room = not self._closed and self._make_some_room()
+        self._show()
+        return self._making_room
+
+    def _make_some_room(self) -> bool:
+        """As much as one turn of the event loop has time for; whether memory is over its bounds still."""
+        most, ram, pairs = self._settings.summary_ram_items, self._ram, _FOLDED_AT_ONCE
         while len(ram) > most or ram.size > self._settings.summary_ram_bytes:
             if self._shelf.accepting:
                 self._shelf.put(ram.pop(max(1, most // 4)))
-            elif len(ram) > 1:
-                self.changed(merged=ram.fold(max(len(ram) - most, min(_FOLDED_AT_ONCE, len(ram) // 8), 1)))
-            else:
+            elif len(ram) == 1:
                 self.changed(dropped=len(ram.pop(1)))
+            elif pairs == 0:
+                return True
+            else:
+                folded = ram.fold(min(pairs, max(len(ram) - most, len(ram) // 8, 1)))
+                pairs -= folded
+                self.changed(merged=folded)
+        return False
 
     # --- taking ---
 

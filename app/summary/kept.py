@@ -36,6 +36,22 @@ def last(db: sqlite3.Connection, session_id: str, count: int) -> list[bytes]:
     return [data for (data,) in rows.fetchall()[::-1]]
 
 
+def touch(db: sqlite3.Connection, sessions: Iterable[str], before: float, now: float) -> None:
+    """Makes those of these sessions, saved before one epoch second, as new as `now`: the sessions are open still.
+
+    Other workers sweep the same file, and do not know of them otherwise.
+    """
+    old = [
+        (now, session_id)
+        for session_id in sessions
+        for (saved,) in db.execute("SELECT MAX(saved) FROM summaries WHERE session = ?", (session_id,))
+        if saved is not None and saved < before
+    ]
+    if old:
+        with transaction(db):
+            db.executemany("UPDATE summaries SET saved = ? WHERE session = ?", old)
+
+
 def sweep(db: sqlite3.Connection, before: float) -> None:
     """Removes those of sessions whose newest is older than this epoch second."""
     with transaction(db):

@@ -25,6 +25,8 @@ from app.summary.retry import WORTH_REPEATING, Reason, pause_s, reason_of, retry
 
 log = logging.getLogger(__name__)
 
+_LOOK_S = 1.0
+"""How often somebody who waits as the server asked looks whether the model is left alone by now."""
 _HINTS: dict[str, str] = {
     "unauthorized": "it does not take the key, see LLM_API_KEY",
     "rejected": "it does not take the request, see LLM_MODEL and LLM_BASE_URL",
@@ -45,11 +47,12 @@ class NoAnswer(SightlineError):
 class LanguageModel:
     """One a process. LLM_MAX_IN_FLIGHT, the budget of an hour and the breaker hold over all its sessions."""
 
-    def __init__(self, settings: LlmSettings) -> None:
+    def __init__(self, settings: LlmSettings, workers: int = 1) -> None:
+        """`workers`: processes that share LLM_MAX_IN_FLIGHT and the budget of an hour; this one has its part."""
         self._settings = settings
-        self._slots = asyncio.Semaphore(settings.llm_max_in_flight)
+        self._slots = asyncio.Semaphore(settings.part(workers).llm_max_in_flight)
         self._breaker = Breaker(settings.llm_breaker_failures, settings.llm_breaker_s)
-        self._requests = Requests(settings)
+        self._requests = Requests(settings, workers)
         self._asked_until = float("-inf")
         """Monotonic seconds. Until then nothing is sent for any session: the server asked for that time."""
 
@@ -71,18 +74,22 @@ class LanguageModel:
         return self._breaker.state(time.monotonic())
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """A slot of LLM_MAX_IN_FLIGHT, first come first served. None is waited for while the model is left alone."""
+    async def turn(self) -> AsyncIterator[bool]:
+        """Whether there is a slot of LLM_MAX_IN_FLIGHT, first come first served.
+
+        While the model is left alone none is waited for, and none is had, should that time end meanwhile.
+        """
         if self.breaker == "open":
-            yield
+            yield False
             return
         async with self._slots:
-            yield
+            yield True
 
-    async def ask(self, system: str, question: str, session: Spent) -> Words:
+    async def ask(self, system: str, question: str, session: Spent, *, slot: bool) -> Words:
         """The answer in words. Call it within `turn`; cancelling gives the request up.
 
         Args:
+            slot: what `turn` gave. Without one nothing is sent.
             system: rules, and the operator's prompt.
             question: the fenced observations.
             session: what the session spent so far; added to.
@@ -90,6 +97,8 @@ class LanguageModel:
         Raises:
             NoAnswer: with the reason; the digest is due.
         """
+        if not slot:
+            raise self._left_alone()
         messages: Messages = [("system", system), ("human", question)]
         try:
             return await self._fitting(messages, session)
@@ -126,7 +135,7 @@ class LanguageModel:
             attempt += 1
             await self._wait_as_asked()
             if not self._breaker.allows(time.monotonic()):
-                raise NoAnswer("breaker_open", f"{self.name} is left alone after failures")
+                raise self._left_alone()
             try:
                 return await self._requests.send(messages, session)
             except BudgetSpent as error:
@@ -144,8 +153,12 @@ class LanguageModel:
             await asyncio.sleep(pause_s(attempt, asked_s, random.random()))
 
     async def _wait_as_asked(self) -> None:
-        while (left_s := self._asked_until - time.monotonic()) > 0:  # noqa: ASYNC110  a moment, which another may move on
-            await asyncio.sleep(pause_s(1, left_s, random.random()))
+        """Not while the model is left alone: a digest is due at once."""
+        while (left_s := self._asked_until - time.monotonic()) > 0 and self.breaker != "open":  # noqa: ASYNC110  others move both
+            await asyncio.sleep(min(_LOOK_S, pause_s(1, left_s, random.random())))
+
+    def _left_alone(self) -> NoAnswer:
+        return NoAnswer("breaker_open", f"{self.name} is left alone after failures")
 
     def _note(self, error: Exception) -> float | None:
         """Counts a request that failed; returns the seconds that the server asked for.

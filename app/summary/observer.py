@@ -132,6 +132,10 @@ class Observer:
 
     def _miss(self) -> None:
         """Tracks out of sight for long enough have left; not while the tracker itself does not run."""
+        self._tracked_at = min(self._tracked_at, self._ended)
+        for track_id, (class_name, seen) in self._present.items():
+            if seen > self._ended:  # the clock went back: it was seen now, or it would stay for as long as that
+                self._present[track_id] = (class_name, self._ended)
         gone = [track for track, (_, seen) in self._present.items() if self._tracked_at - seen > _GONE_MS]
         for track_id in gone:
             class_name, _ = self._present.pop(track_id)

@@ -47,9 +47,11 @@ class Owner:
 
     def close(self) -> None:
         if self._file is not None:
-            (self._folder / self.name).unlink(missing_ok=True)
-            os.close(self._file)
-            self._file = None
+            try:
+                (self._folder / self.name).unlink(missing_ok=True)
+            finally:  # the lock above all: with it, the process would live for ever in the eyes of the others
+                os.close(self._file)
+                self._file = None
 
     def alive(self, name: str) -> bool:
         """Whether the process of that name still runs. A session that was let go has the name ''."""

@@ -21,11 +21,16 @@ class Patience:
         self._session_id = session_id
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def wait(self, work: Coroutine[None, None, None]) -> None:
-        """PATIENCE_S at most. Work that fails is logged."""
+    def start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Begins it, and does not wait at all."""
         task = asyncio.create_task(work, name=f"end of the summaries {self._session_id}")
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
+
+    async def wait(self, work: Coroutine[None, None, None]) -> None:
+        """PATIENCE_S at most. Work that fails is logged."""
+        task = self.start(work)
         await asyncio.wait({task}, timeout=PATIENCE_S)
         if not task.done():
             log.warning("session %s ended before the disk took its summaries", self._session_id)

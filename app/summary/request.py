@@ -31,9 +31,10 @@ class BudgetSpent(SightlineError):
 class Requests:
     """The open client, and what was spent on it."""
 
-    def __init__(self, settings: LlmSettings) -> None:
+    def __init__(self, settings: LlmSettings, workers: int = 1) -> None:
+        """`workers`: processes that share the budget of an hour."""
         self._settings = settings
-        self._budget = Budget(settings)
+        self._budget = Budget(settings.part(workers))
         self._chat: provider.Chat | None = None
         self._tracing: Any = None
         self._bound: Bound | None = None

@@ -53,6 +53,8 @@ class Rows:
         self._on_trouble = on_trouble
         self._given: dict[int, int] = {}
         """Last seq handed out, of sessions whose rows could not be deleted then."""
+        self._unended: dict[int, bool] = {}
+        """Sessions whose end failed, and whether their rows are to be kept."""
 
     def begin(self, session_id: str, owner: str) -> int:
         """The key of a session that holds nothing yet."""
@@ -99,7 +101,11 @@ class Rows:
         return rows
 
     def end(self, key: int, *, keep: bool) -> None:
-        """The session is over. `keep`: its rows are an orphan's now, for whoever looks for one."""
+        """The session is over. `keep`: its rows are an orphan's now, for whoever looks for one.
+
+        What fails is repeated by `end_again`: else the rows would be told twice after a restart, or not before one.
+        """
+        self._unended[key] = keep
         with transaction(self._db):
             if keep:
                 self._delete_given(key)
@@ -109,6 +115,12 @@ class Rows:
                 self._db.execute("DELETE FROM observations WHERE session = ?", (key,))
                 self._db.execute("DELETE FROM sessions WHERE key = ?", (key,))
         self._given.pop(key, None)
+        del self._unended[key]
+
+    def end_again(self) -> None:
+        """Repeats the ends that failed, as far as the disk takes them now."""
+        for key, keep in [*self._unended.items()]:
+            self.end(key, keep=keep)
 
     def _oldest(self, key: int, items: int, size: int) -> list[Row]:
         rows: list[Row] = []

@@ -139,13 +139,13 @@ class SessionSummaries:
         gathering.flush()
         if not gathering.waiting and not gathering.taken:
             return None
-        async with self._summarizer.turn():
+        async with self._summarizer.turn() as slot:
             await gathering.take(everything=everything)
             if not gathering.taken:
                 return None
             begun = time.monotonic()
             prompt = self._prompts.text(self.prompt)
-            summary, failed = await self._summarizer.summary(gathering.taken, prompt, self._spent)
+            summary, failed = await self._summarizer.summary(gathering.taken, prompt, self._spent, slot=slot)
         now = time.monotonic()
         gathering.pace.told(now, failed=failed, answer_s=now - begun)
         return summary
@@ -172,6 +172,7 @@ class SessionSummaries:
 
         Takes SUMMARY_FINISH_S, and seconds more where the disk is slow: what the model has not written by then is a
         digest. None when nothing was seen. A second call waits until the first left nothing behind, and returns None.
+        Cancelled, it keeps a digest of what is in hand; what was not taken yet is left for the next start.
         """
         if self._ended:
             await self._over.wait()
@@ -181,10 +182,15 @@ class SessionSummaries:
         try:
             await asyncio.wait({self._task})
             summary = await self._last_word()
+            self._gathering.taken = []
             if summary is None:
                 return self._unheard
             await self._patience.wait(self._keep(summary))
             return summary
+        except asyncio.CancelledError:  # the service's own time to stop is over
+            if taken := self._gathering.taken:
+                self._patience.start(self._keep(self._summarizer.digest(taken, "finish")))
+            raise
         finally:
             await self._patience.wait(self._close())
 

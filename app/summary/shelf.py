@@ -56,7 +56,7 @@ class Shelf:
         """`estate`: rows of a session whose process ended, and the file that they were claimed in."""
         self._writer = writer
         self._settings = settings
-        self._session_id = session_id
+        self.session_id = session_id
         self._above = above
         claimed, file = estate or (None, None)
         self.items = claimed.items if claimed else 0
@@ -212,6 +212,6 @@ class Shelf:
 
     def _key_in(self, file: SpillFile, life: int) -> int:
         if self._key is None or self._key_of != (file, life):
-            self._key = file.rows.begin(self._session_id, file.owner.name)
+            self._key = file.rows.begin(self.session_id, file.owner.name)
             self._key_of = (file, life)
         return self._key

@@ -15,6 +15,7 @@ again, and the backlogs do without.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -27,9 +28,12 @@ from app.settings import SummarySettings
 from app.summary import estates, kept
 from app.summary.backlog import Backlog
 from app.summary.estates import Claimed
+from app.summary.pieces import Pieces
 from app.summary.shelf import Above, Shelf
 from app.summary.spill_file import SpillFile
 from app.summary.writer import Failure, Writer
+
+log = logging.getLogger(__name__)
 
 _RETRY_S = 30.0
 _UNSAVED = 64
@@ -41,6 +45,8 @@ class Spill:
 
     def __init__(self, folder: Path, settings: SummarySettings, *, retry_s: float = _RETRY_S) -> None:
         """`retry_s`: how long the disk is left alone after trouble, seconds."""
+        self.pieces = Pieces()
+        """See `backlog.Disk`."""
         self._settings = settings
         self._writer = Writer(folder, settings, retry_s=retry_s, on_lost=self._lost)
         self._shelves: WeakSet[Shelf] = WeakSet()
@@ -52,8 +58,42 @@ class Spill:
         await self._writer.ask(lambda file: None)
 
     async def close(self) -> None:
-        """Call it after the backlogs' own `close`. What they left is an orphan from now on."""
+        """Call it after the backlogs' own `close`. What they left is an orphan from now on.
+
+        The disk gets a last chance to take what it did not take before; what is lost then is said, and counted.
+        """
+        self._writer.wake()
+        await self.catch_up()
         await self._writer.stop()
+        left = sum(len(summaries) for summaries in self._unsaved.values())
+        if left:
+            SUMMARY_DISK_ERRORS.labels("unsaved").inc(left)
+            log.error("summaries: the disk did not take %d summaries to the end; they are lost", left)
+
+    async def catch_up(self) -> None:
+        """Repeats what the disk did not take while it was in trouble: summaries, and ends of sessions.
+
+        For every minute, before `orphans`. Cancelling loses nothing.
+        """
+        unsaved, self._unsaved = self._unsaved, OrderedDict()
+        saved: set[str] = set()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def repeat(file: SpillFile) -> None:
+            for session_id, summaries in unsaved.items():
+                kept.save(file.db, session_id, summaries, self._settings.summary_keep)
+                saved.add(session_id)
+            file.rows.end_again()
+
+        def done(outcome: Failure | None) -> None:
+            for session_id, summaries in unsaved.items():
+                if session_id not in saved:
+                    self._put_back(session_id, summaries)
+            if not future.done():
+                future.set_result(None)
+
+        self._writer.post(repeat, done)
+        await future
 
     def health(self) -> dict[str, Any]:
         """`state`: ok or degraded, with the `reason`."""
@@ -84,13 +124,19 @@ class Spill:
         estate = await self._writer.ask(claim)
         if estate is None or isinstance(estate, Failure):
             return None
-        return Backlog(session_id, self._settings, _Estate(self._place, estate))
+        return Backlog(session_id, self._settings, _Estate(self.pieces, self._place, estate))
 
     async def sweep(self, older_than_s: float) -> int:
-        """Removes orphans, and summaries, last written before so many seconds; how many observations that were."""
-        before = time.time() - older_than_s
+        """Removes orphans, and summaries, last written before so many seconds; how many observations that were.
+
+        Not the summaries of sessions that are open here, however quiet they are.
+        """
+        now = time.time()
+        before = now - older_than_s
+        here = {shelf.session_id for shelf in self._shelves if not shelf.over}
 
         def remove(file: SpillFile) -> int:
+            kept.touch(file.db, here, now - older_than_s / 2, now)
             kept.sweep(file.db, before)
             return estates.sweep(file.db, before, file.owner.alive)
 
@@ -150,8 +196,12 @@ class _Estate:
     """The disk of a backlog that begins with what another process left."""
 
     def __init__(
-        self, place: Callable[[str, Above, tuple[Claimed, SpillFile]], Shelf], estate: tuple[Claimed, SpillFile]
+        self,
+        pieces: Pieces,
+        place: Callable[[str, Above, tuple[Claimed, SpillFile]], Shelf],
+        estate: tuple[Claimed, SpillFile],
     ) -> None:
+        self.pieces = pieces
         self._place = place
         self._estate = estate
 

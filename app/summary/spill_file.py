@@ -55,7 +55,11 @@ class SpillFile:
 
     @property
     def moved(self) -> bool:
-        """Whether somebody else renamed or removed the file: nobody would find what is written to it."""
+        """Whether somebody else renamed or removed the file: nobody would find what is written to it.
+
+        Raises:
+            OSError: that cannot be told.
+        """
         try:
             return os.stat(self.path).st_ino != self._inode
         except FileNotFoundError:

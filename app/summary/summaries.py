@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,44 @@ __all__ = ["Send", "SessionSummaries", "Summaries"]
 log = logging.getLogger(__name__)
 
 _FIGURES_S = 5.0
+FINISH_SHARE = 0.3
+"""Of DRAIN_TIMEOUT_S: half of it is the frames', and the disk wants some seconds after the summary is written."""
 
 
 class Summaries:
     """The summarizer, the prompts, the disk and the sessions now summarised."""
 
-    def __init__(self, settings: SummarySettings, llm: LlmSettings, state_dir: Path) -> None:
+    def __init__(
+        self,
+        settings: SummarySettings,
+        llm: LlmSettings,
+        state_dir: Path,
+        *,
+        workers: int = 1,
+        drain_timeout_s: float | None = None,
+    ) -> None:
+        """Opens nothing.
+
+        Args:
+            workers: processes of this service; each has its part of the bounds that hold over all.
+            drain_timeout_s: what a stopping service gives its sessions; a last summary gets FINISH_SHARE of it at most.
+        """
+        finish_s = settings.summary_finish_s
+        if drain_timeout_s is not None and finish_s > FINISH_SHARE * drain_timeout_s:
+            finish_s = FINISH_SHARE * drain_timeout_s
+            if "summary_finish_s" in settings.model_fields_set:
+                log.warning(
+                    "SUMMARY_FINISH_S=%g: DRAIN_TIMEOUT_S=%g leaves a last summary %.3g s, and then it is a digest; "
+                    "for more, DRAIN_TIMEOUT_S should be %g at least",
+                    settings.summary_finish_s,
+                    drain_timeout_s,
+                    finish_s,
+                    math.ceil(settings.summary_finish_s / FINISH_SHARE),
+                )
+            settings = settings.model_copy(update={"summary_finish_s": finish_s})
         self._settings = settings
         self._spill = Spill(state_dir / "summaries", settings)
-        self._summarizer = Summarizer(llm)
+        self._summarizer = Summarizer(llm, workers)
         self._prompts = Prompts({}, settings.summary_prompt)
         self._sessions: set[SessionSummaries] = set()
         self._tasks: list[asyncio.Task[None]] = []

@@ -25,9 +25,11 @@ log = logging.getLogger(__name__)
 class Summarizer:
     """Shared by all sessions of the process."""
 
-    def __init__(self, settings: LlmSettings) -> None:
+    def __init__(self, settings: LlmSettings, workers: int = 1) -> None:
+        """`workers`: processes that share what holds over all sessions, as `LanguageModel`."""
         self._settings = settings
-        self._model = LanguageModel(settings) if settings.llm_model else None
+        self._workers = workers
+        self._model = LanguageModel(settings, workers) if settings.llm_model else None
         self._last_reason: str | None = None
 
     def check(self) -> None:
@@ -40,6 +42,15 @@ class Summarizer:
         if self._model is not None:
             await self._model.open()
             log.info("summaries by %s", self._model.name)
+            if self._workers > 1:
+                mine = self._settings.part(self._workers)
+                log.info(
+                    "this worker's part, of %d: LLM_MAX_IN_FLIGHT %d, LLM_HOUR_TOKENS %d, LLM_HOUR_COST %g",
+                    self._workers,
+                    mine.llm_max_in_flight,
+                    mine.llm_hour_tokens,
+                    mine.llm_hour_cost,
+                )
         elif self._settings.llm_base_url or self._settings.llm_api_key:
             log.warning("LLM_BASE_URL or LLM_API_KEY is set, but LLM_MODEL is not: summaries are digests")
 
@@ -48,21 +59,27 @@ class Summarizer:
             await self._model.close()
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Waits until the model may be asked; not at all where it will not be. Take what is to be told only then."""
-        if self._model is None:
-            yield
-            return
-        async with self._model.turn():
-            yield
+    async def turn(self) -> AsyncIterator[bool]:
+        """Waits until the model may be asked; not at all where it will not be, which is False.
 
-    async def summary(self, observations: Sequence[Observation], prompt: str, spent: Spent) -> tuple[Summary, bool]:
+        Take what is to be told only then.
+        """
+        if self._model is None:
+            yield False
+            return
+        async with self._model.turn() as slot:
+            yield slot
+
+    async def summary(
+        self, observations: Sequence[Observation], prompt: str, spent: Spent, *, slot: bool
+    ) -> tuple[Summary, bool]:
         """What these observations, oldest first and at least one, say. Call it within `turn`.
 
         Args:
             observations: of one session, in order.
             prompt: the operator's text.
             spent: the session's tokens so far; added to.
+            slot: what `turn` gave.
 
         Returns:
             The summary, and whether the model failed (as against not being there, or not allowed to be asked).
@@ -70,7 +87,7 @@ class Summarizer:
         if self._model is None:
             return self.digest(observations, "no_model"), False
         try:
-            words = await self._model.ask(system(prompt), question(observations), spent)
+            words = await self._model.ask(system(prompt), question(observations), spent, slot=slot)
         except NoAnswer as error:
             self._say(error)
             return self.digest(observations, error.reason), error.reason not in ("budget", "breaker_open")

@@ -8,9 +8,10 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from app.metrics import SUMMARY_DISK_ERRORS
@@ -49,6 +50,8 @@ class Writer:
         self._file: SpillFile | None = None
         self._resting_until = float("-inf")
         self._troubles = 0
+        self._ended = False
+        """The thread is gone: what is still queued is answered by nobody else."""
         self.trouble: str | None = None
         """Why nothing is written at the moment; None while all is well."""
 
@@ -66,17 +69,27 @@ class Writer:
             self._jobs.put(None)
             await asyncio.to_thread(thread.join)
 
+    def wake(self) -> None:
+        """The next work tries the disk, however lately it was in trouble."""
+        self._resting_until = float("-inf")
+
     @property
     def accepting(self) -> bool:
         """Whether it is worth handing it something to write."""
-        return self._thread is not None and (self.trouble is None or time.monotonic() >= self._resting_until)
+        return (
+            self._thread is not None
+            and not self._ended
+            and (self.trouble is None or time.monotonic() >= self._resting_until)
+        )
 
     def post(self, work: Work[T], done: Done[T]) -> None:
         """`work` is done in the thread, in the order of posting; then `done` is called on the event loop."""
-        if self._thread is None:
+        if self._thread is None or self._ended:
             asyncio.get_running_loop().call_soon(done, Failure("closed"))
-        else:
-            self._jobs.put((work, done))
+            return
+        self._jobs.put((work, done))
+        if self._ended:  # just now
+            self._answer_the_rest()
 
     async def ask(self, work: Work[T]) -> T | Failure:
         """The same, awaited. Cancelling does not undo the work."""
@@ -92,16 +105,44 @@ class Writer:
     # --- in the thread ---
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            work, done = job
-            self._call(done, self._do(work))
-            del job, work, done
+        try:
+            while (job := self._jobs.get()) is not None:
+                work, done = job
+                outcome: Any = Failure("closed")
+                try:
+                    outcome = self._safely(work)
+                finally:
+                    self._call(done, outcome)
+                del job, work, done, outcome
+        except BaseException:
+            self.trouble = "internal"
+            raise
+        finally:
+            self._ended = True
+            self._answer_the_rest()
+            self._leave()
+
+    def _answer_the_rest(self) -> None:
+        with suppress(Empty):
+            while True:
+                if (job := self._jobs.get_nowait()) is not None:
+                    self._call(job[1], Failure("closed"))
+
+    def _leave(self) -> None:
         try:
             if self._file is not None:
                 self._file.close()
             self._owner.close()
         except (sqlite3.Error, OSError) as error:
             self._note(error)
+
+    def _safely(self, work: Work[T]) -> T | Failure:
+        try:
+            return self._do(work)
+        except Exception:  # the thread's boundary: whoever waits is answered, and the next work is done
+            log.exception("summaries: the backlog's thread could not do its work")
+            SUMMARY_DISK_ERRORS.labels("internal").inc()
+            return Failure("internal")
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
         try:
@@ -121,10 +162,6 @@ class Writer:
             return Failure("no_room")
         except (sqlite3.Error, OSError) as error:
             return self._fail(error)
-        except Exception:  # one piece of work's boundary: logged and counted; the thread goes on
-            log.exception("summaries: the backlog's thread could not do its work")
-            SUMMARY_DISK_ERRORS.labels("internal").inc()
-            return Failure("internal")
         written = self._file.db.total_changes != before[1]
         if self.trouble is not None and written and self._troubles == before[0]:
             log.warning("summaries: the backlog in %s can be written again", self._folder)
@@ -133,7 +170,12 @@ class Writer:
 
     def _open(self) -> Failure | None:
         if self._file is not None:
-            if not self._file.moved:
+            try:
+                moved = self._file.moved
+            except OSError as error:  # the folder is no folder any more, or the disk under it is away
+                self._drop_file()
+                return self._fail(error)
+            if not moved:
                 return None
             log.error("summaries: %s was moved or removed while in use; a new one is begun", self._file.path)
             SUMMARY_DISK_ERRORS.labels("moved").inc()
@@ -158,9 +200,14 @@ class Writer:
         return Failure(why)
 
     def _drop_file(self) -> None:
+        """Should the same file come back, its rows are an orphan's then: the next file is held under another name."""
         assert self._file is not None
-        self._file.close()
-        self._file = None
+        file, self._file = self._file, None
+        owner, self._owner = self._owner, Owner(self._folder)
+        with suppress(sqlite3.Error):
+            file.close()
+        with suppress(OSError):
+            owner.close()
         self._call(self._on_lost)
 
     def _note(self, error: sqlite3.Error | OSError) -> None:

@@ -32,8 +32,8 @@ async def model(fake: FakeOpenAI, **changes) -> AsyncIterator[LanguageModel]:
 
 
 async def ask(one: LanguageModel, spent: Spent | None = None) -> Words:
-    async with one.turn():
-        return await one.ask("the rules", "the question", spent if spent is not None else Spent())
+    async with one.turn() as slot:
+        return await one.ask("the rules", "the question", spent if spent is not None else Spent(), slot=slot)
 
 
 async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import sqlite3
+import threading
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,9 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.summary import schema
 from app.summary.backlog import Backlog
 from app.summary.folding import neighbours
-from tests.summary.test_backlog import offer, offer_slowly, opened
+from app.summary.held import Held
+from tests.summary.test_backlog import balanced, offer, offer_slowly, opened
+from tests.support.observations import covered
 
 
 @pytest.mark.parametrize(
@@ -50,3 +57,50 @@ async def test_what_waits_long_is_coarse_and_the_newest_is_not(tmp_path: Path, b
         assert all(older >= newer / 2 for older, newer in pairwise(sizes))
         offer(backlog, range(401, 403))
         await backlog.close(keep=False)
+
+
+@pytest.mark.anyio
+async def test_what_a_failing_disk_gives_back_is_folded_a_little_in_every_turn_of_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "_BUSY_S", 0.05)
+    turn, folded_in = 0, Counter[int]()
+    fold = Held.fold
+
+    def counted(self: Held, pairs: int) -> int:
+        folded = fold(self, pairs)
+        folded_in[turn] += folded
+        return folded
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    async with opened(tmp_path, summary_ram_items=256) as (spill, settings):
+        backlogs = [Backlog(name, settings, spill) for name in "abcdefgh"]
+        other = sqlite3.connect(tmp_path / "backlog.sqlite")
+        other.execute("BEGIN IMMEDIATE")  # the disk takes no write
+        monkeypatch.setattr(Held, "fold", counted)
+        all_is_offered = threading.Event()
+        spill._writer.post(lambda file: all_is_offered.wait(30), lambda done: None)
+        for backlog in backlogs:
+            offer(backlog, range(1, 501))  # full, and nearly as much is on its way to the disk
+        assert not folded_in
+        counting = asyncio.create_task(count_turns())
+        all_is_offered.set()
+        await spill.orphans()  # the disk has failed by now
+        async with asyncio.timeout(20):
+            while any(backlog.counts.in_ram > 256 for backlog in backlogs):
+                await asyncio.sleep(0.01)
+                for backlog in backlogs:
+                    balanced(backlog.counts)
+        counting.cancel()
+        other.close()
+        assert max(folded_in.values()) <= 32
+        assert sum(folded_in.values()) == sum(backlog.counts.merged for backlog in backlogs) >= 8 * (500 - 256)
+        for backlog in backlogs:
+            ids = covered(await backlog.take(300, 10**6))
+            assert ids == list(range(1, 501))
+            await backlog.close(keep=False)

@@ -72,3 +72,14 @@ def test_spent_in_an_hour_never_passes_the_bound_when_nothing_takes_more_than_wa
         most = max(most, shared.spent(now)[0])
     assert most <= 2000
     assert shared.spent(now + 3601) == (0, 0.0)
+
+
+@given(st.integers(1, 256), st.integers(0, 10**7), st.floats(0, 1e4, allow_subnormal=False), st.integers(1, 64))
+def test_workers_have_together_what_was_set_and_no_more(in_flight, tokens, cost, workers):
+    one = LlmSettings(llm_max_in_flight=in_flight, llm_hour_tokens=tokens, llm_hour_cost=cost).part(workers)
+    assert one.llm_max_in_flight >= 1
+    assert one.llm_max_in_flight * workers <= max(in_flight, workers)
+    assert (one.llm_hour_tokens == 0) == (tokens == 0)
+    assert one.llm_hour_tokens * workers <= max(tokens, workers)
+    assert one.llm_hour_cost * workers == pytest.approx(cost)
+    assert (one.llm_hour_cost == 0) == (cost == 0)

@@ -63,6 +63,27 @@ def test_a_slow_stream_gives_one_observation_a_frame() -> None:
     assert [one.frames for one in made] == [2, 2]
 
 
+def test_who_left_has_left_though_the_clock_went_back_an_hour() -> None:
+    for step_ms in (0, -3_600_000):
+        observer = Observer()
+        made = watch(observer, [frame(seen((1, "person"), (2, "dog")))] * 20)
+        for number in range(20, 80):
+            one = observer.add(number, frame(seen((1, "person"))), number * 100 + step_ms)
+            made += [] if one is None else [one]
+        left = [track for one in made for track in one.left]
+        assert (left, sum(one.arrivals for one in made)) == ([Track(2, "dog")], 2)
+
+
+def test_a_clock_that_goes_back_while_nothing_is_tracked_makes_nobody_leave() -> None:
+    observer = Observer()
+    made = watch(observer, [frame(seen((1, "person")))] * 20)
+    for number in range(20, 80):
+        failed = frame(texts=read(f"GATE {number}"), track=Stage("error"))
+        one = observer.add(number, failed, number * 100 - 3_600_000)
+        made += [] if one is None else [one]
+    assert sum(one.departures for one in made) == 0
+
+
 def test_a_clock_that_goes_back_starts_a_new_observation() -> None:
     observer = Observer()
     assert observer.add(1, frame(seen((1, "person"))), 50_000) is None

@@ -8,10 +8,12 @@ from contextlib import contextmanager
 import pytest
 
 from app.settings import ROOT
+from app.summary.backlog import Backlog
 from tests.summary.asking import settings as llm
 from tests.summary.asking import until
 from tests.summary.dying import OBSERVATIONS
 from tests.summary.serving import Client, summaries
+from tests.summary.test_backlog import offer_slowly, opened
 from tests.support import openai
 from tests.support.openai import speaking
 
@@ -76,3 +78,45 @@ async def test_a_start_that_is_cut_short_tells_by_rule_what_it_had_in_hand(state
         (second,) = await told(service, "second")
     assert (first.source, first.title) == ("digest", "One cat")
     assert (second.source, second.title) == ("digest", "One dog")
+
+
+async def left_behind(state_dir, count):
+    """An orphan of so many observations; the disk never behind, so that none is folded."""
+    async with opened(state_dir / "summaries", summary_ram_items=16) as (spill, settings):
+        backlog = Backlog("a", settings, spill)
+        await offer_slowly(backlog, range(1, count + 1), spill)
+        await backlog.close(keep=True)
+
+
+@pytest.mark.parametrize("ends", ["by a shutdown", "by a fault"])
+async def test_what_was_read_when_reading_is_cut_short_is_told_by_rule_and_the_rest_is_left(
+    state_dir, monkeypatch, ends
+):
+    await left_behind(state_dir, 400)
+    take, takes, stuck = Backlog.take, 0, asyncio.Event()
+
+    async def slow_take(self, *bounds, **named):
+        nonlocal takes
+        takes += 1
+        if takes == 3:
+            stuck.set()
+            if ends == "by a fault":
+                raise RuntimeError("ours")
+            await asyncio.Event().wait()
+        return await take(self, *bounds, **named)
+
+    monkeypatch.setattr(Backlog, "take", slow_take)
+    async with summaries(state_dir) as service:
+        await asyncio.wait_for(stuck.wait(), 20)
+        if ends == "by a fault":
+            await told(service, "a")
+    monkeypatch.setattr(Backlog, "take", take)
+    async with summaries(state_dir) as service:
+        async with asyncio.timeout(20):
+            while len(found := await service.last("a", 9)) < 2:  # noqa: ASYNC110  another task tells them
+                await asyncio.sleep(0.01)
+    first, rest = found
+    assert (first.source, first.first_frame_id) == ("digest", 1)
+    assert first.last_frame_id + 1 == rest.first_frame_id
+    assert first.last_frame_id > 120
+    assert rest.last_frame_id == 400

@@ -1,0 +1,68 @@
+"""A model that is left alone: nobody waits for it, and nobody goes past LLM_MAX_IN_FLIGHT when that time ends."""
+
+import asyncio
+from time import monotonic
+
+import pytest
+
+from app.summary import retry
+from app.summary.budget import Spent
+from app.summary.llm import NoAnswer
+from tests.summary.asking import ask, model
+from tests.support import openai
+from tests.support.openai import answer, speaking
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch):
+    monkeypatch.setattr(retry, "FIRST_S", 0.01)
+
+
+async def test_the_time_a_server_asked_for_is_not_waited_out_before_a_digest():
+    asked_s = 120
+    with speaking(openai.fails(429, retry_after=str(asked_s))) as fake:
+        async with model(fake, llm_breaker_failures=1, llm_breaker_s=600, llm_timeout_s=600) as one:
+            begun = monotonic()
+            with pytest.raises(NoAnswer):
+                await ask(one)
+            assert one.breaker == "open"
+            with pytest.raises(NoAnswer, match="left alone"):
+                await ask(one)
+            assert monotonic() - begun < asked_s / 2
+    assert len(fake.received) == 1
+
+
+async def test_who_waits_as_the_server_asked_stops_waiting_once_the_model_is_left_alone():
+    asked_s = 120
+    with speaking(openai.fails(429, retry_after=str(asked_s)), openai.fails(500)) as fake:
+        async with model(fake, llm_breaker_failures=2, llm_breaker_s=600, llm_timeout_s=600) as one:
+            begun = monotonic()
+            with pytest.raises(NoAnswer):
+                await ask(one)
+            waiting = asyncio.create_task(ask(one))
+            await asyncio.sleep(0.05)
+            assert not waiting.done()
+            one._failed("another session's request, sent before, failed as well")
+            with pytest.raises(NoAnswer, match="left alone"):
+                await waiting
+            assert monotonic() - begun < asked_s / 2
+    assert len(fake.received) == 1
+
+
+async def test_no_more_than_allowed_are_in_flight_when_that_time_ends():
+    """Who came while the model was left alone has no slot, and sends nothing."""
+    with speaking(openai.fails(500), answer()) as fake:
+        async with model(fake, llm_breaker_failures=1, llm_breaker_s=600, llm_max_in_flight=1) as one:
+            with pytest.raises(NoAnswer):
+                await ask(one)
+            async with one.turn() as slot:
+                assert not slot
+                one._breaker._until = monotonic()  # the ten minutes are over
+                assert one.breaker == "half-open"
+                with pytest.raises(NoAnswer, match="left alone"):
+                    await one.ask("the rules", "the question", Spent(), slot=slot)
+            assert len(fake.received) == 1
+            await ask(one)
+            assert one.breaker == "closed"

@@ -1,0 +1,42 @@
+"""Several workers of one service, each with a client of its own: together they keep to what was set."""
+
+import asyncio
+
+import pytest
+
+from app.summary.llm import LanguageModel, NoAnswer
+from tests.summary.asking import ask, settings
+from tests.support import openai
+from tests.support.openai import USAGE, answer, speaking
+
+pytestmark = pytest.mark.anyio
+
+WORKERS = 3
+
+
+async def test_workers_share_the_hours_cost_and_the_requests_in_flight():
+    most = 0.0301
+    prices = {"llm_hour_cost": most, "llm_input_price": 10.0, "llm_output_price": 10.0}
+    with speaking(openai.slow(0.1, answer())) as fake:
+        given = settings(fake, llm_max_output_tokens=400, llm_max_in_flight=7, **prices)
+        workers = [LanguageModel(given, WORKERS) for _ in range(WORKERS)]
+        for one in workers:
+            await one.open()
+        told = await asyncio.gather(*(ask(one) for one in workers for _ in range(9)), return_exceptions=True)
+        for one in workers:
+            await one.close()
+    assert {str(one) for one in told if isinstance(one, NoAnswer)} == {"LLM_HOUR_COST is reached"}
+    assert WORKERS <= len(fake.received) <= most / (sum(USAGE) * 10 / 1e6)
+
+
+async def test_workers_share_the_slots():
+    with speaking(openai.slow(0.3, answer())) as fake:
+        given = settings(fake, llm_max_in_flight=5)
+        workers = [LanguageModel(given, WORKERS) for _ in range(WORKERS)]
+        for one in workers:
+            await one.open()
+        await asyncio.gather(*(ask(one) for one in workers for _ in range(4)))
+        for one in workers:
+            await one.close()
+    assert len(fake.received) == 12
+    assert fake.most_in_flight <= 5
