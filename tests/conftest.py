@@ -39,6 +39,14 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = around
 
 
+@pytest.fixture(autouse=True)
+def ordinary_priority() -> Iterator[None]:
+    """A library that makes this process real-time starves all others from then on, on every core that it uses."""
+    yield
+    if hasattr(os, "sched_getscheduler"):
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
 @pytest.fixture(scope="session")
 def canned_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`host:port` of a real Triton whose models answer one person and one dog at once; see `SLOW`, too."""
