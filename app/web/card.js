@@ -19,15 +19,20 @@ import { make } from "./elements.js";
 
 export class Card {
   #root;
-  #title = make("h2");
+  #title = make("h2", { tabIndex: -1 });
   #text = make("p");
   #key = "";
   /** @type {Node[]} */
   #body = [];
+  #after;
 
-  /** @param {HTMLElement} root */
-  constructor(root) {
+  /**
+   * @param {HTMLElement} root
+   * @param {HTMLElement} after Where the focus goes when a card goes that had it.
+   */
+  constructor(root, after) {
     this.#root = root;
+    this.#after = after;
   }
 
   get shown() {
@@ -45,6 +50,7 @@ export class Card {
     this.#key = key;
     this.#body = body;
     this.#root.role = tone === "problem" ? "alert" : null;
+    const held = this.#root.contains(document.activeElement);
     const buttons = actions.map(({ label, run, primary }) => {
       const button = make("button", { className: primary ? "primary" : "", textContent: label });
       button.onclick = run;
@@ -55,6 +61,10 @@ export class Card {
     if (buttons.length) inner.append(row);
     this.#root.replaceChildren(inner);
     this.#root.hidden = false;
+    // Who works by keyboard goes on from here: from a card that was replaced, or a button that is off by now.
+    const main = buttons.find((_, index) => actions[index].primary);
+    if (held) (main ?? buttons[0] ?? this.#title).focus();
+    else if (main && tone !== "start" && nowhere()) main.focus({ preventScroll: true });
   }
 
   /** @param {string} text */
@@ -63,7 +73,13 @@ export class Card {
   }
 
   hide() {
+    if (this.#root.contains(document.activeElement)) this.#after.focus();
     this.#root.hidden = true;
     this.#key = "";
   }
+}
+
+function nowhere() {
+  const at = document.activeElement;
+  return !at || at === document.body || at.matches(":disabled");
 }
