@@ -24,6 +24,8 @@ export class Card {
   #key = "";
   /** @type {Node[]} */
   #body = [];
+  /** @type {HTMLButtonElement[]} */
+  #buttons = [];
   #after;
 
   /**
@@ -46,16 +48,21 @@ export class Card {
     this.#text.textContent = text;
     this.#root.dataset.tone = tone;
     const same = body.length === this.#body.length && body.every((node, index) => node === this.#body[index]);
-    if (key === this.#key && same && this.shown) return; // only its text moved on: the focus stays
+    if (key === this.#key && same && this.shown) {
+      // Only its text moved on, or what a press does: the focus stays.
+      actions.forEach(({ run }, index) => (this.#buttons[index].onclick = run));
+      return;
+    }
     this.#key = key;
     this.#body = body;
     this.#root.role = tone === "problem" ? "alert" : null;
     const held = this.#root.contains(document.activeElement);
-    const buttons = actions.map(({ label, run, primary }) => {
+    this.#buttons = actions.map(({ label, run, primary }) => {
       const button = make("button", { className: primary ? "primary" : "", textContent: label });
       button.onclick = run;
       return button;
     });
+    const buttons = this.#buttons;
     const row = make("div", { className: "actions" }, ...buttons);
     const inner = make("div", { className: "inner" }, this.#title, this.#text, ...body);
     if (buttons.length) inner.append(row);

@@ -116,9 +116,7 @@ export class Hud {
     number("result-fps", this.results.total ? this.results.rate(now) : null, 1);
     number("age-p50", this.ages.quantile(0.5), 0);
     number("age-p95", this.ages.quantile(0.95), 0);
-    const motion = this.#seen?.motion ?? null;
-    say(element("motion", HTMLOutputElement), motionWords(motion));
-    say(element("motion-score", HTMLElement), motion ? motion.score.toFixed(3) : "");
+    say(element("motion", HTMLOutputElement), motionWords(this.#seen?.motion ?? null));
     this.#chart.draw();
     this.#legend();
     this.#sending();

@@ -101,7 +101,8 @@ export class Panel {
       if (name === "summary" || name === "field") continue;
       const stage = result?.stages[name];
       const off = !box.checked || !stage;
-      say(words, off ? "" : stageWords(stage));
+      const score = name === "motion" && result?.motion ? `, score ${result.motion.score.toFixed(3)}` : "";
+      say(words, off ? "" : stageWords(stage) + score);
       words.dataset.status = off ? "" : stage.status;
     }
   }
