@@ -19,15 +19,22 @@ import { make } from "./elements.js";
 
 export class Card {
   #root;
-  #title = make("h2");
+  #title = make("h2", { tabIndex: -1 });
   #text = make("p");
   #key = "";
   /** @type {Node[]} */
   #body = [];
+  /** @type {HTMLButtonElement[]} */
+  #buttons = [];
+  #after;
 
-  /** @param {HTMLElement} root */
-  constructor(root) {
+  /**
+   * @param {HTMLElement} root
+   * @param {HTMLElement} after Where the focus goes when a card goes that had it.
+   */
+  constructor(root, after) {
     this.#root = root;
+    this.#after = after;
   }
 
   get shown() {
@@ -41,20 +48,30 @@ export class Card {
     this.#text.textContent = text;
     this.#root.dataset.tone = tone;
     const same = body.length === this.#body.length && body.every((node, index) => node === this.#body[index]);
-    if (key === this.#key && same && this.shown) return; // only its text moved on: the focus stays
+    if (key === this.#key && same && this.shown) {
+      // Only its text moved on, or what a press does: the focus stays.
+      actions.forEach(({ run }, index) => (this.#buttons[index].onclick = run));
+      return;
+    }
     this.#key = key;
     this.#body = body;
     this.#root.role = tone === "problem" ? "alert" : null;
-    const buttons = actions.map(({ label, run, primary }) => {
+    const held = this.#root.contains(document.activeElement);
+    this.#buttons = actions.map(({ label, run, primary }) => {
       const button = make("button", { className: primary ? "primary" : "", textContent: label });
       button.onclick = run;
       return button;
     });
+    const buttons = this.#buttons;
     const row = make("div", { className: "actions" }, ...buttons);
     const inner = make("div", { className: "inner" }, this.#title, this.#text, ...body);
     if (buttons.length) inner.append(row);
     this.#root.replaceChildren(inner);
     this.#root.hidden = false;
+    // Who works by keyboard goes on from here: from a card that was replaced, or a button that is off by now.
+    const main = buttons.find((_, index) => actions[index].primary);
+    if (held) (main ?? buttons[0] ?? this.#title).focus();
+    else if (main && tone !== "start" && nowhere()) main.focus({ preventScroll: true });
   }
 
   /** @param {string} text */
@@ -63,7 +80,13 @@ export class Card {
   }
 
   hide() {
+    if (this.#root.contains(document.activeElement)) this.#after.focus();
     this.#root.hidden = true;
     this.#key = "";
   }
+}
+
+function nowhere() {
+  const at = document.activeElement;
+  return !at || at === document.body || at.matches(":disabled");
 }

@@ -9,40 +9,12 @@ import { retryDelay } from "./backoff.js";
 import { Connection } from "./connection.js";
 import { Flight } from "./flight.js";
 import { PROTOCOL_VERSION, packFrame, socketUrl } from "./protocol.js";
-import { StartRefused, askStarter } from "./starter.js";
+import { Start, StartRefused } from "./starter.js";
+import { Wishes } from "./wishes.js";
 import { byeWords } from "./words.js";
 
-/** @import { Bye, Notice, Queued, Ready, Refusal, Report, Result, ServerMessage } from "./protocol.js" */
-/** @import { Settings, SettingsInForce, Summary } from "./protocol.js" */
-/** @import { SentFrame } from "./flight.js" */
-/** @import { StartAnswer } from "./starter.js" */
-
-/** @typedef {"idle" | "starting" | "connecting" | "queued" | "live" | "waiting" | "ended"} State */
-/**
- * @typedef {object} Events What each event carries in `detail`; times are `performance.now()`'s.
- * @property {{state: State, previous: State, reason: string | null, why: string | null, retryAt: number | null}} state
- *   `reason` and `why`, the same in words, come with `waiting` and `ended`. `retryAt` comes with `waiting`: when it
- *   connects again; null means not before `resume` or `retryNow`.
- * @property {StartAnswer & {since: number}} starting
- * @property {Queued} queued
- * @property {Ready} ready
- * @property {{free: number}} wantsFrame
- * @property {{result: Result, frame: SentFrame | null, receivedAt: number, roundTripMs: number | null,
- *   ageMs: number | null}} result `ageMs`: from capture to here, on this machine's clock alone.
- * @property {SettingsInForce} settings
- * @property {Summary} summary
- * @property {Notice} notice
- * @property {Refusal} refused
- * @property {{reason: string, text: string, report: Report, again: boolean}} bye
- */
-/**
- * @typedef {object} ConnectOptions
- * @property {string} url Of the service, `https://host`.
- * @property {string} [token] One of the service's AUTH_TOKENS, where it asks for one.
- * @property {Settings} [settings]
- * @property {"realtime" | "lossless"} [mode]
- * @property {{url: string, token?: string}} [startServer] What to call when the service is switched off.
- */
+/** @import { ConnectOptions, Events, State } from "./events.js" */
+/** @import { Bye, Queued, Ready, Refusal, Result, ServerMessage, Settings, SettingsInForce } from "./protocol.js" */
 
 /** After these a new connection would end the same way, or nobody wants one. */
 const FINAL = new Set(["stopped", "unauthorized", "protocol_error"]);
@@ -54,15 +26,14 @@ export class SightlineClient extends EventTarget {
   #state = "idle";
   /** @type {ConnectOptions | null} */
   #options = null;
-  /** @type {Settings} */
-  #wanted = {};
+  #wishes = new Wishes();
   /** @type {Connection | null} */
   #connection = null;
   #flight = new Flight();
   #seq = 0;
   #attempt = 0;
   #paused = false;
-  #stopping = false;
+  /** `init` was sent on this connection. */
   #begun = false;
   /** @type {Bye | null} */
   #bye = null;
@@ -71,7 +42,7 @@ export class SightlineClient extends EventTarget {
    * @type {ReturnType<typeof setTimeout> | null}
    */
   #timer = null;
-  /** @type {{since: number, url: string, asked: boolean} | null} */
+  /** @type {Start | null} */
   #starting = null;
 
   get state() {
@@ -80,7 +51,21 @@ export class SightlineClient extends EventTarget {
 
   /** Whether a frame may be sent now. */
   get wantsFrame() {
-    return this.#state === "live" && !this.#paused && !this.#stopping && this.#flight.free > 0;
+    return this.#state === "live" && !this.#paused && this.#flight.free > 0;
+  }
+
+  /** Whether every change of settings was answered. */
+  get settled() {
+    return this.#wishes.settled;
+  }
+
+  get paused() {
+    return this.#paused;
+  }
+
+  /** Of the latest frame that was sent, 0 before the first: every `result` still to come for older ones is not above it. */
+  get lastSeq() {
+    return this.#seq;
   }
 
   /**
@@ -108,10 +93,9 @@ export class SightlineClient extends EventTarget {
   connect(options) {
     this.#drop();
     this.#options = options;
-    this.#wanted = { ...options.settings };
+    this.#wishes = new Wishes({ ...options.settings, ...(options.mode && { mode: options.mode }) });
     this.#attempt = 0;
     this.#starting = null;
-    this.#stopping = false;
     this.#open();
   }
 
@@ -130,36 +114,36 @@ export class SightlineClient extends EventTarget {
   }
 
   /**
-   * Changes settings from the next frame on, also over later connections. Answered by `settings`.
+   * Changes settings from the next frame on, also over later connections. Answered by `settings`, also when it is
+   * refused.
    * @param {Settings} patch
    */
   update(patch) {
-    this.#wanted = { ...this.#wanted, ...patch, stages: { ...this.#wanted.stages, ...patch.stages } };
-    if (this.#begun) this.#say({ type: "update", ...patch });
+    this.#sayUpdate(this.#wishes.change(patch, this.#state === "live"));
   }
 
   /** For a hidden page: no frames are wanted, the slot stays for a while. */
   pause() {
     if (this.#paused) return;
     this.#paused = true;
-    if (this.#begun) this.#say({ type: "pause" });
+    if (this.#begun && this.#state !== "stopping") this.#say({ type: "pause" });
   }
 
   resume() {
     if (!this.#paused) return;
     this.#paused = false;
-    if (this.#begun) this.#say({ type: "resume" });
+    if (this.#begun && this.#state !== "stopping") this.#say({ type: "resume" });
     if (this.#state === "waiting" && this.#timer === null) this.retryNow();
     this.#want();
   }
 
-  /** Ends the session: what is in flight is answered, then comes `bye`. */
+  /** Ends the session: what is in flight is answered, then comes `bye`. Without a session it does nothing. */
   stop() {
-    this.#stopping = true;
-    if (this.#begun) {
-      this.#say({ type: "stop" });
-      this.#after(STOP_MS, () => this.#finish("stopped"));
-    } else if (this.#state !== "idle" && this.#state !== "ended") this.#finish("stopped");
+    if (this.#state === "idle" || this.#state === "stopping" || this.#state === "ended") return;
+    if (!this.#begun) return this.#finish("stopped");
+    this.#say({ type: "stop" });
+    this.#after(STOP_MS, () => this.#finish("stopped"));
+    this.#enter("stopping");
   }
 
   /** Connects at once instead of at the end of the wait. */
@@ -176,16 +160,16 @@ export class SightlineClient extends EventTarget {
     this.#bye = null;
     if (!this.#starting) this.#enter("connecting");
     this.#connection = new Connection(socketUrl(this.#starting?.url ?? options.url), {
-      open: () => this.#init({ ...this.#wanted, ...(options.mode && { mode: options.mode }) }),
+      open: () => this.#init(),
       message: (message) => this.#receive(message),
       lost: (opened, why) => this.#lost(opened, why),
     });
   }
 
-  /** @param {Settings & {mode?: string}} settings */
-  #init(settings) {
+  #init() {
     this.#begun = true;
-    this.#say({ type: "init", protocol: PROTOCOL_VERSION, token: this.#options?.token || undefined, ...settings });
+    const token = this.#options?.token || undefined;
+    this.#say({ type: "init", protocol: PROTOCOL_VERSION, token, ...this.#wishes.begin() });
     if (this.#paused) this.#say({ type: "pause" });
   }
 
@@ -206,11 +190,12 @@ export class SightlineClient extends EventTarget {
   #lost(opened, why) {
     const bye = this.#bye;
     this.#drop();
-    if (this.#stopping || (bye && FINAL.has(bye.reason))) return this.#finish(bye?.reason ?? "stopped");
+    if (this.#state === "stopping" || (bye && FINAL.has(bye.reason))) return this.#finish(bye?.reason ?? "stopped");
     if (!opened && this.#options?.startServer) return void this.#start(this.#options.startServer);
     this.#starting = null;
-    const words = bye ? byeWords(bye.reason, bye.message) : why || "The connection was lost.";
-    const reason = bye?.reason ?? "lost";
+    const cut = opened ? "The connection was lost." : "The service cannot be reached.";
+    const words = bye ? byeWords(bye.reason, bye.message) : why || cut;
+    const reason = bye?.reason ?? (opened ? "lost" : "unreachable");
     if (this.#paused) return this.#enter("waiting", { reason, why: words });
     const delay = retryDelay(this.#attempt++, bye?.retry_after_s);
     this.#after(delay, () => this.#open());
@@ -221,19 +206,19 @@ export class SightlineClient extends EventTarget {
    * Has the service started, and tries the door every few seconds: it opens once the models are there.
    * @param {{url: string, token?: string}} starter
    */
-  async #start({ url, token }) {
-    const first = !this.#starting;
-    this.#starting ??= { since: performance.now(), url: this.#options?.url ?? "", asked: false };
+  async #start(starter) {
+    if (!this.#starting) {
+      this.#starting = new Start(starter, this.#options?.url ?? "");
+      this.#enter("starting");
+    }
     const current = this.#starting;
-    if (first) this.#enter("starting");
+    const over = () => current !== this.#starting || this.#state !== "starting";
     try {
-      const answer = await askStarter(url, { method: current.asked ? "GET" : "POST", token });
-      current.asked = true; // one that was turned away for now is asked again to start, not only how far it is
-      if (current !== this.#starting || this.#stopping) return;
-      if (answer.url) current.url = answer.url;
+      const answer = await current.ask();
+      if (over()) return;
       this.#emit("starting", { ...answer, since: current.since });
     } catch (error) {
-      if (current !== this.#starting || this.#stopping) return;
+      if (over()) return;
       if (!(error instanceof StartRefused)) throw error;
       if (!error.passing) return this.#finish("start_refused", error.message);
       this.#emit("starting", { state: "unknown", etaS: null, url: null, message: error.message, since: current.since });
@@ -260,28 +245,41 @@ export class SightlineClient extends EventTarget {
     if (message.type === "result") this.#result(message);
     else if (message.type === "ping") this.#say({ type: "pong", t: message.t });
     else if (message.type === "ready") this.#ready(message);
-    else if (message.type === "queued") {
-      this.#enter("queued");
-      this.#emit("queued", message);
-    } else if (message.type === "settings") this.#emit("settings", message.settings);
+    else if (message.type === "queued") this.#queued(message);
+    else if (message.type === "settings") this.#updated(message.settings);
     else if (message.type === "error") this.#refused(message);
     else if (message.type === "bye") {
       this.#bye = message;
       const text = byeWords(message.reason, message.message);
-      const again = !this.#stopping && !FINAL.has(message.reason);
+      const again = this.#state !== "stopping" && !FINAL.has(message.reason);
       this.#emit("bye", { reason: message.reason, text, report: message.report, again });
     } else if (message.type === "notice") this.#emit("notice", message);
     else if (message.type === "summary") this.#emit("summary", message);
   }
 
+  /** @param {Queued} message */
+  #queued(message) {
+    if (this.#state === "stopping") return;
+    this.#enter("queued");
+    this.#emit("queued", message);
+  }
+
   /** @param {Ready} message */
   #ready(message) {
+    if (this.#state === "stopping") return;
     this.#attempt = 0;
     this.#starting = null;
     this.#flight = new Flight(message.credits);
     this.#enter("live");
+    this.#sayUpdate(this.#wishes.ready(message.settings));
     this.#emit("ready", message);
     this.#want();
+  }
+
+  /** @param {SettingsInForce | null} settings Null: the `update` was refused. */
+  #updated(settings) {
+    const inForce = this.#wishes.answered(settings);
+    if (inForce) this.#emit("settings", inForce);
   }
 
   /** @param {Result} result */
@@ -296,15 +294,21 @@ export class SightlineClient extends EventTarget {
 
   /** @param {Refusal} message */
   #refused(message) {
-    if (message.seq !== null) this.#flight.refused(message.seq);
     this.#emit("refused", message);
-    // The model may know other classes than the one that they were chosen from. Rather all of them than no session.
-    if (this.#state !== "live" && message.field?.startsWith("classes")) {
-      const { classes: _, ...others } = this.#wanted;
-      this.#wanted = others;
-      this.#init(others);
-    }
+    if (message.seq !== null) this.#flight.refused(message.seq);
+    else if (this.#state === "live") this.#updated(null);
+    else if (this.#state === "connecting" || this.#state === "starting") this.#initRefused(message);
     this.#want();
+  }
+
+  /**
+   * Another model may know other classes than the one that they were chosen from, another operator other prompts.
+   * Rather without that wish than no session.
+   * @param {Refusal} message
+   */
+  #initRefused({ field, message }) {
+    if (this.#wishes.giveUp(field)) this.#init();
+    else this.#finish("protocol_error", byeWords("protocol_error", message));
   }
 
   // --- small things ---
@@ -316,6 +320,11 @@ export class SightlineClient extends EventTarget {
   /** @param {object} message */
   #say(message) {
     this.#connection?.say(message);
+  }
+
+  /** @param {Settings | null} patch */
+  #sayUpdate(patch) {
+    if (patch) this.#say({ type: "update", ...patch });
   }
 
   /**

@@ -56,7 +56,10 @@ export class Encoder {
   async #inWorker(view, { width, height, quality }) {
     const picture = await take(view);
     const id = ++this.#id;
-    if (!this.#worker) throw new Error("the encoder's worker failed");
+    if (!this.#worker) {
+      picture.close(); // a frame that is not closed holds up the camera
+      throw new Error("the encoder's worker failed");
+    }
     const worker = this.#worker;
     return new Promise((resolve, reject) => {
       this.#pending = { resolve, reject };

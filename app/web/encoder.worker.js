@@ -18,6 +18,7 @@ self.onmessage = async (/** @type {MessageEvent<EncodeRequest>} */ { data }) => 
     const bytes = await blob.arrayBuffer();
     self.postMessage({ id, bytes }, { transfer: [bytes] });
   } catch (error) {
+    picture.close();
     self.postMessage({ id, problem: String(error) });
   }
 };

@@ -5,9 +5,9 @@ import { element, fillRows, make, say, within } from "./elements.js";
 import { RateMeter, Samples } from "./stats.js";
 import { bytes, seenWords } from "./words.js";
 
-/** @import { Events } from "./client.js" */
+/** @import { Events } from "./events.js" */
 /** @import { Pace } from "./pace.js" */
-/** @import { Ready, Refusal, Result } from "./protocol.js" */
+/** @import { Motion, Ready, Refusal, Result } from "./protocol.js" */
 /** @import { Sender } from "./sender.js" */
 
 const EVERY_MS = 250;
@@ -23,15 +23,18 @@ export class Hud {
   #pace;
   /** @type {Ready | null} */
   #ready = null;
-  /** @type {Result | null} */
-  #last = null;
+  /**
+   * The latest of the picture that is shown.
+   * @type {Result | null}
+   */
+  #seen = null;
   /**
    * By reason, as far as the service says one.
    * @type {Map<string, number>}
    */
   #refused = new Map();
   #failed = 0;
-  #droppedBefore = 0;
+  #dropped = 0;
   #spokenAt = -Infinity;
 
   /**
@@ -57,31 +60,40 @@ export class Hud {
    */
   begin(ready) {
     this.#ready = ready;
-    this.#last = null;
+    this.#seen = null;
     this.#refused.clear();
-    this.#failed = 0;
+    this.#failed = this.#dropped = 0;
     this.ages.clear();
     this.results.clear();
     this.#chart.clear();
   }
 
-  /** No results come for now: nothing is known to be in view. */
+  /** Nothing is known to be in view. */
   forget() {
-    this.#last = null;
+    this.#seen = null;
+  }
+
+  /** No results come for now. */
+  pause() {
+    this.forget();
     this.results.clear();
   }
 
   /** There is no picture any more. */
   end() {
-    this.forget();
+    this.pause();
     this.camera.clear();
+    this.ages.clear();
+    this.#chart.clear();
   }
 
   /**
    * @param {Events["result"]} event
+   * @param {Result | null} seen As much of it as is of the picture that is shown.
    */
-  observe({ result, receivedAt, roundTripMs, ageMs }) {
-    this.#last = result;
+  observe({ result, receivedAt, roundTripMs, ageMs }, seen) {
+    this.#seen = seen ?? this.#seen;
+    this.#dropped = result.dropped.total;
     this.results.tick(receivedAt);
     if (ageMs === null || roundTripMs === null) return;
     this.ages.add(ageMs);
@@ -104,7 +116,7 @@ export class Hud {
     number("result-fps", this.results.total ? this.results.rate(now) : null, 1);
     number("age-p50", this.ages.quantile(0.5), 0);
     number("age-p95", this.ages.quantile(0.95), 0);
-    say(element("motion", HTMLOutputElement), motionWords(this.#last));
+    say(element("motion", HTMLOutputElement), motionWords(this.#seen?.motion ?? null));
     this.#chart.draw();
     this.#legend();
     this.#sending();
@@ -145,7 +157,7 @@ export class Hud {
         ["Text by", ocr ?? "nobody"],
       );
     }
-    if (frames) rows.push(["Frames sent", `${sent} of ${frames}`], ["Not sent", `${skipped}, a newer one was there`]);
+    if (frames) rows.push(["Frames sent", `${sent} of ${frames}`], ["Not sent", countWords(Object.entries(skipped))]);
     if (this.#ready) rows.push(["Dropped there", this.#droppedWords()]);
     if (this.#failed) rows.push(["Failed there", String(this.#failed)]);
     fillRows(within(element("session", HTMLElement), "dl", HTMLDListElement), rows);
@@ -154,22 +166,20 @@ export class Hud {
   /** The service tells how many; those it gave a reason for came as `error`, the others were superseded. */
   #droppedWords() {
     const told = [...this.#refused.values()].reduce((sum, count) => sum + count, 0);
-    const total = Math.max(told, this.#last?.dropped.total ?? this.#droppedBefore);
-    this.#droppedBefore = total;
     const reasons = new Map(this.#refused);
-    if (total > told) reasons.set("superseded", total - told);
-    return [...reasons].map(([reason, count]) => `${reason.replaceAll("_", " ")} ${count}`).join(", ") || "none";
+    if (this.#dropped > told) reasons.set("superseded", this.#dropped - told);
+    return countWords([...reasons]);
   }
 
   /** @param {number} now */
   #speak(now) {
-    if (this.#last && now - this.#spokenAt < SPOKEN_MS) return;
-    const words = this.#last ? seenWords(this.#last) : "nothing yet";
+    if (this.#seen && now - this.#spokenAt < SPOKEN_MS) return;
+    const words = this.#seen ? seenWords(this.#seen) : "nothing yet";
     const seen = element("seen", HTMLParagraphElement);
     if (seen.textContent === words) return;
     this.#spokenAt = now;
     say(seen, words);
-    element("overlay", HTMLCanvasElement).ariaLabel = this.#last ? `In view: ${words}` : "No picture yet";
+    element("overlay", HTMLCanvasElement).ariaLabel = this.#seen ? `In view: ${words}` : "No picture yet";
   }
 }
 
@@ -182,10 +192,15 @@ function number(id, value, digits) {
   say(element(id, HTMLOutputElement), value === null ? "–" : value.toFixed(digits));
 }
 
-/** @param {Result | null} result */
-function motionWords(result) {
-  if (!result?.motion) return "–";
-  const { moving_fraction, direction_deg } = result.motion;
+/** @param {[string, number][]} counts By reason. */
+function countWords(counts) {
+  return counts.map(([reason, count]) => `${reason.replaceAll("_", " ")} ${count}`).join(", ") || "none";
+}
+
+/** @param {Motion | null} motion */
+function motionWords(motion) {
+  if (!motion) return "–";
+  const { moving_fraction, direction_deg } = motion;
   const arrow = direction_deg === null ? "" : "→↘↓↙←↖↑↗"[Math.round(direction_deg / 45) % 8];
   return `${Math.round(moving_fraction * 100)}% ${arrow}`.trim();
 }

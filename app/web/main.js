@@ -2,6 +2,7 @@
 
 import { Access } from "./access.js";
 import { SightlineClient } from "./client.js";
+import { Cut } from "./cut.js";
 import { element, say, within } from "./elements.js";
 import { Encoder } from "./encoder.js";
 import { Hud } from "./hud.js";
@@ -17,43 +18,93 @@ import { Switcher } from "./switcher.js";
 import { Tracks } from "./tracks.js";
 
 /** @import { Ready } from "./protocol.js" */
+/** @import { Source } from "./source.js" */
 
+const states = new States();
+const config = await readConfig(); // before anything can be pressed: a press would find half a page
 const client = new SightlineClient();
 const tracks = new Tracks();
 /** @type {Overlay} */
 const overlay = new Overlay(element("overlay", HTMLCanvasElement), tracks);
+const cut = new Cut();
 const pace = new Pace();
 /** @type {Sender} */
 const sender = new Sender(client, new Encoder(), pace);
 const hud = new Hud(sender, pace);
 /** @type {Panel} */
 const panel = new Panel();
-const states = new States();
 const access = new Access();
 const results = new Results();
 /** @type {Switcher} */
 const switcher = new Switcher(states);
-const config = await readConfig();
 /** @type {Recorder | null} */
 let recorder = null;
+/** @type {Source | null} */
+let shown = null;
+let ratio = 0;
 
-// --- the picture ---
+// --- the picture, and the session that follows it ---
+//
+// A picture without a session gets one; one that is shown in a session takes over in it. A session without a picture
+// is paused while another is being opened, and ended when none is. A session that ends takes its picture with it.
 
-switcher.onchange = (source) => {
-  if (!source) return;
-  sender.attach(source);
-  overlay.size = () => source;
-  element("stage", HTMLDivElement).style.setProperty("--ratio", String(source.width / source.height));
-  tracks.clear();
-  overlay.start();
-  allow(true);
-  if (client.state === "idle" || client.state === "ended") connect();
+switcher.onchange = () => {
+  const { source, opening } = switcher;
+  if (source !== shown) turnTo(source);
+  allow(Boolean(source), Boolean(source) || opening);
+  if (source && ["idle", "stopping", "ended"].includes(client.state)) connect();
+  if (!source && !opening) end();
+  attend();
 };
+
+/** @param {Source | null} source */
+function turnTo(source) {
+  shown = source;
+  ratio = 0;
+  sender.attach(source);
+  forgetPicture();
+  overlay.size = () => source ?? { width: 0, height: 0 };
+  if (source) overlay.start();
+  else overlay.stop();
+  if (source?.width) shape(source);
+}
+
+/** What was sent so far shows another picture. */
+function forgetPicture() {
+  cut.mark(client.lastSeq, performance.now());
+  tracks.clear();
+  hud.forget();
+}
+
+/** @param {Source} source */
+function shape({ width, height }) {
+  ratio = width / height;
+  element("stage", HTMLDivElement).style.setProperty("--ratio", String(ratio));
+}
+
+function end() {
+  client.stop();
+  void record(false);
+  hud.end();
+}
+
+/** Frames are wanted while there is a picture that somebody looks at. */
+function attend() {
+  if (document.hidden || !switcher.source) client.pause();
+  else client.resume();
+}
+
 sender.onframe = (now) => hud.camera.tick(now);
 sender.onproblem = (problem) => states.notice(problem);
 overlay.ondraw = (now) => {
   hud.drawn.tick(now);
-  if (recorder && switcher.source) recorder.draw(switcher.source, overlay);
+  const { source } = switcher;
+  if (!source?.width) return;
+  if (Math.abs(source.width / source.height / ratio - 1) > 0.01) {
+    forgetPicture(); // a phone was turned, a shared window has another shape
+    shape(source);
+  }
+  if (recorder) recorder.draw(source, overlay);
 };
 
 // --- the session ---
@@ -67,26 +118,13 @@ function connect() {
   client.connect({ url: config.service_url, token: access.token, settings: panel.settings, startServer });
 }
 
-function leave() {
-  client.stop();
-  endPicture();
-}
-
-function endPicture() {
-  void record(false);
-  switcher.stop();
-  overlay.stop();
-  hud.end();
-  allow(false);
-}
-
 client.on("state", (event) => {
+  if (event.state === "ended") switcher.release();
   states.state(event);
-  if (event.state !== "live") {
-    panel.observe(null);
-    hud.forget();
-  }
-  if (event.state === "ended") endPicture();
+  if (event.state === "live") return;
+  panel.observe(null);
+  hud.pause();
+  if (event.state === "ended") hud.end();
 });
 client.on("starting", (event) => states.starting(event));
 client.on("queued", (event) => states.queued(event));
@@ -95,14 +133,17 @@ client.on("ready", (ready) => {
   overlay.skeleton = ready.models.pose?.skeleton ?? [];
   hud.begin(ready);
   panel.begin(ready);
+  if (client.settled) panel.inForce(ready.settings);
   say(element("models", HTMLParagraphElement), modelWords(ready));
 });
 client.on("settings", (settings) => panel.inForce(settings));
 client.on("result", (event) => {
   const { result, frame, receivedAt, roundTripMs } = event;
-  tracks.observe(result, frame?.capturedAt ?? receivedAt, receivedAt);
+  const capturedAt = frame?.capturedAt ?? receivedAt;
+  const seen = cut.sift(result, capturedAt);
+  if (seen) tracks.observe(seen, capturedAt, receivedAt);
   results.add(result);
-  hud.observe(event);
+  hud.observe(event, seen);
   panel.observe(result);
   if (roundTripMs === null) return;
   pace.answered({
@@ -135,13 +176,14 @@ access.onenter = () => {
   if (client.state === "ended") void switcher.again();
 };
 states.onretry = () => client.retryNow();
-states.onleave = leave;
+states.onleave = () => switcher.stop();
+states.oncamera = () => void switcher.camera();
 states.onsample = () => void switcher.sample();
 const stop = element("stop", HTMLButtonElement);
 const still = element("still", HTMLButtonElement);
 const recordButton = element("record", HTMLButtonElement);
 const resultsButton = element("results", HTMLButtonElement);
-stop.onclick = leave;
+stop.onclick = () => switcher.stop();
 still.onclick = () => switcher.source && void saveStill(switcher.source, overlay);
 recordButton.onclick = () => void record(!recorder);
 resultsButton.onclick = () => results.save();
@@ -163,10 +205,14 @@ setInterval(() => {
   if (recorder) say(time, `${Math.floor(recorder.seconds)} s`);
 }, 500);
 
-/** @param {boolean} running */
-function allow(running) {
-  stop.disabled = still.disabled = !running;
-  recordButton.disabled = !running || !Recorder.offered;
+/**
+ * @param {boolean} picture There is one.
+ * @param {boolean} running … or will be.
+ */
+function allow(picture, running) {
+  stop.disabled = !running;
+  still.disabled = !picture;
+  recordButton.disabled = !(picture || (recorder && running)) || !Recorder.offered;
 }
 
 listen([
@@ -184,23 +230,36 @@ listen([
   { key: "d", title: "save the results", run: () => resultsButton.click() },
 ]);
 
-document.addEventListener("visibilitychange", () => (document.hidden ? client.pause() : client.resume()));
+document.addEventListener("visibilitychange", attend);
 addEventListener("online", () => client.retryNow());
 addEventListener("pagehide", () => client.stop());
 
 // --- the beginning ---
 
+for (const id of ["camera", "sample", "screen"]) element(id, HTMLButtonElement).disabled = false;
+element("file", HTMLInputElement).disabled = false;
 states.begin(new URL(config.service_url).host);
+attend();
 if (config.start_server_url) access.askForStartToken();
 Object.assign(globalThis, { sightline: { client, overlay, pace, hud, sender } });
 document.body.dataset.loaded = "";
 
-/** Where the service is, when not where this page came from; and what starts it. */
+/** Where the service is, when not where this page came from; and what starts it. Asks until there is an answer. */
 async function readConfig() {
-  const response = await fetch("/config.json", { cache: "no-cache" });
-  /** @type {{service_url?: string | null, start_server_url?: string | null}} */
-  const given = response.ok ? await response.json() : {};
-  return { service_url: given.service_url || location.origin, start_server_url: given.start_server_url || null };
+  for (;;) {
+    try {
+      const response = await fetch("/config.json", { cache: "no-cache" });
+      // A page that is served as mere files has none.
+      if (!response.ok && response.status !== 404) throw new Error(`config.json answered ${response.status}`);
+      /** @type {{service_url?: string | null, start_server_url?: string | null}} */
+      const given = response.ok ? await response.json() : {};
+      return { service_url: given.service_url || location.origin, start_server_url: given.start_server_url || null };
+    } catch (error) {
+      const detail = error instanceof Error ? error.message : String(error);
+      const text = `Where the service is could not be asked. Is this machine online? (${detail})`;
+      await states.blocked({ title: "The page is not complete", text });
+    }
+  }
 }
 
 /** @param {Ready} ready */

@@ -1,9 +1,11 @@
 // Draws a scene. Every line has a dark edge and every label a dark ground, so that it shows on any picture.
 
+import { paintField } from "./field.js";
 import { label } from "./labels.js";
+import { EDGE, stroke } from "./strokes.js";
 
 /** @import { Rectangle } from "./labels.js" */
-/** @import { Field, Scene, SceneObject, ScenePose, SceneText } from "./tracks.js" */
+/** @import { Scene, SceneObject, ScenePose, SceneText } from "./tracks.js" */
 /** @typedef {CanvasRenderingContext2D | OffscreenCanvasRenderingContext2D} Pen */
 /**
  * @typedef {object} Place Where the scene lies on the canvas, and how large things are drawn on it.
@@ -13,15 +15,12 @@ import { label } from "./labels.js";
  * @property {number} unit Canvas pixels a CSS pixel: line widths and letters follow it.
  */
 
-const EDGE = "rgb(0 0 0 / 0.6)";
 const LEAST_KEYPOINT = 0.3;
 const LEFT = "#4dd8ff";
 const RIGHT = "#ffa14d";
 const MIDDLE = "#ffffff";
 const TEXT = "#ffe14d";
 const FONT_PX = 13;
-const ARROW_LENGTH = 2.5; // longer than the way of one frame: a walk is a pixel or two
-const ARROW_SPACE_PX = 24;
 
 /**
  * A colour of its own for each class: hues a golden angle apart, all light enough for a dark ground.
@@ -60,21 +59,6 @@ export function paint(pen, scene, place, skeleton) {
     label(pen, text, onCanvas(around(polygon), place), TEXT, alpha, place, bounds, labels);
   }
   pen.restore();
-}
-
-/**
- * @param {Pen} pen
- * @param {number} width
- * @param {string} colour
- * @param {number} unit
- */
-function stroke(pen, width, colour, unit) {
-  pen.lineWidth = (width + 2.5) * unit;
-  pen.strokeStyle = EDGE;
-  pen.stroke();
-  pen.lineWidth = width * unit;
-  pen.strokeStyle = colour;
-  pen.stroke();
 }
 
 /**
@@ -150,37 +134,6 @@ function paintText(pen, { polygon, stale, alpha }, { x, y, scale, unit }) {
   if (stale) pen.setLineDash([6 * unit, 5 * unit]);
   stroke(pen, 2, TEXT, unit);
   pen.setLineDash([]);
-}
-
-/**
- * Flow as a vector in each cell; what hardly moves has none.
- * @param {Pen} pen
- * @param {Scene} scene
- * @param {Field} field
- * @param {Place} place
- */
-function paintField(pen, { width, height }, { columns, rows, vectors }, { x, y, scale, unit }) {
-  const [across, down] = [width / columns, height / rows];
-  const step = Math.max(1, Math.ceil((ARROW_SPACE_PX * unit) / (across * scale))); // on a small picture not each cell
-  pen.globalAlpha = 0.85;
-  pen.beginPath();
-  for (let cell = 0; cell < columns * rows; cell += 1) {
-    const [column, row] = [cell % columns, Math.floor(cell / columns)];
-    const [dx, dy] = [vectors[2 * cell] * ARROW_LENGTH, vectors[2 * cell + 1] * ARROW_LENGTH];
-    const length = Math.hypot(dx, dy);
-    if (column % step || row % step || length < width * 0.004) continue;
-    const fromX = x + (column + 0.5) * across * scale;
-    const fromY = y + (row + 0.5) * down * scale;
-    const [toX, toY] = [fromX + dx * scale, fromY + dy * scale];
-    const head = Math.min(5 * unit, length * scale * 0.5) / (length * scale);
-    const [backX, backY] = [dx * scale * head, dy * scale * head];
-    pen.moveTo(fromX, fromY);
-    pen.lineTo(toX, toY);
-    pen.moveTo(toX - backX + backY * 0.6, toY - backY - backX * 0.6);
-    pen.lineTo(toX, toY);
-    pen.lineTo(toX - backX - backY * 0.6, toY - backY + backX * 0.6);
-  }
-  stroke(pen, 1.25, "#b6ff6b", unit);
 }
 
 /**

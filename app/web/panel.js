@@ -27,10 +27,10 @@ export class Panel {
   /** @type {string[]} */
   #classNames = [];
   /**
-   * What was changed by hand; the rest is as the operator set it.
+   * What was changed by hand, and the vectors, which the page draws; the rest is as the operator set it.
    * @type {Settings}
    */
-  #chosen = {};
+  #chosen = { motion_grid: true };
   #noSummaries = false;
   #prompt = within(element("prompt", HTMLElement), "select", HTMLSelectElement);
 
@@ -69,12 +69,11 @@ export class Panel {
   }
 
   /** @param {Ready} ready */
-  begin({ models, settings, prompts = [] }) {
+  begin({ models, prompts = [] }) {
     this.#classNames = models.detect?.classes ?? [];
     this.#noSummaries = !prompts.length;
     this.#prompt.replaceChildren(...prompts.map((name) => make("option", { textContent: name })));
     element("yolo", HTMLElement).hidden = models.detect?.name !== "mediapipe";
-    this.inForce(settings);
   }
 
   /** @param {SettingsInForce} settings */
@@ -102,7 +101,8 @@ export class Panel {
       if (name === "summary" || name === "field") continue;
       const stage = result?.stages[name];
       const off = !box.checked || !stage;
-      say(words, off ? "" : stageWords(stage));
+      const score = name === "motion" && result?.motion ? `, score ${result.motion.score.toFixed(3)}` : "";
+      say(words, off ? "" : stageWords(stage) + score);
       words.dataset.status = off ? "" : stage.status;
     }
   }
@@ -116,7 +116,7 @@ export class Panel {
   /** @param {string} name */
   #row(name) {
     const title = TITLES[/** @type {keyof typeof TITLES} */ (name)] ?? stageTitle(name);
-    const checked = name !== "summary" && name !== "field";
+    const checked = name !== "summary";
     const box = make("input", { type: "checkbox", id: `stage-${name}`, checked });
     box.setAttribute("role", "switch");
     const words = make("span", { className: "words" });

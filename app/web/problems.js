@@ -12,14 +12,20 @@ const WHAT = { camera: "camera", screen: "screen", film: "film", picture: "pictu
  * @returns {Problem}
  */
 export function problemOf(error, kind, { hostname, port }) {
-  const name = error instanceof Error || error instanceof DOMException ? error.name : "";
-  const detail = error instanceof Error || error instanceof DOMException ? error.message : String(error);
+  const name = nameOf(error);
+  const detail = hasWords(error) ? String(error.message) : String(error);
   if (name === "InsecureContextError") {
     return {
       title: `Browsers keep the ${WHAT[kind]} for secure pages`,
       text:
         `This page came over plain http from ${hostname}. Open it over https, or, on the machine that runs the ` +
         `service, as http://localhost${port ? `:${port}` : ""}. The sample and files work here too.`,
+    };
+  }
+  if (name === "NoPictureError") {
+    return {
+      title: "This file has no picture",
+      text: "It plays, but there is only sound in it. Open a film or a picture, or try the sample.",
     };
   }
   if (kind === "camera") return cameraProblem(name, detail);
@@ -94,4 +100,20 @@ function screenProblem(name, detail) {
     };
   }
   return { title: "The screen is not shared", text: `Try again. (${detail})` };
+}
+
+/**
+ * Not every browser's `OverconstrainedError` is an `Error`.
+ * @param {unknown} error
+ */
+export function nameOf(error) {
+  return typeof error === "object" && error !== null && "name" in error ? String(error.name) : "";
+}
+
+/**
+ * @param {unknown} error
+ * @returns {error is {message: unknown}}
+ */
+function hasWords(error) {
+  return typeof error === "object" && error !== null && "message" in error;
 }

@@ -7,9 +7,17 @@ import { fit } from "./pace.js";
 /** @import { Pace } from "./pace.js" */
 /** @import { Source } from "./source.js" */
 
+/**
+ * Why a frame was not sent; the next one is newer.
+ * @typedef {"hidden" | "not connected" | "no credit" | "encoder busy" | "pace" | "source changed" | "not encoded"} Skip
+ */
+
 export class Sender {
-  /** Frames of the source; those sent; those that a newer one made needless before they were. */
-  counts = { frames: 0, sent: 0, skipped: 0 };
+  /**
+   * Frames of the source, those sent, and those that were not, by reason.
+   * @type {{frames: number, sent: number, skipped: Partial<Record<Skip, number>>}}
+   */
+  counts = { frames: 0, sent: 0, skipped: {} };
   /** Of the last frame sent. */
   last = { width: 0, height: 0, bytes: 0 };
   /**
@@ -25,6 +33,8 @@ export class Sender {
   #client;
   #encoder;
   #pace;
+  /** @type {Source | null} */
+  #source = null;
   /** @type {Map<number, number>} By seq: how long encoding took, milliseconds. */
   #encodeMs = new Map();
 
@@ -39,9 +49,10 @@ export class Sender {
     this.#pace = pace;
   }
 
-  /** @param {Source} source */
+  /** @param {Source | null} source The only one whose frames are sent from now on. */
   attach(source) {
-    source.onframe = (capturedAt) => void this.#offer(source, capturedAt);
+    this.#source = source;
+    if (source) source.onframe = (capturedAt) => void this.#offer(source, capturedAt);
   }
 
   /**
@@ -55,7 +66,7 @@ export class Sender {
   }
 
   reset() {
-    this.counts = { frames: 0, sent: 0, skipped: 0 };
+    this.counts = { frames: 0, sent: 0, skipped: {} };
     this.#encodeMs.clear();
   }
 
@@ -64,29 +75,48 @@ export class Sender {
    * @param {number} capturedAt
    */
   async #offer(source, capturedAt) {
+    if (source !== this.#source) return;
     const now = performance.now();
     this.counts.frames += 1;
     this.onframe(now);
-    if (this.#client.state !== "live") return;
-    if (!this.#client.wantsFrame || this.#encoder.busy || !this.#pace.due(now) || !source.width) {
-      this.counts.skipped += 1;
-      return;
-    }
+    const reason = this.#reason(now);
+    if (reason) return this.#skip(reason);
     this.#pace.sent(now);
     const size = fit(source.width, source.height, this.#pace.size);
     try {
       const jpeg = await this.#encoder.encode(source.view, { ...size, quality: this.#pace.quality });
+      if (source !== this.#source) return this.#skip("source changed");
       const seq = this.#client.sendFrame(jpeg, { capturedAt });
-      if (seq === null) {
-        this.counts.skipped += 1;
-        return;
-      }
+      if (seq === null) return this.#skip(this.#unwanted() ?? "no credit");
       this.#encodeMs.set(seq, performance.now() - now);
       this.counts.sent += 1;
       this.last = { ...size, bytes: jpeg.byteLength };
     } catch (error) {
-      this.counts.skipped += 1;
-      this.onproblem(error instanceof Error ? error.message : String(error));
+      this.#skip("not encoded");
+      if (source === this.#source) this.onproblem(error instanceof Error ? error.message : String(error));
     }
+  }
+
+  /**
+   * @param {number} now
+   * @returns {Skip | null} Null: it is sent.
+   */
+  #reason(now) {
+    const unwanted = this.#unwanted();
+    if (unwanted) return unwanted;
+    if (this.#encoder.busy) return "encoder busy";
+    return this.#pace.due(now) ? null : "pace";
+  }
+
+  /** @returns {Skip | null} */
+  #unwanted() {
+    if (this.#client.paused) return "hidden";
+    if (this.#client.state !== "live") return "not connected";
+    return this.#client.wantsFrame ? null : "no credit";
+  }
+
+  /** @param {Skip} reason */
+  #skip(reason) {
+    this.counts.skipped[reason] = (this.counts.skipped[reason] ?? 0) + 1;
   }
 }

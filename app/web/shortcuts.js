@@ -17,7 +17,8 @@ export function listen(shortcuts) {
   fillRows(within(dialog, "dl", HTMLDListElement), all.map(({ key, title }) => [key, title]));
   element("help", HTMLButtonElement).onclick = () => dialog.showModal();
   document.addEventListener("keydown", (event) => {
-    if (!on.checked || dialog.open || event.ctrlKey || event.metaKey || event.altKey || typing(event.target)) return;
+    if (!on.checked || dialog.open || event.repeat) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || typing(event.target)) return;
     const found = all.find(({ key }) => key === event.key.toLowerCase());
     if (!found) return;
     event.preventDefault();

@@ -6,6 +6,7 @@
  * @typedef {object} Source
  * @property {"camera" | "screen" | "film" | "picture" | "sample"} kind
  * @property {string} label
+ * @property {string} [deviceId] Of a camera.
  * @property {HTMLVideoElement | HTMLCanvasElement} view
  * @property {number} width Of the picture, pixels.
  * @property {number} height
@@ -17,6 +18,11 @@
 const CAMERA = { width: { ideal: 1280 }, height: { ideal: 720 }, frameRate: { ideal: 30 } };
 const PICTURES_PER_S = 5;
 
+/** What was opened plays, and shows nothing: a recording of sound. */
+export class NoPictureError extends Error {
+  name = "NoPictureError";
+}
+
 /**
  * A video element as a source.
  * @implements {Source}
@@ -27,6 +33,11 @@ export class VideoSource {
   /** @type {(why: string) => void} */
   onend = () => {};
   view = Object.assign(document.createElement("video"), { muted: true, playsInline: true, loop: true });
+  /**
+   * Of a camera.
+   * @type {string | undefined}
+   */
+  deviceId;
   #stopped = false;
   #cleanUp;
   #lastTime = -1;
@@ -57,6 +68,8 @@ export class VideoSource {
   async start() {
     try {
       await this.view.play();
+      // Cameras and screens are pictures by nature, and some browsers know their size a little later.
+      if (this.kind === "film" && !this.width) throw new NoPictureError("it has no video track");
     } catch (error) {
       this.stop();
       throw error;
@@ -78,13 +91,13 @@ export class VideoSource {
     if ("requestVideoFrameCallback" in this.view) {
       this.view.requestVideoFrameCallback((now, { captureTime, presentationTime }) => {
         this.#watch();
-        this.onframe(captureTime ?? Math.min(now, presentationTime));
+        if (this.width) this.onframe(captureTime ?? Math.min(now, presentationTime));
       });
       return;
     }
     requestAnimationFrame((now) => {
       this.#watch();
-      if (this.view.currentTime === this.#lastTime) return;
+      if (this.view.currentTime === this.#lastTime || !this.width) return;
       this.#lastTime = this.view.currentTime;
       this.onframe(now);
     });
@@ -176,6 +189,7 @@ function fromStream(kind, stream, ended) {
   const [track] = stream.getVideoTracks();
   const source = new VideoSource(kind, track.label || kind, () => stream.getTracks().forEach((one) => one.stop()));
   track.onended = () => source.onend(ended);
+  source.deviceId = track.getSettings().deviceId;
   source.view.srcObject = stream;
   return source.start();
 }

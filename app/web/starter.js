@@ -26,6 +26,34 @@ export class StartRefused extends Error {
   }
 }
 
+/** The start of a service that is switched off: it is asked for once, then how far it is. */
+export class Start {
+  since = performance.now();
+  #starter;
+  #asked = false;
+
+  /**
+   * @param {{url: string, token?: string}} starter
+   * @param {string} url Where the service is expected.
+   */
+  constructor(starter, url) {
+    this.#starter = starter;
+    this.url = url;
+  }
+
+  /**
+   * @returns {Promise<StartAnswer>}
+   * @throws {StartRefused} A start that was turned away for now is asked for again by the next call.
+   */
+  async ask() {
+    const { url, token } = this.#starter;
+    const answer = await askStarter(url, { method: this.#asked ? "GET" : "POST", token });
+    this.#asked = answer.state !== "stopped"; // it may go off again while one waits
+    if (answer.url) this.url = answer.url;
+    return answer;
+  }
+}
+
 /**
  * One call: `POST` starts, `GET` only asks.
  * @param {string} url

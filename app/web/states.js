@@ -1,77 +1,106 @@
-// What the page shows of the session's state: the word in the header, the card over the picture, the banner.
+// What the page shows of picture and session: the word in the header, the card over the picture, the banner.
+//
+// What is wrong with the picture comes before how the session is. All of it is made anew from what is known whenever
+// something changes, so that nothing stays because the one thing that would have taken it away did not happen.
 
 import { Card } from "./card.js";
 import { element, make, say, within } from "./elements.js";
 import { reportTable } from "./report.js";
 import { duration } from "./words.js";
 
-/** @import { Content } from "./card.js" */
-/** @import { Events } from "./client.js" */
+/** @import { Action, Content } from "./card.js" */
+/** @import { Events } from "./events.js" */
 /** @import { Problem } from "./problems.js" */
 /** @import { Queued, Report } from "./protocol.js" */
 
 const TICK_MS = 500;
+const NOTICE_MS = 8000;
 /** @type {Record<string, string>} */
 const ENDED = {
   unauthorized: "A token is needed",
   start_refused: "The service was not started",
 };
 /** @typedef {"idle" | "good" | "wait" | "problem"} Tone */
+/** @typedef {Content & {word: [string, Tone], tick?: () => void}} View A card, and what goes with it. */
 
 export class States {
   /** Begins again with the source that there was. */
   onagain = () => {};
   onretry = () => {};
   onleave = () => {};
+  oncamera = () => {};
   onsample = () => {};
-  #card = new Card(element("card", HTMLDivElement));
+  #card = new Card(element("card", HTMLDivElement), element("stop", HTMLButtonElement));
   #status = element("status", HTMLParagraphElement);
   #banner = element("banner", HTMLDivElement);
-  #bannerText = within(this.#banner, "p", HTMLParagraphElement);
-  /**
-   * What is said anew as time passes.
-   * @type {(() => void) | null}
-   */
-  #tick = null;
-  /** @type {Report | null} */
-  #report = null;
+  #retry = within(this.#banner, "button", HTMLButtonElement);
   #service = "";
   #bar = make("progress");
+  /** @type {Events["state"]} */
+  #session = { state: "idle", previous: "idle", reason: null, why: null, retryAt: null };
+  /** Whether there was a session to lose. */
+  #served = false;
+  /** @type {{queued: Queued, until: number | null} | null} */
+  #place = null;
+  /** @type {{starting: Events["starting"], until: number | null} | null} */
+  #start = null;
+  /**
+   * Of the session that ended, as a table.
+   * @type {Node[]}
+   */
+  #report = [];
+  /**
+   * Instead of a picture.
+   * @type {{asking: string} | {problem: Problem, actions: Action[]} | null}
+   */
+  #instead = null;
+  #notice = "";
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #noticeEnds;
+  /**
+   * What is said anew as time passes.
+   * @type {(() => void) | undefined}
+   */
+  #tick;
 
   constructor() {
     setInterval(() => this.#tick?.(), TICK_MS);
-    within(this.#banner, "button", HTMLButtonElement).onclick = () => this.onretry();
+    this.#retry.onclick = () => this.onretry();
   }
 
   /** @param {string} host Where frames go. */
   begin(host) {
     this.#service = host;
-    this.idle();
+    this.shown();
   }
 
-  idle() {
-    this.#word("Not connected", "idle");
-    this.#show({
-      title: "See what the service sees",
-      text: `Start the camera, or try the sample. Frames go to ${this.#service} and nowhere else; none is kept.`,
-      tone: "start",
-    });
+  // --- the picture ---
+
+  /** There is a picture, or nothing to say about there being none. */
+  shown() {
+    this.#instead = null;
+    this.#render();
   }
 
   /**
    * @param {Problem} problem
    * @param {() => void} again
    */
-  problem({ title, text }, again) {
-    this.#word("Not connected", "problem");
-    this.#show({
-      title,
-      text,
-      tone: "problem",
-      actions: [
-        { label: "Try again", run: again, primary: true },
-        { label: "Use the sample", run: () => this.onsample() },
-      ],
+  problem(problem, again) {
+    const sample = { label: "Use the sample", run: () => this.onsample() };
+    this.#instead = { problem, actions: [{ label: "Try again", run: again, primary: true }, sample] };
+    this.#render();
+  }
+
+  /**
+   * The page cannot begin.
+   * @param {Problem} problem
+   * @returns {Promise<void>} Until somebody wants to try again.
+   */
+  blocked(problem) {
+    return new Promise((resolve) => {
+      this.#instead = { problem, actions: [{ label: "Try again", run: resolve, primary: true }] };
+      this.#render();
     });
   }
 
@@ -80,144 +109,186 @@ export class States {
    * @param {string} text
    */
   asking(text) {
-    this.#show({ title: "One moment", text, tone: "wait" });
+    this.#instead = { asking: text };
+    this.#render();
   }
 
+  // --- the session ---
+
   /** @param {Events["state"]} event */
-  state({ state, reason, why, retryAt }) {
-    if (state === "connecting") {
-      this.#word("Connecting …", "wait");
-      this.#clear();
-    } else if (state === "live") {
-      this.#word("Live", "good");
-      this.#clear();
-    } else if (state === "starting") {
-      this.starting({ state: "starting", etaS: null, url: null, message: null, since: performance.now() });
-    } else if (state === "waiting") this.#waiting(why ?? "", retryAt);
-    else if (state === "ended") this.#ended(reason, why ?? "");
+  state(event) {
+    this.#session = event;
+    if (event.state === "live") this.#served = true;
+    if (event.state === "ended") this.#served = false;
+    if (event.state !== "queued") this.#place = null;
+    if (event.state !== "starting") this.#start = null;
+    this.#render();
   }
 
   /** @param {Queued} queued */
-  queued({ position, eta_s: eta }) {
-    const until = eta === null ? null : performance.now() + eta * 1000;
-    this.#word(`Waiting room, number ${position}`, "wait");
-    this.#show({
+  queued(queued) {
+    this.#place = { queued, until: queued.eta_s === null ? null : performance.now() + queued.eta_s * 1000 };
+    this.#render();
+  }
+
+  /** @param {Events["starting"]} starting */
+  starting(starting) {
+    this.#start = { starting, until: starting.etaS === null ? null : performance.now() + starting.etaS * 1000 };
+    this.#render();
+  }
+
+  /** @param {Report | null} report */
+  keepReport(report) {
+    this.#report = report?.received ? [reportTable(report)] : [];
+  }
+
+  /**
+   * Something is degraded or restored, or was not done.
+   * @param {string} text
+   */
+  notice(text) {
+    this.#notice = text;
+    clearTimeout(this.#noticeEnds);
+    this.#noticeEnds = setTimeout(() => {
+      this.#notice = "";
+      this.#render();
+    }, NOTICE_MS);
+    this.#render();
+  }
+
+  // --- what is shown of it ---
+
+  #render() {
+    const view = this.#view();
+    const { state, why, retryAt } = this.#session;
+    this.#word(...(view?.word ?? this.#running()));
+    if (view) this.#card.show(view);
+    else this.#card.hide();
+    this.#tick = view?.tick;
+    if (!view && state === "waiting") this.#tick = () => this.#bannerSays(why ?? "", retryAt);
+    else this.#bannerSays(view ? "" : this.#notice, null);
+    this.#tick?.();
+  }
+
+  /** @returns {View | null} Null: the picture is to be seen. */
+  #view() {
+    const { state } = this.#session;
+    if (this.#instead && "problem" in this.#instead) {
+      const { problem, actions } = this.#instead;
+      return { ...problem, word: ["Not connected", "problem"], tone: "problem", actions };
+    }
+    if (this.#instead) {
+      const word = this.#running();
+      return { title: "One moment", text: this.#instead.asking, word, tone: "wait" };
+    }
+    if (state === "idle") return this.#idle();
+    if (state === "queued" && this.#place) return this.#queued(this.#place);
+    if (state === "starting") return this.#starting();
+    return state === "ended" ? this.#ended() : null;
+  }
+
+  /** @returns {[string, Tone]} */
+  #running() {
+    const { state, retryAt } = this.#session;
+    if (state === "live") return ["Live", "good"];
+    if (state === "stopping") return ["Stopping …", "wait"];
+    if (state === "connecting" || state === "starting" || state === "queued") return ["Connecting …", "wait"];
+    if (state !== "waiting") return ["Not connected", "idle"];
+    if (retryAt === null) return ["Paused", "wait"];
+    return [this.#served ? "Connection lost" : "Not connected", "wait"];
+  }
+
+  /** @returns {View} */
+  #idle() {
+    return {
+      word: ["Not connected", "idle"],
+      title: "See what the service sees",
+      text: `Frames go to ${this.#service} and nowhere else; none is kept.`,
+      tone: "start",
+      actions: [
+        { label: "Start the camera", run: () => this.oncamera(), primary: true },
+        { label: "Try the sample", run: () => this.onsample() },
+      ],
+    };
+  }
+
+  /**
+   * @param {{queued: Queued, until: number | null}} place
+   * @returns {View}
+   */
+  #queued({ queued: { position }, until }) {
+    return {
+      word: [`Waiting room, number ${position}`, "wait"],
       title: position === 1 ? "You are next" : `Number ${position} in line`,
       text: "",
       tone: "wait",
       actions: [{ label: "Leave", run: () => this.onleave() }],
-    });
-    this.#every(() => {
-      let when = "";
-      if (until !== null) {
-        const left = (until - performance.now()) / 1000;
-        when = left > 0 ? ` That takes ${duration(left)}, going by the last sessions.` : " That should be soon.";
-      }
-      this.#card.say(`All places are taken. Yours opens by itself; leave this page open.${when}`);
-    });
+      tick: () => {
+        let when = "";
+        if (until !== null) {
+          const left = (until - performance.now()) / 1000;
+          when = left > 0 ? ` That takes ${duration(left)}, going by the last sessions.` : " That should be soon.";
+        }
+        this.#card.say(`All places are taken. Yours opens by itself; leave this page open.${when}`);
+      },
+    };
   }
 
-  /** @param {Events["starting"]} event */
-  starting({ state, etaS, message, since }) {
+  /** @returns {View} */
+  #starting() {
     const bar = this.#bar;
-    const until = etaS === null ? null : performance.now() + etaS * 1000;
+    const { starting, until } = this.#start ?? { starting: null, until: null };
+    const since = starting?.since ?? performance.now();
     if (until === null) bar.removeAttribute("value");
-    if (until !== null) bar.max = Math.max(1, (until - since) / 1000);
-    this.#word("Starting the service …", "wait");
-    this.#show({
+    else bar.max = Math.max(1, (until - since) / 1000);
+    return {
+      word: ["Starting the service …", "wait"],
       title: "The service is starting",
       text: "",
       tone: "wait",
       body: [bar],
       actions: [{ label: "Cancel", run: () => this.onleave() }],
-    });
-    this.#every(() => {
-      const gone = (performance.now() - since) / 1000;
-      if (until !== null) bar.value = Math.min(gone, bar.max * 0.98);
-      let when = `${Math.round(gone)} s so far.`;
-      if (until !== null) {
-        const left = (until - performance.now()) / 1000;
-        when = left > 0 ? `About ${duration(left).replace("about ", "")} to go.` : "Any moment now.";
-      }
-      const stopping = state === "stopping";
-      const what = stopping ? "It is just being switched off, and starts after that." : "It was switched off.";
-      this.#card.say([what, when, message].filter(Boolean).join(" "));
-    });
+      tick: () => {
+        const gone = (performance.now() - since) / 1000;
+        if (until !== null) bar.value = Math.min(gone, bar.max * 0.98);
+        let when = `${Math.round(gone)} s so far.`;
+        if (until !== null) {
+          const left = (until - performance.now()) / 1000;
+          when = left > 0 ? `About ${duration(left).replace("about ", "")} to go.` : "Any moment now.";
+        }
+        const stopping = starting?.state === "stopping";
+        const what = stopping ? "It is just being switched off, and starts after that." : "It was switched off.";
+        this.#card.say([what, when, starting?.message].filter(Boolean).join(" "));
+      },
+    };
   }
 
-  /** @param {Report | null} report */
-  keepReport(report) {
-    this.#report = report;
+  /** @returns {View} */
+  #ended() {
+    const { reason, why } = this.#session;
+    const refused = reason === "unauthorized" || reason === "start_refused";
+    return {
+      word: refused ? ["Not connected", "problem"] : ["Ended", "idle"],
+      title: (reason && ENDED[reason]) || "The session has ended",
+      text: why ?? "",
+      tone: refused ? "problem" : "calm",
+      body: this.#report,
+      actions: [{ label: "Start again", run: () => this.onagain(), primary: true }],
+    };
   }
 
   /**
-   * The service says that something is degraded or restored.
-   * @param {string} text
-   */
-  notice(text) {
-    this.#bannerSays(text, false);
-    setTimeout(() => {
-      if (this.#bannerText.textContent === text) this.#banner.hidden = true;
-    }, 8000);
-  }
-
-  /**
-   * @param {string} why
+   * @param {string} text Empty: nothing is to be said.
    * @param {number | null} retryAt
    */
-  #waiting(why, retryAt) {
-    this.#card.hide();
-    this.#every(() => {
-      const left = retryAt === null ? 0 : Math.max(0, Math.ceil((retryAt - performance.now()) / 1000));
-      this.#word(retryAt === null ? "Paused" : "Connection lost", "wait");
-      this.#bannerSays(retryAt === null ? why : `${why} Connecting again in ${left} s.`, true);
-    });
-  }
-
-  /**
-   * @param {string | null} reason
-   * @param {string} why
-   */
-  #ended(reason, why) {
-    const report = this.#report;
-    const refused = reason === "unauthorized" || reason === "start_refused";
-    this.#word(refused ? "Not connected" : "Ended", refused ? "problem" : "idle");
-    this.#show({
-      title: (reason && ENDED[reason]) || "The session has ended",
-      text: why,
-      tone: refused ? "problem" : "calm",
-      body: report?.received ? [reportTable(report)] : [],
-      actions: [{ label: "Start again", run: () => this.onagain(), primary: true }],
-    });
-  }
-
-  /** @param {Content} content */
-  #show(content) {
-    this.#tick = null;
-    this.#banner.hidden = true;
-    this.#card.show(content);
-  }
-
-  #clear() {
-    this.#tick = null;
-    this.#banner.hidden = true;
-    this.#card.hide();
-  }
-
-  /** @param {() => void} tick */
-  #every(tick) {
-    this.#tick = tick;
-    tick();
-  }
-
-  /**
-   * @param {string} text
-   * @param {boolean} retry
-   */
-  #bannerSays(text, retry) {
-    say(this.#bannerText, text);
-    within(this.#banner, "button", HTMLButtonElement).hidden = !retry;
-    this.#banner.hidden = false;
+  #bannerSays(text, retryAt) {
+    const waiting = this.#session.state === "waiting" && text !== "";
+    const [what, when] = within(this.#banner, "p", HTMLParagraphElement).children;
+    const left = retryAt === null ? 0 : Math.max(0, Math.ceil((retryAt - performance.now()) / 1000));
+    say(what, text);
+    say(when, retryAt === null ? "" : `Connecting again in ${left} s.`);
+    this.#retry.hidden = !waiting;
+    this.#banner.hidden = !text;
   }
 
   /**

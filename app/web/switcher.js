@@ -1,27 +1,29 @@
 // One source at a time: opens the one that is asked for, puts its view on the page, says what is wrong.
 
 import { element, make, within } from "./elements.js";
-import { problemOf } from "./problems.js";
+import { nameOf, problemOf } from "./problems.js";
 import { openSample } from "./sample.js";
 import { listCameras, openCamera, openFile, openScreen } from "./source.js";
 
+/** @import { Problem } from "./problems.js" */
 /** @import { Source } from "./source.js" */
 /** @import { States } from "./states.js" */
 
 const ASKED_MS = 600; // a camera that was allowed before opens within that
 
+/** @typedef {{deviceId?: string, facing?: "user" | "environment"}} CameraChoice */
+
 export class Switcher {
   /** @type {Source | null} */
   source = null;
-  /**
-   * Called when another source is shown, or none.
-   * @type {(source: Source | null) => void}
-   */
+  /** Whether one is being opened, which may take as long as a person needs to allow it. */
+  opening = false;
+  /** Called when `source` or `opening` has changed. */
   onchange = () => {};
   #states;
-  #opening = 0;
-  /** @type {"user" | "environment"} */
-  #facing = "user";
+  #turn = 0;
+  /** @type {CameraChoice} */
+  #choice = {};
   #cameras = within(element("cameras", HTMLLabelElement), "select", HTMLSelectElement);
   #flip = element("flip", HTMLButtonElement);
   /** Opens the last source anew. */
@@ -35,16 +37,15 @@ export class Switcher {
     element("screen", HTMLButtonElement).onclick = () => void this.#open("screen", openScreen);
     this.#cameras.onchange = () => void this.camera({ deviceId: this.#cameras.value });
     this.#flip.onclick = () => {
-      this.#facing = this.#facing === "user" ? "environment" : "user";
-      void this.camera({ facing: this.#facing });
+      void this.camera({ facing: this.#choice.facing === "environment" ? "user" : "environment" });
     };
     this.#takeFiles();
   }
 
-  /** @param {{deviceId?: string, facing?: "user" | "environment"}} [choice] */
-  async camera(choice = {}) {
-    if (this.source?.kind === "camera") this.stop(); // a phone opens one camera at a time
-    await this.#open("camera", () => openCamera(choice));
+  /** @param {CameraChoice} [choice] The one of last time, where none is given. */
+  async camera(choice = this.#choice) {
+    this.#choice = choice;
+    await this.#open("camera", () => this.#openChosen(choice));
     if (this.source?.kind === "camera") await this.#offerCameras();
   }
 
@@ -56,13 +57,20 @@ export class Switcher {
     return this.#last();
   }
 
+  /** Puts away what is shown, and gives up what is being opened. */
   stop() {
-    this.#opening += 1;
-    this.source?.stop();
-    this.source = null;
-    element("view", HTMLElement).replaceChildren();
-    element("cameras", HTMLElement).hidden = this.#flip.hidden = true;
-    this.onchange(null);
+    this.#turn += 1;
+    this.opening = false;
+    this.#states.shown();
+    this.#putAway();
+    this.onchange();
+  }
+
+  /** Puts away what is shown; what is being opened is another matter. */
+  release() {
+    if (!this.source) return;
+    this.#putAway();
+    this.onchange();
   }
 
   /**
@@ -70,27 +78,41 @@ export class Switcher {
    * @param {() => Promise<Source>} open
    */
   async #open(kind, open) {
-    const opening = ++this.#opening;
-    const again = () => this.#open(kind, open);
-    this.#last = kind === "camera" ? () => this.camera() : again;
+    const turn = ++this.#turn;
+    this.opening = true;
+    this.#last = kind === "camera" ? () => this.camera() : () => this.#open(kind, open);
+    if (kind === "camera" && this.source?.kind === "camera") this.#putAway(); // a phone opens one camera at a time
+    this.onchange();
     const asked = setTimeout(() => {
-      if (kind !== "camera" || this.source) return;
+      if (kind !== "camera" || this.source || turn !== this.#turn) return;
       this.#states.asking("The browser asks whether this page may use the camera.");
     }, ASKED_MS);
     try {
       const source = await open();
-      if (opening !== this.#opening) return source.stop(); // another was asked for meanwhile
-      this.stop();
-      this.#opening = opening;
+      if (turn !== this.#turn) return source.stop(); // another was asked for meanwhile
+      this.opening = false;
+      this.#putAway();
       this.#show(source);
     } catch (error) {
-      if (opening !== this.#opening) return;
-      const problem = problemOf(error, kind, location);
-      // What runs goes on when another source cannot be opened.
-      if (this.source) this.#states.notice(`${problem.title}. ${problem.text}`);
-      else this.#states.problem(problem, () => void this.#last());
+      if (turn !== this.#turn) return;
+      this.opening = false;
+      this.#missing(problemOf(error, kind, location));
     } finally {
       clearTimeout(asked);
+    }
+  }
+
+  /**
+   * What was chosen last time may be unplugged by now.
+   * @param {CameraChoice} choice
+   */
+  async #openChosen(choice) {
+    try {
+      return await openCamera(choice);
+    } catch (error) {
+      if (!choice.deviceId || nameOf(error) !== "OverconstrainedError") throw error;
+      this.#choice = {};
+      return openCamera({});
     }
   }
 
@@ -99,20 +121,39 @@ export class Switcher {
     this.source = source;
     source.onend = (why) => {
       if (this.source !== source) return;
-      this.stop();
-      this.#states.problem({ title: "The picture has ended", text: why }, () => void this.#last());
+      this.#putAway();
+      if (this.opening) this.onchange();
+      else this.#missing({ title: "The picture has ended", text: why });
     };
     element("view", HTMLElement).replaceChildren(source.view);
-    this.onchange(source);
+    this.onchange();
+    this.#states.shown();
+  }
+
+  /** @param {Problem} problem */
+  #missing(problem) {
+    this.onchange();
+    // What runs goes on when another source cannot be opened.
+    if (this.source) this.#states.notice(`${problem.title}. ${problem.text}`);
+    else this.#states.problem(problem, () => void this.#last());
+  }
+
+  #putAway() {
+    this.source?.stop();
+    this.source = null;
+    element("view", HTMLElement).replaceChildren();
+    element("cameras", HTMLElement).hidden = this.#flip.hidden = true;
   }
 
   async #offerCameras() {
     const cameras = await listCameras();
+    if (this.source?.kind !== "camera") return;
     const phone = matchMedia("(pointer: coarse)").matches;
     this.#flip.hidden = !phone || cameras.length < 2;
     element("cameras", HTMLElement).hidden = phone || cameras.length < 2;
+    const chosen = this.source.deviceId;
     const options = cameras.map(({ deviceId, label }) => {
-      return make("option", { value: deviceId, textContent: label, selected: label === this.source?.label });
+      return make("option", { value: deviceId, textContent: label, selected: deviceId === chosen });
     });
     this.#cameras.replaceChildren(...options);
   }

@@ -60,6 +60,11 @@ export class Tracks {
   #result = null;
   /** @type {Field | null} */
   #field = null;
+  /**
+   * The same in pixels of the picture: one object as long as nothing changes.
+   * @type {{field: Field, across: number, down: number} | null}
+   */
+  #shown = null;
   #observedAt = 0;
   #intervalMs = HOLD_MS;
 
@@ -73,6 +78,7 @@ export class Tracks {
     this.#observedAt = now;
     this.#result = result;
     this.#field = field(result.motion, result.image);
+    this.#shown = null;
     const { image, objects, poses } = result;
     this.#objects = follow(this.#objects, objects, (one) => `object ${one.class_id}`, image, capturedAt, now);
     this.#poses = follow(this.#poses, poses, () => "pose", image, capturedAt, now);
@@ -81,7 +87,7 @@ export class Tracks {
   clear() {
     this.#objects = [];
     this.#poses = [];
-    this.#result = this.#field = null;
+    this.#result = this.#field = this.#shown = null;
     this.#observedAt = 0;
   }
 
@@ -111,8 +117,20 @@ export class Tracks {
         })
         .filter(visible),
       motion: present > 0 ? (result?.motion ?? null) : null,
-      field: present > 0 && this.#field ? scaled(this.#field, across, down) : null,
+      field: present > 0 ? this.#scaled(across, down) : null,
     };
+  }
+
+  /**
+   * @param {number} across
+   * @param {number} down
+   */
+  #scaled(across, down) {
+    if (!this.#field) return null;
+    if (this.#shown?.across !== across || this.#shown.down !== down) {
+      this.#shown = { field: scaled(this.#field, across, down), across, down };
+    }
+    return this.#shown.field;
   }
 }
 

@@ -104,7 +104,9 @@ class Sight:
         return value
 
     def _state(self) -> str:
-        state = self.ask("globalThis.sightline && [sightline.client.state, globalThis.seen?.said.slice(-5), seen.last]")
+        state = self.ask(
+            "globalThis.sightline && [sightline.client.state, globalThis.seen?.said.slice(-5), globalThis.seen?.last]"
+        )
         return f"{self.text('body')[:1000]}\n{state}\n{self.said}"
 
     def press(self, name: str) -> None:

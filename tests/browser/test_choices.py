@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+from playwright.sync_api import WebSocketRoute
 
 from tests.browser.conftest import Look
 from tests.browser.sight import Sight
@@ -95,6 +98,48 @@ def test_the_class_filter(sight: Sight) -> None:
     sight.until(f"{NAMES} === ''")
     sight.press("all")
     sight.until(f"{NAMES} === 'dog,person'")
+
+
+def test_a_late_answer_does_not_undo_what_was_pressed_since(service: Service, look: Look) -> None:
+    held: list[str] = []
+    sight = look(service, opening=False)
+
+    def between(socket: WebSocketRoute) -> None:
+        def answer(message: str | bytes) -> None:
+            if isinstance(message, str) and '"type":"settings"' in message:
+                held.append(message)
+            else:
+                socket.send(message)
+
+        def let_through() -> None:
+            socket.send(held.pop(0))
+
+        socket.connect_to_server().on_message(answer)
+        answers.append(let_through)
+
+    answers: list[Callable[[], None]] = []
+    sight.page.route_web_socket("**/ws/inference", between)
+    sight.open().start("#sample", results=2)
+    sight.page.click("#classes summary")
+    press(sight, "pose")
+    sight.press("dog")
+    press(sight, "motion")
+    checked = "['pose', 'motion'].map((name) => document.getElementById(`stage-${name}`).checked).join()"
+    dog = "[...document.querySelectorAll('.chip')].find((one) => one.textContent === 'dog').ariaPressed"
+    status_is(sight, "motion", "disabled")
+    for _ in range(3):
+        assert sight.ask(checked) == "false,false"
+        assert sight.ask(dog) == "true"
+        while not held:
+            sight.page.wait_for_timeout(20)
+        answers[0]()
+        sight.page.wait_for_timeout(100)
+    sight.until("sightline.client.settled")
+    assert sight.ask(checked) == "false,false"
+    # One that is refused is shown as what is in force.
+    sight.ask("sightline.client.update({ confidence: 7 }); document.getElementById('stage-pose').checked = true")
+    sight.until("!document.getElementById('stage-pose').checked")
+    sight.shows("#banner", "confidence")
 
 
 def test_size_quality_and_rate_by_hand(sight: Sight) -> None:

@@ -82,6 +82,20 @@ def test_a_service_that_is_off_is_started_and_waited_for(
             sight.shows("#card", "The session has ended")
 
 
+def test_a_service_that_is_not_there_is_not_called_lost(serve: Serve, look: Look) -> None:
+    port = free_port()
+    sight = look(serve(SERVICE_URL=f"http://127.0.0.1:{port}"))
+    sight.permitted.add(f"http://127.0.0.1:{port}")
+    sight.expected.append(SOCKET_FAILED)
+    sight.page.click("#sample")
+    sight.shows("#banner", "The service cannot be reached. Connecting again in")
+    sight.until("sightline.client.state === 'waiting'")
+    assert sight.text("#status") == "Not connected"
+    sight.screenshot("unreachable")
+    sight.page.click("#stop")
+    sight.shows("#card", "The session was stopped")
+
+
 def test_a_start_that_is_refused_says_so(serve: Serve, look: Look) -> None:
     port = free_port()
     with start_server(message=None) as starter:

@@ -159,6 +159,13 @@ def test_start_look_and_stop_without_a_mouse(service: Service, look: Look) -> No
     for _ in range(12):
         sight.page.keyboard.press("ArrowRight")
     sight.until("sightline.overlay.model.objects.length === 0")  # 95%
+    saved: list[str] = []
+    sight.page.on("download", lambda one: saved.append(one.suggested_filename))
+    for _ in range(5):
+        sight.page.keyboard.down("p")  # a key that is held says so again and again
+    sight.page.keyboard.up("p")
+    sight.page.wait_for_timeout(1000)
+    assert len(saved) == 1
     sight.page.click("#access summary")
     sight.page.focus("#token")
     sight.page.keyboard.type("xs1")  # letters in a field are no shortcuts
@@ -183,4 +190,32 @@ def test_every_control_has_a_name(service: Service, look: Look) -> None:
     assert len(focusable) > 20
     assert [node["role"]["value"] for node in focusable if not node["name"]["value"].strip()] == []
     live = sight.ask("[...document.querySelectorAll('[role=status], [role=alert], [aria-live]')].map((one) => one.id)")
-    assert {"status", "seen"} <= set(live)
+    assert {"status", "seen", "notices"} <= set(live)
+    # A region that comes with its words is not read out by all: this one is there before them. Seconds are not read.
+    assert sight.ask("document.getElementById('notices').checkVisibility()")
+    assert not sight.page.is_visible("#banner")
+    assert sight.ask("document.querySelector('#notices #banner p [aria-hidden=true]') !== null")
+
+
+FOCUSED = "document.activeElement.id || document.activeElement.textContent"
+
+
+def test_the_focus_is_never_lost(service: Service, look: Look) -> None:
+    sight = look(service)
+    assert sight.ask("document.activeElement === document.body")  # nothing is pressed upon anybody
+    sight.page.locator("#card button").first.focus()
+    sight.page.keyboard.press("Tab")
+    sight.page.keyboard.press("Enter")  # "Try the sample"
+    sight.live(results=2)
+    assert sight.ask(FOCUSED) == "stop"
+    sight.page.keyboard.press("Enter")
+    sight.shows("#card", "The session has ended")
+    assert sight.ask(FOCUSED) == "Start again"
+    sight.page.keyboard.press("Enter")
+    sight.live(results=2)
+    assert sight.ask(FOCUSED) == "stop"
+    # Who is somewhere else stays there.
+    sight.page.focus("#confidence")
+    sight.ask("document.getElementById('stop').click()")
+    sight.shows("#card", "The session has ended")
+    assert sight.ask(FOCUSED) == "confidence"

@@ -93,6 +93,9 @@ def test_stop_shows_the_report(serve: Serve, look: Look) -> None:
         key: report[key] for key in ("received", "processed")
     }
     assert sight.page.is_disabled("#stop")
+    for figure in ("camera-fps", "drawn-fps", "result-fps", "age-p50", "age-p95"):
+        sight.shows(f"#{figure}", "–")  # what was is in the report
+    assert set(sight.page.locator("#legend b").all_inner_texts()) == {"–"}
     sight.press("Start again")
     sight.live(results=3)
     assert sight.text("#status") == "Live"

@@ -124,7 +124,7 @@ def test_the_camera_shows_what_the_service_sees(real: Service, look: Look) -> No
     assert 0 < figures["age-p50"] <= figures["age-p95"] < 5000
     words = {name: sight.text(f"#stages li:has(#stage-{name}) .words") for name in STAGES}
     assert {words[name] for name in ("detect", "pose", "track")} == {"ok"}
-    assert re.fullmatch(r"ok|first frame|size changed", words["motion"])
+    assert re.fullmatch(r"ok, score \d\.\d{3}|first frame|size changed", words["motion"])
     assert re.fullmatch(r"(ok|stale \d+\.\d s)(, [\w ]+)?", words["ocr"])
     shares = [float(one.split()[-2]) for one in sight.page.locator("#legend li").all_inner_texts()]
     assert len(shares) == 6
@@ -137,6 +137,7 @@ def test_the_camera_shows_what_the_service_sees(real: Service, look: Look) -> No
     assert 0 < width <= 640
     assert abs(width / height - 640 / 480) < 0.02
     assert re.search(r"Frames sent \d+ of \d+", sight.text("#session"))
+    assert re.search(r"Not sent (no credit|pace|encoder busy|not connected) \d+", sight.text("#session"))
 
 
 def test_the_sample_needs_no_camera(real: Service, look: Look) -> None:
@@ -192,9 +193,8 @@ def test_a_file_that_is_none_is_named(real: Service, look: Look, tmp_path: Path)
     sight.live()
 
 
-def test_flow_is_drawn_when_it_is_asked_for(real: Service, look: Look) -> None:
+def test_flow_is_drawn_until_it_is_switched_off(real: Service, look: Look) -> None:
     sight = look(real).start("#camera", results=3)
-    sight.page.click("label:has(#stage-field)")
     columns, rows, length = sight.until(
         "(({ field }) => field && [field.columns, field.rows, field.vectors.length])(sightline.overlay.model)"
     )
@@ -202,3 +202,6 @@ def test_flow_is_drawn_when_it_is_asked_for(real: Service, look: Look) -> None:
     # The window goes to and fro: what it shows moves a few pixels a frame, all of it the same way.
     sight.until("(({ field }) => field && Math.hypot(...field.vectors.slice(200, 202)) > 1)(sightline.overlay.model)")
     sight.screenshot("flow")
+    sight.page.click("label:has(#stage-field)")
+    sight.until("seen.last.motion && !seen.last.motion.grid")
+    sight.until("!sightline.overlay.model.field && sightline.overlay.model.motion")

@@ -185,7 +185,13 @@ test("a paused page sends nothing and is not connected again before it resumes",
 test("stop says so, waits for bye, and ends without one", () => {
   const { client, socket } = live();
   client.stop();
-  assert.deepEqual(socket.sent.at(-1), { type: "stop" });
+  assert.equal(client.state, "stopping");
+  client.pause();
+  client.stop();
+  assert.deepEqual(
+    socket.sent.filter(({ type }) => type !== "init"),
+    [{ type: "stop" }],
+  );
   assert.equal(client.sendFrame(JPEG), null);
   mock.timers.tick(3_000);
   assert.equal(client.state, "ended");
@@ -208,6 +214,132 @@ test("classes that another model does not know are given up, not the session", (
   const [first, second] = Socket.last.sent;
   assert.deepEqual(first.classes, ["zebra"]);
   assert.deepEqual([second.type, second.classes, second.confidence], ["init", undefined, 0.4]);
+});
+
+test("a session that is being stopped does not go live any more", () => {
+  const client = new SightlineClient();
+  client.connect({ url: "http://sight.test" });
+  Socket.last.accept();
+  client.stop();
+  Socket.last.say({ type: "queued", position: 2, ahead: 1, eta_s: 10 });
+  Socket.last.say(READY);
+  assert.deepEqual([client.state, client.wantsFrame], ["stopping", false]);
+  Socket.last.say({ type: "bye", reason: "stopped", report: REPORT, message: null, retry_after_s: null });
+  Socket.last.end();
+  assert.equal(client.state, "ended");
+});
+
+test("a new session may begin before the last one has said bye, and is not ended by it", () => {
+  const { client, states, socket } = live();
+  client.stop();
+  client.connect({ url: "http://sight.test" });
+  socket.end("stopped");
+  Socket.last.accept();
+  Socket.last.say(READY);
+  mock.timers.tick(3_000);
+  assert.deepEqual(states, ["connecting", "live", "stopping", "connecting", "live"]);
+});
+
+test("without a session there is nothing to stop", () => {
+  const client = new SightlineClient();
+  client.stop();
+  assert.equal(client.state, "idle");
+});
+
+test("what init asks for in vain is given up, wish by wish, and the rest is asked for again", () => {
+  const client = new SightlineClient();
+  const settings = { stages: { ocr: false, pose: "no" }, summary: { prompt: "nope" }, confidence: 0.4 };
+  client.connect({ url: "http://sight.test", settings, mode: "lossless" });
+  Socket.last.accept();
+  const refuse = (field) => {
+    Socket.last.say({ type: "error", code: "invalid_value", message: "no", field, seq: null, fatal: false });
+    const { type, protocol, token, ...rest } = Socket.last.sent.at(-1);
+    assert.deepEqual([type, protocol, token], ["init", 1, undefined]);
+    return rest;
+  };
+  assert.deepEqual(refuse("summary.prompt"), { stages: settings.stages, confidence: 0.4, mode: "lossless" });
+  assert.deepEqual(refuse("stages.pose"), { stages: { ocr: false }, confidence: 0.4, mode: "lossless" });
+  assert.deepEqual(refuse("mode"), { stages: { ocr: false }, confidence: 0.4 });
+  Socket.last.say(READY);
+  assert.equal(client.state, "live");
+});
+
+for (const field of ["protocol", "confidence", null]) {
+  test(`an init that is refused for ${field}, which was not asked for or was given up, ends it with the words`, () => {
+    const client = new SightlineClient();
+    const whys = [];
+    client.on("state", ({ reason, why }) => whys.push([reason, why]));
+    client.connect({ url: "http://sight.test", settings: { confidence: 3 } });
+    Socket.last.accept();
+    const no = { type: "error", code: "invalid_value", message: "so and so", field, seq: null, fatal: false };
+    Socket.last.say(no);
+    if (field === "confidence") Socket.last.say(no);
+    mock.timers.tick(600_000);
+    assert.equal(client.state, "ended");
+    assert.equal(whys.at(-1)[0], "protocol_error");
+    assert.match(whys.at(-1)[1], /so and so/);
+    assert.equal(Socket.opened.length, 1);
+  });
+}
+
+test("what is in force is told once every change was answered", () => {
+  const { client, socket } = live();
+  const told = [];
+  client.on("settings", (settings) => told.push(settings));
+  client.update({ stages: { pose: false } });
+  client.update({ stages: { motion: false } });
+  socket.say({ type: "settings", settings: { step: 1 } });
+  assert.deepEqual([told, client.settled], [[], false]);
+  socket.say({ type: "settings", settings: { step: 2 } });
+  assert.deepEqual([told, client.settled], [[{ step: 2 }], true]);
+});
+
+test("a change that was refused is answered, too: what was in force stays so", () => {
+  const { client, socket } = live();
+  const told = [];
+  client.on("settings", (settings) => told.push(settings));
+  client.update({ confidence: 0.5 });
+  client.update({ classes: ["zebra"] });
+  socket.say({ type: "settings", settings: { confidence: 0.5 } });
+  socket.say({ type: "error", code: "invalid_value", message: "no", field: "classes.0", seq: null, fatal: false });
+  assert.deepEqual(told, [{ confidence: 0.5 }]);
+  assert.equal(client.state, "live");
+  // A frame's error answers no change.
+  client.update({ confidence: 0.6 });
+  socket.say({ type: "error", code: "stale", message: "waited", field: null, seq: 1, fatal: false });
+  assert.equal(client.settled, false);
+});
+
+test("what is changed before anybody is served is said once there is", () => {
+  const client = new SightlineClient();
+  client.connect({ url: "http://sight.test" });
+  Socket.last.accept();
+  client.update({ stages: { pose: false } });
+  Socket.last.say({ type: "queued", position: 1, ahead: 0, eta_s: 5 });
+  client.update({ confidence: 0.7 });
+  assert.deepEqual(
+    Socket.last.sent.map(({ type }) => type),
+    ["init"],
+  );
+  let settled = null;
+  client.on("ready", () => (settled = client.settled));
+  Socket.last.say(READY);
+  assert.deepEqual(Socket.last.sent.at(-1), { type: "update", stages: { pose: false }, confidence: 0.7 });
+  assert.equal(settled, false); // what `ready` says is older than that
+});
+
+test("a door that was never reached is not called lost", () => {
+  const client = new SightlineClient();
+  const whys = [];
+  client.on("state", ({ reason, why }) => whys.push([reason, why]));
+  client.connect({ url: "http://sight.test" });
+  Socket.last.end();
+  assert.deepEqual(whys.at(-1), ["unreachable", "The service cannot be reached."]);
+  client.retryNow();
+  Socket.last.accept();
+  Socket.last.say(READY);
+  Socket.last.end();
+  assert.deepEqual(whys.at(-1), ["lost", "The connection was lost."]);
 });
 
 test("has a service started that is switched off, and connects when it is there", async () => {
@@ -260,6 +392,23 @@ test("a start that could not be made now is asked for again", async () => {
     mock.timers.tick(4_000);
   }
   assert.deepEqual(methods, ["POST", "POST", "GET"]);
+});
+
+test("a machine that went off again while one waits is started again", async () => {
+  const methods = [];
+  const states = ["starting", "stopping", "stopped", "starting", "starting"];
+  mock.method(globalThis, "fetch", async (url, { method }) => {
+    methods.push(method);
+    return new Response(JSON.stringify({ state: states[methods.length - 1], eta_s: null }));
+  });
+  const client = new SightlineClient();
+  client.connect({ url: "http://sight.test", startServer: { url: "http://start.test/" } });
+  for (let turn = 0; turn < 5; turn += 1) {
+    Socket.last.end();
+    await settle();
+    mock.timers.tick(4_000);
+  }
+  assert.deepEqual(methods, ["POST", "GET", "GET", "POST", "GET"]);
 });
 
 test("a start that is refused ends it with the reason", async () => {

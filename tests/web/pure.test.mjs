@@ -5,6 +5,7 @@ import { test } from "node:test";
 
 import { retryDelay } from "../../app/web/backoff.js";
 import { sharesOf } from "../../app/web/chart.js";
+import { Cut } from "../../app/web/cut.js";
 import { Flight } from "../../app/web/flight.js";
 import { Pace, fit } from "../../app/web/pace.js";
 import { problemOf } from "../../app/web/problems.js";
@@ -148,6 +149,29 @@ test("every trouble with a camera says what to do", () => {
   assert.match(of("InsecureContextError").text, /https.*http:\/\/localhost:8000/);
   assert.match(problemOf(new DOMException("", "NotAllowedError"), "screen", place).text, /again/);
   assert.match(problemOf(new Error("no codec"), "film", place).text, /no codec/);
+});
+
+test("an error that is no Error says what is wrong, too", () => {
+  const place = { hostname: "10.0.0.5", port: "8000" };
+  const problem = problemOf({ name: "OverconstrainedError", message: "", constraint: "deviceId" }, "camera", place);
+  assert.match(problem.title, /gone/);
+  assert.match(problemOf({ name: "NoPictureError", message: "" }, "film", place).title, /no picture/);
+});
+
+test("what was seen in one picture is not drawn on the next", () => {
+  const texts = [{ text: "GATE 7", confidence: 1, polygon: [] }];
+  const motion = { score: 0.1, moving_fraction: 0.3, direction_deg: 178, camera: { dx: 0, dy: 0 }, grid: null };
+  const result = (seq, age_ms = null) => ({ seq, objects: [1], texts, motion, stages: { ocr: { age_ms } } });
+  const cut = new Cut();
+  assert.deepEqual(cut.sift(result(1), 100), result(1));
+  cut.mark(3, 1000);
+  assert.equal(cut.sift(result(2), 980), null);
+  assert.equal(cut.sift(result(3), 990), null);
+  // The first of the new picture: its motion is the way from one to the other, its text was read in the old one.
+  assert.deepEqual(cut.sift(result(4, 300), 1020), { ...result(4, 300), texts: [], motion: null });
+  assert.deepEqual(cut.sift(result(5, 300), 1200), { ...result(5, 300), texts: [] });
+  assert.deepEqual(cut.sift(result(6, 150), 1200), result(6, 150));
+  assert.deepEqual(cut.sift(result(7), 1300), result(7));
 });
 
 test("codes become words", () => {

@@ -130,4 +130,6 @@ test("the vector field is in pixels of the picture", () => {
   const { field } = tracks.at(10, SIZE);
   assert.deepEqual([field.columns, field.rows], [2, 1]);
   assert.deepEqual([...field.vectors], [2, -4, 0, 63.5]);
+  assert.equal(tracks.at(20, SIZE).field, field); // what draws it knows that it is the same
+  assert.deepEqual([...tracks.at(30, { width: 640, height: 480 }).field.vectors], [1, -2, 0, 31.75]);
 });
