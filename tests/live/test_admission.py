@@ -184,7 +184,7 @@ async def test_sockets_are_bounded_before_they_say_anything(serve: Serve) -> Non
 
 
 async def test_sockets_of_one_address_are_bounded_and_others_let_in(serve: Serve) -> None:
-    few = serve(MAX_CONNECTIONS_PER_ADDRESS="2")
+    few = serve(MAX_CONNECTIONS_PER_ADDRESS="2", ALLOW_ANONYMOUS="true")
     greedy, modest = {"X-Forwarded-For": "198.51.100.7"}, {"X-Forwarded-For": "198.51.100.8"}
     async with opened(few, greedy), opened(few, greedy):
         with pytest.raises(InvalidStatus) as refused:
