@@ -56,6 +56,8 @@ def _tell(number: int, _: object) -> None:
 def _run_workers(settings: Settings) -> None:
     """Several processes on one port, with one embedded Triton between them."""
     signal.signal(signal.SIGTERM, _tell)  # until uvicorn puts its own in place
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; uvicorn will heed it as well
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         _serve_together(settings)
     except _Told:
