@@ -9,8 +9,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from hashlib import blake2b
 
+import numpy as np
+from numpy.typing import NDArray
+
 STREAMS_A_READ = 32
 """Streams in one XREADGROUP: enough that the command's own cost is small, few enough that each frame is soon here."""
+_QUARTER = 4
+_ROWS = 1024
+"""Cameras that are scored at once: their scores for a thousand workers take 8 MB."""
 
 
 def stable(*words: str) -> int:
@@ -19,21 +25,56 @@ def stable(*words: str) -> int:
 
 
 def assign(cameras: Iterable[str], workers: Collection[str]) -> dict[str, str]:
-    """The worker of every camera: rendezvous hashing (Thaler and Ravishankar 1998) with bounded loads.
+    """The worker of every camera: rendezvous hashing (Thaler and Ravishankar 1998) with bounded loads (Mirrokni,
+    Thorup and Zadimoghaddam 2016).
 
-    No worker has more than its even share, rounded up. A worker that comes or goes moves its own cameras and a few of
-    those that made room for them.
+    A camera goes to the worker that scores highest with it and has room; cameras choose in the order of their hashes.
+    A worker has room for a quarter more than its even share, so that few cameras get anything but their first choice:
+    a camera that comes or goes moves no other as a rule, and a worker that comes or goes its own and very few besides.
     """
     ordered = sorted(cameras, key=stable)
     if not workers:
         return {}
-    room = dict.fromkeys(workers, -(-len(ordered) // len(workers)))
+    names = sorted(workers)
+    camera_hashes = np.array([stable(camera) for camera in ordered], np.uint64)
+    worker_hashes = np.array([stable("worker", worker) for worker in names], np.uint64)
+    room = _room(len(ordered), names)
+    full = np.array(room) == 0
     owners = {}
-    for camera in ordered:
-        owner = max((worker for worker in workers if room[worker]), key=lambda worker: stable(worker, camera))
-        room[owner] -= 1
-        owners[camera] = owner
+    for first in range(0, len(ordered), _ROWS):
+        scores = _mixed(camera_hashes[first : first + _ROWS, None] ^ worker_hashes)
+        favourites = scores.argmax(axis=1).tolist()
+        for row, camera in enumerate(ordered[first : first + _ROWS]):
+            owner = favourites[row]
+            if not room[owner]:
+                owner = int(np.where(full, 0, scores[row]).argmax())
+            room[owner] -= 1
+            full[owner] = not room[owner]
+            owners[camera] = names[owner]
     return owners
+
+
+def _room(cameras: int, workers: Sequence[str]) -> list[int]:
+    """Most cameras of each worker: a quarter more than the even share, rounded up; the even share alone while a quarter
+    of it is less than a camera.
+
+    Were the quarter rounded up for all workers at once, one camera more would now and then give room to every worker,
+    and cameras that had been turned away would come back to all of them. So the workers get it one after the other, by
+    their hashes, over the first quarter of a step.
+    """
+    count = len(workers)
+    if cameras < _QUARTER * count:
+        return [-(-cameras // count)] * count
+    least, part = divmod((_QUARTER + 1) * cameras, _QUARTER * count)
+    further = set(sorted(workers, key=lambda worker: stable("room", worker))[:part])
+    return [least + (worker in further) for worker in workers]
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): each bit of the result hangs on every bit given."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
+    return values ^ (values >> np.uint64(31))
 
 
 def spread(streams: Iterable[str], most: int) -> list[tuple[str, ...]]:
