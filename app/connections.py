@@ -116,6 +116,12 @@ class LiveSocket(WebSocketsSansIOProtocol):
         if not self.disconnected:
             self._cut_off_soon()
 
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if self.initial_response is not None and self.close_sent:
+            # The handshake was refused in full. Uvicorn forgets that, and would log every refusal as an error.
+            self.handshake_complete = True
+
     def _cut_off_soon(self) -> None:
         """Closing in order flushes first: a peer that does not read would keep its socket open for good."""
         if self._reader is None:

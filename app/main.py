@@ -13,9 +13,8 @@ from fastapi.exceptions import RequestValidationError
 
 from app import __version__, metrics
 from app.activity import ActivityPublisher
-from app.addresses import is_loopback
-from app.anonymous import LocalOnly
-from app.errors import ConfigurationError, SightlineError
+from app.auth import Auth, Gate, require_tokens
+from app.errors import SightlineError
 from app.live import ledger, page, routes, single
 from app.live.door import LiveDoor
 from app.pipeline.multimodal import Pipeline
@@ -48,28 +47,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # FastAPI's own pages would load their scripts from elsewhere.
     app = FastAPI(title="Sightline", version=__version__, lifespan=_lifespan, docs_url=None, redoc_url=None)
     app.state.settings = settings
-    app.add_middleware(LocalOnly, access=settings.access)
+    app.state.auth = Auth(settings)
+    app.add_middleware(Gate, auth=app.state.auth)
     app.include_router(routes.router)
     app.add_exception_handler(RequestValidationError, routes.invalid_query)
     app.include_router(films.router)
     app.include_router(page.router)
     app.mount("/web", page.WebFiles(settings.web), name="web")
     return app
-
-
-def require_tokens(settings: Settings) -> None:
-    """Off loopback the service wants tokens, or to be told that it is open on purpose.
-
-    Raises:
-        ConfigurationError: neither is the case.
-    """
-    access, host = settings.access, settings.server.host
-    if access.auth_tokens or access.allow_anonymous or is_loopback(host):
-        return
-    raise ConfigurationError(
-        f"HOST='{host}' is reachable from other machines, and AUTH_TOKENS is empty: "
-        "set AUTH_TOKENS=some-long-secret, or ALLOW_ANONYMOUS=true if everybody may use it, or HOST=127.0.0.1"
-    )
 
 
 @asynccontextmanager
@@ -136,6 +121,7 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
         settings.live,
         settings.access,
         settings.pipeline,
+        app.state.auth,
         inference_deadline_s=settings.triton.triton_deadline_s,
         ocr_timeout_s=settings.ocr.ocr_timeout_s,
     )
@@ -144,7 +130,6 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
         pipeline,
         settings.segments,
         settings.aws,
-        settings.access,
         pipeline_settings=settings.pipeline,
         limits=settings.live,
     )

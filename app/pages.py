@@ -13,6 +13,7 @@ import orjson
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from app import metrics
+from app.auth import Hosts
 from app.errors import ConfigurationError
 
 Report = Callable[[], dict[str, Any]]
@@ -21,6 +22,7 @@ Report = Callable[[], dict[str, Any]]
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     report: Report
+    hosts: Hosts
 
 
 class _Page(BaseHTTPRequestHandler):
@@ -28,7 +30,11 @@ class _Page(BaseHTTPRequestHandler):
     timeout = 10  # seconds that a silent client may hold a thread
 
     def do_GET(self) -> None:
-        if self.path == "/metrics":
+        refusal = self.server.hosts.refusal(self.headers.get_all("Host") or [], self.path)
+        if refusal is not None:
+            metrics.AUTH_FAILURES.labels(refusal.reason).inc()
+            self._say(refusal.status, bytes(refusal.response().body), "application/json")
+        elif self.path == "/metrics":
             self._say(200, metrics.exposition(), CONTENT_TYPE_LATEST)
         elif self.path in ("/health", "/health/live"):
             report = self.server.report()
@@ -51,12 +57,13 @@ class _Page(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(host: str, port: int, report: Report) -> Iterator[int]:
+def serving(host: str, port: int, report: Report, hosts: Hosts) -> Iterator[int]:
     """Serves from a thread while the block lasts; yields the port.
 
     Args:
         port: 0 takes a free one.
         report: what /health says; its `state` decides the status.
+        hosts: the names that it answers to.
 
     Raises:
         ConfigurationError: the port cannot be had.
@@ -69,7 +76,7 @@ def serving(host: str, port: int, report: Report) -> Iterator[int]:
             f"HOST='{host}' METRICS_PORT={port}: cannot listen there ({error.strerror or error}); "
             "stop what uses the port, or set METRICS_PORT to another (0 takes a free one)"
         ) from None
-    server.report = report
+    server.report, server.hosts = report, hosts
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, name="pages", daemon=True)
     thread.start()
     try:

@@ -11,6 +11,7 @@ import sys
 from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
+from app.auth import require_tokens
 from app.inference.shared import end_with_parent, shared_triton
 from app.logs import configure
 from app.pipeline.opening import check
@@ -67,7 +68,6 @@ def _run_workers(settings: Settings) -> None:
 
 def _serve_together(settings: Settings) -> None:
     from app import metrics
-    from app.main import require_tokens
 
     require_tokens(settings)
     shared = settings.server.state_dir / f"metrics-{os.getpid()}"

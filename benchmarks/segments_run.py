@@ -56,7 +56,6 @@ async def _film(way: Any, pipeline: Pipeline, settings: Settings, film: Path) ->
         pipeline,
         settings.segments,
         settings.aws,
-        settings.access,
         pipeline_settings=settings.pipeline,
         limits=settings.live,
     )

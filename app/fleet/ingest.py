@@ -14,6 +14,7 @@ from typing import Any
 import redis
 
 from app import metrics, pages
+from app.auth import Hosts
 from app.errors import ConfigurationError
 from app.fleet.connection import TIMEOUT_S, connect
 from app.fleet.ingest_camera import STATES, Camera
@@ -174,9 +175,9 @@ def _pages_served(settings: Settings, report: pages.Report) -> Iterator[None]:
     host, port = settings.server.host, settings.fleet.metrics_port
     with ExitStack() as stack:
         try:
-            found = stack.enter_context(pages.serving(host, port, report))
+            found = stack.enter_context(pages.serving(host, port, report, Hosts(settings)))
         except ConfigurationError as error:
-            found = stack.enter_context(pages.serving(host, 0, report))
+            found = stack.enter_context(pages.serving(host, 0, report, Hosts(settings)))
             log.warning("%s", error)
         log.info("metrics on http://%s:%d/metrics", f"[{host}]" if ":" in host else host, found)
         yield

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from app import metrics, pages
+from app.auth import Hosts
 from app.fleet.crew import Crew
 from app.fleet.one import on_signals, work
 from app.fleet.vitals import Vitals
@@ -40,7 +41,7 @@ def run() -> None:
 @contextmanager
 def _serving(settings: Settings, vitals: Vitals) -> Iterator[None]:
     host = settings.server.host
-    with pages.serving(host, settings.fleet.metrics_port, vitals.report) as port:
+    with pages.serving(host, settings.fleet.metrics_port, vitals.report, Hosts(settings)) as port:
         log.info("metrics on http://%s:%d/metrics", f"[{host}]" if ":" in host else host, port)
         yield
 

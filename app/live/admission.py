@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from starlette.requests import HTTPConnection
 
 from app import metrics
 from app.errors import SightlineError
@@ -25,31 +22,6 @@ class Rejected(SightlineError):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
-
-
-def origin_allowed(origin: str | None, host: str | None, access: AccessSettings) -> bool:
-    """Whether a page of this origin may connect. Clients that are no browsers send none and may."""
-    return access.origin_allowed(origin, host)
-
-
-def token_valid(token: str | None, access: AccessSettings) -> bool:
-    """Whether the token opens the service; compared in constant time with every one of them."""
-    if not access.auth_tokens:
-        return True
-    given = (token or "").encode()
-    matches = [hmac.compare_digest(given, known.get_secret_value().encode()) for known in access.auth_tokens]
-    return any(matches)
-
-
-def bearer(authorization: str | None) -> str | None:
-    """The token of an `Authorization: Bearer` header."""
-    scheme, _, token = (authorization or "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" and token else None
-
-
-def address_of(connection: HTTPConnection) -> str:
-    """Where a request or a socket comes from."""
-    return connection.client.host if connection.client else "local"
 
 
 class Place:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from app.auth import Auth
 from app.live.admission import Admission
 from app.live.batches import Batches
 from app.live.choices import defaults
@@ -30,6 +31,7 @@ class LiveDoor:
         live: LiveSettings,
         access: AccessSettings,
         defaults_of: PipelineSettings,
+        auth: Auth,
         *,
         inference_deadline_s: float,
         ocr_timeout_s: float,
@@ -38,7 +40,7 @@ class LiveDoor:
         self.batches = Batches(pipeline)
         self.summaries = summaries
         self.live = live
-        self.access = access
+        self.auth = auth
         self.admission = Admission(live, access)
         self.sessions: set[Session] = set()
         self.sockets: Counter[str] = Counter()

@@ -18,9 +18,10 @@ from starlette.requests import ClientDisconnect
 from starlette.websockets import WebSocket
 
 from app import __version__, metrics
+from app.auth import LIVE, address_of, bearer
 from app.errors import FrameError, FrameTooLarge, ProtocolError
 from app.live import choices
-from app.live.admission import Rejected, address_of, bearer, origin_allowed, token_valid
+from app.live.admission import Rejected
 from app.live.door import LiveDoor
 from app.live.session import Session
 from app.live.single import analyze_one, count_refused
@@ -54,47 +55,44 @@ def _problem(status: int, code: str, message: str, field: str | None = None) -> 
     return _json({"error": {"code": code, "message": message, "field": field}}, status)
 
 
-def _unauthorized(request: Request) -> Response | None:
-    token = bearer(request.headers.get("authorization"))
-    if token_valid(token, _door(request).access):
-        return None
-    metrics.AUTH_FAILURES.labels("missing_token" if token is None else "bad_token").inc()
-    answer = _problem(401, "unauthorized", "this service wants `Authorization: Bearer TOKEN`")
-    answer.headers["WWW-Authenticate"] = "Bearer"
-    return answer
-
-
-@router.websocket("/ws/inference")
+@router.websocket(LIVE)
 async def inference(socket: WebSocket) -> None:
     """The live protocol, version 1."""
     door = _door(socket)
-    if not origin_allowed(socket.headers.get("origin"), socket.headers.get("host"), door.access):
-        metrics.AUTH_FAILURES.labels("origin").inc()
-        origin = socket.headers.get("origin")
-        await socket.send_denial_response(
-            _problem(403, "origin", f"pages of {origin} may not connect; ALLOWED_ORIGINS names those that may")
-        )
-        return
-    full = _no_more_sockets(door, address_of(socket))
+    full = _no_more_sockets(door, address_of(socket.scope))
     if full is not None:
-        full.headers["Retry-After"] = "5"
         metrics.SESSIONS.labels("refused").inc()
         await socket.send_denial_response(full)
         return
     await Session(socket, door).run()
 
 
+@router.post(LIVE)
+async def why_not(request: Request) -> Response:
+    """Why a socket would be refused here: the refusal, in plain HTTP; 204: nothing stands against it.
+
+    A browser keeps from a page why its handshake was refused. `auth` has looked at host, machine and origin before.
+    """
+    return _no_more_sockets(_door(request), address_of(request.scope)) or Response(status_code=204)
+
+
 def _no_more_sockets(door: LiveDoor, address: str) -> Response | None:
     live = door.live
     if len(door.sessions) >= live.max_connections:
-        return _problem(503, "rejected", f"{live.max_connections} sockets are open, which is MAX_CONNECTIONS")
+        return _full(503, f"{live.max_connections} sockets are open, which is MAX_CONNECTIONS")
     if door.sockets[address] >= live.max_connections_per_address:
         metrics.AUTH_FAILURES.labels("address_limit").inc()
         words = (
             f"this address has {live.max_connections_per_address} sockets open, as MAX_CONNECTIONS_PER_ADDRESS allows"
         )
-        return _problem(429, "rejected", words)
+        return _full(429, words)
     return None
+
+
+def _full(status: int, words: str) -> Response:
+    answer = _problem(status, "rejected", words)
+    answer.headers["Retry-After"] = "5"
+    return answer
 
 
 @router.post("/v1/frames")
@@ -105,19 +103,16 @@ async def frames(
     classes: Annotated[str | None, Query(max_length=10_000)] = None,
 ) -> Response:
     """One JPEG in, one result out. Text is read too and waited for, since nobody else is held up by it."""
-    refused = _unauthorized(request)
-    if refused is not None:
-        return refused
     door = _door(request)
     if door.pictures >= door.live.max_sessions:
         answer = _problem(503, "rejected", f"{door.pictures} pictures are being analysed, as many as MAX_SESSIONS")
         answer.headers["Retry-After"] = "1"
         count_refused("rejected")
         return answer
-    token = bearer(request.headers.get("authorization"))
+    token = bearer(request.scope)
     door.pictures += 1
     try:
-        with door.admission.picture(token=token, address=address_of(request)):
+        with door.admission.picture(token=token, address=address_of(request.scope)):
             settings = _wishes(door, confidence, iou, classes)
             jpeg = await _body(request, door.live)
             result = await analyze_one(door.pipeline, jpeg, settings, ocr_timeout_s=door.ocr_timeout_s)
@@ -175,7 +170,7 @@ async def _body(request: Request, live: LiveSettings) -> bytes:
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
     """What is served now: the names behind each stage, classes, keypoints."""
-    return _unauthorized(request) or _json(_door(request).pipeline.models)
+    return _json(_door(request).pipeline.models)
 
 
 @router.get("/v1/sessions/{session_id}/summaries")
@@ -185,9 +180,6 @@ async def summaries(
     last: Annotated[int, Query(ge=1, le=1000)] = 20,
 ) -> Response:
     """The last summaries of a session, oldest first, also after its end; SUMMARY_KEEP at most."""
-    refused = _unauthorized(request)
-    if refused is not None:
-        return refused
     kept = await _door(request).summaries.last(session_id, last)
     return _json({"session_id": session_id, "summaries": kept})
 

@@ -15,9 +15,10 @@ import uuid
 from starlette.websockets import WebSocket
 
 from app import metrics
+from app.auth import LIVE, Refusal, address_of, bearer
 from app.errors import ProtocolError
 from app.live import choices
-from app.live.admission import Place, Rejected, address_of, bearer, token_valid
+from app.live.admission import Place, Rejected
 from app.live.answering import AHEAD, Answering
 from app.live.clocks import Clocks
 from app.live.door import LiveDoor
@@ -60,8 +61,10 @@ class Session:
         self._door = door
         self._live = door.live
         self._voice = Voice(socket, door.live.send_timeout_s)
-        self._token = bearer(socket.headers.get("authorization"))
-        self.address = address_of(socket)
+        self._token = bearer(socket.scope)
+        self.address = address_of(socket.scope)
+        self._refused: Refusal | None = None
+        """Of the token in the header; it is looked at once, as the socket opens."""
         self._settings: StreamSettings = door.defaults
         self._memory = StreamMemory()
         self._ledger = Ledger()
@@ -70,6 +73,7 @@ class Session:
         self._answering = Answering(self.id, door.batches, self._memory, self._ledger, telling, self._send)
         self._begun = asyncio.Event()
         """The first message came, with a token where one is asked for."""
+        self._turned_away = False
         self._ready = False
         self._clocks = Clocks(door.live, time.monotonic())
         self._ending = asyncio.Event()
@@ -90,7 +94,9 @@ class Session:
             self._door.leave(self)
 
     async def _run(self) -> None:
-        if token_valid(self._token, self._door.access):
+        if self._token is not None:
+            self._refused = self._look_at(self._token)
+        if self._trusted:
             self._voice.trust()
         self._voice.on_shutdown(self._shut_down)
         try:
@@ -140,7 +146,7 @@ class Session:
     # --- what the client sends ---
 
     async def _read(self) -> None:
-        while self._reason != "unauthorized":  # whose words are not listened to any more
+        while not self._turned_away:  # whose words are not listened to any more
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
                 self.end(None)
@@ -155,7 +161,7 @@ class Session:
     async def _frame(self, data: bytes) -> None:
         self._clocks.frame(time.monotonic())
         if not self._begun.is_set():
-            if not self._let_in():
+            if not self._let_in(None):
                 self._ledger.received(len(data))
                 return
             self._begun.set()
@@ -193,21 +199,33 @@ class Session:
             raise ProtocolError(
                 "`init` comes once, before the first frame; use `update`", code="already_started", field="type"
             )
-        self._token = message.token or self._token
-        if self._let_in():
+        if self._let_in(message.token):
             self._settings = self._apply(message)
             self._intake.choose(self._settings.mode)
             self._begun.set()
 
-    def _let_in(self) -> bool:
-        """Looks at the token, before anything that came with it or after it: an answer may tell of our classes."""
-        if token_valid(self._token, self._door.access):
+    @property
+    def _trusted(self) -> bool:
+        """Whether the client may use the service by what came with the handshake."""
+        return not self._door.auth.asks or (self._token is not None and self._refused is None)
+
+    def _look_at(self, token: str | None) -> Refusal | None:
+        return self._door.auth.token(token, self.address, f"WEBSOCKET {LIVE}")
+
+    def _let_in(self, token: str | None) -> bool:
+        """Looks at the token, before anything that came with it or after it: an answer may tell of our classes.
+
+        Args:
+            token: of `init`, which wins over the header's; None: there is none in it.
+        """
+        if token:
+            self._token, self._refused = token, self._look_at(token)
+        elif not self._token:
+            self._refused = self._look_at(None)
+        if self._refused is None:
             self._voice.trust()
             return True
-        if self._token is None:
-            self._refuse("missing_token", "this service wants a token: `init.token` or `Authorization: Bearer`")
-        else:
-            self._refuse("bad_token", "this token does not open the service")
+        self._turn_away(self._refused)
         return False
 
     def _require_begun(self) -> None:
@@ -244,16 +262,20 @@ class Session:
             async with asyncio.timeout(self._live.init_timeout_s):
                 await self._begun.wait()
         except TimeoutError:
-            if token_valid(self._token, self._door.access):
-                self.end("idle", f"nothing came within {self._live.init_timeout_s:g} seconds")
+            within_s = self._live.init_timeout_s
+            if self._trusted:
+                self.end("idle", f"nothing came within {within_s:g} seconds")
             else:
-                self._refuse("late_token", f"no token within {self._live.init_timeout_s:g} seconds")
+                self._turn_away(self._door.auth.late(self.address, f"WEBSOCKET {LIVE}", within_s))
             return False
         return True
 
-    def _refuse(self, reason: str, message: str) -> None:
-        metrics.AUTH_FAILURES.labels(reason).inc()
-        self.end("unauthorized", message)
+    def _turn_away(self, refusal: Refusal) -> None:
+        self._turned_away = True
+        if refusal.retry_after_s is None:
+            self.end("unauthorized", refusal.message)
+        else:
+            self.end("rejected", refusal.message, retry_after_s=refusal.retry_after_s)
 
     async def _wait(self, place: Place) -> None:
         while not place.granted:

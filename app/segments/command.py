@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from app import pages
+from app.auth import Hosts
 from app.errors import SightlineError
 from app.logs import configure
 from app.segments import reassemble as reassembly
@@ -107,7 +108,9 @@ def work(folder: Path | None) -> None:
         stack.callback(local.close)
         crew = Crew(local, settings)
         host = settings.server.host
-        port = stack.enter_context(pages.serving(host, settings.fleet.metrics_port, crew.worker.report))
+        port = stack.enter_context(
+            pages.serving(host, settings.fleet.metrics_port, crew.worker.report, Hosts(settings))
+        )
         stack.enter_context(working.ended_by_signal(crew.stop))
         log.info("working in %s; metrics on http://%s:%d/metrics", folder, f"[{host}]" if ":" in host else host, port)
         crew.work()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from app import pages
+from app.auth import Hosts
 from app.logs import configure
 from app.metrics import SEGMENT_MESSAGES
 from app.segments.attempts import MOST_DELIVERIES
@@ -198,7 +199,7 @@ def serve(reassembler: Reassembler, settings: Settings) -> None:
     """Runs it with its pages, until it is told to stop."""
     host = settings.server.host
     with (
-        pages.serving(host, settings.fleet.metrics_port, reassembler.report) as port,
+        pages.serving(host, settings.fleet.metrics_port, reassembler.report, Hosts(settings)) as port,
         ended_by_signal(reassembler.stop),
     ):
         log.info("putting jobs together; metrics on http://%s:%d/metrics", f"[{host}]" if ":" in host else host, port)

@@ -2,13 +2,13 @@
 
 SageMaker sends an asynchronous invocation's body, which lies in S3, as the body of a plain `POST /invocations`, and
 puts the answer into S3 itself; it knows no tokens, so that a container of its runs with ALLOW_ANONYMOUS=true.
+Who may ask is decided before any route is reached, by `auth`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hmac
 import logging
 from typing import Any
 
@@ -17,13 +17,11 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect
 
-from app import metrics
 from app.errors import InferenceUnavailable, SightlineError
 from app.segments.footage import FilmError
 from app.segments.keys import Mode, beside
 from app.segments.ports import AddressRefused, ObjectMissing
 from app.segments.service import Busy, SegmentService
-from app.settings import AccessSettings
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +63,6 @@ async def ping(request: Request) -> Response:
 async def invocations(request: Request) -> Response:
     """Analyses one film and answers when it is done: how many frames, how long, where its results are."""
     service = _service(request)
-    refused = _foreign(request, service.access) or _unauthorized(request, service.access)
-    if refused is not None:
-        return refused
     try:
         asked = Invocation.model_validate_json(await _body(request))
     except ValidationError as error:
@@ -123,30 +118,6 @@ async def _gone(request: Request) -> None:
     """Returns when the client has."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _foreign(request: Request, access: AccessSettings) -> Response | None:
-    """Any page may have a browser post here: to a service on loopback, which asks for no token, too."""
-    origin = request.headers.get("origin")
-    if access.origin_allowed(origin, request.headers.get("host")):
-        return None
-    metrics.AUTH_FAILURES.labels("origin").inc()
-    return _problem(403, "origin", f"pages of {origin} may not ask for this; ALLOWED_ORIGINS names those that may")
-
-
-def _unauthorized(request: Request, access: AccessSettings) -> Response | None:
-    if not access.auth_tokens:
-        return None
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    given = token.strip() if scheme.lower() == "bearer" else ""
-    # All of them, each in constant time.
-    matches = [hmac.compare_digest(given.encode(), one.get_secret_value().encode()) for one in access.auth_tokens]
-    if any(matches):
-        return None
-    metrics.AUTH_FAILURES.labels("bad_token" if given else "missing_token").inc()
-    answer = _problem(401, "unauthorized", "this service wants `Authorization: Bearer TOKEN`")
-    answer.headers["WWW-Authenticate"] = "Bearer"
-    return answer
 
 
 def _invalid(error: ValidationError) -> Response:

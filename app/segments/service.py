@@ -16,7 +16,7 @@ from app.segments.keys import Mode, beside
 from app.segments.objects import AnyObjects
 from app.segments.ports import AddressRefused, Objects
 from app.segments.served import any_model
-from app.settings import AccessSettings, AwsSettings, LiveSettings, PipelineSettings, SegmentSettings
+from app.settings import AwsSettings, LiveSettings, PipelineSettings, SegmentSettings
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +37,10 @@ class SegmentService:
         pipeline: Pipeline,
         segments: SegmentSettings,
         aws: AwsSettings,
-        access: AccessSettings,
         *,
         pipeline_settings: PipelineSettings,
         limits: LiveSettings,
     ) -> None:
-        self.access = access
         self._pipeline = pipeline
         self._objects: Objects = AnyObjects(aws, segments.segment_folder)
         self._input_bucket, self._output_bucket = segments.input_bucket_name, segments.output_bucket_name

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from app import pages
+from app.auth import Hosts
 from app.logs import configure
 from app.segments.parts import on_aws
 from app.segments.worker import Worker
@@ -29,7 +30,7 @@ def run(settings: Settings) -> None:
     worker = Worker(parts, settings.segments)
     host = settings.server.host
     with (
-        pages.serving(host, settings.fleet.metrics_port, worker.report) as port,
+        pages.serving(host, settings.fleet.metrics_port, worker.report, Hosts(settings)) as port,
         ended_by_signal(worker.stop),
     ):
         log.info("metrics on http://%s:%d/metrics", f"[{host}]" if ":" in host else host, port)

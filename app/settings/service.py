@@ -5,11 +5,11 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
+from app.settings.names import read_host, read_origin
 from app.settings.section import ROOT, Commas, Section, split, web_address
 
 
@@ -51,27 +51,44 @@ class AccessSettings(Section):
     allow_anonymous: bool = Field(
         False, description="`true` serves everybody without a token, off loopback and behind a proxy"
     )
+    allowed_hosts: Commas = Field(
+        (),
+        description="names that the service answers to beside loopback's and SERVICE_URL's, comma-separated: `host`, "
+        "`host:port`, `*.host` (what is below it), `*` (any); unset: any where tokens are asked for, else no other",
+    )
     allowed_origins: Commas = Field(
-        (), description="web origins that may connect, comma-separated; empty: the service's own; `*`: any"
+        (),
+        description="web origins whose pages may use the service beside its own page, comma-separated; `*`: any",
     )
     max_sessions_per_token: int = Field(64, ge=1, description="sessions open or waiting at once with one token")
     max_sessions_per_address: int = Field(64, ge=1, description="sessions open or waiting at once from one address")
 
-    @field_validator("auth_tokens", "allowed_origins", mode="before")
+    @field_validator("auth_tokens", "allowed_hosts", "allowed_origins", mode="before")
     @classmethod
     def _commas(cls, value: object) -> object:
         return split(value)
 
-    def origin_allowed(self, origin: str | None, host: str | None) -> bool:
-        """Whether a page of this origin may connect. Clients that are no browsers send none and may."""
-        if origin is None or "*" in self.allowed_origins or origin in self.allowed_origins:
-            return True
-        if self.allowed_origins or host is None:
-            return False
-        try:
-            return urlsplit(origin).netloc == host
-        except ValueError:  # no URL, though browsers send nothing else
-            return False
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if host != "*" and read_host(host.removeprefix("*.")) is None:
+                raise ValueError(
+                    "names or addresses of hosts, for example sight.example,*.lan.example,10.0.0.5,[fd00::5], or * for "
+                    f"any, with a port or without; not {host!r}"
+                )
+        return value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        value = tuple(origin.removesuffix("/") for origin in value)
+        for origin in value:
+            if origin not in ("*", "null") and read_origin(origin) is None:
+                raise ValueError(
+                    f"web origins, for example https://shop.example,http://localhost:3000, or * for any; not {origin!r}"
+                )
+        return value
 
 
 class LiveSettings(Section):

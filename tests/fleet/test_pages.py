@@ -8,14 +8,19 @@ import httpx
 import pytest
 
 from app import pages
+from app.auth import Hosts
 from app.errors import ConfigurationError
 from app.fleet import vitals
 from app.fleet.vitals import Vitals
+from app.settings import Settings
 
 
 def test_health_tells_the_worst_of_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = Vitals(2)
-    with pages.serving("127.0.0.1", 0, seen.report) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as http:
+    with (
+        pages.serving("127.0.0.1", 0, seen.report, Hosts(Settings())) as port,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as http,
+    ):
         assert http.get("/health").json()["state"] == "starting"
         assert http.get("/health/ready").status_code == 503
         for number in range(2):
@@ -31,7 +36,7 @@ def test_health_tells_the_worst_of_the_workers(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_metrics_are_served_and_other_paths_named() -> None:
-    with pages.serving("127.0.0.1", 0, Vitals(1).report) as port:
+    with pages.serving("127.0.0.1", 0, Vitals(1).report, Hosts(Settings())) as port:
         assert "sightline_fleet_cameras" in httpx.get(f"http://127.0.0.1:{port}/metrics").text
         assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 404
 
@@ -40,5 +45,28 @@ def test_a_port_that_is_taken_is_told() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         told = pytest.raises(ConfigurationError, match=f"METRICS_PORT={port}")
-        with told, pages.serving("127.0.0.1", port, Vitals(1).report):
+        with told, pages.serving("127.0.0.1", port, Vitals(1).report, Hosts(Settings())):
             pass
+
+
+def test_b1_another_name_gets_no_figures() -> None:
+    with pages.serving("127.0.0.1", 0, Vitals(1).report, Hosts(Settings())) as port:
+        url = f"http://127.0.0.1:{port}"
+        for path in ("/metrics", "/health", "/health/ready", "/"):
+            answer = httpx.get(url + path, headers={"Host": f"evil.com:{port}"})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (421, "host")
+        assert httpx.get(f"{url}/health/live", headers={"Host": "10.1.2.3"}).status_code == 200, "a probe of a pod"
+        assert httpx.get(f"{url}/metrics", headers={"Host": "10.1.2.3"}).status_code == 421
+        for request, status in (
+            (b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nHost: evil.com\r\n\r\n", b"421"),
+            (b"GET http://evil.com/metrics HTTP/1.1\r\nHost: localhost\r\n\r\n", b"421"),
+            (b"GET /metrics HTTP/1.0\r\n\r\n", b"421"),
+            (b"GET /health HTTP/1.0\r\n\r\n", b"200"),
+        ):
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as one:
+                one.sendall(request)
+                assert one.recv(1 << 16).split(b" ")[1] == status, request
+    opened = Settings(host="0.0.0.0")  # where Prometheus asks pods and containers by their addresses
+    with pages.serving("127.0.0.1", 0, Vitals(1).report, Hosts(opened)) as port:
+        assert httpx.get(f"http://127.0.0.1:{port}/metrics", headers={"Host": "10.1.2.3"}).status_code == 200
+        assert httpx.get(f"http://127.0.0.1:{port}/metrics", headers={"Host": "evil.com"}).status_code == 421

@@ -142,7 +142,7 @@ def test_500_connections_that_say_nothing_or_half_a_request_are_all_closed(targe
     with ExitStack() as stack:
         silent = [stack.enter_context(plain_socket(target)) for _ in range(MANY)]
         for one in silent[::2]:
-            one.sendall(b"GET /ws/inference HTTP/1.1\r\nHost: x\r\nUpgrade: webso")
+            one.sendall(b"GET /ws/inference HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: webso")
         asyncio.run(served(target))
         assert all(ended(one) for one in silent)
 
@@ -153,7 +153,9 @@ def test_500_connections_that_vanish_leave_nothing(target: Service) -> None:
         one = plain_socket(target)
         ports.add(one.getsockname()[1])
         if number % 3:
-            one.sendall(b"GET /ws/inference HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n")
+            one.sendall(
+                b"GET /ws/inference HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            )
         if number % 3 == 2:
             one.sendall(b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n")
         reset(one)
@@ -207,7 +209,7 @@ def test_a_slow_reader_that_reads_keeps_its_session(target: Service) -> None:
 
 def test_a_reader_by_http_that_never_reads_is_cut_off(target: Service) -> None:
     with plain_socket(target, receive_buffer=4096) as one:
-        ask = b"GET /schema.json HTTP/1.1\r\nHost: x\r\n\r\n"
+        ask = b"GET /schema.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
         with suppress(TimeoutError, ConnectionError):
             one.settimeout(0.5)
             while True:

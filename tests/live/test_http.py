@@ -170,21 +170,21 @@ def test_too_many_pixels_or_bytes_are_too_large(service: Service) -> None:
 
 def test_a_body_without_end_is_answered_at_the_limit_and_cut_off(brisk: Service) -> None:
     with plain_socket(brisk) as one:
-        one.sendall(b"POST /v1/frames HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        one.sendall(b"POST /v1/frames HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n")
         send_until_cut_off(one, b"10000\r\n" + bytes(0x10000) + b"\r\n")
     assert brisk.metrics()['sightline_frames_dropped_total{door="http",reason="too_large"}'] == 1
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(brisk: Service, jpeg: bytes) -> None:
     with plain_socket(brisk) as one:
-        one.sendall(b"POST /v1/frames HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n\xff\xd8")
+        one.sendall(b"POST /v1/frames HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n\xff\xd8")
         assert b" 408 " in one.recv(1 << 16)
         assert ended(one)
     assert post(brisk, jpeg).status_code == 200
 
 
 def test_a_client_that_leaves_in_the_middle_is_no_fault_of_ours(brisk: Service, jpeg: bytes) -> None:
-    head = f"POST /v1/frames HTTP/1.1\r\nHost: x\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode()
+    head = f"POST /v1/frames HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode()
     for body in (b"", jpeg[:1000], jpeg):
         one = plain_socket(brisk)
         one.sendall(head + body)
@@ -204,19 +204,19 @@ def test_other_methods_are_not_allowed(service: Service, method: str) -> None:
 
 def test_half_a_request_is_not_waited_for(brisk: Service) -> None:
     with plain_socket(brisk) as one:
-        one.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow")
+        one.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow")
         assert ended(one)
 
 
 def test_half_a_later_request_is_not_waited_for_either(brisk: Service) -> None:
     with plain_socket(brisk) as one:
         for _ in range(3):  # for longer than INIT_TIMEOUT_S in all: what is busy is left alone
-            one.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            one.sendall(b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
             answer = b""
             while not answer.endswith(b'"}'):
                 answer += one.recv(1 << 16)
             time.sleep(0.25)
-        one.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow")
+        one.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow")
         assert ended(one)
 
 
@@ -304,7 +304,7 @@ def test_unknown_paths_are_not_found(service: Service) -> None:
     assert httpx.get(f"{service.url}/nothing").status_code == 404
     with socket.create_connection(("127.0.0.1", service.port), timeout=10) as one:
         one.sendall(
-            b"GET /ws/other HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"GET /ws/other HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
         )
         assert one.recv(1 << 16).startswith(b"HTTP/1.1 403")

@@ -182,7 +182,7 @@ async def test_clients_that_do_not_listen_hold_nobody_up_for_long(canned_triton:
             await live.say("init")
             await live.until("ready")
             live.connection.transport.pause_reading()
-            halves = [b"", b"GET / HT", b"POST /v1/frames HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"]
+            halves = [b"", b"GET / HT", b"POST /v1/frames HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n"]
             connections = [plain_socket(service) for _ in halves]
             for one, half in zip(connections, halves, strict=True):
                 one.sendall(half)

@@ -11,8 +11,8 @@ import orjson
 import pytest
 from websockets.sync.server import ServerConnection, serve
 
-from tests.support.nginx import Proxy, running_nginx
-from tests.support.service import Service
+from tests.support.nginx import NAME, Proxy, running_nginx
+from tests.support.service import Service, serving
 
 SILENT_S = 70.0
 Silences = dict[str, "Future[str]"]
@@ -22,6 +22,14 @@ Silences = dict[str, "Future[str]"]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # They wait 70 seconds, from the first test in here on: whatever else is tested runs in the meantime.
     items.sort(key=lambda item: "silences" in getattr(item, "fixturenames", ()) and "waits" in item.name)
+
+
+@pytest.fixture(scope="session")
+def service(canned_triton: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service that knows by which name nginx is asked for it."""
+    settings = {"TRITON_URL": canned_triton, "OCR": "off", "ALLOWED_HOSTS": NAME}
+    with serving(tmp_path_factory.mktemp("service"), settings) as one:
+        yield one
 
 
 @pytest.fixture(scope="session")

@@ -221,7 +221,7 @@ def test_files_are_kept_compressed_on_the_way_and_asked_for_by_etag(proxy: Proxy
 
 
 def test_while_the_service_is_away_files_come_from_here_and_the_rest_says_so(serve: Serve, tmp_path: Path) -> None:
-    service = serve()
+    service = serve(ALLOWED_HOSTS=NAME)
     with running_nginx(tmp_path, service.port, {"200 10s;": "200 1s;"}) as proxy:
         assert proxy.ask("GET", "/web/main.js").status_code == 200
         service.process.terminate()

@@ -62,7 +62,7 @@ async def test_a_reload_drops_no_session(proxy: Proxy, service: Service, jpeg: b
 
 
 async def test_sessions_are_counted_by_the_clients_own_address(serve: Serve, tmp_path: Path) -> None:
-    service = serve(MAX_SESSIONS_PER_ADDRESS="1")
+    service = serve(ALLOWED_HOSTS=NAME, MAX_SESSIONS_PER_ADDRESS="1")
     with running_nginx(tmp_path, service.port) as proxy:
         async with (
             proxy.opened(service, source="127.0.0.2") as first,
@@ -79,7 +79,7 @@ async def test_sessions_are_counted_by_the_clients_own_address(serve: Serve, tmp
 
 
 async def test_a_proxy_that_is_not_named_is_not_believed(serve: Serve, tmp_path: Path) -> None:
-    service = serve(MAX_SESSIONS_PER_ADDRESS="1", FORWARDED_ALLOW_IPS="192.0.2.1")
+    service = serve(ALLOWED_HOSTS=NAME, MAX_SESSIONS_PER_ADDRESS="1", FORWARDED_ALLOW_IPS="192.0.2.1")
     with running_nginx(tmp_path, service.port) as proxy:
         async with (
             proxy.opened(service, source="127.0.0.2") as first,

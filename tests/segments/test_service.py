@@ -26,7 +26,6 @@ async def service_of(client: FakeClient, folder: Path, segments: SegmentSettings
             pipeline,
             segments,
             settings.aws,
-            settings.access,
             pipeline_settings=settings.pipeline,
             limits=settings.live,
         )

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 import uvicorn
 from fastapi import FastAPI
 
+from app.auth import Auth, Gate
 from app.pipeline.opening import opened
 from app.segments.routes import router
 from app.segments.service import SegmentService
@@ -29,13 +30,13 @@ def answering(settings: Settings) -> Iterator[str]:
                 one.pipeline,
                 settings.segments,
                 settings.aws,
-                settings.access,
                 pipeline_settings=settings.pipeline,
                 limits=settings.live,
             )
             yield
 
     app = FastAPI(lifespan=lifespan)
+    app.add_middleware(Gate, auth=Auth(settings))
     app.include_router(router)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, name="invocations")

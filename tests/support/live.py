@@ -142,7 +142,7 @@ def upgrade(one: socket.socket) -> None:
     """Makes it a WebSocket; what the service sends from then on is left unread."""
     key = base64.b64encode(os.urandom(16)).decode()
     one.sendall(
-        "GET /ws/inference HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "GET /ws/inference HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
     )
     answer = b""

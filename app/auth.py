@@ -1,0 +1,493 @@
+"""Who may: hosts, origins, this machine only, tokens, the brake on guessing, and a line in the log for each refusal.
+
+The only place that decides it. `Gate` stands before every route and every socket of the service; the live session asks
+`Auth.token` for what a client sends in `init`; the pages on METRICS_PORT ask `Hosts`. What each path needs:
+
+| path | host | this machine only, without tokens | origin | token |
+|---|---|---|---|---|
+| page, schema, health | yes | – | of what changes something | – |
+| `/metrics`, `/status`, `/ping` | yes | – | yes | – |
+| the live socket | yes | yes | yes | in `Authorization` or in `init` |
+| all else, whether there is a route or not | yes | yes | yes | in `Authorization` |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import logging
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket
+
+from app import metrics
+from app.addresses import is_loopback
+from app.errors import ConfigurationError
+from app.settings import Settings
+from app.settings.names import PORTS, Host, Origin, read_host, read_origin
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+log = logging.getLogger(__name__)
+
+LIVE = "/ws/inference"
+_HEALTH = frozenset({"/health", "/health/live", "/health/ready"})
+_PAGES = _HEALTH | {"/", "/config.json", "/schema.json", "/openapi.json"}
+_PAGE_FILES = "/web/"
+_FIGURES = frozenset({"/metrics", "/status", "/ping"})
+_SAFE = ("GET", "HEAD")
+
+_FREE_FAILURES = 10
+"""Wrong tokens of an address before it has to wait."""
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 5.0, 60.0
+"""The wait doubles with each further wrong token."""
+_FORGOTTEN_S = 900.0
+"""Without a wrong token, after which an address begins anew."""
+_MOST_ADDRESSES = 10_000
+"""Of which something is remembered; the one that was quiet for longest gives way."""
+
+_LINES, _LINES_PER_S = 2000, 50.0
+"""Refusals that are logged at once, and a second from then on: whoever is refused must not fill the disk."""
+_EXPLAINED_S = 60.0
+_MOST_EXPLAINED = 20
+"""Explanations of one kind in that time, each of another host, origin or address."""
+_MOST_ECHOED = 100
+"""Characters of what a client sent, in our words."""
+
+
+def require_tokens(settings: Settings) -> None:
+    """Off loopback the service wants tokens, or to be told that it is open on purpose.
+
+    Raises:
+        ConfigurationError: neither is the case.
+    """
+    access, host = settings.access, settings.server.host
+    if access.auth_tokens or access.allow_anonymous or is_loopback(host):
+        return
+    raise ConfigurationError(
+        f"HOST='{host}' is reachable from other machines, and AUTH_TOKENS is empty: "
+        "set AUTH_TOKENS=some-long-secret, or ALLOW_ANONYMOUS=true if everybody may use it, or HOST=127.0.0.1"
+    )
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why somebody may not. `reason` is the label of AUTH_FAILURES."""
+
+    status: int
+    code: str
+    reason: str
+    message: str
+    retry_after_s: int | None = None
+
+    def response(self) -> JSONResponse:
+        """The refusal over HTTP."""
+        headers = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        error = {"code": self.code, "message": self.message, "field": None}
+        return JSONResponse({"error": error}, self.status, headers)
+
+
+class Hosts:
+    """Which names this process answers to.
+
+    A page of `evil.example` whose name is made to lead to 127.0.0.1 is of the same origin as the service, as browsers
+    see it; but the browser says `Host: evil.example` (DNS rebinding). An address as a host cannot be made to lead
+    elsewhere, and loopback's names do not: those are harmless.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        access, host = settings.access, settings.server.host
+        named = [read_host(name) for name in access.allowed_hosts if not name.startswith("*")]
+        service = read_origin(_origin_of(settings.web.service_url)) if settings.web.service_url else None
+        self._names = {name for name in named if name is not None}
+        self._names |= {Host(service.name, None)} if service is not None else set()
+        self._below = tuple(
+            name
+            for pattern in access.allowed_hosts
+            if pattern.startswith("*.") and (name := read_host(pattern.removeprefix("*."))) is not None
+        )
+        self._any = "*" in access.allowed_hosts or (bool(access.auth_tokens) and not access.allowed_hosts)
+        # Who opens the service to other machines has it asked by its addresses.
+        self._addresses = not access.allowed_hosts and (access.allow_anonymous or not is_loopback(host))
+        if (own := read_host(host)) is not None and own.address is None and not access.allowed_hosts:
+            self._names.add(Host(own.name, None))
+        self.setting = _shown("ALLOWED_HOSTS", access.allowed_hosts)
+
+    def refusal(self, given: Sequence[str], path: str) -> Refusal | None:
+        """Looks at a request's `Host` headers, and at the host in its target where that is a whole URL.
+
+        Args:
+            path: of the request, or its whole target where that is no path.
+        """
+        if self._any:
+            return None
+        asked = [*given]
+        if not path.startswith("/"):
+            asked.append(path.partition("://")[2].partition("/")[0])
+        if not asked and path in _HEALTH:
+            return None  # HTTP/1.0, as load balancers ask; no browser leaves it out
+        if asked and all(self._allowed(host, path) for host in asked) and len(given) == 1:
+            return None
+        name = _plain(", ".join(asked)) or "nothing at all"
+        return Refusal(
+            421,
+            "host",
+            "host",
+            f"this service does not answer to the name {name}: ALLOWED_HOSTS names those that it answers to",
+        )
+
+    def _allowed(self, given: str, path: str) -> bool:
+        host = read_host(given)
+        if host is None:
+            return False
+        address = host.address
+        if address is not None and (self._addresses or path in _HEALTH or _loopback(host.name)):
+            return True  # probes of a pod or a container ask it by its address
+        if host.name == "localhost" or host in self._names or host._replace(port=None) in self._names:
+            return True
+        return any(host.name.endswith(f".{below.name}") and below.port in (None, host.port) for below in self._below)
+
+
+class Auth:
+    """Decides for one process; what it remembers of addresses is this process's own.
+
+    Args:
+        clock: seconds that never go back.
+    """
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        access = settings.access
+        self.hosts = Hosts(settings)
+        self._anonymous = bool(access.auth_tokens) or access.allow_anonymous
+        self._tokens = [_digest(token.get_secret_value()) for token in access.auth_tokens]
+        self._any_origin = "*" in access.allowed_origins
+        self._null_origin = "null" in access.allowed_origins
+        self._origins = {read_origin(origin) for origin in access.allowed_origins} - {None}
+        if settings.web.service_url is not None:
+            self._origins.add(read_origin(_origin_of(settings.web.service_url)))
+        self._origins_setting = _shown("ALLOWED_ORIGINS", access.allowed_origins)
+        self._brake = Brake(clock)
+        self._audit = _Audit(clock)
+
+    @property
+    def asks(self) -> bool:
+        """Whether a token is asked for."""
+        return bool(self._tokens)
+
+    def refusal(self, scope: Scope) -> Refusal | None:
+        """Why this request or socket may not go on; counted and logged. A socket's token may still come in `init`."""
+        path, method = scope["path"], scope.get("method", "WEBSOCKET")
+        route, address = f"{method} {path}", address_of(scope)
+        refusal = self._misplaced(scope, path, method, route)
+        if refusal is not None or not self._tokens:
+            return refusal
+        if scope["type"] == "websocket":
+            return self._waiting(bearer(scope), address, route)
+        if _open(path) or path in _FIGURES or path == LIVE:
+            return None
+        return self.token(bearer(scope), address, route)
+
+    def _misplaced(self, scope: Scope, path: str, method: str, route: str) -> Refusal | None:
+        """Whether it comes to the wrong place, or from one."""
+        address = address_of(scope)
+        refusal = self.hosts.refusal(_headers(scope, b"host"), path)
+        if refusal is not None:
+            self._audit.explain(
+                "host",
+                refusal.message,
+                f"{refusal.message}; {self.hosts.setting}. Put the name in there if it is one of this service's own",
+            )
+            return self._refused(refusal, address, route)
+        if not (self._anonymous or _open(path) or path in _FIGURES or _local(scope)):
+            words = (
+                f"AUTH_TOKENS is empty, so only this machine itself is served, and this came from {_plain(address)}: "
+                "set AUTH_TOKENS=some-long-secret, or ALLOW_ANONYMOUS=true if everybody may use it"
+            )
+            self._audit.explain("anonymous", "", f"turned away: {words}")
+            return self._refused(Refusal(403, "anonymous", "anonymous", words), address, route)
+        if _open(path) and method in _SAFE:
+            return None
+        return self._foreign(scope, address, route)
+
+    def _foreign(self, scope: Scope, address: str, route: str) -> Refusal | None:
+        """Any page may have a browser send something here, also to a service on loopback that asks for no token."""
+        given = _headers(scope, b"origin")
+        if not given or self._any_origin:
+            return None
+        origin, own = read_origin(given[0]) if len(given) == 1 else None, _own_origin(scope)
+        if origin is not None and (origin == own or origin in self._origins):
+            return None
+        if given == ["null"] and self._null_origin:
+            return None
+        shown = _plain(", ".join(given)) or "an empty origin"
+        words = f"pages of {shown} may not use this service: ALLOWED_ORIGINS names those that may, beside its own"
+        if origin is not None and own is not None and origin.name == own.name:
+            words += (
+                f", {_url(own)}. If that is this page as a proxy sees it: the proxy must pass on Host as the browser "
+                "sent it, and X-Forwarded-Proto, and be in FORWARDED_ALLOW_IPS"
+            )
+        self._audit.explain("origin", shown, f"turned away: {words}; {self._origins_setting}")
+        return self._refused(Refusal(403, "origin", "origin", words), address, route)
+
+    def token(self, given: str | None, address: str, route: str) -> Refusal | None:
+        """Whether a token opens the service; a refusal is counted and logged, and a wrong token remembered.
+
+        Args:
+            given: None or empty: the client sent none.
+            address: where it comes from; a client that sends wrong tokens has to wait.
+            route: for the log.
+        """
+        if not self._tokens:
+            return None
+        if not given:
+            words = "this service wants a token: `Authorization: Bearer TOKEN`, or `init.token` over the live socket"
+            return self._refused(Refusal(401, "unauthorized", "missing_token", words), address, route)
+        waiting = self._waiting(given, address, route)
+        if waiting is not None:
+            return waiting
+        token, network = self._match(given), _network(address)
+        if token is not None:
+            self._brake.right(network, token)
+            return None
+        self._brake.wrong(network)
+        words = "this token does not open the service: want `Authorization: Bearer TOKEN` with one of AUTH_TOKENS"
+        return self._refused(Refusal(401, "unauthorized", "bad_token", words), address, route)
+
+    def late(self, address: str, route: str, within_s: float) -> Refusal:
+        """A socket whose token did not come in time."""
+        words = f"no token within {within_s:g} seconds"
+        return self._refused(Refusal(401, "unauthorized", "late_token", words), address, route)
+
+    def _waiting(self, given: str | None, address: str, route: str) -> Refusal | None:
+        """While an address waits, its tokens are not looked at: a brake that a right guess gets past would be none.
+
+        Tokens that have opened the service from there before go on doing so: of others behind the same address nobody
+        is locked out who was there before.
+        """
+        network = _network(address)
+        wait_s = self._brake.wait_s(network) if given else 0.0
+        if not wait_s or self._brake.knows(network, self._match(given or "")):
+            return None
+        seconds = math.ceil(wait_s)
+        words = f"too many wrong tokens came from this address: it has to wait for {seconds} seconds"
+        refusal = Refusal(429, "too_many_failures", "too_many_failures", words, retry_after_s=seconds)
+        return self._refused(refusal, address, route)
+
+    def _match(self, given: str) -> int | None:
+        """Which of the tokens it is; compared with all of them, each in constant time whatever its length."""
+        digest = _digest(given)
+        matches = [hmac.compare_digest(digest, token) for token in self._tokens]
+        return matches.index(True) if any(matches) else None
+
+    def _refused(self, refusal: Refusal, address: str, route: str) -> Refusal:
+        metrics.AUTH_FAILURES.labels(refusal.reason).inc()
+        self._audit.refused(address, route, refusal.reason)
+        return refusal
+
+
+class Gate:
+    """ASGI middleware before everything: who may not go on is answered here."""
+
+    def __init__(self, app: ASGIApp, auth: Auth) -> None:
+        self._app = app
+        self._auth = auth
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = self._auth.refusal(scope) if scope["type"] in ("http", "websocket") else None
+        if refusal is None:
+            await self._app(scope, receive, send)
+            return
+        answer = refusal.response()
+        if scope["type"] == "websocket":
+            await WebSocket(scope, receive, send).send_denial_response(answer)
+            return
+        if scope["path"] == LIVE:  # asked by a page that wants to know why its socket was refused
+            answer.headers["Access-Control-Allow-Origin"] = "*"
+        await answer(scope, receive, send)
+
+
+class Brake:
+    """What is remembered of addresses: wrong tokens, the wait that follows, tokens that were right.
+
+    Both tables are bounded, so that nobody makes them grow; one that is full forgets who was quiet for longest.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._failures: OrderedDict[str, tuple[int, float, float]] = OrderedDict()
+        """How many, when the last one came, until when the address waits."""
+        self._known: OrderedDict[tuple[str, int], None] = OrderedDict()
+
+    def wait_s(self, network: str) -> float:
+        """Seconds that this address still has to wait; 0: it need not."""
+        now = self._clock()
+        count, last, until = self._failures.get(network, (0, now, now))
+        if count and now - last > _FORGOTTEN_S:
+            del self._failures[network]
+            return 0.0
+        return max(0.0, until - now)
+
+    def wrong(self, network: str) -> None:
+        """A wrong token came from there, and no wait was on."""
+        now = self._clock()
+        count = self._failures.get(network, (0, now, now))[0] + 1
+        doubled = min(count - _FREE_FAILURES, 10)
+        wait_s = min(_FIRST_WAIT_S * 2**doubled, _LONGEST_WAIT_S) if doubled >= 0 else 0.0
+        _remember(self._failures, network, (count, now, now + wait_s))
+
+    def right(self, network: str, token: int) -> None:
+        """A right token came from there. Its first time makes good what was mistyped before."""
+        if not self.knows(network, token):
+            self._failures.pop(network, None)
+        _remember(self._known, (network, token), None)
+
+    def knows(self, network: str, token: int | None) -> bool:
+        """Whether this token was right from there before."""
+        return token is not None and (network, token) in self._known
+
+    def __len__(self) -> int:
+        return len(self._failures) + len(self._known)
+
+
+def _remember(table: OrderedDict[K, V], key: K, value: V) -> None:
+    table[key] = value
+    table.move_to_end(key)
+    if len(table) > _MOST_ADDRESSES:
+        table.popitem(last=False)
+
+
+class _Audit:
+    """The log's lines of refusals. Of what a client sent they hold path, host and origin, escaped and cut; no token."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._lines, self._since = float(_LINES), clock()
+        self._unlogged = 0
+        self._explained: dict[tuple[str, str], float] = {}
+
+    def refused(self, address: str, route: str, reason: str) -> None:
+        """One line a refusal, as long as they do not come by the thousand."""
+        now = self._clock()
+        self._lines = min(_LINES, self._lines + (now - self._since) * _LINES_PER_S)
+        self._since = now
+        if self._lines < 1:
+            self._unlogged += 1
+            return
+        self._lines -= 1
+        if self._unlogged:
+            log.warning("refused: %d more that were not logged one by one", self._unlogged)
+            self._unlogged = 0
+        log.warning("refused: address=%s route=%s reason=%s", _plain(address), _plain(route), reason)
+
+    def explain(self, kind: str, of: str, words: str) -> None:
+        """What an operator can do about it; once a minute for each host, origin or address."""
+        now = self._clock()
+        self._explained = {key: at for key, at in self._explained.items() if now - at < _EXPLAINED_S}
+        if (kind, of) in self._explained or sum(key[0] == kind for key in self._explained) >= _MOST_EXPLAINED:
+            return
+        self._explained[kind, of] = now
+        log.warning("%s", words)
+
+
+# --- what a request says of itself ---
+
+
+def address_of(scope: Scope) -> str:
+    """Where a request or a socket comes from: of a client behind a proxy that is believed, what the proxy says."""
+    client = scope.get("client")
+    return str(client[0]) if client else "local"
+
+
+def bearer(scope: Scope) -> str | None:
+    """The token of the only `Authorization: Bearer` header."""
+    given = _headers(scope, b"authorization")
+    scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+    if scheme.lower() != "bearer" or not token.strip():
+        return None
+    try:
+        return token.strip().encode("latin-1").decode()  # as clients send what is not ASCII
+    except UnicodeError:
+        return token.strip()
+
+
+def _headers(scope: Scope, name: bytes) -> list[str]:
+    headers: Iterable[tuple[bytes, bytes]] = scope["headers"]
+    return [value.decode("latin-1") for key, value in headers if key.lower() == name]
+
+
+def _open(path: str) -> bool:
+    return path in _PAGES or path.startswith(_PAGE_FILES)
+
+
+def _own_origin(scope: Scope) -> Origin | None:
+    """What the service's own page has for an origin, as this request was sent. X-Forwarded-Host is nobody's word."""
+    hosts = _headers(scope, b"host")
+    host = read_host(hosts[0]) if len(hosts) == 1 else None
+    scheme = str(scope["scheme"]).replace("ws", "http")
+    return None if host is None else Origin(scheme, host.name, host.port or PORTS.get(scheme))
+
+
+def _origin_of(url: str) -> str:
+    scheme, colon, rest = url.partition("://")
+    return f"{scheme}{colon}{rest.partition('/')[0]}"
+
+
+def _url(origin: Origin) -> str:
+    name = f"[{origin.name}]" if ":" in origin.name else origin.name
+    port = "" if origin.port in (None, PORTS.get(origin.scheme)) else f":{origin.port}"
+    return f"{origin.scheme}://{name}{port}"
+
+
+def _local(scope: Scope) -> bool:
+    """Whether it comes from this machine itself; what a proxy passes on without a word of its client does not."""
+    forwarded = _headers(scope, b"x-forwarded-for")
+    if forwarded and not forwarded[-1].rpartition(",")[2].strip():
+        return False
+    return scope.get("client") is None or _loopback(address_of(scope))
+
+
+def _loopback(address: str) -> bool:
+    """By number alone: a client has no name."""
+    try:
+        read = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    mapped = read.ipv4_mapped if isinstance(read, ipaddress.IPv6Address) else None
+    return (mapped or read).is_loopback
+
+
+def _network(address: str) -> str:
+    """What counts as one client: an IPv4 address, an IPv6 /64."""
+    try:
+        read = ipaddress.ip_address(address)
+    except ValueError:
+        return _plain(address)
+    if isinstance(read, ipaddress.IPv4Address):
+        return str(read)
+    if read.ipv4_mapped is not None:
+        return str(read.ipv4_mapped)
+    return str(ipaddress.IPv6Address(int(read) >> 64 << 64))
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+
+
+def _shown(name: str, value: Sequence[str]) -> str:
+    return f"{name}='{','.join(value)}'" if value else f"{name} is unset"
+
+
+def _plain(text: str) -> str:
+    """Of what a client sent: one line of ASCII, and not too long."""
+    return ascii(text[:_MOST_ECHOED])[1:-1] + ("..." if len(text) > _MOST_ECHOED else "")
