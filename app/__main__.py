@@ -56,7 +56,10 @@ def triton() -> None:
 def send(
     source: Annotated[
         str,
-        typer.Argument(metavar="SOURCE", help="A video file, a folder of pictures, one picture, or a camera number."),
+        typer.Argument(
+            metavar="SOURCE",
+            help="A video file, a folder, a picture, a URL (rtsp://…, http://…), or a camera number.",
+        ),
     ],
     url: Annotated[
         str, typer.Option(help="The service; http://127.0.0.1:8000 unless given.", show_default=False)
@@ -76,11 +79,37 @@ def send(
     ] = False,
     confidence: Annotated[float | None, typer.Option(min=0, max=1, help="Least score of a detection.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
+    rotation: Annotated[
+        int | None,
+        typer.Option(help="Turn pictures by 0, 90, 180 or 270 degrees clockwise; default: as the file asks."),
+    ] = None,
+    transport: Annotated[
+        str | None, typer.Option(help="Of rtsp://: auto, tcp, udp, udp_multicast or http; default: auto.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="An FFmpeg option of the source; again for more.")
+    ] = None,
 ) -> None:
     """Stream a video to a service; print a JSON line a result, or write an annotated film."""
+    from app.sending import Request
     from app.sending import send as run
+    from app.sources.options import from_pairs
 
-    run(source, url=url, token=token, output=output, fps=fps, realtime=realtime, confidence=confidence, limit=limit)
+    run(
+        Request(
+            source,
+            url,
+            token=token,
+            output=output,
+            fps=fps,
+            realtime=realtime,
+            confidence=confidence,
+            limit=limit,
+            transport=transport,
+            options=from_pairs(option or []),
+            rotation=rotation,
+        )
+    )
 
 
 @cli.command()

@@ -26,7 +26,7 @@ from app.segments.keys import Mode, uri
 from app.segments.passage import BATCH, IN_FLIGHT
 from app.segments.service import SegmentService
 from app.settings import Settings
-from app.sources import encode
+from app.sources.reader import encode
 from app.tuning import tune
 from benchmarks.harness import BenchmarkError
 

@@ -65,6 +65,7 @@ class Ingest:
     def __init__(self, settings: Settings, listing: Listing) -> None:
         self.cameras: dict[str, Camera] = {}
         self._settings = settings.ingest
+        self._max_pixels = settings.live.max_pixels
         self._listing = listing
         self._client = connect(settings.redis)
         keys = Keys.of(settings.redis)
@@ -134,7 +135,7 @@ class Ingest:
             self._leave(camera, wanted.get(camera.source.camera_id))
         for name, source in wanted.items():
             if name not in self.cameras:
-                self.cameras[name] = camera = Camera(source, self._settings, self.outbox)
+                self.cameras[name] = camera = Camera(source, self._settings, self.outbox, max_pixels=self._max_pixels)
                 camera.start()
                 log.info("source %s: %s", name, source.shown)
 
@@ -156,7 +157,7 @@ class Ingest:
         for name in running:
             camera = self.cameras[name]
             before, camera.lag = camera.lag, looks[name].lag if name in looks else None
-            camera.sampler.fps = adapt(camera.sampler.fps, camera.lag, before, self._settings)
+            camera.sampler.fps = adapt(camera.sampler.fps, camera.lag, before, camera.settings)
 
 
 @contextmanager

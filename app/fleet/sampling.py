@@ -34,7 +34,7 @@ def adapt(fps: float, lag: int | None, before: int | None, settings: IngestSetti
 
 
 class Sampler:
-    """Which frames of one source to take, so that `fps` come out a second on average: a token bucket."""
+    """Which frames of one source to take, so that `fps` come out a second of its own clock: a token bucket."""
 
     def __init__(self, fps: float) -> None:
         self.fps = fps
@@ -43,7 +43,10 @@ class Sampler:
         self._last_s: float | None = None
 
     def takes(self, at_s: float) -> bool:
-        """Whether the frame of this moment is taken. Seconds on any clock; a clock set back costs nothing."""
+        """Whether the frame shown at this moment is taken. Seconds on the source's clock; set back, it costs nothing.
+
+        Not when a frame arrives: networks and playlists deliver seconds of frames at once.
+        """
         elapsed = 0.0 if self._last_s is None else max(0.0, at_s - self._last_s)
         self._last_s = at_s
         self._credit = min(_BURST, self._credit + elapsed * self.fps)

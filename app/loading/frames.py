@@ -9,9 +9,11 @@ import numpy as np
 import simplejpeg
 
 from app.settings import ROOT
-from app.sources import SourceError, encode, open_source
+from app.sources.address import parse
+from app.sources.reader import SourceError, encode, open_source
 
 MOST = 120
+QUALITY = 85
 _SCENE = ROOT / "app" / "web" / "scene.jpg"
 _WIDTH, _HEIGHT = 640, 480
 
@@ -27,9 +29,11 @@ def frames(source: str) -> list[bytes]:
     """
     if source == "clip":
         return _clip()
-    found = [picture.jpeg for picture in islice(open_source(source), MOST)]
+    address = parse(source)
+    with open_source(address) as reader:
+        found = [shot.encoded(QUALITY) for shot in islice(reader, MOST)]
     if not found:
-        raise SourceError(f"{source}: there is no picture in it")
+        raise SourceError(f"{address.shown}: there is no picture in it")
     return found
 
 

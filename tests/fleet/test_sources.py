@@ -89,7 +89,7 @@ def test_yaml_as_a_mapping_of_ids(tmp_path: Path) -> None:
         ("gate: {source: true}", "source gate: its address is True"),
         ("gate: {type: indoor}", "source gate: its address is None"),
         ("gate: {source: a.mp4, loop: 3}", "`loop` is true or false"),
-        ("'a b': a.mp4", "an id has 1 to 128 letters"),
+        ('"a\\nb": a.mp4', "a name has 1 to 128 characters"),
     ],
 )
 def test_a_wrong_yaml_names_the_file_and_the_entry(tmp_path: Path, text: str, said: str) -> None:

@@ -1,0 +1,279 @@
+"""What `send` does: a source through a session, results as JSON lines or drawn into a film."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from app.client import LiveSession, connect
+from app.errors import SightlineError
+from app.protocol.messages import Result, encode_result
+from app.sending.film import Film
+from app.sources.address import Address, parse, printable
+from app.sources.options import Options
+from app.sources.reader import Limits, Reader, Shot, SourceError, open_source
+
+QUALITY = 85
+_LATE_S = 2.0
+"""A recording that is so far behind its own pace goes on from where it is."""
+_MOST_THREADS = 4
+_INTERRUPTED = 128
+
+
+class Sink(Protocol):
+    def write(self, jpeg: bytes, result: Result, shot: Shot) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """One result a line. The file is begun with the first."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._file: Any = sys.stdout.buffer if path is None else None
+        if path is not None:
+            _writable(path)
+
+    def write(self, jpeg: bytes, result: Result, shot: Shot) -> None:
+        try:
+            if self._file is None:
+                assert self._path is not None
+                self._file = self._path.open("wb")
+            self._file.write(encode_result(result) + b"\n")
+            self._file.flush()
+        except OSError as error:
+            if self._path is None:
+                raise
+            raise _unwritable(self._path, error) from None
+
+    def close(self) -> None:
+        if self._file is not None and self._path is not None:
+            self._file.close()
+
+
+def _writable(path: Path) -> None:
+    """Says before the first result what keeps a file from being written; nothing is left of the attempt."""
+    there = path.exists()
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    if not there:
+        path.unlink()
+
+
+def _unwritable(path: Path, error: OSError) -> SightlineError:
+    return SightlineError(f"--output {printable(str(path))}: {error.strerror}")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What `send` was asked for."""
+
+    source: str
+    url: str
+    token: str | None = None
+    output: Path | None = None
+    fps: float | None = None
+    realtime: bool = False
+    confidence: float | None = None
+    limit: int | None = None
+    transport: str | None = None
+    options: dict[str, str] = field(default_factory=dict)
+    rotation: int | None = None
+    max_pixels: int | None = None
+
+
+def send(request: Request) -> None:
+    """Streams a source to a service; progress and a summary on stderr.
+
+    Raises:
+        SightlineError: the source cannot be read, or the session ended early.
+        SystemExit: 130 after Ctrl-C, 143 after SIGTERM. What was answered by then is kept.
+    """
+    output = request.output
+    if output is not None and output.suffix.lower() not in (".mp4", ".jsonl"):
+        raise SightlineError(f"--output {printable(str(output))}: want a name that ends in .mp4 or .jsonl")
+    address = parse(request.source)
+    if address.kind == "file" and not os.path.exists(address.text):
+        raise SourceError(
+            f"{address.shown}: no such file; want a video, a picture, a folder of them, a URL or a camera's number"
+        )
+    asked = {"transport": request.transport, "options": request.options or None, "rotation": request.rotation}
+    options = Options.parse(asked, address)
+    mode = "realtime" if request.realtime else "lossless"
+    connecting = connect(request.url, token=request.token, mode=mode, confidence=request.confidence)  # type: ignore[arg-type]
+    try:
+        asyncio.run(_Sending(request, address, options).run(connecting))
+    except KeyboardInterrupt:
+        sys.stderr.write("sightline: interrupted\n")
+        sys.exit(_INTERRUPTED + signal.SIGINT)
+    except _Terminated:
+        sys.exit(_INTERRUPTED + signal.SIGTERM)
+
+
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+class _Sending:
+    """One source on its way through one session."""
+
+    def __init__(self, request: Request, address: Address, options: Options) -> None:
+        self._request = request
+        self._address = address
+        self._options = options
+        self._sent: dict[int, tuple[bytes, Shot]] = {}
+        """Pictures without their result yet, by `seq`."""
+        self._left_out = 0
+        self._said: list[str] = []
+        """Lines for the end, each once."""
+        self._terminated = False
+
+    async def run(self, connecting: AbstractAsyncContextManager[LiveSession]) -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+
+        def terminate() -> None:
+            self._terminated = True
+            task.cancel()
+
+        loop.add_signal_handler(signal.SIGTERM, terminate)
+        try:
+            # The source first: one that cannot be read opens no session.
+            with await asyncio.to_thread(self._open) as reader:
+                await self._send(reader, connecting)
+        except asyncio.CancelledError:
+            if self._terminated:
+                raise _Terminated from None
+            raise
+        finally:
+            loop.remove_signal_handler(signal.SIGTERM)
+
+    def _open(self) -> Reader:
+        request = self._request
+        film = request.output is not None and request.output.suffix.lower() == ".mp4"
+        limits = Limits(
+            threads=min(_MOST_THREADS, os.cpu_count() or 1),
+            picture_s=1 / (request.fps or 25),
+            with_sound=film,
+            keeps_pauses=not request.realtime,
+        )
+        return open_source(self._address, self._options, limits, self._say)
+
+    def _say(self, line: str) -> None:
+        if line not in self._said:
+            self._said.append(line)
+
+    async def _send(self, reader: Reader, connecting: AbstractAsyncContextManager[LiveSession]) -> None:
+        limit = self._request.limit
+        total = reader.frames if limit is None else min(limit, reader.frames or limit)
+        # The session before the file: where there is none, no file is touched.
+        async with connecting as session:
+            sink = self._sink(reader)
+            try:
+                with _progress(total) as advance:
+                    async for result in session.stream(self._paced(reader)):
+                        advance()
+                        jpeg, shot = self._sent.pop(result.seq)
+                        for late in [seq for seq in self._sent if seq < result.seq]:
+                            del self._sent[late]
+                        await _whole(sink.write, jpeg, result, shot)
+            except BaseException:
+                with suppress(SightlineError):  # what was answered is kept, where it can be
+                    sink.close()
+                raise
+            await _whole(sink.close)
+            _summarise(session, self._left_out, self._notes(reader))
+
+    def _sink(self, reader: Reader) -> Sink:
+        output = self._request.output
+        if output is not None and output.suffix.lower() == ".mp4":
+            return Film(output, reader, self._say)
+        return JsonLines(output)
+
+    async def _paced(self, reader: Reader) -> AsyncIterator[bytes]:
+        """The source's pictures at their pace, or as fast as credits allow."""
+        shots, realtime, fps = iter(reader), self._request.realtime, self._request.fps
+        began = math.inf
+        for number in itertools.count():
+            shot = None if number == self._request.limit else await _whole(next, shots, None)
+            if shot is None:
+                return
+            now = time.monotonic()
+            at_s = float(shot.at) if fps is None else number / fps
+            period_s = float(shot.lasts) if fps is None else 1 / fps
+            if reader.pace == "live":
+                # It keeps its own pace, and is behind where more time went by here than there.
+                began = min(began, now - at_s)
+                late_s = now - began - at_s
+            else:
+                if began == math.inf or (not realtime and now - began - at_s > _LATE_S):
+                    began = now - at_s
+                late_s = now - began - at_s
+                if realtime or fps is not None:
+                    await asyncio.sleep(-late_s)
+            if realtime and late_s > period_s:
+                self._left_out += 1
+                continue
+            jpeg = await _whole(shot.encoded, QUALITY)
+            shot.frame = shot.jpeg = None  # large, and not asked for again
+            self._sent[number + 1 - self._left_out] = jpeg, shot
+            yield jpeg
+
+    def _notes(self, reader: Reader) -> list[str]:
+        if reader.damaged:
+            return [*self._said, f"{reader.damaged} pieces of the source held no picture that could be decoded"]
+        return self._said
+
+
+async def _whole(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls it in a thread, and waits for its end also where the caller is cancelled: it holds a file or a decoder."""
+    call = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    try:
+        return await asyncio.shield(call)
+    except asyncio.CancelledError:
+        await asyncio.wait([call])
+        raise
+
+
+def _summarise(session: LiveSession, left_out: int, notes: list[str]) -> None:
+    lines: list[str] = []
+    if session.bye is not None:
+        report = session.bye.report
+        total = report.stages.get("total")
+        dropped = ", ".join(f"{count} {reason}" for reason, count in report.dropped.items()) or "none"
+        rate = report.processed / max(report.duration_s, 1e-9)
+        lines.append(
+            f"{report.received} frames received, {report.processed} answered, dropped: {dropped}, "
+            f"failed: {report.failed}; {rate:.1f} a second"
+            + (f", {total.p50_ms:.0f} ms each (p95 {total.p95_ms:.0f})" if total else "")
+        )
+    if left_out:
+        lines.append(f"{left_out} more were not sent: their time was over")
+    lines += [f"frame {refused.seq} was refused: {refused.message}" for refused in session.refused]
+    sys.stderr.write("".join(f"{line}\n" for line in [*lines, *notes]))
+
+
+@contextmanager
+def _progress(total: int | None) -> Iterator[Any]:
+    """A bar where somebody looks; files and pipes get the summary alone."""
+    console = Console(stderr=True)
+    columns = (TextColumn("frames"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("send", total=total)
+        yield lambda: progress.advance(task)

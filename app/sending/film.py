@@ -1,0 +1,191 @@
+"""The annotated film that `send -o` writes: pictures at their own times, the source's sound copied beside them."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from app.drawing import annotate
+from app.errors import SightlineError
+from app.protocol.messages import Result
+from app.sources.address import printable
+from app.sources.reader import Container, Reader, Shot, ffmpeg_name
+
+FORMAT = "mp4"
+_BASE = Fraction(1, 90_000)
+_EARLY = Fraction(-1, 4)
+"""Sound that begins so long before the film's first moment is still written: decoders want a packet of lead."""
+_MOST_LEAD = Fraction(10)
+"""Seconds that a source's pictures may begin after its sound."""
+_LONGEST_NAME = 200
+
+
+class Film:
+    """H.264 in MP4, in the size of the first picture.
+
+    It is written under another name beside its own, which it takes when it is whole: nobody meets half a film, and
+    where no picture came there is none.
+
+    Args:
+        reader: where the pictures come from; its sound is copied.
+        say: is given a line for each stream of the source that is left out.
+
+    Raises:
+        SightlineError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, reader: Reader, say: Callable[[str], None]) -> None:
+        self._path = path
+        self._temporary = beside(path)
+        with _named(path):
+            self._temporary.open("wb").close()  # a folder that cannot be written to is said before the first picture
+        self._temporary.unlink()
+        self._reader = reader
+        self._source = reader if isinstance(reader, Container) else None
+        self._say = say
+        self._container: Any = None
+        self._stream: Any = None
+        self._tracks: dict[int, Any] = {}
+        self._end = Fraction(0)
+        self._heard_until: dict[int, Fraction] = {}
+        self._lead = Fraction(0)
+        self._last: tuple[Any, int] | None = None
+        """The last frame, not yet coded, and its time: how long it is shown is known with the next one."""
+
+    def write(self, jpeg: bytes, result: Result, shot: Shot) -> None:
+        # Without an EXIF orientation: the result's pixels are those.
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        pixels: Any = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags)
+        picture = annotate(pixels, result.frame)
+        with _named(self._path):
+            if self._container is None:
+                self._open(picture.shape[0], picture.shape[1], shot)
+            frame = av.VideoFrame.from_ndarray(_fit(picture, self._stream.width, self._stream.height), format="rgb24")
+            frame.pts, frame.time_base = round((shot.at + self._lead) / _BASE), _BASE
+            if self._last is not None:
+                frame.pts = max(frame.pts, self._last[1] + 1)
+                self._code(frame.pts)
+            self._last = frame, frame.pts
+            self._end = shot.at
+
+    def close(self) -> None:
+        """Ends the film and gives it its name, where a picture came; else nothing is left."""
+        if self._container is None:
+            return
+        try:
+            with _named(self._path):
+                self._end += self._reader.period
+                self._code(round((self._end + self._lead) / _BASE))
+                self._mux(self._stream.encode(None))
+                self._write_sound(self._end)
+                self._container.close()
+                self._temporary.replace(self._path)
+        finally:
+            with suppress(av.error.FFmpegError, OSError):
+                self._container.close()
+            self._container = None
+            self._temporary.unlink(missing_ok=True)
+
+    def _open(self, height: int, width: int, shot: Shot) -> None:
+        self._container = av.open(ffmpeg_name(self._temporary), "w", format=FORMAT)
+        rate = Fraction(self._reader.fps).limit_denominator(1001)
+        # No B-frames: with them an MP4 says of a variable rate how long frames are decoded, not shown.
+        self._stream = self._container.add_stream("libx264", rate=rate, options={"bf": "0"})
+        self._stream.width, self._stream.height = width + width % 2, height + height % 2  # 4:2:0 wants even sides
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.codec_context.time_base = _BASE
+        if self._source is not None:
+            self._begin_sound(self._source, shot)
+        self._container.start_encoding()
+
+    def _begin_sound(self, source: Container, shot: Shot) -> None:
+        shape = source.stream.sample_aspect_ratio
+        if shape:
+            self._stream.codec_context.sample_aspect_ratio = 1 / shape if shot.turn.transposed else shape
+        self._lead = source.lead if source.lead <= _MOST_LEAD else Fraction(0)
+        for number, stream in enumerate(source.sound.streams):
+            if _is_taken(stream):
+                self._tracks[number] = self._container.add_stream_from_template(stream, opaque=True)
+            else:
+                self._say(f"left out: the sound, {stream.codec_context.name}; MP4 does not take it")
+        for words in source.left_out:
+            self._say(f"left out: {words}")
+
+    def _code(self, until: int) -> None:
+        """Codes the last frame, which is shown until this moment."""
+        assert self._last is not None
+        frame, at = self._last
+        frame.duration = max(1, until - at)
+        self._mux(self._stream.encode(frame))
+
+    def _mux(self, packets: list[Any]) -> None:
+        for packet in packets:
+            if packet.dts is not None:
+                self._write_sound(packet.dts * Fraction(packet.time_base) - self._lead)
+            self._container.mux(packet)
+
+    def _write_sound(self, moment: Fraction) -> None:
+        if self._source is None:
+            return
+        for number, packet, at in self._source.sound.until(moment):
+            track = self._tracks.get(number)
+            base = Fraction(packet.time_base)
+            lasts, shown = (packet.duration or 0) * base, at + self._lead
+            # Where recordings were joined, the sound of one may be longer than its pictures.
+            if track is None or shown < max(_EARLY, self._heard_until.get(number, _EARLY) - lasts / 2):
+                continue
+            self._heard_until[number] = shown + lasts
+            late = 0 if packet.dts is None or packet.pts is None else packet.dts - packet.pts
+            packet.pts = round(shown / base)
+            packet.dts = packet.pts + late
+            packet.stream = track
+            self._container.mux(packet)
+
+
+def beside(path: Path) -> Path:
+    """A name for what becomes this file once it is whole, in the same folder and no longer than names may be."""
+    stem = os.fsencode(path.name)[:_LONGEST_NAME].decode("ascii", "replace").replace("\ufffd", "_")
+    return path.with_name(f".{stem}.{os.getpid()}.part")
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Says which file it was that could not be written."""
+    try:
+        yield
+    except (OSError, av.error.FFmpegError) as error:
+        raise SightlineError(f"--output {printable(str(path))}: {error.strerror or error}") from None
+
+
+def _is_taken(stream: Any) -> bool:
+    """Whether an MP4 takes a copy of this stream: tried on one that nobody keeps."""
+    scratch = av.open(io.BytesIO(), "w", format=FORMAT)
+    try:
+        scratch.add_stream_from_template(stream, opaque=True)
+        scratch.start_encoding()
+        scratch.close()
+    except (ValueError, av.error.FFmpegError):
+        return False
+    return True
+
+
+def _fit(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """The picture, RGB uint8 [h, w, 3], in the middle of a black one of this size; made smaller where it must be."""
+    if picture.shape[:2] == (height, width):
+        return picture
+    scale = min(1.0, width / picture.shape[1], height / picture.shape[0])
+    size = max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale))
+    canvas = np.zeros((height, width, 3), np.uint8)
+    left, top = (width - size[0]) // 2, (height - size[1]) // 2
+    canvas[top : top + size[1], left : left + size[0]] = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    return canvas
