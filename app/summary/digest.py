@@ -5,17 +5,16 @@ What the service says on a machine without a language model, or while the model 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
 
 from app.protocol.result import FACE
 from app.summary.answer import ITEM_CHARS, ITEMS, SCENE_CHARS, TITLE_CHARS, Words, clean
-from app.summary.english import counted, during, listed, number, plural, sentence
-from app.summary.observation import ObjectCount, Observation, Track, merge
+from app.summary.english import counted, during, listed, number, plural, sentence, times
+from app.summary.entities import PERSON, Entity
+from app.summary.observation import ObjectCount, Observation, merge
 
-_PERSON = "person"
 _TITLE_CLASSES = 3
 _SCENE_CLASSES = 6
 _MOST_OF_THE_TIME, _NOW_AND_THEN = 0.8, 0.2
@@ -46,7 +45,7 @@ def digest(observations: Sequence[Observation]) -> Words:
 def _without_faces(seen: Observation) -> Observation:
     """A face is somebody's: where people were seen, it is nothing more that was there."""
     most = {one.class_name: one.most for one in seen.objects}
-    if not 0 < most.get(FACE, 0) <= most.get(_PERSON, 0):
+    if not 0 < most.get(FACE, 0) <= most.get(PERSON, 0):
         return seen
     arrived = tuple(one for one in seen.arrived if one.class_name != FACE)
     left = tuple(one for one in seen.left if one.class_name != FACE)
@@ -89,7 +88,7 @@ def _names(objects: Sequence[ObjectCount]) -> list[str]:
 
 def _ordered(seen: Observation) -> list[ObjectCount]:
     """The most frequent first; people before all."""
-    return sorted(seen.objects, key=lambda one: (one.class_name != _PERSON, -one.frames, one.class_name))
+    return sorted(seen.objects, key=lambda one: (one.class_name != PERSON, -one.frames, one.class_name))
 
 
 def _first(seen: Observation) -> str:
@@ -150,7 +149,7 @@ def _reading(seen: Observation) -> str:
 
 
 def _activities(seen: Observation) -> list[str]:
-    out = [*_came(seen.arrived, seen.arrivals, "came into view"), *_came(seen.left, seen.departures, "left")]
+    out = [*_moves(seen, "came into view"), *_moves(seen, "left")]
     if seen.poses:
         out.append(f"postures seen: {'; '.join(seen.poses)}")
     if seen.motion.camera:
@@ -158,14 +157,37 @@ def _activities(seen: Observation) -> list[str]:
     return out
 
 
-def _came(tracks: Sequence[Track], total: int, verb: str) -> list[str]:
-    if not total:
+def _moves(seen: Observation, verb: str) -> list[str]:
+    """Who came, or who left, and no more than is known.
+
+    Those that came and did not leave are there at the end, so that they are as many different ones; likewise those that
+    left and had not come. So many must have been in view at once, too. Of others only how often it happened is known,
+    since the same one may come again.
+    """
+    moves, others, total = seen.arrived, seen.left, seen.arrivals
+    if verb == "left":
+        moves, others, total = seen.left, seen.arrived, seen.departures
+    every_one = seen.arrivals == len(seen.arrived) and seen.departures == len(seen.left)
+    both = {one.number for one in others}
+    by_class: dict[str, list[Entity]] = {}
+    for one in moves:
+        by_class.setdefault(one.class_name, []).append(one)
+    ordered = sorted(by_class.items(), key=lambda one: (one[0] != PERSON, -len(one[1])))[:_SCENE_CLASSES]
+    if not moves:
         return []
-    named = Counter(one.class_name for one in tracks)
-    ordered = sorted(named.items(), key=lambda one: (one[0] != _PERSON, -one[1]))
-    who = listed([counted(count, name) for name, count in ordered[:_SCENE_CLASSES]])
-    more = f" ({total} times in all)" if total > len(tracks) else ""
-    return [f"{who} {verb}{more}"]
+    if total > len(moves):
+        # The classes of those not named are not known, and faces among them may be somebody's.
+        return [f"{listed([plural(name) for name, _ in ordered])} {verb}, at least {times(len(moves))} in all"]
+    most = {one.class_name: one.most for one in seen.objects}
+    different = {
+        name
+        for name, many in ordered
+        if len(many) == 1
+        or (every_one and len(many) <= most.get(name, 0) and both.isdisjoint(one.number for one in many))
+    }
+    known = listed([counted(len(many), name) for name, many in ordered if name in different])
+    repeated = [f"{plural(name)} {verb} {times(len(many))}" for name, many in ordered if name not in different]
+    return [*([f"{known} {verb}"] if known else []), *repeated]
 
 
 def _concerns(seen: Observation) -> list[str]:

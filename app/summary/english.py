@@ -59,12 +59,20 @@ def sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
+def times(count: int) -> str:
+    """`once`, `twice`, `three times`."""
+    return {1: "once", 2: "twice"}.get(count) or f"{number(count)} times"
+
+
 def during(seconds: float) -> str:
-    """`for a moment`, `in 31 seconds`, `in four minutes`, `in two hours`."""
+    """`for a moment`, `in 100 seconds`, `in two minutes and 30 seconds`, `in two hours`."""
     whole = round(seconds)
     if whole < 2:
         return "for a moment"
-    for unit, length in (("hour", 3600), ("minute", 60)):
-        if whole >= 2 * length:
-            return f"in {counted(round(whole / length), unit)}"
-    return f"in {counted(whole, 'second')}"
+    if whole < 120:
+        return f"in {counted(whole, 'second')}"
+    if whole >= 3600:
+        parts = (round(whole / 60) // 60, "hour"), (round(whole / 60) % 60, "minute")
+    else:
+        parts = (whole // 60, "minute"), (whole % 60, "second")
+    return f"in {listed([counted(count, unit) for count, unit in parts if count])}"

@@ -14,10 +14,11 @@ from zlib import crc32
 import orjson
 
 from app.errors import SightlineError
+from app.summary.entities import Entity
 from app.summary.movement import STILL, Movement
 
-TRACKS = 32
-"""Tracks named in `arrived`, and in `left`."""
+ENTITIES = 32
+"""Entities named in `arrived`, and in `left`."""
 TEXTS = 16
 """Texts in `new_texts`."""
 TEXT_CHARS = 120
@@ -53,12 +54,6 @@ class ObjectCount:
 
 
 @dataclass(frozen=True, slots=True)
-class Track:
-    track_id: int
-    class_name: str
-
-
-@dataclass(frozen=True, slots=True)
 class Observation:
     first_frame_id: int
     last_frame_id: int
@@ -68,12 +63,14 @@ class Observation:
     """Results folded in."""
     objects: tuple[ObjectCount, ...] = ()
     """In the order of their first sighting."""
-    arrived: tuple[Track, ...] = ()
-    """The first TRACKS of them; one that left and came again is named once."""
+    arrived: tuple[Entity, ...] = ()
+    """The first ENTITIES that came into view; what was in view from the start did not come."""
     arrivals: int = 0
-    """How often a track came, named or not."""
-    left: tuple[Track, ...] = ()
+    """How many came, named or not. Somebody who left and came again counts twice: nobody knows who it was."""
+    left: tuple[Entity, ...] = ()
+    """The first ENTITIES that left."""
     departures: int = 0
+    """How many left, named or not."""
     poses: tuple[str, ...] = ()
     """In words (see `postures`), each once."""
     new_texts: tuple[str, ...] = ()
@@ -99,9 +96,9 @@ class Observation:
                 self.ended_at_ms,
                 self.frames,
                 [(one.class_name, one.most, one.frames, one.boxes, one.score) for one in self.objects],
-                [(one.track_id, one.class_name) for one in self.arrived],
+                [(one.number, one.class_name) for one in self.arrived],
                 self.arrivals,
-                [(one.track_id, one.class_name) for one in self.left],
+                [(one.number, one.class_name) for one in self.left],
                 self.departures,
                 self.poses,
                 self.new_texts,
@@ -139,9 +136,9 @@ def merge(a: Observation, b: Observation) -> Observation:
         ended_at_ms=b.ended_at_ms,
         frames=a.frames + b.frames,
         objects=_counted(a.objects, b.objects),
-        arrived=_first(a.arrived, b.arrived, TRACKS),
+        arrived=_first(a.arrived, b.arrived, ENTITIES),
         arrivals=a.arrivals + b.arrivals,
-        left=_first(a.left, b.left, TRACKS),
+        left=_first(a.left, b.left, ENTITIES),
         departures=a.departures + b.departures,
         poses=_distinct(a.poses, b.poses),
         new_texts=_first(a.new_texts, b.new_texts, TEXTS),
@@ -181,9 +178,9 @@ def _read(body: bytes) -> Observation:
         ended,
         frames,
         tuple([ObjectCount(*one) for one in objects]),
-        tuple([Track(*one) for one in arrived]),
+        tuple([Entity(*one) for one in arrived]),
         arrivals,
-        tuple([Track(*one) for one in left]),
+        tuple([Entity(*one) for one in left]),
         departures,
         tuple(poses),
         tuple(new_texts),

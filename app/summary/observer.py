@@ -6,17 +6,15 @@ from collections import OrderedDict
 from collections.abc import Iterable
 
 from app.protocol.result import Detection, FrameResult, Pose, Stage, Text
+from app.summary.entities import Entities, Entity
 from app.summary.movement import MovementSum
-from app.summary.observation import TEXT_CHARS, TEXTS, TRACKS, ObjectCount, Observation, Track, merge
+from app.summary.observation import ENTITIES, TEXT_CHARS, TEXTS, ObjectCount, Observation, merge
 from app.summary.postures import posture
 
 _POSE_MS = 250.0
 """Between two looks at postures: they take ten times as long as all else, and nobody stands up faster."""
-_GONE_MS = 2000.0
-"""How long a track may be out of sight before it has left; the tracker itself remembers it as long."""
 _TEXTS_KNOWN = 512
 """Texts remembered, so that a sign on the wall is new once."""
-_PERSON = "person"
 
 
 class Observer:
@@ -25,9 +23,7 @@ class Observer:
     def __init__(self, interval_s: float = 1.0) -> None:
         self._interval_ms = interval_s * 1000
         self._motion = MovementSum()
-        self._present: dict[int, tuple[str, float]] = {}
-        """Class and last sighting, ms, of every track in sight."""
-        self._tracked_at = 0.0
+        self._entities = Entities()
         self._pose_due = float("-inf")
         self._texts: list[Text] = []
         self._known: OrderedDict[str, None] = OrderedDict()
@@ -44,10 +40,11 @@ class Observer:
         self._frames += 1
         self._last_frame_id, self._ended = frame_id, at_ms
         stages = result.stages
-        if "track" in stages and stages["track"].status == "ok":
-            self._tracked_at = at_ms
+        arrived, left = self._entities.add(result, at_ms)
+        if arrived or left:
+            self._note_moves(arrived, left)
         if result.objects:
-            self._count(result.objects, at_ms)
+            self._count(result.objects)
         if result.poses:
             self._look(result.poses, at_ms)
         if result.texts and result.texts is not self._texts:  # the same list until something else is read
@@ -63,7 +60,6 @@ class Observer:
         """What has gathered since the last observation; None when that says nothing."""
         if not self._frames:
             return None
-        self._miss()
         made = Observation(
             self._first_frame_id,
             self._last_frame_id,
@@ -98,14 +94,14 @@ class Observer:
     def _begin(self) -> None:
         self._frames = 0
         self._objects: dict[str, list[int]] = {}
-        self._arrived: list[Track] = []
-        self._left: list[Track] = []
+        self._arrived: list[Entity] = []
+        self._left: list[Entity] = []
         self._arrivals = self._departures = self._texts_read = 0
         self._poses: dict[str, None] = {}
         self._new_texts: list[str] = []
         self._failed: dict[str, None] = {}
 
-    def _count(self, objects: Iterable[Detection], at_ms: float) -> None:
+    def _count(self, objects: Iterable[Detection]) -> None:
         here: dict[str, int] = {}
         for one in objects:
             name = one.class_name
@@ -115,40 +111,19 @@ class Observer:
             sums[2] += 1
             sums[3] += int(one.confidence * 1000)
             here[name] = here.get(name, 0) + 1
-            if one.track_id is not None:
-                self._see(one.track_id, name, at_ms)
         for name, number in here.items():
             sums = self._objects[name]
             sums[1] += 1
             if number > sums[0]:
                 sums[0] = number
 
-    def _see(self, track_id: int, class_name: str, at_ms: float) -> None:
-        if track_id not in self._present:
-            self._arrivals += 1
-            if len(self._arrived) < TRACKS:
-                self._arrived.append(Track(track_id, class_name))
-        self._present[track_id] = (class_name, at_ms)
-
-    def _miss(self) -> None:
-        """Tracks out of sight for long enough have left; not while the tracker itself does not run."""
-        self._tracked_at = min(self._tracked_at, self._ended)
-        for track_id, (class_name, seen) in self._present.items():
-            if seen > self._ended:  # the clock went back: it was seen now, or it would stay for as long as that
-                self._present[track_id] = (class_name, self._ended)
-        gone = [track for track, (_, seen) in self._present.items() if self._tracked_at - seen > _GONE_MS]
-        for track_id in gone:
-            class_name, _ = self._present.pop(track_id)
-            self._departures += 1
-            if len(self._left) < TRACKS:
-                self._left.append(Track(track_id, class_name))
+    def _note_moves(self, arrived: list[Entity], left: list[Entity]) -> None:
+        self._arrivals += len(arrived)
+        self._arrived += arrived[: ENTITIES - len(self._arrived)]
+        self._departures += len(left)
+        self._left += left[: ENTITIES - len(self._left)]
 
     def _look(self, poses: Iterable[Pose], at_ms: float) -> None:
-        for one in poses:
-            if one.track_id is not None and one.track_id not in self._present:  # persons that no detector named
-                self._see(one.track_id, _PERSON, at_ms)
-            elif one.track_id is not None:
-                self._present[one.track_id] = (self._present[one.track_id][0], at_ms)
         if 0 <= self._pose_due - at_ms <= _POSE_MS:
             return
         self._pose_due = at_ms + _POSE_MS

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from app.protocol.result import OK, Box, Detection, FrameResult, Image, Text
+from app.summary.entities import Entity
 from app.summary.movement import Movement
-from app.summary.observation import ObjectCount, Observation, Track
+from app.summary.observation import ObjectCount, Observation
 
 BEGUN_MS = 1.7e12
 
@@ -25,8 +26,8 @@ def moved(frames: int, *, much: int = 0, some: int = 0, left: bool = False, pan:
     return Movement(frames, some, much, directed, -1000 * directed, 0, camera, 0, camera)
 
 
-def tracks(name: str, *ids: int) -> tuple[Track, ...]:
-    return tuple(Track(one, name) for one in ids)
+def entities(name: str, *numbers: int) -> tuple[Entity, ...]:
+    return tuple(Entity(number, name) for number in numbers)
 
 
 def frame(*names: str, text: str | None = None) -> FrameResult:

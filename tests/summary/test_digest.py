@@ -5,7 +5,7 @@ import pytest
 from app.summary.answer import Words
 from app.summary.digest import digest
 from app.summary.english import counted, during, listed, plural
-from tests.summary.seeing import moved, observation, seen, tracks
+from tests.summary.seeing import entities, moved, observation, seen
 
 
 def test_nothing_at_all():
@@ -23,7 +23,7 @@ def test_a_busy_scene_from_several_observations():
         200,
         lasts_s=20,
         objects=(seen("person", 2, frames=200), seen("dog", 1, frames=30)),
-        arrived=(*tracks("person", 1, 2), *tracks("dog", 3)),
+        arrived=(*entities("person", 1, 2), *entities("dog", 3)),
         arrivals=3,
         poses=("standing", "sitting, one arm raised"),
         new_texts=("GATE 7",),
@@ -36,7 +36,7 @@ def test_a_busy_scene_from_several_observations():
         at_s=20,
         lasts_s=20,
         objects=(seen("person", 3, frames=200), seen("bus", 2, frames=100)),
-        left=tracks("dog", 3),
+        left=entities("dog", 3),
         departures=1,
         new_texts=("EXIT",),
         texts=1,
@@ -76,7 +76,7 @@ def test_text_alone():
     words = digest([one])
     assert words.title == "Text: NO ENTRY"
     assert words.scene == (
-        "In two minutes (50 frames) no object was recognised. Hardly anything moved. One text was read."
+        "In two minutes and 30 seconds (50 frames) no object was recognised. Hardly anything moved. One text was read."
     )
     assert words.visible_text == ("NO ENTRY",)
 
@@ -109,9 +109,9 @@ def test_a_face_is_nothing_more_than_the_person_it_belongs_to():
     people = seen("person", 2, frames=20)
     both = observation(
         objects=(seen("face", 2, frames=10), people),
-        arrived=(*tracks("face", 2, 4), *tracks("person", 1, 3)),
+        arrived=(*entities("face", 2, 4), *entities("person", 1, 3)),
         arrivals=4,
-        left=tracks("face", 2),
+        left=entities("face", 2),
         departures=1,
     )
     words = digest([both])
@@ -122,13 +122,28 @@ def test_a_face_is_nothing_more_than_the_person_it_belongs_to():
 
 
 def test_people_are_named_first():
-    one = observation(arrived=(*tracks("car", 1, 2, 3), *tracks("person", 4)), arrivals=4)
+    one = observation(arrived=(*entities("car", 1, 2, 3), *entities("person", 4)), arrivals=4)
     assert digest([one]).activities == ("one person and three cars came into view",)
 
 
+def test_c10_who_comes_again_is_not_counted_as_another():
+    again = observation(
+        objects=(seen("person", 1, frames=20),),
+        arrived=entities("person", 2, 3, 4),
+        arrivals=3,
+        left=entities("person", 1, 2, 3),
+        departures=3,
+    )
+    assert digest([again]).activities == ("people came into view three times", "people left three times")
+    together = observation(arrived=entities("person", 2, 3), arrivals=2, left=entities("person", 1), departures=1)
+    assert digest([together]).activities == ("two people came into view", "one person left")
+    once = observation(arrived=entities("person", 2), arrivals=1, left=entities("person", 2), departures=1)
+    assert digest([once]).activities == ("one person came into view", "one person left")
+
+
 def test_many_comings_and_goings():
-    one = observation(arrived=tracks("car", *range(32)), arrivals=90, objects=(seen("car", 14, frames=20),))
-    assert digest([one]).activities == ("32 cars came into view (90 times in all)",)
+    one = observation(arrived=entities("car", *range(32)), arrivals=90, objects=(seen("car", 14, frames=20),))
+    assert digest([one]).activities == ("cars came into view, at least 32 times in all",)
 
 
 def test_the_same_observations_give_the_same_words_however_they_were_merged():
@@ -170,6 +185,13 @@ def test_lists_and_times():
         "a and b",
         "a, b and c",
     ]
-    assert [during(s) for s in (0.4, 2, 61, 119, 180, 7300)] == [
-        "for a moment", "in two seconds", "in 61 seconds", "in 119 seconds", "in three minutes", "in two hours",
-    ]  # fmt: skip
+    assert [during(s) for s in (0.4, 2, 61, 119, 150, 180, 5400, 7300)] == [
+        "for a moment",
+        "in two seconds",
+        "in 61 seconds",
+        "in 119 seconds",
+        "in two minutes and 30 seconds",
+        "in three minutes",
+        "in one hour and 30 minutes",
+        "in two hours and two minutes",
+    ]

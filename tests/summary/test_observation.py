@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.summary.observation import TEXTS, TRACKS, DamagedRecord, ObjectCount, Observation, Track, merge
+from app.summary.entities import Entity
+from app.summary.observation import ENTITIES, TEXTS, DamagedRecord, ObjectCount, Observation, merge
 from tests.support.observations import observations, observed
 
 
@@ -81,9 +82,9 @@ def test_lists_are_capped_and_totals_are_not() -> None:
             0,
             0,
             1,
-            arrived=(Track(number, "car"),),
+            arrived=(Entity(number, "car"),),
             arrivals=1,
-            left=(Track(number, "car"),),
+            left=(Entity(number, "car"),),
             departures=1,
             new_texts=(f"plate {number}",),
             texts=1,
@@ -92,8 +93,8 @@ def test_lists_are_capped_and_totals_are_not() -> None:
     whole = second(1)
     for number in range(2, 101):
         whole = merge(whole, second(number))
-    assert [track.track_id for track in whole.arrived] == list(range(1, TRACKS + 1))
-    assert [track.track_id for track in whole.left] == list(range(1, TRACKS + 1))
+    assert [entity.number for entity in whole.arrived] == list(range(1, ENTITIES + 1))
+    assert [entity.number for entity in whole.left] == list(range(1, ENTITIES + 1))
     assert whole.new_texts == tuple(f"plate {number}" for number in range(1, TEXTS + 1))
     assert (whole.arrivals, whole.departures, whole.texts) == (100, 100, 100)
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from app.protocol.result import OK, Box, CameraMotion, Detection, FrameResult, Image, Motion, Pose, Stage, Text
-from app.summary.observation import TEXT_CHARS, TEXTS, Observation, Track
+from app.summary.entities import Entity
+from app.summary.observation import TEXT_CHARS, TEXTS, Observation
 from app.summary.observer import Observer
 from tests.summary.test_observation_words import SITTING, STANDING, person
 
-BOX = Box(0, 0, 10, 20)
 CORNERS = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0))
 STAGES = dict.fromkeys(("detect", "pose", "ocr", "motion", "track"), OK)
 
 
 def seen(*objects: tuple[int | None, str], confidence: float = 0.8) -> list[Detection]:
-    return [Detection(0, name, confidence, BOX, track) for track, name in objects]
+    """Boxes side by side, each at the place of its number."""
+    return [
+        Detection(0, name, confidence, Box(50 * (track or 0), 0, 50 * (track or 0) + 10, 20), track)
+        for track, name in objects
+    ]
 
 
 def read(*texts: str) -> list[Text]:
@@ -70,15 +74,15 @@ def test_who_left_has_left_though_the_clock_went_back_an_hour() -> None:
         for number in range(20, 80):
             one = observer.add(number, frame(seen((1, "person"))), number * 100 + step_ms)
             made += [] if one is None else [one]
-        left = [track for one in made for track in one.left]
-        assert (left, sum(one.arrivals for one in made)) == ([Track(2, "dog")], 2)
+        left = [entity for one in made for entity in one.left]
+        assert (left, sum(one.arrivals for one in made)) == ([Entity(2, "dog")], 0)
 
 
-def test_a_clock_that_goes_back_while_nothing_is_tracked_makes_nobody_leave() -> None:
+def test_a_clock_that_goes_back_while_detection_fails_makes_nobody_leave() -> None:
     observer = Observer()
     made = watch(observer, [frame(seen((1, "person")))] * 20)
     for number in range(20, 80):
-        failed = frame(texts=read(f"GATE {number}"), track=Stage("error"))
+        failed = frame(texts=read(f"GATE {number}"), detect=Stage("error"))
         one = observer.add(number, failed, number * 100 - 3_600_000)
         made += [] if one is None else [one]
     assert sum(one.departures for one in made) == 0
@@ -101,19 +105,24 @@ def test_classes_are_counted() -> None:
     assert dog.confidence == 0.75
 
 
-def test_tracks_come_and_go() -> None:
+def test_things_come_and_go() -> None:
     observer = Observer()
     both, one = frame(seen((1, "person"), (2, "dog"))), frame(seen((1, "person")))
-    made = watch(observer, [both] * 11 + [one] * 33)
-    assert made[0].arrived == (Track(1, "person"), Track(2, "dog"))
-    assert made[0].arrivals == 2
-    assert [one.left for one in made[1:]] == [(), (Track(2, "dog"),), ()]
+    made = watch(observer, [one] + [both] * 10 + [one] * 33)
+    assert made[0].arrived == (Entity(2, "dog"),)
+    assert made[0].arrivals == 1
+    assert [one.left for one in made[1:]] == [(), (Entity(2, "dog"),), ()]
     assert sum(one.departures for one in made) == 1
     again = watch(observer, [both] * 11, first=45)
-    assert again[0].arrived == (Track(2, "dog"),)
+    assert again[0].arrived == (Entity(3, "dog"),)
 
 
-def test_nobody_leaves_while_the_tracker_does_not_run() -> None:
+def test_what_is_in_view_from_the_start_did_not_come() -> None:
+    (one,) = watch(Observer(), [frame(seen((1, "person"), (2, "dog")))] * 11)
+    assert (one.arrived, one.arrivals) == ((), 0)
+
+
+def test_nobody_leaves_while_detection_fails() -> None:
     observer = Observer()
     off = frame(detect=Stage("error", "timeout"), track=Stage("skipped", "nothing_detected_on"))
     made = watch(observer, [frame(seen((1, "person")))] * 11 + [off] * 55)
@@ -130,8 +139,9 @@ def test_poses_are_said_once_each() -> None:
 def test_a_pose_without_a_detector_is_a_person_that_arrives() -> None:
     pose = person(STANDING)
     tracked = Pose(pose.confidence, pose.box, pose.keypoints, track_id=7)
-    (one,) = watch(Observer(), [frame(poses=[tracked])] * 11)
-    assert one.arrived == (Track(7, "person"),)
+    off = Stage("disabled", "off")
+    (one,) = watch(Observer(), [frame(detect=off), *[frame(poses=[tracked], detect=off)] * 10])
+    assert one.arrived == (Entity(1, "person"),)
 
 
 def test_a_text_is_new_once_however_it_wavers() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from app.summary.entities import Entity
 from app.summary.movement import Movement
-from app.summary.observation import ObjectCount, Observation, Track
+from app.summary.observation import ObjectCount, Observation
 
 
 def observed(number: int, frames: int = 1, text: str = "") -> Observation:
@@ -17,7 +18,7 @@ def observed(number: int, frames: int = 1, text: str = "") -> Observation:
         ended_at_ms=number * 1000.0 + 900,
         frames=frames,
         objects=(ObjectCount("person", 2, frames, 2 * frames, 1800 * frames),),
-        arrived=(Track(number, "person"),),
+        arrived=(Entity(number, "person"),),
         arrivals=1,
         poses=("standing",),
         new_texts=(text or f"sign {number}",),
@@ -38,7 +39,7 @@ def covered(observations: list[Observation]) -> list[int]:
 _counts = st.integers(0, 10**6)
 _words = st.text(st.characters(codec="utf-8"), max_size=12)
 _tracks = st.lists(
-    st.builds(Track, st.integers(1, 60), st.sampled_from(("person", "dog", "car"))), max_size=40, unique=True
+    st.builds(Entity, st.integers(1, 60), st.sampled_from(("person", "dog", "car"))), max_size=40, unique=True
 )
 _objects = st.lists(
     st.builds(ObjectCount, _words, _counts, _counts, st.integers(1, 10**6), _counts),
