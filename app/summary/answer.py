@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ TITLE_CHARS = 120
 SCENE_CHARS = 1200
 ITEM_CHARS = 200
 ITEMS = 12
+_OBJECTS_TRIED = 64
+"""Braces in a text at which JSON is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +89,20 @@ class Answer(BaseModel):
     )
 
 
-def words_of(answer: dict[str, Any]) -> Words:
-    """The words of an answer as LangChain's structured output gives it: `raw`, `parsed`, `parsing_error`.
+def words_of(answer: Any) -> Words:
+    """The words of an answer, an AIMessage of LangChain's: those of its first tool call, else of its text.
 
-    Too long a text is cut; everything else must fit.
+    In the text a JSON object is looked for: many servers put it behind thoughts or into a fence of Markdown. Too long a
+    text is cut; everything else must fit.
 
     Raises:
         NotFitting: refused, cut off, no JSON, fields missing, too many or of another type.
     """
-    raw, parsed = answer.get("raw"), answer.get("parsed")
-    told = {**getattr(raw, "response_metadata", {}), **getattr(raw, "additional_kwargs", {})}
+    told = {**getattr(answer, "response_metadata", {}), **getattr(answer, "additional_kwargs", {})}
     if told.get("refusal") or told.get("stop_reason") == "refusal" or told.get("finish_reason") == "content_filter":
         raise NotFitting("it refused", refused=True)
+    calls = getattr(answer, "tool_calls", None)
+    parsed = calls[0].get("args") if calls else _object_in(_text_of(answer))
     if not isinstance(parsed, dict):
         if "length" in (told.get("finish_reason"), told.get("done_reason")) or told.get("stop_reason") == "max_tokens":
             raise NotFitting("it was cut off by LLM_MAX_OUTPUT_TOKENS")
@@ -114,6 +119,44 @@ def words_of(answer: dict[str, Any]) -> Words:
         tuple(fields.visible_text),
         tuple(fields.concerns),
         fields.confidence,
+    )
+
+
+def _text_of(answer: Any) -> str:
+    """The text of a message; its content is a string, or a list of blocks."""
+    content = getattr(answer, "content", "")
+    if isinstance(content, str):
+        return content
+    blocks = content if isinstance(content, list) else []
+    return "".join(block if isinstance(block, str) else str(block.get("text", "")) for block in blocks)
+
+
+def _object_in(text: str) -> dict[str, Any] | None:
+    """The JSON object that has the fields of a summary, else the first one; None without any."""
+    decoder = json.JSONDecoder()
+    found: dict[str, Any] | None = None
+    at = text.find("{")
+    for _ in range(_OBJECTS_TRIED):
+        if at < 0:
+            break
+        end = at + 1
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            value = None
+        if isinstance(value, dict):
+            if value.keys() >= Answer.model_fields.keys():
+                return value
+            found = found or value
+        at = text.find("{", end)
+    return found
+
+
+def form() -> str:
+    """The form of an answer in words, for a model that is not sent the schema by other means."""
+    return (
+        "Answer with one JSON object and nothing else: no other text, no fence. It has exactly the fields of this JSON "
+        f"schema:\n{json.dumps(Answer.model_json_schema())}"
     )
 
 

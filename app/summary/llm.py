@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,7 +22,7 @@ from app.summary.answer import NotFitting, Words, ask_again, words_of
 from app.summary.breaker import Breaker, State
 from app.summary.budget import Spent
 from app.summary.request import BudgetSpent, Messages, Requests
-from app.summary.retry import WORTH_REPEATING, Reason, pause_s, reason_of, retry_after_s
+from app.summary.retry import WORTH_REPEATING, Reason, pause_s, reason_of, retry_after_s, unusable
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,9 @@ _HINTS: dict[str, str] = {
     "rate_limited": "it is asked too often",
     "unavailable": "it cannot be reached, or fails",
 }
+
+
+_NAMES_OF_FORMS = re.compile("response_format|schema|grammar|tool|function", re.IGNORECASE)
 
 
 class NoAnswer(SightlineError):
@@ -64,6 +68,11 @@ class LanguageModel:
     async def close(self) -> None:
         """Nothing may be asked any more."""
         await self._requests.close()
+
+    @property
+    def form(self) -> str | None:
+        """How the model is made to answer with the form of a summary: `json_schema`, or a simpler one."""
+        return self._requests.form
 
     @property
     def name(self) -> str:
@@ -100,14 +109,21 @@ class LanguageModel:
         if not slot:
             raise self._left_alone()
         messages: Messages = [("system", system), ("human", question)]
+        form = self._requests.form
         try:
             return await self._fitting(messages, session)
         except NotFitting as error:
+            if not error.refused:
+                self._requests.simpler(form)
             # Asked again with the reason, not with the first answer, which may be long, or be the trouble itself.
             messages.append(("human", ask_again(str(error))))
+        form = self._requests.form
         try:
             return await self._fitting(messages, session)
         except NotFitting as error:
+            if not error.refused:
+                self._requests.simpler(form)
+                self._requests.doubt(form)
             reason: Reason = "refused" if error.refused else "unparsable"
             if not error.refused:  # a refusal is about what one session saw; it must not silence the others
                 self._failed("no answer that fits")
@@ -122,6 +138,7 @@ class LanguageModel:
             self._breaker.unsaid()
             raise
         metrics.LLM_REQUESTS.labels("ok").inc()
+        self._requests.fitted()
         before = self.breaker
         self._breaker.succeeded(time.monotonic())
         if before != "closed" and self.breaker == "closed":
@@ -129,13 +146,14 @@ class LanguageModel:
             metrics.LLM_BREAKER_OPEN.set(0)
         return words
 
-    async def _with_retries(self, messages: Messages, session: Spent) -> dict[str, Any]:
+    async def _with_retries(self, messages: Messages, session: Spent) -> Any:
         attempt = 0
         while True:
             attempt += 1
             await self._wait_as_asked()
             if not self._breaker.allows(time.monotonic()):
                 raise self._left_alone()
+            form = self._requests.form
             try:
                 return await self._requests.send(messages, session)
             except BudgetSpent as error:
@@ -145,6 +163,11 @@ class LanguageModel:
                 self._breaker.unsaid()
                 raise
             except Exception as error:  # the boundary of one request: classified and counted
+                if _of_the_form(error) and self._requests.simpler(form):
+                    metrics.LLM_REQUESTS.labels("rejected").inc()
+                    self._breaker.unsaid()
+                    attempt -= 1
+                    continue
                 asked_s = self._note(error)
                 again = reason_of(error) in WORTH_REPEATING and attempt <= self._settings.llm_retries
                 if not again or self.breaker != "closed":
@@ -190,8 +213,19 @@ class LanguageModel:
 
     def _short(self, error: BaseException) -> str:
         """For the log: one line, without the key that some servers quote."""
-        text = f"{type(error).__name__}: {error}".replace("\n", " ").removesuffix(": ")
+        known = unusable(error)
+        text = str(known) if known is not None else f"{type(error).__name__}: {error}".removesuffix(": ")
+        text = text.replace("\n", " ")
         for key in (self._settings.llm_api_key, self._settings.openai_api_key, self._settings.anthropic_api_key):
             if key is not None and key.get_secret_value():
                 text = text.replace(key.get_secret_value(), "…")
         return text[:200]
+
+
+def _of_the_form(error: BaseException) -> bool:
+    """Whether a server may have refused a request for the form that the answer was asked for in.
+
+    Servers that do not know `json_schema` say so in many ways; a simpler form is tried after any of these.
+    """
+    status = getattr(error, "status_code", None)
+    return status in (400, 415, 422, 501) or (status == 500 and _NAMES_OF_FORMS.search(str(error)) is not None)

@@ -1,20 +1,26 @@
 """The chat model behind LLM_MODEL, made by LangChain. LangChain is imported here alone, and only when a model is named.
 
 Two seconds of imports: call `connect` in a thread.
+
+What listens at LLM_BASE_URL is not trusted with more than a summary: its answers are bounded in bytes, come
+uncompressed, and redirects are not followed, or it could send what cameras saw elsewhere.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import SecretStr
 
 from app.errors import ConfigurationError
 from app.settings import LlmSettings
 from app.summary.answer import Answer
+from app.summary.retry import UnusableAnswer
 
 if TYPE_CHECKING:
     from langchain_core.runnables import Runnable
@@ -40,12 +46,25 @@ PROVIDERS = {
 }
 
 
+Form = Literal["json_schema", "json_object", "tool", "text"]
+"""How a model is made to answer with the form of a summary. Servers of OpenAI's protocol know some of them."""
+
+_FORMS: dict[str, tuple[Form, ...]] = {
+    "openai": ("json_schema", "json_object", "tool", "text"),
+    "anthropic": ("tool", "text"),
+    "ollama": ("json_schema", "json_object", "tool", "text"),
+}
+_ENVELOPE_BYTES = 256 * 1024
+_TOKEN_BYTES = 512
+"""Of an answer, and for each token of LLM_MAX_OUTPUT_TOKENS: Ollama's come one by one, each in a JSON object."""
+
+
 @dataclass(frozen=True, slots=True)
 class Chat:
     """An open chat model."""
 
-    structured: Runnable[Any, Any]
-    """Messages in; `{raw: AIMessage, parsed: dict | None, parsing_error}` out."""
+    forms: dict[Form, Runnable[Any, Any]]
+    """The best first. Messages in, AIMessage out."""
     close: Callable[[], Awaitable[None]]
 
 
@@ -107,12 +126,17 @@ def connect(settings: LlmSettings) -> Chat:
 
     key = _key(settings, name) or SecretStr("none-given")
     options: dict[str, Any] = {"base_url": settings.llm_base_url or provider.address}
-    how: dict[str, Any] = {}
+    most = _ENVELOPE_BYTES + _TOKEN_BYTES * settings.llm_max_output_tokens
     close = _nothing_to_close
     if name == "ollama":
         options |= {
             "num_predict": settings.llm_max_output_tokens,
             "client_kwargs": {"timeout": settings.llm_timeout_s},
+            "async_client_kwargs": {
+                "follow_redirects": False,
+                "event_hooks": {"response": [_guard(most)]},
+                "headers": {"accept-encoding": "identity"},
+            },
         }
     else:
         # Retries are ours: what the SDK repeats by itself is neither counted, nor seen by the breaker.
@@ -123,15 +147,85 @@ def connect(settings: LlmSettings) -> Chat:
 
         # One of our own: LangChain's is shared by all that ever ran in the process, and cannot be closed.
         client = openai.DefaultAsyncHttpxClient(timeout=settings.llm_timeout_s)
-        options["http_async_client"] = client
-        how, close = {"method": "json_schema", "strict": True}, client.aclose
+        _harden(client, most)
+        options |= {"http_async_client": client, "http_socket_options": ()}  # its own would shut proxies out
+        close = client.aclose
     try:
         chat = init_chat_model(model, model_provider=name, **options)
-    except (ImportError, ValueError) as error:  # pydantic's ValidationError is a ValueError
+    except ValueError as error:  # pydantic's ValidationError is one
         raise ConfigurationError(f"LLM_MODEL={settings.llm_model!r} cannot be used: {_first_line(error)}") from None
-    # The schema as a dict: with the class, the SDK parses by itself, and an answer that does not fit loses its usage.
+    if name == "anthropic":
+        _harden(chat._async_client._client, most)  # its integration takes no client of ours
+    return Chat({form: _bound(chat, name, form) for form in _FORMS[name]}, close)
+
+
+def _bound(chat: Any, name: str, form: Form) -> Runnable[Any, Any]:
+    """The model, asked for the form of a summary in this way.
+
+    LangChain's `with_structured_output` binds the same, and parses the answer by a repair of broken JSON whose time
+    grows with the square of the text: 100 kB of braces would hold the event loop for minutes. We read it ourselves.
+    """
     schema = Answer.model_json_schema()
-    return Chat(chat.with_structured_output(schema, include_raw=True, **how), close)
+    tool = {"type": "function", "function": {"name": "answer", "description": schema["description"]}}
+    tool["function"]["parameters"] = schema  # type: ignore[index]
+    bound: Runnable[Any, Any] = chat
+    if form == "tool":
+        bound = chat.bind_tools([tool], tool_choice="answer")
+    elif form == "json_schema" and name == "openai":
+        wanted = {"name": "answer", "strict": True, "schema": schema}
+        bound = chat.bind(response_format={"type": "json_schema", "json_schema": wanted})
+    elif form == "json_object" and name == "openai":
+        bound = chat.bind(response_format={"type": "json_object"})
+    elif name == "ollama" and form != "text":
+        bound = chat.bind(format=schema if form == "json_schema" else "json")
+    return bound
+
+
+def _harden(client: Any, most: int) -> None:
+    """Makes an `AsyncClient` of httpx or httpx2 follow no redirect and read no more than `most` bytes an answer."""
+    client.follow_redirects = False
+    client.headers["accept-encoding"] = "identity"
+    client.event_hooks = {**client.event_hooks, "response": [_guard(most)]}
+
+
+def _guard(most: int) -> Callable[[Any], Awaitable[None]]:
+    async def guard(response: Any) -> None:
+        """Called with each response before its body is read."""
+        if response.status_code // 100 == 3:
+            raise UnusableAnswer(
+                f"it answers {response.status_code}, a redirect, and redirects are not followed: "
+                "set LLM_BASE_URL to where it answers"
+            )
+        encoding = response.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("identity", ""):
+            raise UnusableAnswer(f"its answer is compressed ({encoding[:20]}) though it was asked not to be")
+        response.stream = _bounded(sys.modules[type(response).__module__.partition(".")[0]])(response.stream, most)
+
+    return guard
+
+
+@cache
+def _bounded(library: Any) -> Any:
+    """The class of a body that ends with an error after so many bytes, for httpx or httpx2."""
+
+    class Bounded(library.AsyncByteStream):  # type: ignore[misc]
+        def __init__(self, stream: Any, most: int) -> None:
+            self._stream, self._most = stream, most
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            left = self._most
+            async for chunk in self._stream:
+                left -= len(chunk)
+                if left < 0:
+                    raise UnusableAnswer(
+                        f"its answer has more than {self._most:,} bytes, more than LLM_MAX_OUTPUT_TOKENS can take"
+                    )
+                yield chunk
+
+        async def aclose(self) -> None:
+            await self._stream.aclose()
+
+    return Bounded
 
 
 async def _nothing_to_close() -> None:

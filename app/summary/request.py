@@ -12,7 +12,7 @@ from app import metrics
 from app.errors import SightlineError
 from app.settings import LlmSettings
 from app.summary import provider
-from app.summary.answer import Answer
+from app.summary.answer import Answer, form
 from app.summary.budget import OF_A_SESSION, VARIABLES, Bound, Budget, Reservation, Spent, estimate_tokens
 from app.summary.retry import reason_of
 
@@ -36,6 +36,10 @@ class Requests:
         self._settings = settings
         self._budget = Budget(settings.part(workers))
         self._chat: provider.Chat | None = None
+        self._forms: list[provider.Form] = []
+        self._form = 0
+        self._proven = False
+        """Whether the model ever answered in this form: then one bad answer does not say that it cannot."""
         self._tracing: Any = None
         self._bound: Bound | None = None
         """The one that was reached last; said once."""
@@ -45,8 +49,10 @@ class Requests:
 
         Raises:
             ConfigurationError: LLM_MODEL, its key or its package is wrong.
+            Exception: whatever else keeps the client from being made, such as a proxy that it cannot speak to.
         """
         self._chat = await asyncio.to_thread(provider.connect, self._settings)
+        self._forms = list(self._chat.forms)
         # LangChain reports every request to LangSmith where LANGSMITH_TRACING (or LANGCHAIN_TRACING_V2) is set, be it
         # for something else on the machine. What cameras saw goes to the model and to nobody else.
         from langsmith import tracing_context
@@ -59,14 +65,48 @@ class Requests:
             chat, self._chat = self._chat, None
             await chat.close()
 
-    async def send(self, messages: Messages, session: Spent) -> dict[str, Any]:
-        """The answer as LangChain's structured output gives it: `raw`, `parsed`, `parsing_error`.
+    @property
+    def form(self) -> provider.Form | None:
+        """How the model is made to answer with the form of a summary; None before `open`."""
+        return self._forms[self._form] if self._forms else None
+
+    def fitted(self) -> None:
+        """The model answered in this form."""
+        self._proven = True
+
+    def simpler(self, than: provider.Form | None) -> bool:
+        """Goes on to a simpler form than this one, unless the model has answered in it. Whether to ask again.
+
+        After the last one it begins anew: then the form was not what kept the model from answering.
+        """
+        if than != self.form:  # another session's request has gone on meanwhile
+            return True
+        if self._proven:
+            return False
+        self._form = (self._form + 1) % len(self._forms)
+        self._proven = False
+        if not self._form:
+            return False
+        log.info("%s does not answer as asked for; trying its form %s", self._settings.llm_model, self.form)
+        return True
+
+    def doubt(self, form: provider.Form | None) -> None:
+        """The model no longer answers in this form."""
+        if form == self.form:
+            self._proven = False
+
+    async def send(self, messages: Messages, session: Spent) -> Any:
+        """The answer, an AIMessage of LangChain's.
 
         Raises:
             BudgetSpent: nothing was sent.
             Exception: whatever the provider's client raises, and TimeoutError after LLM_TIMEOUT_S; see `retry`.
         """
         assert self._chat is not None, "sent before open or after close"
+        which = self._forms[self._form]
+        if which in ("json_object", "text"):  # the schema goes with the others by itself
+            (role, rules), *rest = messages
+            messages = [(role, f"{rules}\n\n{form()}"), *rest]
         estimate = _FORM_TOKENS + sum(estimate_tokens(text) for _, text in messages)
         begun = time.monotonic()
         held = self._reserve(begun, session, estimate)
@@ -75,7 +115,7 @@ class Requests:
         try:
             with self._tracing(enabled=False):
                 async with asyncio.timeout(self._settings.llm_timeout_s):
-                    answer: dict[str, Any] = await self._chat.structured.ainvoke(messages)
+                    answer = await self._chat.forms[which].ainvoke(messages)
             used = _usage(answer, estimate)
             return answer
         except asyncio.CancelledError:
@@ -106,9 +146,8 @@ class Requests:
         raise BudgetSpent(f"{VARIABLES[held]} is reached")
 
 
-def _usage(answer: dict[str, Any], estimate: int) -> tuple[int, int]:
+def _usage(answer: Any, estimate: int) -> tuple[int, int]:
     """Input and output tokens as the server says; our estimate where it says nothing, or none."""
-    raw = answer.get("raw")
-    told = getattr(raw, "usage_metadata", None) or {}
-    wrote = told.get("output_tokens") or estimate_tokens(str(getattr(raw, "content", "")))
+    told = getattr(answer, "usage_metadata", None) or {}
+    wrote = told.get("output_tokens") or estimate_tokens(str(getattr(answer, "content", "")))
     return int(told.get("input_tokens") or estimate), int(wrote)

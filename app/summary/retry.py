@@ -6,10 +6,12 @@ by the classes of `langchain_core.exceptions` and httpx, by name, so that nothin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Literal
+
+from app.errors import SightlineError
 
 Reason = Literal[
     "timeout",
@@ -46,8 +48,28 @@ _BY_CLASS: dict[str, Reason] = {
 }
 
 
+class UnusableAnswer(SightlineError):
+    """An answer that is not read to its end: a redirect, or more bytes than any summary has. The message says which."""
+
+
+def unusable(error: BaseException) -> UnusableAnswer | None:
+    """The `UnusableAnswer` that an SDK made an error of its own from."""
+    return next((cause for cause in _causes(error) if isinstance(cause, UnusableAnswer)), None)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    at: BaseException | None = error
+    while at is not None and id(at) not in seen:
+        seen.add(id(at))
+        yield at
+        at = at.__cause__ or at.__context__
+
+
 def reason_of(error: BaseException) -> Reason:
     """Why a request failed. What is no error of the way there is an answer that could not be read: `unparsable`."""
+    if unusable(error) is not None:
+        return "rejected"
     status = getattr(error, "status_code", None)
     if isinstance(status, int) and status >= 400:
         return _BY_STATUS.get(status, "unavailable" if status >= 500 else "rejected")

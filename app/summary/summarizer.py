@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from app import metrics
+from app.errors import ConfigurationError
 from app.protocol.messages import Summary
 from app.settings import LlmSettings
 from app.summary.answer import Words
@@ -31,6 +32,8 @@ class Summarizer:
         self._workers = workers
         self._model = LanguageModel(settings, workers) if settings.llm_model else None
         self._last_reason: str | None = None
+        self._trouble: str | None = None
+        """Why the model's client could not be made; digests until the service is started anew."""
 
     def check(self) -> None:
         """Raises ConfigurationError as `open` does, where that can be told from the settings alone."""
@@ -38,9 +41,25 @@ class Summarizer:
             check(self._settings)
 
     async def open(self) -> None:
-        """Raises ConfigurationError: LLM_MODEL, its key or its package is wrong."""
+        """What else than the settings keeps the client from being made costs the summaries the model, and no more.
+
+        Raises:
+            ConfigurationError: LLM_MODEL, its key or its package is wrong.
+        """
         if self._model is not None:
-            await self._model.open()
+            try:
+                await self._model.open()
+            except ConfigurationError:
+                raise
+            except Exception as error:  # the boundary of an optional part: a proxy it cannot speak to, a broken package
+                self._trouble = f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
+                log.warning(
+                    "LLM_MODEL=%s: its client cannot be made, so that summaries are digests until a new start; look "
+                    "at HTTPS_PROXY, ALL_PROXY and the installed packages: %s",
+                    self._model.name,
+                    self._trouble,
+                )
+                return
             log.info("summaries by %s", self._model.name)
             if self._workers > 1:
                 mine = self._settings.part(self._workers)
@@ -64,7 +83,7 @@ class Summarizer:
 
         Take what is to be told only then.
         """
-        if self._model is None:
+        if self._model is None or self._trouble is not None:
             yield False
             return
         async with self._model.turn() as slot:
@@ -86,6 +105,8 @@ class Summarizer:
         """
         if self._model is None:
             return self.digest(observations, "no_model"), False
+        if self._trouble is not None:
+            return self.digest(observations, "unavailable"), False
         try:
             words = await self._model.ask(system(prompt), question(observations), spent, slot=slot)
         except NoAnswer as error:
@@ -106,11 +127,16 @@ class Summarizer:
             log.warning("a digest in place of a summary: %s", error)
 
     def health(self) -> dict[str, Any]:
-        """`state`: ok, or degraded while the model is left alone."""
+        """`state`: ok, or degraded while the model is left alone or its client could not be made (`error`).
+
+        `form`: how the model is made to answer with the form of a summary.
+        """
         if self._model is None:
-            return {"state": "ok", "model": None, "breaker": None}
-        breaker = self._model.breaker
-        return {"state": "ok" if breaker == "closed" else "degraded", "model": self._model.name, "breaker": breaker}
+            return {"state": "ok", "model": None, "breaker": None, "form": None}
+        known = {"model": self._model.name, "breaker": self._model.breaker, "form": self._model.form}
+        if self._trouble is not None:
+            return {"state": "degraded", **known, "error": self._trouble}
+        return {"state": "ok" if self._model.breaker == "closed" else "degraded", **known}
 
 
 def _message(source: Any, words: Words, observations: Sequence[Observation]) -> Summary:

@@ -1,5 +1,6 @@
 """Which answers are summaries."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,9 @@ from tests.support.openai import ANSWER
 
 
 def answered(parsed, **told):
-    return {"raw": SimpleNamespace(response_metadata=told, additional_kwargs={}), "parsed": parsed}
+    """A message of LangChain's with this value as JSON; None: no text."""
+    text = "" if parsed is None else json.dumps(parsed)
+    return SimpleNamespace(content=text, tool_calls=[], response_metadata=told, additional_kwargs={})
 
 
 def test_one_that_fits():

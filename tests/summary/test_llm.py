@@ -59,7 +59,8 @@ async def test_what_does_not_fit_is_asked_for_once_more(behaviour):
         async with model(fake) as one:
             assert (await ask(one)).title == "The second"
     again = fake.received[1].texts
-    assert again[:2] == fake.received[0].texts or again[:2] == ["the rules", "the question"]
+    assert again[0].startswith("the rules")
+    assert again[1] == "the question"
     assert again[2].startswith("Your last answer could not be used: ")
 
 
@@ -83,7 +84,8 @@ async def test_no_summary_has_a_reason_and_a_counter(behaviour, reason):
     with speaking(behaviour) as fake:
         async with model(fake) as one:
             assert await refused(one) == reason
-    assert counted.more == len(fake.received) == (2 if asked_twice else 1)
+    # What is rejected is asked for in each of the four forms.
+    assert counted.more == len(fake.received) == (4 if reason == "rejected" else 2 if asked_twice else 1)
 
 
 async def test_a_reason_says_what_to_look_at():
@@ -327,7 +329,7 @@ async def test_the_server_of_the_tests_speaks_the_protocol_as_langchains_client_
             )
             form = chat.with_structured_output(Answer.model_json_schema(), method=method, strict=True, include_raw=True)
             told = await form.ainvoke("hello")
-    assert words_of(told).title == "Two people at a gate"
+    assert words_of(told["raw"]).title == "Two people at a gate"
     if not streaming:  # streamed with a schema, the client puts them elsewhere
         assert (told["raw"].usage_metadata["input_tokens"], told["raw"].usage_metadata["output_tokens"]) == USAGE
     assert bool(fake.received[0].body.get("stream")) is streaming
