@@ -4,6 +4,7 @@ SightlineError
 ├── ConfigurationError     a setting is wrong; the start stops
 ├── FrameError             this one frame cannot be used; the session goes on
 │   ├── FrameTooLarge      too many bytes or pixels
+│   ├── TooExpensive       its preparation would cost, or cost, too much CPU time
 │   └── UndecodableFrame   not a JPEG, truncated, damaged
 ├── ProtocolError          a control message is wrong; names the field
 └── InferenceError         this one request failed
@@ -31,6 +32,10 @@ class FrameError(SightlineError):
 
 class FrameTooLarge(FrameError):
     code = "too_large"
+
+
+class TooExpensive(FrameError):
+    code = "too_expensive"
 
 
 class UndecodableFrame(FrameError):

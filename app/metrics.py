@@ -40,6 +40,12 @@ FRAMES_DROPPED = Counter("sightline_frames_dropped_total", "Frames given up on p
 FRAMES_FAILED = Counter("sightline_frames_failed_total", "Frames that ended in an error", ["door", "stage"])
 STAGE_ERRORS = Counter("sightline_stage_errors_total", "Stages that said `error` on a frame", ["stage"])
 
+DECODE_GIVEN_UP = Gauge(
+    "sightline_decode_given_up",
+    "Threads still at a frame that was given up as too expensive",
+    multiprocess_mode="livesum",
+)
+
 MODEL_FRAMES = Counter("sightline_model_frames_total", "Frames that a model answered", ["model"])
 MODEL_BATCH = Histogram("sightline_model_batch_size", "Frames in one request to a model", ["model"], buckets=_BATCHES)
 FACES = Counter("sightline_faces_total", "Faces of persons seen, by what became of them", ["outcome"])

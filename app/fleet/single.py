@@ -19,7 +19,7 @@ from app.pipeline.batch import Batch, Input, Look, Request
 from app.pipeline.frames import Job
 from app.pipeline.ocr import Ocr
 from app.pipeline.pose import PoseReader
-from app.pipeline.prepare import prepare
+from app.pipeline.prepare import Preparation
 from app.pipeline.tensors import InputFormat
 from app.pipeline.vision import Vision, describe
 from app.pipeline.yolo import DetectReader
@@ -38,6 +38,7 @@ class SingleAnalysis:
         self._client = client
         self._record = record
         self._settings = settings
+        self._preparation = Preparation(settings.pipeline, settings.live)
         self._stream = stream_settings(settings.fleet, settings.pipeline)
         self._faces = "face" in settings.fleet.fleet_stages
         # Off: it is asked for its `off` alone, and never runs.
@@ -95,7 +96,7 @@ class SingleAnalysis:
         before = memory.grey
         one = job(frame, memory, self._stream, faces=self._faces)
         batch = _planned(one, vision)
-        prepare(batch, range(1), self._settings.live, self._settings.pipeline.motion_method)
+        self._preparation.here(batch, 0)
         (look,) = batch.looks
         if look.error is None:
             for request in batch.requests:

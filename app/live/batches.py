@@ -19,6 +19,7 @@ from typing import Any
 from app.errors import FrameError
 from app.pipeline.frames import Job
 from app.pipeline.multimodal import Pipeline
+from app.pipeline.prepare import heavy
 from app.pipeline.turns import Turn
 from app.protocol.result import FrameResult
 
@@ -147,7 +148,7 @@ class Batches:
         most = min(MOST, self._pipeline.most_together, vision.max_batch) if vision.batched else 1
         batch: list[Wish] = []
         for wish in wishes:
-            large = len(wish.job.frame.jpeg) > LARGE
+            large = len(wish.job.frame.jpeg) > LARGE or heavy(wish.job)
             if batch and (large or len(batch) == most):
                 yield batch
                 batch = []

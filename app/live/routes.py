@@ -19,7 +19,7 @@ from starlette.websockets import WebSocket
 
 from app import __version__, metrics
 from app.auth import LIVE, address_of, bearer
-from app.errors import FrameError, FrameTooLarge, ProtocolError
+from app.errors import FrameError, FrameTooLarge, ProtocolError, TooExpensive
 from app.live import choices
 from app.live.admission import Rejected
 from app.live.door import LiveDoor
@@ -102,7 +102,7 @@ async def frames(
     iou: Annotated[float | None, Query(ge=0, le=1)] = None,
     classes: Annotated[str | None, Query(max_length=10_000)] = None,
 ) -> Response:
-    """One JPEG in, one result out. Text is read too and waited for, since nobody else is held up by it."""
+    """One JPEG, PNG or WebP in, one result out. Text is read too and waited for, since nobody else is held up by it."""
     door = _door(request)
     if door.pictures >= door.live.max_sessions:
         answer = _problem(503, "rejected", f"{door.pictures} pictures are being analysed, as many as MAX_SESSIONS")
@@ -125,7 +125,7 @@ async def frames(
         return _problem(422, error.code, str(error), error.field)
     except _TooLate as error:
         return _problem(408, error.code, str(error))
-    except FrameTooLarge as error:
+    except (FrameTooLarge, TooExpensive) as error:
         return _problem(413, error.code, str(error))
     except FrameError as error:
         return _problem(415, error.code, str(error))

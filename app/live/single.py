@@ -19,8 +19,8 @@ PACE = metrics.Pace(DOOR)
 _POLL_S = 0.01
 
 
-async def analyze_one(pipeline: Pipeline, jpeg: bytes, settings: StreamSettings, *, ocr_timeout_s: float) -> Result:
-    """The result of one JPEG, its text read to the end.
+async def analyze_one(pipeline: Pipeline, picture: bytes, settings: StreamSettings, *, ocr_timeout_s: float) -> Result:
+    """The result of one JPEG, PNG or WebP, its text read to the end.
 
     Args:
         ocr_timeout_s: seconds that a run may take. The picture's own is waited for, and one before it.
@@ -32,14 +32,14 @@ async def analyze_one(pipeline: Pipeline, jpeg: bytes, settings: StreamSettings,
     metrics.LAST_ACTIVITY.set_to_current_time()
     received, stream = time.perf_counter(), uuid.uuid4().hex
     now_ms = time.time() * 1000
-    frame = Frame(stream=stream, jpeg=jpeg, received=received, received_at_ms=now_ms, seq=1)
+    frame = Frame(stream=stream, jpeg=picture, received=received, received_at_ms=now_ms, seq=1)
     accounted = False
     try:
         memory = StreamMemory()
         # One picture has nothing to be tracked, and no picture before it.
         stages = dataclasses.replace(settings.stages, track=False, motion=False)
         settings = dataclasses.replace(settings, stages=stages)
-        (found,) = await pipeline.analyze([Job(frame, memory, settings)], door=DOOR)
+        (found,) = await pipeline.analyze([Job(frame, memory, settings, photo=True)], door=DOOR)
         if isinstance(found, FrameError):
             metrics.FRAMES_DROPPED.labels(DOOR, found.code).inc()
             accounted = True

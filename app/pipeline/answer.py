@@ -54,7 +54,7 @@ def finish(look: Look, batch: Batch, ocr: Ocr, started: float, record: Record) -
     if settings.stages.ocr:
         at_s = look.job.frame.at_s
         now = time.perf_counter() if at_s is None else at_s
-        texts, stages["ocr"] = ocr.attach(look.job.memory.ocr, look.job.frame.still, look.grey, now=now)
+        texts, stages["ocr"] = ocr.attach(look.job.memory.ocr, look.still or look.job.frame.still, look.grey, now=now)
     _say(look, batch)
     look.timings["queue"] = started - look.job.frame.received
     look.timings["total"] = time.perf_counter() - look.job.frame.received

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +13,8 @@ from numpy.typing import NDArray
 from app.errors import FrameError
 from app.inference.memory import Buffer
 from app.pipeline.boxes import Letterbox
-from app.pipeline.decode import JpegInfo
 from app.pipeline.frames import Job
+from app.pipeline.jpeg import JpegInfo
 from app.pipeline.pose import Posed, PoseReader
 from app.pipeline.tensors import InputFormat
 from app.pipeline.vision import Vision
@@ -29,6 +30,10 @@ class Look:
     info: JpegInfo | None = None
     box: Letterbox | None = None
     grey: NDArray[Any] | None = None
+    pixels: NDArray[np.uint8] | None = None
+    """The whole frame upright, RGB `[h, w, 3]`, kept where faces are cut out of it and it was decoded so."""
+    still: Callable[[], bytes] | None = None
+    """What makes a JPEG of the frame as it was looked at, where its own bytes are none or lie on their side."""
     motion: Motion | None = None
     error: FrameError | None = None
     stages: dict[str, Stage] = field(default_factory=dict)

@@ -1,11 +1,12 @@
-"""JPEG to pixels: looked at before decoding, then straight into a model's canvas. The codec frees the GIL.
+"""JPEG to pixels, straight into a model's canvas where it fits. The codec frees the GIL.
 
-An EXIF orientation is not applied: coordinates refer to the picture as it was sent.
+`exact` gives what OpenCV gives, to the level: `cv2.imdecode`, then `cv2.resize` with `INTER_LINEAR` from the full size,
+as Ultralytics prepares a picture. Fast is up to 37 levels beside it: libjpeg's quick DCT and upsampling, and a picture
+at least twice too large is made smaller by the codec.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -13,10 +14,13 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from app.errors import FrameTooLarge, UndecodableFrame
+from app.errors import UndecodableFrame
 from app.pipeline.boxes import Letterbox
+from app.pipeline.jpeg import JpegInfo, too_many_pixels
 
 Pixels = NDArray[np.uint8]
+Coded = bytes | bytearray
+"""A JPEG's bytes; a bytearray where it may be spoilt while it is decoded, so that the codec comes to an end."""
 
 BORDER = 114
 """Grey of the canvas around the picture, as the models were trained with."""
@@ -24,84 +28,58 @@ LONGEST = 160
 """Longest side of the grey picture that motion is measured on."""
 SHORTEST = 16
 """Its shorter side is not made smaller than this: dense flow needs that much."""
-_HARMLESS = ("extraneous bytes", "Invalid SOS parameters")
-"""What libjpeg warns of though the picture is whole; cameras' MJPEG is full of it."""
-MAX_SCANS = 100
-"""Of a progressive JPEG. Encoders write about ten; thousands of empty ones are an attack on the decoder's time."""
-
-_SOI, _EOI, _SOS = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"
-_KINDS = (
-    (b"\x89PNG", "a PNG"),
-    (b"GIF8", "a GIF"),
-    (b"BM", "a BMP"),
-    (b"II*\0", "a TIFF"),
-    (b"MM\0*", "a TIFF"),
-    (b"\0\0\0\x0cJXL", "a JPEG XL"),
-    (b"\xff\x0a", "a JPEG XL"),
-    (b"\0\0\0\x0cjP", "a JPEG 2000"),
-    (b"\0\0\0\1", "an H.264 or H.265 stream"),
-    (b"\x1aE\xdf\xa3", "a WebM or Matroska file"),
+_HARMLESS = (
+    "extraneous bytes",
+    "Invalid SOS parameters",
+    "bad ICC marker",
+    "unknown JFIF revision",
+    "Unknown Adobe color transform",
 )
+"""What libjpeg warns of though the picture is whole; cameras' MJPEG is full of the first two."""
 
 
-@dataclass(frozen=True, slots=True)
-class JpegInfo:
-    """What a JPEG's header says."""
-
-    width: int
-    height: int
-    colorspace: str
-    """`YCbCr`, `Gray`, `RGB`, `CMYK` or `YCCK`."""
-    subsampling: str
-    """`420`, `422`, `444`, ..."""
-    progressive: bool
-
-
-def inspect(jpeg: bytes, *, max_bytes: int, max_pixels: int) -> JpegInfo:
-    """Reads the header alone, some microseconds.
-
-    Raises:
-        FrameTooLarge: more bytes or pixels than allowed.
-        UndecodableFrame: not a JPEG, or its header is damaged; or so many scans that they are meant to hurt.
-    """
-    if len(jpeg) > max_bytes:
-        raise FrameTooLarge(f"the frame has {len(jpeg):,} bytes; at most {max_bytes:,} are taken")
-    if jpeg[:2] != _SOI:
-        raise UndecodableFrame(f"the frame is {_kind(jpeg)}; want a JPEG")
-    try:
-        height, width, colorspace, subsampling = simplejpeg.decode_jpeg_header(jpeg)
-    except ValueError as error:
-        raise UndecodableFrame(f"the JPEG's header is damaged, cut short or of a rare kind: {error}") from None
-    if width * height > max_pixels:
-        raise _too_many_pixels(width, height, max_pixels)
-    progressive = _is_progressive(jpeg)
-    if progressive and (scans := jpeg.count(_SOS)) > MAX_SCANS:
-        raise UndecodableFrame(f"the progressive JPEG has {scans:,} scans; at most {MAX_SCANS} are decoded")
-    return JpegInfo(width, height, colorspace, subsampling, progressive)
-
-
-def decode_into(jpeg: bytes, info: JpegInfo, box: Letterbox, canvas: Pixels, *, border: bool = True) -> None:
+def decode_into(
+    jpeg: Coded, info: JpegInfo, box: Letterbox, canvas: Pixels, *, border: bool = True, exact: bool = True
+) -> None:
     """Decodes into a canvas, letterboxed: RGB uint8 `[canvas height, canvas width, 3]`, C-contiguous.
 
     What the canvas held before does not matter; with `border` False, it is the border already around the picture.
     Only the picture is written then, also of a frame that turns out to be damaged. A frame that fits its rows is
-    decoded in place; a frame at least twice too large is made smaller by the codec (fewer DCT coefficients), the
-    rest bilinear.
+    decoded in place.
 
     Raises:
         UndecodableFrame: damaged or cut short. The canvas then holds anything.
     """
-    picture = picture_of(canvas, box)
     if border:
         _border(canvas, box)
-    in_place = box.width == box.canvas_width and (box.width, box.height) == _reduced(info, box.width, box.height)
-    pixels = _decode(jpeg, info, "RGB", box.width, box.height, buffer=picture if in_place else None)
-    if in_place:
-        return
-    if pixels.shape == picture.shape:
-        picture[:] = pixels
+    picture = picture_of(canvas, box)
+    if fits(info, box) if exact else _fits_reduced(info, box):
+        _decode(jpeg, info, "RGB", box.width, box.height, buffer=picture, exact=exact)
     else:
-        cv2.resize(pixels, (box.width, box.height), dst=picture, interpolation=cv2.INTER_LINEAR)
+        _resize(_decode(jpeg, info, "RGB", box.width, box.height, exact=exact), box, picture)
+
+
+def decode_whole(jpeg: Coded, info: JpegInfo, *, exact: bool = True) -> Pixels:
+    """The picture at its full size, as it is coded: RGB uint8 `[h, w, 3]`.
+
+    Raises:
+        UndecodableFrame: damaged or cut short.
+    """
+    return _decode(jpeg, info, "RGB", info.width, info.height, exact=exact)
+
+
+def upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Turns and mirrors a picture as its EXIF orientation asks for, 1 to 8. C-contiguous, as a copy; 1: as it is."""
+    if orientation in (5, 6, 7, 8):
+        pixels = cv2.transpose(pixels)  # type: ignore[assignment]
+    # By OpenCV's flip: 0 upside down, 1 left and right, -1 both.
+    flip = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)
+    return pixels if flip is None else cv2.flip(pixels, flip)  # type: ignore[return-value]
+
+
+def fits(info: JpegInfo, box: Letterbox) -> bool:
+    """Whether the frame is as large as its place in the canvas, whose rows it fills: `exact` decodes in place."""
+    return (box.width, box.height) == (info.width, info.height) and box.width == box.canvas_width
 
 
 def described(pixels: Pixels, *, max_pixels: int) -> JpegInfo:
@@ -112,26 +90,23 @@ def described(pixels: Pixels, *, max_pixels: int) -> JpegInfo:
     """
     height, width = pixels.shape[:2]
     if width * height > max_pixels:
-        raise _too_many_pixels(width, height, max_pixels)
+        raise too_many_pixels(width, height, max_pixels)
     return JpegInfo(width, height, "RGB", "444", progressive=False)
 
 
-def _too_many_pixels(width: int, height: int, most: int) -> FrameTooLarge:
-    return FrameTooLarge(f"the frame is {width}x{height}, {width * height:,} pixels; at most {most:,} are taken")
-
-
-def lay_into(pixels: Pixels, box: Letterbox, canvas: Pixels, *, border: bool = True) -> None:
+def lay_into(pixels: Pixels, box: Letterbox, canvas: Pixels, *, border: bool = True, exact: bool = True) -> None:
     """`decode_into` for a picture that came decoded: RGB uint8 `[h, w, 3]`."""
     picture = picture_of(canvas, box)
     if border:
         _border(canvas, box)
-    if pixels.shape == picture.shape:
-        picture[:] = pixels
-        return
     # Halved first where it is at least twice too large: bilinear alone would skip pixels.
-    while pixels.shape[0] >= 2 * box.height and pixels.shape[1] >= 2 * box.width:
+    while not exact and pixels.shape[0] >= 2 * box.height and pixels.shape[1] >= 2 * box.width:
         half = (pixels.shape[1] // 2, pixels.shape[0] // 2)
         pixels = cv2.resize(pixels, half, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+    _resize(pixels, box, picture)
+
+
+def _resize(pixels: Pixels, box: Letterbox, picture: Pixels) -> None:
     if pixels.shape == picture.shape:
         picture[:] = pixels
     else:
@@ -149,14 +124,16 @@ def small_grey(canvas: Pixels, box: Letterbox, longest: int = LONGEST) -> Pixels
     return _shrink(picture_of(canvas, box), *grey_size(box.image_width, box.image_height, longest))
 
 
-def decode_grey(jpeg: bytes, info: JpegInfo, longest: int = LONGEST) -> Pixels:
-    """The same without a canvas: the codec leaves colour out and decodes smaller.
+def decode_grey(jpeg: Coded, info: JpegInfo, longest: int = LONGEST) -> Pixels:
+    """The same without a canvas: the codec leaves colour out and decodes smaller. Never exact: no model sees it.
 
     Raises:
         UndecodableFrame: damaged or cut short.
     """
     width, height = grey_size(info.width, info.height, longest)
-    return _shrink(_decode(jpeg, info, "GRAY", width, height)[..., 0], width, height)
+    if _rare(info):
+        return _shrink(_by_opencv(jpeg, info), width, height)
+    return _shrink(_decode(jpeg, info, "GRAY", width, height, exact=False)[..., 0], width, height)
 
 
 def grey_size(image_width: int, image_height: int, longest: int = LONGEST) -> tuple[int, int]:
@@ -181,8 +158,10 @@ def _shrink(picture: Pixels, width: int, height: int) -> Pixels:
     halvings = 0
     while max(picture.shape[1] / width, picture.shape[0] / height) > 2 << halvings:
         halvings += 1
+    # A strip of 65500x16 is halved along its length alone, and not first blown up across it.
+    widest, highest = max(width, 2 * picture.shape[1]), max(height, 2 * picture.shape[0])
     for step in range(halvings, -1, -1):
-        size = (width << step, height << step)
+        size = (min(width << step, widest), min(height << step, highest))
         if size != picture.shape[1::-1]:
             picture = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)  # type: ignore[assignment]
     return np.ascontiguousarray(picture)
@@ -215,20 +194,37 @@ def _reduced(info: JpegInfo, width: int, height: int) -> tuple[int, int]:
     return -(-info.width // factor), -(-info.height // factor)
 
 
+def _fits_reduced(info: JpegInfo, box: Letterbox) -> bool:
+    return box.width == box.canvas_width and (box.width, box.height) == _reduced(info, box.width, box.height)
+
+
 def _decode(
-    jpeg: bytes, info: JpegInfo, colorspace: str, width: int, height: int, *, buffer: Pixels | None = None
+    jpeg: Coded,
+    info: JpegInfo,
+    colorspace: str,
+    width: int,
+    height: int,
+    *,
+    buffer: Pixels | None = None,
+    exact: bool,
 ) -> Pixels:
-    """Pixels of at least that size, `[h, w, 3 or 1]`. A picture that is not whole is refused."""
-    min_width, min_height = _reduced(info, width, height)
-    options: dict[str, Any] = {"min_width": min_width, "min_height": min_height, "buffer": buffer}
-    options |= {"fastdct": True, "fastupsample": True}
+    """Pixels, `[h, w, 3 or 1]`: of the full size where exact, else at least as large. What is not whole is refused."""
+    pixels: Pixels
+    if _rare(info):
+        pixels = _by_opencv(jpeg, info)
+        if buffer is not None:
+            cv2.resize(pixels, buffer.shape[1::-1], dst=buffer, interpolation=cv2.INTER_LINEAR)
+        return pixels
+    options: dict[str, Any] = {"buffer": buffer}
+    if not exact:
+        min_width, min_height = _reduced(info, width, height)
+        options |= {"min_width": min_width, "min_height": min_height, "fastdct": True, "fastupsample": True}
     try:
         try:
-            pixels: Pixels = simplejpeg.decode_jpeg(jpeg, colorspace, **options)
+            pixels = simplejpeg.decode_jpeg(jpeg, colorspace, **options)
         except ValueError as error:
-            # The decoder tells its first warning only: that the data goes on to the end is checked here.
-            whole = jpeg.rfind(_EOI) > jpeg.rfind(_SOS)
-            if not (whole and any(words in str(error) for words in _HARMLESS)):
+            # The decoder tells its first warning only: that the data goes on to the end was seen before.
+            if not (info.whole and any(words in str(error) for words in _HARMLESS)):
                 raise
             pixels = simplejpeg.decode_jpeg(jpeg, colorspace, strict=False, **options)
     except ValueError as error:
@@ -236,27 +232,18 @@ def _decode(
     return pixels
 
 
-def _is_progressive(jpeg: bytes) -> bool:
-    """Walks the segments to the frame header (ITU-T T.81, B.1.1): SOF2 is the progressive one."""
-    at = 2
-    while at + 4 <= len(jpeg) and jpeg[at] == 0xFF:
-        marker = jpeg[at + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return marker == 0xC2
-        if marker == 0xFF:
-            at += 1
-        else:
-            at += 2 + int.from_bytes(jpeg[at + 2 : at + 4])
-    return False
+def _rare(info: JpegInfo) -> bool:
+    """Whether it is subsampled in a way that TurboJPEG does not know, and OpenCV does."""
+    return info.subsampling == "other"
 
 
-def _kind(data: bytes) -> str:
-    """What it is instead, as far as its first bytes tell."""
-    if not data:
-        return "empty"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "a WebP"
-    if data[4:8] == b"ftyp":
-        return "an MP4, HEIC or AVIF file"
-    named = next((name for start, name in _KINDS if data.startswith(start)), None)
-    return named or f"no JPEG (it starts with {data[:4].hex(' ').upper()})"
+def _by_opencv(jpeg: Coded, info: JpegInfo) -> Pixels:
+    """RGB of the full size. OpenCV does not say what is damaged in it: only that it ends is sure."""
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        found = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags) if info.whole else None
+    except cv2.error:
+        found = None
+    if found is None or found.shape != (info.height, info.width, 3):
+        raise UndecodableFrame("the JPEG is damaged or cut short, or of a kind that is not decoded")
+    return np.asarray(found, np.uint8)

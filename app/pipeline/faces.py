@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,10 +21,10 @@ from app.inference.client import InferenceClient
 from app.inference.memory import Buffer
 from app.pipeline.arcface import FaceReader, encode
 from app.pipeline.batch import Batch, Look
-from app.pipeline.boxes import letterbox
-from app.pipeline.decode import decode_into, picture_of
+from app.pipeline.decode import picture_of
 from app.pipeline.face import Matrix, align, crop
-from app.pipeline.threads import Threads
+from app.pipeline.prepare import Preparation
+from app.pipeline.threads import Piece, Threads
 from app.pipeline.tracks import match_poses
 from app.protocol.result import FACE, OK, Stage
 from app.settings import FleetSettings
@@ -49,9 +48,12 @@ class _Faces:
 class FaceStage:
     """Runs after detection and pose, on what they found."""
 
-    def __init__(self, client: InferenceClient, threads: Threads, settings: FleetSettings) -> None:
+    def __init__(
+        self, client: InferenceClient, threads: Threads, preparation: Preparation, settings: FleetSettings
+    ) -> None:
         self._client = client
         self._threads = threads
+        self._preparation = preparation
         self._most = settings.max_sub_batch
         self.model = settings.fleet_face_model
 
@@ -64,13 +66,31 @@ class FaceStage:
         clock = time.perf_counter()
         found = [faces for index, look in looks if (faces := _find(look, index, batch, reader)) is not None]
         if found:
-            await asyncio.gather(*(self._threads.run(partial(_cut, faces, batch, reader)) for faces in found))
+            await self._threads.run(*([self._piece(faces, batch, reader)] for faces in found))
             await self._embed([faces for faces in found if faces.error is None], reader)
         for faces in found:
             if faces.error is not None:
                 _fail(faces.look, str(faces.error), len(faces.persons))
         for _, look in looks:
             look.time(FACE, clock)
+
+    def _piece(self, faces: _Faces, batch: Batch, reader: FaceReader) -> Piece:
+        """The work of a thread: crops out of the frame's own pixels, scaled as the model wants them."""
+
+        def work(piece: Piece) -> None:
+            try:
+                crops = crop(self._picture(faces.look, faces.index, batch), faces.matrices)
+            except FrameError as error:
+                faces.error = error
+                return
+            if piece.keep():
+                reader.fill(crops, faces.tensor)
+
+        def given_up() -> None:
+            faces.error = self._preparation.too_expensive()
+            batch.hold()
+
+        return Piece(work, given_up, batch.release)
 
     async def _embed(self, found: list[_Faces], reader: FaceReader) -> None:
         """All crops of the batch, in requests of at most so many; each is on its own."""
@@ -86,6 +106,17 @@ class FaceStage:
             if FACE not in one.look.stages:
                 one.look.stages[FACE] = OK
                 metrics.MODEL_FRAMES.labels(reader.spec.name).inc()
+
+    def _picture(self, look: Look, index: int, batch: Batch) -> NDArray[np.uint8]:
+        """The frame at its full size, RGB: where it lies decoded, else decoded once more."""
+        info = look.info
+        assert info is not None
+        for form, tensor in batch.inputs.items():
+            box = tensor.boxes[index]
+            if form.is_image and (box.width, box.height) == (info.width, info.height):
+                return picture_of(tensor.canvas(index), box)
+        pixels = look.pixels if look.pixels is not None else look.job.frame.pixels
+        return self._preparation.whole(look.job, info) if pixels is None else pixels
 
     async def _ask(self, tensor: NDArray[Any], owners: list[tuple[Look, int]], reader: FaceReader) -> None:
         # Plain memory: how many faces there are changes from frame to frame, and mapped slots are of one shape each.
@@ -132,30 +163,6 @@ def _find(look: Look, index: int, batch: Batch, reader: FaceReader) -> _Faces | 
         return _Faces(look, index, chosen, matrices, reader.empty(len(chosen)))
     look.stages[FACE] = Stage("skipped", rejected.most_common(1)[0][0]) if rejected else OK
     return None
-
-
-def _cut(faces: _Faces, batch: Batch, reader: FaceReader) -> None:
-    """The work of a thread: crops out of the frame's own pixels, scaled as the model wants them."""
-    try:
-        reader.fill(crop(_picture(faces.look, faces.index, batch), faces.matrices), faces.tensor)
-    except FrameError as error:
-        faces.error = error
-
-
-def _picture(look: Look, index: int, batch: Batch) -> NDArray[np.uint8]:
-    """The frame at its full size, RGB: out of a model's input where it lies there as large, else decoded once more."""
-    info = look.info
-    assert info is not None
-    for form, tensor in batch.inputs.items():
-        box = tensor.boxes[index]
-        if form.is_image and (box.width, box.height) == (info.width, info.height):
-            return picture_of(tensor.canvas(index), box)
-    if look.job.frame.pixels is not None:
-        return look.job.frame.pixels
-    whole = letterbox(info.width, info.height, info.width, info.height)
-    pixels = np.empty((info.height, info.width, 3), np.uint8)
-    decode_into(look.job.frame.jpeg, info, whole, pixels, border=False)
-    return pixels
 
 
 def _fail(look: Look, reason: str, count: int) -> None:

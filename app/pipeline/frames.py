@@ -22,6 +22,7 @@ from app.protocol.messages import StreamSettings
 class Frame:
     stream: str
     jpeg: bytes
+    """Of a `Job.photo` perhaps a PNG or WebP."""
     received: float
     """`time.perf_counter()` when it came in."""
     received_at_ms: float
@@ -37,10 +38,11 @@ class Frame:
     @property
     def still(self) -> bytes | Callable[[], bytes]:
         """Its JPEG, or what makes one: some milliseconds, for a thread."""
-        return self.jpeg if self.pixels is None else partial(_jpeg, self.pixels)
+        return self.jpeg if self.pixels is None else partial(as_jpeg, self.pixels)
 
 
-def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
+def as_jpeg(pixels: NDArray[np.uint8]) -> bytes:
+    """RGB `[height, width, 3]` as a JPEG without subsampling, for the reading of text."""
     jpeg: bytes = simplejpeg.encode_jpeg(pixels, quality=90, colorsubsampling="444")
     return jpeg
 
@@ -67,6 +69,9 @@ class Job:
     settings: StreamSettings
     faces: bool = False
     """Whether to embed faces. Its door's choice, no client's: there is no word for it in the live protocol."""
+    photo: bool = False
+    """A picture by itself, no camera's frame: PNG and WebP are taken too, and it is turned as its EXIF orientation says
+    (EXIF_ORIENTATION)."""
     deadline_s: float | None = None
     """Of a door that can wait: seconds a request has. One that takes longer is repeated once, and then counts as
     unavailable. None: TRITON_DEADLINE_S, and a stage that says `error`."""

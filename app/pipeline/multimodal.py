@@ -1,7 +1,7 @@
 """`Pipeline.analyze`: the one path from JPEG bytes to results, whichever door they came in by.
 
-Decode, letterbox and flow are one task in a worker thread (their libraries free the GIL); the models
-are one request where the ensemble serves; reading, tracking and writing down are some hundred
+Decode, letterbox and flow are one task in a worker thread (their libraries free the GIL), with a budget of CPU
+time; the models are one request where the ensemble serves; reading, tracking and writing down are some hundred
 microseconds on the event loop, or a thread's work where there is a crowd.
 """
 
@@ -23,10 +23,10 @@ from app.pipeline.batch import Batch, Input, Look, Request
 from app.pipeline.faces import FaceStage
 from app.pipeline.frames import Job
 from app.pipeline.ocr import Ocr
-from app.pipeline.prepare import prepare
+from app.pipeline.prepare import Preparation, heavy
 from app.pipeline.reading import count, crowded, read, scan
 from app.pipeline.tensors import InputFormat
-from app.pipeline.threads import Threads, Work
+from app.pipeline.threads import Piece, Threads, Work
 from app.pipeline.turns import Turn
 from app.pipeline.vision import Vision, describe
 from app.protocol.messages import Models
@@ -58,8 +58,12 @@ class Pipeline:
         self._triton = triton
         self._limits = limits
         self._cores = len(os.sched_getaffinity(0))
-        self._threads = Threads(settings.decode_threads or max(2, self._cores), "decode")
-        self._faces = FaceStage(client, self._threads, faces) if faces is not None else None
+        self._preparation = Preparation(settings, limits)
+        budget_s = self._preparation.budget_s
+        self._threads = Threads(settings.decode_threads or max(2, self._cores), "decode", budget_s)
+        self._slow = Threads(max(2, self._cores // 2), "decode-heavy", budget_s)
+        """For frames that are costly by what their headers say: no other waits behind them."""
+        self._faces = FaceStage(client, self._threads, self._preparation, faces) if faces is not None else None
         self._vision = Vision()
         self._generation = 0
         self._describing = asyncio.Lock()
@@ -67,8 +71,9 @@ class Pipeline:
         """Frames that a caller who may choose should put in one call: half of a batch that the server refused whole."""
 
     def close(self) -> None:
-        """Ends the threads; frames under way are finished."""
+        """Ends the threads; frames under way are finished, except what would take long."""
         self._threads.close()
+        self._slow.close()
 
     async def load(self) -> None:
         """Describes the models, again after every reconnection. Does nothing while the server is away.
@@ -155,9 +160,7 @@ class Pipeline:
         started = time.perf_counter()
         batch = self._batch([*jobs])
         try:
-            method = self._settings.motion_method
-            work = [partial(prepare, batch, frames, self._limits, method) for frames in self._shares(batch)]
-            await self._thread(batch, *work, turn=turn)
+            await self._prepare(batch, turn)
             if turn is not None and whole:
                 turn.prepared()
             await self._infer(batch)
@@ -188,14 +191,28 @@ class Pipeline:
             batch.requests.append(Request(self._memory(batch, vision.pose.input, count), None, vision.pose))
         return batch
 
-    def _shares(self, batch: Batch) -> list[list[int]]:
-        """Which frames each thread prepares: the idle ones share them, but one stream's stay together and in order."""
+    async def _prepare(self, batch: Batch, turn: Turn | None) -> None:
+        """The idle threads share the frames, but one stream's stay together and in order."""
         streams: dict[int, list[int]] = {}
         for index, look in enumerate(batch.looks):
             streams.setdefault(id(look.job.memory), []).append(index)
-        parts = max(1, min(len(streams), self._cores, self._threads.idle))
         own = [*streams.values()]
-        return [list(chain.from_iterable(own[part::parts])) for part in range(parts)]
+        slow = [frames for frames in own if any(heavy(batch.looks[index].job) for index in frames)]
+        quick = [frames for frames in own if frames not in slow] if slow else own
+        parts = max(1, min(len(quick), self._cores, self._threads.idle))
+        shares = [list(chain.from_iterable(quick[part::parts])) for part in range(parts)] if quick else []
+        piece = partial(self._preparation.piece, batch)
+        work: list[Work | list[Piece]] = [[piece(index) for index in share] for share in shares]
+        heavies = [[piece(index) for index in frames] for frames in slow]
+        if not heavies:
+            await self._thread(batch, *work, turn=turn)
+        elif not work:
+            await self._thread(batch, *heavies, turn=turn, threads=self._slow)
+        else:
+            await asyncio.gather(
+                self._thread(batch, *work, turn=turn),
+                self._thread(batch, *heavies, turn=turn, threads=self._slow),
+            )
 
     def _memory(self, batch: Batch, form: InputFormat, count: int) -> Input:
         """Input memory of this format; one for all models that take the same."""
@@ -265,12 +282,18 @@ class Pipeline:
             self.most_together = frames // 2
             log.warning("a batch of %d was refused: %s", frames, error)
 
-    async def _thread(self, batch: Batch, *work: Work, turn: Turn | None = None) -> None:
+    async def _thread(
+        self,
+        batch: Batch,
+        *work: Work | list[Piece],
+        turn: Turn | None = None,
+        threads: Threads | None = None,
+    ) -> None:
         """Has threads do it. Where that is cancelled they go on: until they are done the batch's memory is kept, and
         whoever comes after `turn` waits.
         """
         batch.hold()
-        working = self._threads.run(*work)
+        working = (threads or self._threads).run(*work)
         working.add_done_callback(lambda _: batch.release())
         if turn is not None:
             turn.work()

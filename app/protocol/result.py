@@ -1,7 +1,7 @@
 """What one frame gave. The same `FrameResult` leaves by every door.
 
-All coordinates are pixels of the frame as sent: x right, y down, clipped to the frame. An EXIF
-orientation is not applied: what the client sent is what the numbers refer to.
+All coordinates are pixels of the frame as sent: x right, y down, clipped to the frame. An EXIF orientation is
+applied to a picture that comes by itself, not to a stream's (EXIF_ORIENTATION): `image` has the size they refer to.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,7 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app import metrics
+from app.errors import TooExpensive
+from app.pipeline.jpeg import check_packet
 from app.segments.footage import FilmError, Footage
+
+log = logging.getLogger(__name__)
 
 DOOR = "segments"
 TURNS = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
@@ -98,8 +103,14 @@ class Reel:
 
     def _frames(self) -> Iterator[Any | None]:
         """Frames as they are to be shown; None for a piece that cannot be decoded."""
+        jpegs = self._film.video.codec_context.name == "mjpeg"
         for packet in self._film.container.demux(self._film.video):
             try:
+                if jpegs:
+                    check_packet(bytes(packet), max_pixels=self._max_pixels)
                 yield from packet.decode()
             except av.error.InvalidDataError:
+                yield None
+            except TooExpensive as error:
+                log.warning("%s: a frame is left out: %s", self._film.path.name, error)
                 yield None

@@ -48,6 +48,20 @@ class PipelineSettings(Section):
     iou: float = Field(0.45, ge=0, le=1, description="NMS: boxes that overlap more are one, unless a client says")
     max_detections: int = Field(300, ge=1, le=3000, description="most detections a frame")
     motion_method: Literal["dis", "farneback"] = Field("dis", description="dense flow: `dis` (fast) or `farneback`")
+    decode: Literal["exact", "fast"] = Field(
+        "exact",
+        description="`exact`: OpenCV's pixels to the level; `fast`: the codec's short cuts, up to 37 levels off",
+    )
+    decode_budget_ms: float = Field(
+        2000.0,
+        ge=1,
+        le=600_000,
+        description="CPU milliseconds that a frame's preparation may take; beyond it `error: too_expensive`",
+    )
+    exif_orientation: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="turn JPEGs as their EXIF says: `auto` only those of POST /v1/frames, `on` live and in fleets too",
+    )
     decode_threads: int = Field(0, ge=0, le=256, description="threads that decode; 0: one a core, two at least")
 
 

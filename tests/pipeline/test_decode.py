@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from app.errors import FrameTooLarge, UndecodableFrame
+from app.errors import FrameTooLarge, TooExpensive, UndecodableFrame
 from app.pipeline.boxes import letterbox
-from app.pipeline.decode import BORDER, decode_grey, decode_into, grey_size, inspect, small_grey
+from app.pipeline.decode import BORDER, decode_grey, decode_into, grey_size, small_grey
+from app.pipeline.jpeg import inspect
 
 ANY = {"max_bytes": 1 << 24, "max_pixels": 1 << 24}
 
@@ -175,7 +176,7 @@ def test_a_header_that_promises_more_than_there_is_is_refused():
 def test_a_progressive_jpeg_of_endless_scans_is_refused():
     jpeg = KINDS["progressive"]
     scan = jpeg.rindex(b"\xff\xda")
-    with pytest.raises(UndecodableFrame, match="scans; at most 100"):
+    with pytest.raises(TooExpensive, match="scans; at most 100"):
         inspect(jpeg[:-2] + jpeg[scan:-2] * 300 + b"\xff\xd9", max_bytes=1 << 26, max_pixels=1 << 24)
 
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from app.pipeline.decode import decode_grey, inspect
+from app.pipeline.decode import decode_grey
+from app.pipeline.jpeg import inspect
 from app.pipeline.motion import Flow, measure, obstacle
 
 WIDTH, HEIGHT = 640, 480
