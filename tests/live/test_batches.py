@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from app.inference.client import ModelSpec, Reply
 from app.inference.fake import FakeClient
 from app.inference.memory import Buffer
 from app.live.batches import LARGE, Batches, Wish
-from app.pipeline import prepare
 from app.pipeline.batch import Batch
 from app.pipeline.frames import Frame, Job, StreamMemory
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.ocr import Ocr
+from app.pipeline.prepare import Preparation
+from app.pipeline.threads import Piece
 from app.protocol.result import FrameResult
 from app.protocol.stream import Stages, StreamSettings
 from app.settings import Settings
@@ -295,13 +296,13 @@ def test_frames_are_gathered_while_every_core_has_one_to_prepare(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = threading.Event()
-    real = prepare.prepare
+    real = Preparation._prepare
 
     def held(*arguments: Any) -> None:
         gate.wait(10)
         real(*arguments)
 
-    monkeypatch.setattr("app.pipeline.multimodal.prepare", held)
+    monkeypatch.setattr(Preparation, "_prepare", held)
     client = Counted()
 
     async def use(batches: Asked) -> None:
@@ -383,17 +384,17 @@ def test_a_stream_that_ends_leaves_nobody_waiting_for_its_turn(
     """Its frames share batches with others'. The memory of a stream is never used by two threads at a time."""
     now: Counter[int] = Counter()
     most: list[int] = []
-    real = prepare.prepare
+    real = Preparation._prepare
 
-    def slow(batch: Batch, frames: Iterable[int], *arguments: Any) -> None:
-        streams = {id(batch.looks[index].job.memory) for index in frames}
+    def slow(self: Preparation, batch: Batch, index: int, piece: Piece) -> None:
+        streams = {id(batch.looks[index].job.memory)}
         now.update(streams)
         most.append(max(now.values()))
         time.sleep(0.1)
-        real(batch, frames, *arguments)
+        real(self, batch, index, piece)
         now.subtract(streams)
 
-    monkeypatch.setattr("app.pipeline.multimodal.prepare", slow)
+    monkeypatch.setattr(Preparation, "_prepare", slow)
 
     async def use(batches: Asked) -> None:
         memory = StreamMemory()
