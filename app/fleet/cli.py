@@ -46,7 +46,7 @@ def ingest(
         list[str] | None,
         typer.Argument(
             metavar="[SOURCES]...",
-            help="Files, folders, URLs (rtsp://…), cameras (/dev/video0, 0), each also as ID=SOURCE; YAML files with "
+            help="Files, folders, URLs (rtsp://…), cameras (/dev/video0, 0), each also as NAME=SOURCE; YAML files with "
             "a list of them; `redis` (and nothing at all): the hash `fleet:sources`.",
         ),
     ] = None,

@@ -41,7 +41,7 @@ STOP_S = 6.0
 def run(settings: Settings, sources: Sequence[str], *, loop: bool = False) -> None:
     """Reads all sources until SIGTERM or Ctrl-C, or until the last recording named on the command line is over.
 
-    `sources`: files, folders, URLs, camera numbers, each also as `ID=SOURCE`; names of YAML files; `redis`, the hash
+    `sources`: files, folders, URLs, camera numbers, each also as `NAME=SOURCE`; names of YAML files; `redis`, the hash
     `fleet:sources`, which none at all means as well. `loop`: recordings start over at their end.
 
     Raises:

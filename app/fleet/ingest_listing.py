@@ -19,7 +19,7 @@ class Listing:
     """Sources of the command line, of YAML files and of Redis. What cannot be read for a while stays as it was."""
 
     def __init__(self, asked: Sequence[str], key: str, *, loop: bool = False) -> None:
-        """`asked`: addresses, `ID=ADDRESS`, names of YAML files, or `redis`, the hash `key`; none at all means `redis`.
+        """`asked`: addresses, `NAME=ADDRESS`, names of YAML files, `redis` (the hash `key`); none at all means `redis`.
 
         Raises:
             ConfigurationError: a source or a YAML file is wrong, or two sources have one id.
@@ -66,6 +66,6 @@ class Listing:
             if first is not source:
                 problems.append(
                     f"two sources have the id {source.camera_id!r}: {first.shown} and {source.shown}; "
-                    "the first is taken. Name them apart: ID=SOURCE"
+                    "the first is taken. Name them apart: NAME=SOURCE"
                 )
         return sources, problems

@@ -12,6 +12,7 @@ import av.error
 
 from app.segments.footage import FilmError, Footage, Position, backwards, explained, opened, refused, upright
 from app.segments.sound import Sound, SoundTrack
+from app.sources.reader import ffmpeg_name
 
 MP4 = {"movie_timescale": "90000", "use_stream_ids_as_track_ids": "1"}
 """Delays of a stream's beginning are written in that unit; FFmpeg's own is a millisecond."""
@@ -116,7 +117,7 @@ class _Part:
         self.start = self.latest = start
         """On the film's own clock; `latest` is when the last of the frames so far is shown."""
         options = {**MP4, "movflags": "use_metadata_tags"}
-        self._out: Any = av.open(str(path), "w", format="mp4", options=options)
+        self._out: Any = av.open(ffmpeg_name(path), "w", format="mp4", options=options)
         self._out.metadata.update(position.tags())
         try:
             # Opaque: else a coder of the decoder's name is looked for, and AV1's has none.

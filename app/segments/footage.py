@@ -15,6 +15,8 @@ import av.error
 from av.stream import Disposition
 
 from app.errors import SightlineError
+from app.sources.orientation import of_frame
+from app.sources.reader import ffmpeg_name
 
 _FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf"
 """Containers that hold their own frames. Playlists and scripts, which name other files, are no films here."""
@@ -119,7 +121,7 @@ def opened(path: Path) -> Iterator[Footage]:
         FilmError: there is none, it cannot be read, or it breaks off while it is read.
     """
     with explained(path):
-        container = av.open(str(path), options=_OPTIONS)
+        container = av.open(ffmpeg_name(path), options=_OPTIONS, metadata_errors="replace")
     with container, explained(path):
         video = next((one for one in container.streams.video if not one.disposition & Disposition.attached_pic), None)
         if video is None:
@@ -175,7 +177,7 @@ def probe(path: Path) -> FilmInfo:
 
 def upright(frame: Any) -> tuple[int, int]:
     """Width and height of a frame as it is to be seen."""
-    return (frame.height, frame.width) if frame.rotation % 180 else (frame.width, frame.height)
+    return of_frame(frame).size(frame.width, frame.height)
 
 
 def _counted(film: Footage) -> tuple[int, Fraction]:

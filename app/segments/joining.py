@@ -13,6 +13,7 @@ import av
 
 from app.segments.cutting import MP4
 from app.segments.footage import FilmError, Footage, explained, opened
+from app.sources.reader import ffmpeg_name
 
 
 def concat(parts: Sequence[Path], target: Path) -> None:
@@ -49,7 +50,7 @@ def whole(target: Path) -> Iterator[Path]:
 
 class _Joint:
     def __init__(self, path: Path) -> None:
-        self._out: Any = av.open(str(path), "w", format="mp4", options={**MP4, "movflags": "faststart"})
+        self._out: Any = av.open(ffmpeg_name(path), "w", format="mp4", options={**MP4, "movflags": "faststart"})
         self._streams: dict[int, Any] = {}
         self._forms: dict[int, tuple[object, ...]] = {}
         self._end = Fraction(0)

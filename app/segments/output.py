@@ -77,7 +77,7 @@ class Output:
 
     def _record(self, recording: Recording, shot: Shot, found: Found) -> None:
         clock = time.perf_counter()
-        sheets = [sheet := Sheet(shot.frame, shot.rotation)]
+        sheets = [sheet := Sheet(shot.frame, shot.turn)]
         if self.frames:
             shot.frame = None  # only the first is asked for its colours
         self._shots.append(shot)

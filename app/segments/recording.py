@@ -14,6 +14,7 @@ from app.segments.footage import Footage, refused
 from app.segments.reel import Shot
 from app.segments.sheet import FORMAT, Sheet
 from app.segments.sound import Sound, SoundTrack
+from app.sources.reader import ffmpeg_name
 
 _CODER = {"preset": "veryfast", "crf": "21"}
 """x264: good pictures at a few milliseconds a frame."""
@@ -31,7 +32,7 @@ class Recording:
         self._base = Fraction(film.video.time_base)
         self._sound = Sound(film.path)
         options = {**MP4, "movflags": "use_metadata_tags" if film.position.known else "faststart"}
-        self._out: Any = av.open(str(path), "w", format="mp4", options=options)
+        self._out: Any = av.open(ffmpeg_name(path), "w", format="mp4", options=options)
         self._video: Any = None
         self._track: SoundTrack | None = None
 
@@ -75,7 +76,7 @@ class Recording:
             codec.color_primaries, codec.color_trc = shot.frame.color_primaries, shot.frame.color_trc
         shape = self._film.video.sample_aspect_ratio
         if shape:
-            codec.sample_aspect_ratio = 1 / shape if shot.rotation in (90, 270) else shape
+            codec.sample_aspect_ratio = 1 / shape if shot.turn.transposed else shape
         if self._film.position.known:
             self._out.metadata.update(self._film.position.tags())
         try:

@@ -10,7 +10,6 @@ from itertools import islice
 from typing import Any
 
 import av.error
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,12 +17,11 @@ from app import metrics
 from app.errors import TooExpensive
 from app.pipeline.jpeg import check_packet
 from app.segments.footage import FilmError, Footage
+from app.sources.orientation import UPRIGHT, Orientation, of_frame
 
 log = logging.getLogger(__name__)
 
 DOOR = "segments"
-TURNS = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
-"""By the degrees, counter-clockwise, that a file asks for."""
 
 
 @dataclass(slots=True)
@@ -38,8 +36,8 @@ class Shot:
     """The same from this file's beginning, in its video's own unit; grows from shot to shot."""
     frame: Any | None = None
     """As decoded, for the film that is written."""
-    rotation: int = 0
-    """What is to be done to `frame`, for it to be upright: 0, 90, 180 or 270 degrees counter-clockwise."""
+    turn: Orientation = UPRIGHT
+    """What is to be done to `frame`, for it to be upright."""
     pixels: NDArray[np.uint8] | None = None
     """Upright, RGB `[height, width, 3]`, for the pipeline; dropped once it was looked at."""
 
@@ -92,11 +90,9 @@ class Reel:
                 raise FilmError(f"{self._film.path.name}: frame {number} is {frame.width}x{frame.height}, too large")
             pts = last + self._step if frame.pts is None else frame.pts - self._origin
             last = pts = max(pts, last + 1)
-            rotation = frame.rotation % 360
-            pixels = frame.to_ndarray(format="rgb24")
-            if rotation in TURNS:
-                pixels = cv2.rotate(pixels, TURNS[rotation])
-            yield Shot(number, self._film.position.start + pts * self._base, pts, frame, rotation, pixels)
+            turn = of_frame(frame)
+            pixels = turn.apply(frame.to_ndarray(format="rgb24"))
+            yield Shot(number, self._film.position.start + pts * self._base, pts, frame, turn, pixels)
             number += 1
         if last < 0:
             raise FilmError(f"{self._film.path.name}: not one frame of its video can be decoded")

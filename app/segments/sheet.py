@@ -9,11 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import av
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from app.segments.reel import TURNS
+from app.sources.orientation import UPRIGHT, Orientation
 
 Plane = NDArray[np.uint8]
 FORMAT = "yuv420p"
@@ -25,14 +24,14 @@ class Sheet:
     `planes` are Y `[h, w]`, U and V `[h / 2, w / 2]`, uint8, writeable.
     """
 
-    def __init__(self, frame: Any, rotation: int = 0) -> None:
+    def __init__(self, frame: Any, turn: Orientation = UPRIGHT) -> None:
         if frame.format.name != FORMAT:
             frame = frame.reformat(format=FORMAT)
-        if rotation not in TURNS and frame.width % 2 == 0 and frame.height % 2 == 0:
+        if turn.upright and frame.width % 2 == 0 and frame.height % 2 == 0:
             frame.make_writable()  # the decoder still needs its own for the frames to come
             self.frame, self.planes = frame, _views(frame)
             return
-        planes = [plane if rotation not in TURNS else cv2.rotate(plane, TURNS[rotation]) for plane in _views(frame)]
+        planes = [turn.apply(plane) for plane in _views(frame)]
         height, width = planes[0].shape
         self.frame = av.VideoFrame(width + width % 2, height + height % 2, FORMAT)
         self.frame.color_range, self.frame.colorspace = frame.color_range, frame.colorspace

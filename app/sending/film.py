@@ -57,6 +57,8 @@ class Film:
         self._stream: Any = None
         self._tracks: dict[int, Any] = {}
         self._end = Fraction(0)
+        self._lengths: dict[int, int] = {}
+        """How long frames are shown, by their times, until they are coded."""
         self._heard_until: dict[int, Fraction] = {}
         self._lead = Fraction(0)
         self._last: tuple[Any, int] | None = None
@@ -125,11 +127,12 @@ class Film:
         """Codes the last frame, which is shown until this moment."""
         assert self._last is not None
         frame, at = self._last
-        frame.duration = max(1, until - at)
+        self._lengths[at] = max(1, until - at)
         self._mux(self._stream.encode(frame))
 
     def _mux(self, packets: list[Any]) -> None:
         for packet in packets:
+            packet.duration = self._lengths.pop(round(packet.pts * Fraction(packet.time_base) / _BASE), packet.duration)
             if packet.dts is not None:
                 self._write_sound(packet.dts * Fraction(packet.time_base) - self._lead)
             self._container.mux(packet)

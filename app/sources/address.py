@@ -32,11 +32,11 @@ _SECRET_WORD = re.compile(
     r"(?i)pass|pwd|psw|secret|token|credential|signature|\b(?:pw|key|auth|sig|usr|user|login|account|sid|session)\b|"
     r"api_?key|access_?key|stream_?key|stream_?id|_(?:pw|key|auth|sig|usr|user)\b"
 )
-_SPOKEN = re.compile(r"""[a-z][a-z0-9+.-]*://[^\s'"<>`]*""", re.IGNORECASE)
-"""A URL within a text."""
+_SPOKEN = re.compile(r"""[a-z][a-z0-9+.-]*://(?:[^\s'"<>`]*:[^'"<>`\n@]{0,64}@)?[^\s'"<>`]*""", re.IGNORECASE)
+"""A URL within a text; a blank in its password does not end it."""
 _SPOKEN_SECRET = re.compile(
     r"""(?i)\b([\w.-]*(?:pass\w*|pwd|psw|secret|token|credential|signature|api_?key|stream_?key)[\w.-]*"""
-    r"""|pw|key|auth|authorization|sig|usr|user)(['"]?\s*[=:]\s*)(?:Basic\s+|Bearer\s+|Digest\s+)?[^\s'",;)&]+"""
+    r"""|pw|key|auth|authorization|sig|usr|user)(['"]?\s*[=:]\s*['"]?)(?:Basic\s+|Bearer\s+|Digest\s+)?[^\s'",;)&]+"""
 )
 _AMISS = re.compile(r"[/?#@\s\[\]]")
 """What FFmpeg takes for the end of a user's name and password, or for something else than part of them."""
@@ -278,16 +278,16 @@ def _shown_path(scheme: str, tail: str) -> tuple[str, list[str]]:
     for number, segment in enumerate(segments):
         plain = _decoded(segment)
         first = number == 1
-        if secret_next or _is_token(plain) or (scheme.startswith("rtmp") and number > 1 and segment):
-            secret_next = max(0, secret_next - 1)
-            hidden.append(segment)
-            shown.append(HIDDEN)
-        elif re.search(r"[=&;@?#\s:]", plain) or (_SECRET_WORD.search(plain) and re.search(r"[_,]", plain)):
+        if re.search(r"[=&;@?#\s:]", plain) or (_SECRET_WORD.search(plain) and re.search(r"[_,]", plain)):
             # Parameters; a password among them may hold a slash, so nothing behind them is shown.
             rest_of_path = "/".join(segments[number:])
             hidden += [rest_of_path, *_values(rest_of_path)]
             shown.append(HIDDEN)
             break
+        if secret_next or _is_token(plain) or (scheme.startswith("rtmp") and number > 1 and segment):
+            secret_next = max(0, secret_next - 1)
+            hidden.append(segment)
+            shown.append(HIDDEN)
         else:
             shown.append(segment)
             if _SECRET_WORD.fullmatch(plain):

@@ -403,7 +403,10 @@ class Still:
             for shot in container:
                 shot.at = Fraction(0)
                 return shot
-        raise SourceLost(f"{self._address.shown}: no picture that can be read")
+        raise SourceLost(
+            f"{self._address.shown}: no picture that can be read, "
+            f"or one of more than {self._limits.max_pixels:,} pixels, which is MAX_PIXELS"
+        )
 
 
 class Folder:
@@ -462,7 +465,9 @@ def _open(address: Address, options: Options, limits: Limits) -> Any:
             with Path(address.text).open("rb") as file:
                 return av.open(io.BytesIO(file.read(8 * limits.max_pixels)), options=chosen, metadata_errors="replace")
         return av.open(ffmpeg_name(address.text), options=chosen, timeout=waits, metadata_errors="replace")
-    chosen |= _LIVE | dict(options.ffmpeg)
+    # Without a buffer what was read to find the streams is lost: of the web that is seconds of a recording or playlist.
+    chosen |= {} if address.kind in ("http", "https") else _LIVE
+    chosen |= dict(options.ffmpeg)
     if address.kind.startswith("rtsp"):
         if options.transport == "auto":
             flags = chosen.get("rtsp_flags")

@@ -102,7 +102,7 @@ def test_a_wrong_yaml_names_the_file_and_the_entry(tmp_path: Path, text: str, sa
 
 
 def test_two_sources_of_one_id_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"two sources have the id 'a': x/a.mp4 and y/a.mp4.*ID=SOURCE"):
+    with pytest.raises(ConfigurationError, match=r"two sources have the id 'a': x/a.mp4 and y/a.mp4.*NAME=SOURCE"):
         Listing(["x/a.mp4", "y/a.mp4"], KEY)
 
 

@@ -131,9 +131,12 @@ def test_a_variable_frame_rate_keeps_its_times(tmp_path: Path) -> None:
     assert [line["pts_s"] * 1000 for line in lines] == pytest.approx(times, abs=0.1)
 
 
-@pytest.mark.parametrize("rotation", [90, 180, 270])
-def test_a_film_that_lies_on_its_side_is_analysed_and_written_upright(tmp_path: Path, rotation: int) -> None:
-    film = squares(tmp_path / "in.mp4", 12, rotation=rotation)
+@pytest.mark.parametrize("hflip", [False, True])
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+def test_c9_a_film_that_lies_on_its_side_or_mirrored_is_analysed_and_written_upright(
+    tmp_path: Path, rotation: int, hflip: bool
+) -> None:
+    film = squares(tmp_path / "in.mp4", 12, rotation=rotation, hflip=hflip)
     _, out, lines = analyzed(film, tmp_path)
     assert (probe(out).width, probe(out).height) == (probe(film).width, probe(film).height) == (320, 240)
     for number, (line, (_, picture)) in enumerate(zip(lines, shown(out), strict=True)):

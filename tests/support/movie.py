@@ -34,6 +34,7 @@ def movie(
     height: int = 240,
     sound_s: float | None = -1.0,
     rotation: int = 0,
+    hflip: bool = False,
     times_ms: Sequence[int] | None = None,
     key_every: int | None = None,
     codec: str = "libx264",
@@ -45,6 +46,7 @@ def movie(
     Args:
         sound_s: seconds of sound; None: no sound at all; negative: as long as the pictures.
         rotation: degrees counter-clockwise that a player is asked to turn it by.
+        hflip: whether a player is asked to mirror it after that.
         times_ms: when each frame is shown, for a variable rate; replaces `seconds` and `fps`.
         key_every: frames from one key frame to the next; None: a second.
         options: the coder's own.
@@ -58,8 +60,8 @@ def movie(
         video: Any = film.add_stream(codec, rate=fps, options=coder)
         video.width, video.height, video.pix_fmt = width, height, pix_fmt
         video.codec_context.time_base = unit
-        if rotation:
-            video.set_display_rotation(rotation)
+        if rotation or hflip:
+            video.set_display_rotation(rotation, hflip=hflip)
         if sound_s is not None:
             sound: Any = film.add_stream("libopus" if path.suffix == ".webm" else "aac", rate=_rate(path))
             sound.layout = "mono"

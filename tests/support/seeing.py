@@ -48,7 +48,7 @@ def squares(path: Path, count: int, *, fps: int = 25, **options: Any) -> Path:
 
     Args:
         options: `width`, `height`, `pix_fmt`, `times_ms`, and `rotation`: the degrees counter-clockwise that a player
-            is to turn it by; it is stored turned the other way.
+            is to turn it by, then to mirror it with `hflip`; it is stored turned the other way.
     """
     width, height = options.get("width", 320), options.get("height", 240)
     rotation, times = options.get("rotation", 0), options.get("times_ms")
@@ -59,10 +59,12 @@ def squares(path: Path, count: int, *, fps: int = 25, **options: Any) -> Path:
         video.width, video.height = (height, width) if turned else (width, height)
         video.pix_fmt = options.get("pix_fmt", "yuv420p")
         video.codec_context.time_base = unit
-        if rotation:
-            video.set_display_rotation(rotation)
+        hflip = bool(options.get("hflip"))
+        if rotation or hflip:
+            video.set_display_rotation(rotation, hflip=hflip)
         for number in range(count):
-            stored = np.ascontiguousarray(np.rot90(square(number, width, height), -rotation // 90))
+            seen = square(number, width, height)[:, :: -1 if hflip else 1]
+            stored = np.ascontiguousarray(np.rot90(seen, -rotation // 90))
             frame = av.VideoFrame.from_ndarray(stored, format="rgb24")
             frame.pts, frame.time_base = times[number] if times else number, unit
             film.mux(video.encode(frame))

@@ -1,0 +1,209 @@
+"""Files and streams read: which way up, when, whatever the name; bounded, and without secrets in what goes wrong."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
+from pathlib import Path
+from threading import Thread
+
+import av
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from app.sources.address import parse
+from app.sources.options import Options
+from app.sources.reader import Limits, Reader, Shot, SourceError, SourceLost, open_source, played
+from tests.support import clip
+from tests.support.movie import movie
+from tests.support.redis import require_program
+
+
+def opened(path: Path | str, options: Options | None = None, **limits: object) -> Reader:
+    return open_source(parse(str(path)), options, Limits(**limits))  # type: ignore[arg-type]
+
+
+def shots(path: Path | str, options: Options | None = None, **limits: object) -> list[Shot]:
+    with opened(path, options, **limits) as reader:
+        return list(reader)
+
+
+def as_ffmpeg_shows_it(path: Path, width: int, height: int) -> clip.Pixels:
+    """The first frame by the program `ffmpeg`, which turns pictures as players do: RGB."""
+    require_program("ffmpeg", "ffmpeg")
+    command = ["ffmpeg", "-v", "error", "-i", str(path), "-frames:v", "1", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    raw = subprocess.run(command, capture_output=True, check=True).stdout
+    return np.frombuffer(raw, np.uint8).reshape(height, width, 3)
+
+
+@pytest.mark.parametrize("hflip", [False, True])
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+def test_c9_pictures_of_a_film_are_upright_as_players_show_them(tmp_path: Path, rotation: int, hflip: bool) -> None:
+    film = movie(tmp_path / "a.mp4", seconds=0.2, sound_s=None, rotation=rotation, hflip=hflip)
+    found = shots(film)[0].pixels()
+    width, height = (240, 320) if rotation % 180 else (320, 240)
+    assert found.shape == (height, width, 3)
+    assert np.abs(found.astype(int) - as_ffmpeg_shows_it(film, width, height)).mean() < 3
+    jpeg = clip.decode(shots(film)[0].encoded(90))
+    assert np.abs(jpeg.astype(int) - found).mean() < 5
+
+
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+def test_c9_a_rotation_that_is_asked_for_replaces_the_films_own(tmp_path: Path, rotation: int) -> None:
+    film = movie(tmp_path / "a.mp4", seconds=0.2, sound_s=None, rotation=90)
+    stored = shots(film, Options(rotation=0))[0].pixels()
+    turned = shots(film, Options(rotation=rotation))[0].pixels()
+    assert np.array_equal(turned, np.rot90(stored, -rotation // 90))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.jpg", "a.mjpeg"])
+def test_c9_a_jpegs_exif_orientation_is_applied(tmp_path: Path, orientation: int, name: str) -> None:
+    picture = Image.fromarray(clip.Pan().pictures()[0]).resize((320, 240))
+    exif = picture.getexif()
+    exif[0x0112] = orientation
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=92, exif=exif)
+    path = tmp_path / name
+    path.write_bytes(data.getvalue() * (1 if name == "a.jpg" else 3))
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data.getvalue()))))
+    for shot in shots(path):
+        assert np.abs(clip.decode(shot.encoded(92)).astype(int) - upright).mean() < 4
+    if orientation == 1:
+        assert shots(path)[0].jpeg == data.getvalue()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"12:30:00.mp4",
+        b"caf\xe9.mp4",
+        b"-film.mp4",
+        b"100%d.mp4",
+        b"%03d.mp4",
+        b"[ab]*?.mp4",
+        b"a b\tc.mp4",
+        "😀.mp4".encode(),
+        "मुख्य द्वार.mp4".encode(),
+        "فيلم.mp4".encode(),
+        b"rtsp:x.mp4",
+        b"concat:a.mp4",
+        b"x" * 251 + b".mp4",
+    ],
+)
+def test_c16_a_film_is_read_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes) -> None:
+    film = movie(tmp_path / "plain.mp4", seconds=0.2, sound_s=None)
+    monkeypatch.chdir(tmp_path)
+    os.rename(film, name)
+    assert len(shots(os.fsdecode(name))) == 5
+    assert len(shots(tmp_path)) == 5  # and in its folder
+
+
+@pytest.mark.parametrize("name", [b"12:30.png", b"a%03d.png", b"caf\xe9.jpg", b"[x].jpg"])
+def test_c16_a_picture_is_read_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes) -> None:
+    monkeypatch.chdir(tmp_path)
+    kind = "PNG" if name.endswith(b"png") else "JPEG"
+    with open(name, "wb") as file:
+        Image.fromarray(clip.Pan().pictures()[0]).save(file, kind)
+    assert shots(os.fsdecode(name))[0].pixels().shape == (480, 640, 3)
+    assert len(shots(tmp_path)) == 1
+
+
+def joined(path: Path, count: int, rotation: int = 0) -> Path:
+    """One recording after the other in one stream: times go back where the next begins."""
+    part = movie(path.with_name("part.ts"), seconds=2, sound_s=None)
+    path.write_bytes(part.read_bytes() * count)
+    return path
+
+
+def test_c12_recordings_that_were_joined_take_as_long_as_all_of_them(tmp_path: Path) -> None:
+    times = [float(shot.at) for shot in shots(joined(tmp_path / "three.ts", 3))]
+    assert len(times) == 150
+    assert times == pytest.approx([number / 25 for number in range(150)], abs=0.002)
+
+
+def test_c12_a_gap_of_an_hour_is_passed_over_where_it_would_be_waited_for(tmp_path: Path) -> None:
+    times_ms = [*range(0, 1000, 40), *range(3_600_000, 3_601_000, 40)]
+    film = movie(tmp_path / "gap.mkv", times_ms=times_ms, sound_s=None)
+    times = [float(shot.at) for shot in shots(film)]
+    assert times == pytest.approx([number / 25 for number in range(50)], abs=0.002)
+    kept = [float(shot.at) for shot in shots(film, keeps_pauses=True)]
+    assert kept == pytest.approx([time / 1000 for time in times_ms], abs=0.002)
+
+
+def test_c12_a_recording_that_starts_over_keeps_its_pace(tmp_path: Path) -> None:
+    film = joined(tmp_path / "two.ts", 2)
+    times = []
+    for _, shot in played(lambda: opened(film), again=True):
+        times.append(float(shot.at))
+        if len(times) == 250:
+            break
+    assert [after - before for before, after in pairwise(times)] == pytest.approx([1 / 25] * 249, abs=0.002)
+
+
+def test_pictures_that_are_larger_than_allowed_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+    film = movie(tmp_path / "a.mp4", seconds=0.2, sound_s=None)
+    Image.new("RGB", (640, 480)).save(tmp_path / "a.png")
+    Image.new("RGB", (640, 480)).save(tmp_path / "a.jpg")
+    for path in (film, tmp_path / "a.png", tmp_path / "a.jpg"):
+        with pytest.raises(SourceError, match="MAX_PIXELS"):
+            shots(path, max_pixels=320 * 240 - 1)
+    assert len(shots(film, max_pixels=320 * 240)) == 5
+
+
+def test_b4_what_goes_wrong_with_a_url_is_said_without_its_secrets() -> None:
+    for url in (
+        "rtsp://admin:hunter2@127.0.0.1:1/live?password=hunter2",
+        "http://127.0.0.1:1/user=a&password=hunter2",
+        "rtmp://127.0.0.1:1/app/hunter2",
+        "srt://127.0.0.1:1?passphrase=hunter2hunter2",
+    ):
+        with pytest.raises(SourceError) as caught:
+            opened(url)
+        assert "127.0.0.1:1" in str(caught.value)
+        assert "hunter2" not in str(caught.value)
+        assert caught.value.__cause__ is None
+        assert caught.value.__suppress_context__
+
+
+def test_d10_no_playlist_on_the_web_reads_files_of_this_machine(tmp_path: Path) -> None:
+    film = movie(tmp_path / "secret.ts", seconds=1, sound_s=None)
+    playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n"
+    (tmp_path / "evil.m3u8").write_text(playlist.format(f"file://{film}"))
+    (tmp_path / "good.m3u8").write_text(playlist.format("secret.ts"))
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments, directory=str(tmp_path))  # type: ignore[arg-type]
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_address[1]}"
+            assert len(shots(f"{url}/good.m3u8")) == 25
+            with pytest.raises(SourceLost):
+                shots(f"{url}/evil.m3u8")
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_torn_piece_is_counted_and_the_rest_is_read(tmp_path: Path) -> None:
+    film = movie(tmp_path / "a.mkv", seconds=2, sound_s=None, codec="mpeg4", key_every=5)
+    problems: list[str] = []
+    with av.open(str(film)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.pos]
+    data = bytearray(film.read_bytes())
+    data[places[20] : places[21]] = bytes(places[21] - places[20])
+    film.write_bytes(data)
+    with open_source(parse(str(film)), None, Limits(), problems.append) as reader:
+        count = sum(1 for _ in reader)
+    assert 0 < count <= 50
+    assert len(problems) == reader.damaged
