@@ -99,7 +99,7 @@ def send(
         Request(
             source,
             url,
-            token=token,
+            token=_token(token),
             output=output,
             fps=fps,
             realtime=realtime,
@@ -144,6 +144,7 @@ def load(
 
     if slow_readers > sessions:
         raise ConfigurationError(f"--slow-readers {slow_readers}: should be at most --sessions, {sessions}")
+    token = _token(token)
     plan = Plan(sessions, fps, duration, ramp, warm_up, churn, bare, slow_readers, seed)
     objectives = [parse(one) for one in slo or ()]
     sys.exit(
@@ -159,6 +160,14 @@ def schema() -> None:
     from app.protocol.messages import schema as build
 
     sys.stdout.write(orjson.dumps(build(), option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+def _token(given: str | None) -> str | None:
+    """The token for the service: `--token`, SIGHTLINE_TOKEN, or what the file holds that SIGHTLINE_TOKEN_FILE names."""
+    from app.settings import secret_given
+
+    variable = secret_given("SIGHTLINE_TOKEN", os.environ)
+    return given or variable
 
 
 def main() -> None:

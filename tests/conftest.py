@@ -32,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for section in SECTIONS:
         for name in section.model_fields:
             os.environ.pop(name.upper(), None)
+            os.environ.pop(f"{name.upper()}_FILE", None)
     # Nor must a proxy stand between the tests and what they start; what they download goes through it.
     around = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     if around != "*":

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from app.auth import require_tokens
 from app.errors import ConfigurationError
-from app.main import require_tokens
-from app.settings import SECTIONS, Settings
+from app.settings import SECRETS, SECTIONS, Settings, secret_given
 
 
 @pytest.fixture(autouse=True)
@@ -17,6 +18,7 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for section in SECTIONS:
         for name in section.model_fields:
             monkeypatch.delenv(name.upper(), raising=False)
+            monkeypatch.delenv(f"{name.upper()}_FILE", raising=False)
     monkeypatch.chdir(tmp_path)
 
 
@@ -75,6 +77,120 @@ def test_lists_are_written_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tokens_are_never_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTH_TOKENS", "hush")
     assert "hush" not in repr(Settings().access)
+
+
+# --- secrets from files ---
+
+
+def held(section: object, name: str) -> object:
+    value = getattr(section, name)
+    return [one.get_secret_value() for one in value] if isinstance(value, tuple) else value.get_secret_value()
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "content", "value"),
+    [
+        ("AUTH_TOKENS", "access", b"one, two\n", ["one", "two"]),
+        ("AUTH_TOKENS", "access", b"one\r\ntwo\n\n", ["one", "two"]),
+        ("AUTH_TOKENS", "access", "\ufeffzweites-Gehéimnis".encode(), ["zweites-Gehéimnis"]),
+        ("LLM_API_KEY", "llm", b"sk-1\n", "sk-1"),
+        ("OPENAI_API_KEY", "llm", b"sk-2", "sk-2"),
+        ("ANTHROPIC_API_KEY", "llm", b"sk-3\r\n", "sk-3"),
+        ("REDIS_URL", "redis", b"redis://:p%40ss@redis:6379/1\n", "redis://:p%40ss@redis:6379/1"),
+        ("KAFKA_OPTIONS", "kafka", b'{\n "sasl.password": "x"\n}\n', '{\n "sasl.password": "x"\n}'),
+    ],
+)
+def test_b5_a_secret_comes_from_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, section: str, content: bytes, value: object
+) -> None:
+    (tmp_path / "secret").write_bytes(content)
+    (tmp_path / "link").symlink_to("secret")  # as Kubernetes mounts them
+    monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "link"))
+    assert held(getattr(Settings(), section), name.lower()) == value
+    monkeypatch.setenv(name, "")  # as compose passes on what is unset
+    assert held(getattr(Settings(), section), name.lower()) == value
+
+
+def test_b5_every_secret_has_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"AUTH_TOKENS", "LLM_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "REDIS_URL", "KAFKA_OPTIONS"}
+    assert known <= set(SECRETS)
+    for name in SECRETS:
+        monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "missing"))
+    with pytest.raises(ConfigurationError) as error:
+        Settings()
+    assert {line.partition("_FILE=")[0] for line in str(error.value).splitlines()} == set(SECRETS)
+    monkeypatch.setenv("PORT_FILE", str(tmp_path / "missing"))  # no secret
+    (tmp_path / ".env").write_text(f"AUTH_TOKENS_FILE={tmp_path}/here\n")
+    (tmp_path / "here").write_text("hush")
+    for name in SECRETS:
+        monkeypatch.delenv(f"{name}_FILE")
+    assert held(Settings().access, "auth_tokens") == ["hush"]
+    assert "hush" not in repr(Settings().access)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "No such file"),
+        (b"", "empty"),
+        (b"\n \n", "empty"),
+        (b"x" * 70_000, "more than 65536 bytes"),
+        (b"\xff\xfe", "no UTF-8 text"),
+        (b"a\0b", "no text"),
+    ],
+)
+def test_b5_a_file_that_holds_no_secret_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None, why: str
+) -> None:
+    path = tmp_path / "secret"
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.setenv("REDIS_URL_FILE", str(path))
+    with pytest.raises(ConfigurationError) as error:
+        Settings()
+    (line,) = str(error.value).splitlines()
+    assert line.startswith(f"REDIS_URL_FILE='{path}': {why}")
+    assert "REDIS_URL and nothing else" in line
+
+
+def test_b5_what_is_no_file_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        monkeypatch.setenv("AUTH_TOKENS_FILE", str(path))
+        with pytest.raises(ConfigurationError, match=rf"AUTH_TOKENS_FILE='{path}': (no regular file|Is a directory)"):
+            Settings()
+
+
+def test_b5_a_secret_that_is_set_twice_stops_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("hush-file")
+    monkeypatch.setenv("AUTH_TOKENS_FILE", str(tmp_path / "secret"))
+    for given in ("environment", ".env"):
+        if given == "environment":
+            monkeypatch.setenv("AUTH_TOKENS", "hush-variable")
+        else:
+            monkeypatch.delenv("AUTH_TOKENS")
+            (tmp_path / ".env").write_text("AUTH_TOKENS=hush-variable\n")
+        with pytest.raises(ConfigurationError, match=r"AUTH_TOKENS and AUTH_TOKENS_FILE=.* are both set") as error:
+            Settings()
+        assert "hush" not in str(error.value).replace(str(tmp_path), "")
+
+
+def test_b5_a_wrong_secret_is_not_written_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("hush…")
+    monkeypatch.setenv("LLM_API_KEY_FILE", str(tmp_path / "secret"))
+    with pytest.raises(ConfigurationError, match="LLM_API_KEY=a secret: should be printable ASCII") as error:
+        Settings()
+    assert "hush" not in str(error.value)
+
+
+def test_b5_the_token_for_a_service_comes_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("open-sesame\n")
+    path = str(tmp_path / "token")
+    assert secret_given("SIGHTLINE_TOKEN", {"SIGHTLINE_TOKEN_FILE": path}) == "open-sesame"
+    assert secret_given("SIGHTLINE_TOKEN", {"SIGHTLINE_TOKEN": "open-barley"}) == "open-barley"
+    assert secret_given("SIGHTLINE_TOKEN", {}) is None
+    with pytest.raises(ConfigurationError, match="are both set"):
+        secret_given("SIGHTLINE_TOKEN", {"SIGHTLINE_TOKEN": "open-barley", "SIGHTLINE_TOKEN_FILE": path})
 
 
 def test_a_file_is_read_and_the_environment_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

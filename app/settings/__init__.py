@@ -14,13 +14,14 @@ from app.errors import ConfigurationError
 from app.settings.aws import ActivitySettings, AwsSettings
 from app.settings.fleet import FleetSettings, IngestSettings, KafkaSettings, RedisSettings
 from app.settings.inference import OcrSettings, PipelineSettings, TritonSettings
-from app.settings.section import ROOT, Section
+from app.settings.section import ROOT, Section, is_secret, secret_given
 from app.settings.segments import SegmentSettings
 from app.settings.service import AccessSettings, LiveSettings, ServerSettings, WebSettings
 from app.settings.summary import LlmSettings, SummarySettings
 
 __all__ = [
     "ROOT",
+    "SECRETS",
     "SECTIONS",
     "AccessSettings",
     "ActivitySettings",
@@ -40,6 +41,7 @@ __all__ = [
     "SummarySettings",
     "TritonSettings",
     "WebSettings",
+    "secret_given",
 ]
 
 S = TypeVar("S", bound=Section)
@@ -59,9 +61,11 @@ class Settings:
             given = {name: value for name, value in overrides.items() if name in section.model_fields}
             try:
                 return section(**given)
+            except ConfigurationError as error:
+                problems.append(str(error))
             except ValidationError as error:
                 problems.extend(_explain(error))
-                return section.model_construct()
+            return section.model_construct()
 
         self.server = read(ServerSettings)
         self.access = read(AccessSettings)
@@ -103,14 +107,17 @@ SECTIONS: tuple[type[Section], ...] = (
 )
 
 
-_SECRETS = ("AUTH_TOKENS", "LLM_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "REDIS_URL", "KAFKA_OPTIONS")
+SECRETS = tuple(
+    name.upper() for section in SECTIONS for name, field in section.model_fields.items() if is_secret(field)
+)
+"""Settings that are never written out. Each may come from the file that `NAME_FILE` names."""
 
 
 def _explain(error: ValidationError) -> list[str]:
     lines = []
     for detail in error.errors():
         name = str(detail["loc"][0]).upper() if detail["loc"] else "settings"
-        seen = "a secret" if name in _SECRETS else repr(detail["input"])
+        seen = "a secret" if name in SECRETS else repr(detail["input"])
         message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ").partition(", unable")[0]
         lines.append(f"{name}={seen}: should be {message}")
     return lines

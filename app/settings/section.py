@@ -1,12 +1,26 @@
-"""What every section of the settings is made of."""
+"""What every section of the settings is made of, and secrets out of files."""
 
 from __future__ import annotations
 
+import os
 import re
+import stat
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from app.errors import ConfigurationError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 """The folder that holds `app/`: the repository, where it runs from one."""
@@ -17,15 +31,121 @@ Commas = Annotated[tuple[str, ...], NoDecode]
 _WEB_ADDRESS = re.compile(r"https?://[^\s/;,'\"?#@]+(/[^\s;,'\"]*)?")
 
 
+_MOST_SECRET_BYTES = 64 * 1024
+"""Of a file that holds a secret: a larger one is some other file."""
+
+
 class Section(BaseSettings):
-    """One room's settings, frozen, read from the environment or `.env`."""
+    """One room's settings, frozen, read from the environment or `.env`; secrets also from the files named there.
+
+    Raises:
+        ConfigurationError: a file that should hold a secret cannot be used.
+    """
 
     model_config = SettingsConfigDict(frozen=True, env_file=".env", extra="ignore", case_sensitive=False)
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What is given, then files of secrets, then the environment, then `.env`."""
+        files = _SecretFiles(settings_cls, env_settings, dotenv_settings)
+        return init_settings, files, env_settings, dotenv_settings
+
+
+class _SecretFiles(PydanticBaseSettingsSource):
+    """`NAME_FILE` names a file with the value of `NAME`, as Docker and Kubernetes hand secrets over."""
+
+    def __init__(self, section: type[BaseSettings], *variables: PydanticBaseSettingsSource) -> None:
+        super().__init__(section)
+        self._set: dict[str, str] = {}
+        for source in reversed(variables):  # the environment wins over `.env`
+            assert isinstance(source, EnvSettingsSource | DotEnvSettingsSource)
+            self._set |= {name.lower(): value for name, value in source.env_vars.items() if value}
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Of one setting: None where no file is named."""
+        path = self._set.get(f"{field_name}_file") if is_secret(field) else None
+        if path is None:
+            return None, field_name, False
+        name = field_name.upper()
+        if field_name in self._set:
+            raise ConfigurationError(f"{name} and {name}_FILE={path!r} are both set: should be one of them")
+        return read_secret(name, path), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        problems = []
+        for name, field in self.settings_cls.model_fields.items():
+            try:
+                value, _, _ = self.get_field_value(field, name)
+            except ConfigurationError as error:
+                problems.append(str(error))
+            else:
+                found |= {} if value is None else {name: value}
+        if problems:
+            raise ConfigurationError("\n".join(problems))
+        return found
+
+
+def is_secret(field: FieldInfo) -> bool:
+    """Whether a setting holds a secret: its value is never written out, and may come from a file."""
+
+    def holds(annotation: Any) -> bool:
+        return annotation is SecretStr or any(map(holds, get_args(annotation)))
+
+    return holds(field.annotation)
+
+
+def secret_given(name: str, environment: Mapping[str, str]) -> str | None:
+    """The value of a variable that is no setting of the service, or what the file holds that `NAME_FILE` names.
+
+    Raises:
+        ConfigurationError: both are set, or the file cannot be used.
+    """
+    value, path = environment.get(name) or None, environment.get(f"{name}_FILE")
+    if path and value:
+        raise ConfigurationError(f"{name} and {name}_FILE={path!r} are both set: should be one of them")
+    return read_secret(name, path) if path else value
+
+
+def read_secret(name: str, path: str) -> str:
+    """The secret that a file holds, without the line's end behind it.
+
+    Raises:
+        ConfigurationError: there is no such file, or it cannot be read, is empty, too large or no text.
+    """
+    wanted = f"should be a readable file that holds the value of {name} and nothing else"
+    try:
+        # Not waiting: a named pipe that nobody writes to would hold up the start for good.
+        with open(path, "rb", opener=lambda at, flags: os.open(at, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ConfigurationError(f"{name}_FILE={path!r}: no regular file; {wanted}")
+            content = file.read(_MOST_SECRET_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        why = getattr(error, "strerror", None) or error
+        raise ConfigurationError(f"{name}_FILE={path!r}: {why}; {wanted}") from None
+    if len(content) > _MOST_SECRET_BYTES:
+        raise ConfigurationError(f"{name}_FILE={path!r}: more than {_MOST_SECRET_BYTES} bytes; {wanted}")
+    try:
+        text = content.decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{name}_FILE={path!r}: no UTF-8 text; {wanted}") from None
+    if not text.strip() or "\0" in text:
+        raise ConfigurationError(f"{name}_FILE={path!r}: {'no text' if text.strip() else 'empty'}; {wanted}")
+    return text
+
 
 def split(value: object) -> object:
-    """`a, b` as a tuple; what is no string as it is."""
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    """`a, b` as a tuple, in a file a line each as well; what is no string as it is."""
+    if not isinstance(value, str):
+        return value
+    return tuple(part.strip() for part in re.split(r"[,\r\n]", value) if part.strip())
 
 
 def web_address(value: str | None, example: str) -> str | None:

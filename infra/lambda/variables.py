@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 _INSTANCE = re.compile(r"i-[0-9a-f]{8,17}")
+_MOST_SECRET = 64 * 1024
 
 
 class WrongVariable(Exception):
@@ -30,7 +31,7 @@ class Start:
         Raises:
             WrongVariable: one of them is missing or wrong.
         """
-        tokens = _commas("START_TOKENS")
+        tokens = _commas(_secret("START_TOKENS"))
         if not tokens and os.environ.get("ALLOW_ANONYMOUS") != "true":
             raise WrongVariable(
                 "START_TOKENS='': set a token, or ALLOW_ANONYMOUS=true if everybody may start the machine"
@@ -38,7 +39,7 @@ class Start:
         return cls(
             instance_id=_instance_id(),
             tokens=tokens,
-            origins=_commas("ALLOWED_ORIGINS"),
+            origins=_commas(os.environ.get("ALLOWED_ORIGINS", "")),
             service_url=_address("SERVICE_URL"),
             health_url=_address("HEALTH_URL"),
         )
@@ -98,8 +99,27 @@ def _instance_id() -> str:
     return value
 
 
-def _commas(name: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in os.environ.get(name, "").split(",") if part.strip())
+def _commas(value: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in re.split(r"[,\r\n]", value) if part.strip())
+
+
+def _secret(name: str) -> str:
+    """The variable, or what the file holds that `NAME_FILE` names: a layer's, or one on a mounted file system."""
+    value, path = os.environ.get(name, ""), os.environ.get(f"{name}_FILE", "")
+    if not path:
+        return value
+    if value:
+        raise WrongVariable(f"{name} and {name}_FILE={path!r} are both set: should be one of them")
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            held = file.read(_MOST_SECRET)
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8
+        why = getattr(error, "strerror", None) or "no UTF-8 text"
+        raise WrongVariable(f"{name}_FILE={path!r}: {why}; should be a file that holds the value of {name}") from None
+    if not held.strip() or len(held) == _MOST_SECRET:
+        what = "too large" if held.strip() else "empty"
+        raise WrongVariable(f"{name}_FILE={path!r}: {what}; should be a file that holds the value of {name}")
+    return held
 
 
 def _address(name: str) -> str:

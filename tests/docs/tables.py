@@ -18,7 +18,7 @@ from pydantic_core import PydanticUndefined
 
 from app import metrics
 from app.protocol import messages, result
-from app.settings import ROOT, SECTIONS
+from app.settings import ROOT, SECRETS, SECTIONS
 
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.S)
 
@@ -32,12 +32,16 @@ def settings() -> str:
     out = []
     for section in SECTIONS:
         rows = [
-            (f"`{name.upper()}`", f"`{_default(field.default)}`", field.description or "")
+            (_variable(name.upper()), f"`{_default(field.default)}`", field.description or "")
             for name, field in section.model_fields.items()
         ]
         title = section.__name__.removesuffix("Settings")
         out.append(f"**{title}**\n\n" + _table(("variable", "default", "what it does"), rows))
     return "\n\n".join(out)
+
+
+def _variable(name: str) -> str:
+    return f"`{name}`, `{name}_FILE`" if name in SECRETS else f"`{name}`"
 
 
 def _default(value: Any) -> str:

@@ -25,7 +25,7 @@ def compose(
 ) -> subprocess.CompletedProcess[str]:
     """`docker-compose config` on a copy of the files, with this `.env` beside them."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("docker-compose.yml", "docker-compose.override.example.yml"):
+    for name in ("docker-compose.yml", "docker-compose.override.example.yml", "docker-compose.secrets.example.yml"):
         shutil.copy(ROOT / name, folder)
     if env is not None:
         (folder / ".env").write_text(env)

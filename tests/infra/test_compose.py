@@ -50,6 +50,20 @@ def test_the_source_can_be_mounted_over_the_images(tmp_path: Path) -> None:
         assert mounted == (name in OURS), name
 
 
+def test_b5_secrets_are_handed_over_as_files(tmp_path: Path) -> None:
+    files = ("docker-compose.yml", "docker-compose.secrets.example.yml")
+    done = compose(tmp_path, "--profile=cpu", "--profile=segments", *(word for file in files for word in ("-f", file)))
+    assert (done.returncode, done.stderr) == (0, "")
+    parsed = yaml.safe_load(done.stdout)
+    holders = {name for name, one in parsed["services"].items() if "secrets" in one}
+    assert holders == {"backend", "backend-cpu", "segments-worker"}
+    for name in holders:
+        given = parsed["services"][name]["environment"]
+        assert (given["AUTH_TOKENS"], given["AUTH_TOKENS_FILE"]) == ("", "/run/secrets/auth_tokens")
+    assert "a-secret" not in str([parsed["services"][name]["environment"] for name in holders])
+    assert parsed["secrets"]["auth_tokens"]["file"] == f"{tmp_path}/secrets/auth_tokens"
+
+
 # --- each container ---
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -261,6 +262,24 @@ def test_the_token_is_asked_for(ec2: Ec2) -> None:
 def test_any_of_several_tokens_opens(ec2: Ec2, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("START_TOKENS", "old-one, new-one")
     assert [call("GET", token=token)["statusCode"] for token in ("old-one", "new-one", TOKEN)] == [200, 200, 401]
+
+
+def test_b5_the_tokens_come_from_a_file(ec2: Ec2, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from variables import WrongVariable
+
+    (tmp_path / "tokens").write_text("old-one\nnew-one\n")
+    monkeypatch.setenv("START_TOKENS_FILE", str(tmp_path / "tokens"))
+    with pytest.raises(WrongVariable, match=r"START_TOKENS and START_TOKENS_FILE=.* are both set"):
+        call("GET")
+    monkeypatch.setenv("START_TOKENS", "")
+    assert [call("GET", token=token)["statusCode"] for token in ("old-one", "new-one", TOKEN)] == [200, 200, 401]
+    for content, why in ((b"\n", "empty"), (b"\xff", "no UTF-8 text"), (b"x" * 70_000, "too large")):
+        (tmp_path / "tokens").write_bytes(content)
+        with pytest.raises(WrongVariable, match=f"START_TOKENS_FILE='{tmp_path}/tokens': {why}"):
+            call("GET")
+    (tmp_path / "tokens").unlink()
+    with pytest.raises(WrongVariable, match="No such file"):
+        call("GET")
 
 
 def test_everybody_may_only_where_that_was_said(ec2: Ec2, monkeypatch: pytest.MonkeyPatch) -> None:

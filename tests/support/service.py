@@ -16,10 +16,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.settings import ROOT, SECTIONS
+from app.settings import ROOT, SECRETS, SECTIONS
 
 START_S = 90.0
 _OWN = {name.upper() for section in SECTIONS for name in section.model_fields} | {"PROMETHEUS_MULTIPROC_DIR"}
+_OWN |= {f"{name}_FILE" for name in SECRETS}
 """A developer's own settings must not change what is tested."""
 
 
