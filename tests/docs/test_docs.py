@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from app.settings import ROOT, SECTIONS
+from app.settings import ROOT, SECRETS, SECTIONS
 from tests.docs.tables import TABLES, fill, metric_objects
 
 README = ROOT / "README.md"
@@ -28,7 +28,8 @@ def test_every_setting_and_metric_has_a_description() -> None:
 
 def test_variables_named_in_the_texts_exist() -> None:
     known = {name.upper() for section in SECTIONS for name in section.model_fields}
-    others = {"SIGHTLINE_TOKEN"}  # the command line's own
+    known |= {f"{name}_FILE" for name in SECRETS}
+    others = {"SIGHTLINE_TOKEN", "SIGHTLINE_TOKEN_FILE"}  # the command line's own
     for path in (README, ROOT / "ARCHITECTURE.md"):
         for name in re.findall(r"`([A-Z][A-Z0-9]*_[A-Z0-9_]+)(?:=[^`]*)?`", path.read_text()):
             assert name in known | others, f"{path.name} names {name}"
