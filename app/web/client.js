@@ -6,7 +6,7 @@
 //   client.connect({ url: "https://sight.example" });
 
 import { retryDelay } from "./backoff.js";
-import { Connection } from "./connection.js";
+import { Connection, refusal } from "./connection.js";
 import { Flight } from "./flight.js";
 import { PROTOCOL_VERSION, packFrame, socketUrl } from "./protocol.js";
 import { Start, StartRefused } from "./starter.js";
@@ -191,6 +191,7 @@ export class SightlineClient extends EventTarget {
     const bye = this.#bye;
     this.#drop();
     if (this.#state === "stopping" || (bye && FINAL.has(bye.reason))) return this.#finish(bye?.reason ?? "stopped");
+    if (!opened && (!this.#options?.startServer || this.#starting?.running)) void this.#learnWhy();
     if (!opened && this.#options?.startServer) return void this.#start(this.#options.startServer);
     this.#starting = null;
     const cut = opened ? "The connection was lost." : "The service cannot be reached.";
@@ -200,6 +201,20 @@ export class SightlineClient extends EventTarget {
     const delay = retryDelay(this.#attempt++, bye?.retry_after_s);
     this.#after(delay, () => this.#open());
     this.#enter("waiting", { reason, why: words, retryAt: performance.now() + delay });
+  }
+
+  /** A service that refuses is there: it is waited for no longer, and what it says is what somebody can do about it. */
+  async #learnWhy() {
+    const options = this.#options;
+    const why = options && (await refusal(socketUrl(this.#starting?.url ?? options.url)));
+    if (!why || options !== this.#options || this.#connection) return; // or somebody tries again
+    if (this.#state !== "waiting" && this.#state !== "starting") return;
+    this.#starting = null;
+    const detail = { reason: "refused", why: `The service refuses the connection: ${why}.` };
+    if (this.#paused) return this.#enter("waiting", detail);
+    const delay = retryDelay(this.#attempt++);
+    this.#after(delay, () => this.#open());
+    this.#enter("waiting", { ...detail, retryAt: performance.now() + delay });
   }
 
   /**

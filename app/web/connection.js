@@ -6,6 +6,24 @@ const OPEN_MS = 10_000;
 const SILENCE_MS = 60_000; // the service pings every 15 s: a connection that is silent for so long is dead
 const QUIET_MS = 20_000; // … and with a frame on its way it need not take that long: an answer or a ping was due
 
+const ASK_MS = 5_000;
+
+/**
+ * Why the service refuses a socket, in its own words; empty where it does not, or does not say. A browser keeps from a
+ * page what a handshake was answered; plain HTTP to the same address tells it.
+ * @param {string} url Of the socket.
+ */
+export async function refusal(url) {
+  try {
+    const asked = { method: "POST", credentials: "omit", cache: "no-store", signal: AbortSignal.timeout(ASK_MS) };
+    const response = await fetch(url.replace(/^ws/, "http"), /** @type {RequestInit} */ (asked));
+    const message = response.ok ? null : (await response.json())?.error?.message;
+    return typeof message === "string" ? message : "";
+  } catch {
+    return "";
+  }
+}
+
 /**
  * @typedef {object} Listeners
  * @property {() => void} open

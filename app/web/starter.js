@@ -29,6 +29,8 @@ export class StartRefused extends Error {
 /** The start of a service that is switched off: it is asked for once, then how far it is. */
 export class Start {
   since = performance.now();
+  /** Whether the machine was up when it was last asked. */
+  running = false;
   #starter;
   #asked = false;
 
@@ -49,6 +51,7 @@ export class Start {
     const { url, token } = this.#starter;
     const answer = await askStarter(url, { method: this.#asked ? "GET" : "POST", token });
     this.#asked = answer.state !== "stopped"; // it may go off again while one waits
+    this.running = answer.state === "running";
     if (answer.url) this.url = answer.url;
     return answer;
   }

@@ -12,7 +12,7 @@ const BYE = {
   shutdown: "The service is shutting down.",
   protocol_error: "The service and this page do not understand each other. Reload the page; it may be an old one.",
   inference_unavailable: "The models cannot be reached.",
-  rejected: "All places are taken, and the waiting room is full.",
+  rejected: "The service takes no further session just now.",
 };
 
 /**

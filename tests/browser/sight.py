@@ -21,8 +21,8 @@ from tests.support import clip
 
 SCREENSHOTS = ROOT / ".state" / "screenshots"
 PATIENCE_S = 20.0
-SOCKET_FAILED = r"WebSocket connection to .* failed"
-"""What Chromium itself writes on the console when nobody answers at a socket's address."""
+SOCKET_FAILED = r"WebSocket connection to .* failed|Failed to load resource: .*/ws/inference"
+"""What Chromium itself writes on the console when nobody answers at a socket's address, or who does refuses."""
 
 WATCH = """() => {
     globalThis.seen = { last: null, said: [] };

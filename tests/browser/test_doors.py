@@ -96,6 +96,28 @@ def test_a_service_that_is_not_there_is_not_called_lost(serve: Serve, look: Look
     sight.shows("#card", "The session was stopped")
 
 
+def test_b3_the_services_own_page_is_served_whatever_origins_are_named(serve: Serve, look: Look) -> None:
+    look(serve(ALLOWED_ORIGINS="http://other.example")).start("#sample", results=2)
+
+
+def test_b3_a_page_that_is_refused_says_why(serve: Serve, look: Look) -> None:
+    service = serve()
+    sight = look(serve(SERVICE_URL=service.url))
+    sight.permitted.add(service.url)
+    sight.expected.append(SOCKET_FAILED)
+    sight.page.click("#sample")
+    said = sight.shows("#banner", "ALLOWED_ORIGINS")
+    assert "The service refuses the connection" in said
+    assert sight.origin in said
+    sight.screenshot("refused")
+    lines = [line for line in service.log.splitlines() if "turned away" in line]
+    assert len(lines) == 1
+    assert sight.origin in lines[0]
+    assert "ALLOWED_ORIGINS is unset" in lines[0]
+    assert "ASGI callable" not in service.log
+    sight.page.click("#stop")
+
+
 def test_a_start_that_is_refused_says_so(serve: Serve, look: Look) -> None:
     port = free_port()
     with start_server(message=None) as starter:

@@ -65,7 +65,7 @@ def test_a_page_that_was_not_named_gets_nothing(files: Path, serve: Serve, look:
         page.write_text(page.read_text().replace("https://sight.example", service.url))
         sight = look(origin, opening=False)
         sight.permitted.add(service.url)
-        sight.expected.append(r"WebSocket connection to .* failed: .* 403")
+        sight.expected += [r"WebSocket connection to .* failed: .* 403", r"status of 403 .*/ws/inference"]
         sight.page.goto(origin)
         for _ in range(200):
             if sight.said:

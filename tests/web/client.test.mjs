@@ -53,6 +53,7 @@ beforeEach(() => {
   mock.timers.reset();
   mock.timers.enable({ apis: ["setTimeout"] });
   globalThis.WebSocket = Socket;
+  globalThis.fetch = () => Promise.reject(new TypeError("nobody there"));
   Socket.opened = [];
 });
 
@@ -340,6 +341,59 @@ test("a door that was never reached is not called lost", () => {
   Socket.last.say(READY);
   Socket.last.end();
   assert.deepEqual(whys.at(-1), ["lost", "The connection was lost."]);
+});
+
+/** What the service answers to plain HTTP at its socket's address. */
+function refusing(message, status = 403) {
+  const asked = [];
+  globalThis.fetch = async (url, { method }) => {
+    asked.push([method, url]);
+    const starter = url.includes("start.test");
+    return starter ? Response.json({ state: "running" }) : Response.json({ error: { message } }, { status });
+  };
+  return asked;
+}
+
+test("b3: a refused socket is asked for its reason, which is said", async () => {
+  const asked = refusing("pages of http://page.test may not use this service");
+  const client = new SightlineClient();
+  const whys = [];
+  client.on("state", ({ state, reason, why, retryAt }) => whys.push([state, reason, why, retryAt !== null]));
+  client.connect({ url: "http://sight.test" });
+  Socket.last.end();
+  await settle();
+  assert.deepEqual(asked, [["POST", "http://sight.test/ws/inference"]]);
+  const why = "The service refuses the connection: pages of http://page.test may not use this service.";
+  assert.deepEqual(whys.at(-1), ["waiting", "refused", why, true]);
+  const before = Socket.opened.length;
+  mock.timers.tick(60_000);
+  assert.equal(Socket.opened.length, before + 1); // it may be allowed meanwhile
+});
+
+test("b3: a service that runs and refuses is waited for no longer", async () => {
+  refusing("pages of http://page.test may not use this service");
+  const client = new SightlineClient();
+  client.connect({ url: "http://sight.test", startServer: { url: "http://start.test" } });
+  Socket.last.end();
+  await settle();
+  assert.equal(client.state, "starting");
+  mock.timers.tick(4_000);
+  Socket.last.end();
+  await settle();
+  assert.equal(client.state, "waiting");
+});
+
+test("b3: an answer that comes after the next attempt changes nothing", async () => {
+  refusing("too late");
+  const client = new SightlineClient();
+  client.connect({ url: "http://sight.test" });
+  Socket.last.end();
+  client.retryNow();
+  Socket.last.accept();
+  Socket.last.say(READY);
+  await settle();
+  assert.equal(client.state, "live");
+  assert.equal(client.wantsFrame, true);
 });
 
 test("has a service started that is switched off, and connects when it is there", async () => {
