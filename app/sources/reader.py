@@ -26,7 +26,8 @@ import simplejpeg
 from av.stream import Disposition
 from numpy.typing import NDArray
 
-from app.errors import SightlineError
+from app.errors import FrameError, SightlineError, TooExpensive
+from app.pipeline.jpeg import check_packet, inspect
 from app.sources import orientation
 from app.sources.address import Address, printable
 from app.sources.clock import GAP_S, Clock
@@ -34,6 +35,8 @@ from app.sources.options import AS_IT_IS, Options
 from app.sources.orientation import UPRIGHT, Orientation
 from app.sources.sound import Sound
 
+_ANY_PIXELS = 1 << 26
+"""Where only a JPEG's kind or size is asked for."""
 OPEN_S, READ_S = 10.0, 5.0
 """Longest wait for a source to open, and for its next data."""
 MAX_PIXELS = 4096 * 4096
@@ -273,6 +276,9 @@ class Container:
                 except (av.error.InvalidDataError, av.error.ArgumentError) as error:
                     self._damage(str(error.strerror))
                     continue
+                except TooExpensive as error:
+                    self._damage(str(error))
+                    continue
                 for timed, shot in found:
                     shot.at, shot.lasts = self._time(timed)
                     yield shot
@@ -306,6 +312,7 @@ class Container:
         if self.stream.codec_context.name != "mjpeg" or not packet.size:
             return [(frame, self._shot(frame, UPRIGHT)) for frame in packet.decode()]
         jpeg = bytes(packet)
+        check_packet(jpeg, max_pixels=self._limits.max_pixels)
         turn = orientation.of_exif(jpeg)
         if self._passes is None:
             first = packet.decode()
@@ -332,11 +339,11 @@ class Container:
 
     def _check_size(self, jpeg: bytes) -> None:
         try:
-            height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
-        except ValueError:  # who looks at the picture says so
+            info = inspect(jpeg, max_bytes=len(jpeg), max_pixels=_ANY_PIXELS)
+        except FrameError:  # who looks at the picture says so
             return
-        if width * height > self._limits.max_pixels:
-            raise self._too_large(width, height)
+        if info.width * info.height > self._limits.max_pixels:
+            raise self._too_large(info.width, info.height)
 
     def _time(self, timed: Any) -> tuple[Fraction, Fraction]:
         """When a picture is to be shown, and for how long."""
@@ -388,9 +395,11 @@ class Still:
         jpeg = path.read_bytes()
         if not _is_jpeg(jpeg):
             return None
-        height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
-        if width * height > self._limits.max_pixels:
-            raise TooLarge(f"{self._address.shown}: {width}x{height} pixels; MAX_PIXELS is {self._limits.max_pixels:,}")
+        info = inspect(jpeg, max_bytes=len(jpeg), max_pixels=_ANY_PIXELS)
+        if info.width * info.height > self._limits.max_pixels:
+            raise TooLarge(
+                f"{self._address.shown}: {info.width}x{info.height} pixels; MAX_PIXELS is {self._limits.max_pixels:,}"
+            )
         rotation = self._options.rotation
         turn = orientation.of_exif(jpeg) if rotation is None else Orientation.from_degrees(rotation)
         if turn.upright:
@@ -528,9 +537,10 @@ def _words(address: Address, error: Exception) -> str:
 
 
 def _is_jpeg(jpeg: bytes) -> bool:
-    """Whether it can go on as it is: some cameras' "JPEG" lacks what every decoder wants."""
+    """Whether it can go on as it is: some cameras' "JPEG" lacks what every decoder wants; endless scans must not."""
     try:
+        inspect(jpeg, max_bytes=len(jpeg), max_pixels=_ANY_PIXELS)
         simplejpeg.decode_jpeg(jpeg, "GRAY", min_height=1, min_width=1, min_factor=8)
-    except ValueError:
+    except (ValueError, FrameError):
         return False
     return True
