@@ -1,6 +1,7 @@
 // The card over the picture: says what state things are in and what one can do about it.
 
 import { make } from "./elements.js";
+import { reachable } from "./scrolling.js";
 
 /**
  * @typedef {object} Action
@@ -34,6 +35,7 @@ export class Card {
    */
   constructor(root, after) {
     this.#root = root;
+    reachable(root);
     this.#after = after;
   }
 

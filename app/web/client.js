@@ -20,6 +20,7 @@ import { byeWords } from "./words.js";
 const FINAL = new Set(["stopped", "unauthorized", "protocol_error"]);
 const STOP_MS = 3_000;
 const PROBE_MS = 3_000;
+const STALL_MS = 3_000; // without an answer: the session is there, but nobody should take it for live
 
 export class SightlineClient extends EventTarget {
   /** @type {State} */
@@ -44,6 +45,10 @@ export class SightlineClient extends EventTarget {
   #timer = null;
   /** @type {Start | null} */
   #starting = null;
+  /** When the last answer to a frame came, or frames were wanted again. */
+  #answeredAt = 0;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #stallTimer;
 
   get state() {
     return this.#state;
@@ -51,7 +56,12 @@ export class SightlineClient extends EventTarget {
 
   /** Whether a frame may be sent now. */
   get wantsFrame() {
-    return this.#state === "live" && !this.#paused && this.#flight.free > 0;
+    return this.#serving && !this.#paused && this.#flight.free > 0;
+  }
+
+  /** There is a session, however it goes. */
+  get #serving() {
+    return this.#state === "live" || this.#state === "stalled";
   }
 
   /** Whether every change of settings was answered. */
@@ -110,6 +120,7 @@ export class SightlineClient extends EventTarget {
     const seq = ++this.#seq;
     this.#flight.sent({ seq, capturedAt, sentAt: performance.now(), bytes: jpeg.byteLength });
     this.#connection?.send(packFrame(jpeg, seq, performance.timeOrigin + capturedAt));
+    if (this.#state === "live") this.#expectAnswer();
     return seq;
   }
 
@@ -119,7 +130,7 @@ export class SightlineClient extends EventTarget {
    * @param {Settings} patch
    */
   update(patch) {
-    this.#sayUpdate(this.#wishes.change(patch, this.#state === "live"));
+    this.#sayUpdate(this.#wishes.change(patch, this.#serving));
   }
 
   /** For a hidden page: no frames are wanted, the slot stays for a while. */
@@ -127,11 +138,14 @@ export class SightlineClient extends EventTarget {
     if (this.#paused) return;
     this.#paused = true;
     if (this.#begun && this.#state !== "stopping") this.#say({ type: "pause" });
+    this.#expectAnswer();
   }
 
   resume() {
     if (!this.#paused) return;
     this.#paused = false;
+    this.#answeredAt = performance.now(); // nobody waited meanwhile
+    this.#expectAnswer();
     if (this.#begun && this.#state !== "stopping") this.#say({ type: "resume" });
     if (this.#state === "waiting" && this.#timer === null) this.retryNow();
     this.#want();
@@ -181,6 +195,7 @@ export class SightlineClient extends EventTarget {
     this.#connection = null;
     this.#begun = false;
     this.#flight = new Flight();
+    clearTimeout(this.#stallTimer);
   }
 
   /**
@@ -303,6 +318,7 @@ export class SightlineClient extends EventTarget {
     const frame = this.#flight.answered(result.seq);
     const roundTripMs = frame && receivedAt - frame.sentAt;
     const ageMs = frame && receivedAt - frame.capturedAt;
+    this.#answered(receivedAt);
     this.#emit("result", { result, frame, receivedAt, roundTripMs, ageMs });
     this.#want();
   }
@@ -310,8 +326,10 @@ export class SightlineClient extends EventTarget {
   /** @param {Refusal} message */
   #refused(message) {
     this.#emit("refused", message);
-    if (message.seq !== null) this.#flight.refused(message.seq);
-    else if (this.#state === "live") this.#updated(null);
+    if (message.seq !== null) {
+      this.#flight.refused(message.seq);
+      this.#answered(performance.now());
+    } else if (this.#serving) this.#updated(null);
     else if (this.#state === "connecting" || this.#state === "starting") this.#initRefused(message);
     this.#want();
   }
@@ -324,6 +342,27 @@ export class SightlineClient extends EventTarget {
   #initRefused({ field, message }) {
     if (this.#wishes.giveUp(field)) this.#init();
     else this.#finish("protocol_error", byeWords("protocol_error", message));
+  }
+
+  // --- whether answers come ---
+
+  /** @param {number} now */
+  #answered(now) {
+    this.#answeredAt = now;
+    this.#expectAnswer();
+  }
+
+  /** A frame was sent, answered or given up: the time within which an answer must come begins anew, or there is none. */
+  #expectAnswer() {
+    clearTimeout(this.#stallTimer);
+    if (!this.#serving) return;
+    const sentAt = this.#paused ? null : this.#flight.waitingSince;
+    if (sentAt === null) return this.#enter("live");
+    const silentSince = Math.max(sentAt, this.#answeredAt);
+    const left = silentSince + STALL_MS - performance.now();
+    if (left <= 0) return this.#enter("stalled", { silentSince });
+    this.#enter("live");
+    this.#stallTimer = setTimeout(() => this.#enter("stalled", { silentSince }), Math.ceil(left));
   }
 
   // --- small things ---
@@ -344,13 +383,13 @@ export class SightlineClient extends EventTarget {
 
   /**
    * @param {State} state
-   * @param {{reason?: string | null, why?: string | null, retryAt?: number | null}} [detail]
+   * @param {{reason?: string | null, why?: string | null, retryAt?: number | null, silentSince?: number | null}} [detail]
    */
-  #enter(state, { reason = null, why = null, retryAt = null } = {}) {
+  #enter(state, { reason = null, why = null, retryAt = null, silentSince = null } = {}) {
     const previous = this.#state;
     if (state === previous && state !== "waiting") return;
     this.#state = state;
-    this.#emit("state", { state, previous, reason, why, retryAt });
+    this.#emit("state", { state, previous, reason, why, retryAt, silentSince });
   }
 
   /**

@@ -5,14 +5,16 @@
 /** @import { StartAnswer } from "./starter.js" */
 
 /**
- * @typedef {"idle" | "starting" | "connecting" | "queued" | "live" | "waiting" | "stopping" | "ended"} State
- *   `stopping`: `stop` was said and `bye` has not come. `connect` may be called in every state.
+ * @typedef {"idle" | "starting" | "connecting" | "queued" | "live" | "stalled" | "waiting" | "stopping" | "ended"} State
+ *   `stalled`: live, and a frame that is on its way was not answered for three seconds. `stopping`: `stop` was said and
+ *   `bye` has not come. `connect` may be called in every state.
  */
 /**
  * @typedef {object} Events What each event carries in `detail`; times are `performance.now()`'s.
- * @property {{state: State, previous: State, reason: string | null, why: string | null, retryAt: number | null}} state
- *   `reason` and `why`, the same in words, come with `waiting` and `ended`. `retryAt` comes with `waiting`: when it
- *   connects again; null means not before `resume` or `retryNow`.
+ * @property {{state: State, previous: State, reason: string | null, why: string | null, retryAt: number | null,
+ *   silentSince: number | null}} state `reason` and `why`, the same in words, come with `waiting` and `ended`. `retryAt`
+ *   comes with `waiting`: when it connects again; null means not before `resume` or `retryNow`. `silentSince` comes with
+ *   `stalled`: the last answer, or the frame that has none.
  * @property {StartAnswer & {since: number}} starting
  * @property {Queued} queued
  * @property {Ready} ready

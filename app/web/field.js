@@ -30,7 +30,7 @@ export function paintField(pen, scene, field, place) {
     Object.assign(layer, { field, place });
     draw(/** @type {Pen} */ (canvas.getContext("2d")), scene, field, place);
   }
-  pen.globalAlpha = ALPHA;
+  pen.globalAlpha = ALPHA * scene.fieldAlpha;
   pen.drawImage(canvas, 0, 0);
 }
 
@@ -47,7 +47,7 @@ function alike(a, b) {
 }
 
 /**
- * Flow as a vector in each cell; what hardly moves has none.
+ * Motion as a vector in each cell, cut off at the picture's edge; what hardly moves has none.
  * @param {Pen} pen
  * @param {Scene} scene
  * @param {Field} field
@@ -57,6 +57,10 @@ function draw(pen, { width, height }, { columns, rows, vectors }, { x, y, scale,
   const [across, down] = [width / columns, height / rows];
   const step = Math.max(1, Math.ceil((ARROW_SPACE_PX * unit) / (across * scale))); // on a small picture not each cell
   pen.lineJoin = pen.lineCap = "round";
+  pen.save();
+  pen.beginPath();
+  pen.rect(x, y, width * scale, height * scale);
+  pen.clip();
   pen.beginPath();
   for (let cell = 0; cell < columns * rows; cell += 1) {
     const [column, row] = [cell % columns, Math.floor(cell / columns)];
@@ -75,4 +79,5 @@ function draw(pen, { width, height }, { columns, rows, vectors }, { x, y, scale,
     pen.lineTo(toX - backX - backY * 0.6, toY - backY + backX * 0.6);
   }
   stroke(pen, 1.25, "#b6ff6b", unit);
+  pen.restore();
 }

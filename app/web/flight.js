@@ -23,6 +23,15 @@ export class Flight {
     return Math.max(0, this.credits - this.#frames.size);
   }
 
+  /**
+   * When the oldest frame that has no answer was sent; null when every one was answered.
+   * @returns {number | null}
+   */
+  get waitingSince() {
+    for (const { sentAt } of this.#frames.values()) return sentAt;
+    return null;
+  }
+
   /** @param {SentFrame} frame */
   sent(frame) {
     this.#frames.set(frame.seq, frame);

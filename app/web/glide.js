@@ -1,8 +1,7 @@
 // A point in as many dimensions as needed that is seen now and then, and shown at any time in between. Pure.
 
 const BASE_MS = 300; // velocity comes from this much of the past: neighbouring results would tell their noise
-const AHEAD_MS = 200; // a result's usual age: so far a thing is taken to go on as it went …
-const DYING_MS = 250; // … and then less and less: nothing runs out of the picture while answers are missing
+export const AHEAD_MS = 300; // so long is a thing taken to go on as it went, then it stands still: beyond, guesses are worse
 const BLEND_MS = 90; // within which a correction is worked in, so that nothing jumps
 const JUMP = 0.2; // of the picture: farther than that it is another thing, and is shown where it is at once
 
@@ -25,6 +24,11 @@ export class Glide {
     this.#seen.push({ at: capturedAt, values: Float64Array.from(values) });
     this.#velocity = new Float64Array(values.length);
     this.#offset = new Float64Array(values.length);
+  }
+
+  /** When the frame was taken that showed it last. */
+  get seenAt() {
+    return this.#seen[this.#seen.length - 1].at;
   }
 
   /**
@@ -59,10 +63,26 @@ export class Glide {
    */
   at(now) {
     const { at, values } = this.#seen[this.#seen.length - 1];
-    const since = Math.max(0, now - at);
-    const beyond = Math.max(0, since - AHEAD_MS);
-    const ahead = since - beyond + DYING_MS * (1 - Math.exp(-beyond / DYING_MS));
-    const left = Math.exp(-Math.max(0, now - this.#correctedAt) / BLEND_MS);
+    const ahead = aheadOf(at, now);
+    const left = unblended(this.#correctedAt, now);
     return values.map((value, i) => value + this.#velocity[i] * ahead + this.#offset[i] * left);
   }
+}
+
+/**
+ * For how long what was seen is taken to have gone on, milliseconds.
+ * @param {number} capturedAt
+ * @param {number} now
+ */
+export function aheadOf(capturedAt, now) {
+  return Math.min(AHEAD_MS, Math.max(0, now - capturedAt));
+}
+
+/**
+ * The share of a correction that is still to be worked in.
+ * @param {number} correctedAt
+ * @param {number} now
+ */
+export function unblended(correctedAt, now) {
+  return Math.exp(-Math.max(0, now - correctedAt) / BLEND_MS);
 }

@@ -12,6 +12,7 @@ import { bytes, seenWords } from "./words.js";
 
 const EVERY_MS = 250;
 const SPOKEN_MS = 4000; // a screen reader is told what is in view this often at most
+const FORGOTTEN_MS = 1000; // a film that begins again shows something else at once
 
 export class Hud {
   camera = new RateMeter();
@@ -36,6 +37,7 @@ export class Hud {
   #failed = 0;
   #dropped = 0;
   #spokenAt = -Infinity;
+  #forgotAt = -Infinity;
 
   /**
    * @param {Sender} sender
@@ -70,6 +72,7 @@ export class Hud {
 
   /** Nothing is known to be in view. */
   forget() {
+    if (this.#seen) this.#forgotAt = performance.now();
     this.#seen = null;
   }
 
@@ -173,7 +176,7 @@ export class Hud {
 
   /** @param {number} now */
   #speak(now) {
-    if (this.#seen && now - this.#spokenAt < SPOKEN_MS) return;
+    if (this.#seen ? now - this.#spokenAt < SPOKEN_MS : now - this.#forgotAt < FORGOTTEN_MS) return;
     const words = this.#seen ? seenWords(this.#seen) : "nothing yet";
     const seen = element("seen", HTMLParagraphElement);
     if (seen.textContent === words) return;

@@ -9,6 +9,8 @@ import { Hud } from "./hud.js";
 import { Overlay } from "./overlay.js";
 import { Pace } from "./pace.js";
 import { Panel } from "./panel.js";
+import { Player } from "./player.js";
+import { readQuery } from "./query.js";
 import { Recorder, Results, saveStill } from "./saving.js";
 import { Sender } from "./sender.js";
 import { listen } from "./shortcuts.js";
@@ -31,8 +33,10 @@ const pace = new Pace();
 /** @type {Sender} */
 const sender = new Sender(client, new Encoder(), pace);
 const hud = new Hud(sender, pace);
+const asked = readQuery(location.search);
 /** @type {Panel} */
-const panel = new Panel();
+const panel = new Panel(asked.settings);
+const player = new Player();
 const access = new Access();
 const results = new Results();
 /** @type {Switcher} */
@@ -62,6 +66,8 @@ function turnTo(source) {
   shown = source;
   ratio = 0;
   sender.attach(source);
+  if (source) source.onjump = forgetPicture;
+  player.attach(source?.kind === "film" && source.view instanceof HTMLVideoElement ? source.view : null);
   forgetPicture();
   overlay.size = () => source ?? { width: 0, height: 0 };
   if (source) overlay.start();
@@ -71,6 +77,7 @@ function turnTo(source) {
 
 /** What was sent so far shows another picture. */
 function forgetPicture() {
+  sender.cut();
   cut.mark(client.lastSeq, performance.now());
   tracks.clear();
   hud.forget();
@@ -95,7 +102,7 @@ function attend() {
 }
 
 sender.onframe = (now) => hud.camera.tick(now);
-sender.onproblem = (problem) => states.notice(problem);
+sender.onproblem = (problem) => states.notice(problem, "picture");
 overlay.ondraw = (now) => {
   hud.drawn.tick(now);
   const { source } = switcher;
@@ -225,6 +232,7 @@ listen([
   { key: "4", title: "motion", run: () => panel.toggle("motion") },
   { key: "5", title: "tracks", run: () => panel.toggle("track") },
   { key: "6", title: "motion vectors", run: () => panel.toggle("field") },
+  { key: "k", title: "pause the film or play it on", run: () => player.toggle() },
   { key: "p", title: "save a still", run: () => still.click() },
   { key: "r", title: "record, stop recording", run: () => recordButton.click() },
   { key: "d", title: "save the results", run: () => resultsButton.click() },
@@ -238,7 +246,7 @@ addEventListener("pagehide", () => client.stop());
 
 for (const id of ["camera", "sample", "screen"]) element(id, HTMLButtonElement).disabled = false;
 element("file", HTMLInputElement).disabled = false;
-states.begin(new URL(config.service_url).host);
+states.begin(new URL(config.service_url).host, asked.problems);
 attend();
 if (config.start_server_url) access.askForStartToken();
 Object.assign(globalThis, { sightline: { client, overlay, pace, hud, sender } });

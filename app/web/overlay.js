@@ -13,7 +13,7 @@ export class Overlay {
    * The scene as it was drawn last, in pixels of the picture. For tests and for pages that embed this.
    * @type {Scene}
    */
-  model = { width: 0, height: 0, objects: [], poses: [], texts: [], motion: null, field: null };
+  model = { width: 0, height: 0, objects: [], poses: [], texts: [], motion: null, field: null, fieldAlpha: 0 };
   /**
    * Called after each drawn frame, with its time.
    * @type {(now: number) => void}

@@ -7,7 +7,7 @@
 /**
  * @typedef {object} Wishes A number is by hand, null is automatic.
  * @property {number | null} [quality] JPEG, 0 to 1.
- * @property {number | null} [size] Longer side, pixels.
+ * @property {number | null} [size] Longer side, pixels; by itself it is the area that is chosen.
  * @property {number | null} [rate] Frames a second.
  */
 /**
@@ -20,7 +20,10 @@
  * @property {number} dropped Frames that the service dropped since its last answer.
  */
 
+/** Longer sides of a picture of 4:3; others have as many pixels. */
 export const SIZES = [320, 416, 512, 640];
+const LEAST_SIDE = 160; // pixels: on fewer, nothing in a long strip is to be made out …
+const LONGEST_SIDE = 4096; // … but this comes first: twice the pixels of 640 x 480
 const QUALITY = { least: 0.5, most: 0.8 };
 const RATE = { least: 1, most: 30 };
 const SMOOTH = 0.3;
@@ -57,9 +60,18 @@ export class Pace {
     return this.#wishes.quality ?? this.#quality;
   }
 
-  /** Longer side of the frames to send, pixels. */
+  /** Longer side of the frames to send, pixels; of a picture of 4:3 where it is automatic. */
   get size() {
     return this.#wishes.size ?? SIZES[this.#size];
+  }
+
+  /**
+   * What size a picture is sent in.
+   * @param {number} width
+   * @param {number} height
+   */
+  fit(width, height) {
+    return this.#wishes.size ? fit(width, height, this.#wishes.size) : fitArea(width, height, this.size ** 2 * 0.75);
   }
 
   /** Most frames a second. */
@@ -159,4 +171,17 @@ function blend(before, now, share = SMOOTH) {
 export function fit(width, height, longest) {
   const scale = Math.min(1, longest / Math.max(width, height, 1));
   return { width: Math.max(1, Math.round(width * scale)), height: Math.max(1, Math.round(height * scale)) };
+}
+
+/**
+ * The size of a picture scaled down to so many pixels. By its longer side alone a long strip would lose all of its
+ * shorter one: that has `LEAST_SIDE` at least, as far as the longer one allows.
+ * @param {number} width
+ * @param {number} height
+ * @param {number} pixels
+ */
+export function fitArea(width, height, pixels) {
+  const [longer, shorter] = [Math.max(width, height, 1), Math.max(1, Math.min(width, height))];
+  const scale = Math.max(Math.sqrt(pixels / (longer * shorter)), LEAST_SIDE / shorter);
+  return fit(width, height, Math.min(LONGEST_SIDE, Math.round(longer * scale)));
 }

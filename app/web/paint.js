@@ -3,6 +3,7 @@
 import { paintField } from "./field.js";
 import { label } from "./labels.js";
 import { EDGE, stroke } from "./strokes.js";
+import { classWords } from "./words.js";
 
 /** @import { Rectangle } from "./labels.js" */
 /** @import { Scene, SceneObject, ScenePose, SceneText } from "./tracks.js" */
@@ -47,16 +48,23 @@ export function paint(pen, scene, place, skeleton) {
   if (scene.field) paintField(pen, scene, scene.field, place);
   for (const pose of scene.poses) paintPose(pen, scene, pose, place, skeleton);
   for (const object of scene.objects) paintBox(pen, object, place);
-  for (const text of scene.texts) paintText(pen, text, place);
+  if (scene.texts.length) {
+    pen.save();
+    pen.beginPath();
+    pen.rect(bounds.x, bounds.y, bounds.width, bounds.height);
+    pen.clip();
+    for (const text of scene.texts) paintText(pen, text, place);
+    pen.restore();
+  }
   // Labels last: nothing is drawn over them, and each keeps clear of those before it. Small things have theirs last,
   // since there is room around them.
   const largestFirst = [...scene.objects].sort((a, b) => area(b.box) - area(a.box));
   for (const { box, class_id, class_name, confidence, track_id, alpha } of largestFirst) {
-    const words = `${class_name} ${Math.round(confidence * 100)}%${track_id === null ? "" : ` #${track_id}`}`;
-    label(pen, words, onCanvas(box, place), classColour(class_id), alpha, place, bounds, labels);
+    const figures = `${Math.round(confidence * 100)}%${track_id === null ? "" : ` #${track_id}`}`;
+    label(pen, classWords(class_name, class_id), figures, onCanvas(box, place), classColour(class_id), alpha, place, bounds, labels);
   }
   for (const { text, polygon, alpha } of scene.texts) {
-    label(pen, text, onCanvas(around(polygon), place), TEXT, alpha, place, bounds, labels);
+    label(pen, text, "", onCanvas(around(polygon), place), TEXT, alpha, place, bounds, labels);
   }
   pen.restore();
 }

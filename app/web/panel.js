@@ -3,6 +3,7 @@
 
 import { ClassFilter } from "./classes.js";
 import { element, make, say, within } from "./elements.js";
+import { recall, remember } from "./memory.js";
 import { stageTitle, stageWords } from "./words.js";
 
 /** @import { Wishes } from "./pace.js" */
@@ -10,6 +11,7 @@ import { stageTitle, stageWords } from "./words.js";
 
 const STAGES = /** @type {const} */ (["detect", "pose", "ocr", "motion", "track", "summary"]);
 const SLIDER_MS = 120; // a slider on its way changes nothing yet
+const VECTORS_KEPT = "sightline.vectors";
 const TITLES = { summary: "Summaries", field: "Motion vectors" };
 
 export class Panel {
@@ -27,14 +29,19 @@ export class Panel {
   /** @type {string[]} */
   #classNames = [];
   /**
-   * What was changed by hand, and the vectors, which the page draws; the rest is as the operator set it.
+   * What was changed by hand, and the vectors, which the page draws for who asks for them; the rest is as the operator
+   * set it.
    * @type {Settings}
    */
-  #chosen = { motion_grid: true };
+  #chosen;
   #noSummaries = false;
   #prompt = within(element("prompt", HTMLElement), "select", HTMLSelectElement);
 
-  constructor() {
+  /** @param {Settings} asked For by the page's address. */
+  constructor(asked) {
+    this.#chosen = { motion_grid: recall("browser", VECTORS_KEPT) === "on", ...asked };
+    if (asked.confidence !== undefined) this.#confidence.value = String(asked.confidence);
+    this.#sayConfidence();
     const list = within(element("stages", HTMLElement), "ul", HTMLUListElement);
     for (const name of [...STAGES, "field"]) list.append(this.#row(name));
     let moving = 0;
@@ -116,13 +123,14 @@ export class Panel {
   /** @param {string} name */
   #row(name) {
     const title = TITLES[/** @type {keyof typeof TITLES} */ (name)] ?? stageTitle(name);
-    const checked = name !== "summary";
+    const checked = name === "field" ? this.#chosen.motion_grid : name !== "summary";
     const box = make("input", { type: "checkbox", id: `stage-${name}`, checked });
     box.setAttribute("role", "switch");
     const words = make("span", { className: "words" });
     box.onchange = () => {
-      if (name !== "field") this.#change({ stages: { [/** @type {StageName} */ (name)]: box.checked } });
-      else this.#change({ motion_grid: box.checked, ...(box.checked && { stages: { motion: true } }) });
+      if (name !== "field") return this.#change({ stages: { [/** @type {StageName} */ (name)]: box.checked } });
+      remember("browser", VECTORS_KEPT, box.checked ? "on" : "off");
+      this.#change({ motion_grid: box.checked, ...(box.checked && { stages: { motion: true } }) });
     };
     this.#switches.set(name, { box, words });
     return make("li", {}, make("label", { className: "switch" }, box, make("span", { textContent: title })), words);

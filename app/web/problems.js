@@ -28,6 +28,15 @@ export function problemOf(error, kind, { hostname, port }) {
       text: "It plays, but there is only sound in it. Open a film or a picture, or try the sample.",
     };
   }
+  if (name === "NoFilmError") {
+    return { title: "This is no video", text: `${detail} Browsers play MP4 (H.264), WebM and most pictures.` };
+  }
+  if (name === "BrokenPictureError") {
+    return {
+      title: "This picture cannot be shown",
+      text: `Browsers show JPEG, PNG, WebP, GIF and AVIF. Convert it, or open another one. (${detail})`,
+    };
+  }
   if (kind === "camera") return cameraProblem(name, detail);
   if (kind === "screen") return screenProblem(name, detail);
   return {

@@ -14,11 +14,16 @@
 /** @typedef {{text: string, confidence: number, polygon: [number, number][]}} Text */
 /** @typedef {{columns: number, rows: number, scale: number, data: string}} MotionGrid */
 /**
+ * From the last frame to this one: a shift in pixels, and a rotation (clockwise) and a zoom about the picture's middle,
+ * which older services do not tell.
+ * @typedef {{dx: number, dy: number, rotation_deg?: number, zoom?: number}} CameraMotion
+ */
+/**
  * @typedef {object} Motion
  * @property {number} score Mean flow besides the camera's, pixels a frame over the diagonal.
  * @property {number | null} direction_deg 0 right, 90 down.
  * @property {number} moving_fraction
- * @property {{dx: number, dy: number}} camera
+ * @property {CameraMotion} camera
  * @property {MotionGrid | null} grid
  */
 /** @typedef {{status: string, reason: string | null, age_ms: number | null}} Stage */

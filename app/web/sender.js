@@ -1,7 +1,5 @@
 // From a source to the service: the newest picture goes out whenever there is a credit and the pace allows it.
 
-import { fit } from "./pace.js";
-
 /** @import { SightlineClient } from "./client.js" */
 /** @import { Encoder } from "./encoder.js" */
 /** @import { Pace } from "./pace.js" */
@@ -35,6 +33,8 @@ export class Sender {
   #pace;
   /** @type {Source | null} */
   #source = null;
+  /** Pictures from before a cut are not of what is shown after it. */
+  #cuts = 0;
   /** @type {Map<number, number>} By seq: how long encoding took, milliseconds. */
   #encodeMs = new Map();
 
@@ -53,6 +53,11 @@ export class Sender {
   attach(source) {
     this.#source = source;
     if (source) source.onframe = (capturedAt) => void this.#offer(source, capturedAt);
+  }
+
+  /** What is shown from now on is another picture: one that is being encoded is not sent any more. */
+  cut() {
+    this.#cuts += 1;
   }
 
   /**
@@ -82,10 +87,11 @@ export class Sender {
     const reason = this.#reason(now);
     if (reason) return this.#skip(reason);
     this.#pace.sent(now);
-    const size = fit(source.width, source.height, this.#pace.size);
+    const cuts = this.#cuts;
+    const size = this.#pace.fit(source.width, source.height);
     try {
       const jpeg = await this.#encoder.encode(source.view, { ...size, quality: this.#pace.quality });
-      if (source !== this.#source) return this.#skip("source changed");
+      if (source !== this.#source || cuts !== this.#cuts) return this.#skip("source changed");
       const seq = this.#client.sendFrame(jpeg, { capturedAt });
       if (seq === null) return this.#skip(this.#unwanted() ?? "no credit");
       this.#encodeMs.set(seq, performance.now() - now);
@@ -111,7 +117,7 @@ export class Sender {
   /** @returns {Skip | null} */
   #unwanted() {
     if (this.#client.paused) return "hidden";
-    if (this.#client.state !== "live") return "not connected";
+    if (this.#client.state !== "live" && this.#client.state !== "stalled") return "not connected";
     return this.#client.wantsFrame ? null : "no credit";
   }
 

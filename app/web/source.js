@@ -2,6 +2,8 @@
 //
 // Every source has a `view` to put on the page, and calls `onframe` whenever that shows a new picture.
 
+import { BrokenPictureError, kindOf } from "./files.js";
+
 /**
  * @typedef {object} Source
  * @property {"camera" | "screen" | "film" | "picture" | "sample"} kind
@@ -12,11 +14,13 @@
  * @property {number} height
  * @property {(capturedAt: number) => void} onframe `performance.now()`'s clock.
  * @property {(why: string) => void} onend It ended by itself: unplugged, sharing stopped.
+ * @property {() => void} [onjump] It goes on somewhere else: a film was sought in, or began again.
  * @property {() => void} stop
  */
 
 const CAMERA = { width: { ideal: 1280 }, height: { ideal: 720 }, frameRate: { ideal: 30 } };
 const PICTURES_PER_S = 5;
+const LEARN_MS = 10_000;
 
 /** What was opened plays, and shows nothing: a recording of sound. */
 export class NoPictureError extends Error {
@@ -32,7 +36,8 @@ export class VideoSource {
   onframe = () => {};
   /** @type {(why: string) => void} */
   onend = () => {};
-  view = Object.assign(document.createElement("video"), { muted: true, playsInline: true, loop: true });
+  onjump = () => {};
+  view = Object.assign(document.createElement("video"), { muted: true, playsInline: true });
   /**
    * Of a camera.
    * @type {string | undefined}
@@ -41,6 +46,8 @@ export class VideoSource {
   #stopped = false;
   #cleanUp;
   #lastTime = -1;
+  /** @type {ReturnType<typeof setInterval> | undefined} */
+  #paused;
 
   /**
    * @param {"camera" | "screen" | "film"} kind
@@ -70,20 +77,32 @@ export class VideoSource {
       await this.view.play();
       // Cameras and screens are pictures by nature, and some browsers know their size a little later.
       if (this.kind === "film" && !this.width) throw new NoPictureError("it has no video track");
+      if (this.kind === "film" && this.view.duration === Infinity) await learnDuration(this.view);
+      this.view.loop = true;
     } catch (error) {
       this.stop();
       throw error;
     }
     this.#watch();
+    if (this.kind === "film") this.#asFilm();
     return this;
   }
 
   stop() {
     this.#stopped = true;
+    clearInterval(this.#paused);
     this.view.pause();
     this.view.srcObject = null;
     this.view.removeAttribute("src");
     this.#cleanUp();
+  }
+
+  /** A film that is paused is a picture, sent as one. */
+  #asFilm() {
+    this.view.onseeking = () => this.onjump();
+    this.#paused = setInterval(() => {
+      if (this.view.paused && !this.view.seeking) this.onframe(performance.now());
+    }, 1000 / PICTURES_PER_S);
   }
 
   #watch() {
@@ -165,11 +184,40 @@ export async function openScreen() {
  * @returns {Promise<Source>}
  */
 export async function openFile(file) {
-  if (file.type.startsWith("image/")) return new PictureSource(await createImageBitmap(file), file.name);
+  if ((await kindOf(file)) === "picture") return new PictureSource(await decode(file), file.name);
   const url = URL.createObjectURL(file);
   const source = new VideoSource("film", file.name, () => URL.revokeObjectURL(url));
   source.view.src = url;
   return source.start();
+}
+
+/** @param {File} file */
+async function decode(file) {
+  try {
+    return await createImageBitmap(file);
+  } catch (error) {
+    throw new BrokenPictureError(error instanceof Error ? error.message : String(error));
+  }
+}
+
+/**
+ * What a browser records says nowhere how long it is. Who goes to its end finds out; then one can seek in it.
+ * @param {HTMLVideoElement} film Plays, from its beginning again at the end.
+ */
+async function learnDuration(film) {
+  film.pause();
+  await new Promise((resolve) => {
+    const late = setTimeout(resolve, LEARN_MS); // then without
+    film.ondurationchange = () => {
+      if (film.duration === Infinity) return;
+      clearTimeout(late);
+      resolve(undefined);
+    };
+    film.currentTime = Number.MAX_SAFE_INTEGER;
+  });
+  film.ondurationchange = null;
+  film.currentTime = 0;
+  await film.play();
 }
 
 /** Cameras by name. Empty names before one was allowed. */

@@ -21,7 +21,8 @@ const ENDED = {
   start_refused: "The service was not started",
 };
 /** @typedef {"idle" | "good" | "wait" | "problem"} Tone */
-/** @typedef {Content & {word: [string, Tone], tick?: () => void}} View A card, and what goes with it. */
+/** @typedef {[what: string, tone: Tone, counting?: string]} Word `counting` goes on by the second: it is not read out. */
+/** @typedef {Content & {word: Word, tick?: () => void}} View A card, and what goes with it. */
 
 export class States {
   /** Begins again with the source that there was. */
@@ -35,9 +36,11 @@ export class States {
   #banner = element("banner", HTMLDivElement);
   #retry = within(this.#banner, "button", HTMLButtonElement);
   #service = "";
+  /** @type {Node[]} */
+  #warnings = [];
   #bar = make("progress");
   /** @type {Events["state"]} */
-  #session = { state: "idle", previous: "idle", reason: null, why: null, retryAt: null };
+  #session = { state: "idle", previous: "idle", reason: null, why: null, retryAt: null, silentSince: null };
   /** Whether there was a session to lose. */
   #served = false;
   /** @type {{queued: Queued, until: number | null} | null} */
@@ -55,6 +58,11 @@ export class States {
    */
   #instead = null;
   #notice = "";
+  /**
+   * Until another picture is shown, or until the session goes.
+   * @type {"picture" | "session"}
+   */
+  #noticeOf = "session";
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #noticeEnds;
   /**
@@ -68,9 +76,13 @@ export class States {
     this.#retry.onclick = () => this.onretry();
   }
 
-  /** @param {string} host Where frames go. */
-  begin(host) {
+  /**
+   * @param {string} host Where frames go.
+   * @param {string[]} warnings Something that was asked for and is not done.
+   */
+  begin(host, warnings) {
     this.#service = host;
+    this.#warnings = warnings.map((text) => make("p", { className: "warning", textContent: text }));
     this.shown();
   }
 
@@ -79,7 +91,13 @@ export class States {
   /** There is a picture, or nothing to say about there being none. */
   shown() {
     this.#instead = null;
+    this.opening();
     this.#render();
+  }
+
+  /** Another picture is asked for: what was wrong with the last one is past. */
+  opening() {
+    if (this.#noticeOf === "picture") this.#unsay();
   }
 
   /**
@@ -122,6 +140,7 @@ export class States {
     if (event.state === "ended") this.#served = false;
     if (event.state !== "queued") this.#place = null;
     if (event.state !== "starting") this.#start = null;
+    if (event.state === "waiting" || event.state === "ended") this.#unsay();
     this.#render();
   }
 
@@ -145,14 +164,19 @@ export class States {
   /**
    * Something is degraded or restored, or was not done.
    * @param {string} text
+   * @param {"picture" | "session"} [of]
    */
-  notice(text) {
+  notice(text, of = "session") {
     this.#notice = text;
+    this.#noticeOf = of;
     clearTimeout(this.#noticeEnds);
-    this.#noticeEnds = setTimeout(() => {
-      this.#notice = "";
-      this.#render();
-    }, NOTICE_MS);
+    this.#noticeEnds = setTimeout(() => this.#unsay(), NOTICE_MS);
+    this.#render();
+  }
+
+  #unsay() {
+    clearTimeout(this.#noticeEnds);
+    this.#notice = "";
     this.#render();
   }
 
@@ -165,6 +189,7 @@ export class States {
     if (view) this.#card.show(view);
     else this.#card.hide();
     this.#tick = view?.tick;
+    if (!view && state === "stalled") this.#tick = () => this.#word(...this.#running());
     if (!view && state === "waiting") this.#tick = () => this.#bannerSays(why ?? "", retryAt);
     else this.#bannerSays(view ? "" : this.#notice, null);
     this.#tick?.();
@@ -187,10 +212,11 @@ export class States {
     return state === "ended" ? this.#ended() : null;
   }
 
-  /** @returns {[string, Tone]} */
+  /** @returns {Word} */
   #running() {
-    const { state, retryAt } = this.#session;
+    const { state, retryAt, silentSince } = this.#session;
     if (state === "live") return ["Live", "good"];
+    if (state === "stalled") return ["No answer", "wait", ` for ${wholeSeconds(silentSince)} s`];
     if (state === "stopping") return ["Stopping …", "wait"];
     if (state === "connecting" || state === "starting" || state === "queued") return ["Connecting …", "wait"];
     if (state !== "waiting") return ["Not connected", "idle"];
@@ -205,6 +231,7 @@ export class States {
       title: "See what the service sees",
       text: `Frames go to ${this.#service} and nowhere else; none is kept.`,
       tone: "start",
+      body: this.#warnings,
       actions: [
         { label: "Start the camera", run: () => this.oncamera(), primary: true },
         { label: "Try the sample", run: () => this.onsample() },
@@ -291,13 +318,17 @@ export class States {
     this.#banner.hidden = !text;
   }
 
-  /**
-   * @param {string} text
-   * @param {Tone} tone
-   */
-  #word(text, tone) {
-    say(this.#status, text);
+  /** @param {Word} word */
+  #word(...[text, tone, counting = ""]) {
+    const [what, count] = within(this.#status, "span", HTMLSpanElement).children;
+    say(what, text);
+    say(count, counting);
     this.#status.dataset.tone = tone;
     document.body.dataset.tone = tone;
   }
+}
+
+/** @param {number | null} since */
+function wholeSeconds(since) {
+  return since === null ? 0 : Math.floor((performance.now() - since + 50) / 1000);
 }

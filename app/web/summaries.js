@@ -1,10 +1,13 @@
 // What the stream shows, in words: a card for each summary, the newest first.
 
 import { element, make, within } from "./elements.js";
+import { reachable } from "./scrolling.js";
 
 /** @import { Summary } from "./protocol.js" */
 
 const MOST = 12;
+reachable(within(element("summaries", HTMLElement), "ol", HTMLOListElement));
+
 const SOURCES = { llm: "LLM", digest: "digest" };
 
 /** @param {Summary} summary */

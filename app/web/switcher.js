@@ -10,6 +10,11 @@ import { listCameras, openCamera, openFile, openScreen } from "./source.js";
 /** @import { States } from "./states.js" */
 
 const ASKED_MS = 600; // a camera that was allowed before opens within that
+/** @type {Record<string, string>} */
+const ASKING = {
+  camera: "The browser asks whether this page may use the camera.",
+  screen: "The browser asks what to share.",
+};
 
 /** @typedef {{deviceId?: string, facing?: "user" | "environment"}} CameraChoice */
 
@@ -82,10 +87,11 @@ export class Switcher {
     this.opening = true;
     this.#last = kind === "camera" ? () => this.camera() : () => this.#open(kind, open);
     if (kind === "camera" && this.source?.kind === "camera") this.#putAway(); // a phone opens one camera at a time
+    this.#states.opening();
     this.onchange();
     const asked = setTimeout(() => {
-      if (kind !== "camera" || this.source || turn !== this.#turn) return;
-      this.#states.asking("The browser asks whether this page may use the camera.");
+      if (this.source || turn !== this.#turn) return;
+      this.#states.asking(ASKING[kind] ?? "The picture is being opened.");
     }, ASKED_MS);
     try {
       const source = await open();
@@ -134,7 +140,7 @@ export class Switcher {
   #missing(problem) {
     this.onchange();
     // What runs goes on when another source cannot be opened.
-    if (this.source) this.#states.notice(`${problem.title}. ${problem.text}`);
+    if (this.source) this.#states.notice(`${problem.title}. ${problem.text}`, "picture");
     else this.#states.problem(problem, () => void this.#last());
   }
 

@@ -1,9 +1,13 @@
-// What is in view between two results: boxes and skeletons move with their tracks and fade when they are not seen
-// any more. Pure: the caller brings the time (`performance.now()`'s), results come in, a scene for any time goes out.
+// What is in view between two results: boxes and skeletons move with their tracks, texts with the camera; all of it
+// fades as it gets older, and when it is not seen any more. Pure: the caller brings the time (`performance.now()`'s),
+// results come in, a scene for any time goes out.
 
-import { Glide } from "./glide.js";
+import { freshness, textFreshness } from "./fading.js";
+import { Glide, unblended } from "./glide.js";
+import { Steadying, moved, similarity } from "./steadying.js";
 
 /** @import { Box, Detection, Motion, Pose, Result } from "./protocol.js" */
+/** @import { Point, Similarity } from "./steadying.js" */
 
 /**
  * @typedef {object} SceneObject
@@ -32,7 +36,17 @@ import { Glide } from "./glide.js";
  * @property {ScenePose[]} poses
  * @property {SceneText[]} texts
  * @property {{score: number, direction_deg: number | null, moving_fraction: number} | null} motion
- * @property {Field | null} field
+ * @property {Field | null} field What moves besides the camera.
+ * @property {number} fieldAlpha
+ */
+/**
+ * A text where it was at the latest result. Places are in widths of the picture, from its middle.
+ * @typedef {object} Sign
+ * @property {string} text
+ * @property {number} confidence
+ * @property {Point[]} corners
+ * @property {Point} offset What is left of its last correction …
+ * @property {number} correctedAt … and since when.
  */
 /**
  * @typedef {object} Track
@@ -50,14 +64,22 @@ const HOLD_MS = 400; // with no result at all: at least so long does the last on
 const HOLD_RESULTS = 2; // … or as long as so many results take
 const TEXT_STALE_MS = 1500;
 const SAME_THING = 0.3; // IoU
+const SAME_SIGN = 0.2; // widths of the picture: farther away it is another sign with the same words
 
 export class Tracks {
   /** @type {Track[]} */
   #objects = [];
   /** @type {Track[]} */
   #poses = [];
+  /** @type {Sign[]} */
+  #signs = [];
+  /** When the frame was taken in which they were read. */
+  #readAt = 0;
+  #camera = new Steadying();
   /** @type {Result | null} */
   #result = null;
+  /** When its frame was taken. */
+  #capturedAt = 0;
   /** @type {Field | null} */
   #field = null;
   /**
@@ -75,11 +97,19 @@ export class Tracks {
    */
   observe(result, capturedAt, now) {
     if (this.#observedAt) this.#intervalMs += 0.3 * (now - this.#observedAt - this.#intervalMs);
+    const { image, objects, poses, motion } = result;
     this.#observedAt = now;
+    const before = this.#signsAt(now);
+    this.#camera.observe(motion && image.width ? similarity(motion.camera, image.width) : null, capturedAt, now);
+    const readMs = result.stages.ocr?.age_ms ?? 0;
+    const { way, takenAt } = this.#camera.since(readMs);
+    this.#readAt = Math.min(takenAt, capturedAt - readMs);
+    this.#signs = result.texts.map((text) => signOf(text, image, way));
+    for (const sign of this.#signs) blend(sign, before, now);
     this.#result = result;
-    this.#field = field(result.motion, result.image);
+    this.#capturedAt = capturedAt;
+    this.#field = field(motion, image);
     this.#shown = null;
-    const { image, objects, poses } = result;
     this.#objects = follow(this.#objects, objects, (one) => `object ${one.class_id}`, image, capturedAt, now);
     this.#poses = follow(this.#poses, poses, () => "pose", image, capturedAt, now);
   }
@@ -87,6 +117,8 @@ export class Tracks {
   clear() {
     this.#objects = [];
     this.#poses = [];
+    this.#signs = [];
+    this.#camera.clear();
     this.#result = this.#field = this.#shown = null;
     this.#observedAt = 0;
   }
@@ -101,7 +133,9 @@ export class Tracks {
     const result = this.#result;
     const silence = now - this.#observedAt - Math.max(HOLD_MS, HOLD_RESULTS * this.#intervalMs);
     const present = result ? 1 - clamp(silence / FADE_OUT_MS) : 0;
-    const shown = (/** @type {Track} */ track) => present * visibility(track, now);
+    const shown = (/** @type {Track} */ track) => {
+      return present * visibility(track, now) * freshness(now - track.glide.seenAt);
+    };
     const stale = (result?.stages.ocr?.status === "stale" && (result.stages.ocr.age_ms ?? 0) > TEXT_STALE_MS) || false;
     const across = width / (result?.image.width ?? 1);
     const down = height / (result?.image.height ?? 1);
@@ -110,15 +144,48 @@ export class Tracks {
       height,
       objects: this.#objects.map((track) => sceneObject(track, now, width, height, shown(track))).filter(visible),
       poses: this.#poses.map((track) => scenePose(track, now, width, height, shown(track))).filter(visible),
-      texts: (result?.texts ?? [])
-        .map(({ text, confidence, polygon }) => {
-          const corners = polygon.map(([x, y]) => /** @type {[number, number]} */ ([x * across, y * down]));
-          return { text, confidence, polygon: corners, stale, alpha: present };
-        })
-        .filter(visible),
+      texts: this.#texts(now, width, height, present).map((text) => ({ ...text, stale })).filter(visible),
       motion: present > 0 ? (result?.motion ?? null) : null,
       field: present > 0 ? this.#scaled(across, down) : null,
+      fieldAlpha: present * freshness(now - this.#capturedAt),
     };
+  }
+
+  /**
+   * Where the signs are by now, as far as the camera is known to have moved.
+   * @param {number} now
+   * @returns {Sign[]}
+   */
+  #signsAt(now) {
+    if (!this.#signs.length) return [];
+    const way = this.#camera.ahead(now);
+    return this.#signs.map((sign) => {
+      const left = unblended(sign.correctedAt, now);
+      const corners = sign.corners.map((corner) => {
+        const { x, y } = moved(way, corner);
+        return { x: x + sign.offset.x * left, y: y + sign.offset.y * left };
+      });
+      return { ...sign, corners };
+    });
+  }
+
+  /**
+   * Those in the picture.
+   * @param {number} now
+   * @param {number} width
+   * @param {number} height
+   * @param {number} present
+   */
+  #texts(now, width, height, present) {
+    const alpha = present * textFreshness(now - this.#capturedAt, now - this.#readAt);
+    return this.#signsAt(now)
+      .map(({ text, confidence, corners }) => {
+        const polygon = corners.map(({ x, y }) => {
+          return /** @type {[number, number]} */ ([(x + 0.5) * width, y * width + height / 2]);
+        });
+        return { text, confidence, polygon, alpha };
+      })
+      .filter(({ polygon }) => reaches(polygon, width, height));
   }
 
   /**
@@ -260,6 +327,55 @@ function box(values, width, height) {
 }
 
 /**
+ * @param {Result["texts"][number]} text
+ * @param {{width: number, height: number}} image Of the frame that it is told with.
+ * @param {Similarity} way The camera's, since it was read.
+ * @returns {Sign}
+ */
+function signOf({ text, confidence, polygon }, { width, height }, way) {
+  const corners = polygon.map(([x, y]) => moved(way, { x: x / width - 0.5, y: (y - height / 2) / width }));
+  return { text, confidence, corners, offset: { x: 0, y: 0 }, correctedAt: 0 };
+}
+
+/**
+ * Has a sign that is shown already go over to its new place, so that nothing jumps.
+ * @param {Sign} sign
+ * @param {Sign[]} before Each is taken once.
+ * @param {number} now
+ */
+function blend(sign, before, now) {
+  const to = middle(sign.corners);
+  const off = (/** @type {Sign} */ other) => {
+    const from = middle(other.corners);
+    return { x: from.x - to.x, y: from.y - to.y };
+  };
+  const far = (/** @type {Sign} */ other) => Math.hypot(off(other).x, off(other).y);
+  const same = before.filter((other) => other.text === sign.text && far(other) < SAME_SIGN);
+  if (!same.length) return;
+  const nearest = same.reduce((best, other) => (far(other) < far(best) ? other : best));
+  before.splice(before.indexOf(nearest), 1);
+  Object.assign(sign, { offset: off(nearest), correctedAt: now });
+}
+
+/** @param {Point[]} corners */
+function middle(corners) {
+  const sum = corners.reduce((all, { x, y }) => ({ x: all.x + x, y: all.y + y }), { x: 0, y: 0 });
+  return { x: sum.x / corners.length, y: sum.y / corners.length };
+}
+
+/**
+ * Whether any of it is in the picture.
+ * @param {[number, number][]} polygon
+ * @param {number} width
+ * @param {number} height
+ */
+function reaches(polygon, width, height) {
+  const [xs, ys] = [polygon.map(([x]) => x), polygon.map(([, y]) => y)];
+  return Math.max(...xs) > 0 && Math.min(...xs) < width && Math.max(...ys) > 0 && Math.min(...ys) < height;
+}
+
+/**
+ * What moves besides the camera, in each cell.
  * @param {Motion | null} motion
  * @param {{width: number, height: number}} image
  * @returns {Field | null} In pixels of the image.
@@ -268,7 +384,20 @@ function field(motion, image) {
   if (!motion?.grid || !image.width) return null;
   const { columns, rows, scale, data } = motion.grid;
   const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
-  return { columns, rows, vectors: Float32Array.from(new Int8Array(bytes.buffer), (unit) => unit * scale) };
+  const vectors = Float32Array.from(new Int8Array(bytes.buffer), (unit) => unit * scale);
+  const camera = similarity(motion.camera, image.width);
+  for (let cell = 0; cell < columns * rows; cell += 1) {
+    const [dx, dy] = vectors.subarray(2 * cell, 2 * cell + 2);
+    if (!dx && !dy) continue; // where there is nothing to be seen moving, the service says no motion: not the camera's
+    const from = {
+      x: ((cell % columns) + 0.5) / columns - 0.5,
+      y: (((Math.floor(cell / columns) + 0.5) / rows - 0.5) * image.height) / image.width,
+    };
+    const to = moved(camera, from);
+    vectors[2 * cell] = dx - (to.x - from.x) * image.width;
+    vectors[2 * cell + 1] = dy - (to.y - from.y) * image.width;
+  }
+  return { columns, rows, vectors };
 }
 
 /**

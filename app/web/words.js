@@ -2,6 +2,9 @@
 
 /** @import { Result, Stage } from "./protocol.js" */
 
+const MOST = 10; // of one sort are said …
+const LONGEST = 60; // … and so many letters of each
+
 /** @type {Record<string, string>} */
 const BYE = {
   stopped: "The session was stopped.",
@@ -68,6 +71,27 @@ export function duration(s) {
   return s < 5400 ? `about ${Math.round(s / 60)} min` : `about ${(s / 3600).toFixed(1)} h`;
 }
 
+/**
+ * A place in a film: `0:07`, `1:02:03`.
+ * @param {number} s
+ */
+export function clock(s) {
+  const whole = Math.floor(s);
+  const [hours, minutes, left] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
+  const two = (/** @type {number} */ value) => String(value).padStart(2, "0");
+  return hours ? `${hours}:${two(minutes)}:${two(left)}` : `${minutes}:${two(left)}`;
+}
+
+/**
+ * What a class is called; a model without names has numbers, or nothing at all.
+ * @param {string} name
+ * @param {number} id
+ */
+export function classWords(name, id) {
+  const said = name.trim();
+  return /^\d*$/.test(said) ? `class ${said || id}` : said;
+}
+
 /** @param {number} size */
 export function bytes(size) {
   if (size < 1e6) return `${Math.round(size / 1000)} kB`;
@@ -81,12 +105,28 @@ export function bytes(size) {
 export function seenWords({ objects, poses, texts, motion }) {
   /** @type {Map<string, number>} */
   const counts = new Map();
-  for (const one of objects) counts.set(one.class_name, (counts.get(one.class_name) ?? 0) + 1);
-  const parts = [...counts].map(([name, count]) => (count === 1 ? `1 ${name}` : `${count} × ${name}`));
+  for (const { class_name, class_id } of objects) {
+    const name = short(classWords(class_name, class_id));
+    counts.set(name, (counts.get(name) ?? 0) + 1);
+  }
+  const parts = few([...counts].map(([name, count]) => (count === 1 ? `1 ${name}` : `${count} × ${name}`)), "kinds");
   if (!objects.length && poses.length) parts.push(poses.length === 1 ? "1 pose" : `${poses.length} poses`);
-  if (texts.length) parts.push(`text: ${texts.map((text) => `“${text.text}”`).join(", ")}`);
+  if (texts.length) parts.push(`text: ${few(texts.map(({ text }) => `“${short(text)}”`), "texts").join(", ")}`);
   if (motion && motion.moving_fraction >= 0.02) parts.push(`moving ${heading(motion.direction_deg)}`.trim());
   return parts.length ? parts.join(" · ") : "nothing recognised";
+}
+
+/**
+ * @param {string[]} parts
+ * @param {string} what
+ */
+function few(parts, what) {
+  return parts.length > MOST + 1 ? [...parts.slice(0, MOST), `${parts.length - MOST} more ${what}`] : parts;
+}
+
+/** @param {string} words */
+function short(words) {
+  return words.length > LONGEST ? `${words.slice(0, LONGEST)}…` : words;
 }
 
 const HEADINGS = ["right", "down and right", "down", "down and left", "left", "up and left", "up", "up and right"];

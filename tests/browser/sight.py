@@ -172,7 +172,8 @@ class Moment:
     def outlined(self, name: str, colour: tuple[int, int, int]) -> float:
         """Share of the box's outline along which the overlay has this colour, within two CSS pixels.
 
-        Lines of other things may cross it, labels may hide some of it.
+        Lines of other things may cross it, labels may hide some of it. What is old is faded, and its line's dark edge
+        shines through: the colour counts relative to its brightest part.
         """
         # Where `object-fit: contain` puts the picture that the canvas lies over.
         size, room = np.array(self.shown.shape[1::-1]), np.array(self.drawn.shape[1::-1])
@@ -181,7 +182,10 @@ class Moment:
         steps = np.linspace(0.06, 0.94, 40)
         across, down = x1 + (x2 - x1) * steps, y1 + (y2 - y1) * steps
         points = [*((x, y) for x in across for y in (y1, y2)), *((x, y) for y in down for x in (x1, x2))]
-        near = (self.drawn[..., 3] > 200) & (np.abs(self.drawn[..., :3].astype(int) - colour).max(axis=2) < 40)
+        drawn = self.drawn[..., :3].astype(float)
+        bright = drawn.max(axis=2, keepdims=True)
+        tint = drawn * (max(colour) / np.maximum(bright, 1))
+        near = (self.drawn[..., 3] > 60) & (bright[..., 0] > 90) & (np.abs(tint - colour).max(axis=2) < 45)
         height, width = near.shape
         reach = 2
         hits = [

@@ -8,6 +8,7 @@ import pytest
 
 from tests.browser.conftest import Look
 from tests.browser.sight import Sight
+from tests.conftest import Serve
 from tests.support.service import Service
 
 CONTROLS = "button, input, select, summary, a[href]"
@@ -23,6 +24,18 @@ CUT_OFF = """() => [...document.querySelectorAll("button, h1, h2, dt, dd, #statu
     .filter((one) => one.checkVisibility() && one.scrollWidth > one.clientWidth + 1 && one.clientWidth > 0)
     .filter((one) => getComputedStyle(one).overflowX !== "visible" || one.getBoundingClientRect().right > innerWidth)
     .map((one) => one.id || one.textContent)"""
+
+# As axe's `scrollable-region-focusable`: what scrolls has the focus, or holds something that may have it.
+UNREACHABLE = f"""() => [...document.querySelectorAll("body, body *")]
+    .filter((one) => one.checkVisibility() && !one.matches("input, select"))
+    .filter((one) => one.scrollHeight > one.clientHeight + 14 || one.scrollWidth > one.clientWidth + 14)
+    .filter((one) => {{
+        const {{ overflowX, overflowY }} = getComputedStyle(one);
+        return [overflowX, overflowY].some((way) => way === "auto" || way === "scroll");
+    }})
+    .filter((one) => one.tabIndex < 0 && ![...one.querySelectorAll({CONTROLS!r})].some((inner) =>
+        inner.checkVisibility() && !inner.disabled && inner.tabIndex >= 0))
+    .map((one) => one.id || one.outerHTML.slice(0, 80))"""
 
 FOCUS = """() => {
     const one = document.activeElement;
@@ -195,6 +208,101 @@ def test_every_control_has_a_name(service: Service, look: Look) -> None:
     assert sight.ask("document.getElementById('notices').checkVisibility()")
     assert not sight.page.is_visible("#banner")
     assert sight.ask("document.querySelector('#notices #banner p [aria-hidden=true]') !== null")
+
+
+LONG = "a very long name that somebody gave to a class, and then some more of it"
+# Results as other models give them: many things, none, long names, names that are numbers, many texts.
+CROWD = """(kind) => {
+    const box = (index) => {
+        const [x1, y1] = [(index % 20) * 30, Math.floor(index / 20) * 30];
+        return { x1, y1, x2: x1 + 26, y2: y1 + 26 };
+    };
+    const things = (count, class_name) => Array.from({ length: count }, (_, index) => {
+        return { class_id: 3, class_name, confidence: 0.94, track_id: index + 1, box: box(index) };
+    });
+    const texts = Array.from({ length: 60 }, (_, index) => {
+        const { x1, y1, x2, y2 } = box(index);
+        const polygon = [[x1, y1], [x2, y1], [x2, y2], [x1, y2]];
+        return { text: `SIGN ${index} ${"W".repeat(index)}`, confidence: 1, polygon };
+    });
+    const kinds = {
+        many: { objects: things(300, "3"), poses: [], texts: [] },
+        long: { objects: things(3, LONG.repeat(5)), poses: [], texts },
+        none: { objects: [], poses: [], texts: [], motion: null },
+    };
+    globalThis.crowd = kinds[kind];
+}"""
+CROWDED = f"""(() => {{
+    globalThis.LONG = {LONG!r};
+    const names = Array.from({{ length: 80 }}, (_, id) => id === 5 ? LONG.repeat(5) : `${{id}}`);
+    globalThis.WebSocket = class extends WebSocket {{
+        get onmessage() {{ return super.onmessage; }}
+        set onmessage(listener) {{
+            super.onmessage = listener && ((event) => {{
+                const message = JSON.parse(event.data);
+                if (message.type === "result") Object.assign(message, globalThis.crowd);
+                if (message.type === "ready") message.models.detect.classes = names;
+                listener({{ data: JSON.stringify(message) }});
+            }});
+        }}
+    }};
+}})()"""
+SIZES = {"1280x900": (1280, 900), "390x844": (390, 844), "844x390": (844, 390)}
+
+
+@pytest.fixture(scope="module")
+def quick(serve: Serve) -> Service:
+    """Summaries come one after the other."""
+    return serve(SUMMARY_MIN_INTERVAL_S="0.3", SUMMARY_MAX_INTERVAL_S="0.6")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_e6_all_that_scrolls_is_reached_by_keyboard(quick: Service, look: Look, size: str) -> None:
+    width, height = SIZES[size]
+    sight = look(quick, viewport={"width": width, "height": height}, is_mobile=width < 1000)
+
+    def holds(state: str) -> None:
+        assert sight.page.evaluate(UNREACHABLE) == [], state
+        assert sight.ask("document.documentElement.scrollWidth <= innerWidth"), state
+
+    holds("start")
+    sight.start("#sample", results=2)
+    open_everything(sight)
+    sight.ask("document.getElementById('stage-summary').click()")
+    ol = "document.querySelector('#summaries ol')"
+    sight.until(f"{ol}.scrollHeight > {ol}.clientHeight + 20", 60)
+    holds("summaries")
+    assert sight.ask(f"{ol}.ariaLabel")
+    sight.page.focus("#summaries ol")
+    assert sight.ask("document.activeElement.tagName") == "OL"
+    sight.page.keyboard.press("End")
+    sight.until(f"{ol}.scrollTop > 0")
+    sight.ask("document.getElementById('shortcuts').showModal()")
+    holds("shortcuts")
+    sight.page.keyboard.press("Escape")
+    sight.ask("document.getElementById('stop').click()")
+    sight.shows("#card", "The session has ended")
+    holds("ended")
+
+
+def test_e6_any_model_fits_on_a_phone(service: Service, look: Look) -> None:
+    """Names that are numbers or as long as a sentence, 300 things, none: all of it in words, and nothing cut off."""
+    sight = look(service, opening=False, viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True)
+    sight.page.add_init_script(CROWDED)
+    sight.open().start("#sample", results=2)
+    open_everything(sight)
+    chips = sight.page.locator("#classes .chip").all_inner_texts()
+    assert chips[:4] == ["all", "class 0", "class 1", "class 2"]
+    for kind, words in {"many": "300 × class 3", "long": "50 more texts", "none": "nothing recognised"}.items():
+        sight.page.evaluate(CROWD, kind)
+        sight.shows("#seen", words)
+        sight.screenshot(f"crowd-{kind}")
+        assert_all_within(sight)
+        assert len(sight.text("#seen")) < 1500
+    # A class without a name is chosen by its number.
+    sight.page.locator("#classes .chip", has_text="class 16").tap()
+    sight.until("seen.said.some(({ type, classes }) => type === 'settings' && classes?.join() === '16')")
+    assert "class 16" in sight.text("#classes summary")
 
 
 FOCUSED = "document.activeElement.id || document.activeElement.textContent"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from pathlib import Path
@@ -142,8 +143,77 @@ def test_a_network_that_swallows_everything_is_noticed(service: Service, look: L
         sight.open().start("#sample", results=2)
         wire.hush()
         sight.until("!sightline.overlay.model.objects.length")  # what is not known any more is not shown
-        assert sight.ask("sightline.client.state") == "live"
+        assert sight.ask("sightline.client.state") in ("live", "stalled")
         sight.page.clock.fast_forward(21_000)
         sight.shows("#banner", "The service does not answer any more. Connecting again in")
         wire.mend()
         sight.live(results=2)
+
+
+# What a screen reader is told of the word in the header: all that changes there but what is hidden from it.
+WATCH_STATUS = """() => {
+    globalThis.told = [];
+    const status = document.getElementById("status");
+    const heard = (node) => !(node.parentElement ?? node).closest("[aria-hidden=true]") && !node.ariaHidden;
+    new MutationObserver((changes) => {
+        if (changes.some(({ target }) => heard(target))) told.push(status.innerText);
+    }).observe(status, { subtree: true, childList: true, characterData: true });
+}"""
+WORD = "document.getElementById('status').innerText"
+
+
+def test_e4_a_network_that_stalls_is_said_and_over_when_it_flows_again(service: Service, look: Look) -> None:
+    with wired(service) as wire:
+        sight = look(wire.url).start("#sample", results=5)
+        assert sight.text("#status") == "Live"
+        sight.page.evaluate(WATCH_STATUS)
+        wire.hold()
+        sight.until(f"{WORD} === 'No answer for 3 s'")
+        assert sight.ask("document.getElementById('status').dataset.tone") == "wait"
+        assert sight.ask("sightline.client.state") == "stalled"
+        sight.screenshot("stalled")
+        sight.until(f"{WORD} === 'No answer for 5 s'")
+        assert sight.ask("sightline.overlay.model.objects") == []  # what is not known any more is not shown
+        assert sight.text("#seen") == "nothing yet"
+        wire.mend()
+        sight.live(results=3)
+        sight.until(f"{WORD} === 'Live'")
+        assert sight.ask("sightline.client.lastSeq") > 0
+        told = sight.ask("told")
+        assert len(told) == 2, told  # once that it stalls, once that it is live: not the seconds
+        assert told[0].startswith("No answer")
+        assert told[1] == "Live"
+
+
+def test_e4_a_session_that_nobody_waits_for_does_not_stall(service: Service, look: Look) -> None:
+    with wired(service) as wire:
+        sight = look(wire.url).start("#sample", results=3)
+        sight.ask("sightline.client.pause()")  # as a hidden tab does
+        sight.page.wait_for_timeout(300)
+        wire.hold()
+        sight.page.wait_for_timeout(4000)
+        assert sight.text("#status") == "Live"
+        assert not re.search("No answer", sight.text("body"))
+        wire.mend()
+        sight.ask("sightline.client.resume()")
+        sight.live(results=3)
+        assert [one for one in sight.events("state") if one["state"] == "stalled"] == []
+
+
+def test_e4_a_stall_ends_in_a_lost_connection_or_in_stop(service: Service, look: Look) -> None:
+    with wired(service) as wire:
+        sight = look(wire.url).start("#sample", results=3)
+        wire.hold()
+        sight.until(f"{WORD} === 'No answer for 3 s'")
+        sight.expected.append(SOCKET_FAILED)
+        wire.cut()
+        sight.shows("#banner", "Connecting again in")
+        assert sight.text("#status") == "Connection lost"
+        wire.mend()
+        sight.live(results=2)
+        assert sight.text("#status") == "Live"
+        wire.hold()
+        sight.until(f"{WORD} === 'No answer for 3 s'")
+        sight.page.click("#stop")
+        sight.shows("#card", "The session has ended" if sight.events("bye") else "stopped")
+        assert "No answer" not in sight.text("#status")

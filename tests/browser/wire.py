@@ -34,6 +34,8 @@ class Wire:
         self._door = socket.create_server(("127.0.0.1", 0))
         self._ends: list[socket.socket] = []
         self._up, self._hushed = True, False
+        self._flowing = threading.Event()
+        self._flowing.set()
         self.url = f"http://127.0.0.1:{self._door.getsockname()[1]}"
         threading.Thread(target=self._take, daemon=True).start()
 
@@ -51,11 +53,17 @@ class Wire:
         """Nothing gets through any more, and neither side is told: a radio that is out of reach."""
         self._hushed = True
 
+    def hold(self) -> None:
+        """Nothing gets through until `mend`, and nothing is lost: a network that stalls."""
+        self._flowing.clear()
+
     def mend(self) -> None:
         self._up, self._hushed = True, False
+        self._flowing.set()
 
     def close(self) -> None:
         self._door.close()
+        self._flowing.set()
         self.cut()
 
     def _take(self) -> None:
@@ -74,6 +82,7 @@ class Wire:
     def _carry(self, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
+                self._flowing.wait()
                 if not self._hushed:
                     sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)

@@ -482,3 +482,90 @@ async function settle() {
   for (let turn = 0; turn < 20; turn += 1) await Promise.resolve();
   await new Promise((resolve) => setImmediate(resolve));
 }
+
+// --- E4: answers stop coming ---
+
+function watched(options) {
+  const got = live(options);
+  const stalls = [];
+  got.client.on("state", ({ state, previous, silentSince }) => {
+    if (state === "stalled" || previous === "stalled") stalls.push(state);
+    if (state === "stalled") assert.ok(silentSince <= performance.now());
+  });
+  return { ...got, stalls };
+}
+
+test("e4: a frame without an answer for three seconds is a session that stalls", () => {
+  const { client, socket, stalls } = watched();
+  client.sendFrame(JPEG);
+  mock.timers.tick(2900);
+  assert.equal(client.state, "live");
+  mock.timers.tick(200);
+  assert.equal(client.state, "stalled");
+  assert.equal(client.sendFrame(JPEG), 2); // there is a credit: it is the one that shows when the network is back
+  socket.say({ type: "ping", t: 1 }); // is no answer
+  client.update({ confidence: 0.6 }); // takes effect when it gets through
+  assert.equal(socket.sent.at(-1).type, "update");
+  assert.equal(client.state, "stalled");
+  socket.say(result(1));
+  assert.equal(client.state, "live");
+  socket.say(result(2));
+  mock.timers.tick(15_000);
+  assert.deepEqual(stalls, ["stalled", "live"]);
+});
+
+test("e4: every answer begins the three seconds anew, a refusal too", () => {
+  const { client, socket, stalls } = watched();
+  for (let seq = 1; seq <= 4; seq += 1) {
+    client.sendFrame(JPEG);
+    mock.timers.tick(2500);
+    const refusal = { type: "error", code: "stale", message: "waited", field: null, seq, fatal: false };
+    socket.say(seq % 2 ? refusal : result(seq));
+  }
+  assert.deepEqual(stalls, []);
+});
+
+test("e4: nothing stalls that sent nothing, waits in line, or is paused", () => {
+  const { client, socket, stalls } = watched();
+  mock.timers.tick(10_000);
+  client.sendFrame(JPEG);
+  client.pause();
+  mock.timers.tick(5000);
+  client.resume();
+  mock.timers.tick(2900);
+  assert.deepEqual(stalls, []);
+  mock.timers.tick(200);
+  assert.equal(client.state, "stalled");
+  client.pause(); // nobody looks
+  assert.equal(client.state, "live");
+  mock.timers.tick(5000);
+  client.resume();
+  socket.say(result(1));
+  assert.deepEqual(stalls, ["stalled", "live"]);
+  const other = new SightlineClient();
+  other.connect({ url: "http://sight.test" });
+  Socket.last.accept();
+  Socket.last.say({ type: "queued", position: 2, ahead: 1, eta_s: null });
+  mock.timers.tick(10_000);
+  assert.equal(other.state, "queued");
+});
+
+test("e4: a session that stalls can be stopped, and its end is an end", () => {
+  const stopped = watched();
+  stopped.client.sendFrame(JPEG);
+  mock.timers.tick(3100);
+  stopped.client.stop();
+  assert.equal(stopped.client.state, "stopping");
+  mock.timers.tick(5000);
+  assert.equal(stopped.client.state, "ended");
+  const lost = watched();
+  lost.client.sendFrame(JPEG);
+  mock.timers.tick(3100);
+  lost.socket.end();
+  assert.equal(lost.client.state, "waiting");
+  mock.timers.tick(20_000);
+  Socket.last.accept();
+  Socket.last.say(READY);
+  mock.timers.tick(20_000);
+  assert.equal(lost.client.state, "live"); // what was on its way is lost and not waited for
+});

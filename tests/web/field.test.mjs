@@ -10,6 +10,7 @@ class Canvas {
   lines = 0;
   strokes = 0;
   laid = [];
+  within = [];
   constructor(width, height) {
     Object.assign(this, { width, height, canvas: this });
   }
@@ -17,6 +18,16 @@ class Canvas {
     return this;
   }
   beginPath() {}
+  save() {}
+  restore() {
+    this.restored = this.within.at(-1);
+  }
+  rect(...place) {
+    this.asked = place;
+  }
+  clip() {
+    this.within.push(this.asked);
+  }
   moveTo() {}
   lineTo() {
     this.lines += 1;
@@ -30,7 +41,7 @@ class Canvas {
 }
 globalThis.OffscreenCanvas = Canvas;
 
-const SCENE = { width: 640, height: 480 };
+const SCENE = { width: 640, height: 480, fieldAlpha: 1 };
 const PLACE = { x: 0, y: 0, scale: 1, unit: 1 };
 
 function field(...vectors) {
@@ -55,4 +66,13 @@ test("arrows are drawn once for each field, place and canvas", () => {
   paintField(page, SCENE, other, { ...PLACE, x: 5 });
   assert.equal(layer.strokes, 8);
   assert.notEqual(film.laid[0], layer);
+});
+
+test("e3: arrows are cut off at the picture's edge, and fade with their result", () => {
+  const page = new Canvas(800, 480);
+  paintField(page, { ...SCENE, fieldAlpha: 0.5 }, field(90, 0, 0, 9), { x: 80, y: 0, scale: 1, unit: 1 });
+  const [layer] = page.laid;
+  assert.deepEqual(layer.within, [[80, 0, 640, 480]]);
+  assert.equal(layer.restored, layer.within[0]); // … and nothing else is
+  assert.ok(page.globalAlpha > 0 && page.globalAlpha <= 0.5);
 });

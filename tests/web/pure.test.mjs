@@ -7,11 +7,13 @@ import { retryDelay } from "../../app/web/backoff.js";
 import { sharesOf } from "../../app/web/chart.js";
 import { Cut } from "../../app/web/cut.js";
 import { Flight } from "../../app/web/flight.js";
-import { Pace, fit } from "../../app/web/pace.js";
+import { Pace, fit, fitArea } from "../../app/web/pace.js";
+import { kindFrom, kindOf } from "../../app/web/files.js";
 import { problemOf } from "../../app/web/problems.js";
 import { HEADER_BYTES, packFrame, socketUrl } from "../../app/web/protocol.js";
+import { readQuery } from "../../app/web/query.js";
 import { RateMeter, Samples } from "../../app/web/stats.js";
-import { byeWords, seenWords, stageWords } from "../../app/web/words.js";
+import { byeWords, classWords, clock, seenWords, stageWords } from "../../app/web/words.js";
 
 test("a frame's header is read back as it was written", () => {
   const message = packFrame(Uint8Array.of(0xff, 0xd8, 7), 4_000_000_001, 1_700_000_000_123.5);
@@ -132,6 +134,39 @@ test("a picture is scaled down, never up", () => {
   assert.deepEqual(fit(3000, 10, 320), { width: 320, height: 1 });
 });
 
+test("e5: by itself the size is chosen by area, the least side bounded", () => {
+  const pace = new Pace();
+  const area = 640 * 480;
+  assert.deepEqual(pace.fit(640, 480), { width: 640, height: 480 });
+  assert.deepEqual(pace.fit(1280, 960), { width: 640, height: 480 });
+  for (const [width, height] of [[1920, 400], [400, 1920], [1280, 720], [720, 1280], [1000, 1000], [3840, 2160], [7680, 4320]]) {
+    const sent = pace.fit(width, height);
+    assert.ok(Math.abs((sent.width * sent.height) / area - 1) < 0.01, `${sent.width}x${sent.height}`);
+    assert.ok(Math.abs(sent.width / sent.height / (width / height) - 1) < 0.02);
+  }
+  // Nothing is scaled up, however small or thin it is.
+  for (const [width, height] of [[1, 1], [16, 12], [500, 20], [20, 500], [640, 100]]) {
+    assert.deepEqual(pace.fit(width, height), { width, height });
+  }
+  // By hand it is the longer side, as it says.
+  pace.set({ size: 320 });
+  assert.deepEqual(pace.fit(1920, 400), { width: 320, height: 67 });
+  pace.set({ size: null });
+  assert.deepEqual(pace.fit(1280, 960), { width: 640, height: 480 });
+});
+
+test("e5: the smallest automatic size leaves a strip its height", () => {
+  const pace = new Pace();
+  drive(pace, { serviceMs: 30, networkMs: 600, seconds: 60 });
+  assert.equal(pace.size, 320);
+  assert.deepEqual(pace.fit(1920, 400), { width: 768, height: 160 });
+  assert.deepEqual(pace.fit(400, 1920), { width: 160, height: 768 });
+  assert.deepEqual(pace.fit(1920, 1080), fitArea(1920, 1080, 320 * 240));
+  // A strip is a strip: neither side grows without end for the other's sake.
+  assert.deepEqual(pace.fit(20_000, 200), { width: 4096, height: 41 });
+  assert.deepEqual(pace.fit(30_000, 30_000), { width: 277, height: 277 });
+});
+
 test("the shares of a result add up to its age", () => {
   const timings_ms = { queue: 3, decode: 2, prepare: 1, motion: 4, gate: 1, infer: 20, parse: 1, total: 29 };
   const shares = sharesOf({ age_ms: 35, timings_ms }, 60, 45);
@@ -188,4 +223,99 @@ test("codes become words", () => {
     "2 × person · text: “GATE 7” · moving left",
   );
   assert.equal(seenWords({ objects: [], poses: [], texts: [], motion: null }), "nothing recognised");
+});
+
+test("e6: a class without a name is called by its number", () => {
+  assert.equal(classWords("3", 3), "class 3");
+  assert.equal(classWords("", 7), "class 7");
+  assert.equal(classWords(" ", 7), "class 7");
+  assert.equal(classWords("person", 0), "person");
+  assert.equal(classWords("class_3", 3), "class_3");
+  assert.equal(classWords("4x4", 3), "4x4");
+  const thing = { class_name: "3", class_id: 3, confidence: 0.94, track_id: 1, box: { x1: 0, y1: 0, x2: 1, y2: 1 } };
+  assert.equal(seenWords({ objects: [thing, thing], poses: [], texts: [], motion: null }), "2 × class 3");
+});
+
+test("e6: what is in view is a sentence, however much it is", () => {
+  const objects = Array.from({ length: 80 }, (_, id) => ({ class_name: `thing_${id}`.repeat(40), class_id: id }));
+  const texts = Array.from({ length: 60 }, (_, id) => ({ text: `SIGN ${id} ${"W".repeat(500)}` }));
+  const words = seenWords({ objects, poses: [], texts, motion: null });
+  assert.ok(words.length < 2500, `${words.length}`);
+  assert.match(words, /70 more kinds.*50 more texts/);
+});
+
+test("e6: a place in a film", () => {
+  assert.deepEqual([0, 7.9, 61, 3723].map(clock), ["0:00", "0:07", "1:01", "1:02:03"]);
+});
+
+test("e6: the address's query takes effect, and what is wrong in it is said with what would be right", () => {
+  assert.deepEqual(readQuery(""), { settings: {}, problems: [] });
+  assert.deepEqual(readQuery("?confidence=0.5&iou=0.6&classes=person,16").settings, {
+    confidence: 0.5,
+    iou: 0.6,
+    classes: ["person", 16],
+  });
+  const problem = (search) => {
+    const { settings, problems } = readQuery(search);
+    assert.deepEqual(settings, {});
+    assert.equal(problems.length, 1, search);
+    return problems[0];
+  };
+  for (const near of ["conf=0.9", "confidance=0.9", "Confidence=0.9", "confidense=1"]) {
+    assert.match(problem(`?${near}`), /“confidence”/, near);
+  }
+  assert.match(problem("?class=person"), /“classes”/);
+  assert.match(problem("?utm_source=mail"), /confidence, iou and classes/);
+  assert.match(problem("?__proto__=1"), /means nothing/);
+  for (const wrong of ["confidence=7", "confidence=", "confidence=0,5", "confidence=NaN", "iou=-1", "iou=0x"]) {
+    assert.match(problem(`?${wrong}`), /a number from 0 to 1/, wrong);
+  }
+  assert.match(problem("?classes=,"), /names or numbers/);
+  assert.ok(problem(`?${"x".repeat(5000)}=1`).length < 200);
+  const both = readQuery("?conf=0.9&confidence=0.5");
+  assert.deepEqual([both.settings, both.problems.length], [{ confidence: 0.5 }, 1]);
+});
+
+/** A file as a browser hands it over. */
+function file(name, type, ...parts) {
+  return Object.assign(new Blob(parts, { type }), { name });
+}
+
+test("e6: a file is a film or a picture by what is in it, or neither", async () => {
+  const bytes = (...values) => Uint8Array.from(values.flatMap((value) => (typeof value === "string" ? [...Buffer.from(value)] : value)));
+  const films = [
+    file("phone.mp4", "video/mp4", bytes(0, 0, 0, 24, "ftypmp42")),
+    file("none", "", bytes(0x1a, 0x45, 0xdf, 0xa3, 1)),
+    file("film.txt", "text/plain", bytes(0, 0, 0, 24, "ftypisom")), // whatever its name says
+    file("old.mov", "", bytes(0, 0, 0, 8, "wide")),
+    file("film.avi", "", bytes("RIFF", 0, 0, 0, 0, "AVI ")),
+    file("film.ts", "text/vnd.trolltech.linguist", bytes(0x47), new Uint8Array(187), bytes(0x47), new Uint8Array(187), bytes(0x47)),
+    file("sound.mp3", "audio/mpeg", bytes(0xff, 0xfb, 0x90)),
+    file("odd.mkv", "video/x-matroska", bytes("?")), // the browser may know better
+  ];
+  for (const one of films) assert.equal(await kindOf(one), "film", one.name);
+  const pictures = [
+    file("a.jpg", "image/jpeg", bytes(0xff, 0xd8, 0xff, 0xe0)),
+    file("b", "", bytes(0x89, "PNG")),
+    file("c.avif", "", bytes(0, 0, 0, 24, "ftypavif")),
+    file("d.webp", "", bytes("RIFF", 0, 0, 0, 0, "WEBP")),
+    file("e.svg", "image/svg+xml", bytes("<svg/>")),
+  ];
+  for (const one of pictures) assert.equal(await kindOf(one), "picture", one.name);
+  const others = [
+    file("notes.txt", "text/plain", bytes("a shopping list")),
+    file("notes", "", bytes("G", "a".repeat(400))),
+    file("paper.pdf", "application/pdf", bytes("%PDF-1.7")),
+    file("empty.mp4", "video/mp4"),
+  ];
+  for (const one of others) await assert.rejects(kindOf(one), { name: "NoFilmError", message: new RegExp(one.name) });
+  await assert.rejects(
+    kindOf({ name: "folder", type: "", slice: () => ({ arrayBuffer: () => Promise.reject(new Error("gone")) }) }),
+    /folder/,
+  );
+  assert.equal(kindFrom(new Uint8Array(0)), null);
+  const place = { hostname: "localhost", port: "" };
+  const problem = await kindOf(others[0]).catch((error) => problemOf(error, "film", place));
+  assert.match(problem.title, /no video/);
+  assert.match(problem.text, /“notes.txt” is neither a film nor a picture/);
 });

@@ -26,7 +26,7 @@ function sending() {
       return new Promise((resolve, reject) => this.pending.push({ resolve: () => resolve(JPEG), reject }));
     },
   };
-  const pace = { due: () => true, sent() {}, size: 640, quality: 0.8 };
+  const pace = { due: () => true, sent() {}, fit: (width, height) => ({ width, height }), quality: 0.8 };
   const sender = new Sender(client, encoder, pace);
   const problems = [];
   sender.onproblem = (problem) => problems.push(problem);
@@ -96,6 +96,20 @@ test("a picture of a source that was left while it was encoded is not sent", asy
   encoder.pending[2].resolve();
   await settle();
   assert.equal(client.sent, 1);
+});
+
+test("e6: a picture from before a film was sought in is not sent after it", async () => {
+  const { client, encoder, sender } = sending();
+  const film = source();
+  sender.attach(film);
+  film.onframe(0);
+  sender.cut();
+  encoder.pending[0].resolve();
+  await settle();
+  film.onframe(0);
+  encoder.pending[1].resolve();
+  await settle();
+  assert.deepEqual([client.sent, sender.counts.skipped], [1, { "source changed": 1 }]);
 });
 
 class FakeWorker {
