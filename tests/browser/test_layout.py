@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
 from tests.browser.conftest import Look
-from tests.browser.sight import Sight
+from tests.browser.sight import PATIENCE_S, Sight
 from tests.conftest import Serve
 from tests.support.service import Service
 
@@ -177,6 +178,9 @@ def test_start_look_and_stop_without_a_mouse(service: Service, look: Look) -> No
     for _ in range(5):
         sight.page.keyboard.down("p")  # a key that is held says so again and again
     sight.page.keyboard.up("p")
+    deadline = time.monotonic() + PATIENCE_S
+    while not saved and time.monotonic() < deadline:
+        sight.page.wait_for_timeout(100)
     sight.page.wait_for_timeout(1000)
     assert len(saved) == 1
     sight.page.click("#access summary")
