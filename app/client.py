@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import ssl
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -19,13 +21,14 @@ import orjson
 from pydantic import TypeAdapter
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as open_socket
-from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus, WebSocketException
 
 from app.addresses import leads_to_loopback
 from app.drawing import to_supervision
 from app.errors import ConfigurationError, SightlineError
 from app.protocol import header, messages
 from app.protocol.messages import Bye, Mode, Notice, Queued, Ready, Result, ServerMessage, SettingsInForce
+from app.sources.address import redact
 
 __all__ = ["LiveSession", "Refused", "SessionEnded", "connect", "decode", "to_supervision"]
 
@@ -116,24 +119,67 @@ async def connect(
     try:
         # Compression costs the sender 0.9 ms a frame and gains nothing on JPEG. No pings: the service answers them in
         # turn with our frames, and those may have to wait.
-        socket = await open_socket(
+        opened = await open_socket(
             where,
             compression=None,
             max_size=None,
             ping_interval=None,
             proxy=None if leads_to_loopback(where) else True,  # True: as the environment says
         )
-    except InvalidStatus as error:
-        body = error.response.body or b""
-        raise SessionEnded(f"{url}: HTTP {error.response.status_code} {body.decode(errors='replace')}") from None
     # ImportError: the environment names a SOCKS proxy, and the package that speaks it is not there.
     except (OSError, WebSocketException, ImportError) as error:
-        raise SessionEnded(f"{url}: {error}") from None
-    async with socket:
-        session = LiveSession(socket)
+        raise SessionEnded(f"{redact(url)}: {_what_to_do(error)}") from None
+    async with opened:
+        session = LiveSession(opened)
         await session._send(orjson.dumps(init).decode())
         await session._until_ready()
         yield session
+
+
+_ELSEWHERE = "start one with `sightline serve`, or give the address of one that runs (send: --url)"
+_LONGEST_BODY = 300
+
+
+def _what_to_do(error: Exception) -> str:
+    """Why no session began, and what helps."""
+    if isinstance(error, InvalidStatus):
+        return _answered(error)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"its certificate is not trusted ({error.verify_message}); use the name that it is for, or make its issuer "
+            "known by SSL_CERT_FILE"
+        )
+    if isinstance(error, ssl.SSLError):
+        return f"no TLS is spoken there ({(error.reason or 'TLS failed').lower().replace('_', ' ')}); try http://"
+    if isinstance(error, socket.gaierror):
+        return f"this name is not known ({error.strerror}); check the address (send: --url)"
+    if isinstance(error, TimeoutError):
+        return f"nothing answers in time; check address and firewall, {_ELSEWHERE}"
+    if isinstance(error, ConnectionRefusedError) or "Connect call failed" in str(error):
+        return f"no service answers there (connection refused); {_ELSEWHERE}"
+    if isinstance(error, InvalidMessage | ConnectionResetError | EOFError):
+        return f"what answers there is no Sightline service, or speaks TLS (https://); {_ELSEWHERE}"
+    if isinstance(error, OSError):
+        return f"no connection ({error.strerror or error}); check the address, {_ELSEWHERE}"
+    return redact(str(error))
+
+
+def _answered(error: InvalidStatus) -> str:
+    """An HTTP answer in place of a WebSocket."""
+    status = error.response.status_code
+    body = " ".join((error.response.body or b"").decode(errors="replace").split())[:_LONGEST_BODY]
+    said = error.response.reason_phrase if body.startswith("<") or not body else body
+    remedy = {
+        401: "give one of its AUTH_TOKENS (send: --token, or SIGHTLINE_TOKEN)",
+        403: "the service takes no session from here; see its ALLOWED_ORIGINS, AUTH_TOKENS and log",
+        404: f"no Sightline service is at this path; {_ELSEWHERE}",
+        421: "the service does not go by this name; see its ALLOWED_HOSTS",
+        429: "try again later",
+        502: "the proxy in front of it reaches no service; is it started?",
+        503: "try again later",
+    }
+    hint = remedy.get(status, _ELSEWHERE if status in (200, 301, 302, 307, 308, 400, 405, 426) else "")
+    return f"HTTP {status} {said}" + (f"; {hint}" if hint else "")
 
 
 def address(url: str) -> str:
@@ -150,7 +196,7 @@ def address(url: str) -> str:
     scheme = _SCHEMES.get(parts.scheme) if named else None
     if scheme is None:
         raise ConfigurationError(
-            f"{url}: should be an address such as http://127.0.0.1:8000, with http, https, ws or wss and a host"
+            f"{redact(url)}: should be an address such as http://127.0.0.1:8000, with http, https, ws or wss and a host"
         )
     path = parts.path.rstrip("/")
     path += "" if path.endswith("/ws/inference") else "/ws/inference"

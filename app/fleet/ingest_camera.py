@@ -137,8 +137,8 @@ class Camera:
         self._damage_said = False
         return open_source(self.source.place, self.source.options, self._limits, self._damaged)
 
-    def _damaged(self, problem: str) -> None:
-        _UNDECODABLE.inc()
+    def _damaged(self, problem: str, code: str) -> None:
+        metrics.INGEST_FRAMES.labels(code).inc()
         if not self._damage_said:
             log.warning("source %s: %s (said of the first only)", self.source.camera_id, problem)
         self._damage_said = True

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from app.client import LiveSession, connect
+from app.client import LiveSession, Refused, SessionEnded, connect
 from app.errors import SightlineError
 from app.protocol.messages import Result, encode_result
 from app.sending.film import Film
@@ -31,6 +31,8 @@ _LATE_S = 2.0
 """A recording that is so far behind its own pace goes on from where it is."""
 _MOST_THREADS = 4
 _INTERRUPTED = 128
+_MOST_SAID = 20
+"""Lines about the source at the end; how many pieces of it were no pictures is counted."""
 
 
 class Sink(Protocol):
@@ -119,6 +121,10 @@ def send(request: Request) -> None:
     connecting = connect(request.url, token=request.token, mode=mode, confidence=request.confidence)  # type: ignore[arg-type]
     try:
         asyncio.run(_Sending(request, address, options).run(connecting))
+    except (Refused, SessionEnded) as error:
+        if "token" in str(error) and "--token" not in str(error):
+            raise SightlineError(f"{error}; `send` takes it by --token or SIGHTLINE_TOKEN") from None
+        raise
     except KeyboardInterrupt:
         sys.stderr.write("sightline: interrupted\n")
         sys.exit(_INTERRUPTED + signal.SIGINT)
@@ -173,10 +179,13 @@ class _Sending:
             with_sound=film,
             keeps_pauses=not request.realtime,
         )
-        return open_source(self._address, self._options, limits, self._say)
+        return open_source(self._address, self._options, limits, self._damaged)
+
+    def _damaged(self, problem: str, code: str) -> None:
+        self._say(problem)
 
     def _say(self, line: str) -> None:
-        if line not in self._said:
+        if line not in self._said and len(self._said) < _MOST_SAID:
             self._said.append(line)
 
     async def _send(self, reader: Reader, connecting: AbstractAsyncContextManager[LiveSession]) -> None:

@@ -12,11 +12,6 @@ from numpy.typing import NDArray
 
 ROTATIONS = (0, 90, 180, 270)
 """Degrees, clockwise, that a source's pictures can be turned by."""
-_EXIF = b"Exif\0\0"
-_EXIF_WITHIN = 65_536
-"""Bytes of a JPEG that its EXIF block begins in."""
-_ORIENTATION_TAG = 0x0112
-_MOST_TAGS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,25 +81,9 @@ def of_frame(frame: Any) -> Orientation:
     return Orientation.from_matrix(struct.unpack("=9i", found[0][:36]))
 
 
-def of_exif(jpeg: bytes) -> Orientation:
-    """Of a JPEG by its EXIF block; upright where it has none, or one that makes no sense."""
-    at = jpeg.find(_EXIF, 0, _EXIF_WITHIN)
-    if at < 0:
-        return UPRIGHT
-    tiff = memoryview(jpeg)[at + len(_EXIF) : at + len(_EXIF) + 65_536]
-    order = {b"II": "<", b"MM": ">"}.get(bytes(tiff[:2]))
-    try:
-        if order is None:
-            return UPRIGHT
-        (start,) = struct.unpack_from(f"{order}I", tiff, 4)
-        (count,) = struct.unpack_from(f"{order}H", tiff, start)
-        for number in range(min(count, _MOST_TAGS)):
-            tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, start + 2 + 12 * number)
-            if tag == _ORIENTATION_TAG:
-                return _BY_EXIF.get(value, UPRIGHT)
-    except struct.error:
-        pass
-    return UPRIGHT
+def of_exif(orientation: int) -> Orientation:
+    """Of EXIF's tag, 1 to 8; upright for anything else."""
+    return _BY_EXIF.get(orientation, UPRIGHT)
 
 
 def contiguous(picture: NDArray[Any]) -> NDArray[np.uint8]:

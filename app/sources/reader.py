@@ -7,12 +7,13 @@ bounded before anything is decoded, and what goes wrong is said without the addr
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -26,7 +27,7 @@ import simplejpeg
 from av.stream import Disposition
 from numpy.typing import NDArray
 
-from app.errors import FrameError, SightlineError, TooExpensive
+from app.errors import FrameError, FrameTooLarge, SightlineError, UndecodableFrame
 from app.pipeline.jpeg import check_packet, inspect
 from app.sources import orientation
 from app.sources.address import Address, printable
@@ -35,8 +36,6 @@ from app.sources.options import AS_IT_IS, Options
 from app.sources.orientation import UPRIGHT, Orientation
 from app.sources.sound import Sound
 
-_ANY_PIXELS = 1 << 26
-"""Where only a JPEG's kind or size is asked for."""
 OPEN_S, READ_S = 10.0, 5.0
 """Longest wait for a source to open, and for its next data."""
 MAX_PIXELS = 4096 * 4096
@@ -68,12 +67,15 @@ _NO_TIMESTAMPS = 0x80
 """AVFMT_NOTIMESTAMPS: the times of such a stream are made up from a frame rate."""
 
 Pace = Literal["recorded", "bursts", "live"]
-OnDamage = Callable[[str], None]
-"""Is given a line for each piece that cannot be decoded; reading goes on."""
+OnDamage = Callable[[str, str], None]
+"""Is given a line and a code (`undecodable`, `too_large`, `too_expensive`) for each piece that is not decoded; reading
+goes on."""
 
 
 class SourceError(SightlineError):
-    """The source cannot be read."""
+    """The source cannot be read. `code` is what a counter of its pictures says of one."""
+
+    code = UndecodableFrame.code
 
 
 class SourceLost(SourceError):
@@ -81,7 +83,11 @@ class SourceLost(SourceError):
 
 
 class TooLarge(SourceError):
-    """The source's pictures have more pixels than are taken."""
+    """The source's pictures have more pixels than are taken, or would cost too much."""
+
+    def __init__(self, message: str, code: str = FrameTooLarge.code) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(slots=True)
@@ -122,6 +128,8 @@ class Limits:
 
     max_pixels: int = MAX_PIXELS
     """Of a picture."""
+    max_bytes: int = 64 << 20
+    """Of a picture's file, and of a picture of Motion JPEG."""
     threads: int = 1
     """Of a decoder."""
     picture_s: float = 1 / 25
@@ -163,7 +171,7 @@ def open_source(
     address: Address,
     options: Options | None = None,
     limits: Limits | None = None,
-    on_damage: OnDamage = lambda problem: None,
+    on_damage: OnDamage = lambda problem, code: None,
 ) -> Reader:
     """Opens a source. Blocks, `OPEN_S` at most where it is not a file.
 
@@ -274,10 +282,10 @@ class Container:
                 try:
                     found = self._decoded(packet)
                 except (av.error.InvalidDataError, av.error.ArgumentError) as error:
-                    self._damage(str(error.strerror))
+                    self._damage(str(error.strerror), UndecodableFrame.code)
                     continue
-                except TooExpensive as error:
-                    self._damage(str(error))
+                except FrameError as error:
+                    self._damage(str(error), error.code)
                     continue
                 for timed, shot in found:
                     shot.at, shot.lasts = self._time(timed)
@@ -313,19 +321,20 @@ class Container:
             return [(frame, self._shot(frame, UPRIGHT)) for frame in packet.decode()]
         jpeg = bytes(packet)
         check_packet(jpeg, max_pixels=self._limits.max_pixels)
-        turn = orientation.of_exif(jpeg)
+        turn, sound = UPRIGHT, False
+        with suppress(UndecodableFrame):  # FFmpeg takes some that others do not
+            info = inspect(jpeg, max_bytes=self._limits.max_bytes, max_pixels=self._limits.max_pixels)
+            turn, sound = orientation.of_exif(info.orientation), True
+        as_stored = turn.upright or self._options.rotation == 0
         if self._passes is None:
             first = packet.decode()
-            plain = not first or turn != UPRIGHT or self._turn(first[0], UPRIGHT).upright
-            self._passes = plain and not self._options.rotation and _is_jpeg(jpeg)
-        elif not self._passes or not (turn.upright or self._options.rotation == 0):
-            first = packet.decode()
-        else:
-            first = []
-        if self._passes and (turn.upright or self._options.rotation == 0):
-            self._check_size(jpeg)
+            plain = not first or not turn.upright or self._turn(first[0], UPRIGHT).upright
+            self._passes = plain and not self._options.rotation and sound and _is_jpeg(jpeg)
+            if not (self._passes and sound and as_stored):
+                return [(frame, self._shot(frame, turn)) for frame in first]
+        if self._passes and sound and as_stored:
             return [(packet, Shot(Fraction(0), jpeg=jpeg))]
-        return [(frame, self._shot(frame, turn)) for frame in first]
+        return [(frame, self._shot(frame, turn)) for frame in packet.decode()]
 
     def _shot(self, frame: Any, exif: Orientation) -> Shot:
         if frame.width * frame.height > self._limits.max_pixels:
@@ -337,14 +346,6 @@ class Container:
             return Orientation.from_degrees(self._options.rotation)
         return orientation.of_frame(frame) if exif.upright else exif
 
-    def _check_size(self, jpeg: bytes) -> None:
-        try:
-            info = inspect(jpeg, max_bytes=len(jpeg), max_pixels=_ANY_PIXELS)
-        except FrameError:  # who looks at the picture says so
-            return
-        if info.width * info.height > self._limits.max_pixels:
-            raise self._too_large(info.width, info.height)
-
     def _time(self, timed: Any) -> tuple[Fraction, Fraction]:
         """When a picture is to be shown, and for how long."""
         if self._timeless:
@@ -355,9 +356,9 @@ class Container:
         at = self.clock.at(None if timed.pts is None or not base else timed.pts * base)
         return at, timed.duration * base if timed.duration else self.clock.period
 
-    def _damage(self, problem: str) -> None:
+    def _damage(self, problem: str, code: str) -> None:
         self.damaged += 1
-        self._on_damage(f"{self.address.shown}: {self.address.redact(problem)}")
+        self._on_damage(f"{self.address.shown}: {self.address.redact(problem)}", code)
 
 
 class Still:
@@ -383,25 +384,28 @@ class Still:
 
     def __iter__(self) -> Iterator[Shot]:
         with explained(self._address):
-            shot = self._jpeg() or self._other()
+            try:
+                shot = self._jpeg() or self._other()
+            except FrameError as error:
+                raise TooLarge(f"{self._address.shown}: {error}", error.code) from None
             shot.lasts = self.period
             yield shot
 
     def _jpeg(self) -> Shot | None:
         """A JPEG's own bytes, where they are upright and any decoder takes them."""
         path = Path(self._address.text)
-        if path.suffix.lower() not in _JPEGS or path.stat().st_size > 8 * self._limits.max_pixels:
+        if path.suffix.lower() not in _JPEGS or path.stat().st_size > self._limits.max_bytes:
             return None
         jpeg = path.read_bytes()
+        check_packet(jpeg, max_pixels=self._limits.max_pixels)
+        try:
+            info = inspect(jpeg, max_bytes=self._limits.max_bytes, max_pixels=self._limits.max_pixels)
+        except UndecodableFrame:  # FFmpeg takes some that others do not
+            return None
         if not _is_jpeg(jpeg):
             return None
-        info = inspect(jpeg, max_bytes=len(jpeg), max_pixels=_ANY_PIXELS)
-        if info.width * info.height > self._limits.max_pixels:
-            raise TooLarge(
-                f"{self._address.shown}: {info.width}x{info.height} pixels; MAX_PIXELS is {self._limits.max_pixels:,}"
-            )
         rotation = self._options.rotation
-        turn = orientation.of_exif(jpeg) if rotation is None else Orientation.from_degrees(rotation)
+        turn = orientation.of_exif(info.orientation) if rotation is None else Orientation.from_degrees(rotation)
         if turn.upright:
             return Shot(Fraction(0), jpeg=jpeg)
         pixels = simplejpeg.decode_jpeg(jpeg, "RGB")
@@ -456,7 +460,7 @@ class Folder:
                     self.damaged += reader.damaged
             except SourceError as error:
                 self.damaged += 1
-                self._on_damage(f"left out: {error}")
+                self._on_damage(f"left out: {error}", error.code)
             if last is not None:
                 start += last + reader.period
 
@@ -472,7 +476,7 @@ def _open(address: Address, options: Options, limits: Limits) -> Any:
         chosen |= dict(options.ffmpeg)
         if Path(address.text).suffix.lower() in PICTURES:
             with Path(address.text).open("rb") as file:
-                return av.open(io.BytesIO(file.read(8 * limits.max_pixels)), options=chosen, metadata_errors="replace")
+                return av.open(io.BytesIO(file.read(limits.max_bytes)), options=chosen, metadata_errors="replace")
         return av.open(ffmpeg_name(address.text), options=chosen, timeout=waits, metadata_errors="replace")
     # Without a buffer what was read to find the streams is lost: of the web that is seconds of a recording or playlist.
     chosen |= {} if address.kind in ("http", "https") else _LIVE
@@ -524,6 +528,8 @@ def _words(address: Address, error: Exception) -> str:
         reason = f"no data for {READ_S:g} s"
     elif isinstance(error, av.error.ProtocolNotFoundError):
         reason = f"{address.kind}:// is not in the FFmpeg that PyAV brings here"
+    elif address.kind.startswith("rtsp") and getattr(error, "errno", None) == errno.EPROTONOSUPPORT:
+        reason += "; the camera does not have this transport, want another (transport: auto, tcp, udp)"
     if address.kind == "device":
         return (
             f"camera {shown.removeprefix('/dev/video')} ({shown}): cannot be opened ({reason}); is it there, and free?"
@@ -537,10 +543,9 @@ def _words(address: Address, error: Exception) -> str:
 
 
 def _is_jpeg(jpeg: bytes) -> bool:
-    """Whether it can go on as it is: some cameras' "JPEG" lacks what every decoder wants; endless scans must not."""
+    """Whether it can go on as it is: some cameras' "JPEG" lacks what every decoder wants."""
     try:
-        inspect(jpeg, max_bytes=len(jpeg), max_pixels=_ANY_PIXELS)
         simplejpeg.decode_jpeg(jpeg, "GRAY", min_height=1, min_width=1, min_factor=8)
-    except (ValueError, FrameError):
+    except ValueError:
         return False
     return True
