@@ -1,4 +1,4 @@
-"""Dense optical flow between two small grey pictures, and what it says about the frame. Pure.
+"""Dense optical flow between two small grey pictures, and what moved from one to the other. Pure.
 
 The pictures have at most 160 pixels a side (`decode.grey_size`); everything that leaves is in frame pixels.
 """
@@ -7,29 +7,37 @@ from __future__ import annotations
 
 import base64
 import math
-from functools import lru_cache
 from typing import Any, Literal
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from app.pipeline.camera import STILL, Camera, Mask, Points
+from app.pipeline.registration import DenseFlow, Floats, Grey, Pair, Registration, Way, register, same, shifts
 from app.protocol.result import CameraMotion, Motion, MotionGrid
 
-Grey = NDArray[np.uint8]
-Floats = NDArray[np.float32]
 Method = Literal["dis", "farneback"]
 
 MIN_SIDE = 16
 """Least side of a picture that flow can be computed on: DIS wants a patch of 8 at half the size."""
-CELL = 8
-"""Side of a cell, grey pixels: 160x120 has 20x15."""
-MIN_TEXTURE = 2.0
-"""Grey levels: the standard deviation from which a cell has texture. Of a blank wall, noise and codec leave about 1."""
 MOVING = 0.002
 """Share of the frame's diagonal, a frame, from which a cell moves."""
-CAMERA_ERROR = 0.15
-"""Share of the camera's motion that is added to that."""
+ERROR = 0.1
+"""Share of what flow had to look for that is added to that."""
+NOT_THERE = 0.97
+"""Correlation up to which a cell may have left the place where the camera's motion puts it."""
+SURE = 0.9
+"""Correlation from which it surely has not gone far."""
+CLEARLY = 0.5
+"""What may be left unlike where it went, of what is left there."""
+GAIN = 0.03
+"""How much more alike it must be where it went."""
+LOST = 0.5
+"""Correlation under which a cell is not where the camera's motion puts it."""
+CHANGED = 0.6
+"""Correlation under which something else may be there."""
+MANY_LOST = 0.03
+"""Share of the cells that must be lost for a search after them."""
 ONE_WAY = 0.1
 """Least length of the sum of vectors over the sum of their lengths that still is a direction."""
 A_FEW = 0.01
@@ -86,73 +94,100 @@ class Flow:
         return flow  # type: ignore[no-any-return]
 
 
-def measure(flow: Floats, previous: Grey, *, width: int, height: int, grid: bool) -> Motion:
-    """What the flow says, a cell of 8x8 grey pixels at a time.
+def motion(flow: DenseFlow, previous: Grey, current: Grey, *, width: int, height: int, grid: bool) -> Motion:
+    """What moved from one picture to the next, a cell of 8x8 grey pixels at a time.
 
-    The camera's motion is the median cell's, each axis by itself. What a cell moves besides is its own; it counts
-    as moving from 0.2% of the frame's diagonal (1.6 pixels of 640x480, less than half a grey one) plus
-    15% of the camera's motion, within which flow errs on photographs. A cell without texture cannot show where it
-    goes: the flow there is noise or its neighbours', and it counts as still.
+    What departs from the camera's motion moves by itself: by 0.2% of the frame's diagonal (1.6 pixels of 640x480,
+    less than half a grey one) and a tenth of what flow had to look for, within which it errs on photographs. It must
+    look alike where it went, and less so where the camera's motion would have put it: neither light nor noise is
+    motion.
 
     Args:
-        flow: float32 `[h, w, 2]` of `Flow`.
-        previous: the uint8 `[h, w]` picture that it starts from.
+        flow: a `Flow`.
+        previous: uint8 `[h, w]`, C-contiguous; there is no `obstacle` between it and
+        current: likewise.
         width: of the frame as sent, pixels.
         height: likewise.
-        grid: whether to add the cells' flow, the camera's in it.
+        grid: whether to add the cells' vectors, the camera's motion in them; none where they cannot be trusted.
     """
-    rows, columns = (max(1, round(side / CELL)) for side in previous.shape)
-    cells = _mean(flow, columns, rows).reshape(-1, 2)
-    cells *= _to_frame(width, height, previous.shape)
-    textured = _variance(previous, columns, rows).ravel() >= MIN_TEXTURE**2
-    seen = cells[textured]
-    middle = len(seen) // 2
-    camera = np.partition(seen, middle, axis=0)[middle] if len(seen) else np.zeros(2, np.float32)
-    own = cells - camera
-    own[~textured] = 0
-    speed = np.hypot(own[:, 0], own[:, 1])
-    diagonal = math.hypot(width, height)
-    camera_x, camera_y = camera.tolist()
-    moving = speed > MOVING * diagonal + CAMERA_ERROR * math.hypot(camera_x, camera_y)
+    pair = Pair(previous, current, width, height)
+    if same(pair):
+        none = _grid(np.zeros(pair.points.size, np.complex64), pair) if grid else None
+        return Motion(0.0, None, 0.0, CameraMotion(0.0, 0.0), none)
+    found = register(pair, flow)
+    camera, way = found.camera, found.way
+    own, moving = _own(pair, found, way)
+    lost = pair.seen(camera) & (found.alike < LOST) & ~moving
+    if np.count_nonzero(lost) > MANY_LOST * lost.size and (faster := _faster(pair, flow, found, moving)) is not None:
+        way = faster
+        more, found_now = _own(pair, found, way)
+        gained = found_now & ~moving & (way.alike > found.way.alike)
+        own, moving = np.where(gained, more, own), moving | gained
+    speed = np.abs(own[moving])
     # Sums and counts of our own: each `mean` of numpy's takes 4 µs before it adds anything up.
-    moving_fraction = int(np.count_nonzero(moving)) / moving.size
+    moving_fraction = speed.size / moving.size
     return Motion(
-        score=round(float(speed.sum()) / speed.size / diagonal, 5),
-        direction_deg=_direction(own[moving], speed[moving]) if moving_fraction >= A_FEW else None,
+        score=round(float(speed.sum()) / moving.size / pair.diagonal, 5),
+        direction_deg=_direction(own[moving], speed) if moving_fraction >= A_FEW else None,
         moving_fraction=round(moving_fraction, 4),
-        camera=CameraMotion(round(camera_x, 2), round(camera_y, 2)),
-        grid=_grid(cells, columns, rows) if grid else None,
+        camera=CameraMotion(
+            round(camera.t.real, 2), round(camera.t.imag, 2), round(camera.rotation_deg, 3), round(camera.zoom, 5)
+        ),
+        grid=_grid(_vectors(pair, found, own, moving), pair) if grid else None,
     )
 
 
-@lru_cache(maxsize=256)
-def _to_frame(width: int, height: int, shape: tuple[int, int]) -> Floats:
-    """Frame pixels a grey pixel: x, y."""
-    return np.array((width / shape[1], height / shape[0]), np.float32)
+def _own(pair: Pair, found: Registration, way: Way) -> tuple[Points, Mask]:
+    """What each cell moves besides the camera, complex64 `[n]`, and which cells move."""
+    camera = found.camera
+    own = way.vectors
+    if camera is not STILL:
+        own = own - (np.complex64(camera.a - 1) * pair.points + np.complex64(camera.t))
+    far = np.abs(own)
+    least = MOVING * pair.diagonal
+    moving = way.inside & (found.alike < NOT_THERE)
+    if moving.any():
+        # What vectors err by in this picture, of those that surely are the camera's.
+        sure = far[way.inside & (found.alike > SURE)]
+        error = float(np.partition(sure, sure.size // 4)[sure.size // 4]) if sure.size else 0.0
+        moving &= far > least + min(3 * error, least / 2) + ERROR * way.found
+    if moving.any():
+        moving &= way.matched & (1 - way.alike < CLEARLY * (1 - found.alike)) & (way.alike > found.alike + GAIN)
+    return own, moving
 
 
-def _mean(values: NDArray[Any], columns: int, rows: int) -> Floats:
-    """The mean of each cell. `INTER_AREA` is that, also where cells are no whole number of pixels."""
-    return cv2.resize(values, (columns, rows), interpolation=cv2.INTER_AREA).astype(np.float32, copy=False)
+def _faster(pair: Pair, flow: DenseFlow, found: Registration, moving: Mask) -> Way | None:
+    """Looks for what moved too far for flow: the shift of what the camera's motion leaves unlike, if there is one."""
+    changed = (found.alike < CHANGED) & ~moving
+    mask = cv2.resize(changed.reshape(pair.rows, pair.columns).astype(np.float32), pair.size)
+    there = pair.after if found.camera is STILL else pair.drawn_back(found.camera)
+    for shift in shifts(pair, there, 1, mask):  # type: ignore[arg-type]
+        a, t = found.camera
+        return Way(pair, flow, Camera(a, a * shift.t + t))
+    return None
 
 
-def _variance(picture: Grey, columns: int, rows: int) -> Floats:
-    """The variance of each cell's grey levels."""
-    levels = picture.astype(np.float32)
-    mean = _mean(levels, columns, rows)
-    return _mean(levels * levels, columns, rows) - mean * mean
+def _vectors(pair: Pair, found: Registration, own: Points, moving: Mask) -> Points:
+    """Of the cells that can be trusted, the camera's motion in them; 0 elsewhere."""
+    camera = found.camera
+    path = np.complex64(camera.a - 1) * pair.points + np.complex64(camera.t)
+    trusted = moving | found.way.matched
+    vectors: Points = np.where(trusted, own + path, np.complex64(0))
+    return vectors
 
 
-def _direction(moving: Floats, speed: Floats) -> float | None:
+def _direction(moving: Points, speed: Floats) -> float | None:
     """Of the sum of the vectors: a mean direction, each by its length. None where they cancel each other out."""
-    x, y = moving.sum(axis=0).tolist()
+    whole = complex(moving.sum())
+    x, y = whole.real, whole.imag
     if math.hypot(x, y) < ONE_WAY * float(speed.sum()):
         return None
     return round(math.degrees(math.atan2(y, x)) % 360, 1) % 360
 
 
-def _grid(cells: Floats, columns: int, rows: int) -> MotionGrid:
+def _grid(vectors: Points, pair: Pair) -> MotionGrid:
     """Quarter pixels while int8 holds them (to 31.75 pixels), coarser where something is faster."""
+    cells = vectors.view(np.float32)
     scale = max(GRID_SCALE, float(np.abs(cells).max()) / 127)
     units = np.clip(np.round(cells / scale), -127, 127).astype(np.int8)
-    return MotionGrid(columns, rows, round(scale, 6), base64.b64encode(units.tobytes()).decode("ascii"))
+    return MotionGrid(pair.columns, pair.rows, round(scale, 6), base64.b64encode(units.tobytes()).decode("ascii"))

@@ -30,7 +30,7 @@ from app.pipeline.decode import (
 )
 from app.pipeline.frames import Job, as_jpeg
 from app.pipeline.jpeg import JpegInfo, inspect, work_of
-from app.pipeline.motion import Flow, measure, obstacle
+from app.pipeline.motion import Flow, motion, obstacle
 from app.pipeline.stills import decode_still, inspect_still, is_still
 from app.pipeline.threads import Piece
 from app.protocol.result import OK, Stage
@@ -184,9 +184,13 @@ class Preparation:
         assert memory.grey is not None
         if memory.flow is None:
             memory.flow = Flow(self._method)
-        flow = memory.flow(memory.grey, look.grey)
-        look.motion = measure(
-            flow, memory.grey, width=info.width, height=info.height, grid=look.job.settings.motion_grid
+        look.motion = motion(
+            memory.flow,
+            memory.grey,
+            look.grey,
+            width=info.width,
+            height=info.height,
+            grid=look.job.settings.motion_grid,
         )
         look.stages["motion"] = OK
 

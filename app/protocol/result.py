@@ -108,9 +108,18 @@ class Text:
 
 @dataclass(frozen=True)
 class CameraMotion:
+    """How the whole picture moved since the last frame: a shift, a turn and a zoom about the middle of the frame.
+
+    A point that lay at `q` from the middle lies at `zoom * turned(q) + (dx, dy)` from it now.
+    """
+
     dx: float
     dy: float
-    """The median flow: how far the whole picture moved since the last frame, pixels."""
+    """How far what lay in the middle moved, pixels. A camera that pans right moves the picture left."""
+    rotation_deg: float = 0.0
+    """How far the picture turned, degrees, clockwise as seen. A camera that rolls clockwise turns it the other way."""
+    zoom: float = 1.0
+    """How many times as large the picture is: above 1 the camera zooms in or comes nearer."""
 
 
 @dataclass(frozen=True)
@@ -120,17 +129,18 @@ class MotionGrid:
     scale: float
     """Pixels a unit."""
     data: str
-    """Base64 of int8 pairs dx, dy, row by row; the camera's own motion is still in them."""
+    """Base64 of int8 pairs dx, dy, row by row; the camera's own motion is still in them. 0, 0 where there is no texture
+    to follow."""
 
 
 @dataclass(frozen=True)
 class Motion:
     score: float
-    """Mean flow once the camera's is taken out, pixels a frame over the frame's diagonal."""
+    """Mean motion besides the camera's, of what moves, pixels a frame over the frame's diagonal."""
     direction_deg: float | None
     """Mean direction of the moving cells: 0 right, 90 down, 180 left, 270 up. Null when none moves."""
     moving_fraction: float
-    """Share of cells that move, 0 to 1."""
+    """Share of cells that move besides the camera, 0 to 1."""
     camera: CameraMotion
     grid: MotionGrid | None = None
 

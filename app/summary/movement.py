@@ -18,7 +18,7 @@ _SOME_OF_FRAMES = 10
 _MUCH_OF_FRAMES = 4
 """One frame in so many must move (much) before the word is said."""
 _CAMERA_MOVES = 300
-"""Mean length of the picture's own motion a frame, hundred-thousandths of the diagonal."""
+"""Mean way of the picture's own motion a frame, hundred-thousandths of the diagonal; of a turn or zoom, at a corner."""
 _UNIT = 1000
 _DIAGONAL = 100_000
 
@@ -44,6 +44,13 @@ class Movement:
     """The whole picture's motion, hundred-thousandths of the frame's diagonal, summed."""
     camera_path: int = 0
     """Its lengths, summed."""
+    camera_turn: int = 0
+    """The way of a corner of the picture as it turned, clockwise, in the same unit, summed."""
+    turn_path: int = 0
+    """The lengths of that, summed."""
+    camera_zoom: int = 0
+    """The way of a corner as the picture grew, likewise."""
+    zoom_path: int = 0
 
     @property
     def level(self) -> Level | None:
@@ -67,11 +74,24 @@ class Movement:
 
     @property
     def camera(self) -> str | None:
-        """`panning left`, `tilting up`, `shaking`, ...; None while it stands. A pan right moves the picture left."""
-        if self.camera_path < _CAMERA_MOVES * max(1, self.frames):
+        """`panning left`, `tilting up`, `zooming in`, `shaking`, ...; None while it stands.
+
+        Of several, what moves the picture most. A pan right moves the picture left, a roll clockwise turns it the other
+        way.
+        """
+        way = max(self.camera_path, self.turn_path, self.zoom_path)
+        if way < _CAMERA_MOVES * max(1, self.frames):
             return None
-        if math.hypot(self.camera_dx, self.camera_dy) < self.camera_path / 2:
+        if way == self.camera_path:
+            gone = math.hypot(self.camera_dx, self.camera_dy)
+        else:
+            gone = abs(self.camera_zoom if way == self.zoom_path else self.camera_turn)
+        if gone < way / 2:
             return "shaking"
+        if way == self.zoom_path > self.camera_path:
+            return "zooming in" if self.camera_zoom > 0 else "zooming out"
+        if way == self.turn_path > self.camera_path:
+            return "rolling clockwise" if self.camera_turn < 0 else "rolling anticlockwise"
         if abs(self.camera_dx) >= abs(self.camera_dy):
             return "panning right" if self.camera_dx < 0 else "panning left"
         return "tilting down" if self.camera_dy < 0 else "tilting up"
@@ -88,6 +108,10 @@ class Movement:
             self.camera_dx,
             self.camera_dy,
             self.camera_path,
+            self.camera_turn,
+            self.turn_path,
+            self.camera_zoom,
+            self.zoom_path,
         )
 
     def __add__(self, other: Movement) -> Movement:
@@ -95,13 +119,14 @@ class Movement:
 
 
 STILL = Movement()
+_NUMBERS = len(STILL.numbers())
 
 
 class MovementSum:
     """Adds frames up in place, about a microsecond each."""
 
     def __init__(self) -> None:
-        self._sums = [0] * 9
+        self._sums = [0] * _NUMBERS
 
     def add(self, motion: Motion, image: Image) -> None:
         sums = self._sums
@@ -114,6 +139,14 @@ class MovementSum:
             sums[4] += round(math.cos(angle) * _UNIT)
             sums[5] += round(math.sin(angle) * _UNIT)
         camera: CameraMotion = motion.camera
+        if camera.rotation_deg:
+            way = round(math.radians(camera.rotation_deg) * _DIAGONAL / 2)
+            sums[9] += way
+            sums[10] += abs(way)
+        if camera.zoom != 1:
+            way = round((camera.zoom - 1) * _DIAGONAL / 2)
+            sums[11] += way
+            sums[12] += abs(way)
         if camera.dx or camera.dy:
             unit = _DIAGONAL / math.hypot(image.width, image.height)
             sums[6] += round(camera.dx * unit)
@@ -122,5 +155,5 @@ class MovementSum:
 
     def take(self) -> Movement:
         """The sums so far; begins anew."""
-        sums, self._sums = self._sums, [0] * 9
+        sums, self._sums = self._sums, [0] * _NUMBERS
         return Movement(*sums)

@@ -20,7 +20,7 @@
  */
 /**
  * @typedef {object} Motion
- * @property {number} score Mean flow besides the camera's, pixels a frame over the diagonal.
+ * @property {number} score Mean motion besides the camera's, pixels a frame over the diagonal.
  * @property {number | null} direction_deg 0 right, 90 down.
  * @property {number} moving_fraction
  * @property {CameraMotion} camera

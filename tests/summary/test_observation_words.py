@@ -120,7 +120,7 @@ def test_any_keypoints_give_words_or_nothing(points: list[tuple[float, float, fl
 
 
 def moved(
-    *, fraction: float = 0.0, direction: float | None = None, camera: tuple[float, float] = (0, 0), frames: int = 10
+    *, fraction: float = 0.0, direction: float | None = None, camera: tuple[float, ...] = (0, 0), frames: int = 10
 ) -> Movement:
     sums = MovementSum()
     for _ in range(frames):
@@ -167,14 +167,21 @@ def test_motion_to_and_fro_has_no_direction() -> None:
         ((0, -5), "tilting down"),
         ((0, 5), "tilting up"),
         ((0.5, 0.5), None),
+        ((0, 0, 1.5, 1), "rolling anticlockwise"),
+        ((0, 0, -1.5, 1), "rolling clockwise"),
+        ((0, 0, 0, 1.02), "zooming in"),
+        ((1, 1, 0, 0.97), "zooming out"),
+        ((-8, 0, 0.3, 1.002), "panning right"),
+        ((0, 0, 0.1, 1.001), None),
     ],
 )
-def test_camera(shift: tuple[float, float], word: str | None) -> None:
+def test_camera(shift: tuple[float, ...], word: str | None) -> None:
     assert moved(camera=shift).camera == word
 
 
 def test_a_camera_that_goes_to_and_fro_shakes() -> None:
     assert (moved(camera=(5, 0)) + moved(camera=(-5, 0))).camera == "shaking"
+    assert (moved(camera=(0, 0, 2, 1)) + moved(camera=(0, 0, -2, 1))).camera == "shaking"
 
 
 def test_a_moment_of_much_does_not_make_an_hour_of_it() -> None:

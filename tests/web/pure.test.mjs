@@ -195,7 +195,7 @@ test("an error that is no Error says what is wrong, too", () => {
 
 test("what was seen in one picture is not drawn on the next", () => {
   const texts = [{ text: "GATE 7", confidence: 1, polygon: [] }];
-  const motion = { score: 0.1, moving_fraction: 0.3, direction_deg: 178, camera: { dx: 0, dy: 0 }, grid: null };
+  const motion = { score: 0.1, moving_fraction: 0.3, direction_deg: 178, camera: { dx: 0, dy: 0, rotation_deg: 0, zoom: 1 }, grid: null };
   const result = (seq, age_ms = null) => ({ seq, objects: [1], texts, motion, stages: { ocr: { age_ms } } });
   const cut = new Cut();
   assert.deepEqual(cut.sift(result(1), 100), result(1));
@@ -217,7 +217,7 @@ test("codes become words", () => {
   assert.match(byeWords("new_reason", "so there"), /new_reason.*so there/);
   const person = { class_name: "person", class_id: 0, confidence: 1, track_id: 1, box: { x1: 0, y1: 0, x2: 1, y2: 1 } };
   const text = { text: "GATE 7", confidence: 1, polygon: [] };
-  const motion = { score: 0.1, moving_fraction: 0.3, direction_deg: 178, camera: { dx: 0, dy: 0 }, grid: null };
+  const motion = { score: 0.1, moving_fraction: 0.3, direction_deg: 178, camera: { dx: 0, dy: 0, rotation_deg: 0, zoom: 1 }, grid: null };
   assert.equal(
     seenWords({ objects: [person, person], poses: [], texts: [text], motion }),
     "2 × person · text: “GATE 7” · moving left",

@@ -125,7 +125,7 @@ test("text that was read a while ago is marked", () => {
 test("the vector field is in pixels of the picture", () => {
   const tracks = new Tracks();
   const data = Buffer.from(Int8Array.of(4, -8, 0, 127).buffer).toString("base64");
-  const motion = { score: 0, direction_deg: null, moving_fraction: 0, camera: { dx: 0, dy: 0 } };
+  const motion = { score: 0, direction_deg: null, moving_fraction: 0, camera: { dx: 0, dy: 0, rotation_deg: 0, zoom: 1 } };
   tracks.observe(result([], { motion: { ...motion, grid: { columns: 2, rows: 1, scale: 0.25, data } } }), 0, 0);
   const { field } = tracks.at(10, SIZE);
   assert.deepEqual([field.columns, field.rows], [2, 1]);

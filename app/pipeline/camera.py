@@ -1,0 +1,212 @@
+"""The camera's motion between two pictures: a shift, a turn and a zoom, fitted to vectors of which many are others'.
+
+Points and vectors are complex numbers, x + iy in frame pixels from the middle of the frame, y down: a similarity is
+then `a * p + t`, and a turn is positive clockwise as seen.
+"""
+
+from __future__ import annotations
+
+import cmath
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Points = NDArray[np.complex64]
+Mask = NDArray[np.bool_]
+Floats = NDArray[np.float32]
+
+NEAR = (0.75, 2.5)
+"""How far a vector may be off and still follow a motion, tolerances: at first, and where few are that near."""
+FEW = 0.5
+"""Share of the vectors under which the wider tolerance is tried."""
+LEAST = 6
+"""Vectors that a fit needs: two would do if they were exact."""
+OTHER = 0.2
+"""Share of the vectors that do not follow the first motion, from which a second one is looked for among them."""
+STANDS = 1.6
+"""How many times as many votes a moving camera needs as one that stands: what moves past that one may fill more."""
+BLOCK = 4
+"""Side of a block, cells. Blocks vote, not cells: a thing with much texture must not outvote the room around it."""
+
+
+class Camera(NamedTuple):
+    """Where the picture went: a point `p` of it goes to `a * p + t`."""
+
+    a: complex = 1 + 0j
+    t: complex = 0j
+
+    @property
+    def rotation_deg(self) -> float:
+        """Clockwise as seen."""
+        return math.degrees(cmath.phase(self.a))
+
+    @property
+    def zoom(self) -> float:
+        return abs(self.a)
+
+    def past(self, other: Camera) -> Camera:
+        """What takes the place where `other` puts a point to the place where this one does."""
+        return Camera(self.a / other.a, self.t - self.a / other.a * other.t)
+
+    def reach(self, width: int, height: int) -> float:
+        """How far it moves any point of a frame, at most; pixels."""
+        return abs(self.a - 1) * math.hypot(width, height) / 2 + abs(self.t)
+
+    def matrix(self, width: int, height: int, columns: int, rows: int) -> NDArray[np.float64]:
+        """The same in the pixels of a picture of the frame that has so many columns and rows: affine, `[2, 3]`."""
+        x, y = width / columns, height / rows
+        # The middle of the picture's first pixel lies half a pixel off its corner.
+        first = complex(x / 2 - width / 2, y / 2 - height / 2)
+        there = self.a * first + self.t - first
+        a = self.a
+        return np.array(((a.real, -a.imag * y / x, there.real / x), (a.imag * x / y, a.real, there.imag / y)))
+
+
+STILL = Camera()
+
+
+@lru_cache(maxsize=256)
+def middles(width: int, height: int, columns: int, rows: int) -> Points:
+    """Of the cells of a frame, row by row: `[rows * columns]`."""
+    x = (np.arange(columns) + 0.5) * (width / columns) - width / 2
+    y = (np.arange(rows) + 0.5) * (height / rows) - height / 2
+    points = (x[None, :] + 1j * y[:, None]).astype(np.complex64).ravel()
+    points.flags.writeable = False
+    return points
+
+
+def fit(
+    points: Points, vectors: Points, use: Mask, weight: Floats, columns: int, rows: int, tolerance: float
+) -> Camera:
+    """The motion of the camera, of vectors that start at the middles of `columns` x `rows` cells.
+
+    The two motions that most vectors follow stand for election, and that the camera stands; the one that holds in
+    most blocks of the picture is the camera's. So it is found as long as what moves by itself fills less of what has
+    texture than the rest; before a camera that stands, up to about 60%.
+
+    Args:
+        points: complex64 `[n]`, of `middles`.
+        vectors: complex64 `[n]`, how far what is there went.
+        use: bool `[n]`, which of them can be trusted.
+        weight: float32 `[n]`, how much; above 0.
+        columns: of the grid.
+        rows: likewise.
+        tolerance: what a vector errs by, pixels.
+    """
+    at = np.flatnonzero(use)
+    if at.size < LEAST:
+        return STILL
+    p, d, weight = points[at], vectors[at], weight[at]
+    best, near = _motion(p, d, weight, tolerance)
+    if best is None:
+        return STILL
+    wide = tolerance * NEAR[1]
+    if at.size - np.count_nonzero(near) >= max(LEAST, OTHER * at.size):
+        others = np.flatnonzero(~near)
+        second, _ = _motion(p[others], d[others], weight[others], tolerance)
+        if (
+            second is not None
+            and votes(follows(best, p, d, wide), follows(second, p, d, wide), columns, rows, at) < 0.5
+        ):
+            best = second
+    # A slow motion is near to none: what does not tell the two apart must not vote for the camera that stands.
+    reach = min(wide, abs(best.t) / 3 + tolerance / 2)
+    standing, going = np.abs(d) < reach, follows(best, p, d, reach)
+    if (standing & ~going).any() and stands(votes(standing, going, columns, rows, at)):
+        return STILL
+    return best
+
+
+def follows(camera: Camera, p: Points, d: Points, reach: float) -> Mask:
+    """Which vectors `d`, that start at `p`, end no farther than that from where the camera's motion ends."""
+    near: Mask = _off(camera, p, d) < reach
+    return near
+
+
+def votes(one: Mask, other: Mask, columns: int, rows: int, at: NDArray[np.int64] | None = None) -> float:
+    """The share of the blocks, of those in which one holds more cells than the other, that are the first's: 0 to 1.
+
+    Args:
+        one: bool `[n]`, the cells in which the one motion holds, and `other` the other.
+        columns: of the grid.
+        rows: likewise.
+        at: int `[n]`, which cells of the grid they are; None: all.
+    """
+    block, count = _blocks(columns, rows)
+    more = np.bincount(
+        block if at is None else block[at], one.astype(np.float32) - other.astype(np.float32), minlength=count
+    )
+    won, lost = np.count_nonzero(more > 0), np.count_nonzero(more < 0)
+    return won / (won + lost) if won + lost else 0.5
+
+
+def stands(share: float) -> bool:
+    """Whether the camera is taken to stand, where that has so large a share of the votes."""
+    return share * STANDS > 1 - share
+
+
+def _motion(p: Points, d: Points, trust: Floats, tolerance: float) -> tuple[Camera | None, Mask]:
+    """The motion that most vectors follow, and which those are."""
+    near = np.zeros(p.size, np.bool_)
+    camera = STILL
+    for widening in NEAR:
+        reach = tolerance * widening
+        # OpenCV's generator begins with the same number in every call: the same vectors give the same motion.
+        matrix, _ = cv2.estimateAffinePartial2D(
+            _pairs(p), _pairs(p + d), method=cv2.RANSAC, ransacReprojThreshold=reach, maxIters=300, refineIters=0
+        )
+        if matrix is None:
+            return None, near
+        (a, _, x), (b, _, y) = matrix.tolist()
+        camera = _refined(Camera(complex(a, b), complex(x, y)), p, d, trust, 2 * reach)
+        near = follows(camera, p, d, reach)
+        if np.count_nonzero(near) >= FEW * p.size:
+            break
+    return (camera, near) if np.count_nonzero(near) >= LEAST else (None, near)
+
+
+def _refined(camera: Camera, p: Points, d: Points, trust: Floats, reach: float) -> Camera:
+    """Least squares, each vector by its weight and by how near it was: Tukey's weights, which end at `reach`.
+
+    Three times, at first from twice as far: the few vectors that the motion was made of lie about as they please.
+    """
+    for wider in (2, 1, 1):
+        far = _off(camera, p, d)
+        far *= 1 / (wider * reach)
+        weight = np.maximum(1 - far * far, 0)
+        weight *= weight
+        weight *= trust
+        whole = float(weight.sum())
+        if np.count_nonzero(weight) < LEAST:
+            break
+        q = weight * p
+        middle, mean = complex(q.sum()) / whole, complex(np.dot(weight, d)) / whole
+        spread = float(np.vdot(q, p).real) - whole * abs(middle) ** 2
+        turn = (complex(np.vdot(q, d)) - whole * middle.conjugate() * mean) / spread if spread > 0 else 0j
+        camera = Camera(complex(1 + turn), mean - turn * middle)
+    return camera
+
+
+def _off(camera: Camera, p: Points, d: Points) -> Floats:
+    """How far each vector is from the camera's, pixels."""
+    off = np.complex64(camera.a - 1) * p
+    off -= d
+    off += np.complex64(camera.t)
+    far: Floats = np.abs(off)
+    return far
+
+
+def _pairs(points: Points) -> Floats:
+    return points.view(np.float32).reshape(-1, 2)
+
+
+@lru_cache(maxsize=256)
+def _blocks(columns: int, rows: int) -> tuple[NDArray[np.int64], int]:
+    """The block of each cell, and how many there are."""
+    across = -(-columns // BLOCK)
+    block = np.arange(rows)[:, None] // BLOCK * across + np.arange(columns)[None, :] // BLOCK
+    return block.ravel(), int(block.max()) + 1

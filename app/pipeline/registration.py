@@ -1,0 +1,351 @@
+"""How one small grey picture lies on the next: what the camera did, what became of each cell, and how sure that is.
+
+Nothing is believed of flow alone: a vector counts where the cell looks alike at both its ends, and a motion of the
+camera where it makes the pictures more alike than standing still does. *Alike* is the correlation of grey levels,
+which no change of brightness or contrast alters, and which noise has none of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from app.pipeline.camera import STILL, Camera, Mask, Points, fit, middles, stands, votes
+
+Grey = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+DenseFlow = Callable[[Grey, Grey], Floats]
+"""From two pictures to float32 `[h, w, 2]`: where the pixel of the first went, dx and dy in their pixels."""
+
+CELL = 8
+"""Side of a cell, grey pixels: 160x120 has 20x15."""
+TEXTURE = 2.0
+"""Grey levels: the standard deviation at half size from which a cell has texture. JPEG leaves less than 1 of a wall."""
+PLENTY = 20.0
+"""Grey levels: the standard deviation from which a cell shows that well. Flow errs more where there is less."""
+MATCH = 0.6
+"""Correlation from which a cell is the same at both ends of its vector. Of noise, flow makes up to 0.4."""
+TOLERANCE = 0.002
+"""What a vector errs by where the picture hardly moves, share of the frame's diagonal: 1.6 pixels of 640x480."""
+HELD = 0.7
+"""Correlation from which a cell lies where the camera's motion puts it."""
+GOOD = 0.75
+"""Share of the cells with texture that must lie there, or other motions are tried."""
+AGAIN = 0.015
+"""Share of the diagonal: a motion that reaches farther is taken out of the picture, and flow looks again."""
+PEAK = 6.0
+"""Standard deviations from which a peak of the phase correlation is a shift. The highest of noise is about 4."""
+LEAST_SHIFT = 0.02
+"""Share of the diagonal under which flow needs no help."""
+UNLIKE = 0.03
+"""What a motion may leave unlike, beside twice what the best one leaves, where it still holds."""
+BETTER = 0.95
+"""How much must be left unlike by a moving camera, of what a standing one leaves, where nothing else decides."""
+
+
+class Way:
+    """Where flow says that the cells went.
+
+    Args:
+        pair: the pictures.
+        flow: what to ask.
+        seed: a motion that is taken out of the second picture before; flow then finds what differs from it.
+    """
+
+    def __init__(self, pair: Pair, flow: DenseFlow, seed: Camera) -> None:
+        self._pair, self.seed = pair, seed
+        current = pair.current
+        if seed is not STILL:
+            current = _drawn_back(current, seed, pair)
+        self._dense = flow(pair.previous, current)
+        cells = pair.by_cell(self._dense)
+        cells *= _to_frame(pair.width, pair.height, pair.previous.shape)
+        found = cells.view(np.complex64).ravel()
+        there: Points = pair.points + found
+        if seed is not STILL:
+            there = np.complex64(seed.a) * there + np.complex64(seed.t)
+        self.vectors: Points = there - pair.points
+        """complex64 `[n]`, frame pixels."""
+        self.found: Floats = np.abs(found)
+        """float32 `[n]`: how far flow had to look for each, pixels."""
+        self.inside = pair.textured & pair.shown(there)
+        """bool `[n]`: the cells with texture that are still in the picture."""
+
+    @cached_property
+    def alike(self) -> Floats:
+        """float32 `[n]`: how alike each cell is at both ends of its vectors, pixel by pixel; -1 to 1."""
+        pair = self._pair
+        columns, rows = pair.size
+        height, width = self._dense.shape[:2]
+        at: Any = cv2.resize(self._dense, pair.size, interpolation=cv2.INTER_LINEAR)
+        at *= _scale(columns / width, rows / height)
+        at += _raster(columns, rows)
+        if self.seed is not STILL:
+            at = cv2.transform(at, self.seed.matrix(pair.width, pair.height, columns, rows).astype(np.float32))
+        there: Any = cv2.remap(pair.after, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[call-overload]
+        return pair.likeness(there)
+
+    @cached_property
+    def matched(self) -> Mask:
+        """bool `[n]`: the vectors to be trusted."""
+        return self.inside & (self.alike >= MATCH)
+
+
+class Pair:
+    """Two pictures of one size, uint8 `[h, w]`, of a frame of `width` x `height`; compared at half their size."""
+
+    def __init__(self, previous: Grey, current: Grey, width: int, height: int) -> None:
+        self.previous, self.current, self.width, self.height = previous, current, width, height
+        self.diagonal = math.hypot(width, height)
+        self.rows, self.columns = (max(1, round(side / CELL)) for side in previous.shape)
+        self.points = middles(width, height, self.columns, self.rows)
+        self.size = (max(CELL, previous.shape[1] // 2), max(CELL, previous.shape[0] // 2))
+        """Columns and rows of the pictures at half size."""
+        self.before, self.after = (_half(picture, self.size) for picture in (previous, current))
+        moments = self.by_cell(cv2.merge((self.before, self.before * self.before)))
+        variance = (moments[..., 1] - moments[..., 0] ** 2).ravel()
+        self.textured: Mask = variance >= TEXTURE**2
+        """bool `[n]`: the cells that can show where they go."""
+        self.weight: Floats = variance / (variance + PLENTY**2)
+        """float32 `[n]`, 0 to 1: how well."""
+        moments = _around(moments)
+        self._mean = moments[..., 0]
+        self._variance = moments[..., 1] - self._mean**2 + 1
+
+    @cached_property
+    def stood(self) -> Floats:
+        """`likeness` of the second picture as it is."""
+        return self.likeness(self.after)
+
+    def likeness(self, picture: Floats) -> Floats:
+        """float32 `[n]`: the correlation of each cell and its neighbours with the same place of the first picture.
+
+        One grey level of noise is assumed on top, so that what has no texture is like nothing.
+        """
+        moments = _around(self.by_cell(cv2.merge((picture, picture * picture, self.before * picture))))
+        mean = moments[..., 0]
+        variance = moments[..., 1] - mean * mean
+        np.maximum(variance, 0, out=variance)
+        variance += 1
+        variance *= self._variance
+        alike = moments[..., 2] - mean * self._mean
+        alike /= np.sqrt(variance, out=variance)
+        found: Floats = alike.ravel()
+        return found
+
+    def drawn_back(self, camera: Camera) -> Floats:
+        """The second picture at half size, with the camera's motion taken out."""
+        picture: Floats = _drawn_back(self.after, camera, self)
+        return picture
+
+    def shown(self, points: NDArray[Any]) -> Mask:
+        """bool `[n]`: of which cells, with their middles at these points, all lies in the frame."""
+        # To a tenth of a cell, or a still picture's own edges would be out of it.
+        x = self.width / 2 - 0.4 * self.width / self.columns
+        y = self.height / 2 - 0.4 * self.height / self.rows
+        inside: Mask = (np.abs(points.real) < x) & (np.abs(points.imag) < y)
+        return inside
+
+    def seen(self, camera: Camera) -> Mask:
+        """bool `[n]`: the cells with texture that the camera still has in view."""
+        if camera is STILL:
+            return self.textured
+        return self.textured & self.shown(np.complex64(camera.a) * self.points + np.complex64(camera.t))
+
+    def by_cell(self, values: Any) -> Any:
+        """Float32 `[h, w, n]` to the mean of each cell, `[rows, columns, n]`.
+
+        `INTER_AREA` is that, also where cells are no whole number of pixels.
+        """
+        return cv2.resize(values, (self.columns, self.rows), interpolation=cv2.INTER_AREA)
+
+
+class Registration(NamedTuple):
+    """What is known of a pair of pictures."""
+
+    camera: Camera
+    alike: Floats
+    """float32 `[n]`: how alike the cells are once the camera's motion is taken out."""
+    way: Way
+    held: float
+    """Share of the cells with texture that lie where the camera's motion puts them."""
+
+
+def same(pair: Pair) -> bool:
+    """Whether there is nothing to look for: no texture, or the same picture once more."""
+    return not pair.textured.any() or np.array_equal(pair.previous, pair.current)
+
+
+def register(pair: Pair, flow: DenseFlow) -> Registration:
+    """What the camera did, and where each cell went.
+
+    Flow finds what moves by a few pixels of the small picture. Where that explains too little, the shifts that phase
+    correlation finds are tried; a motion that reaches far is taken out, and flow looks again at what is left.
+    """
+    tried = [_attempt(pair, flow, STILL)]
+    best = tried[0]
+    if best.held < GOOD:
+        for shift in shifts(pair, pair.after, 2):
+            tried.append(_attempt(pair, flow, shift))
+            best = _better(pair, best, tried[-1])
+            if best.held >= GOOD:
+                break
+    for _ in range(2):
+        if best.camera.past(best.way.seed).reach(pair.width, pair.height) < AGAIN * pair.diagonal:
+            break
+        tried.append(_attempt(pair, flow, best.camera))
+        best = _better(pair, best, tried[-1])
+    if len(tried) > 1:
+        # Of all that flow said, what was looked for nearest to where the camera really went.
+        near = min(tried, key=lambda attempt: best.camera.past(attempt.way.seed).reach(pair.width, pair.height))
+        best = best._replace(way=near.way)
+    return best
+
+
+def shifts(pair: Pair, picture: Floats, most: int, mask: Floats | None = None) -> list[Camera]:
+    """The shifts from the first picture to another at half size that stand out, best first.
+
+    Phase correlation (Kuglin and Hines 1975) of the pictures with brightness and contrast evened out. Shifts that
+    flow finds by itself are left out.
+
+    Args:
+        pair: the first picture, and the frame's size.
+        picture: float32 `[h, w]` at half size.
+        most: how many.
+        mask: float32 `[h, w]`, 0 to 1, how much of both counts; None: the edges fade out.
+    """
+    columns, rows = pair.size
+    window = _window(columns, rows) if mask is None else mask
+    first, second = (np.fft.rfft2(_even(one) * window) for one in (pair.before, picture))
+    cross = first.conj() * second
+    strength = np.abs(cross)
+    cross /= strength + 1e-3 * strength.max() + 1e-9
+    surface: Any = np.fft.fftshift(np.fft.irfft2(cross, s=(rows, columns))).astype(np.float32)
+    surface = cv2.GaussianBlur(surface, (3, 3), 0)
+    floor = PEAK * float(surface.std())
+    found = []
+    for _ in range(most):
+        _, highest, _, (x, y) = cv2.minMaxLoc(surface)
+        if highest <= floor:
+            break
+        shift = complex((x - columns // 2) * pair.width / columns, (y - rows // 2) * pair.height / rows)
+        if abs(shift) > LEAST_SHIFT * pair.diagonal:
+            found.append(Camera(1 + 0j, shift))
+        surface[max(0, y - 3) : y + 4, max(0, x - 3) : x + 4] = 0
+    return found
+
+
+def _attempt(pair: Pair, flow: DenseFlow, seed: Camera) -> Registration:
+    way = Way(pair, flow, seed)
+    found = _camera(pair, way, way.inside)
+    if found.held < GOOD:
+        found = _camera(pair, way, way.matched)
+    return found
+
+
+def _camera(pair: Pair, way: Way, use: Mask) -> Registration:
+    """The camera's motion of these vectors, if it makes the pictures more alike than standing still does."""
+    camera = fit(pair.points, way.vectors, use, pair.weight, pair.columns, pair.rows, TOLERANCE * pair.diagonal)
+    still = _registered(pair, STILL, pair.stood, way)
+    if camera is STILL:
+        return still
+    moved = _registered(pair, camera, pair.likeness(pair.drawn_back(camera)), way)
+    seen = pair.seen(camera)
+    better = moved.alike[seen] - pair.stood[seen]
+    # Where hardly a cell is for standing still, nobody needs to vote.
+    if (
+        np.count_nonzero(better < -0.01) > 0.03 * better.size
+        and (share := _share(pair, still, moved, way.alike)) != 0.5
+    ):
+        return still if stands(share) else moved
+    unlike = float((1 - moved.alike[seen]).sum())
+    return moved if unlike < BETTER * (unlike + float(better.sum())) else still
+
+
+def _registered(pair: Pair, camera: Camera, alike: Floats, way: Way) -> Registration:
+    seen = pair.seen(camera)
+    # What a far shift leaves in view may be little, and alike by chance.
+    count = max(1.0, float(np.count_nonzero(seen)), 0.3 * np.count_nonzero(pair.textured))
+    return Registration(camera, alike, way, int(np.count_nonzero(alike[seen] > HELD)) / count)
+
+
+def _better(pair: Pair, one: Registration, other: Registration) -> Registration:
+    """The one that holds in more of the picture."""
+    share = _share(pair, one, other, np.maximum(one.way.alike, other.way.alike))
+    if share == 0.5:
+        seen = pair.seen(one.camera) & pair.seen(other.camera)
+        return one if one.alike[seen].sum() > other.alike[seen].sum() else other
+    if one.camera is STILL and other.camera is not STILL:
+        return one if stands(share) else other
+    if other.camera is STILL and one.camera is not STILL:
+        return other if stands(1 - share) else one
+    return one if share > 0.5 else other
+
+
+def _share(pair: Pair, one: Registration, other: Registration, reached: Floats) -> float:
+    """The share of the votes for the first of two motions.
+
+    A motion holds in a cell that it keeps in view and leaves alike, or little more unlike than the best that was
+    `reached` there. A cell that lies where it lay is against any motion that would have taken it out of the picture.
+    """
+    bound = 1 - UNLIKE - 2 * (1 - np.maximum(np.maximum(one.alike, other.alike), reached))
+    np.maximum(bound, MATCH, out=bound)
+    first = pair.seen(one.camera) & (one.alike > bound)
+    second = pair.seen(other.camera) & (other.alike > bound)
+    return votes(first & ~second, second & ~first, pair.columns, pair.rows)
+
+
+def _half(picture: Grey, size: tuple[int, int]) -> Any:
+    return cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR).astype(np.float32)
+
+
+def _around(moments: Floats) -> Any:
+    """The mean of each cell and its neighbours."""
+    return cv2.blur(moments, (3, 3), borderType=cv2.BORDER_REPLICATE)
+
+
+def _drawn_back(picture: Any, camera: Camera, pair: Pair) -> Any:
+    size = picture.shape[1::-1]
+    return cv2.warpAffine(
+        picture,
+        camera.matrix(pair.width, pair.height, *size),
+        size,
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+
+
+def _even(picture: Floats) -> Floats:
+    """With brightness and contrast the same everywhere, as far as there is more than noise."""
+    rest = picture - cv2.boxFilter(picture, -1, (9, 9))
+    spread = cv2.boxFilter(rest * rest, -1, (9, 9))
+    rest /= np.sqrt(spread + 16)
+    return rest
+
+
+@lru_cache(maxsize=256)
+def _to_frame(width: int, height: int, shape: tuple[int, int]) -> Floats:
+    """Frame pixels a grey pixel: x, y."""
+    return _scale(width / shape[1], height / shape[0])
+
+
+@lru_cache(maxsize=256)
+def _scale(x: float, y: float) -> Floats:
+    return np.array((x, y), np.float32)
+
+
+@lru_cache(maxsize=64)
+def _raster(columns: int, rows: int) -> Floats:
+    x, y = np.meshgrid(np.arange(columns, dtype=np.float32), np.arange(rows, dtype=np.float32))
+    return np.stack((x, y), -1)
+
+
+@lru_cache(maxsize=64)
+def _window(columns: int, rows: int) -> Floats:
+    return cv2.createHanningWindow((columns, rows), cv2.CV_32F)  # type: ignore[return-value]
