@@ -98,6 +98,15 @@ FLEET_LAG = Gauge(
 FLEET_BATCH_FILL = Gauge(
     "sightline_fleet_batch_fill_ratio", "Frames in a batch over BATCH_SIZE, lately", multiprocess_mode="livemax"
 )
+FLEET_SKIPPED = Counter(
+    "sightline_fleet_skipped_total",
+    "Frames of cameras that lagged, skipped unread for newer ones; counted as received, and dropped as stale, too",
+)
+FLEET_FENCED = Counter(
+    "sightline_fleet_fenced_total",
+    "Frames in hand whose camera another worker has taken, by what was refused: answer, acknowledgement",
+    ["refused"],
+)
 FLEET_RECLAIMED = Counter("sightline_fleet_pending_reclaimed_total", "Frames taken over from workers that died")
 FLEET_DEAD_LETTERS = Counter("sightline_fleet_dead_letters_total", "Frames given up after FLEET_MAX_DELIVERIES")
 KAFKA_ERRORS = Counter("sightline_kafka_publish_errors_total", "Results that Kafka did not take", ["reason"])

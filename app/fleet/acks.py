@@ -1,41 +1,45 @@
-"""Acknowledgements to Redis, many in one pipeline."""
+"""Acknowledgements to Redis, many in one step."""
 
 from __future__ import annotations
 
 import threading
 import time
-from typing import Any, cast
 
 import redis
 
-from app.fleet.connection import AWAY, Outage, connect
+from app import metrics
+from app.fleet.connection import Outage
 from app.fleet.frames import Origin
 from app.fleet.inhand import InHand
-from app.settings import RedisSettings
+from app.fleet.leases import Leases
 
 _GATHER_S = 0.02
 _MANY = 128
+_MOST = 1024
+_ANSWERED_TWICE = metrics.FLEET_FENCED.labels("acknowledgement")
 
 
 class Acks:
     """Any thread may add; one thread flushes. What Redis could not be told is kept and told later."""
 
-    def __init__(self, settings: RedisSettings, in_hand: InHand) -> None:
-        self._group = settings.fleet_group
-        self._client = connect(settings)
+    def __init__(self, client: redis.Redis, leases: Leases, in_hand: InHand) -> None:
+        """`client`: the one of `leases`."""
+        self._client = client
+        self._leases = leases
         self._in_hand = in_hand
         self._outage = Outage("acknowledgements")
         self._lock = threading.Lock()
-        self._waiting: list[Origin] = []
+        self._waiting: list[tuple[Origin, bool]] = []
         self._flushed = 0.0
 
     def __len__(self) -> int:
         """Entries that Redis is still to be told of."""
         return len(self._waiting)
 
-    def add(self, origin: Origin) -> None:
+    def add(self, origin: Origin, *, answered: bool) -> None:
+        """Done with. `answered`: Kafka has its answer."""
         with self._lock:
-            self._waiting.append(origin)
+            self._waiting.append((origin, answered))
 
     def flush(self, *, last: bool = False) -> None:
         """Tells Redis what has gathered: every few milliseconds, or when it is much, or when it is the last time."""
@@ -44,42 +48,23 @@ class Acks:
         if len(self._waiting) < _MANY and time.monotonic() - self._flushed < _GATHER_S and not last:
             return
         with self._lock:
-            now, self._waiting = self._waiting, []
-        streams: dict[str, list[str]] = {}
-        for origin in now:
-            streams.setdefault(origin.stream, []).append(origin.entry)
-        pipe = self._client.pipeline(transaction=False)
-        for stream, entries in streams.items():
-            pipe.xack(stream, self._group, *cast("list[Any]", entries))
+            now, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
         try:
-            # A stream that is gone answers 0, which is as good.
-            answers = pipe.execute(raise_on_error=False)
-        except AWAY as error:
+            lost = self._leases.acknowledge(origin for origin, _ in now)
+        except redis.RedisError as error:  # away, or READONLY and the like: a failover, for one
             self._later(now, error)
             return
-        refused = {
-            stream: answer
-            for stream, answer in zip(streams, answers, strict=True)
-            if isinstance(answer, redis.RedisError) and not _is_gone(answer)
-        }
-        told = [origin for origin in now if origin.stream not in refused]
         self._flushed = time.monotonic()
-        self._in_hand.settle(told)
-        if refused:  # READONLY and the like: a failover, for one
-            self._later([origin for origin in now if origin.stream in refused], next(iter(refused.values())))
-        else:
-            self._outage.ended()
+        # Another worker has the camera by now, and the entry with it: it answers once more.
+        _ANSWERED_TWICE.inc(sum(answered and (origin.stream, origin.epoch) in lost for origin, answered in now))
+        self._in_hand.settle([origin for origin, _ in now])
+        self._outage.ended()
 
-    def _later(self, origins: list[Origin], error: Exception) -> None:
+    def _later(self, now: list[tuple[Origin, bool]], error: Exception) -> None:
         self._outage.again(error)
         self._client.connection_pool.disconnect()  # the name may stand for another server by then
         with self._lock:
-            self._waiting[:0] = origins
+            self._waiting[:0] = now
 
     def close(self) -> None:
         self._client.close()
-
-
-def _is_gone(error: redis.RedisError) -> bool:
-    """Whether something else has the stream's name by now: there is nothing to acknowledge any more."""
-    return "WRONGTYPE" in str(error)

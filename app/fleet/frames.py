@@ -19,6 +19,8 @@ class Origin:
     camera_type: str | None
     captured_at_ms: float
     """Epoch milliseconds; without a time of its own, when the entry was added."""
+    epoch: int = 0
+    """Of the lease that it was read under: it grows whenever the camera changes hands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,14 @@ class CameraFrame:
 
 
 def read_entry(
-    prefix: str, stream: str, entry: bytes, fields: Mapping[bytes, bytes], *, arrived: float, claimed: bool = False
+    prefix: str,
+    stream: str,
+    entry: bytes,
+    fields: Mapping[bytes, bytes],
+    *,
+    arrived: float,
+    epoch: int = 0,
+    claimed: bool = False,
 ) -> CameraFrame:
     """An entry of a camera's stream. The stream's name says which camera it is; missing fields are borne with.
 
@@ -47,6 +56,7 @@ def read_entry(
             camera_id=stream.removeprefix(prefix),
             camera_type=None if camera_type is None else camera_type.decode(errors="replace"),
             captured_at_ms=_number(fields.get(b"captured_at_ms"), float(identity.partition("-")[0])),
+            epoch=epoch,
         ),
         jpeg=fields.get(b"frame", b""),
         arrived=arrived,

@@ -47,6 +47,16 @@ class Keys:
         return self._own(f"fleet:workers:{self.group}")
 
     @property
+    def holders(self) -> str:
+        """The hash of streams, each with its epoch and the worker that holds it."""
+        return self._own(f"fleet:holders:{self.group}")
+
+    @property
+    def leases(self) -> str:
+        """The sorted set of workers that hold streams, scored by when others may take these."""
+        return self._own(f"fleet:leases:{self.group}")
+
+    @property
     def dead(self) -> str:
         """The stream of what was given up."""
         return self.prefix + _DEAD

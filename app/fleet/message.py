@@ -30,13 +30,15 @@ def encode(origin: Origin, result: FrameResult | None, failure: Failure | None, 
     """The value of one frame.
 
     `frame_id` is the entry's id in Redis: unique within its camera and in order. A frame may come twice (at least
-    once): by camera and `frame_id` the second is known.
+    once): by camera and `frame_id` the second is known. `epoch` grows whenever the camera changes hands: a message with
+    a lower one than its camera has shown already comes from a worker that has lost the camera, and may be discarded.
     """
     value: dict[str, Any] = {
         "schema": SCHEMA,
         "camera_id": origin.camera_id,
         "camera_type": origin.camera_type,
         "frame_id": origin.entry,
+        "epoch": origin.epoch,
         "captured_at_ms": origin.captured_at_ms,
         "age_ms": round(age_ms, 3),
         "worker": worker,

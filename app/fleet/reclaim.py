@@ -1,4 +1,8 @@
-"""What workers that died left behind: claimed, given up after too many deliveries, or found to be trimmed away.
+"""What others left pending in this worker's streams: given out again, given up after too many deliveries, or found to
+be trimmed away.
+
+Of a stream that was just acquired all that is pending is left behind: its worker before has lost it. It is given out
+before anything newer of its camera, so that the camera's answers stay in order.
 
 A frame that ends its worker's process leaves all that was in hand with it, each delivered once more. Which of them it
 was shows at the last delivery that FLEET_MAX_DELIVERIES allows: such suspects are delivered one by one, the next after
@@ -9,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, cast
 
 import redis
@@ -23,13 +27,15 @@ from app.settings import FleetSettings
 
 DEAD_MAXLEN = 1000
 _MOST = 100
-_EXAMINED = 10
-"""Pending entries that XAUTOCLAIM looks at, for each one that it may claim."""
-_BEGINNING = "0-0"
+_BEGINNING = "-"
 
 
 class Reclaimer:
-    """Goes over this worker's streams now and then. Used by one thread."""
+    """Goes over streams that this worker holds. Used by one thread.
+
+    Args:
+        epoch_of: the epoch that a stream is held with.
+    """
 
     def __init__(
         self,
@@ -39,6 +45,8 @@ class Reclaimer:
         fleet: FleetSettings,
         in_hand: InHand,
         tally: Tally,
+        *,
+        epoch_of: Callable[[str], int],
     ) -> None:
         self._client = client
         self._name = name
@@ -46,22 +54,39 @@ class Reclaimer:
         self._fleet = fleet
         self._in_hand = in_hand
         self._tally = tally
-        self._places: deque[tuple[str, str]] = deque()
-        """Streams that are still to be gone over, and from which entry on."""
+        self._epoch_of = epoch_of
+        self._places: deque[tuple[str, str, int]] = deque()
+        """Streams that are still to be gone over, from which entry on, and how long an entry must have been idle."""
         self._suspects: deque[tuple[str, str]] = deque()
-        """Stream and entry of those whose next delivery is the last; claimed, not yet delivered."""
+        """Stream and entry of those whose next delivery is the last."""
         self._suspect: tuple[str, str] = ("", "")
         """The one that was delivered last."""
-        # redis-py would keep the ids alone of an answer with JUSTID.
-        client.set_response_callback("XAUTOCLAIM", lambda answer, **_: answer)
 
     @property
     def busy(self) -> bool:
-        """Whether there is something to be claimed now."""
+        """Whether there is something to be given out now."""
         return bool(self._places) or (bool(self._suspects) and self._suspect not in self._in_hand)
 
-    def begin(self, streams: Iterable[str], workers: frozenset[str]) -> None:
-        """Notes the streams with entries pending that are not in this worker's hands; forgets consumers long gone.
+    def unfinished(self) -> Collection[str]:
+        """Streams of which something left behind is still to come, or is to be answered alone."""
+        found = {stream for stream, _, idle_ms in self._places if not idle_ms}
+        found.update(stream for stream, _ in self._suspects)
+        if self._suspect in self._in_hand:
+            found.add(self._suspect[0])
+        return found
+
+    def take_over(self, streams: Iterable[str]) -> None:
+        """All that is pending in these, and not in hand, is to be given out: their workers before have lost them."""
+        self._places.extend((stream, _BEGINNING, 0) for stream in streams)
+
+    def let_go(self, streams: Collection[str]) -> None:
+        """These are another worker's now."""
+        self._places = deque(place for place in self._places if place[0] not in streams)
+        self._suspects = deque(one for one in self._suspects if one[0] not in streams)
+
+    def look_over(self, streams: Iterable[str], workers: frozenset[str]) -> None:
+        """Notes streams with more pending than is in this worker's hands: what somebody outside the fleet read and has
+        left for FLEET_RECLAIM_IDLE_MS, or what an answer of Redis was lost with. Forgets consumers long gone.
 
         Raises:
             redis.RedisError: Redis is away, or a stream is gone.
@@ -73,10 +98,10 @@ class Reclaimer:
             pipe.xinfo_consumers(stream, self._group)
         answers = pipe.execute() if asked else []
         ours = self._in_hand.count_by_stream()
-        self._places.clear()
+        noted = {stream for stream, _, _ in self._places}
         for stream, pending, consumers in zip(asked, answers[::2], answers[1::2], strict=True):
-            if pending["pending"] > ours.get(stream, 0):
-                self._places.append((stream, _BEGINNING))
+            if pending["pending"] > ours.get(stream, 0) and stream not in noted:
+                self._places.append((stream, _BEGINNING, self._fleet.fleet_reclaim_idle_ms))
             self._forget(stream, consumers, workers)
 
     def _forget(self, stream: str, consumers: list[dict[str, Any]], workers: frozenset[str]) -> None:
@@ -95,47 +120,37 @@ class Reclaimer:
         """
         if not self._places:
             return self._next_suspect()
-        stream, start = self._places.popleft()
-        held, idle_ms, count = self._in_hand.entries(), self._fleet.fleet_reclaim_idle_ms, min(room, _MOST)
-        pipe = self._client.pipeline(transaction=True)
-        pipe.xpending_range(stream, self._group, start, "+", _EXAMINED * count, idle=idle_ms)
-        # With JUSTID they are taken over, not delivered: what each one's next delivery means is looked at first.
-        pipe.xautoclaim(stream, self._group, self._name, idle_ms, start, count, justid=True)
-        idle, (following, entries, trimmed) = pipe.execute()
-        if following.decode() != _BEGINNING:
-            self._places.appendleft((stream, following.decode()))
-        # Redis has taken what was trimmed off the pending list itself, whoever has it. What is not idle, or was in hand
-        # here when Redis was asked, is answered and counted by the worker that has it.
-        left = {one["message_id"] for one in idle}
-        self._give_up("trimmed", sum(one in left and (stream, one.decode()) not in held for one in trimmed))
-        return self._sift(stream, [entry for entry in entries if (stream, entry.decode()) not in held])
+        stream, start, idle_ms = self._places.popleft()
+        count = min(room, _MOST)
+        held = self._in_hand.entries()  # before Redis is asked: what is acknowledged meanwhile was not left behind
+        found: Any = self._client.xpending_range(stream, self._group, start, "+", count, idle=idle_ms or None)
+        if len(found) == count:
+            self._places.appendleft((stream, f"({found[-1]['message_id'].decode()}", idle_ms))
+        left = [one for one in found if (stream, one["message_id"].decode()) not in held]
+        return self._sift(stream, left)
 
-    def _sift(self, stream: str, found: list[bytes]) -> list[CameraFrame]:
+    def _sift(self, stream: str, left: list[dict[str, Any]]) -> list[CameraFrame]:
         """Those that may be delivered together; suspects are noted, and what had its last delivery is buried."""
-        pipe = self._client.pipeline(transaction=False)
-        for entry in found:
-            pipe.xpending_range(stream, self._group, entry, entry, 1)
         together: list[bytes] = []
         most = self._fleet.fleet_max_deliveries
-        for entry, pending in zip(found, pipe.execute() if found else (), strict=True):
-            if not pending:
-                continue  # its worker was only slow, and has just acknowledged it
-            deliveries = pending[0]["times_delivered"]
+        for one in left:
+            entry, deliveries = one["message_id"], one["times_delivered"]
             if deliveries >= most:
                 for _, fields in self._deliver(stream, [entry]):
                     self._bury(stream, entry, fields, deliveries + 1)
             elif deliveries == most - 1:
-                self._suspects.append((stream, entry.decode()))
+                if (stream, entry.decode()) not in self._suspects:
+                    self._suspects.append((stream, entry.decode()))
             else:
                 together.append(entry)
         return self._frames(stream, together)
 
     def _next_suspect(self) -> list[CameraFrame]:
-        """One of them, unless others have it by now."""
+        """One of them, unless it is done with by now."""
         while self._suspects:
             stream, entry = self._suspects.popleft()
-            if not self._client.xpending_range(stream, self._group, entry, entry, 1, consumername=self._name):
-                continue  # this worker stood still for long, and another one claimed it
+            if not self._client.xpending_range(stream, self._group, entry, entry, 1):
+                continue
             if frames := self._frames(stream, [entry.encode()]):
                 self._suspect = (stream, entry)
                 return frames
@@ -143,17 +158,21 @@ class Reclaimer:
 
     def _frames(self, stream: str, entries: list[bytes]) -> list[CameraFrame]:
         found = self._deliver(stream, entries)
-        arrived = time.perf_counter()
+        arrived, epoch = time.perf_counter(), self._epoch_of(stream)
         metrics.FLEET_RECLAIMED.inc(len(found))
-        return [read_entry(self._keys.prefix, stream, *one, arrived=arrived, claimed=True) for one in found]
+        prefix = self._keys.prefix
+        return [read_entry(prefix, stream, *one, arrived=arrived, epoch=epoch, claimed=True) for one in found]
 
     def _deliver(self, stream: str, entries: list[bytes]) -> list[tuple[bytes, dict[bytes, bytes]]]:
-        """The entries with what is in them, counted as one more delivery of each."""
+        """The entries with what is in them, counted as one more delivery of each.
+
+        Redis takes those that were trimmed off the pending list, whoever has them.
+        """
         if not entries:
             return []
         answer = self._client.xclaim(stream, self._group, self._name, 0, cast("Any", entries))
         found = cast("list[tuple[bytes, dict[bytes, bytes]]]", answer)
-        self._give_up("trimmed", len(entries) - len(found))  # since they were claimed; Redis forgot them with that
+        self._give_up("trimmed", len(entries) - len(found))
         return found
 
     def _bury(self, stream: str, entry: bytes, fields: dict[bytes, bytes], deliveries: int) -> None:
@@ -172,19 +191,3 @@ class Reclaimer:
         if count:
             self._tally.received(count)
             self._tally.dropped(reason, count)
-
-    def keep(self) -> None:
-        """Tells Redis that what has long been in hand, or waits for its last delivery, is looked after: nobody is to
-        claim it.
-
-        Raises:
-            redis.ConnectionError: Redis is away.
-        """
-        held = self._in_hand.older_than(self._fleet.fleet_reclaim_idle_ms / 3000)
-        for stream, entry in self._suspects:
-            held.setdefault(stream, []).append(entry)
-        pipe = self._client.pipeline(transaction=False)
-        for stream, entries in held.items():
-            pipe.xclaim(stream, self._group, self._name, 0, cast("Any", entries), justid=True)
-        if held:
-            pipe.execute(raise_on_error=False)

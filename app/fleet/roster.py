@@ -1,4 +1,7 @@
-"""Which cameras there are, which workers, and so which cameras are this worker's.
+"""Which cameras there are, which workers, and so which cameras are to be this worker's.
+
+Whoever reads asks a roster to `look`, and then for `streams`: how cameras find their workers is known to nobody else.
+When a camera may be read, once its worker before has let go of it, is a matter of its lease.
 
 Workers write themselves into a sorted set, scored by when they count as gone; cameras are those that ingest names, and
 whatever streams carry the prefix. One worker looks for these, the first by name, and tells the others: going through
@@ -8,6 +11,7 @@ all keys takes time of Redis' one thread, the more of it the more else it holds.
 from __future__ import annotations
 
 import logging
+import time
 
 import redis
 
@@ -19,8 +23,15 @@ log = logging.getLogger(__name__)
 
 _MISSED_LOOKS = 3
 """Looks that a worker may miss before its cameras go to others."""
+_LEAST_LASTING_MS = 2000.0
+"""However often it looks: a machine that is busy with something else makes a worker silent for a second."""
 _FOUND_LOOKS = 100
 """Looks after which Redis forgets what a worker found that is no more; by then another one has found it."""
+
+
+def lasting_ms(fleet: FleetSettings) -> float:
+    """How long after a worker was last heard of its cameras stay its own."""
+    return max(_LEAST_LASTING_MS, _MISSED_LOOKS * fleet.fleet_discover_s * 1000)
 
 
 class Roster:
@@ -31,7 +42,10 @@ class Roster:
         self._name = name
         self._keys = keys
         self._found_ms = max(1, round(_FOUND_LOOKS * fleet.fleet_discover_s * 1000))
-        self._lasting_ms = _MISSED_LOOKS * fleet.fleet_discover_s * 1000
+        self._lasting_ms = lasting_ms(fleet)
+        self._looked: float | None = None
+        self._clock_ms = time.time() * 1000 - time.monotonic() * 1000
+        """Redis' clock over our monotonic one, at the last look."""
         self._seen: tuple[frozenset[str], frozenset[str]] | None = None
         self._mine: frozenset[str] = frozenset()
         """Streams of this worker's cameras, whether or not they can be read."""
@@ -43,15 +57,34 @@ class Roster:
         self.workers: frozenset[str] = frozenset()
         self.streams: frozenset[str] = frozenset()
         """Of this worker's cameras; each has the consumer group."""
+        self.known: frozenset[str] = frozenset()
+        """Streams of all cameras."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this worker does what one is to do for all: the first by name."""
+        return self._name == min(self.workers, default=self._name)
+
+    @property
+    def now_ms(self) -> float:
+        """Epoch milliseconds by Redis' clock."""
+        return time.monotonic() * 1000 + self._clock_ms
 
     def look(self) -> bool:
         """Signs on again and looks around; whether this worker's streams are others now.
 
+        After a long silence nothing changes at the first look: where Redis was away, or stood still, all workers were
+        silent, and each must have the time to sign on again before the others share its cameras.
+
         Raises:
             redis.RedisError: Redis is away.
         """
+        before = time.monotonic()
+        silent = self._looked is not None and (before - self._looked) * 1000 > self._lasting_ms / 2
         seconds, microseconds = self._client.time()
         now_ms = seconds * 1000 + microseconds / 1000
+        self._clock_ms = now_ms - time.monotonic() * 1000
+        self._looked = before
         keys, pipe = self._keys, self._client.pipeline()
         pipe.zadd(keys.workers, {self._name: now_ms + self._lasting_ms})
         pipe.zremrangebyscore(keys.workers, "-inf", now_ms)
@@ -60,12 +93,13 @@ class Roster:
         pipe.smembers(keys.found)
         _, _, workers, named, found = pipe.execute()
         self.workers = frozenset(worker.decode(errors="replace") for worker in workers)
-        if self._name == min(self.workers):
+        if self.leads:
             found = self._streaming()
         known, wrong = camera_ids(named | found)
         self._say(wrong)
+        self.known = frozenset(map(keys.stream, known))
         seen = frozenset(known), self.workers
-        if seen != self._seen:
+        if seen != self._seen and not silent:
             owners = assign(known, self.workers)
             self._mine = frozenset(keys.stream(camera) for camera, owner in owners.items() if owner == self._name)
             self._seen = seen

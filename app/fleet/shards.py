@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from hashlib import blake2b
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 STREAMS_A_READ = 32
-"""Streams in one XREADGROUP: enough that the command's own cost is small, few enough that each frame is soon here."""
+"""Streams in one XREAD: enough that the command's own cost is small, few enough that each frame is soon here."""
 _QUARTER = 4
 _ROWS = 1024
 """Cameras that are scored at once: their scores for a thousand workers take 8 MB."""
@@ -78,27 +79,30 @@ def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def spread(streams: Iterable[str], most: int) -> list[tuple[str, ...]]:
-    """Streams in shards by a stable hash: one for every `STREAMS_A_READ`, `most` at most; none is empty."""
-    given = sorted(streams)
+    """Streams in shards of the same size, give or take one: one for every `STREAMS_A_READ`, `most` at most; none is
+    empty. In the order of their hashes, so that cameras whose names are alike are not read together.
+    """
+    given = sorted(streams, key=stable)
     count = min(most, -(-len(given) // STREAMS_A_READ))
-    shards: list[list[str]] = [[] for _ in range(count)]
-    for stream in given:
-        shards[stable(stream) % count].append(stream)
-    return [tuple(shard) for shard in shards if shard]
+    cuts = [len(given) * shard // count for shard in range(count + 1)] if count else []
+    return [tuple(given[begin:end]) for begin, end in pairwise(cuts)]
 
 
 class Turns:
     """Whose turn it is to be read: the shards round robin, and within one all its streams before the next.
 
-    Redis' COUNT is for each stream: what is asked for, streams times count, never exceeds what may come.
+    Redis' COUNT is for each stream: what is asked for, streams times count, never exceeds what may come. It is the same
+    for all streams of a round, whatever the size of their shards, or some cameras would have more than their share.
     """
 
     def __init__(self, shards: Sequence[tuple[str, ...]]) -> None:
         self._shards = shards
+        self._streams = sum(map(len, shards))
         self._shard = self._stream = 0
 
     def __len__(self) -> int:
-        return len(self._shards)
+        """Streams."""
+        return self._streams
 
     def next(self, free: int) -> tuple[tuple[str, ...], int]:
         """Streams to ask and how many frames of each, so that `free` frames at most can come. `free` is at least 1."""
@@ -107,4 +111,4 @@ class Turns:
         self._stream += len(asked)
         if self._stream == len(shard):
             self._shard, self._stream = (self._shard + 1) % len(self._shards), 0
-        return asked, free // len(asked)
+        return asked, max(1, free // self._streams)

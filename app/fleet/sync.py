@@ -14,9 +14,10 @@ from app.errors import ConfigurationError, ModelRejected, SightlineError
 from app.fleet.batcher import Batcher, Limits
 from app.fleet.frames import CameraFrame
 from app.fleet.inhand import InHand
+from app.fleet.roster import lasting_ms
 from app.fleet.single import SingleAnalysis
 from app.fleet.sink import Sink
-from app.fleet.source import Source, consumer_name
+from app.fleet.source import PATIENCE, Source, consumer_name
 from app.fleet.tally import Tally
 from app.fleet.vitals import Pulse
 from app.fleet.worker import publish
@@ -47,14 +48,23 @@ class SyncWorker:
         self._drain_s = settings.server.drain_timeout_s
         self._stopping = threading.Event()
         self._failure: str | None = None
-        self._in_hand = InHand(2 * fleet.fleet_threads)
+        within_s = PATIENCE * fleet.frame_staleness_ms / 1000
+        self._in_hand = InHand(2 * fleet.fleet_threads, least_frames=fleet.fleet_threads, within_s=within_s)
         self._tally = Tally()
         self._client = BlockingClient(url, settings.triton)
         self._analysis = SingleAnalysis(self._client, settings, self._tally.timed)
         self._source = Source(
             self._name, settings.redis, fleet, self._in_hand, self._tally, on_streams=self._analysis.forget
         )
-        self._sink = Sink(settings.kafka, settings.redis, self._in_hand, self._tally, on_fatal=self._fail)
+        self._sink = Sink(
+            self._name,
+            settings.kafka,
+            settings.redis,
+            lasting_ms(fleet),
+            self._in_hand,
+            self._tally,
+            on_fatal=self._fail,
+        )
         self._lines = Batcher()
         """Frames by camera: one of each at a time, as in the other mode."""
         self._lock = threading.Lock()
@@ -126,7 +136,7 @@ class SyncWorker:
             log.exception("an answer could not be handed on")
             self._fail(f"an answer could not be handed on: {type(error).__name__}: {error}")
         finally:
-            self._in_hand.looked_at(1)
+            self._in_hand.looked_at(batch)
             with self._lock:
                 self._lines.done(batch)
             self._submit(pool)

@@ -15,8 +15,9 @@ from app.fleet.frames import CameraFrame
 from app.fleet.inhand import InHand
 from app.fleet.message import Failure, encode
 from app.fleet.reader import Reader
+from app.fleet.roster import lasting_ms
 from app.fleet.sink import Answer, Sink
-from app.fleet.source import Source, consumer_name
+from app.fleet.source import PATIENCE, Source, consumer_name
 from app.fleet.tally import Tally
 from app.fleet.vitals import Pulse
 from app.pipeline.multimodal import Pipeline
@@ -71,7 +72,8 @@ class Worker:
         self._moved = asyncio.Event()
         self._failure: str | None = None
         most = frames_in_hand(fleet)
-        self._in_hand = InHand(most)
+        within_s = PATIENCE * fleet.frame_staleness_ms / 1000
+        self._in_hand = InHand(most, least_frames=self._low.size, within_s=within_s)
         self._tally = Tally()
         self._analysis = Analysis(pipeline, fleet, stream_settings(fleet, settings.pipeline), self._tally.timed)
         self._source = Source(
@@ -82,7 +84,15 @@ class Worker:
             self._tally,
             on_streams=lambda streams: self._soon(self._analysis.forget, streams),
         )
-        self._sink = Sink(settings.kafka, settings.redis, self._in_hand, self._tally, on_fatal=self._fail)
+        self._sink = Sink(
+            self._name,
+            settings.kafka,
+            settings.redis,
+            lasting_ms(fleet),
+            self._in_hand,
+            self._tally,
+            on_fatal=self._fail,
+        )
         self._reader = Reader(
             self._source,
             self._in_hand,
@@ -175,7 +185,7 @@ class Worker:
             self._fail(f"answers could not be handed on: {type(error).__name__}: {error}")
         finally:
             self._at_work -= 1
-            self._in_hand.looked_at(len(batch))
+            self._in_hand.looked_at(batch)
             self._batcher.done(batch)
             self._pump()
             self._moved.set()

@@ -63,14 +63,17 @@ class FleetSettings(Section):
     frame_staleness_ms: float = Field(
         2000.0,
         gt=0,
-        description="frames captured longer ago are skipped and counted; claimed ones count from their claim",
+        description="older frames are skipped and counted; from a quarter of it on newer ones of a camera go first; "
+        "claimed ones count from their claim",
     )
     fleet_shards: int = Field(32, ge=1, le=32, description="shards that a worker's cameras are spread over at most")
     fleet_threads: int = Field(8, ge=1, le=64, description="threads of `sync`")
-    fleet_discover_s: float = Field(2.0, gt=0, description="seconds between two looks for new cameras")
-    fleet_reclaim_s: float = Field(30.0, gt=0, description="seconds between two claims of what dead workers left")
+    fleet_discover_s: float = Field(
+        2.0, gt=0, description="seconds between two looks for new cameras; a worker silent for three loses its own"
+    )
+    fleet_reclaim_s: float = Field(30.0, gt=0, description="seconds between two looks for frames left pending")
     fleet_reclaim_idle_ms: int = Field(
-        60_000, ge=100, description="milliseconds after which an unacknowledged frame counts as left behind"
+        60_000, ge=100, description="milliseconds until what somebody outside the fleet read and left is claimed"
     )
     fleet_max_deliveries: int = Field(3, ge=2, description="deliveries after which a frame goes to `frames:dead`")
     metrics_port: int = Field(

@@ -11,6 +11,7 @@ import pytest
 import redis as redis_library
 
 from app.settings import FleetSettings, IngestSettings, KafkaSettings, RedisSettings
+from tests.fleet.lives import Begin, Life
 from tests.fleet.work import Fleet
 from tests.support.kafka import Broker, running_kafka
 from tests.support.redis import RedisServer, running_redis
@@ -66,5 +67,18 @@ def work(
             defaults |= {"KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap}
             folder = tmp_path / uuid.uuid4().hex[:8]
             return stack.enter_context(Fleet.running(folder, {**defaults, **settings}))
+
+        yield start
+
+
+@pytest.fixture
+def begin(redis: redis_library.Redis, redis_server: RedisServer) -> Iterator[Begin]:
+    """Begins lives; `redis` is there so that the server is empty before."""
+    with ExitStack() as stack:
+
+        def start(name: str, **fleet) -> Life:
+            life = Life(redis_server, name, **fleet)
+            stack.callback(life.source.leave)
+            return life
 
         yield start

@@ -3,59 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 
 import pytest
 import redis as redis_library
 from prometheus_client import REGISTRY
 
 from app.fleet.frames import CameraFrame
-from app.fleet.inhand import InHand
-from app.fleet.source import Source
-from app.fleet.tally import Tally
-from app.settings import FleetSettings, RedisSettings
+from tests.fleet.lives import IDLE_MS, Begin, Life
 from tests.fleet.work import GROUP, film, pending
-from tests.support.redis import RedisServer
-
-IDLE_MS = 1000
-ROOM = 128
-
-
-class Life:
-    """A worker's source, from its start until its process is gone."""
-
-    def __init__(self, server: RedisServer, name: str, **fleet) -> None:
-        chosen = {"fleet_discover_s": 0.05, "fleet_reclaim_s": 0.1, "fleet_reclaim_idle_ms": IDLE_MS}
-        self.in_hand = InHand(ROOM)
-        self.tally = Tally()
-        settings = RedisSettings(redis_url=server.url), FleetSettings(**{**chosen, **fleet})
-        self.source = Source(name, *settings, self.in_hand, self.tally)
-
-    def read(self) -> list[CameraFrame]:
-        return self.source.read(self.in_hand.room(1, 0.1))
-
-    def answered(self, client: redis_library.Redis, frames: list[CameraFrame]) -> None:
-        for frame in frames:
-            client.xack(frame.origin.stream, GROUP, frame.origin.entry)
-        self.in_hand.looked_at(len(frames))
-        self.in_hand.settle([frame.origin for frame in frames])
-
-
-Begin = Callable[..., Life]
-
-
-@pytest.fixture
-def begin(redis: redis_library.Redis, redis_server: RedisServer) -> Iterator[Begin]:
-    """Begins lives; `redis` is there so that the server is empty before."""
-    with ExitStack() as stack:
-
-        def start(name: str, **fleet) -> Life:
-            life = Life(redis_server, name, **fleet)
-            stack.callback(life.source.leave)
-            return life
-
-        yield start
 
 
 def some(life: Life) -> list[CameraFrame]:
@@ -108,21 +63,27 @@ def test_of_all_that_was_in_hand_only_the_frame_that_ends_processes_is_buried(
     assert letter[b"deliveries"] == str(most + 1).encode()
 
 
-def test_suspects_come_one_by_one_and_new_frames_meanwhile(redis: redis_library.Redis, begin: Begin) -> None:
+def test_suspects_come_one_by_one_before_their_cameras_newer_frames_and_other_cameras_meanwhile(
+    redis: redis_library.Redis, begin: Begin
+) -> None:
     entries = left_twice(redis, begin, 3)
     life = begin("third")
     first = some(life)
-    film(redis, "a", [b"new"] * 4)
-    other, fresh = begin("other"), []
-    until = time.monotonic() + 1.5 * IDLE_MS / 1000  # what is not kept alive is claimed by then
-    while len(fresh) < 4 or time.monotonic() < until:
-        fresh += life.read() + other.read()
+    (newer,) = film(redis, "a", [b"new"])
+    film(redis, "b", [b"other"] * 4)
+    others: list[CameraFrame] = []
+    until = time.monotonic() + 1.5 * IDLE_MS / 1000
+    while len(others) < 4 or time.monotonic() < until:
+        others += life.read()
     assert [frame.origin.entry for frame in first] == entries[:1]
-    assert [frame.jpeg for frame in fresh] == [b"new"] * 4
-    life.answered(redis, first)
-    second = some(life)
-    assert [frame.origin.entry for frame in second] == entries[1:2]
-    assert second[0].claimed
+    assert [frame.jpeg for frame in others] == [b"other"] * 4
+    life.answered(redis, first + others)
+    for entry in entries[1:]:
+        found = some(life)
+        assert [frame.origin.entry for frame in found] == [entry]
+        assert found[0].claimed
+        life.answered(redis, found)
+    assert [frame.origin.entry for frame in some(life)] == [newer]
 
 
 def test_what_was_trimmed_in_the_hands_of_one_that_lives_is_its_own(redis: redis_library.Redis, begin: Begin) -> None:
@@ -136,6 +97,7 @@ def test_what_was_trimmed_in_the_hands_of_one_that_lives_is_its_own(redis: redis
     other = begin("other")
     until = time.monotonic() + IDLE_MS / 2000
     while time.monotonic() < until:
+        one.keep()
         assert other.read() == []
     other.tally.flush()
     assert trimmed() == before

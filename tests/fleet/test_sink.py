@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY
 from app.errors import ConfigurationError
 from app.fleet import producer
 from app.fleet.connection import connect
-from app.fleet.frames import Origin
+from app.fleet.frames import CameraFrame, Origin
 from app.fleet.inhand import InHand
 from app.fleet.message import Failure, encode
 from app.fleet.sink import Answer, Sink
@@ -27,6 +27,7 @@ from tests.support.kafka import Broker
 from tests.support.redis import RedisServer, free_port
 
 NOWHERE = '{"message.timeout.ms": 300, "socket.connection.setup.timeout.ms": 1000}'
+LASTING_MS = 6000.0
 Open = Callable[..., tuple[Sink, InHand, str]]
 
 
@@ -40,8 +41,10 @@ def opened(redis: redis_library.Redis, redis_server: RedisServer, kafka: Broker)
             given = {"kafka_bootstrap_servers": kafka.bootstrap, "kafka_topic": topic, **kafka_settings}
             in_hand = InHand(100)
             sink = Sink(
+                "worker",
                 KafkaSettings(**given),
                 RedisSettings(redis_url=redis_server.url),
+                LASTING_MS,
                 in_hand,
                 Tally(),
                 on_fatal=lambda reason: pytest.fail(reason),
@@ -60,7 +63,7 @@ def read(redis: redis_library.Redis, in_hand: InHand, count: int) -> list[Origin
     now_ms = time.time() * 1000
     origins = [Origin("frames:cam", one, "cam", None, now_ms) for one in left_by_the_dead(redis, "cam", count)]
     in_hand.take(origins)
-    in_hand.looked_at(count)
+    in_hand.looked_at([CameraFrame(origin, b"x", time.perf_counter()) for origin in origins])
     return origins
 
 
@@ -173,20 +176,20 @@ def test_a_stream_that_is_something_else_by_now_holds_nobody_up(opened: Open, re
 
 
 def test_frames_that_only_lack_their_acknowledgement_are_not_counted_twice(
-    opened: Open, redis: redis_library.Redis, redis_server: RedisServer
+    opened: Open, redis: redis_library.Redis
 ) -> None:
     sink, in_hand, _ = opened()
     origins = read(redis, in_hand, 3)
     reasons = ("stale", "left_pending")
     before = counted("processed"), *(counted("dropped", reason=reason) for reason in reasons)
-    redis_server.stop()
+    redis.execute_command("ACL", "SETUSER", "default", "-xack")
     try:
         sink.send(Answer(origins[0], b"{}"))
         sink.give_up(origins[1], "stale")
         time.sleep(1)  # Kafka has the one answer
         assert not sink.close(0.1)
     finally:
-        redis_server.start()
+        redis.execute_command("ACL", "SETUSER", "default", "+xack")
     after = counted("processed"), *(counted("dropped", reason=reason) for reason in reasons)
     assert [now - then for now, then in zip(after, before, strict=True)] == [1, 1, 1]
 

@@ -142,7 +142,9 @@ def running_kafka(folder: Path) -> Iterator[Broker]:
     settings = folder / "server.properties"
     settings.write_text("".join(f"{key}={value}\n" for key, value in _properties(folder, port, controller).items()))
     java = ["java", *_JAVA, f"-Djava.io.tmpdir={folder}", "-cp", classpath]
-    cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    cluster = (
+        "A" + urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
+    )  # one that begins with "-" is refused
     formatting = [*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(settings)]
     done = subprocess.run(formatting, capture_output=True, text=True, timeout=START_S, check=False)
     assert done.returncode == 0, f"Kafka's storage could not be formatted:\n{done.stdout}{done.stderr}"
