@@ -190,7 +190,7 @@ def floor(options: argparse.Namespace) -> dict[str, float]:
         canvas: NDArray[np.uint8] = np.full((canned.SIZE, canned.SIZE, 3), 114, np.uint8)
         picture = canvas[top : top + photographs.HEIGHT]
         for jpeg in cycle(clip):
-            simplejpeg.decode_jpeg(jpeg, "RGB", fastdct=True, fastupsample=True, buffer=picture)
+            simplejpeg.decode_jpeg(jpeg, "RGB", buffer=picture)
             with lock:
                 window.add(1)
             if window.closed:

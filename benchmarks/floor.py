@@ -88,7 +88,7 @@ async def loop(stub: Any, slot: Slot, clips: Sequence[Iterator[bytes]], window: 
         for at, clip in enumerate(clips):
             begun[at] = perf_counter()
             picture = slot.pictures[at]
-            simplejpeg.decode_jpeg(next(clip), "RGB", fastdct=True, fastupsample=True, buffer=picture)
+            simplejpeg.decode_jpeg(next(clip), "RGB", buffer=picture)
             grey = small_grey(picture)
             motion[at] = float(np.abs(flows[at](previous[at], grey)).mean())
             previous[at] = grey

@@ -144,3 +144,15 @@ def test_overload_ages_are_cut_by_when_results_came() -> None:
     ages = [[0.0, 100.0], [0.5, 200.0], [3.9, 300.0], [5.8, 400.0]]
     assert overload.over_time(ages, 6.0) == [200.0, 300.0]
     assert overload.over_time([[0.9, 150.0]], 6.0) == [150.0]
+
+
+@pytest.mark.parametrize(("height", "width"), [(480, 640), (720, 1280), (1080, 1920)])
+def test_c1_frame_path_holds_exact_against_fast_at_three_sizes(tmp_path: Path, height: int, width: int) -> None:
+    clips = [[path.read_bytes()] for path in write(tmp_path, 1).rglob("000.jpg")]
+    enlarged = clips[0][0] if height == 480 else frame_path._enlarged(clips[0][0], height)
+    info = inspect(enlarged, max_bytes=2**21, max_pixels=2**24)
+    assert (info.width, info.height) == (width, height)
+    for variant in frame_path.VARIANTS:
+        if height != 480 and variant.endswith(str(height)):
+            step, _ = frame_path.work(variant, clips)
+            step(0)
