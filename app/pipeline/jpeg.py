@@ -22,15 +22,24 @@ MAX_SEGMENTS = 1024
 WORK_A_PIXEL = 32
 """Samples of all scans together, for each pixel of the largest frame. A progressive JPEG comes to 8 at 4:2:0 and to 16
 at 4:4:4."""
+PLANNED_BYTES = 65_536
+"""That `work_of` searches for markers, besides the segments that it skips: a millisecond for the worst."""
+ENDLESS = 1 << 40
 ARITHMETIC = 64
 """An arithmetic-coded sample may cost as much as so many others: a coefficient is up to thirty decisions, which may
 take no bytes at all."""
 
 _MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
+_STEP = 65_536
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _KNOWN = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive", 0xC9: "arithmetic", 0xCA: "arithmetic, progressive"}
 _DHP, _SOS, _EOI, _APP1, _APP14, _RESERVED = 0xDE, 0xDA, 0xD9, 0xE1, 0xEE, 0xD8
 _SUBSAMPLINGS = {(1, 1): "444", (2, 1): "422", (2, 2): "420", (1, 2): "440", (4, 1): "411", (1, 4): "441"}
+
+
+class _Unsettled(Exception):
+    """Planning has looked at as much as it may."""
+
 
 Colorspace = Literal["YCbCr", "Gray", "RGB", "CMYK", "YCCK"]
 
@@ -98,9 +107,15 @@ def inspect(jpeg: bytes, *, max_bytes: int, max_pixels: int) -> JpegInfo:
 
 
 def work_of(jpeg: bytes) -> int:
-    """`JpegInfo.work` for who plans; 0 of what will be refused. Microseconds: of a sequential JPEG its header alone."""
+    """`JpegInfo.work` for who plans; 0 of what will be refused. Microseconds: of a sequential JPEG its header alone.
+
+    It is asked in the event loop. What is not settled within `PLANNED_BYTES`, a long progressive JPEG or a flood of
+    fill bytes, counts as endless.
+    """
     try:
         return _walk(jpeg, 1 << 32, planning=True).work if jpeg[:2] == SOI else 0
+    except _Unsettled:
+        return ENDLESS
     except FrameError:
         return 0
 
@@ -137,8 +152,10 @@ _ANY_SOF = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]")
 def _walk(jpeg: bytes, max_pixels: int, *, planning: bool = False) -> JpegInfo:
     header: _Header | None = None
     adobe: int | None = None
+    room = PLANNED_BYTES
     at, segments, scans, work, orientation, whole = 2, 0, 0, 0, 1, False
-    while (found := _MARKER.search(jpeg, at)) is not None:
+    while (found := _next_marker(jpeg, at, at + room if planning else len(jpeg))) is not None:
+        room -= found.end() - at
         at = found.end()
         marker = jpeg[at - 1]
         if marker == _EOI:
@@ -179,6 +196,9 @@ def _walk(jpeg: bytes, max_pixels: int, *, planning: bool = False) -> JpegInfo:
         elif marker == _APP14 and jpeg[at + 2 : at + 7] == b"Adobe" and end - at >= 14:
             adobe = jpeg[at + 13] if at + 13 < len(jpeg) else None
         at = end
+    settled = whole or (header is not None and not header.progressive and scans > 0)
+    if planning and not settled and at + room < len(jpeg):
+        raise _Unsettled
     if header is None or not scans:
         raise UndecodableFrame("the JPEG's header is damaged, or cut short: no picture follows")
     return JpegInfo(
@@ -192,6 +212,16 @@ def _walk(jpeg: bytes, max_pixels: int, *, planning: bool = False) -> JpegInfo:
         whole,
         orientation,
     )
+
+
+def _next_marker(jpeg: bytes, at: int, end: int) -> re.Match[bytes] | None:
+    """In steps: a search holds the GIL, and one through two megabytes of fill bytes takes tens of milliseconds."""
+    while at < end:
+        found = _MARKER.search(jpeg, at, min(end, at + _STEP))
+        if found is not None or at + _STEP >= end:
+            return found
+        at += _STEP - 1  # a marker may lie across
+    return None
 
 
 def _bound(work: int, scans: int, width: int, height: int, max_pixels: int) -> None:

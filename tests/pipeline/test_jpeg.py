@@ -163,6 +163,7 @@ def test_planning_looks_at_the_header_alone_where_it_is_sequential() -> None:
     jpeg = encode(photo(640, 480))
     assert work_of(jpeg) == inspect(jpeg, **ANY).work == 640 * 480 * 3 // 2
     assert work_of(jpeg[:1000]) == work_of(jpeg)
+    assert work_of(SOI + segment(0xE2, bytes(60_000)) * 9 + jpeg[2:]) == work_of(jpeg)
     progressive = encode(photo(640, 480), progressive=True)
     assert work_of(progressive) == inspect(progressive, **ANY).work > 4 * work_of(jpeg)
     assert work_of(b"no") == work_of(SOI) == work_of(scans(1000, marker=0xC2)) == 0  # they will be refused
@@ -196,3 +197,25 @@ def test_a1_packets_of_motion_jpeg_are_bounded(make: Callable[[], bytes]) -> Non
         check_packet(SOI + sof(0xC0, 4096, 4096) * 500 + sos([1]) + EOI, max_pixels=1 << 24)
     with pytest.raises(TooExpensive, match="times MAX_PIXELS"):
         check_packet(scans(60, marker=0xC2, side=4096), max_pixels=1 << 24)
+
+
+@pytest.mark.parametrize("place", ["header", "scan", "between scans"])
+def test_a1_planning_in_the_event_loop_is_bounded_whatever_floods_it(place: str) -> None:
+    flood, head, scan = b"\xff" * 2_000_000, SOI + DQT + sof(0xC2, 64, 64) + DHT, sos([1, 2, 3], 0, 0) + b"\0"
+    jpeg = {"header": SOI + flood, "scan": head + scan + flood, "between scans": head + (scan + flood[:9000]) * 90}[
+        place
+    ]
+    began = time.thread_time()
+    assert work_of(jpeg + EOI) >= 1 << 40
+    assert time.thread_time() - began < 0.05
+    long = encode(photo(1600, 1200), quality=95, progressive=True)
+    assert len(long) > 1 << 17
+    assert work_of(long) >= 1 << 40
+
+
+def test_a1_a_marker_that_lies_across_two_steps_of_the_search_is_found() -> None:
+    head = SOI + DQT + sof(0xC2, 64, 64) + DHT + sos([1, 2, 3], 0, 0)
+    for size in range(65_530, 65_542):
+        jpeg = head + bytes(size) + sos([1], 1, 63) + bytes(size) + EOI
+        found = inspect(jpeg, **ANY)
+        assert (found.scans, found.whole) == (2, True)

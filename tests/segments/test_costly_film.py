@@ -1,0 +1,65 @@
+"""A film of Motion JPEG whose frames are made to hurt: those are left out and counted, the others are looked at."""
+
+from __future__ import annotations
+
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from app import metrics
+from app.segments.footage import opened
+from app.segments.reel import DOOR, Reel
+from app.sources.address import parse
+from app.sources.reader import open_source
+from tests.support.jpegs import encode, photo, scans
+
+SIDE = 1024
+GOOD = encode(photo(SIDE, SIDE))
+HOSTILE = [scans(1000, side=SIDE), scans(883, marker=0xC2, side=SIDE, before=b"\xff\x01")]
+
+
+def film(path: Path, jpegs: list[bytes]) -> Path:
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("mjpeg", rate=25)
+        video.width = video.height = SIDE
+        video.pix_fmt = "yuvj420p"
+        video.encode(av.VideoFrame.from_ndarray(np.zeros((SIDE, SIDE, 3), np.uint8)).reformat(format="yuvj420p"))
+        for number, jpeg in enumerate(jpegs):
+            packet = av.Packet(jpeg)
+            packet.stream, packet.time_base = video, Fraction(1, 25)
+            packet.pts = packet.dts = number
+            packet.is_keyframe = True
+            container.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["avi", "mkv"])
+def test_a1_a_costly_frame_of_a_film_is_left_out_and_counted(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = film(tmp_path / f"a.{kind}", [GOOD, *HOSTILE, GOOD])
+    failed = metrics.FRAMES_FAILED.labels(DOOR, "decode")
+    before, began = failed._value.get(), time.process_time()
+    with opened(path) as footage:
+        reel = Reel(footage, max_pixels=1 << 24)
+        shots = reel.read(10)
+    assert time.process_time() - began < 3
+    assert (len(shots), reel.undecodable) == (2, 2)
+    assert failed._value.get() == before + 2
+    assert "a frame is left out: a frame of Motion JPEG has" in caplog.text
+
+
+@pytest.mark.parametrize("first", ["good", "hostile"])
+def test_a1_readers_of_sources_leave_it_out_too(tmp_path: Path, first: str) -> None:
+    jpegs = [GOOD, *HOSTILE, GOOD] if first == "good" else [HOSTILE[0], GOOD, HOSTILE[1], GOOD]
+    path, said = film(tmp_path / "a.mkv", jpegs), list[str]()
+    began = time.process_time()
+    with open_source(parse(str(path)), on_damage=said.append) as reader:
+        shots = list(reader)
+    assert time.process_time() - began < 3
+    assert (len(shots), reader.damaged, len(said)) == (2, 2, 2)
+    assert "scans; at most" in said[0]
