@@ -73,13 +73,13 @@ def install_arcface(source: Path, repository: Path) -> Path:
     """
     found = read_arcface(source)
 
-    def fill(fresh: Path) -> list[str]:
+    def fill(fresh: Path) -> tuple[list[str], dict[str, str]]:
         shutil.copyfile(source, fresh / "model.onnx")
         about = {"source": source.name, "sha256": checksum(source), "task": "face", **found.parameters}
         (fresh / "model.json").write_text(json.dumps(about, indent=2) + "\n")
-        return []
+        return [], found.parameters
 
-    return place(ARCFACE, repository, source.stem, fill, found.parameters)
+    return place(ARCFACE, repository, source.stem, fill)
 
 
 def _scales(model: onnx.ModelProto) -> bool:

@@ -58,7 +58,10 @@ class Installed:
 
     @property
     def parameters(self) -> dict[str, str]:
-        return {key: self.about[key] for key in ("input_mean", "input_std") if key in self.about}
+        given = {key: self.about[key] for key in ("input_mean", "input_std") if key in self.about}
+        # Sheets of older installations do not name the rows, but where they came from.
+        rows = self.about.get("rows") or ("end_to_end" if self.about.get("layout") == "end2end" else None)
+        return given | ({"layout": rows} if rows else {})
 
 
 def collect(models: Path, engines: Path, picture: Path | None, onnx_python: Path) -> Iterator[str]:
@@ -96,6 +99,11 @@ def _installed(models: Path, name: str) -> Installed | None:
 
 def _make_ready(one: Installed, folder: Path, picture: Path, onnx_python: Path) -> None:
     folder.mkdir(parents=True)
+    if one.about.get("batch") not in (None, 1):
+        raise Stop(
+            f"{one.name}: {one.about['source']} was exported with batch={one.about['batch']}; a plan takes any number: "
+            "export it with an open batch (Ultralytics: dynamic=True) and install that"
+        )
     model = for_tensorrt(onnx.load(one.onnx))
     onnx.save(model, folder / "model.onnx")
     shown, classes = Path(one.about["source"]).stem, one.about.get("names", [])

@@ -13,28 +13,51 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from configs import Size, ensemble_config, onnx_config, resized
-from layouts import load, names
-from prepare import Sheet, prepare
+from layouts import class_names, load
+from prepare import Sheet, layout_of, prepare
 
 DETECT, POSE, VISION, MEDIAPIPE = "yolo", "yolo_pose", "vision", "_mediapipe"
 BACKEND = Path(__file__).with_name("onnx_model.py")
 
 
-def install(source: Path, name: str, repository: Path, *, as_is: bool = False) -> Path:
-    """Installs an ONNX as `name`, prepared unless `as_is`, and returns its version folder.
+TASKS = {DETECT: "detect", POSE: "pose"}
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What whoever installs an ONNX says about it."""
+
+    names: tuple[str, ...] | None = None
+    """Class names by id."""
+    layout: str | None = None
+    """`raw` or `end_to_end`."""
+    as_is: bool = False
+    """Not prepared."""
+
+
+def install(source: Path, name: str, repository: Path, wishes: Wishes = Wishes()) -> Path:
+    """Installs an ONNX as `name`, prepared unless wished otherwise, and returns its version folder.
 
     Raises:
         UnknownLayout: no layout that we read; the repository is as it was.
     """
 
-    def fill(fresh: Path) -> list[str]:
-        if as_is:
+    def fill(fresh: Path) -> tuple[Sequence[str], Mapping[str, str]]:
+        told = {"task": TASKS[name], "given": wishes.names, "told": wishes.layout}
+        if wishes.as_is:
             shutil.copyfile(source, fresh / "model.onnx")
-            return names(load(source))
-        return prepare(source, fresh / "model.onnx").names
+            model = load(source)
+            layout = layout_of(model, source, **told)
+            classes = class_names(model, layout, wishes.names)
+            size = {"input_size": f"{layout.height}x{layout.width}"}  # an export may leave it open
+            batch = {"batch": str(layout.batch)} if layout.batch else {}
+            return classes, {"layout": layout.as_is, **size, **batch}
+        sheet = prepare(source, fresh / "model.onnx", **told)
+        return sheet.names, {"layout": sheet.rows}
 
     return place(name, repository, source.stem, fill)
 
@@ -43,21 +66,20 @@ def place(
     name: str,
     repository: Path,
     shown: str,
-    fill: Callable[[Path], Sequence[str]],
-    given: Mapping[str, str] | None = None,
+    fill: Callable[[Path], tuple[Sequence[str], Mapping[str, str]]],
 ) -> Path:
     """Makes a new version folder and switches to it; returns it.
 
     Args:
-        fill: puts model.onnx into the folder that it is given, and returns the class names.
-        given: further string parameters of the configuration.
+        fill: puts model.onnx into the folder that it is given, and returns the class names and further string
+            parameters of the configuration.
     """
     folder = repository / name
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".incoming-") as scratch:
         fresh = Path(scratch) / "version"
         fresh.mkdir()
-        classes = fill(fresh)
+        classes, given = fill(fresh)
         shutil.copyfile(BACKEND, fresh / "model.py")
         number = max((1, *versions(folder))) + 1
         model = load(fresh / "model.onnx")

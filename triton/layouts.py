@@ -1,28 +1,43 @@
-"""Recognises an Ultralytics-style ONNX: its layout by shapes, its names and size by metadata."""
+"""Recognises an Ultralytics-style ONNX: by its metadata and its last nodes where its shape leaves a doubt."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 from onnx import TensorProto, shape_inference
+from structure import Part, parts_of, suppresses
 
-CANDIDATES = 300
+Unknown = Callable[[str], "UnknownLayout"]
 KEYPOINTS = 17
 STRIDES = (8, 16, 32)
+MARK = "sightline_layout"
+"""In a prepared graph's metadata: what its rows are. Also the values of a configuration's parameter `layout`."""
+LAYOUTS = ("raw", "end_to_end", "prepared")
+_POSE_ROWS = 5 + 3 * KEYPOINTS
 
 KNOWN = """layouts known:
   [N, 4+classes, A]           raw head of YOLOv8 / YOLO11, input FP32 or FP16 [N, 3, H, W]
   [N, 56, A]                  the same with 17 keypoints (more rows with more classes)
-  [N, 300, 6], [N, 300, 57]   end-to-end heads (YOLOv10, YOLO26)
+  [N, K, 6], [N, K, 57]       end-to-end heads (YOLOv10, YOLO26, any export with nms=True)
   [N, K, 6], [N, K, 57]       prepared already, input UINT8 [N, H, W, 3]"""
+_TASKS = {
+    "segment": "a segmentation model: export a detection model",
+    "obb": "a model of oriented boxes: export a detection model",
+    "classify": "a classification model: export a detection model",
+}
 
 
 class UnknownLayout(ValueError):
     """The graph is of no layout that we read. Names the file, the shapes found and those known."""
+
+
+class SharedShape(UnknownLayout):
+    """Two families share the shape, and neither metadata nor graph tell them apart; an answer of the model would."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +58,23 @@ class Layout:
     """How many; None where the shape does not say."""
     pose: bool
     candidates: int
-    """Rows that the prepared graph gives."""
+    """Rows that the prepared graph gives; -1 where only a run shows how many."""
+    overlaps: bool
+    """Whether the rows are yet to be suppressed."""
 
     @property
     def columns(self) -> int:
         return 6 + 3 * KEYPOINTS if self.pose else 6
+
+    @property
+    def rows(self) -> str:
+        """What the prepared graph's rows are, as the service's parameter `layout` names it."""
+        return "prepared" if self.overlaps else "end_to_end"
+
+    @property
+    def as_is(self) -> str:
+        """The same of the graph as it came."""
+        return "raw" if self.kind == "raw" else self.rows
 
 
 def load(source: Path) -> onnx.ModelProto:
@@ -101,74 +128,200 @@ def metadata(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def names(model: onnx.ModelProto) -> list[str]:
-    """Class names in the order of their ids: the metadata's `names`, a dict or list as Python writes it; or none."""
+    """As `labels`; none where they are but the ids in words: Ultralytics writes those where it was given no others."""
+    found = labels(model)
+    return found if found != [str(index) for index in range(len(found))] else []
+
+
+def labels(model: onnx.ModelProto) -> list[str]:
+    """One for each class in the order of their ids: the metadata's `names`, a dict or list as Python writes it."""
     try:
         given = ast.literal_eval(metadata(model).get("names", "None"))
     except (ValueError, SyntaxError):
         return []
-    if isinstance(given, dict) and given and all(isinstance(key, int) for key in given):
-        return [str(given.get(index, index)) for index in range(max(given) + 1)]
+    if isinstance(given, dict) and given and all(isinstance(key, int) and key >= 0 for key in given):
+        given = [given.get(index, index) for index in range(max(given) + 1)]
     return [str(name) for name in given] if isinstance(given, list | tuple) else []
 
 
-def class_names(model: onnx.ModelProto, layout: Layout) -> list[str]:
-    """As `names`; where the metadata has none, `person` for a pose model, else the ids themselves."""
-    return names(model) or (["person"] if layout.pose else [str(index) for index in range(layout.classes or 0)])
+def class_names(model: onnx.ModelProto, layout: Layout, given: Sequence[str] | None = None) -> list[str]:
+    """Those given, else as `names`; where there are none `person` for a pose model, else class_0, class_1, …"""
+    alone = ["person"] if layout.pose and layout.classes in (1, None) else []
+    return list(given or names(model) or alone or [f"class_{index}" for index in range(layout.classes or 0)])
 
 
-def read_layout(model: onnx.ModelProto, name: str) -> Layout:
-    """Recognises the graph by its shapes and metadata.
+def read_layout(
+    model: onnx.ModelProto,
+    name: str,
+    *,
+    task: str | None = None,
+    given: Sequence[str] | None = None,
+    told: str | None = None,
+) -> Layout:
+    """Recognises the graph: by its metadata, then by its last nodes, and by shapes that only one family has.
+
+    Args:
+        task: `detect` or `pose`, where whoever installs it says so; the metadata wins.
+        given: the class names, where whoever installs it names them.
+        told: the layout, likewise: `raw` or `end_to_end`.
 
     Raises:
-        UnknownLayout: see there.
+        UnknownLayout: see there. Also where two families share the shape and nothing tells them apart.
     """
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     outputs = list(model.graph.output)
     found = "; ".join(_describe(value) for value in (*inputs, *outputs))
-    unknown = UnknownLayout(f"{name}: found {found}\n{KNOWN}")
+    about, parts = metadata(model), parts_of(model)
+
+    def unknown(why: str | None = None) -> UnknownLayout:
+        return UnknownLayout(f"{name}: found {found}" + (f"\n{why}" if why else "") + f"\n{KNOWN}")
+
+    said = about.get("task")
+    if said is not None and said not in ("detect", "pose"):
+        raise unknown(f"it is {_TASKS.get(said, f'for the task {said}, which is not known')}")
     if len(inputs) != 1 or len(outputs) != 1:
-        raise unknown
-    given, kind = _shape(inputs[0]), inputs[0].type.tensor_type.elem_type
-    head = _shape(outputs[0])
-    if len(given) != 4 or len(head) != 3:
-        raise unknown
-    prepared = kind == TensorProto.UINT8 and given[3] == 3
-    if not prepared and not (kind in (TensorProto.FLOAT, TensorProto.FLOAT16) and given[1] == 3):
-        raise unknown
-    height, width = _size(model, given[1:3] if prepared else given[2:4], unknown)
-    if not prepared and None in head[1:]:
-        head = _inferred_head(model, inputs[0].name, height, width)
-    rows, columns = head[1], head[2]
+        raise unknown(_several(inputs, outputs))
+    value, head = inputs[0], _shape(outputs[0])
+    shape, kind = _shape(value), value.type.tensor_type.elem_type
+    if len(head) == 2:
+        raise unknown("one vector a picture: a classification model, or YOLO-NAS' flat list")
+    if len(shape) != 4 or len(head) != 3:
+        raise unknown()
+    prepared = kind == TensorProto.UINT8 and shape[3] == 3
+    if not prepared and not (kind in (TensorProto.FLOAT, TensorProto.FLOAT16) and shape[1] == 3):
+        raise unknown()
+    height, width = _size(model, shape[1:3] if prepared else shape[2:4], unknown())
+    if None in head[1:]:
+        head = _inferred_head(model, value.name, height, width, prepared)
+    if not prepared and _is_detr(about, parts):
+        raise unknown(
+            "it is RT-DETR's head, or another whose boxes are shares of the picture (cx, cy, w, h from 0 to 1): such "
+            "heads are not read. Export a YOLO (YOLOv8, YOLO11, YOLO26) instead"
+        )
     common = {
-        "height": height, "width": width, "batch": given[0], "input_name": inputs[0].name, "input_type": kind,
+        "height": height, "width": width, "batch": shape[0] or _unrolled(about),
+        "input_name": value.name, "input_type": kind,
         "output_name": outputs[0].name, "output_type": outputs[0].type.tensor_type.elem_type,
     }  # fmt: skip
-    if columns in (6, 57) and rows is not None and (prepared or rows <= 1000):
-        kind_name = "prepared" if prepared else "end2end"
-        return Layout(kind_name, **common, classes=None, pose=columns == 57, candidates=rows)
+    rows, columns = head[1], head[2]
+    finished = _says_finished(about, parts, model, told)
+    pose = said == "pose" if said else columns == 57 or (columns != 6 and task == "pose")
+    _check_keypoints(about, pose, unknown)
+    if finished and columns is None:
+        columns = 6 + (3 * KEYPOINTS if pose else 0)
+    cells = sum((height // stride) * (width // stride) for stride in STRIDES)
+    if columns in (6, 57) and told != "raw" and (prepared or finished or (rows or 0) not in (cells, 3 * cells)):
+        if not prepared and not finished:
+            raise SharedShape(
+                f"{name}: found {found}\n"
+                f"[N, {rows or '?'}, {columns}] could be an end-to-end YOLO's rows (x1, y1, x2, y2, score, class) or "
+                "those of RT-DETR (cx, cy, w, h from 0 to 1), and neither its metadata (end2end, args, head) nor its "
+                f"last nodes tell which. Say so if it is the former: make models LAYOUT=end_to_end\n{KNOWN}"
+            )
+        overlaps = prepared and not finished
+        kind_name = "prepared" if overlaps else "end2end"
+        if (columns == 57) != pose:
+            raise unknown(f"{columns} columns do not fit its task, {said}")
+        return Layout(
+            "prepared" if prepared else kind_name, **common, classes=None, pose=pose, candidates=rows or -1,
+            overlaps=overlaps,
+        )  # fmt: skip
     if prepared or rows is None or rows < 5:
-        raise unknown
-    anchors = columns or sum((height // stride) * (width // stride) for stride in STRIDES)
-    if rows >= anchors and columns is not None:
-        raise unknown
-    pose = _is_pose(model, rows)
-    if pose and metadata(model).get("kpt_shape", f"[{KEYPOINTS}, 3]") != f"[{KEYPOINTS}, 3]":
-        raise UnknownLayout(f"{unknown}\nits kpt_shape is {metadata(model)['kpt_shape']}; known is [{KEYPOINTS}, 3]")
-    if metadata(model).get("task", "detect") not in ("detect", "pose"):
-        raise unknown
-    classes = rows - 4 - (3 * KEYPOINTS if pose else 0)
+        raise unknown()
+    if finished:
+        raise unknown(
+            f"its metadata or its last nodes say that it has suppressed overlaps itself, yet it has {columns} columns"
+        )
+    if columns is not None and (rows >= columns or rows in (cells, 3 * cells)):
+        raise unknown(
+            "anchors in rows, as of YOLOv5 and YOLOX (with an objectness): export with Ultralytics, as yolov5nu"
+        )
+    if columns == 3 * cells:
+        raise unknown("three anchors a cell, as of YOLOv5 (with an objectness): export with Ultralytics, as yolov5nu")
+    known = list(given or labels(model))
+    classes = _classes(rows, pose, said, known, parts, unknown)
+    return Layout(
+        "raw", **common, classes=classes, pose=pose, candidates=columns or cells, overlaps=True
+    )  # fmt: skip
+
+
+def _several(inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]) -> str | None:
+    """What a graph with several inputs or outputs looks like."""
+    shapes = [_shape(value) for value in outputs]
+    if any(value.name.lower().startswith("num_det") for value in outputs):
+        return "a head behind TensorRT's EfficientNMS: export without the plug-in"
+    if any(len(shape) == 4 for shape in shapes):
+        return "the 4-dimensional output is a segmentation model's"
+    if len(inputs) > 1 or any(len(shape) == 3 and shape[2] == 4 for shape in shapes):
+        return "boxes and scores apart, as of RF-DETR, D-FINE or YOLO-NAS: such heads are not read"
+    return None
+
+
+def _unrolled(about: dict[str, str]) -> int | None:
+    """Pictures at a time of an export with nms=True and an open batch: its suppression is written out for so many."""
+    batch = about.get("batch", "")
+    return int(batch) if _args(about).get("nms") is True and batch.isdigit() and int(batch) > 0 else None
+
+
+def _args(about: dict[str, str]) -> dict[str, object]:
+    """The arguments of Ultralytics' export; empty where there are none."""
+    try:
+        args = ast.literal_eval(about.get("args", "{}"))
+    except (ValueError, SyntaxError):
+        return {}
+    return args if isinstance(args, dict) else {}
+
+
+def _is_detr(about: dict[str, str], parts: Sequence[Part]) -> bool:
+    said = f"{about.get('head', '')} {about.get('description', '')}"
+    return re.search(r"rt-?detr", said, re.IGNORECASE) is not None or parts[:1] == ["shares"]
+
+
+def _says_finished(about: dict[str, str], parts: Sequence[Part], model: onnx.ModelProto, told: str | None) -> bool:
+    """Whether something says that the graph has done its own suppression: rows, whatever their number."""
+    if told is not None:
+        return told == "end_to_end"
+    if MARK in about:
+        return about[MARK] == "end_to_end"
+    nms = _args(about).get("nms") is True
+    return nms or about.get("end2end") == "True" or "classes" in parts or suppresses(model)
+
+
+def _check_keypoints(about: dict[str, str], pose: bool, unknown: Unknown) -> None:
+    shape = about.get("kpt_shape", f"[{KEYPOINTS}, 3]").replace("(", "[").replace(")", "]")
+    if pose and shape != f"[{KEYPOINTS}, 3]":
+        raise unknown(f"its kpt_shape is {shape}; known is [{KEYPOINTS}, 3]")
+
+
+def _classes(
+    rows: int, pose: bool, said: str | None, known: Sequence[str], parts: Sequence[Part], unknown: Unknown
+) -> int:
+    """How many classes a raw head of so many rows has; `said`: the task by its metadata."""
+    if not (pose or said) and rows == _POSE_ROWS and len(known) != rows - 4 and parts != ["other", "shares"]:
+        raise unknown(
+            f"{rows} rows are one class with {KEYPOINTS} keypoints, or {rows - 4} classes, and neither its metadata "
+            "(task, names) nor its last nodes tell which. Say so: make models POSE=… for the former, or DETECT=… with "
+            f"{rows - 4} NAMES for the latter"
+        )
+    extra = 3 * KEYPOINTS if pose else 0
+    classes = rows - 4 - extra
     if classes < 1:
-        raise unknown
-    return Layout("raw", **common, classes=classes, pose=pose, candidates=min(CANDIDATES, anchors))
-
-
-def _is_pose(model: onnx.ModelProto, rows: int) -> bool:
-    """56 rows are a person and 17 keypoints, or 52 classes: the metadata says which; where it is silent, the former."""
-    task = metadata(model).get("task")
-    if task is not None:
-        return task == "pose"
-    return rows == 5 + 3 * KEYPOINTS and len(names(model)) != rows - 4
+        raise unknown(
+            f"a pose model has {_POSE_ROWS} rows at least: 4, a class, x, y and confidence of {KEYPOINTS} keypoints"
+        )
+    if not pose and len(parts) > 2:
+        raise unknown(
+            "behind its scores there is something else that would be taken for classes: masks, an angle or keypoints. "
+            "Export a detection model, or name it as what it is (make models POSE=…)"
+        )
+    if known and len(known) != classes:
+        hint = {
+            1: ": oriented boxes have a row more, an angle; YOLOv5 and YOLOX an objectness",
+            32: ": a segmentation model has 32 rows more",
+        }.get(classes - len(known), "")
+        raise unknown(f"{rows} rows have room for {classes} classes, and {len(known)} are named{hint}")
+    return classes
 
 
 def _shape(value: onnx.ValueInfoProto) -> list[int | None]:
@@ -199,14 +352,14 @@ def _size(model: onnx.ModelProto, dims: list[int | None], unknown: UnknownLayout
     return size[0], size[1]
 
 
-def _inferred_head(model: onnx.ModelProto, name: str, height: int, width: int) -> list[int | None]:
+def _inferred_head(model: onnx.ModelProto, name: str, height: int, width: int, nhwc: bool) -> list[int | None]:
     """The output's shape once height and width are fixed."""
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
     for value in fixed.graph.input:
         if value.name == name:
-            value.type.tensor_type.shape.dim[2].dim_value = height
-            value.type.tensor_type.shape.dim[3].dim_value = width
+            value.type.tensor_type.shape.dim[1 if nhwc else 2].dim_value = height
+            value.type.tensor_type.shape.dim[2 if nhwc else 3].dim_value = width
     declared = _shape(model.graph.output[0])
     for dim in fixed.graph.output[0].type.tensor_type.shape.dim:
         if not dim.dim_value:

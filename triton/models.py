@@ -4,6 +4,7 @@
     make models DETECT=yolo11s POSE=yolo11s-pose     any name that Ultralytics knows
     make models DETECT=best.pt                       your own weights
     make models DETECT=best.onnx                     your own export: offline, without Ultralytics
+    make models DETECT=best.onnx NAMES=names.txt     with class names, where the export has none
     make models ARCFACE=w600k_r50.onnx               face embeddings: your ONNX, offline
     make models REMOVE=1                             back to MediaPipe
 
@@ -21,13 +22,13 @@ import tempfile
 from pathlib import Path
 
 from arcface import ARCFACE, install_arcface, read_arcface
-from install import DETECT, POSE, compose, install, remove
-from layouts import UnknownLayout
-from prepare import Sheet, prepare
+from class_names import given_names
+from install import DETECT, POSE, TASKS, Wishes, compose, install, remove
+from layouts import UnknownLayout, load, names
+from prepare import layout_of, prepare
 
 REPOSITORY = Path(__file__).with_name("cpu_repository")
 DEFAULTS = {DETECT: "yolov8n", POSE: "yolov8n-pose"}
-TASKS = {DETECT: "detect", POSE: "pose"}
 LICENCE = """\
 YOLO's weights and the tool that exports them are Ultralytics', under the AGPL-3.0 licence (or one bought from
 Ultralytics): https://www.ultralytics.com/license. The tool runs in a temporary environment that is deleted
@@ -72,6 +73,13 @@ def _options() -> argparse.Namespace:
     what = "an Ultralytics name, or a path to a .pt or .onnx"
     parser.add_argument("--detect", help=f"detection model: {what}")
     parser.add_argument("--pose", help=f"pose model: {what}")
+    parser.add_argument(
+        "--names",
+        help="class names of the detection model, for an export without: a file (one a line, or YAML), or a,b,c",
+    )
+    parser.add_argument(
+        "--layout", choices=("raw", "end_to_end"), help="what the detection model gives, where nothing tells"
+    )
     parser.add_argument("--arcface", help="face embedding model: a path to a .onnx")
     parser.add_argument("--imgsz", default="640", help="size to export at: one number, or HEIGHT,WIDTH (default 640)")
     parser.add_argument("--repository", type=Path, default=REPOSITORY, help="where to (default triton/cpu_repository)")
@@ -84,6 +92,17 @@ def _options() -> argparse.Namespace:
 
 
 def _install(wanted: dict[str, str], options: argparse.Namespace) -> None:
+    named = given_names(options.names) if options.names else None
+    if (named or options.layout) and DETECT not in wanted:
+        raise Stop("NAMES and LAYOUT are the detection model's: name that, too, with DETECT=")
+    wishes = {
+        name: Wishes(
+            names=named if name == DETECT else None,
+            layout=options.layout if name == DETECT else None,
+            as_is=options.as_is,
+        )
+        for name in wanted
+    }
     with tempfile.TemporaryDirectory(prefix="sightline-models-") as scratch:
         folder = Path(scratch)
         sources = {name: _local(given) for name, given in wanted.items()}
@@ -95,12 +114,16 @@ def _install(wanted: dict[str, str], options: argparse.Namespace) -> None:
             python = _export_environment(folder)
             sources |= {name: _export(python, given, options.imgsz, folder / name) for name, given in to_export.items()}
         ready = {name: source for name, source in sources.items() if source is not None}
-        if not options.as_is:
-            for name, source in ready.items():
-                _check_task(name, source, prepare(source, folder / "check" / f"{name}.onnx"))
+        warnings = [
+            warning
+            for name, source in ready.items()
+            for warning in _look_over(name, source, wishes[name], folder / "check")
+        ]
         for name, source in ready.items():
-            version = install(source, name, options.repository, as_is=options.as_is)
+            version = install(source, name, options.repository, wishes[name])
             print(f"{name}: {source.name} -> {version}")
+        for warning in warnings:
+            print(f"WARNING: {warning}", file=sys.stderr)
 
 
 def _local(given: str) -> Path | None:
@@ -126,9 +149,34 @@ def _arcface(given: str) -> Path:
     return path
 
 
-def _check_task(name: str, source: Path, sheet: Sheet) -> None:
-    if sheet.task != TASKS[name]:
-        raise Stop(f"{source.name}: is a {sheet.task} model; {name} wants one for {TASKS[name]}")
+def _look_over(name: str, source: Path, wishes: Wishes, scratch: Path) -> list[str]:
+    """What is to be said about a model that can be installed.
+
+    Raises:
+        UnknownLayout, Stop: it cannot.
+    """
+    told = {"task": TASKS[name], "given": wishes.names, "told": wishes.layout}
+    model = load(source)
+    layout = layout_of(model, source, **told)
+    if layout.pose != (TASKS[name] == "pose"):
+        raise Stop(
+            f"{source.name}: is a {'pose' if layout.pose else 'detect'} model; {name} wants one for {TASKS[name]}"
+        )
+    if not wishes.as_is:
+        prepare(source, scratch / f"{name}.onnx", **told)
+    said = []
+    if not (layout.pose or wishes.names or names(model)):
+        count = f"its {layout.classes} classes are" if layout.classes else "its classes are"
+        said.append(
+            f"{source.name} brings no class names: {count} called class_0, class_1, …, and nothing counts as a person. "
+            "Name them: make models DETECT=… NAMES=names.txt (one a line, or YAML), or NAMES=person,car"
+        )
+    if layout.batch not in (None, 1):
+        said.append(
+            f"{source.name} was exported with batch={layout.batch}: a lone picture takes as long as {layout.batch}. An "
+            "export with batch=1, or dynamic=True, is faster"
+        )
+    return said
 
 
 def _export_environment(folder: Path) -> Path:

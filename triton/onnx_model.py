@@ -2,10 +2,12 @@
 
 Copied to a model's version folder as model.py by install.py. Inputs and outputs are the graph's own, as the
 configuration names them. One thread an instance: on a CPU two instances of one thread beat one of two, and batches
-gain nothing, so every request runs by itself.
+gain nothing, so every request runs by itself. A graph exported for single pictures, or for batches of four, is given as
+many at a time; a batch that is not full is filled up.
 
 String parameters of the configuration choose: `runtime` (openvino, onnxruntime) and, for OpenVINO, `precision` (f32,
-bf16; unset: BF16 where the processor computes in it, which moves boxes by a tenth of a pixel or so).
+bf16; unset: BF16 where the processor computes in it, which moves boxes by a tenth of a pixel or so). `batch`: pictures
+at a time of a graph that leaves them open but is written for so many.
 """
 
 from __future__ import annotations
@@ -72,8 +74,8 @@ class OnnxRuntime:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        # A graph exported for single frames is run frame by frame.
-        self.single = self._session.get_inputs()[0].shape[0] == 1
+        first = self._session.get_inputs()[0].shape[0]
+        self.batch = first if isinstance(first, int) and first > 0 else None
 
     def run(self, outputs: list, name: str, images: np.ndarray) -> list:
         return self._session.run(outputs, {name: images})
@@ -92,7 +94,7 @@ class OpenVino:
         core = openvino.Core()
         model = core.read_model(path)
         first = model.inputs[0].partial_shape[0]
-        self.single = first.is_static and first.get_length() == 1
+        self.batch = first.get_length() if first.is_static else None
         options = {"NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": "1", "ENABLE_CPU_PINNING": False}
         if precision:
             options["INFERENCE_PRECISION_HINT"] = precision
@@ -130,6 +132,9 @@ class TritonPythonModel:
             self._model = runtime(path, parameters.get("precision", {}).get("string_value", ""))
         except Exception as error:  # the runtimes' own errors share no base; the model cannot be served either way
             raise pb_utils.TritonModelException(f"{path} is no model that {runtime.title} can run: {error}") from None
+        batch = parameters.get("batch", {}).get("string_value", "")
+        if batch:
+            self._model.batch = int(batch)
         if args["model_instance_name"].endswith("_0"):
             pb_utils.Logger.log_info(f"{args['model_name']} runs in {runtime.title}")
         self._input = config["input"][0]["name"]
@@ -140,9 +145,8 @@ class TritonPythonModel:
 
     def _answer(self, request: object) -> object:
         images = read(pb_utils.get_input_tensor_by_name(request, self._input))
-        parts = np.split(images, len(images)) if self._model.single and len(images) > 1 else [images]
         try:
-            answers = [self._model.run(self._outputs, self._input, part) for part in parts]
+            answers = [self._run(part) for part in self._parts(images)]
         except Exception as error:  # this request's own answer; the next may well succeed
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{self._model.title}: {error}"))
         wanted = set(request.requested_output_names())
@@ -152,3 +156,19 @@ class TritonPythonModel:
                 joined = np.concatenate(values) if len(values) > 1 else np.ascontiguousarray(values[0])
                 tensors.append(write(name, joined))
         return pb_utils.InferenceResponse(tensors)
+
+    def _parts(self, images: np.ndarray) -> list:
+        """As many pictures at a time as the graph was exported for; one of an open batch takes all."""
+        batch = self._model.batch
+        return [images] if batch is None else [images[at : at + batch] for at in range(0, len(images), batch)]
+
+    def _run(self, images: np.ndarray) -> list:
+        """A batch that is not full is filled up with its last picture, whose answers are dropped."""
+        count, batch = len(images), self._model.batch or len(images)
+        if count < batch:
+            images = np.concatenate([images, np.repeat(images[-1:], batch - count, axis=0)])
+        answers = self._model.run(self._outputs, self._input, np.ascontiguousarray(images))
+        for output in answers:
+            if len(output) != batch:
+                raise ValueError(f"{len(output)} answers to {batch} pictures")
+        return [output[:count] for output in answers]

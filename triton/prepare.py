@@ -4,13 +4,14 @@
 
 before                                             after
 images      FP32/FP16 [N, 3, H, W], 0..1, RGB      images      UINT8 [N, H, W, 3], RGB
-raw head    [N, 4 + classes, A], [N, 56, A]        detections  FP32 [N, K, 6], [N, K, 57]
-end-to-end  [N, 300, 6], [N, 300, 57]
+raw head    [N, 4 + classes, A], [N, 56, A]        detections  FP32 [N, A, 6], [N, A, 57]
+end-to-end  [N, K, 6], [N, K, 57]                  detections  FP32 [N, K, 6], [N, K, 57]
 
-A quarter of the bytes go in, and some 7 KB a frame come out instead of 2.8 MB. A row is x1, y1, x2, y2 in input
-pixels, score, class, and for poses x, y, confidence of 17 keypoints. The K best are picked; NMS stays with the
-reader. Weights are untouched; metadata (`names`, `task`, `imgsz`) is carried over; beside the graph a JSON with
-the same name tells what it is and its SHA-256.
+A quarter of the bytes go in, and of a detection model a fourteenth comes out. A row is x1, y1, x2, y2 in input
+pixels, score, class, and for poses x, y, confidence of 17 keypoints. Every anchor keeps its row: which of them count
+only the reader knows, who has the threshold and the classes asked for. Overlaps are the reader's, too, unless the
+source has suppressed them itself; the metadata's `sightline_layout` says which. Weights are untouched; metadata
+(`names`, `task`, `imgsz`) is carried over; beside the graph a JSON with the same name tells what it is and its SHA-256.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import argparse
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
-from layouts import KEYPOINTS, Layout, UnknownLayout, class_names, load, metadata, read_layout
+from asking import are_finished, default_python
+from layouts import KEYPOINTS, MARK, Layout, SharedShape, UnknownLayout, class_names, load, metadata, read_layout
 from onnx import TensorProto, compose, helper, numpy_helper
 
 PREFIX = "net/"
@@ -45,20 +48,39 @@ class Sheet:
     candidates: int
     columns: int
     layout: str
+    rows: str = "prepared"
+    """What the graph's rows are: `prepared` (overlaps still in) or `end_to_end`."""
+    batch: int | None = None
+    """Pictures that the graph takes, never more nor fewer; None: any number."""
 
 
-def prepare(source: Path, target: Path) -> Sheet:
+def prepare(
+    source: Path,
+    target: Path,
+    *,
+    task: str | None = None,
+    given: Sequence[str] | None = None,
+    told: str | None = None,
+) -> Sheet:
     """Writes the prepared graph to `target` and its sheet to `target` with the suffix .json.
+
+    Args:
+        task, given, told: as `layouts.read_layout` takes them.
 
     Raises:
         UnknownLayout: see there.
     """
     model = load(source)
-    layout = read_layout(model, source.name)
+    layout = layout_of(model, source, task=task, given=given, told=told)
+    names = class_names(model, layout, given)
     prepared = model if layout.kind == "prepared" else rebuild(model, layout)
+    about = metadata(model) | {MARK: layout.rows, "task": "pose" if layout.pose else "detect"}
+    if names:
+        about["names"] = str(dict(enumerate(names)))
+    del prepared.metadata_props[:]
+    helper.set_model_props(prepared, about)
     target.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(prepared, target)
-    names = class_names(model, layout)
     sheet = Sheet(
         source=source.name,
         source_sha256=checksum(source),
@@ -70,9 +92,32 @@ def prepare(source: Path, target: Path) -> Sheet:
         candidates=layout.candidates,
         columns=layout.columns,
         layout=layout.kind,
+        rows=layout.rows,
+        batch=layout.batch,
     )
     target.with_suffix(".json").write_text(json.dumps(asdict(sheet), indent=2) + "\n")
     return sheet
+
+
+def layout_of(
+    model: onnx.ModelProto, source: Path, *, task: str | None, given: Sequence[str] | None, told: str | None
+) -> Layout:
+    """`read_layout`; a graph that leaves a doubt is run once, where there is an ONNX Runtime to run it in.
+
+    Raises:
+        UnknownLayout: see there.
+    """
+    try:
+        return read_layout(model, source.name, task=task, given=given, told=told)
+    except SharedShape as doubt:
+        python = default_python()
+        if not python.exists():
+            raise
+        layout = read_layout(model, source.name, task=task, given=given, told="end_to_end")
+        wrong = are_finished(source, (layout.height, layout.width), python)
+        if wrong is not None:
+            raise UnknownLayout(f"{doubt}\nAsked with a picture of noise: {wrong}") from None
+        return layout
 
 
 def checksum(path: Path) -> str:
@@ -89,7 +134,7 @@ def rebuild(model: onnx.ModelProto, layout: Layout) -> onnx.ModelProto:
     batch: int | str = layout.batch or "N"
     images = helper.make_tensor_value_info("images", TensorProto.UINT8, [batch, layout.height, layout.width, 3])
     detections = helper.make_tensor_value_info(
-        "detections", TensorProto.FLOAT, [batch, layout.candidates, layout.columns]
+        "detections", TensorProto.FLOAT, [batch, layout.candidates if layout.candidates > 0 else "K", layout.columns]
     )
     scale = numpy_helper.from_array(
         np.asarray(255, np.float16 if layout.input_type == TensorProto.FLOAT16 else np.float32), "scale"
@@ -109,7 +154,6 @@ def rebuild(model: onnx.ModelProto, layout: Layout) -> onnx.ModelProto:
         producer_name="sightline",
     )
     rebuilt.ir_version = model.ir_version
-    helper.set_model_props(rebuilt, metadata(model))
     onnx.checker.check_model(rebuilt)
     return rebuilt
 
@@ -128,61 +172,50 @@ def _end2end_nodes(layout: Layout, opset: int) -> tuple[list[onnx.NodeProto], li
 
 
 def _raw_nodes(layout: Layout, opset: int) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
-    """[N, C, A] -> [N, K, columns]: the K anchors with the best class, as corners, score, class, keypoints."""
+    """[N, C, A] -> [N, A, columns]: every anchor's corners, best score, its class, keypoints."""
     classes = layout.classes or 0
     channels = 4 + classes + (3 * KEYPOINTS if layout.pose else 0)
-    values = {"zero": [0], "two": [2], "four": [4], "end_of_classes": [4 + classes], "axis1": [1], "axis2": [2]}
-    values |= {"k": [layout.candidates], "spread": [1, channels, 1]}
+    values = {"zero": [0], "two": [2], "four": [4], "end_of_classes": [4 + classes], "axis1": [1]}
     if layout.pose:
         values["channels"] = [channels]
     constants = [numpy_helper.from_array(np.asarray(value, np.int64), name) for name, value in values.items()]
     constants.append(numpy_helper.from_array(np.asarray(0.5, np.float32), "half"))
     make = helper.make_node
     best = (
-        make("ReduceMax", ["scores", "axis1"], ["best"], keepdims=0)
+        make("ReduceMax", ["scores", "axis1"], ["best"], keepdims=1)
         if opset >= 18
-        else make("ReduceMax", ["scores"], ["best"], axes=[1], keepdims=0)
+        else make("ReduceMax", ["scores"], ["best"], axes=[1], keepdims=1)
     )
-
-    def unsqueeze(source: str, target: str, axis: int) -> onnx.NodeProto:
-        if opset >= 13:
-            return make("Unsqueeze", [source, f"axis{axis}"], [target])
-        return make("Unsqueeze", [source], [target], axes=[axis])
-
     nodes = [
         make("Cast", [PREFIX + layout.output_name], ["head"], to=TensorProto.FLOAT),
-        make("Slice", ["head", "four", "end_of_classes", "axis1"], ["scores"]),
-        best,
-        make("TopK", ["best", "k"], ["score", "index"], axis=1, largest=1, sorted=1),
-        unsqueeze("index", "index_row", 1),
-        make("Expand", ["index_row", "spread"], ["index_all"]),
-        make("GatherElements", ["head", "index_all"], ["picked_columns"], axis=2),
-        make("Transpose", ["picked_columns"], ["picked"], perm=[0, 2, 1]),
-        make("Slice", ["picked", "zero", "two", "axis2"], ["centre"]),
-        make("Slice", ["picked", "two", "four", "axis2"], ["size"]),
+        make("Slice", ["head", "zero", "two", "axis1"], ["centre"]),
+        make("Slice", ["head", "two", "four", "axis1"], ["size"]),
         make("Mul", ["size", "half"], ["reach"]),
         make("Sub", ["centre", "reach"], ["low"]),
         make("Add", ["centre", "reach"], ["high"]),
-        unsqueeze("score", "score_column", 2),
-        make("Slice", ["picked", "four", "end_of_classes", "axis2"], ["picked_scores"]),
-        make("ArgMax", ["picked_scores"], ["class_index"], axis=2, keepdims=1),
+        make("Slice", ["head", "four", "end_of_classes", "axis1"], ["scores"]),
+        best,
+        make("ArgMax", ["scores"], ["class_index"], axis=1, keepdims=1),
         make("Cast", ["class_index"], ["class"], to=TensorProto.FLOAT),
     ]
-    columns = ["low", "high", "score_column", "class"]
+    columns = ["low", "high", "best", "class"]
     if layout.pose:
-        nodes.append(make("Slice", ["picked", "end_of_classes", "channels", "axis2"], ["keypoints"]))
+        nodes.append(make("Slice", ["head", "end_of_classes", "channels", "axis1"], ["keypoints"]))
         columns.append("keypoints")
-    nodes.append(make("Concat", columns, ["detections"], axis=2))
+    nodes.append(make("Concat", columns, ["columns"], axis=1))
+    nodes.append(make("Transpose", ["columns"], ["detections"], perm=[0, 2, 1]))
     return nodes, constants
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="ONNX as Ultralytics exports it")
+    parser.add_argument("--task", choices=("detect", "pose"), help="what it is for, where its metadata does not say")
+    parser.add_argument("--layout", choices=("raw", "end_to_end"), help="what its output is, where nothing tells")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the prepared ONNX; its JSON goes beside it")
     options = parser.parse_args()
     try:
-        sheet = prepare(options.source, options.output)
+        sheet = prepare(options.source, options.output, task=options.task, told=options.layout)
     except (UnknownLayout, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from app.inference.client import ModelSpec
 from app.pipeline.boxes import Floats, Letterbox, points_to_image, to_image
-from app.pipeline.heads import Layout, candidates, find_head
+from app.pipeline.heads import Layout, candidates, find_head, implausible
 from app.pipeline.tensors import InputFormat, input_format
 from app.pipeline.together import Rows, picked, scoring, to_images
-from app.pipeline.yolo import Written, rounded
+from app.pipeline.yolo import Written, refuse_if, rounded
 from app.protocol.result import KEYPOINT_NAMES, Box, Keypoint, Pose
 
 _KEYPOINTS = len(KEYPOINT_NAMES)
@@ -25,7 +25,7 @@ _COLUMNS = 6 + 3 * _KEYPOINTS
 _DIGITS = np.array((100.0, 100.0, 10_000.0))
 """Of x, y and confidence, to round all three in one go."""
 KNOWN = (
-    f"[N, {_RAW_ROWS}, A] (the raw head of YOLOv8-pose, YOLO11-pose), [N, K, {_COLUMNS}] (end-to-end; or prepared, "
+    f"[N, {_RAW_ROWS}, A] (layout raw: YOLOv8-pose, YOLO11-pose), [N, K, {_COLUMNS}] (layout end_to_end; or prepared, "
     f"behind a UINT8 picture [N, H, W, 3]), FP32 or FP16: one class, COCO's {_KEYPOINTS} keypoints of x, y, confidence"
 )
 
@@ -50,6 +50,13 @@ class PoseReader:
     input: InputFormat
     output_name: str
     layout: Layout
+    told: bool = True
+    """Whether the model says itself what its head is; else see `check`."""
+
+    def check(self, outputs: Mapping[str, NDArray[Any]]) -> None:
+        """As `DetectReader.check`."""
+        if not self.told:
+            refuse_if(self.spec, implausible(outputs[self.output_name][0], self.layout, 1))
 
     def read(
         self,
@@ -142,8 +149,8 @@ def pose_reader(spec: ModelSpec, *, output: str | None = None) -> PoseReader:
     def raw(rows: int, columns: int) -> bool:
         return rows == _RAW_ROWS
 
-    tensor, layout = find_head(spec, form, columns=_COLUMNS, sure=raw, likely=raw, output=output, known=KNOWN)
-    return PoseReader(spec, form, tensor.name, layout)
+    head = find_head(spec, form, columns=_COLUMNS, sure=raw, likely=raw, output=output, known=KNOWN)
+    return PoseReader(spec, form, head.tensor.name, head.layout, head.told)
 
 
 def poses(posed: Posed, track_ids: NDArray[Any] | None) -> list[Pose]:

@@ -79,6 +79,12 @@ def input_format(spec: ModelSpec) -> InputFormat:
         raise ModelRejected(
             f"model {spec.name!r}: input {tensor.name!r} is {tensor.dtype} {list(tensor.shape)}; known: {_KNOWN}"
         )
+    if tensor.shape[0] > 1:
+        raise ModelRejected(
+            f"model {spec.name!r}: input {tensor.name!r} {list(tensor.shape)} takes {tensor.shape[0]} pictures at a "
+            "time, never fewer; export it with an open batch (Ultralytics: dynamic=True) or batch=1, or install it "
+            "with `make models`, which fills such batches up"
+        )
     height, width = tensor.shape[1:3] if layout == "NHWC" else tensor.shape[2:4]
     open_height, open_width = _open_size(spec)
     height, width = height if height > 0 else open_height, width if width > 0 else open_width

@@ -13,8 +13,6 @@ from app.pipeline.boxes import Floats, Ints, Letterbox, nms
 
 MOST = 128
 """Rows of a batch, above which each picture is read by itself: comparing all with all would cost more."""
-_APART = 1 << 32
-"""Between the classes of two pictures, so that no box suppresses one of another picture."""
 
 Rows = tuple[Ints, Ints]
 Found = tuple[Floats, Ints, list[int]]
@@ -49,9 +47,9 @@ def scoring(heads: NDArray[Any], rows: Rows, *, iou: float, suppress: bool) -> F
             if not math.isfinite(found[:, :6].sum()):
                 return None
     if suppress and picture.size > 1:
-        kinds = found[:, 5].astype(np.int64) + picture * _APART
-        if len(set(kinds.tolist())) < picture.size:
-            kept = nms(found[:, :4], found[:, 4], kinds, iou, MOST)
+        labels = found[:, 5].astype(np.int64)
+        if len(set((labels + (picture << 32)).tolist())) < picture.size:
+            kept = nms(found[:, :4], found[:, 4], labels, iou, MOST, pictures=picture)
             kept = kept[picture[kept].argsort(kind="stable")]
         else:  # no two of a class in a picture: none can suppress another
             kept = np.lexsort((-found[:, 4], picture))

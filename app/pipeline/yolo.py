@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from app.errors import ModelRejected
 from app.inference.client import ModelSpec
 from app.pipeline.boxes import Floats, Letterbox, to_image
-from app.pipeline.heads import Classes, Layout, anchors, candidates, find_head
+from app.pipeline.heads import Classes, Layout, anchors, candidates, find_head, implausible
 from app.pipeline.tensors import InputFormat, input_format
 from app.pipeline.together import Rows, picked, scoring, to_images
 from app.protocol.result import Box, Detection
 
 KNOWN = (
-    "[N, 4 + classes, A] (the raw head of YOLOv8, YOLO11), [N, K, 6] (end-to-end, as YOLOv10, YOLO26; or prepared, "
-    "behind a UINT8 picture [N, H, W, 3]), FP32 or FP16"
+    "[N, 4 + classes, A] (layout raw: YOLOv8, YOLO11), [N, K, 6] (layout end_to_end: YOLOv10, YOLO26, exports with "
+    "nms=True; or layout prepared, behind a UINT8 picture [N, H, W, 3]), FP32 or FP16"
 )
 _POSE = (56, 57)
 """Rows of a raw, columns of any other pose head: no detections, whatever else they could be."""
@@ -55,6 +55,17 @@ class DetectReader:
     layout: Layout
     class_names: tuple[str, ...]
     """By class id; empty where the model neither brings names nor says how many classes it has."""
+    told: bool = True
+    """Whether the model says itself what its head is; else see `check`."""
+
+    def check(self, outputs: Mapping[str, NDArray[Any]]) -> None:
+        """Looks whether an answer is of the layout that the shape was taken for; nothing is to be seen in an empty one.
+
+        Raises:
+            ModelRejected: it is not.
+        """
+        if not self.told:
+            refuse_if(self.spec, implausible(outputs[self.output_name][0], self.layout, len(self.class_names)))
 
     def read(
         self,
@@ -131,19 +142,31 @@ def detect_reader(spec: ModelSpec, labels: tuple[str, ...] | None = None, *, out
         return rows == 4 + len(names) if names else columns == cells and rows >= 5 and rows not in _POSE
 
     def likely(rows: int, columns: int) -> bool:
-        # [N, 25200, 85] is YOLOv5's, and [N, A, 4 + classes] a raw head turned over.
-        return rows >= 5 and rows not in (*_POSE, cells, 3 * cells) and columns not in _POSE
+        # More anchors than rows: [N, 25200, 85] is YOLOv5's, [N, A, 4 + classes] a raw head turned over, [N, 100, 4] a
+        # detector's boxes alone.
+        open_or_more = columns < 0 or columns > rows
+        return rows >= 5 and rows not in (*_POSE, cells, 3 * cells) and columns not in _POSE and open_or_more
 
-    tensor, layout = find_head(spec, form, columns=6, sure=sure, likely=likely, output=output, known=KNOWN)
+    head = find_head(spec, form, columns=6, sure=sure, likely=likely, output=output, known=KNOWN)
+    tensor, layout = head.tensor, head.layout
     if layout == "raw":
         count = tensor.shape[1] - 4
         if names and len(names) != count:
+            hint = {1: ": oriented boxes have a row more, an angle", 32: ": a segmentation model has 32 rows more"}
             raise ModelRejected(
                 f"model {spec.name!r}: output {tensor.name!r} {list(tensor.shape)} has {count} classes, "
-                f"but {source} names {len(names)}"
+                f"but {source} names {len(names)}{hint.get(count - len(names), '')}"
             )
         names = names or tuple(f"class_{i}" for i in range(count))
-    return DetectReader(spec, form, tensor.name, layout, names)
+    return DetectReader(spec, form, tensor.name, layout, names, head.told)
+
+
+def refuse_if(spec: ModelSpec, why: str | None) -> None:
+    """Raises ModelRejected where there is a reason."""
+    if why is not None:
+        raise ModelRejected(
+            f"model {spec.name!r}: {why}. Its parameter `layout` says what it is, where that is known: {KNOWN}"
+        )
 
 
 def _names(spec: ModelSpec, labels: tuple[str, ...] | None) -> tuple[tuple[str, ...], str]:

@@ -75,8 +75,8 @@ def head(images: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarra
     return np.einsum("nac,kc->nka", cells.reshape(count, -1, 3), weights) + bias[:, None]
 
 
-def candidates(raw: np.ndarray, classes: int, count: int = 300) -> np.ndarray:
-    """The prepared rows of a raw head by the definition, one anchor at a time: [N, K, 6 + the rest]."""
+def candidates(raw: np.ndarray, classes: int) -> np.ndarray:
+    """The prepared rows of a raw head by the definition, one anchor at a time: [N, A, 6 + the rest]."""
     pictures = []
     for one in raw:
         rows = []
@@ -85,6 +85,5 @@ def candidates(raw: np.ndarray, classes: int, count: int = 300) -> np.ndarray:
             best = int(np.argmax(scores))
             corners = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
             rows.append([*corners, scores[best], best, *keypoints])
-        rows.sort(key=lambda row: -row[4])
-        pictures.append(rows[:count])
+        pictures.append(rows)
     return np.array(pictures)

@@ -182,13 +182,14 @@ def test_a_picture_without_people_is_empty(served: Served) -> None:
     assert not answer["poses"].any()
 
 
-def test_an_installed_onnx_is_served_with_its_names(triton_python: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch", [1, 4])
+def test_c5_an_installed_onnx_is_served_with_its_names(triton_python: Path, tmp_path: Path, batch: int) -> None:
     repository = checkout(tmp_path)
     spread = np.random.default_rng(3)
     weights, bias = spread.normal(0, 1, (7, 3)), spread.normal(0, 1, 7)
     names = {"names": str({0: "crane", 1: 'a "quoted" one', 2: "Füße"}), "task": "detect"}
-    # Exported for one frame at a time, as Ultralytics does unless told otherwise.
-    source = graphs.save(tmp_path / "site.onnx", weights, bias, height=160, width=192, batch=1, metadata=names)
+    # Exported for one frame at a time, as Ultralytics does unless told otherwise; or for four, never fewer.
+    source = graphs.save(tmp_path / "site.onnx", weights, bias, height=160, width=192, batch=batch, metadata=names)
     install(source, DETECT, repository)
     configuration = repository / "yolo" / "configs" / "installed.pbtxt"
     exact = 'parameters { key: "precision" value { string_value: "f32" } }\n'  # where OpenVINO would take BF16

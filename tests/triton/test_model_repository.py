@@ -59,7 +59,7 @@ def url(triton_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             text = text.replace('platform: "tensorrt_plan"', 'backend: "python"').replace("KIND_GPU", "KIND_CPU")
             (repository / name / "1" / "model.py").write_text(MODEL)
         (repository / name / "config.pbtxt").write_text(text)
-    with running_triton(repository, folder / "state") as found:
+    with running_triton(repository, folder / "state", TRITON_DEADLINE_S="600") as found:
         yield found
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -134,3 +135,126 @@ def test_a_model_for_another_task_is_refused(repository: Path, tmp_path: Path) -
     assert done.returncode == 1
     assert "other.onnx: is a detect model; yolo_pose wants one for pose" in done.stderr
     assert files(repository) == before
+
+
+def installed(repository: Path) -> dict[str, str]:
+    """The parameters of the detection model's configuration."""
+    text = (repository / "yolo" / "configs" / "installed.pbtxt").read_text()
+    found = re.findall(r'key: "(\w+)" value { string_value: ("(?:[^"\\]|\\.)*") }', text)
+    return {key: json.loads(value) for key, value in found}
+
+
+def names_of(repository: Path) -> list[str]:
+    found: list[str] = json.loads(installed(repository)["class_names"])
+    return found
+
+
+@pytest.mark.parametrize("names", [{}, {"names": "{0: '0', 1: '1'}"}])
+@pytest.mark.parametrize("as_is", [(), ("--as-is",)])
+def test_e7_an_export_without_class_names_is_warned_of(
+    repository: Path, tmp_path: Path, names: dict[str, str], as_is: tuple[str, ...]
+) -> None:
+    done = make_models(repository, *as_is, "--detect", onnx_of(tmp_path / "site.onnx", 6, **names))
+    assert done.returncode == 0, done.stderr
+    assert "WARNING: site.onnx brings no class names" in done.stderr
+    assert "NAMES=" in done.stderr
+    assert names_of(repository) == ["class_0", "class_1"]
+    quiet = make_models(repository, "--detect", onnx_of(tmp_path / "named.onnx", 6, **NAMES))
+    assert quiet.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("names.txt", "crane\n truck \n\n"),
+        ("data.yaml", "path: x\nnames:\n  0: crane\n  1: truck\n"),
+        ("data.yml", "names: [crane, truck]\n"),
+        ("list.yaml", "- crane\n- truck\n"),
+        ("obj.names", "\ufeffcrane\r\ntruck\r\n"),
+        (None, "crane, truck"),
+    ],
+)
+def test_e7_names_are_given(repository: Path, tmp_path: Path, name: str | None, content: str) -> None:
+    given = content
+    if name is not None:
+        (tmp_path / name).write_text(content)
+        given = str(tmp_path / name)
+    done = make_models(repository, "--detect", onnx_of(tmp_path / "site.onnx", 6), "--names", given)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert names_of(repository) == ["crane", "truck"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        (None, "crane", "6 rows have room for 2 classes, and 1 are named"),
+        (None, "crane,,truck", "number 1 is empty"),
+        (None, "nowhere/names.txt", "there is no such file"),
+        ("names.txt", "", "there are none"),
+        ("gaps.yaml", "names: {0: crane, 2: truck}", "its ids are 0, 2"),
+        ("odd.yaml", "names: crane", "want a list of names"),
+        ("broken.yaml", "names: [", "cannot be read"),
+        ("latin.txt", b"Gru\xe9\n", "cannot be read"),
+    ],
+)
+def test_e7_wrong_names_change_nothing(
+    repository: Path, tmp_path: Path, name: str | None, content: str | bytes, why: str
+) -> None:
+    before = files(repository)
+    given = content
+    if name is not None:
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        given = str(tmp_path / name)
+    done = make_models(repository, "--detect", onnx_of(tmp_path / "site.onnx", 6), "--names", str(given))
+    assert done.returncode == 1
+    assert why in done.stderr
+    assert "Traceback" not in done.stderr
+    assert files(repository) == before
+
+
+def test_e7_names_without_a_detection_model_are_refused(repository: Path, tmp_path: Path) -> None:
+    done = make_models(repository, "--pose", onnx_of(tmp_path / "p.onnx", 56), "--names", "person")
+    assert done.returncode == 1
+    assert "DETECT=" in done.stderr
+
+
+@pytest.mark.parametrize(("as_is", "layout"), [((), "prepared"), (("--as-is",), "raw")])
+def test_c3_the_configuration_says_what_the_rows_are(
+    repository: Path, tmp_path: Path, as_is: tuple[str, ...], layout: str
+) -> None:
+    assert make_models(repository, *as_is, "--detect", onnx_of(tmp_path / "site.onnx", 6, **NAMES)).returncode == 0
+    assert installed(repository)["layout"] == layout
+    weights, bias = np.ones((6, 3)), np.zeros(6)
+    graphs.save(tmp_path / "v26.onnx", weights, bias, end2end=True, metadata=NAMES | {"end2end": "True"})
+    assert make_models(repository, *as_is, "--detect", str(tmp_path / "v26.onnx")).returncode == 0
+    assert installed(repository)["layout"] == "end_to_end"
+
+
+@pytest.mark.parametrize("as_is", [(), ("--as-is",)])
+def test_c4_a_head_that_is_not_read_is_refused_at_installation(
+    repository: Path, tmp_path: Path, as_is: tuple[str, ...]
+) -> None:
+    before = files(repository)
+    weights, bias = np.ones((6, 3)), np.zeros(6)
+    graphs.save(tmp_path / "r.onnx", weights, bias, end2end=True, metadata=NAMES | {"head": "RTDETRDecoder"})
+    done = make_models(repository, *as_is, "--detect", str(tmp_path / "r.onnx"))
+    assert done.returncode == 1
+    assert "RT-DETR" in done.stderr
+    assert files(repository) == before
+
+
+def test_c5_a_fixed_batch_is_warned_of(repository: Path, tmp_path: Path) -> None:
+    weights, bias = np.ones((6, 3)), np.zeros(6)
+    for batch in (1, 4):
+        graphs.save(tmp_path / f"b{batch}.onnx", weights, bias, batch=batch, metadata=NAMES)
+        done = make_models(repository, "--detect", str(tmp_path / f"b{batch}.onnx"))
+        assert done.returncode == 0, done.stderr
+        assert ("exported with batch=4" in done.stderr) == (batch == 4)
+    # Its suppression is written out for one picture, though the batch is open.
+    about = NAMES | {"args": "{'nms': True, 'dynamic': True}", "batch": "1"}
+    graphs.save(tmp_path / "nms.onnx", weights, bias, end2end=True, metadata=about)
+    assert make_models(repository, "--as-is", "--detect", str(tmp_path / "nms.onnx")).returncode == 0
+    assert installed(repository)["batch"] == "1"
+    assert make_models(repository, "--detect", str(tmp_path / "nms.onnx")).returncode == 0
+    assert json.loads(next((repository / "yolo").glob("*/model.json")).read_text())["batch"] == 1

@@ -68,7 +68,7 @@ def test_it_answers_as_onnx_runtime_does(serve: Serve, batch: int | str) -> None
     assert re.search("yolo runs in OpenVINO", log_of(openvino))
     assert re.search("yolo runs in ONNX Runtime", log_of(onnxruntime))
     rows, expected = (one.infer("yolo", *IMAGES)["detections"] for one in (openvino, onnxruntime))
-    assert rows.shape == expected.shape == (2, 300, 6)
+    assert rows.shape == expected.shape == (2, 480, 6)
     assert (expected[..., 4] > 0.5).any()
     np.testing.assert_allclose(rows[..., 4], expected[..., 4], atol=1e-4)
     sure = expected[..., 4] > 0.5

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from layouts import UnknownLayout
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from prepare import checksum, prepare
 
 CLASSES = 5
@@ -28,18 +28,15 @@ def weights_of(channels: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
 
 
 def assert_same_rows(found: np.ndarray, expected: np.ndarray, tolerance: float = 2e-3) -> None:
-    """Each row has its like, best score first. Scores that differ by rounding alone may come in either order."""
+    """Each anchor's row; where two classes score alike but for rounding, either is its class."""
     assert found.shape == expected.shape
     assert found.dtype == np.float32
-    for ours, theirs in zip(found, expected, strict=True):
-        apart = np.abs(ours[:, None] - theirs[None]).max(axis=2)
-        assert apart.min(axis=0).max() < tolerance
-        assert apart.min(axis=1).max() < tolerance
-    assert (np.diff(found[..., 4]) <= 0).all()
+    apart = np.abs(found - expected).max(axis=2)
+    assert np.count_nonzero(apart > tolerance) <= apart.size // 200
 
 
 @pytest.mark.parametrize("opset", [11, 12, 17, 20])
-def test_raw_head_becomes_the_best_candidates(tmp_path: Path, run_onnx, opset: int) -> None:
+def test_c2_raw_head_keeps_a_row_for_every_anchor(tmp_path: Path, run_onnx, opset: int) -> None:
     weights, bias = weights_of(4 + CLASSES)
     source = graphs.save(tmp_path / "own.onnx", weights, bias, opset=opset, metadata=NAMES)
     prepare(source, tmp_path / "prepared.onnx")
@@ -60,7 +57,7 @@ def test_pose_head_keeps_its_keypoints(tmp_path: Path, run_onnx) -> None:
     weights, bias = weights_of(56)
     prepare(graphs.save(tmp_path / "pose.onnx", weights, bias, metadata={"task": "pose"}), tmp_path / "prepared.onnx")
     expected = graphs.candidates(graphs.head(IMAGES, weights, bias), 1)
-    assert expected.shape == (3, 300, 57)
+    assert expected.shape == (3, 480, 57)
     assert_same_rows(run_onnx(tmp_path / "prepared.onnx", IMAGES), expected)
 
 
@@ -95,7 +92,8 @@ def test_half_precision_is_entered_and_left_inside_the_graph(tmp_path: Path, run
 @pytest.mark.parametrize("channels", [6, 57])
 def test_end_to_end_rows_pass_as_they_are(tmp_path: Path, run_onnx, channels: int) -> None:
     weights, bias = weights_of(channels)
-    sheet = prepare(graphs.save(tmp_path / "own.onnx", weights, bias, end2end=True), tmp_path / "prepared.onnx")
+    source = graphs.save(tmp_path / "own.onnx", weights, bias, end2end=True)
+    sheet = prepare(source, tmp_path / "prepared.onnx", told="end_to_end")
     assert (sheet.layout, sheet.task) == ("end2end", "pose" if channels == 57 else "detect")
     expected = graphs.head(IMAGES, weights, bias).transpose(0, 2, 1)[:, :300]
     np.testing.assert_allclose(run_onnx(tmp_path / "prepared.onnx", IMAGES), expected, atol=2e-3)
@@ -110,7 +108,7 @@ def test_an_open_size_is_taken_from_the_metadata(tmp_path: Path, run_onnx) -> No
     assert_same_rows(run_onnx(tmp_path / "prepared.onnx", IMAGES), expected)
 
 
-def test_fewer_anchors_than_candidates(tmp_path: Path, run_onnx) -> None:
+def test_a_small_picture(tmp_path: Path, run_onnx) -> None:
     weights, bias = weights_of(4 + CLASSES)
     source = graphs.save(tmp_path / "own.onnx", weights, bias, height=64, width=96)
     sheet = prepare(source, tmp_path / "prepared.onnx")
@@ -127,11 +125,11 @@ def test_sheet_and_metadata_say_what_it_is(tmp_path: Path) -> None:
     prepare(source, tmp_path / "prepared.onnx")
     sheet = json.loads((tmp_path / "prepared.json").read_text())
     assert sheet["names"] == [f"thing {index}" for index in range(CLASSES)]
-    assert (sheet["height"], sheet["width"], sheet["candidates"], sheet["columns"]) == (160, 192, 300, 6)
+    assert (sheet["height"], sheet["width"], sheet["candidates"], sheet["columns"]) == (160, 192, 480, 6)
     assert sheet["sha256"] == checksum(tmp_path / "prepared.onnx")
     assert sheet["source_sha256"] == checksum(source)
     kept = {entry.key: entry.value for entry in onnx.load(tmp_path / "prepared.onnx").metadata_props}
-    assert kept == NAMES | {"imgsz": "[160, 192]"}
+    assert kept == NAMES | {"imgsz": "[160, 192]", "sightline_layout": "prepared"}
 
 
 def test_prepared_twice_is_prepared_once(tmp_path: Path, run_onnx) -> None:
@@ -182,3 +180,189 @@ def test_not_an_onnx_file(tmp_path: Path) -> None:
     (tmp_path / "best.onnx").write_bytes(b"<html>not found</html>")
     with pytest.raises(UnknownLayout, match=r"best\.onnx: not"):
         prepare(tmp_path / "best.onnx", tmp_path / "prepared.onnx")
+
+
+def saved(path: Path, nodes: list, outputs: dict[str, list], constants: dict[str, np.ndarray], **metadata: str) -> Path:
+    """A graph of these nodes behind `images` [1, 3, 160, 192]."""
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, 160, 192])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(model, metadata)
+    onnx.save(model, path)
+    return path
+
+
+def rows_of(path: Path, boxes: np.ndarray, *, shares: bool, indexed: bool = False, **metadata: str) -> Path:
+    """`[1, 300, 6]`: these boxes [300, 4], whatever the picture; `indexed`: the class comes out of a TopK."""
+    random = np.random.default_rng(1)
+    values = {
+        "boxes": np.log(boxes / (1 - boxes))[None].astype(np.float32) if shares else boxes[None].astype(np.float32),
+        "rest": random.random((1, 300, 1 if indexed else 2)).astype(np.float32),
+        "k": np.array([300]),
+    }
+    make = helper.make_node
+    nodes = [make("Sigmoid" if shares else "Identity", ["boxes"], ["where"]), make("Sigmoid", ["rest"], ["what"])]
+    parts = ["where", "what"]
+    if indexed:
+        nodes += [
+            make("TopK", ["what", "k"], ["best", "index"], axis=1),
+            make("Cast", ["index"], ["class"], to=TensorProto.FLOAT),
+        ]
+        parts = ["where", "best", "class"]
+    nodes.append(make("Concat", parts, ["output0"], axis=2))
+    return saved(path, nodes, {"output0": [1, 300, 6]}, values, **metadata)
+
+
+def corners() -> np.ndarray:
+    low = np.random.default_rng(2).uniform(0, 100, (300, 2))
+    return np.concatenate((low, low + 30), axis=1)
+
+
+SHARES = np.random.default_rng(3).uniform(0.1, 0.9, (300, 4))
+DETECT = {"task": "detect", "names": "{0: 'red', 1: 'green'}"}
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"end2end": "True"},
+        {"args": "{'nms': True, 'batch': 1}"},
+        {"end2end": "False", "args": "{'nms': True}", "description": "Ultralytics YOLOv8n model"},
+        {"sightline_layout": "end_to_end"},
+    ],
+)
+def test_c3_what_has_suppressed_overlaps_itself_says_so_in_the_graph(tmp_path: Path, metadata: dict[str, str]) -> None:
+    source = rows_of(tmp_path / "own.onnx", corners(), shares=False, **DETECT, **metadata)
+    sheet = prepare(source, tmp_path / "prepared.onnx")
+    assert (sheet.rows, sheet.layout) == ("end_to_end", "end2end")
+    # A graph prepared elsewhere and brought back knows it still.
+    assert prepare(tmp_path / "prepared.onnx", tmp_path / "twice.onnx").rows == "end_to_end"
+
+
+def test_c3_class_ids_out_of_a_topk_are_an_end_to_end_head(tmp_path: Path) -> None:
+    source = rows_of(tmp_path / "own.onnx", corners(), shares=False, indexed=True)
+    assert prepare(source, tmp_path / "prepared.onnx").rows == "end_to_end"
+
+
+@pytest.mark.parametrize(
+    ("shares", "metadata"),
+    [
+        (True, {}),
+        (True, DETECT),
+        (True, {"end2end": "False", "args": "{'nms': None}"}),
+        (False, {"head": "RTDETRDecoder"}),
+        (False, {"description": "Ultralytics rtdetr-l model"}),
+        (False, {"description": "Ultralytics RT-DETR-x model"}),
+    ],
+)
+@pytest.mark.parametrize("indexed", [False, True])
+def test_c4_rt_detr_is_refused_by_name(tmp_path: Path, shares: bool, metadata: dict[str, str], indexed: bool) -> None:
+    boxes = SHARES if shares else corners()
+    with pytest.raises(UnknownLayout, match=r"RT-DETR's head.*shares of the picture"):
+        prepare(rows_of(tmp_path / "own.onnx", boxes, shares=shares, indexed=indexed, **metadata), tmp_path / "p.onnx")
+
+
+def constant_rows(path: Path, boxes: np.ndarray) -> Path:
+    """`[1, 300, 6]` that neither metadata nor nodes tell anything about."""
+    rest = np.random.default_rng(1).random((300, 2))
+    value = np.concatenate((boxes, rest), axis=1)[None].astype(np.float32)
+    return saved(path, [helper.make_node("Identity", ["rows"], ["output0"])], {"output0": [1, 300, 6]}, {"rows": value})
+
+
+@pytest.mark.parametrize(
+    ("boxes", "why"),
+    [
+        (SHARES, "lie between 0 and 0.90: shares of the picture"),
+        (np.tile([100.0, 90.0, 20.0, 10.0], (300, 1)), "no corners"),
+    ],
+)
+def test_c4_rows_that_nothing_explains_are_asked_what_they_are(
+    tmp_path: Path, triton_python: Path, boxes: np.ndarray, why: str
+) -> None:
+    assert prepare(constant_rows(tmp_path / "own.onnx", corners()), tmp_path / "p.onnx").rows == "end_to_end"
+    with pytest.raises(UnknownLayout, match=why):
+        prepare(constant_rows(tmp_path / "own.onnx", boxes), tmp_path / "other.onnx")
+
+
+def test_c4_rows_that_nobody_can_be_asked_about_name_the_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_PYTHON", str(tmp_path / "none"))
+    source = constant_rows(tmp_path / "own.onnx", corners())
+    with pytest.raises(UnknownLayout, match=r"could be an end-to-end YOLO's.*LAYOUT=end_to_end"):
+        prepare(source, tmp_path / "p.onnx")
+    assert prepare(source, tmp_path / "p.onnx", told="end_to_end").rows == "end_to_end"
+
+
+def raw_of(path: Path, *extra: str, classes: int = 15, **metadata: str) -> Path:
+    """`[1, 4 + classes + extra, 630]` as Ultralytics puts it together; `extra`: rows behind the scores."""
+    make = helper.make_node
+    nodes, parts, rows = [make("Sigmoid", ["logits"], ["scores"])], ["pixels", "scores"], 4 + classes
+    constants = {"pixels": np.ones((1, 4, 630), np.float32), "logits": np.zeros((1, classes, 630), np.float32)}
+    for number, width in enumerate(extra):
+        constants[f"more{number}"] = np.ones((1, int(width), 630), np.float32)
+        nodes.append(make("Neg", [f"more{number}"], [f"part{number}"]))
+        parts.append(f"part{number}")
+        rows += int(width)
+    nodes.append(make("Concat", parts, ["output0"], axis=1))
+    return saved(path, nodes, {"output0": [1, rows, 630]}, constants, **metadata)
+
+
+@pytest.mark.parametrize(
+    ("extra", "metadata", "why"),
+    [
+        (["1"], {}, "taken for classes: masks, an angle"),
+        (["32"], {}, "taken for classes"),
+        (["1"], {"task": "obb"}, "oriented boxes"),
+        (["32"], {"task": "segment"}, "segmentation"),
+        (["1"], {"task": "detect", "names": str({i: f"n{i}" for i in range(15)})}, "taken for classes"),
+        ([], {"names": str({i: f"n{i}" for i in range(14)})}, "room for 15 classes, and 14 are named: oriented boxes"),
+    ],
+)
+def test_c4_masks_and_angles_are_no_classes(tmp_path: Path, extra: list[str], metadata: dict, why: str) -> None:
+    with pytest.raises(UnknownLayout, match=why):
+        prepare(raw_of(tmp_path / "own.onnx", *extra, **metadata), tmp_path / "p.onnx")
+
+
+def test_c4_a_head_of_boxes_and_scores_alone_needs_no_metadata(tmp_path: Path) -> None:
+    sheet = prepare(raw_of(tmp_path / "own.onnx"), tmp_path / "p.onnx")
+    assert (sheet.task, sheet.names, sheet.rows) == ("detect", [f"class_{i}" for i in range(15)], "prepared")
+
+
+def test_c4_56_rows_that_nothing_explains_are_what_whoever_installs_them_says(tmp_path: Path) -> None:
+    weights, bias = weights_of(56)
+    source = graphs.save(tmp_path / "own.onnx", weights, bias)
+    for task in (None, "detect"):
+        with pytest.raises(UnknownLayout, match="56 rows are one class with 17 keypoints, or 52 classes"):
+            prepare(source, tmp_path / "p.onnx", task=task)
+    assert prepare(source, tmp_path / "p.onnx", task="pose").task == "pose"
+    given = [f"n{i}" for i in range(52)]
+    assert prepare(source, tmp_path / "p.onnx", task="detect", given=given).names == given
+    # The graph itself may tell: 52 scores.
+    assert prepare(raw_of(tmp_path / "s.onnx", classes=52), tmp_path / "p.onnx", task="detect").task == "detect"
+
+
+@pytest.mark.parametrize(
+    ("outputs", "why"),
+    [
+        ({"output": [1, 25200, 85]}, "YOLOv5 and YOLOX"),
+        ({"output": [1, 1890, 85]}, "YOLOv5 and YOLOX"),
+        ({"output": [1, 85, 1890]}, "three anchors a cell"),
+        ({"output": [1, 630, 85]}, "YOLOv5 and YOLOX"),
+        ({"num_dets": [1, 1], "boxes": [1, 100, 4], "scores": [1, 100], "labels": [1, 100]}, "EfficientNMS"),
+        ({"dets": [1, 300, 4], "labels": [1, 300, 91]}, "boxes and scores apart, as of RF-DETR"),
+        ({"boxes": [1, 630, 4], "scores": [1, 630, 80]}, "boxes and scores apart"),
+        ({"output0": [1, 116, 630], "output1": [1, 32, 40, 48]}, "segmentation"),
+        ({"output0": [1, 1000]}, "classification"),
+    ],
+)
+def test_c4_other_families_are_named(tmp_path: Path, outputs: dict[str, list[int]], why: str) -> None:
+    constants = {f"c_{name}": np.zeros(shape, np.float32) for name, shape in outputs.items()}
+    nodes = [helper.make_node("Identity", [f"c_{name}"], [name]) for name in outputs]
+    with pytest.raises(UnknownLayout, match=why):
+        prepare(saved(tmp_path / "odd.onnx", nodes, outputs, constants), tmp_path / "p.onnx")

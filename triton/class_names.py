@@ -1,0 +1,64 @@
+"""Class names as people have them at hand: a text file, a YAML file as data sets bring it, a list between commas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from layouts import UnknownLayout
+
+_YAML = (".yaml", ".yml")
+_MOST = 100_000
+
+
+def given_names(text: str) -> tuple[str, ...]:
+    """The names by class id.
+
+    Args:
+        text: path of a text file (one name a line), of a YAML file (a list, a mapping from ids to names, or either
+            under `names`, as Ultralytics' data sets have it), or names between commas.
+
+    Raises:
+        UnknownLayout: none of these; says what was seen.
+    """
+    path = Path(text).expanduser()
+    if not _is_file(path):
+        if path.suffix.lower() in (*_YAML, ".txt", ".names") or "/" in text:
+            raise UnknownLayout(f"NAMES={text}: there is no such file")
+        return _checked(text, [name.strip() for name in text.split(",")])
+    if path.stat().st_size > _MOST:
+        raise UnknownLayout(f"NAMES={text}: {path.stat().st_size} bytes; a list of class names has at most {_MOST}")
+    try:
+        content = path.read_text("utf-8-sig")
+        found = yaml.safe_load(content) if path.suffix.lower() in _YAML else content.splitlines()
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UnknownLayout(f"NAMES={text}: cannot be read: {error}") from None
+    if isinstance(found, dict) and "names" in found:
+        found = found["names"]
+    if isinstance(found, dict):
+        ids = sorted(found, key=lambda one: (not isinstance(one, int), str(one) if not isinstance(one, int) else one))
+        if ids != list(range(len(ids))):
+            raise UnknownLayout(
+                f"NAMES={text}: its ids are {', '.join(map(str, ids))[:80]}; want 0, 1, 2, … without gaps"
+            )
+        found = [found[index] for index in ids]
+    if not isinstance(found, list):
+        raise UnknownLayout(f"NAMES={text}: want a list of names, or a mapping from ids to names, also under `names`")
+    while found and isinstance(found[-1], str) and not found[-1].strip():
+        found.pop()  # the end of a text file
+    return _checked(text, [str(name).strip() if isinstance(name, str | int | float) else "" for name in found])
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a list of names may be longer than a path
+        return False
+
+
+def _checked(text: str, names: list[str]) -> tuple[str, ...]:
+    empty = [index for index, name in enumerate(names) if not name]
+    if not names or empty:
+        where = f"number {empty[0]} is empty" if empty else "there are none"
+        raise UnknownLayout(f"NAMES={text[:80]}: {where}; want a name for every class id, the first for 0")
+    return tuple(names)
