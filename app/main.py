@@ -90,9 +90,9 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
     """Opens everything in order; the stack closes it the other way round."""
     door: LiveDoor | None = None
 
-    def inference_changed(up: bool) -> None:
+    def inference_changed(up: bool, why: str | None) -> None:
         if door is not None:
-            door.inference_changed(up)
+            door.inference_changed(up, why)
 
     def ocr_changed(available: bool, reason: str | None) -> None:
         if door is not None:
@@ -142,10 +142,17 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
 
     def inference_health() -> dict[str, Any]:
         return {
-            "state": "ok" if client.up else "unavailable",
+            "state": "unavailable" if not client.up else "failing" if pipeline.watch.failing else "ok",
+            "failing": pipeline.watch.failing,
             "url": client.url,
             "shared_memory": client.shared_memory,
-            "embedded": None if embedded is None else {"pid": embedded.pid, "restarts": embedded.restarts},
+            "embedded": None
+            if embedded is None
+            else {
+                "pid": embedded.pid,
+                "restarts": embedded.restarts,
+                "restarts_by": embedded.restarts_by,
+            },
         }
 
     app.state.inference_health = inference_health

@@ -13,12 +13,14 @@ from bisect import bisect_left
 from collections import Counter as Counted
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.values import MultiProcessValue, ValueClass
 
 T = TypeVar("T")
 
@@ -57,6 +59,11 @@ PIPELINE_FPS = Gauge(
 
 IN_FLIGHT = Gauge("sightline_inference_in_flight", "Requests at the inference server", multiprocess_mode="livesum")
 INFERENCE_UP = Gauge("sightline_inference_up", "1 while the inference server answers", multiprocess_mode="livemin")
+TRITON_RESTARTS = Counter(
+    "sightline_triton_restarts_total",
+    "Times that the embedded Triton was started again: ended, process_lost (one of a model), hung",
+    ["reason"],
+)
 INFERENCE_ERRORS = Counter("sightline_inference_errors_total", "Requests to a model that failed", ["reason"])
 
 OCR_RUNS = Counter("sightline_ocr_runs_total", "OCR runs, by how they ended", ["outcome"])
@@ -249,6 +256,20 @@ def exposition() -> bytes:
     """The text that `GET /metrics` answers."""
     write_gathered()
     return generate_latest(registry())
+
+
+def triton_restarted(reason: str) -> None:
+    """Counts it. The process that starts several workers supervises their Triton, and its own registry is nobody's."""
+    TRITON_RESTARTS.labels(reason).inc()
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ and not ValueClass._multiprocess:
+        _shared_restarts(reason).inc(1)
+
+
+@cache
+def _shared_restarts(reason: str) -> Any:
+    name = "sightline_triton_restarts"
+    written = MultiProcessValue()  # type: ignore[no-untyped-call]
+    return written("counter", name, f"{name}_total", ("reason",), (reason,), TRITON_RESTARTS._documentation)
 
 
 def share_between_workers(folder: Path) -> None:

@@ -14,6 +14,7 @@ from app.fleet.analysis import Memories, Outcome, Troubles, is_stale, job, ocr_s
 from app.fleet.frames import CameraFrame
 from app.inference.blocking import BlockingClient, empty
 from app.inference.client import InferenceClient, Reply
+from app.inference.memory import Buffer
 from app.pipeline.answer import Record, finish
 from app.pipeline.batch import Batch, Input, Look, Request
 from app.pipeline.frames import Job
@@ -21,7 +22,7 @@ from app.pipeline.ocr import Ocr
 from app.pipeline.pose import PoseReader
 from app.pipeline.prepare import Preparation
 from app.pipeline.tensors import InputFormat
-from app.pipeline.vision import Vision, describe
+from app.pipeline.vision import Vision, describe, trial_picture
 from app.pipeline.yolo import DetectReader
 from app.protocol.result import FACE, OK, Stage
 from app.settings import Settings
@@ -63,7 +64,12 @@ class SingleAnalysis:
                 return
             try:
                 # Never awaits anything: the client blocks. The loop is gone when this returns.
-                self._vision = asyncio.run(describe(cast("InferenceClient", self._client), self._settings.triton))
+                vision = asyncio.run(describe(cast("InferenceClient", self._client), self._settings.triton))
+                for reader in vision.readers:
+                    if not reader.told:  # an answer shows what only a shape speaks for
+                        picture = Buffer(trial_picture(reader.input), None, None)
+                        reader.check(self._client.infer(reader.spec, picture).outputs)
+                self._vision = vision
                 self._away = False
             except InferenceUnavailable as error:
                 if not self._away:  # every thread asks again and again

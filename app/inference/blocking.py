@@ -80,7 +80,7 @@ class BlockingClient:
         try:
             request = plain_request(model, buffer.array)
             answer = self._infer(request, timeout=self._settings.triton_deadline_s)
-            return Reply(outputs(answer, buffer, {}), gate_s=0.0, infer_s=time.perf_counter() - sent)
+            return Reply(outputs(answer, model, buffer, {}), gate_s=0.0, infer_s=time.perf_counter() - sent)
         except grpc.RpcError as error:
             raise self._failure(model.name, error) from None
         finally:

@@ -16,17 +16,21 @@ import logging
 import os
 import re
 import secrets
+import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 
+from app import metrics
 from app.errors import ConfigurationError, InferenceUnavailable
 from app.inference import launch, reaper
 from app.inference.stubs import Stub, stubs_of
+from app.inference.vitals import Vitals
 from app.settings import TritonSettings
 
 log = logging.getLogger(__name__)
@@ -39,6 +43,8 @@ BACKOFF_S = (0.5, 30.0)
 STEADY_S = 60.0
 """A server that lived this long is restarted after the first wait again."""
 LOGS_KEPT = 8
+_REAPER_S = 5.0
+"""Beyond the grace, that the reaper may take to end the server."""
 _LOOK_S = 0.5
 """Between two looks whether the backend processes are all there."""
 
@@ -52,7 +58,7 @@ class LocalTriton:
     """Starts a Triton on free loopback ports, keeps it running, ends it.
 
     Args:
-        settings: `triton_python`, `triton_repository` and `triton_start_timeout_s` are read.
+        settings: `triton_python`, `triton_repository`, `triton_start_timeout_s` and `triton_deadline_s` are read.
         state_dir: logs, compiled Python and the backend's links go to `triton/` in it. Instances may share it.
         progress: called with a line for people whenever the start gets further.
     """
@@ -71,7 +77,9 @@ class LocalTriton:
         self.pid: int | None = None
         """tritonserver's process id; None while there is none."""
         self.restarts = 0
-        """Times that it, or a process of one of its models, died and it was started again."""
+        """Times that it, or a process of one of its models, died or hung and it was started again."""
+        self.restarts_by: Counter[str] = Counter()
+        """The same by reason: ended, process_lost, hung."""
         self.log_path = self._folder / f"triton-{secrets.token_hex(4)}.log"
         """What this instance's server printed."""
 
@@ -137,7 +145,7 @@ class LocalTriton:
         wait, longest = BACKOFF_S
         while True:
             started = time.monotonic()
-            why = await self._until_broken()
+            reason, why = await self._until_broken()
             if time.monotonic() - started > STEADY_S:
                 wait = BACKOFF_S[0]
             log.error("%s; starting it again in %.1f s. Its last words:\n%s", why, wait, self._log_tail())
@@ -145,14 +153,30 @@ class LocalTriton:
             await asyncio.sleep(wait)
             wait = min(wait * 2, longest)
             self.restarts += 1
+            self.restarts_by[reason] += 1
+            metrics.triton_restarted(reason)
             try:
                 await self._run_until_ready()
             except (InferenceUnavailable, ConfigurationError, OSError) as error:
                 log.error("Triton did not come back: %s", error)
                 await self._end()
 
-    async def _until_broken(self) -> str:
-        """Waits until the server ended, or one of its backend processes; in words, which."""
+    async def _until_broken(self) -> tuple[str, str]:
+        """Waits until the server or one of its backend processes ended or hangs: the reason, and in words which."""
+        if self.pid is None:  # it did not start, and there is nobody to be asked
+            return await self._until_lost()
+        vitals = Vitals(self.http_url, self.pid, self._stubs, self._settings.triton_deadline_s)
+        lost = asyncio.ensure_future(self._until_lost())
+        hung = asyncio.ensure_future(vitals.until_hung())
+        try:
+            await asyncio.wait({lost, hung}, return_when=asyncio.FIRST_COMPLETED)
+            return lost.result() if lost.done() else ("hung", hung.result())
+        finally:
+            for task in (lost, hung):
+                task.cancel()
+            await asyncio.gather(lost, hung, return_exceptions=True)
+
+    async def _until_lost(self) -> tuple[str, str]:
         looked = time.monotonic()
         while self._running():
             await asyncio.sleep(POLL_S)  # a process sets no event; child watchers differ between loops
@@ -163,8 +187,9 @@ class LocalTriton:
             if lost is not None:  # a server that ends takes them with it, and is what is to be named
                 await asyncio.sleep(POLL_S)
                 if self._running():
-                    return f"Triton lost the process {lost.pid} of its model {lost.model}, which it does not replace"
-        return "Triton ended"
+                    words = f"Triton lost the process {lost.pid} of its model {lost.model}, which it does not replace"
+                    return "process_lost", words
+        return "ended", "Triton ended"
 
     async def _run_until_ready(self) -> None:
         """One life of the server, up to ready."""
@@ -229,18 +254,26 @@ class LocalTriton:
 
     async def _end(self) -> None:
         """Closes the reaper's pipe and waits for it: it returns when the whole process group is gone."""
-        ended, self._reaper, self.pid = self._reaper, None, None
+        ended, server, self._reaper, self.pid = self._reaper, self.pid, None, None
         self._stubs = ()
         if ended is not None:
-            self._ending = asyncio.ensure_future(self._see_out(ended, self._shm))
+            self._ending = asyncio.ensure_future(self._see_out(ended, server, self._shm))
         if self._ending is not None:
             await asyncio.shield(self._ending)  # also one that a cancelled caller began
 
     @staticmethod
-    async def _see_out(ended: subprocess.Popen[bytes], shm: str) -> None:
+    async def _see_out(ended: subprocess.Popen[bytes], server: int | None, shm: str) -> None:
         assert ended.stdin is not None
         ended.stdin.close()
-        if await asyncio.to_thread(ended.wait) < 0:
+        try:
+            code = await asyncio.to_thread(ended.wait, GRACE_S + _REAPER_S)
+        except subprocess.TimeoutExpired:  # it hangs itself: a stopped process takes nothing but SIGKILL
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if server is not None:
+                    os.killpg(server, signal.SIGKILL)
+            ended.kill()
+            code = await asyncio.to_thread(ended.wait)
+        if code < 0:
             # Killed itself, it could not clear up; the kernel ends the server in its place.
             reaper.sweep(shm)
 

@@ -110,11 +110,12 @@ def _place(tensor: Any, region: str, offset: int, size: int) -> None:
         tensor.parameters["shared_memory_offset"].int64_param = offset
 
 
-def outputs(answer: Any, buffer: Buffer, placed: Placed) -> dict[str, NDArray[Any]]:
+def outputs(answer: Any, model: ModelSpec, buffer: Buffer, placed: Placed) -> dict[str, NDArray[Any]]:
     """The answer's tensors by name: views of the slot, or of the message where they travelled in it.
 
     Raises:
-        InferenceError: a type that we do not read.
+        InferenceError: a type that we do not read; or not all that the model has, or of other shapes. Triton leaves
+            outputs out of an ensemble's answer, without an error, where a process of one of its models came back.
     """
     out: dict[str, NDArray[Any]] = {}
     raw = iter(answer.raw_output_contents)
@@ -132,4 +133,18 @@ def outputs(answer: Any, buffer: Buffer, placed: Placed) -> dict[str, NDArray[An
             out[tensor.name] = np.frombuffer(buffer.slot.region.memory, dtype, count, offset).reshape(shape)
         else:
             out[tensor.name] = np.frombuffer(next(raw), dtype).reshape(shape)
+    count = len(buffer.array)
+    for expected in model.outputs:
+        found = out.get(expected.name)
+        if found is None:
+            raise InferenceError(f"{answer.model_name}: the answer lacks its output {expected.name!r}")
+        if not _fits(found.shape, (count, *expected.shape[1:])):
+            raise InferenceError(
+                f"{answer.model_name}: output {expected.name!r} is {list(found.shape)} for {count} pictures; "
+                f"want {[count, *expected.shape[1:]]}"
+            )
     return out
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return len(shape) == len(wanted) and all(b in (-1, a) for a, b in zip(shape, wanted, strict=True))

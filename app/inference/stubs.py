@@ -1,4 +1,4 @@
-"""The processes in which Triton's Python backend runs its models, and whether they are all still there.
+"""The processes in which Triton's Python backend runs its models, and whether they are all still there and run.
 
 Triton itself does not notice when one of them ends: it goes on to say that it is ready, and every frame that falls
 to that process fails. Linux only, as the embedded server is.
@@ -43,6 +43,12 @@ def stubs_of(server: int) -> tuple[Stub, ...]:
         model = Path(arguments[1]).parent.parent.name if len(arguments) > 1 else "?"
         found.append(Stub(pid, stat[19], model))
     return tuple(found)
+
+
+def stopped(pid: int) -> bool:
+    """Whether a signal has stopped a process (SIGSTOP); one that a debugger looks at is not."""
+    stat = _stat(pid)
+    return stat is not None and stat[0] == "T"
 
 
 def _stat(pid: int) -> list[str] | None:

@@ -170,7 +170,7 @@ class TritonClient:
             request, placed = self._request(model, buffer)
             answer = await self._infer(request, timeout=deadline_s or self._settings.triton_deadline_s)
             infer_s = time.perf_counter() - sent
-            return Reply(outputs(answer, buffer, placed), gate_s, infer_s)
+            return Reply(outputs(answer, model, buffer, placed), gate_s, infer_s)
         except grpc.aio.AioRpcError as error:
             raise self._failure(model.name, error, deadline_s) from None
         finally:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from app.live.session import Session
 
 
-_AWAY = Notice("inference_unavailable", "no detection or pose until it is back; motion goes on")
+_LONGEST = 500
+"""Letters of a model's own words in a notice."""
 
 
 class LiveDoor:
@@ -59,7 +60,8 @@ class LiveDoor:
             max_pause_s=live.max_pause_s,
             max_session_s=live.max_session_s,
         )
-        self._inference_up = pipeline.described
+        self._inference_up = pipeline.well
+        self._why = pipeline.watch.reason
 
     def enter(self, session: Session) -> None:
         """A socket was opened."""
@@ -85,18 +87,25 @@ class LiveDoor:
     def troubles(self) -> list[Notice]:
         """What is degraded now: a session that begins was not there to be told."""
         broken = self.pipeline.ocr.broken
-        return [*([] if self._inference_up else [_AWAY]), *([] if broken is None else [_unread(broken)])]
+        return [*([] if self._inference_up else [_away(self._why)]), *([] if broken is None else [_unread(broken)])]
 
-    def inference_changed(self, up: bool) -> None:
-        """The inference server came or went."""
-        if up == self._inference_up:
+    def inference_changed(self, up: bool, why: str | None) -> None:
+        """The inference server came or went, or a model of its does not answer: `why`."""
+        if up == self._inference_up and (up or why is None):
             return
-        self._inference_up = up
-        self.notify(Notice("inference_restored", "detection and pose are back") if up else _AWAY)
+        told, self._inference_up, self._why = self._why, up, why
+        if up or told is None or told != why:
+            self.notify(Notice("inference_restored", "detection and pose are back") if up else _away(why))
 
     def ocr_changed(self, available: bool, reason: str | None) -> None:
         """OCR came or went."""
         self.notify(Notice("ocr_restored", "text reading is back") if available else _unread(reason))
+
+
+def _away(why: str | None) -> Notice:
+    if why is None:
+        return Notice("inference_unavailable", "no detection or pose until it is back; motion goes on")
+    return Notice("inference_unavailable", f"a model does not answer: {why[:_LONGEST]}")
 
 
 def _unread(reason: str | None) -> Notice:

@@ -15,6 +15,9 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
+from typing import Any
+
+from numpy.typing import NDArray
 
 from app.errors import FrameError, InferenceError, InferenceTimeout, InferenceUnavailable, ModelRejected
 from app.inference.client import InferenceClient, ModelSpec, Reply
@@ -23,12 +26,15 @@ from app.pipeline.batch import Batch, Input, Look, Request
 from app.pipeline.faces import FaceStage
 from app.pipeline.frames import Job
 from app.pipeline.ocr import Ocr
+from app.pipeline.pose import PoseReader
 from app.pipeline.prepare import Preparation, heavy
 from app.pipeline.reading import count, crowded, read, scan
 from app.pipeline.tensors import InputFormat
 from app.pipeline.threads import Piece, Threads, Work
 from app.pipeline.turns import Turn
-from app.pipeline.vision import Vision, describe
+from app.pipeline.vision import Vision, describe, trial_picture
+from app.pipeline.watch import ModelWatch
+from app.pipeline.yolo import DetectReader
 from app.protocol.messages import Models
 from app.protocol.result import FrameResult, Stage
 from app.settings import FleetSettings, LiveSettings, PipelineSettings, TritonSettings
@@ -67,6 +73,7 @@ class Pipeline:
         self._vision = Vision()
         self._generation = 0
         self._describing = asyncio.Lock()
+        self.watch = ModelWatch(triton.triton_deadline_s)
         self.most_together = sys.maxsize
         """Frames that a caller who may choose should put in one call: half of a batch that the server refused whole."""
 
@@ -87,7 +94,11 @@ class Pipeline:
                 return
             try:
                 face_model = self._faces.model if self._faces is not None else None
-                self._vision = await describe(self.client, self._triton, face_model)
+                vision = await describe(self.client, self._triton, face_model)
+                self.watch.forget()
+                # What only a shape speaks for has to show what it is before a frame is read by it.
+                await self._try([reader for reader in vision.readers if not reader.told])
+                self._vision = vision
             except InferenceUnavailable:
                 return  # asked again soon, and with the next frame
             except ModelRejected as error:
@@ -96,6 +107,49 @@ class Pipeline:
                 raise
             self._generation = generation
             self.most_together = sys.maxsize
+
+    async def try_models(self) -> None:
+        """Asks every model, or only those that fail, about one picture: `watch` then knows which answer.
+
+        Raises:
+            ModelRejected: an answer shows that a model is of another layout than its shape was taken for.
+        """
+        failing = self.watch.failing
+        try:
+            await self._try([one for one in self._vision.readers if not failing or one.spec.name in failing])
+        except ModelRejected as error:
+            self._vision = Vision(rejected=str(error))
+            raise
+
+    async def _try(self, readers: Sequence[DetectReader | PoseReader]) -> None:
+        for reader, reply in zip(readers, await asyncio.gather(*map(self._trial, readers)), strict=True):
+            if reply is not None:
+                reader.check(reply)
+
+    async def _trial(self, reader: DetectReader | PoseReader) -> dict[str, NDArray[Any]] | None:
+        """A copy of what it answers; None where it does not, which `watch` is told."""
+        form, name = reader.input, reader.spec.name
+        buffer = self.client.buffer(form.shape(1), form.dtype)
+        try:
+            buffer.array[...] = trial_picture(form)
+            if buffer.slot is not None:
+                buffer.slot.borders.clear()  # painted over
+            reply = await self.client.infer(reader.spec, buffer, stream="trial")
+        except InferenceUnavailable:
+            return None  # the server went; there will be another trial when it is back
+        except InferenceError as error:
+            self.watch.failed(name, str(error), time.monotonic(), trial=True)
+            return None
+        else:
+            self.watch.answered(name)
+            return {key: value.copy() for key, value in reply.outputs.items()}
+        finally:
+            buffer.release()
+
+    @property
+    def well(self) -> bool:
+        """Whether the server is there and all that it serves answers."""
+        return self.described and not self.watch.failing
 
     @property
     def described(self) -> bool:
@@ -239,10 +293,13 @@ class Pipeline:
         except InferenceError as error:
             reason = "inference_unavailable" if isinstance(error, InferenceUnavailable) else str(error)
             self._refused(len(batch.looks), error)
+            if not isinstance(error, InferenceUnavailable):
+                self.watch.failed(spec.name, str(error), time.monotonic())
             for look in batch.looks:
                 for stage in request.stages:
                     look.stages[stage] = Stage("error", reason)
             return
+        self.watch.answered(spec.name)
         parsing = time.perf_counter()
         seen = scan(batch, request, reply)
         reading = partial(read, batch, request, reply, seen, self._settings.max_detections)

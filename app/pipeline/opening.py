@@ -20,6 +20,9 @@ from app.settings import FleetSettings, OcrSettings, Settings
 
 log = logging.getLogger(__name__)
 
+Change = Callable[[bool, str | None], None]
+_TRIAL_S = 2.0
+"""Before a model that did not answer is tried again."""
 _AGAIN_S = 0.5
 """Before a server that was too busy to describe its models is asked again."""
 
@@ -49,18 +52,20 @@ class _Follower:
     """Has the models described as soon as the server comes, not only with the next frame.
 
     Args:
-        tell: called with True or False: whether frames are answered by models now.
+        tell: called with True or False: whether frames are answered by models now; and why a model is not, where it is
+            one that fails.
     """
 
-    def __init__(self, tell: Callable[[bool], None] | None) -> None:
-        self._tell = tell or (lambda _: None)
+    def __init__(self, tell: Change | None) -> None:
+        self._tell = tell or (lambda up, reason: None)
         self._pipeline: Pipeline | None = None
         self._task: asyncio.Task[None] | None = None
 
     def follow(self, pipeline: Pipeline) -> None:
         """From now on; what came before, the pipeline has loaded itself."""
         self._pipeline = pipeline
-        if pipeline.client.up and not pipeline.described:  # it was too busy to say what it serves
+        pipeline.watch.changed = self._judged
+        if pipeline.client.up and not pipeline.well:  # it was too busy to say what it serves, or a model fails
             self.changed(True)
 
     def changed(self, up: bool) -> None:
@@ -68,7 +73,7 @@ class _Follower:
         if self._pipeline is None:
             return
         if not up:
-            self._tell(False)
+            self._tell(False, None)
         elif self._task is None or self._task.done():
             self._task = asyncio.create_task(self._describe(self._pipeline), name="describe-models")
 
@@ -77,16 +82,33 @@ class _Follower:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
+    def _judged(self) -> None:
+        """A model fails, or answers again."""
+        assert self._pipeline is not None
+        reason = self._pipeline.watch.reason
+        if reason is not None:
+            log.error("not ready: %s", reason)
+            self._tell(False, reason)
+            self.changed(True)  # which tries until it answers
+        elif self._pipeline.described:
+            log.info("every model answers again")
+            self._tell(True, None)
+
     async def _describe(self, pipeline: Pipeline) -> None:
+        """Until the models are known, and all of them answer."""
+        tried = False
         while pipeline.client.up:
             try:
                 await pipeline.load()
+                if pipeline.described and not (tried and pipeline.well):
+                    await pipeline.try_models()
+                    tried = True
             except ModelRejected as error:
                 log.error("%s", error)
-            if pipeline.described:
-                self._tell(True)
+            if pipeline.well:
+                self._tell(True, None)
                 return
-            await asyncio.sleep(_AGAIN_S)
+            await asyncio.sleep(_TRIAL_S if pipeline.described else _AGAIN_S)
 
 
 @asynccontextmanager
@@ -96,7 +118,7 @@ async def opened(
     *,
     faces: FleetSettings | None = None,
     tracking: bool = True,
-    on_inference: Callable[[bool], None] | None = None,
+    on_inference: Change | None = None,
     on_ocr: Callable[[bool, str | None], None] | None = None,
 ) -> AsyncIterator[Opened]:
     """The pipeline on the Triton at TRITON_URL, or on an embedded one; closed the other way round.
@@ -104,8 +126,8 @@ async def opened(
     Args:
         faces: where faces are to be embedded; see `Pipeline`.
         tracking: whether boxes will be tracked.
-        on_inference: called with False whenever the inference server goes, with True when it is back and its models
-            are known.
+        on_inference: called with False whenever the inference server goes, or a model fails (with the reason), with
+            True when it is back and its models are known and answer.
         on_ocr: called with whether text can be read, and why not.
 
     Raises:
@@ -135,8 +157,11 @@ async def opened(
         stack.push_async_callback(asyncio.to_thread, pipeline.close)
         try:
             await pipeline.load()
+            await pipeline.try_models()
         except ModelRejected as error:
             raise ConfigurationError(str(error)) from None
         stack.push_async_callback(follower.close)
         follower.follow(pipeline)
+        if pipeline.watch.reason is not None:
+            log.error("not ready: %s", pipeline.watch.reason)
         yield Opened(pipeline, client, embedded)

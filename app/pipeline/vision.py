@@ -7,11 +7,17 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from app.errors import ModelRejected
 from app.inference.client import InferenceClient, ModelSpec
+from app.inference.memory import DTYPES
 from app.pipeline.arcface import FaceReader, face_reader
 from app.pipeline.pose import PoseReader, pose_reader
+from app.pipeline.tensors import InputFormat
 from app.pipeline.yolo import DetectReader, detect_reader
 from app.protocol.messages import DetectModel, Models, PoseModel
 from app.protocol.result import KEYPOINT_NAMES, SKELETON
@@ -35,6 +41,11 @@ class Vision:
     """Why a face model that is served is not used."""
     rejected: str | None = None
     """Why a model that is served is not used."""
+
+    @property
+    def readers(self) -> tuple[DetectReader | PoseReader, ...]:
+        """One for each model that frames are sent to; of the ensemble the first."""
+        return tuple(one for one in (self.detect, self.pose, *(self.both or ())[:1]) if one is not None)
 
     @property
     def max_batch(self) -> int:
@@ -93,6 +104,14 @@ async def _face(client: InferenceClient, name: str) -> tuple[FaceReader | None, 
         return None, str(error)
 
 
+def trial_picture(form: InputFormat) -> NDArray[Any]:
+    """One picture of noise as a model takes it, `form.shape(1)`: what it is asked about before it is trusted."""
+    canvas = np.random.default_rng(0).integers(0, 256, (form.height, form.width, 3), np.uint8)
+    picture = np.empty(form.shape(1), DTYPES[form.dtype])
+    form.fill(canvas, picture[0])
+    return picture
+
+
 def read_labels(path: Path | None) -> tuple[str, ...] | None:
     """Class names, one a line."""
     if path is None:
@@ -107,9 +126,12 @@ def read_labels(path: Path | None) -> tuple[str, ...] | None:
 
 def _ensemble(spec: ModelSpec, detect: DetectReader, pose: PoseReader) -> tuple[DetectReader, PoseReader] | None:
     """Readers of the ensemble's two outputs; None where it takes other pictures than its parts."""
-    named = dataclasses.replace(spec, parameters={**spec.parameters, **detect.spec.parameters})
+    # What an output is, the model behind it says.
+    spec_of = [
+        dataclasses.replace(spec, parameters={**spec.parameters, **one.spec.parameters}) for one in (detect, pose)
+    ]
     try:
-        both = detect_reader(named, detect.class_names), pose_reader(spec)
+        both = detect_reader(spec_of[0], detect.class_names), pose_reader(spec_of[1])
     except ModelRejected as error:
         log.warning("the ensemble is not used: %s", error)
         return None

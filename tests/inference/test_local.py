@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from prometheus_client import REGISTRY
 
 from app.errors import ConfigurationError, InferenceUnavailable
 from app.inference import launch
@@ -322,3 +323,103 @@ def test_a_start_that_takes_too_long_is_ended(repository: Path, tmp_path: Path) 
     settings = TritonSettings(triton_repository=repository, triton_start_timeout_s=0.5)
     assert "TRITON_START_TIMEOUT_S=0.5" in refusal(settings, tmp_path, InferenceUnavailable)
     assert not regions(os.getpid())
+
+
+def stub_of(triton: LocalTriton, number: int = 0) -> psutil.Process:
+    assert triton.pid is not None
+    return sorted(family(triton.pid)[1:], key=lambda one: one.pid)[number]
+
+
+@pytest.mark.parametrize("who", ["stub", "server"])
+@pytest.mark.parametrize("instances", [1, 2])
+def test_d7_what_a_signal_stopped_is_noticed_and_replaced(
+    repository: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, who: str, instances: int
+) -> None:
+    """Also while nobody asks anything. The processes of the first life are gone, though they took no SIGTERM."""
+    (repository / "echo" / "config.pbtxt").write_text(CONFIG.replace("KIND_CPU", f"KIND_CPU count: {instances}"))
+
+    async def life() -> None:
+        triton = LocalTriton(settings_of(repository, triton_deadline_s=1), tmp_path / "state")
+        await triton.start()
+        try:
+            assert triton.pid is not None
+            first = family(triton.pid)
+            (first[0] if who == "server" else stub_of(triton)).send_signal(signal.SIGSTOP)
+            await asyncio.to_thread(wait_for, lambda: triton.restarts == 1 and ready(triton), 60)
+            assert triton.restarts_by == {"hung": 1}
+            assert await asyncio.to_thread(echo, triton) == [3, 4]
+            assert not running(first)
+        finally:
+            await triton.stop()
+
+    before = REGISTRY.get_sample_value("sightline_triton_restarts_total", {"reason": "hung"}) or 0
+    asyncio.run(life())
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert "Triton is hung: " in said
+    assert "stopped by a signal" in said
+    assert REGISTRY.get_sample_value("sightline_triton_restarts_total", {"reason": "hung"}) == before + 1
+    assert not regions(os.getpid())
+
+
+HANGS = """
+import os, time
+import triton_python_backend_utils as pb_utils
+class TritonPythonModel:
+    def initialize(self, args):
+        self.first = args["model_instance_name"].endswith("_0")
+    def execute(self, requests):
+        while self.first and os.path.exists(FLAG):
+            HOW
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", r.inputs()[0].as_numpy())]) for r in requests]
+"""
+
+
+@pytest.mark.parametrize("how", ["time.sleep(0.1)", "pass"])
+@pytest.mark.parametrize("instances", [1, 2])
+def test_d7_a_model_that_hangs_without_being_stopped_is_noticed(
+    repository: Path, tmp_path: Path, how: str, instances: int
+) -> None:
+    """In a deadlock or an endless loop, all of its processes or one: whose requests then wait for ever."""
+    flag = tmp_path / "hang"
+    (repository / "echo" / "1" / "model.py").write_text(HANGS.replace("FLAG", repr(str(flag))).replace("HOW", how))
+    (repository / "echo" / "config.pbtxt").write_text(CONFIG.replace("KIND_CPU", f"KIND_CPU count: {instances}"))
+
+    async def life() -> None:
+        triton = LocalTriton(settings_of(repository, triton_deadline_s=1), tmp_path / "state")
+        await triton.start()
+        try:
+            await asyncio.sleep(2)  # a model that has never answered is not started anew
+            flag.touch()
+            await asyncio.to_thread(wait_for, lambda: triton.restarts == 1, 60)
+            flag.unlink()
+            await asyncio.to_thread(wait_for, lambda: ready(triton), 60)
+            assert triton.restarts_by == {"hung": 1}
+            assert await asyncio.to_thread(echo, triton) == [3, 4]
+        finally:
+            await triton.stop()
+
+    asyncio.run(life())
+
+
+def test_d7_a_short_stop_and_a_slow_model_are_no_hang(repository: Path, tmp_path: Path) -> None:
+    slow = MODEL.replace("        return", "        import time; time.sleep(1.5)\n        return")
+    (repository / "echo" / "1" / "model.py").write_text(slow)
+
+    async def life() -> None:
+        triton = LocalTriton(settings_of(repository, triton_deadline_s=1), tmp_path / "state")
+        await triton.start()
+        try:
+            # Others' requests before its own questions: every answer takes many deadlines.
+            async with httpx.AsyncClient(timeout=60) as http:
+                url = f"{triton.http_url}/v2/models/echo/infer"
+                answers = await asyncio.gather(*(http.post(url, json=ECHO) for _ in range(6)))
+            assert {answer.status_code for answer in answers} == {200}
+            stub_of(triton).send_signal(signal.SIGSTOP)
+            await asyncio.sleep(0.5)
+            stub_of(triton).send_signal(signal.SIGCONT)
+            assert await asyncio.to_thread(echo, triton) == [3, 4]
+            assert triton.restarts == 0
+        finally:
+            await triton.stop()
+
+    asyncio.run(life())

@@ -147,9 +147,9 @@ def wait_until(service: Service, path: str, status: int = 200) -> httpx.Response
 
 
 @contextmanager
-def running_triton(repository: Path, state: Path) -> Iterator[str]:
-    """The embedded Triton alone, on this repository; yields its gRPC address."""
+def running_triton(repository: Path, state: Path, **more: str) -> Iterator[str]:
+    """The embedded Triton alone, on this repository; yields its gRPC address. `more`: further settings."""
     state.mkdir(parents=True, exist_ok=True)
-    settings = {"TRITON_REPOSITORY": str(repository), "STATE_DIR": str(state)}
+    settings = {"TRITON_REPOSITORY": str(repository), "STATE_DIR": str(state), **more}
     with process(["triton"], settings, state / "triton-command.log") as child:
         yield wait_for_line(child, state / "triton-command.log", r"TRITON_URL=(\S+)")[1]
