@@ -72,20 +72,24 @@ def to_image(xyxy: NDArray[Any], box: Letterbox) -> Floats:
 def points_to_image(xy: NDArray[Any], box: Letterbox) -> Floats:
     """Points `[..., 2]` in canvas pixels -> frame pixels, clipped to the frame.
 
-    Ultralytics' `scale_coords` takes the padding before rounding, so that its keypoints lie up to half a canvas
-    pixel beside the picture; here points and boxes share the padding that the picture really has.
+    As Ultralytics' `scale_boxes` and `scale_coords` (ultralytics/utils/ops.py, 8.4): each side by the size that it was
+    really given, which is rounded: 1920x400 lies in 320x320 as 320x67, not 66.7, two pixels of the frame at its edge.
     """
-    pad, limit = _ends(box)
+    pad, limit, scale = _ends(box)
     points: Floats = np.subtract(xy, pad, dtype=np.float32)
-    points /= np.float32(box.scale)
+    points /= scale
     np.maximum(points, np.float32(0), out=points)  # both together in half the time of np.clip
     return np.minimum(points, limit, out=points)
 
 
 @lru_cache(maxsize=1024)
-def _ends(box: Letterbox) -> tuple[Floats, Floats]:
-    """Where the frame begins on the canvas, and where it ends in its own pixels: x, y."""
-    return np.array((box.pad_x, box.pad_y), np.float32), np.array((box.image_width, box.image_height), np.float32)
+def _ends(box: Letterbox) -> tuple[Floats, Floats, Floats]:
+    """Where the frame begins on the canvas, where it ends in its own pixels, canvas over frame: x, y."""
+    return (
+        np.array((box.pad_x, box.pad_y), np.float32),
+        np.array((box.image_width, box.image_height), np.float32),
+        np.array((box.width / box.image_width, box.height / box.image_height), np.float32),
+    )
 
 
 def iou(a: Floats, b: Floats) -> Floats:

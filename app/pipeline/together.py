@@ -59,10 +59,15 @@ def scoring(heads: NDArray[Any], rows: Rows, *, iou: float, suppress: bool) -> F
 
 def to_images(points: Floats, picture: Ints, boxes: Sequence[Letterbox | None]) -> Floats:
     """`boxes.points_to_image` of points `[n, m, 2]` in pictures that lie each in its own way."""
-    nowhere = (0, 0, 1, 0, 0)
-    lies = [(b.pad_x, b.pad_y, b.scale, b.image_width, b.image_height) if b else nowhere for b in boxes]
+    nowhere = (0, 0, 1, 1, 0, 0)
+    lies = [
+        (b.pad_x, b.pad_y, b.width / b.image_width, b.height / b.image_height, b.image_width, b.image_height)
+        if b
+        else nowhere
+        for b in boxes
+    ]
     place = np.array(lies, dtype=np.float32)[picture, None]
     out: Floats = points - place[..., :2]
-    out /= place[..., 2:3]
+    out /= place[..., 2:4]
     np.maximum(out, np.float32(0), out=out)
-    return np.minimum(out, place[..., 3:], out=out)
+    return np.minimum(out, place[..., 4:], out=out)

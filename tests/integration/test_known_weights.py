@@ -106,7 +106,8 @@ LETTERBOXED = {
     "camera": ((320, 240), (80, 104, 96, 120), (64, 96, 112, 128)),
     # 333x517 -> scale 160/517, picture 103x160, 28 to the left (28.5 of 57, the odd pixel right).
     # Cell (9, 4): x 72..80, y 32..40 -> frame x 142.2..168.0, y 103.4..129.3; centre (76, 36) -> (155.1, 116.3).
-    "odd": ((333, 517), (142, 103, 168, 130), (116.32, 90.48, 193.88, 142.18)),
+    # A side of 333 is 103 there: scale 103/333 across.
+    "odd": ((333, 517), (142, 103, 168, 130), (116.39, 90.48, 193.98, 142.18)),
     # 80x80 -> made twice as large. Cell (0, 0): centre (4, 4) -> frame (2, 2); clipped at the corner.
     "small": ((80, 80), (0, 0, 5, 5), (0, 0, 8, 6)),
 }

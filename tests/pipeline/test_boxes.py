@@ -119,3 +119,10 @@ def test_300_candidates_on_one_thing_leave_the_best():
     boxes = (np.array([100, 100, 200, 300]) + jitter).astype(np.float32)
     scores = np.linspace(0.3, 0.9, 300, dtype=np.float32)
     assert nms(boxes, scores, np.zeros(300, np.int32), 0.45, 300).tolist() == [299]
+
+
+def test_c1_each_side_is_scaled_back_by_what_it_really_was_given():
+    box = letterbox(1920, 400, 320, 320)  # as 320x67, not 66.7
+    assert (box.width, box.height, box.pad_x, box.pad_y) == (320, 67, 0, 126)
+    found = to_image(np.array([[0, 126, 160, 159.5], [160, 159.5, 320, 193]], np.float32), box)
+    assert found == pytest.approx(np.array([[0, 0, 960, 200], [960, 200, 1920, 400]]), abs=1e-3)
