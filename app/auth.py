@@ -18,6 +18,7 @@ import hmac
 import ipaddress
 import logging
 import math
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -178,7 +179,7 @@ class Auth:
             self._origins.add(read_origin(_origin_of(settings.web.service_url)))
         self._origins_setting = _shown("ALLOWED_ORIGINS", access.allowed_origins)
         self._brake = Brake(clock)
-        self._audit = _Audit(clock)
+        self._audit = Audit(clock)
 
     @property
     def asks(self) -> bool:
@@ -367,27 +368,32 @@ def _remember(table: OrderedDict[K, V], key: K, value: V) -> None:
         table.popitem(last=False)
 
 
-class _Audit:
-    """The log's lines of refusals. Of what a client sent they hold path, host and origin, escaped and cut; no token."""
+class Audit:
+    """The log's lines of refusals. Of what a client sent they hold path, host and origin, escaped and cut; no token.
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    `refused` may be called from any thread.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._lock = threading.Lock()
         self._lines, self._since = float(_LINES), clock()
         self._unlogged = 0
         self._explained: dict[tuple[str, str], float] = {}
 
     def refused(self, address: str, route: str, reason: str) -> None:
         """One line a refusal, as long as they do not come by the thousand."""
-        now = self._clock()
-        self._lines = min(_LINES, self._lines + (now - self._since) * _LINES_PER_S)
-        self._since = now
-        if self._lines < 1:
-            self._unlogged += 1
-            return
-        self._lines -= 1
-        if self._unlogged:
-            log.warning("refused: %d more that were not logged one by one", self._unlogged)
-            self._unlogged = 0
+        with self._lock:
+            now = self._clock()
+            self._lines = min(_LINES, self._lines + (now - self._since) * _LINES_PER_S)
+            self._since = now
+            if self._lines < 1:
+                self._unlogged += 1
+                return
+            self._lines -= 1
+            unlogged, self._unlogged = self._unlogged, 0
+        if unlogged:
+            log.warning("refused: %d more that were not logged one by one", unlogged)
         log.warning("refused: address=%s route=%s reason=%s", _plain(address), _plain(route), reason)
 
     def explain(self, kind: str, of: str, words: str) -> None:

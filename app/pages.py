@@ -13,7 +13,7 @@ import orjson
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from app import metrics
-from app.auth import Hosts
+from app.auth import Audit, Hosts
 from app.errors import ConfigurationError
 
 Report = Callable[[], dict[str, Any]]
@@ -23,6 +23,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     report: Report
     hosts: Hosts
+    audit: Audit
 
 
 class _Page(BaseHTTPRequestHandler):
@@ -33,6 +34,7 @@ class _Page(BaseHTTPRequestHandler):
         refusal = self.server.hosts.refusal(self.headers.get_all("Host") or [], self.path)
         if refusal is not None:
             metrics.AUTH_FAILURES.labels(refusal.reason).inc()
+            self.server.audit.refused(self.client_address[0], f"GET {self.path}", refusal.reason)
             self._say(refusal.status, bytes(refusal.response().body), "application/json")
         elif self.path == "/metrics":
             self._say(200, metrics.exposition(), CONTENT_TYPE_LATEST)
@@ -76,7 +78,7 @@ def serving(host: str, port: int, report: Report, hosts: Hosts) -> Iterator[int]
             f"HOST='{host}' METRICS_PORT={port}: cannot listen there ({error.strerror or error}); "
             "stop what uses the port, or set METRICS_PORT to another (0 takes a free one)"
         ) from None
-    server.report, server.hosts = report, hosts
+    server.report, server.hosts, server.audit = report, hosts, Audit()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, name="pages", daemon=True)
     thread.start()
     try:

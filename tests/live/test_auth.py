@@ -136,28 +136,53 @@ def test_b3_a_refused_origin_can_be_asked_for_and_is_logged_once_a_minute(listed
     assert REFUSALS_OF_UVICORN not in listed.log
 
 
-def test_a10_wrong_tokens_have_to_wait_over_http_and_over_sockets(locked: Service) -> None:
-    there = {"X-Forwarded-For": "203.0.113.9, 198.51.100.1, 127.0.0.1"}
+def waiting(service: Service, number: int) -> tuple[dict[str, str], float, float]:
+    """The header of an address that has sent ten wrong tokens, half over sockets; its wait ends between two times."""
+    there = {"X-Forwarded-For": f"203.0.113.9, 198.51.100.{number}, 127.0.0.1"}
     for _ in range(5):
-        assert init(locked, there, "wrong")[0]["reason"] == "unauthorized"
-    wrong = there | {"Authorization": "Bearer wrong"}
-    answers = [httpx.get(f"{locked.url}/v1/models", headers=wrong) for _ in range(20)]
-    assert [answer.status_code for answer in answers] == [401] * 5 + [429] * 15
-    assert answers[-1].json()["error"]["code"] == "too_many_failures"
-    assert 1 <= int(answers[-1].headers["retry-after"]) <= 5
-    bye, code = init(locked, there, "right")
-    assert (bye["reason"], code) == ("rejected", 1013)
-    assert 1 <= bye["retry_after_s"] <= 5
-    assert "wait" in bye["message"]
-    status, error, retry = denied(locked, there | {"Authorization": "Bearer right"})
-    assert (status, error["code"]) == (429, "too_many_failures")
-    assert retry is not None
-    # From the address that the last proxy before ours tells, and from no other.
-    elsewhere = {"X-Forwarded-For": "198.51.100.1, 203.0.113.9", "Authorization": "Bearer right"}
-    assert httpx.get(f"{locked.url}/v1/models", headers=elsewhere).status_code == 200
-    time.sleep(int(retry) + 0.1)
-    assert httpx.get(f"{locked.url}/v1/models", headers=there | {"Authorization": "Bearer right"}).status_code == 200
-    assert init(locked, there, "right")[0]["type"] == "ready"
+        assert init(service, there, "wrong")[0]["reason"] == "unauthorized"
+    for _ in range(4):
+        answer = httpx.get(f"{service.url}/v1/models", headers=there | {"Authorization": "Bearer wrong"})
+        assert answer.status_code == 401
+    began = time.monotonic()
+    answer = httpx.get(f"{service.url}/v1/models", headers=there | {"Authorization": "Bearer wrong"})
+    assert answer.status_code == 401
+    return there, began + 5, time.monotonic() + 5
+
+
+def test_a10_wrong_tokens_have_to_wait_over_http_and_over_sockets(locked: Service) -> None:
+    def over_http(there: dict[str, str]) -> None:
+        answer = httpx.get(f"{locked.url}/v1/models", headers=there | {"Authorization": "Bearer right"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "too_many_failures")
+        assert 1 <= int(answer.headers["retry-after"]) <= 5
+
+    def over_a_socket(there: dict[str, str]) -> None:
+        bye, code = init(locked, there, "right")
+        assert (bye["reason"], code) == ("rejected", 1013)
+        assert 1 <= bye["retry_after_s"] <= 5
+        assert "wait" in bye["message"]
+
+    def in_the_handshake(there: dict[str, str]) -> None:
+        status, error, retry = denied(locked, there | {"Authorization": "Bearer right"})
+        assert (status, error["code"]) == (429, "too_many_failures")
+        assert retry is not None
+
+    for number, look in enumerate((over_http, over_a_socket, in_the_handshake)):
+        for attempt in range(5):
+            there, least, most = waiting(locked, 10 * number + attempt)
+            try:
+                look(there)
+                break
+            except (AssertionError, KeyError, pytest.fail.Exception):
+                if time.monotonic() < least:  # else the machine was so slow that the wait was over
+                    raise
+        else:
+            pytest.skip("the machine is too slow for five seconds")
+        # From another address at once, from this one after the wait.
+        elsewhere = {"X-Forwarded-For": f"198.51.100.{10 * number}, 203.0.113.9", "Authorization": "Bearer right"}
+        assert httpx.get(f"{locked.url}/v1/models", headers=elsewhere).status_code == 200
+        time.sleep(max(0.0, most - time.monotonic()) + 0.1)
+        assert init(locked, there, "right")[0]["type"] == "ready"
 
 
 def test_a10_each_refusal_is_one_line(locked: Service) -> None:
