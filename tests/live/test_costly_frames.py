@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import signal
 import time
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
 
 from tests.support.jpegs import encode, photo, scans
 from tests.support.live import adds_up, ready
@@ -84,3 +88,30 @@ async def test_a3_sessions_over_the_budget_hold_up_no_other_and_the_stop_keeps_i
             service.process.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(service.process.wait, 30) == 0
         assert time.monotonic() - began < 20
+
+
+async def test_e7_png_and_webp_are_taken_and_c9_an_exif_orientation_is_applied(service: Service) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = photo(320, 200)
+    bodies = {"png": still(picture, "PNG"), "webp": still(picture, "WEBP"), "jpeg": encode(picture, exif=exif)}
+    async with httpx.AsyncClient() as http:
+        for kind, body in bodies.items():
+            answer = await http.post(f"{service.url}/v1/frames", content=body, timeout=30)
+            assert answer.status_code == 200, answer.text
+            found = answer.json()
+            width, height = (200, 320) if kind == "jpeg" else (320, 200)
+            assert found["image"] == {"width": width, "height": height}
+            assert [one["class_name"] for one in found["objects"]] == ["person", "dog"]
+    assert_adds_up(service, "http")
+    async with ready(service, mode="lossless", stages={"ocr": False}) as live:
+        await live.frame(bodies["jpeg"], seq=1)
+        assert (await live.until("result"))["image"] == {"width": 320, "height": 200}
+        await live.frame(bodies["png"], seq=2)
+        assert (await live.until("error"))["code"] == "undecodable"
+
+
+def still(picture: NDArray[np.uint8], kind: str) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, kind)
+    return file.getvalue()
