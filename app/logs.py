@@ -30,18 +30,38 @@ class JsonFormatter(logging.Formatter):
             return orjson.dumps(plain).decode()
 
 
-class _SaidAlready(logging.Filter):
-    """Drops uvicorn's traceback of a start that ended with a reason of our own, logged in one line."""
+_MOST = 8 * 1024
+"""Characters of a message; what it says of others' input is theirs to choose."""
+
+
+_SAID = ("Application startup failed", "Invalid HTTP request received", "Unsupported upgrade request")
+
+
+class _Bounded(logging.Filter):
+    """Cuts messages that are longer than anybody reads."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        return "StartFailed" not in message and not message.startswith("Application startup failed")
+        if len(message) > _MOST:
+            record.msg, record.args = f"{message[:_MOST]}… ({len(message)} characters)", ()
+        return True
+
+
+class _SaidAlready(logging.Filter):
+    """Drops uvicorn's traceback of a start that ended with a reason of our own, logged in one line; and its lines about
+    requests that are wrong, which anybody can send without end: they are counted.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return "StartFailed" not in message and not message.startswith(_SAID)
 
 
 def configure(settings: ServerSettings) -> None:
     """Sends everything to stderr in the format asked for."""
     plain = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler()
+    handler.addFilter(_Bounded())
     handler.setFormatter(
         logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S") if plain else JsonFormatter()
     )

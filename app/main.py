@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from app import __version__, metrics
 from app.activity import ActivityPublisher
 from app.auth import Auth, Gate, require_tokens
+from app.connections import WithinBounds
 from app.errors import SightlineError
 from app.live import ledger, page, routes, single
 from app.live.door import LiveDoor
@@ -49,6 +50,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.auth = Auth(settings)
     app.add_middleware(Gate, auth=app.state.auth)
+    app.add_middleware(WithinBounds)  # the last one added is the outermost
     app.include_router(routes.router)
     app.add_exception_handler(RequestValidationError, routes.invalid_query)
     app.include_router(films.router)

@@ -139,6 +139,18 @@ SEGMENT_MESSAGES = Counter(
 
 ACTIVITY_ERRORS = Counter("sightline_activity_publish_errors_total", "Activity figures that CloudWatch did not take")
 
+CONNECTIONS = Gauge(
+    "sightline_connections",
+    "TCP connections: handshake (before their first complete request), http (it came; idle between two, too), "
+    "websocket, closing (answered, and not gone yet)",
+    ["state"],
+    multiprocess_mode="livesum",
+)
+CONNECTIONS_REFUSED = Counter(
+    "sightline_connections_refused_total", "TCP connections that the service ended, by why", ["reason"]
+)
+WORKER_RESTARTS = Counter("sightline_worker_restarts_total", "Processes of WORKERS that were replaced", ["reason"])
+
 AUTH_FAILURES = Counter("sightline_auth_failures_total", "Sessions and requests turned away", ["reason"])
 LAST_ACTIVITY = Gauge(
     "sightline_last_activity_timestamp_seconds", "When the last frame came in, epoch seconds", multiprocess_mode="max"

@@ -8,6 +8,7 @@ from typing import Any
 
 import uvicorn
 
+from app.admittance import DescriptorWatch, raise_descriptors
 from app.connections import LiveSocket, ServerConfig, TimedHttp
 from app.errors import ConfigurationError
 from app.settings import Settings
@@ -49,12 +50,23 @@ class Server(uvicorn.Server):
     The application looks at `should_exit` meanwhile, and gives up.
     """
 
+    config: ServerConfig
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._descriptors = DescriptorWatch()
+        raise_descriptors(self.config.live)
         try:
             await super().startup(sockets)
         except SystemExit:  # uvicorn's word for a start that failed
             if not self.should_exit:
                 raise
+            return
+        self.config.admittance.fit_descriptors()
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0:
+            self._descriptors.look()
+        return await super().on_tick(counter)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -6,6 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+_MOST_TYPE = 128
+"""Bytes of a camera's type, which each of its answers repeats."""
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -54,7 +57,7 @@ def read_entry(
             stream=stream,
             entry=identity,
             camera_id=stream.removeprefix(prefix),
-            camera_type=None if camera_type is None else camera_type.decode(errors="replace"),
+            camera_type=None if camera_type is None else camera_type[:_MOST_TYPE].decode(errors="replace"),
             captured_at_ms=_number(fields.get(b"captured_at_ms"), float(identity.partition("-")[0])),
             epoch=epoch,
         ),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from app.errors import ProtocolError
 from app.protocol.messages import Patch, StreamSettings
 from app.settings import LiveSettings, PipelineSettings
+from app.words import quoted
 
 Choose = Callable[[str | None], str]
 """From the prompt that a client names to the one in force."""
@@ -53,7 +54,7 @@ def class_ids(wanted: Sequence[int | str], names: Sequence[str]) -> tuple[int, .
         if not 0 <= number < len(names):
             known = ", ".join(names[:100]) or "none, since no detection model is served now"
             raise ProtocolError(
-                f"classes.{index}: {one!r} is no class of this model; known: {known}",
+                f"classes.{index}: {quoted(one)} is no class of this model; known: {known}",
                 code="invalid_value",
                 field=f"classes.{index}",
             )

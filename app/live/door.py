@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from app.auth import Auth
@@ -44,8 +43,6 @@ class LiveDoor:
         self.auth = auth
         self.admission = Admission(live, access)
         self.sessions: set[Session] = set()
-        self.sockets: Counter[str] = Counter()
-        """Open now, by address: of `sessions`."""
         self.answer_s = inference_deadline_s + live.send_timeout_s
         """Seconds that a frame in hand may take: at the models, and to be read."""
         self.ocr_timeout_s = ocr_timeout_s
@@ -66,13 +63,9 @@ class LiveDoor:
     def enter(self, session: Session) -> None:
         """A socket was opened."""
         self.sessions.add(session)
-        self.sockets[session.address] += 1
 
     def leave(self, session: Session) -> None:
         self.sessions.discard(session)
-        self.sockets[session.address] -= 1
-        if not self.sockets[session.address]:
-            del self.sockets[session.address]
 
     @property
     def open_now(self) -> int:

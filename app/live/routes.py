@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import re
 import shutil
 import time
+from functools import cache
 from typing import Annotated, Any
 
 import orjson
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 from starlette.websockets import WebSocket
 
-from app import __version__, metrics
+from app import __version__, bodies, metrics
 from app.auth import LIVE, address_of, bearer
 from app.errors import FrameError, FrameTooLarge, ProtocolError, TooExpensive
 from app.live import choices
@@ -28,6 +28,7 @@ from app.live.single import analyze_one, count_refused
 from app.protocol import messages
 from app.protocol.messages import StreamSettings
 from app.settings import LiveSettings
+from app.words import MOST_IN_ALL, shortened
 
 router = APIRouter()
 _STARTED = time.time()
@@ -37,7 +38,7 @@ _ID = re.compile("[0-9]{1,9}")
 async def invalid_query(request: Request, error: Exception) -> Response:
     """A wrong query parameter, in the shape of our other errors. FastAPI's handler of `RequestValidationError`."""
     assert isinstance(error, RequestValidationError)
-    detail = error.errors()[0]
+    detail = error.errors()[0]  # of our own few parameters
     field = str(detail["loc"][-1])
     return _problem(422, "invalid_value", f"{field}: {detail['msg']}", field)
 
@@ -52,47 +53,23 @@ def _json(value: Any, status: int = 200) -> Response:
 
 
 def _problem(status: int, code: str, message: str, field: str | None = None) -> Response:
-    return _json({"error": {"code": code, "message": message, "field": field}}, status)
+    return _json({"error": {"code": code, "message": shortened(message, MOST_IN_ALL), "field": field}}, status)
 
 
 @router.websocket(LIVE)
 async def inference(socket: WebSocket) -> None:
     """The live protocol, version 1."""
-    door = _door(socket)
-    full = _no_more_sockets(door, address_of(socket.scope))
-    if full is not None:
-        metrics.SESSIONS.labels("refused").inc()
-        await socket.send_denial_response(full)
-        return
-    await Session(socket, door).run()
+    await Session(socket, _door(socket)).run()
 
 
 @router.post(LIVE)
 async def why_not(request: Request) -> Response:
     """Why a socket would be refused here: the refusal, in plain HTTP; 204: nothing stands against it.
 
-    A browser keeps from a page why its handshake was refused. `auth` has looked at host, machine and origin before.
+    A browser keeps from a page why its handshake was refused. What bounds connections, and `auth`, have looked at this
+    request before, as they look at a handshake.
     """
-    return _no_more_sockets(_door(request), address_of(request.scope)) or Response(status_code=204)
-
-
-def _no_more_sockets(door: LiveDoor, address: str) -> Response | None:
-    live = door.live
-    if len(door.sessions) >= live.max_connections:
-        return _full(503, f"{live.max_connections} sockets are open, which is MAX_CONNECTIONS")
-    if door.sockets[address] >= live.max_connections_per_address:
-        metrics.AUTH_FAILURES.labels("address_limit").inc()
-        words = (
-            f"this address has {live.max_connections_per_address} sockets open, as MAX_CONNECTIONS_PER_ADDRESS allows"
-        )
-        return _full(429, words)
-    return None
-
-
-def _full(status: int, words: str) -> Response:
-    answer = _problem(status, "rejected", words)
-    answer.headers["Retry-After"] = "5"
-    return answer
+    return Response(status_code=204)
 
 
 @router.post("/v1/frames")
@@ -102,7 +79,10 @@ async def frames(
     iou: Annotated[float | None, Query(ge=0, le=1)] = None,
     classes: Annotated[str | None, Query(max_length=10_000)] = None,
 ) -> Response:
-    """One JPEG, PNG or WebP in, one result out. Text is read too and waited for, since nobody else is held up by it."""
+    """One JPEG, PNG or WebP in, as the body or as the part `file` of a form; one result out.
+
+    Text is read too and waited for, since nobody else is held up by it.
+    """
     door = _door(request)
     if door.pictures >= door.live.max_sessions:
         answer = _problem(503, "rejected", f"{door.pictures} pictures are being analysed, as many as MAX_SESSIONS")
@@ -114,7 +94,7 @@ async def frames(
     try:
         with door.admission.picture(token=token, address=address_of(request.scope)):
             settings = _wishes(door, confidence, iou, classes)
-            jpeg = await _body(request, door.live)
+            jpeg = await _picture(request, door.live)
             result = await analyze_one(door.pipeline, jpeg, settings, ocr_timeout_s=door.ocr_timeout_s)
     except Rejected as error:
         answer = _problem(429, "rejected", str(error))
@@ -123,8 +103,10 @@ async def frames(
         return answer
     except ProtocolError as error:
         return _problem(422, error.code, str(error), error.field)
-    except _TooLate as error:
-        return _problem(408, error.code, str(error))
+    except bodies.BodyTooSlow as error:
+        answer = _problem(408, "timeout", str(error))
+        answer.headers["Connection"] = "close"  # the rest of it is no request
+        return answer
     except (FrameTooLarge, TooExpensive) as error:
         return _problem(413, error.code, str(error))
     except FrameError as error:
@@ -142,29 +124,34 @@ def _wishes(door: LiveDoor, confidence: float | None, iou: float | None, classes
     try:
         patch = messages.Patch.model_validate({"confidence": confidence, "iou": iou, "classes": wanted})
     except ValidationError as error:
-        raise ProtocolError(f"classes: {error.errors()[0]['msg']}", code="invalid_value", field="classes") from None
+        (first, *_) = error.errors(include_url=False, include_context=False, include_input=False)
+        raise ProtocolError(f"classes: {shortened(first['msg'])}", code="invalid_value", field="classes") from None
     detect = door.pipeline.vision.detect
     return choices.apply(patch, door.defaults, detect.class_names if detect else ())
 
 
-class _TooLate(FrameError):
-    code = "timeout"
-
-
-async def _body(request: Request, live: LiveSettings) -> bytes:
-    chunks, size = [], 0
+async def _picture(request: Request, live: LiveSettings) -> bytes:
+    """The picture: the body itself, or the part `file` of a form."""
+    most, kind = live.max_frame_bytes, request.headers.get("content-type")
+    form = bodies.is_form(kind)
     try:
-        async with asyncio.timeout(live.init_timeout_s):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > live.max_frame_bytes:
-                    count_refused("too_large")
-                    raise FrameTooLarge(f"more than {live.max_frame_bytes} bytes, which is MAX_FRAME_BYTES")
-                chunks.append(chunk)
-    except TimeoutError:
+        body = await bodies.read(
+            request, most=bodies.most_of_form(most) if form else most, within_s=live.init_timeout_s
+        )
+        picture = bodies.file_in(body, kind or "") if form else body
+    except bodies.BodyTooSlow:
         count_refused("timeout")
-        raise _TooLate(f"the picture was not here whole within {live.init_timeout_s:g} seconds") from None
-    return b"".join(chunks)
+        raise
+    except bodies.BodyTooLarge as error:
+        count_refused("too_large")
+        raise FrameTooLarge(f"{error}; MAX_FRAME_BYTES is {most}") from None
+    except ProtocolError as error:
+        count_refused(error.code)
+        raise
+    if len(picture) > most:
+        count_refused("too_large")
+        raise FrameTooLarge(f"{len(picture)} bytes; MAX_FRAME_BYTES is {most}")
+    return picture
 
 
 @router.get("/v1/models")
@@ -187,7 +174,13 @@ async def summaries(
 @router.get("/schema.json")
 async def schema() -> Response:
     """JSON Schema of the live protocol."""
-    return _json(messages.schema())
+    return Response(_schema(), media_type="application/json")
+
+
+@cache
+def _schema() -> bytes:
+    """Made once: it takes as long as several frames, and anybody may ask for it."""
+    return orjson.dumps(messages.schema())
 
 
 @router.get("/health/live")

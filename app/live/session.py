@@ -39,6 +39,7 @@ from app.protocol.messages import (
     Ping,
     Queued,
     Ready,
+    Result,
     Resume,
     ServerMessage,
     SettingsInForce,
@@ -46,10 +47,13 @@ from app.protocol.messages import (
     StreamSettings,
     Update,
 )
+from app.words import MOST_IN_ALL, shortened
 
 log = logging.getLogger(__name__)
 
 _TICK_S = 0.5
+_NOT_ITS_FAULT = ("stale", "internal")
+"""What a frame is answered that may be as good as any."""
 
 
 class Session:
@@ -70,7 +74,7 @@ class Session:
         self._ledger = Ledger()
         self._intake = Intake(self.id, door.live, self._ledger)
         telling = self._telling = Telling(self.id, door.summaries, self._send)
-        self._answering = Answering(self.id, door.batches, self._memory, self._ledger, telling, self._send)
+        self._answering = Answering(self.id, door.batches, self._memory, self._ledger, telling, self._answered)
         self._begun = asyncio.Event()
         """The first message came, with a token where one is asked for."""
         self._turned_away = False
@@ -159,14 +163,15 @@ class Session:
             await self._intake.room()
 
     async def _frame(self, data: bytes) -> None:
-        self._clocks.frame(time.monotonic())
         if not self._begun.is_set():
             if not self._let_in(None):
                 self._ledger.received(len(data))
                 return
             self._begun.set()
         refusal = await self._intake.take(data)
-        if refusal is not None:
+        if refusal is None:
+            self._clocks.frame(time.monotonic())
+        else:
             await self._send(refusal)
 
     async def _control(self, text: str) -> None:
@@ -175,7 +180,7 @@ class Session:
             message = messages.parse(text)
             await self._obey(message)
         except ProtocolError as error:
-            await self._send(Error(error.code, str(error), field=error.field))
+            await self._send(Error(error.code, shortened(str(error), MOST_IN_ALL), field=error.field))
 
     async def _obey(self, message: messages.ClientMessage) -> None:
         if self._ending.is_set():
@@ -307,6 +312,14 @@ class Session:
             self.end(None)
             return False
         return True
+
+    async def _answered(self, message: ServerMessage) -> bool:
+        """Sends what became of a frame, and has the clocks know whether it was of use."""
+        if isinstance(message, Result):
+            self._clocks.judged(True, time.monotonic())
+        elif isinstance(message, Error) and message.code not in _NOT_ITS_FAULT:
+            self._clocks.judged(False, time.monotonic())
+        return await self._send(message)
 
     async def _keep_time(self) -> None:
         while True:

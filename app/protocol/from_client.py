@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from app.errors import ProtocolError
 from app.protocol.stream import Mode
+from app.words import MOST_OF_A_VALUE, quoted, shortened
 
 
 class _Message(BaseModel):
@@ -79,13 +80,13 @@ class Update(Patch):
 
 
 class Pause(_Message):
-    """The idle clock stops; the slot stays until `max_pause_s`."""
+    """The idle clock stops; the slot stays until pauses have lasted `max_pause_s` in all."""
 
     type: Literal["pause"]
 
 
 class Resume(_Message):
-    """Ends a pause."""
+    """Ends a pause; the idle clock goes on from where it stood, and only a frame starts it anew."""
 
     type: Literal["resume"]
 
@@ -124,15 +125,15 @@ def parse(text: str | bytes) -> ClientMessage:
     model = _BY_TYPE.get(name) if isinstance(name, str) else None
     if model is None:
         raise ProtocolError(
-            f"unknown type {name!r}; known: {', '.join(_BY_TYPE)}"[:300], code="unknown_type", field="type"
+            f"unknown type {quoted(name)}; known: {', '.join(_BY_TYPE)}", code="unknown_type", field="type"
         )
     try:
         message: ClientMessage = model.model_validate(data)
     except ValidationError as error:
-        detail = error.errors(include_url=False)[0]
-        path = ".".join(map(str, detail["loc"]))
+        detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        path = shortened(".".join(map(str, detail["loc"])), MOST_OF_A_VALUE)
         message_ = detail["msg"].removeprefix("Value error, ")
-        raise ProtocolError(f"{path}: {message_}", code="invalid_value", field=path) from None
+        raise ProtocolError(f"{path}: {shortened(message_)}", code="invalid_value", field=path) from None
     return message
 
 

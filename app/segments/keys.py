@@ -19,6 +19,8 @@ from pathlib import PurePosixPath
 from typing import Literal, cast, get_args
 from urllib.parse import quote, unquote
 
+from app.words import quoted
+
 Mode = Literal["annotate", "blur_faces", "results_only"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
@@ -66,7 +68,7 @@ class SegmentKey(SegmentId):
         # No super(): a dataclass with slots is a class made anew, which the bare form does not find.
         SegmentId.__post_init__(self)
         if self.mode not in MODES:
-            raise ValueError(f"mode {self.mode!r}: should be one of {', '.join(MODES)}")
+            raise ValueError(f"mode {quoted(self.mode)}: should be one of {', '.join(MODES)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ def check_job_id(job_id: str) -> str:
         ValueError: it is none: letters, digits and `-`, 1 to 64 of them.
     """
     if not _JOB.fullmatch(job_id):
-        raise ValueError(f"job id {job_id!r}: should be 1 to 64 letters, digits or -")
+        raise ValueError(f"job id {quoted(job_id)}: should be 1 to 64 letters, digits or -")
     return job_id
 
 
@@ -103,7 +105,7 @@ def split_s3(address: str) -> tuple[str, str]:
     """
     found = re.fullmatch(r"s3://([^/]+)/(.+)", address, re.DOTALL)
     if not found:
-        raise ValueError(f"{address!r}: should be s3://bucket/key")
+        raise ValueError(f"{quoted(address)}: should be s3://bucket/key")
     return found[1], found[2]
 
 
@@ -115,7 +117,7 @@ def split_file(address: str) -> PurePosixPath:
     """
     found = re.fullmatch(r"file://(/.+)", address, re.DOTALL)
     if not found:
-        raise ValueError(f"{address!r}: should be file:///folder/name")
+        raise ValueError(f"{quoted(address)}: should be file:///folder/name")
     return PurePosixPath(unquote(found[1]))
 
 

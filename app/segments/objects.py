@@ -10,6 +10,7 @@ from app.segments.objects_folder import FolderObjects
 from app.segments.objects_s3 import S3Objects
 from app.segments.ports import AddressRefused, Objects
 from app.settings import AwsSettings
+from app.words import MOST, quoted, shortened
 
 
 class AnyObjects:
@@ -48,6 +49,8 @@ class AnyObjects:
                 return self._s3
         if uri.startswith("file://"):
             if self._folder is None:
-                raise AddressRefused(f"{uri}: SEGMENT_FOLDER is unset, so no file may be read or written")
+                raise AddressRefused(
+                    f"{shortened(uri, MOST)}: SEGMENT_FOLDER is unset, so no file may be read or written"
+                )
             return self._folder
-        raise AddressRefused(f"{uri!r}: should begin with s3:// or file://")
+        raise AddressRefused(f"{quoted(uri)}: should begin with s3:// or file://")

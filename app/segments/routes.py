@@ -17,11 +17,13 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect
 
+from app import bodies
 from app.errors import InferenceUnavailable, SightlineError
 from app.segments.footage import FilmError
 from app.segments.keys import Mode, beside
 from app.segments.ports import AddressRefused, ObjectMissing
 from app.segments.service import Busy, SegmentService
+from app.words import MOST_IN_ALL, MOST_OF_A_VALUE, shortened
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +66,16 @@ async def invocations(request: Request) -> Response:
     """Analyses one film and answers when it is done: how many frames, how long, where its results are."""
     service = _service(request)
     try:
-        asked = Invocation.model_validate_json(await _body(request))
+        body = await bodies.read(request, most=_MOST_BYTES, within_s=service.body_timeout_s)
+        asked = Invocation.model_validate_json(body)
     except ValidationError as error:
         return _invalid(error)
+    except bodies.BodyTooSlow as error:
+        answer = _problem(408, "timeout", str(error))
+        answer.headers["Connection"] = "close"  # the rest of it is no request
+        return answer
+    except bodies.BodyTooLarge as error:
+        return _problem(413, "too_large", f"{error}; an invocation has at most {_MOST_BYTES}")
     except ClientDisconnect:
         return Response(status_code=400)  # nobody reads it
     work = asyncio.create_task(_answered(service, asked))
@@ -105,15 +114,6 @@ async def _answered(service: SegmentService, asked: Invocation) -> Response:
     return _json({"status": "completed", **where, **dataclasses.asdict(report)})
 
 
-async def _body(request: Request) -> bytes:
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MOST_BYTES:
-            break  # no JSON any more, and told so
-    return body[:_MOST_BYTES]
-
-
 async def _gone(request: Request) -> None:
     """Returns when the client has."""
     while (await request.receive())["type"] != "http.disconnect":
@@ -121,8 +121,8 @@ async def _gone(request: Request) -> None:
 
 
 def _invalid(error: ValidationError) -> Response:
-    detail = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in detail["loc"]) or None
+    detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    field = shortened(".".join(str(part) for part in detail["loc"]), MOST_OF_A_VALUE) or None
     wanted = "want {s3_input_uri, s3_output_uri (….mp4), mode: annotate | blur_faces | results_only}"
     return _problem(422, "invalid_value", f"{field or 'body'}: {detail['msg']}; {wanted}", field)
 
@@ -132,7 +132,7 @@ def _json(value: Any, status: int = 200) -> Response:
 
 
 def _problem(status: int, code: str, message: str, field: str | None = None) -> Response:
-    answer = _json({"error": {"code": code, "message": message, "field": field}}, status)
+    answer = _json({"error": {"code": code, "message": shortened(message, MOST_IN_ALL), "field": field}}, status)
     if status == 503:
         answer.headers["Retry-After"] = _RETRY_S
     return answer

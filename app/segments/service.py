@@ -17,6 +17,7 @@ from app.segments.objects import AnyObjects
 from app.segments.ports import AddressRefused, Objects
 from app.segments.served import any_model
 from app.settings import AwsSettings, LiveSettings, PipelineSettings, SegmentSettings
+from app.words import MOST, shortened
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ class SegmentService:
         pipeline_settings: PipelineSettings,
         limits: LiveSettings,
     ) -> None:
+        self.body_timeout_s = limits.init_timeout_s
+        """Seconds that the body of a request has."""
         self._pipeline = pipeline
         self._objects: Objects = AnyObjects(aws, segments.segment_folder)
         self._input_bucket, self._output_bucket = segments.input_bucket_name, segments.output_bucket_name
@@ -119,7 +122,7 @@ class SegmentService:
 def _expect(uri: str, name: str, bucket: str | None) -> None:
     """Where a bucket is named there is no other."""
     if bucket is not None and uri.startswith("s3://") and not uri.startswith(f"s3://{bucket}/"):
-        raise AddressRefused(f"{uri}: should begin with s3://{bucket}/, which is {name}")
+        raise AddressRefused(f"{shortened(uri, MOST)}: should begin with s3://{bucket}/, which is {name}")
 
 
 def _name(uri: str) -> str:

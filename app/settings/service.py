@@ -97,13 +97,16 @@ class LiveSettings(Section):
         128, ge=0, le=100_000, description="sessions kept in the waiting room when all slots are taken"
     )
     max_connections: int = Field(
-        2048, ge=1, le=100_000, description="sockets open at once, those that said nothing yet among them"
+        2048,
+        ge=1,
+        le=100_000,
+        description="TCP connections open at once, in each worker, from the moment they are made",
     )
     max_connections_per_address: int = Field(
         512,
         ge=1,
         le=100_000,
-        description="sockets open at once from one address, those that said nothing yet among them",
+        description="the same of one address; behind a proxy, of those for whom it says that it comes",
     )
     credits: int = Field(2, ge=1, le=64, description="frames a client may have in flight")
     max_frame_bytes: int = Field(2 * 1024 * 1024, ge=1024, description="largest frame, bytes")
@@ -112,13 +115,15 @@ class LiveSettings(Section):
     )
     max_messages_per_s: float = Field(240.0, gt=0, description="messages a second that a session may send on average")
     max_age_ms: float = Field(2000.0, gt=0, description="a realtime frame that waited longer is dropped unanalysed")
-    init_timeout_s: float = Field(10.0, gt=0, description="seconds a new socket has for its first message")
+    init_timeout_s: float = Field(
+        10.0, gt=0, description="seconds a connection has for a request, its body, and a socket's first message"
+    )
     send_timeout_s: float = Field(5.0, gt=0, description="seconds a reader may stall before `bye: slow_reader`")
     ping_interval_s: float = Field(
         15.0, gt=0, description="seconds between two `ping`; a client that is silent for three times as long is let go"
     )
     idle_timeout_s: float = Field(120.0, gt=0, description="seconds without a frame before `bye: idle`")
-    max_pause_s: float = Field(600.0, gt=0, description="seconds a paused session keeps its slot")
+    max_pause_s: float = Field(600.0, gt=0, description="seconds of pause, in all, that a session keeps its slot")
     max_session_s: float = Field(8 * 3600.0, gt=0, description="seconds after which any session ends")
 
 

@@ -339,7 +339,7 @@ async def test_a_pause_stops_the_idle_clock_until_its_own_end(brisk: Service) ->
     assert bye["report"]["duration_s"] >= 2
 
 
-async def test_resume_starts_the_idle_clock_anew(brisk: Service) -> None:
+async def test_resume_lets_the_idle_clock_go_on(brisk: Service) -> None:
     async with ready(brisk) as live:
         await live.say("pause")
         for _ in range(4):

@@ -136,9 +136,10 @@ def test_what_cannot_be_done_is_said_in_our_words(url: str, folder: Path, tmp_pa
     assert problem(ask(url, "http://127.0.0.1/a.mp4", target))[:2] == (403, "address_refused")
     assert problem(ask(url, film, target, "make_tea"))[:2] == (422, "invalid_value")
     assert problem(ask(url, film, file(folder / "a.txt")))[:2] == (422, "invalid_value")
-    for body in (b"", b"{", b"[]", b'{"s3_input_uri": 3}', b'"' + b"x" * 100_000):
+    for body in (b"", b"{", b"[]", b'{"s3_input_uri": 3}', b'"' + b"x" * 60_000):
         answer = httpx.post(f"{url}/invocations", content=body)
         assert problem(answer)[:2] == (422, "invalid_value"), body[:20]
+    assert problem(httpx.post(f"{url}/invocations", content=b'"' + b"x" * 100_000))[:2] == (413, "too_large")
     assert not (folder / "never.mp4").exists()
     assert not (folder / "never.jsonl").exists()
 
