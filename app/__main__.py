@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from app.ending import heed_early
 from app.errors import ConfigurationError, SightlineError
 from app.fleet.cli import cli as fleet
 from app.segments.cli import cli as segments
@@ -39,6 +40,7 @@ def serve(
     for name, value in (("HOST", host), ("PORT", port), ("WORKERS", workers)):
         if value is not None:
             os.environ[name] = str(value)
+    heed_early()
     from app.serving import run
 
     run()

@@ -26,6 +26,7 @@ from app.segments.service import SegmentService
 from app.settings import Settings
 from app.summary.summaries import Summaries
 from app.tuning import settle, tune
+from app.waiting import waiting_for
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +116,8 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
     )
     pipeline, client, embedded = one.pipeline, one.client, one.embedded
     stack.push_async_callback(summaries.close)
-    await summaries.open()
+    with waiting_for("the summaries' backlog on disk"):
+        await summaries.open()
     _say_ready(pipeline, getattr(app.state, "address", ""))
     door = LiveDoor(
         pipeline,

@@ -149,7 +149,6 @@ CONNECTIONS = Gauge(
 CONNECTIONS_REFUSED = Counter(
     "sightline_connections_refused_total", "TCP connections that the service ended, by why", ["reason"]
 )
-WORKER_RESTARTS = Counter("sightline_worker_restarts_total", "Processes of WORKERS that were replaced", ["reason"])
 
 AUTH_FAILURES = Counter("sightline_auth_failures_total", "Sessions and requests turned away", ["reason"])
 LAST_ACTIVITY = Gauge(

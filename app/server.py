@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import signal
 import socket
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
+from uvicorn.server import HANDLED_SIGNALS
 
 from app.admittance import DescriptorWatch, raise_descriptors
 from app.connections import LiveSocket, ServerConfig, TimedHttp
 from app.errors import ConfigurationError
 from app.settings import Settings
+
+log = logging.getLogger(__name__)
 
 _UNSENT = 16 * 1024
 """Bytes the kernel keeps for a peer that does not read: left alone it takes megabytes, and results grow old in them."""
@@ -45,12 +54,15 @@ def config(settings: Settings, app: Any, *, factory: bool = False) -> ServerConf
 
 
 class Server(uvicorn.Server):
-    """Uvicorn's own looks at signals only once the application has started; this one also while it starts.
+    """Uvicorn's own looks at signals only once the application has started, and ends by the signal that it was told by.
 
-    The application looks at `should_exit` meanwhile, and gives up.
+    This one looks also while it starts (the application looks at `should_exit` meanwhile, and gives up), says how it
+    ends, and ends with 0 on SIGTERM: it did what it was asked.
     """
 
     config: ServerConfig
+    says_how_it_ends = True
+    """Several workers have a parent, which does."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._descriptors = DescriptorWatch()
@@ -60,6 +72,9 @@ class Server(uvicorn.Server):
         except SystemExit:  # uvicorn's word for a start that failed
             if not self.should_exit:
                 raise
+            self._say("stopping: %s came while the service was starting", self._told_by())
+            self._say("drained: nobody was served yet")
+            self._say("ended")
             return
         self.config.admittance.fit_descriptors()
 
@@ -67,6 +82,46 @@ class Server(uvicorn.Server):
         if counter % 10 == 0:
             self._descriptors.look()
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._stopped = time.monotonic()
+        held = len(self.server_state.connections)
+        words = "stopping: %s came; %d connections are open, and have DRAIN_TIMEOUT_S=%g seconds"
+        self._say(words, self._told_by(), held, self.config.timeout_graceful_shutdown)
+        await super().shutdown(sockets)
+        self._say("ended")
+
+    async def _wait_tasks_to_complete(self) -> None:
+        try:
+            await super()._wait_tasks_to_complete()
+        finally:
+            left = len(self.server_state.connections)
+            passed_s = time.monotonic() - self._stopped
+            if left:
+                self._say("drained after %.1f s, but for %d connections, which are given up", passed_s, left)
+            else:
+                self._say("drained after %.1f s", passed_s)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in HANDLED_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if signal.SIGINT in self._captured_signals:  # a shell wants to know that Ctrl-C ended it
+            signal.raise_signal(signal.SIGINT)
+
+    def _told_by(self) -> str:
+        return signal.Signals(self._captured_signals[0]).name if self._captured_signals else "the end"
+
+    def _say(self, words: str, *values: object) -> None:
+        if self.says_how_it_ends:
+            log.info(words, *values)
 
 
 def listen(host: str, port: int) -> socket.socket:

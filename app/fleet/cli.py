@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from app.ending import heed_early
+
 cli = typer.Typer(
     name="fleet",
     help="Many cameras: `ingest` writes frames to Redis, `work` analyses them and writes to Kafka, `top` watches.",
@@ -35,6 +37,7 @@ def work(
     """
     given = (("FLEET_PROCESSES", processes), ("FLEET_MODE", mode), ("METRICS_PORT", metrics_port))
     os.environ.update({name: str(value) for name, value in given if value is not None})
+    heed_early()
     from app.fleet.work import run
 
     run()
@@ -53,6 +56,7 @@ def ingest(
     loop: Annotated[bool, typer.Option("--loop", help="Recordings start over at their end.")] = False,
 ) -> None:
     """Write frames of cameras and recordings to Redis, until Ctrl-C or SIGTERM."""
+    heed_early()
     from app.fleet.ingest import run
     from app.settings import Settings
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from app.folders import writable
 from app.inference.local import LocalTriton
 from app.settings import TritonSettings
+from app.waiting import waiting_for
 
 
 @contextmanager
@@ -47,7 +48,8 @@ def shared_triton(settings: TritonSettings, state_dir: Path) -> Iterator[str]:
         await triton.stop()
 
     try:
-        url = asyncio.run_coroutine_threadsafe(start(), loop).result()
+        with waiting_for("the embedded Triton and its models"):
+            url = asyncio.run_coroutine_threadsafe(start(), loop).result()
         os.environ["TRITON_URL"] = url
         yield url
     finally:

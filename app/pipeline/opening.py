@@ -17,6 +17,7 @@ from app.pipeline.multimodal import Pipeline
 from app.pipeline.ocr import Ocr
 from app.pipeline.vision import read_labels
 from app.settings import FleetSettings, OcrSettings, Settings
+from app.waiting import waiting_for
 
 log = logging.getLogger(__name__)
 
@@ -142,22 +143,26 @@ async def opened(
         if url is None:
             embedded = LocalTriton(settings.triton, folder)
             stack.push_async_callback(embedded.stop)
-            url = await embedded.start()
+            with waiting_for("the embedded Triton and its models"):
+                url = await embedded.start()
         follower = _Follower(on_inference)
         client = TritonClient(url, settings.triton, on_change=follower.changed)
         stack.push_async_callback(client.close)
-        await client.open()
+        with waiting_for(f"Triton at {url}"):
+            await client.open()
         ocr = Ocr(ocr_settings, state_dir=folder, on_change=on_ocr)
         stack.push_async_callback(ocr.close)
         if ocr_settings.ocr == "on" and not ocr.available:
             raise ConfigurationError(f"OCR='on': {ocr.reason}")
         if tracking:
-            await asyncio.to_thread(tracks.load)  # a second of imports: here, not under the first frame
+            with waiting_for("the tracker's libraries"):
+                await asyncio.to_thread(tracks.load)  # a second of imports: here, not under the first frame
         pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live, faces)
         stack.push_async_callback(asyncio.to_thread, pipeline.close)
         try:
-            await pipeline.load()
-            await pipeline.try_models()
+            with waiting_for("the models to say what they take and give, and to answer a picture"):
+                await pipeline.load()
+                await pipeline.try_models()
         except ModelRejected as error:
             raise ConfigurationError(str(error)) from None
         stack.push_async_callback(follower.close)

@@ -83,7 +83,8 @@ WRONG: dict[str, tuple[bytes, set[int]]] = {
     ),
     "300 headers": (b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" + b"X-A: b\r\n" * 300 + b"\r\n", {431}),
     "both kinds of length": (
-        b"POST /v1/frames HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET",
+        b"POST /v1/frames HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 6\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET",
         {400, 415},
     ),
     "two lengths": (

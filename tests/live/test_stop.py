@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import httpx
+import orjson
 import psutil
 import pytest
 
@@ -60,7 +62,7 @@ def in_shm(pids: list[int]) -> list[str]:
 
 
 async def ended(service: Service) -> int:
-    """Its exit code. When all is done uvicorn raises the signal that ended it once more."""
+    """Its exit code."""
     return await asyncio.to_thread(service.process.wait, PATIENCE_S)
 
 
@@ -94,7 +96,7 @@ async def test_what_is_in_flight_is_answered_and_everybody_is_told(
             await asyncio.sleep(0.1)
             service.process.send_signal(signal.SIGTERM)
             rests = await asyncio.gather(*(live.rest() for live in (realtime, lossless, waiting, silent)))
-            assert await ended(service) == -signal.SIGTERM
+            assert await ended(service) == 0
     for live, rest in zip((realtime, lossless, waiting, silent), rests, strict=True):
         assert (rest[-1]["type"], rest[-1]["reason"]) == ("bye", "shutdown")
         assert live.connection.close_code == 1001
@@ -126,7 +128,7 @@ def test_a_start_that_takes_long_is_given_up_when_told_to(tmp_path: Path, number
         child.send_signal(number)
         ended = child.wait(PATIENCE_S)
         if number == signal.SIGTERM:
-            assert ended == -signal.SIGTERM  # as ever: systemd takes it for a clean end
+            assert ended == 0
         else:
             assert ended != 0
         assert_gone(processes)
@@ -134,6 +136,89 @@ def test_a_start_that_takes_long_is_given_up_when_told_to(tmp_path: Path, number
     assert not [*state.glob("metrics-*")]
     log = (tmp_path / "log").read_text()
     assert "Traceback" not in log
+    if number == signal.SIGTERM:
+        assert said_of_its_end(log) == ["stopping", "drained", "ended"]
+
+
+def said_of_its_end(log: str) -> list[str]:
+    """The lines of an end in order, by their first word."""
+    messages = [orjson.loads(line)["message"] for line in log.splitlines() if line.startswith("{")]
+    words = [re.split(r"[ :]", message)[0] for message in messages]
+    return [word for word in words if word in ("stopping", "drained", "ended")]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_d11_an_end_that_was_asked_for_is_no_failure_and_is_said(
+    canned_triton: str, tmp_path: Path, jpeg: bytes, workers: str
+) -> None:
+    """0 on SIGTERM, as `docker stop` and systemd want it, and a line each for stopping, drained, ended."""
+    settings = {"TRITON_URL": canned_triton, "OCR": "off", "WORKERS": workers}
+    with serving(tmp_path, settings) as service:
+        async with ready(service) as live:
+            await live.frame(jpeg)
+            await live.answer()
+            service.process.send_signal(signal.SIGTERM)
+            assert (await live.bye())["reason"] == "shutdown"
+        assert await ended(service) == 0
+    assert said_of_its_end(service.log) == ["stopping", "drained", "ended"]
+    assert "Traceback" not in service.log
+
+
+def test_d11_sigterm_before_anything_is_imported_is_heeded_too(tmp_path: Path) -> None:
+    settings = {"STATE_DIR": str(tmp_path), "PORT": "0", "TRITON_URL": "127.0.0.1:9"}
+    with process(["serve"], settings, tmp_path / "log") as child:
+        deadline = time.monotonic() + 5 * PATIENCE_S
+        while not heeds_sigterm(child.pid) and child.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(5 * PATIENCE_S) == 0
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def heeds_sigterm(pid: int) -> bool:
+    with suppress(OSError):
+        caught = re.search(r"^SigCgt:\s+([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+    return False
+
+
+def test_d8_workers_that_start_slowly_are_left_alone(canned_triton: str, tmp_path: Path) -> None:
+    """Longer than the 5 s after which uvicorn's own look at them kills those that do not answer."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, time\nif 'spawn_main' in ' '.join(sys.orig_argv):\n    time.sleep(8)\n"
+    )
+    settings = {"TRITON_URL": canned_triton, "OCR": "off", "WORKERS": "2", "PYTHONPATH": str(tmp_path)}
+    with serving(tmp_path, settings) as service:
+        pids = {
+            one.pid for one in psutil.Process(service.process.pid).children() if "spawn_main" in " ".join(one.cmdline())
+        }
+        assert len(pids) == 2
+        deadline = time.monotonic() + PATIENCE_S
+        while service.log.count('"ready: ') < 2:
+            assert time.monotonic() < deadline, service.log
+            time.sleep(0.1)
+        now = {
+            one.pid for one in psutil.Process(service.process.pid).children() if "spawn_main" in " ".join(one.cmdline())
+        }
+        assert now == pids
+        assert "starting another" not in service.log
+
+
+def test_d8_a_worker_that_cannot_become_ready_in_its_time_is_replaced_and_it_is_said(
+    canned_triton: str, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, time\nif 'spawn_main' in ' '.join(sys.orig_argv):\n    time.sleep(600)\n"
+    )
+    settings = {"TRITON_URL": canned_triton, "OCR": "off", "WORKERS": "2", "PYTHONPATH": str(tmp_path), "PORT": "0"}
+    settings |= {"TRITON_START_TIMEOUT_S": "3", "DRAIN_TIMEOUT_S": "1", "STATE_DIR": str(tmp_path / "state")}
+    with process(["serve"], settings, tmp_path / "log") as child:
+        wait_for_line(
+            child, tmp_path / "log", r"was not ready after 3 s, which TRITON_START_TIMEOUT_S gives; starting another"
+        )
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(PATIENCE_S) == 0
 
 
 async def test_what_takes_longer_than_the_drain_is_given_up_with_a_word(
@@ -151,7 +236,7 @@ async def test_what_takes_longer_than_the_drain_is_given_up_with_a_word(
             await stopping.answer()
             service.process.send_signal(signal.SIGTERM)
             byes = await asyncio.gather(open_.bye(), stopping.bye())
-            assert await ended(service) == -signal.SIGTERM
+            assert await ended(service) == 0
     assert [bye["reason"] for bye in byes] == ["shutdown", "stopped"]
     for bye in byes:
         assert adds_up(bye["report"])
@@ -171,7 +256,7 @@ async def test_after_sigterm_nobody_is_let_in(canned_triton: str, tmp_path: Path
                 plain_socket(service)
             assert (await live.answer())["seq"] == 2
             assert (await live.bye())["reason"] == "shutdown"
-        assert await ended(service) == -signal.SIGTERM
+        assert await ended(service) == 0
 
 
 async def test_clients_that_do_not_listen_hold_nobody_up_for_long(canned_triton: str, tmp_path: Path) -> None:
@@ -188,7 +273,7 @@ async def test_clients_that_do_not_listen_hold_nobody_up_for_long(canned_triton:
                 one.sendall(half)
             await asyncio.sleep(0.1)
             service.process.send_signal(signal.SIGTERM)
-            assert await ended(service) == -signal.SIGTERM
+            assert await ended(service) == 0
             for one in connections:
                 one.close()
             live.connection.transport.abort()
@@ -204,7 +289,7 @@ async def test_with_an_embedded_triton_no_process_is_left(embedded: Service, jpe
         assert len((await live.answer())["objects"]) == 2
         embedded.process.send_signal(signal.SIGTERM)
         assert (await live.bye())["reason"] == "shutdown"
-    assert await ended(embedded) == -signal.SIGTERM
+    assert await ended(embedded) == 0
     assert_gone(everybody)
     assert in_shm([one.pid for one in everybody]) == []
     assert "Traceback" not in embedded.log
@@ -321,6 +406,7 @@ async def test_a_worker_that_is_killed_is_replaced_and_its_sessions_count_no_mor
         for live in lives:
             live.connection.transport.abort()
     settle(pair)
+    assert f"(pid {victim.pid}) was ended by SIGKILL; starting another" in pair.log
     deadline = time.monotonic() + PATIENCE_S
     while len([one for one in parent.children() if one.pid != victim.pid]) < 3:  # two, and the resource tracker
         assert time.monotonic() < deadline, parent.children()
