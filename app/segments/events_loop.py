@@ -47,32 +47,34 @@ class EventsLoop:
         if message is None:
             return
         try:
-            again = self._read(message)
+            again_s = self._read(message)
         except Exception:  # whatever S3 or the store has against this message: it comes again
             log.exception("message %s of the output-events queue", message.id)
             self._count("error")
             self._pulse.failed()
-            again = True
+            again_s = self._pace.early_s
         try:
-            if again:
-                self._queue.release(message, self._pace.early_s)
+            if again_s is not None:
+                self._queue.release(message, again_s)
             else:
                 self._queue.delete(message)
         except MessageGone as error:
             log.warning("%s", error)
 
-    def _read(self, message: Message) -> bool:
-        """Whether the message should come again."""
+    def _read(self, message: Message) -> float | None:
+        """After how long the message should come again; None: it is dealt with."""
         try:
             created = events.read(message.body)
         except events.InvalidEvent as error:
-            log.warning("message %s of the output-events queue is no S3 event (%s); deleted", message.id, error)
+            log.warning("message %s of the output-events queue is no S3 event (%s); given back", message.id, error)
             self._count("invalid")
-            return False
+            return self._pace.strange_s(message.deliveries)
         outcomes = [self._object(one, message) for one in created] or ["test"]
         for outcome in outcomes:
             self._count(outcome)
-        return "early" in outcomes
+        if "early" in outcomes:
+            return self._pace.early_s
+        return self._pace.strange_s(message.deliveries) if "invalid" in outcomes else None
 
     def _object(self, created: events.Created, message: Message) -> str:
         """What became of it: a word for the counter."""
@@ -92,7 +94,9 @@ class EventsLoop:
 
     def _nobodys(self, created: events.Created, message: Message, ours: bool) -> str:
         if not ours:
-            log.warning("an event of bucket %s; OUTPUT_BUCKET_NAME is %s", created.bucket, self._output_bucket)
+            log.warning(
+                "an event of bucket %s, OUTPUT_BUCKET_NAME is %s; given back", created.bucket, self._output_bucket
+            )
             return "invalid"
         if message.deliveries < MOST_DELIVERIES:
             return "early"

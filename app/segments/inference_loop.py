@@ -120,6 +120,8 @@ class InferenceLoop:
         try:
             if outcome is Outcome.HANDLED:
                 self._queue.delete(message)
+            elif outcome is Outcome.STRANGE:
+                self._queue.release(message, self._pace.strange_s(message.deliveries))
             else:
                 self._queue.release(message, self._pace.again_s if outcome is Outcome.AGAIN else 0.0)
         except MessageGone as error:

@@ -15,7 +15,7 @@ from app.segments.completion import Completions
 from app.segments.keys import SegmentKey, input_uri, output_uri, parse_input
 from app.segments.pace import Pace
 from app.segments.place import Place
-from app.segments.ports import Message, Store
+from app.segments.ports import Message, Objects, Store
 from app.segments.slots import Slots
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,10 @@ class Outcome(enum.Enum):
     HANDLED = "deleted"
     AGAIN = "comes again after a while"
     RETURNED = "comes again at once: the worker stops"
+    STRANGE = "comes again, later each time, until the queue hands it to its dead-letter queue: it is not understood"
+
+
+_WORST = (Outcome.HANDLED, Outcome.STRANGE, Outcome.AGAIN, Outcome.RETURNED)
 
 
 class Invoking:
@@ -40,6 +44,7 @@ class Invoking:
         self,
         backend: Backend,
         store: Store,
+        objects: Objects,
         slots: Slots,
         completions: Completions,
         attempts: Attempts,
@@ -51,6 +56,7 @@ class Invoking:
     ) -> None:
         self._backend = backend
         self._store = store
+        self._objects = objects
         self._slots = slots
         self._completions = completions
         self._attempts = attempts
@@ -77,37 +83,59 @@ class Invoking:
         try:
             created = events.read(message.body)
         except events.InvalidEvent as error:
-            log.warning("message %s of the video-worker queue is no S3 event (%s); deleted", message.id, error)
+            log.warning("message %s of the video-worker queue is no S3 event (%s); given back", message.id, error)
             self._count("invalid")
-            return Outcome.HANDLED
+            return Outcome.STRANGE
         if not created:
             self._count("test")
         worst = Outcome.HANDLED
         for one in created:
-            segment = parse_input(one.bucket, one.key)
-            if segment is None or one.bucket != self._input_bucket:
-                log.warning("%s in bucket %s is no segment of ours; left out", one.key, one.bucket)
-                self._count("invalid")
-                continue
-            outcome = self._segment(segment, message, place)
+            outcome = self._created(one, message, place)
             if outcome is Outcome.RETURNED:
                 return outcome
-            worst = outcome if outcome is Outcome.AGAIN else worst
+            worst = max(worst, outcome, key=_WORST.index)
         return worst
 
+    def _created(self, created: events.Created, message: Message, place: Place) -> Outcome:
+        if created.bucket != self._input_bucket:
+            log.warning(
+                "message %s of the video-worker queue is of bucket %s, INPUT_BUCKET_NAME is %s; given back",
+                message.id,
+                created.bucket,
+                self._input_bucket,
+            )
+            self._count("invalid")
+            return Outcome.STRANGE
+        segment = parse_input(created.bucket, created.key)
+        if segment is None:
+            log.warning("%s in bucket %s is no segment of ours; left out", created.key, created.bucket)
+            return self._said("invalid")
+        return self._segment(segment, message, place)
+
     def _segment(self, segment: SegmentKey, message: Message, place: Place) -> Outcome:
-        if self._store.completion(segment) is not None:
-            self._completions.check(segment.job_id)  # whoever completed it may have died before this
-            return self._said("duplicate")
         job = self._store.job(segment.job_id)
         if job is not None and job.status == "failed":
             return self._said("job_failed")
+        if job is None or job.mode != segment.mode or (job.total is not None and segment.index >= job.total):
+            log.warning("segment %s (%s) is in no job that is recorded; given back", segment, segment.mode)
+            self._count("unknown")
+            return Outcome.STRANGE
+        if self._store.completion(segment) is not None:
+            self._completions.check(segment.job_id)  # whoever completed it may have died before this
+            return self._said("duplicate")
+        there = self._objects.exists(input_uri(self._input_bucket, segment))
+        if not there and job.total is None:  # not uploaded yet, or never: it harms no job
+            log.warning("segment %s is not in bucket %s; given back", segment, self._input_bucket)
+            self._count("missing")
+            return Outcome.STRANGE
         if message.deliveries > MOST_DELIVERIES:
             self._attempts.give_up(segment, f"delivered {message.deliveries - 1} times, and nobody could end it")
             return self._said("given_up")
         if not place.taken():
             return Outcome.RETURNED
         try:
+            if not there:  # all were uploaded, and the job cannot end without this one
+                raise SegmentFailed(f"it is no longer in bucket {self._input_bucket}")
             return self._invoke(segment, place)
         except SegmentFailed as error:
             if self._store.completion(segment) is not None:

@@ -21,3 +21,10 @@ class Pace:
     """Between two looks at jobs that wait for their segments."""
     lease_s: float = 15.0
     """Who took a job's trigger and has not sent it for so long is dead: the next one sends it."""
+
+    def strange_s(self, deliveries: int) -> float:
+        """A message that is not understood comes again after so long, up to five minutes.
+
+        Its queue hands it to the dead-letter queue; one that has none keeps it for as long as it keeps messages.
+        """
+        return min(300.0, self.again_s * 2.0 ** min(deliveries - 1, 16))

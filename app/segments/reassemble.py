@@ -76,8 +76,9 @@ class Reassembler:
             outcome = self._outcome(message)
         SEGMENT_MESSAGES.labels(queue.name, outcome).inc()
         try:
-            if outcome == "error":
-                self._pulse.failed()
+            if outcome in ("error", "invalid"):
+                if outcome == "error":
+                    self._pulse.failed()
                 queue.release(message, min(_MOST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (message.deliveries - 1)))
             else:
                 queue.delete(message)
@@ -85,11 +86,11 @@ class Reassembler:
             log.warning("%s", error)
 
     def _outcome(self, message: Message) -> str:
-        """What became of it: a word for the counter; after `error` alone it comes again."""
+        """What became of it: a word for the counter; after `error` and `invalid` it comes again."""
         try:
             job_id = check_job_id(message.body)
         except ValueError as error:
-            log.warning("message %s of the reassembly queue is no job (%s); deleted", message.id, error)
+            log.warning("message %s of the reassembly queue is no job (%s); given back", message.id, error)
             return "invalid"
         if message.deliveries > MOST_DELIVERIES:
             return self._given_up(job_id, f"delivered {message.deliveries - 1} times, and nobody could end it")

@@ -54,6 +54,7 @@ class Worker:
         invoking = Invoking(
             backend,
             store,
+            parts.objects,
             self.slots,
             self.completions,
             attempts,

@@ -142,11 +142,19 @@ def test_a_job_that_is_not_whole_waits_for_its_next_message(depot: Depot, source
     assert (early(), left(depot), status(depot)) == (1, 0, ("chunking_complete", None))
 
 
-@pytest.mark.parametrize(("body", "outcome"), [("nobody-knows-it", "unknown"), ("../etc/passwd", "invalid")])
-def test_what_is_no_job_of_ours_is_deleted(depot: Depot, body: str, outcome: str) -> None:
-    count = counted(outcome)
-    turn(depot, body)
+def test_what_is_no_job_of_ours_is_deleted(depot: Depot) -> None:
+    count = counted("unknown")
+    turn(depot, "nobody-knows-it")
     assert (count(), left(depot)) == (1, 0)
+
+
+def test_d1_what_is_no_job_at_all_is_given_back(depot: Depot) -> None:
+    count = counted("invalid")
+    turn(depot, "../etc/passwd")
+    assert count() == 1
+    message = depot.reassembly.receive(10)
+    assert message is not None
+    assert (message.body, message.deliveries) == ("../etc/passwd", 2)
 
 
 def test_parts_that_do_not_fit_together_fail_the_job(depot: Depot, source: Path, tmp_path: Path) -> None:
