@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2
 
+from app.errors import InferenceError
 from app.inference.client import ModelSpec, TensorSpec
-from app.inference.requests import plain_request
+from app.inference.memory import Buffer
+from app.inference.requests import outputs, plain_request
 
 SPEC = ModelSpec("yolo", "1", (TensorSpec("images", "UINT8", (-1, 4, 4, 3)),), (), 8)
 
@@ -25,3 +27,41 @@ def test_pixels_that_do_not_lie_in_order_are_laid_so() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 4, 3, 1), np.uint8).transpose(3, 0, 1, 2)
     read = service_pb2.ModelInferRequest.FromString(plain_request(SPEC, pixels))
     assert read.raw_input_contents[0] == pixels.tobytes()
+
+
+HEADS = ModelSpec(
+    "vision",
+    "1",
+    (TensorSpec("images", "UINT8", (-1, 4, 4, 3)),),
+    (TensorSpec("detections", "FP32", (-1, 3, 6)), TensorSpec("poses", "FP32", (-1, -1, 57))),
+    8,
+)
+
+
+def answered(**shapes: tuple[int, ...]) -> service_pb2.ModelInferResponse:
+    answer = service_pb2.ModelInferResponse(model_name="vision")
+    for name, shape in shapes.items():
+        answer.outputs.add(name=name, datatype="FP32").shape.extend(shape)
+        answer.raw_output_contents.append(np.zeros(shape, np.float32).tobytes())
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("shapes", "why"),
+    [
+        ({"detections": (2, 3, 6)}, "lacks its output 'poses'"),
+        ({}, "lacks its output 'detections'"),
+        ({"detections": (2, 3, 6), "poses": (1, 4, 57)}, r"'poses' is \[1, 4, 57\] for 2 pictures"),
+        ({"detections": (2, 4, 6), "poses": (2, 4, 57)}, "'detections' is"),
+        ({"detections": (2, 18), "poses": (2, 4, 57)}, "'detections' is"),
+    ],
+)
+def test_d7_an_answer_without_all_outputs_is_an_error_of_the_model(
+    shapes: dict[str, tuple[int, ...]], why: str
+) -> None:
+    """Triton leaves outputs out where a process of an ensemble's model came back from a stop."""
+    buffer = Buffer(np.zeros((2, 4, 4, 3), np.uint8), None, None)
+    with pytest.raises(InferenceError, match=why):
+        outputs(answered(**shapes), HEADS, buffer, {})
+    whole = outputs(answered(detections=(2, 3, 6), poses=(2, 9, 57)), HEADS, buffer, {})
+    assert whole["poses"].shape == (2, 9, 57)
