@@ -174,8 +174,9 @@ class Ocr:
         else:
             self._last_problem = None
             texts = [text for text in reading.texts if text.confidence >= self._settings.ocr_min_confidence]
-            memory.succeed(texts, reading.width, reading.height)
-            OCR_RUNS.labels("ok" if texts else "empty").inc()
+            unreadable = bool(reading.texts) and not texts
+            memory.succeed(texts, reading.width, reading.height, unreadable=unreadable)
+            OCR_RUNS.labels("ok" if texts else "unreadable" if unreadable else "empty").inc()
         await self._supervisor.release(process, failed=spoilt)
 
     def _failed(self, memory: OcrMemory, outcome: str, problem: str) -> None:

@@ -25,6 +25,8 @@ CELL_SHARE = 2 / CELL**2
 """Of a cell's pixels; when fewer changed, the cell did not."""
 RUNNING = Stage("skipped", "running")
 """The first run is not over yet."""
+UNREADABLE = Stage("skipped", "unreadable")
+"""There are lines of text, and none can be read whichever way round: not the same as no text."""
 
 
 @dataclass(slots=True, eq=False)
@@ -44,6 +46,8 @@ class OcrMemory:
     waiting: Still | None = None
     """Its JPEG, or what makes one, as long as it stands in line."""
     running: bool = False
+    unreadable: bool = False
+    """Whether the last run that succeeded found lines of text, and could read none."""
     problem: str | None = None
     """Why the last run failed; None once one succeeds."""
 
@@ -64,11 +68,11 @@ class OcrMemory:
         assert still is not None
         return still
 
-    def succeed(self, texts: list[Text], width: int, height: int) -> None:
+    def succeed(self, texts: list[Text], width: int, height: int, *, unreadable: bool = False) -> None:
         """`width` and `height` are of the frame that was read, pixels."""
         self.texts, self.read_at = texts, self.asked_at
         self.text_cells = None if self.scene is None else text_cells(texts, width, height, self.scene.shape)
-        self.running, self.problem = False, None
+        self.running, self.problem, self.unreadable = False, None, unreadable
 
     def fail(self, problem: str) -> None:
         self.waiting, self.running, self.problem = None, False, problem
@@ -133,4 +137,4 @@ def stage(memory: OcrMemory, *, changed: bool, now: float) -> Stage:
         return Stage("stale", "running", age_ms)
     if changed:
         return Stage("stale", "throttled", age_ms)
-    return Stage("ok")
+    return UNREADABLE if memory.unreadable else Stage("ok")

@@ -81,13 +81,14 @@ def receive(incoming: BinaryIO, frames: queue.SimpleQueue[bytes]) -> None:
 def open_reader(cache: Path, models: Path | None) -> Callable[[bytes], dict[str, Any]]:
     """A function from JPEG to `size`, its width and height, and `texts`, its lines in reading order: `text`,
     `confidence` 0 to 1, `polygon` of four corners in pixels of the frame as sent (EXIF orientation ignored),
-    clockwise from the text's top left, clipped to the frame.
+    clockwise from the text's own top left, whichever way round it stands, clipped to the frame.
 
     Raises:
         ValueError: (the function) not an image that OpenCV decodes.
     """
     # By path, not by import: the folder of this file holds the service's modules, whose names must shadow nothing.
     layout = runpy.run_path(str(Path(__file__).with_name("ocr_models.py")))
+    turns = runpy.run_path(str(Path(__file__).with_name("ocr_turns.py")))
     detector, recogniser = layout["prepare"](cache, models)
 
     import cv2
@@ -119,16 +120,28 @@ def open_reader(cache: Path, models: Path | None) -> Callable[[bytes], dict[str,
             raise ValueError("not a picture that can be decoded")
         height, width = image.shape[:2]
         (page,) = pipeline.predict(image)
+        read_once = [
+            (text, float(score), polygon)
+            for text, score, polygon in zip(page["rec_texts"], page["rec_scores"], page["rec_polys"], strict=True)
+        ]
+        lines = turns["upright"](read_once, lambda polygon: inside._crop_by_polys(image, [polygon])[0], recognise)
         texts = [
             {
-                "text": text,
-                "confidence": float(score),
-                "polygon": np.clip(polygon, 0, (width, height)).astype(float).tolist(),
+                "text": line.text,
+                "confidence": line.score,
+                "polygon": np.clip(turns["corners"](line), 0, (width, height)).astype(float).tolist(),
             }
-            for text, score, polygon in zip(page["rec_texts"], page["rec_scores"], page["rec_polys"], strict=True)
-            if text.strip()
+            for line in turns["in_order"](lines, width, height)
+            if line.text.strip()
         ]
         return {"size": [width, height], "texts": texts}
+
+    # PaddleOCR's own pipeline, for single lines: what it cuts out, and its reader (PaddleX is pinned).
+    inside = pipeline.paddlex_pipeline._pipeline
+
+    def recognise(picture: Any) -> tuple[str, float]:
+        (line,) = inside.text_rec_model([picture])
+        return line["rec_text"], float(line["rec_score"])
 
     return read
 

@@ -103,7 +103,7 @@ class Text:
     text: str
     confidence: float
     polygon: tuple[tuple[float, float], ...]
-    """Four corners, clockwise from the text's top left."""
+    """Four corners, clockwise from the text's own top left: the lower right one of text that stands on its head."""
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class OcrSettings(Section):
     ocr_change_threshold: float = Field(
         0.02, ge=0, le=1, description="share of the picture that must have changed since the last run"
     )
-    ocr_min_confidence: float = Field(0.6, ge=0, le=1, description="least score of a text")
+    ocr_min_confidence: float = Field(0.8, ge=0, le=1, description="least score of a text")
     ocr_timeout_s: float = Field(20.0, gt=0, description="seconds after which a run is killed")
     ocr_max_runs: int = Field(500, ge=1, description="runs after which the process is replaced")
     ocr_max_rss_mb: int = Field(1500, ge=100, description="resident memory past which the process is replaced")

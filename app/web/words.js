@@ -34,6 +34,7 @@ const STAGES = { detect: "Objects", pose: "Poses", ocr: "Text", motion: "Motion"
 /** @type {Record<string, string>} */
 const REASONS = {
   running: "being read",
+  unreadable: "there is text, but it cannot be read",
   first_frame: "first frame",
   size_changed: "size changed",
   frame_too_small: "frame too small",

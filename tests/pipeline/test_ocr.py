@@ -139,6 +139,65 @@ def test_polygons_are_in_pixels_of_the_frame_as_sent(state: Path):
     run(ocr, main)
 
 
+def page(*lines: str) -> np.ndarray:
+    image = np.full((480, 640, 3), 225, np.uint8)
+    for index, line in enumerate(lines):
+        cv2.putText(image, line, (40, 110 + 90 * index), cv2.FONT_HERSHEY_SIMPLEX, 1.4, (25, 25, 25), 3, cv2.LINE_AA)
+    return image
+
+
+@needs_ocr
+def test_c8_text_is_read_upright_whichever_way_round_it_stands(state: Path):
+    ocr = Ocr(settings(), state_dir=state)
+    lines = ["Fire exit only", "Track 12 to Bern", "NOON"]
+
+    async def main() -> None:
+        for turns in range(4):
+            image = np.ascontiguousarray(np.rot90(page(*lines), turns))
+            stream = Stream(ocr, image)
+            texts, stage = await stream.until("ok", "error")
+            assert stage == Stage("ok")
+            assert [text.text for text in texts] == lines
+            height, width = image.shape[:2]
+            for index, text in enumerate(texts):
+                # Turned back, its first corner is the upper left one.
+                corner = np.array(text.polygon[0]) - (width / 2, height / 2)
+                for _ in range(turns):
+                    corner = np.array((-corner[1], corner[0]))
+                assert np.abs(corner - (40 - 320, 78 + 90 * index - 240)).max() < 20
+
+    run(ocr, main)
+
+
+@needs_ocr
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_c8_a_short_word_and_lines_of_two_ways_round_are_read(state: Path, turns: int):
+    ocr = Ocr(settings(), state_dir=state)
+
+    async def main() -> None:
+        short = Stream(ocr, np.ascontiguousarray(np.rot90(sign("A1"), turns)))
+        texts, _ = await short.until("ok", "error")
+        assert [text.text for text in texts] == ["A1"]
+        both = sign("UPRIGHT LINE", x=40, y=110)
+        both[240:] = np.rot90(sign("OTHER WAY", x=40, y=110), 2)[240:]
+        texts, _ = await Stream(ocr, both).until("ok", "error")
+        assert sorted(text.text for text in texts) == ["OTHER WAY", "UPRIGHT LINE"]
+
+    run(ocr, main)
+
+
+@needs_ocr
+def test_c8_what_nobody_can_read_is_not_ok(state: Path):
+    ocr = Ocr(settings(), state_dir=state)
+
+    async def main() -> None:
+        mirrored = Stream(ocr, np.ascontiguousarray(page("Fire exit only", "Track 12 to Bern")[:, ::-1]))
+        await until(lambda: mirrored.frame()[1] != Stage("skipped", "running"))
+        assert mirrored.frame() == ([], Stage("skipped", "unreadable"))
+
+    run(ocr, main)
+
+
 @needs_ocr
 def test_two_streams_share_the_process_and_keep_their_own_text(state: Path):
     ocr = Ocr(settings(), state_dir=state)
