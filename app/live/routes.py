@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 import shutil
@@ -10,7 +11,7 @@ from functools import cache
 from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import ValidationError
@@ -33,6 +34,7 @@ from app.words import MOST_IN_ALL, shortened
 router = APIRouter()
 _STARTED = time.time()
 _ID = re.compile("[0-9]{1,9}")
+_MOST_SHOWN = 40
 
 
 async def invalid_query(request: Request, error: Exception) -> Response:
@@ -41,6 +43,24 @@ async def invalid_query(request: Request, error: Exception) -> Response:
     detail = error.errors()[0]  # of our own few parameters
     field = str(detail["loc"][-1])
     return _problem(422, "invalid_value", f"{field}: {detail['msg']}", field)
+
+
+async def _known_query(request: Request) -> None:
+    """A parameter that a route does not know is a misspelt one: it is said, not ignored.
+
+    Raises:
+        RequestValidationError: names it, and what was probably meant.
+    """
+    known = [field.alias for field in request.scope["route"].dependant.query_params]
+    for name in request.query_params:
+        if name in known:
+            continue
+        near = [other for other in known if len(name) > 1 and other.startswith(name.lower())]
+        near += difflib.get_close_matches(name.lower(), known, n=1)
+        meant = f"{near[0]} is probably meant; " if near else ""
+        shown = name if len(name) <= _MOST_SHOWN else f"{name[:_MOST_SHOWN]}..."
+        words = f"there is no such parameter; {meant}known: {', '.join(known)}"
+        raise RequestValidationError([{"loc": ("query", shown), "msg": words, "type": "unknown"}])
 
 
 def _door(request: Request | WebSocket) -> LiveDoor:
@@ -72,7 +92,7 @@ async def why_not(request: Request) -> Response:
     return Response(status_code=204)
 
 
-@router.post("/v1/frames")
+@router.post("/v1/frames", dependencies=[Depends(_known_query)])
 async def frames(
     request: Request,
     confidence: Annotated[float | None, Query(ge=0, le=1)] = None,
@@ -160,7 +180,7 @@ async def models(request: Request) -> Response:
     return _json(_door(request).pipeline.models)
 
 
-@router.get("/v1/sessions/{session_id}/summaries")
+@router.get("/v1/sessions/{session_id}/summaries", dependencies=[Depends(_known_query)])
 async def summaries(
     request: Request,
     session_id: Annotated[str, Path(pattern="^[0-9a-f]{32}$")],

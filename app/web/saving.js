@@ -1,6 +1,7 @@
 // Keeps what was seen: a still, a film, the results.
 
 import { paint } from "./paint.js";
+import { withDuration } from "./webm.js";
 
 /** @import { Overlay } from "./overlay.js" */
 /** @import { Result } from "./protocol.js" */
@@ -9,6 +10,7 @@ import { paint } from "./paint.js";
 const MOST_RESULTS = 5000;
 const FILMS = ["video/webm;codecs=vp8", "video/webm;codecs=vp9", "video/webm", "video/mp4"]; // vp8 leaves time to draw
 const FILM_BITS_PER_S = 5_000_000;
+const BEGINNING = 4096; // bytes of a recording: what is said of it stands there
 
 /** The latest results, for a file with one line of JSON each. */
 export class Results {
@@ -87,12 +89,16 @@ export class Recorder {
 
   /** Ends it and saves the film. */
   async stop() {
+    const lasted = 1000 * this.seconds;
     await new Promise((resolve) => {
       this.#recorder.onstop = resolve;
       this.#recorder.stop();
     });
     const type = this.#recorder.mimeType || "video/webm";
-    download(new Blob(this.#pieces, { type }), type.startsWith("video/mp4") ? "mp4" : "webm");
+    const film = new Blob(this.#pieces, { type });
+    const begins = withDuration(new Uint8Array(await film.slice(0, BEGINNING).arrayBuffer()), lasted);
+    const whole = begins ? new Blob([begins, film.slice(BEGINNING)], { type }) : film;
+    download(whole, type.startsWith("video/mp4") ? "mp4" : "webm");
   }
 }
 

@@ -54,13 +54,15 @@ def test_a_still_has_picture_and_overlay(sight: Sight, tmp_path: Path) -> None:
         assert np.asarray(still.convert("RGB"))[50:70, 560:580].mean() > 200
 
 
-def test_a_recording_is_a_film_of_both(sight: Sight, tmp_path: Path) -> None:
+def test_e6_a_recording_is_a_film_of_both_and_says_how_long(sight: Sight, tmp_path: Path) -> None:
     sight.page.click("#record")
     sight.shows("#recording", "2 s")
     assert sight.page.get_attribute("#record", "aria-pressed") == "true"
     path = saved(sight, "#record", tmp_path)
     assert path.suffix == ".webm"
     with av.open(str(path)) as film:
+        assert film.duration is not None
+        assert 1.5e6 < film.duration < 60e6  # microseconds: players show how long it is
         frames = [frame.to_image() for frame in film.decode(video=0)]
     assert {frame.size for frame in frames} == {(clip.WIDTH, clip.HEIGHT)}
     assert len(frames) > 8

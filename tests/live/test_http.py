@@ -317,3 +317,29 @@ def test_every_picture_of_this_module_is_accounted_for(service: Service, brisk: 
         assert counts["processed"] > 0
         assert counts["dropped"] > 0
         assert "Traceback" not in one.log
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong", "right"),
+    [
+        ("/v1/frames", "conf=0.9", "confidence"),
+        ("/v1/frames", "Confidence=0.9", "confidence"),
+        ("/v1/frames", "confidence=0.5&class=person", "classes"),
+        ("/v1/frames", "verbose=1", "confidence, iou, classes"),
+        ("/v1/frames", "x" * 3000 + "=1", "confidence, iou, classes"),
+    ],
+)
+def test_e6_a_misspelt_query_is_said(service: Service, jpeg: bytes, path: str, wrong: str, right: str) -> None:
+    answer = httpx.post(f"{service.url}{path}?{wrong}", content=jpeg)
+    assert answer.status_code == 422
+    problem = answer.json()["error"]
+    assert problem["code"] == "invalid_value"
+    assert right in problem["message"]
+    assert wrong.split("&")[-1].partition("=")[0].startswith(problem["field"].removesuffix("..."))
+    assert len(answer.content) < 400
+
+
+def test_e6_a_misspelt_query_of_summaries_is_said(service: Service) -> None:
+    answer = httpx.get(f"{service.url}/v1/sessions/{'0' * 32}/summaries?lats=3")
+    assert answer.status_code == 422
+    assert "last is probably meant" in answer.json()["error"]["message"]

@@ -13,6 +13,7 @@ import { problemOf } from "../../app/web/problems.js";
 import { HEADER_BYTES, packFrame, socketUrl } from "../../app/web/protocol.js";
 import { readQuery } from "../../app/web/query.js";
 import { RateMeter, Samples } from "../../app/web/stats.js";
+import { withDuration } from "../../app/web/webm.js";
 import { byeWords, classWords, clock, seenWords, stageWords } from "../../app/web/words.js";
 
 test("a frame's header is read back as it was written", () => {
@@ -318,4 +319,26 @@ test("e6: a file is a film or a picture by what is in it, or neither", async () 
   const problem = await kindOf(others[0]).catch((error) => problemOf(error, "film", place));
   assert.match(problem.title, /no video/);
   assert.match(problem.text, /“notes.txt” is neither a film nor a picture/);
+});
+
+test("e6: a recording is told how long it is", () => {
+  const header = [0x1a, 0x45, 0xdf, 0xa3, 0x84, 0x42, 0x86, 0x81, 1];
+  const unknown = [0x01, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
+  const info = (...inside) => [0x15, 0x49, 0xa9, 0x66, 0x80 | inside.length, ...inside];
+  const scale = [0x2a, 0xd7, 0xb1, 0x83, 0x0f, 0x42, 0x40]; // a millisecond
+  const rest = [0x16, 0x54, 0xae, 0x6b, 0x80, 0x1f, 0x43, 0xb6, 0x75, ...unknown, 0xe7, 0x81, 0];
+  const recording = Uint8Array.of(...header, 0x18, 0x53, 0x80, 0x67, ...unknown, ...info(...scale), ...rest);
+  const told = withDuration(recording, 5892);
+  const at = Buffer.from(told).indexOf(Buffer.from([0x44, 0x89, 0x88]));
+  assert.equal(new DataView(told.buffer).getFloat64(at + 3), 5892);
+  assert.deepEqual([...told.subarray(-rest.length)], rest);
+  assert.equal(told.length, recording.length + 7 + 11); // a size of eight bytes, and the duration
+  assert.equal(withDuration(told, 1), null); // it says so already
+  // What is no such recording is left alone, wherever it is cut.
+  for (let length = 0; length < header.length + 12 + 5 + scale.length; length += 1) {
+    assert.equal(withDuration(recording.subarray(0, length), 1), null);
+  }
+  assert.equal(withDuration(Uint8Array.from(Buffer.from("ftypmp42 and so on")), 1), null);
+  const sized = Uint8Array.of(...header, 0x18, 0x53, 0x80, 0x67, 0x8c, ...info(...scale));
+  assert.equal(withDuration(sized, 1), null);
 });
