@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import av
@@ -19,6 +26,7 @@ from app.settings import ROOT
 from benchmarks import canned
 from tests.conftest import SLOW, Serve
 from tests.support import clip
+from tests.support.movie import heard, movie, picture, shown
 from tests.support.service import Service
 
 PAN = clip.Pan(step=(4, 2), count=8)
@@ -211,3 +219,145 @@ def test_help_tells_what_matters(command: list[str], words: list[str]) -> None:
 
 def test_schema_is_json() -> None:
     assert set(orjson.loads(sightline("schema").out)) >= {"client", "server", "$defs"}
+
+
+def interrupted(*arguments: object, when: Callable[[], bool], number: int = signal.SIGINT) -> Done:
+    """`send`, to which a signal is sent as soon as something is so."""
+    command = [sys.executable, "-m", "app", "send", *map(str, arguments)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        deadline = time.monotonic() + 30
+        while not when():
+            assert time.monotonic() < deadline
+            assert child.poll() is None, child.stderr and child.stderr.read()
+            time.sleep(0.05)
+        child.send_signal(number)
+        out, err = child.communicate(timeout=30)
+    return Done(child.returncode, out, err.decode())
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.jsonl"])
+def test_e7_ctrl_c_before_the_first_answer_leaves_no_file(tmp_path: Path, film: Path, name: str) -> None:
+    folder = tmp_path / "films"
+    folder.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        held: list[socket.socket] = []
+
+        def connected() -> bool:
+            with suppress(BlockingIOError):
+                held.append(server.accept()[0])
+            return bool(held)
+
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        done = interrupted(film, "--url", url, "-o", folder / name, when=connected)
+        for one in held:
+            one.close()
+    assert (done.code, done.out, done.err) == (130, b"", "sightline: interrupted\n")
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_e7_a_film_that_was_begun_is_whole_when_it_is_interrupted(
+    service: Service, tmp_path: Path, number: int, code: int
+) -> None:
+    folder = tmp_path / "films"
+    folder.mkdir()
+    film = movie(tmp_path / "long.mp4", seconds=60, fps=10, width=160, height=120)
+    begun = lambda: any(path.stat().st_size for path in folder.iterdir())  # noqa: E731
+    done = interrupted(film, "--url", service.url, "--fps", 5, "-o", folder / "out.mp4", when=begun, number=number)
+    assert done.code == code, done.err
+    assert [path.name for path in folder.iterdir()] == ["out.mp4"]
+    with av.open(str(folder / "out.mp4")) as container:
+        assert 0 < sum(1 for _ in container.decode(video=0)) < 600
+
+
+def test_e7_where_no_service_is_it_says_what_to_do_next(film: Path, tmp_path: Path) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Other) as other:
+        thread = threading.Thread(target=other.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{other.server_address[1]}"
+            assert_refused(sightline("send", film, "--url", url), "no Sightline service", "sightline serve")
+        finally:
+            other.shutdown()
+            thread.join()
+    for url, words in (
+        ("http://127.0.0.1:9", ("no service answers there", "sightline serve", "--url")),
+        ("http://nowhere.invalid", ("name is not known", "--url")),
+    ):
+        done = sightline("send", film, "--url", url, "-o", tmp_path / "out.mp4")
+        assert_refused(done, url, *words)
+        assert "Errno" not in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_e7_a_token_that_is_missing_says_how_to_give_it(locked: Service, film: Path) -> None:
+    assert_refused(send(locked, film), "--token", "SIGHTLINE_TOKEN")
+
+
+def durations(path: Path) -> tuple[float, dict[str, float]]:
+    """Seconds of the whole file, and of its streams by kind."""
+    with av.open(str(path)) as container:
+        streams = {one.type: float(one.duration * one.time_base) for one in container.streams}
+        return container.duration / av.time_base, streams
+
+
+def test_c13_a_film_keeps_its_times_its_sound_and_its_rotation(service: Service, tmp_path: Path) -> None:
+    times = [*range(0, 1000, 33), *range(1990, 10_000, 1000)]
+    source = movie(tmp_path / "12:30:00.mkv", times_ms=times, width=320, height=240, sound_s=10, codec="mpeg4", bf="0")
+    assert send(service, source, "-o", tmp_path / "out.mp4").code == 0
+    seen = [time for time, _ in shown(tmp_path / "out.mp4")]
+    assert seen == pytest.approx([time / 1000 for time in times], abs=0.002)
+    assert durations(tmp_path / "out.mp4")[1]["audio"] == pytest.approx(10, abs=0.1)
+    started, tone = heard(tmp_path / "out.mp4")
+    assert started == pytest.approx(0, abs=0.05)
+    assert np.abs(tone).max() > 0.2
+
+    phone = movie(tmp_path / "phone.mp4", seconds=1, rotation=90, hflip=True)
+    done = send(service, phone, "-o", tmp_path / "turned.mp4")
+    assert done.code == 0
+    found = shown(tmp_path / "turned.mp4")
+    assert found[0][1].shape == (320, 240, 3)
+    assert [time for time, _ in found] == pytest.approx([number / 25 for number in range(25)], abs=0.002)
+
+
+def test_c13_variable_rates_last_as_long_as_their_source(service: Service, tmp_path: Path) -> None:
+    times = [*range(0, 1000, 33), *range(1990, 10_000, 1000)]
+    source = movie(tmp_path / "vfr.mp4", times_ms=times, width=320, height=240, sound_s=None)
+    assert send(service, source, "-o", tmp_path / "out.mp4").code == 0
+    assert durations(tmp_path / "out.mp4")[0] == pytest.approx(10.02, abs=0.05)
+
+
+def test_c12_joined_recordings_become_one_film_with_their_sound_beside_the_pictures(
+    service: Service, tmp_path: Path
+) -> None:
+    part = movie(tmp_path / "part.ts", seconds=2, width=320, height=240)
+    (tmp_path / "three.ts").write_bytes(part.read_bytes() * 3)
+    assert send(service, tmp_path / "three.ts", "-o", tmp_path / "out.mp4").code == 0
+    whole, streams = durations(tmp_path / "out.mp4")
+    assert whole == pytest.approx(6, abs=0.1)
+    assert streams["video"] == pytest.approx(streams["audio"], abs=0.1)
+
+
+def test_c13_what_an_mp4_cannot_take_is_said(service: Service, tmp_path: Path) -> None:
+    source = tmp_path / "alaw.mov"
+    with av.open(str(source), "w") as film:
+        video = film.add_stream("libx264", rate=10)
+        video.width, video.height, video.pix_fmt = 320, 240, "yuv420p"
+        sound = film.add_stream("pcm_alaw", rate=8000)
+        sound.layout = "mono"
+        for number in range(5):
+            frame = av.VideoFrame.from_ndarray(picture(number, 320, 240), format="rgb24")
+            frame.pts = number
+            film.mux(video.encode(frame))
+        film.mux(video.encode(None))
+        noise = av.AudioFrame.from_ndarray(np.zeros((1, 4000), np.int16), format="s16", layout="mono")
+        noise.sample_rate, noise.pts = 8000, 0
+        film.mux(sound.encode(noise))
+    done = send(service, source, "-o", tmp_path / "out.mp4")
+    assert done.code == 0
+    assert "left out: the sound, pcm_alaw; MP4 does not take it" in done.err
+    assert len(shown(tmp_path / "out.mp4")) == 5
