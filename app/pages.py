@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import socket
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -19,11 +23,69 @@ from app.errors import ConfigurationError
 Report = Callable[[], dict[str, Any]]
 
 
+log = logging.getLogger(__name__)
+
+_MOST = 64
+"""Connections at once; each has a thread."""
+_PATIENCE_S = 10.0
+"""From accept to the end of the answer, however steadily a request comes or is read."""
+_PAUSE_S = 0.5
+"""Before accepting is tried again while no descriptor is left: the socket goes on saying that somebody waits."""
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     report: Report
     hosts: Hosts
     audit: Audit
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._open: dict[Any, float] = {}
+        """Connections, and when each is cut off."""
+        self._out = False
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            found = super().get_request()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                if not self._out:
+                    log.error("no connection to the metrics can be taken: %s (ulimit -n)", error.strerror)
+                    metrics.CONNECTIONS_REFUSED.labels("descriptors").inc()
+                self._out = True
+                time.sleep(_PAUSE_S)
+            raise
+        self._out = False
+        return found
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if len(self._open) >= _MOST:
+            metrics.CONNECTIONS_REFUSED.labels("full").inc()
+            self.shutdown_request(request)
+            return
+        self._open[request] = time.monotonic() + _PATIENCE_S
+        metrics.CONNECTIONS.labels("http").inc()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        if self._open.pop(request, None) is not None:
+            metrics.CONNECTIONS.labels("http").dec()
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """A few times a second: cuts off who takes too long. Its thread then sees the end, and closes."""
+        now = time.monotonic()
+        for request, due in [*self._open.items()]:
+            if now > due:
+                self._open[request] = now + _PATIENCE_S
+                metrics.CONNECTIONS_REFUSED.labels("slow_head").inc()
+                with suppress(OSError):
+                    request.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), OSError):  # else it left, or was cut off
+            log.exception("a request for metrics or health failed")
 
 
 class _Page(BaseHTTPRequestHandler):

@@ -16,6 +16,7 @@ from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from app import metrics
+from app.ending import leave_it_to_the_parent
 from app.errors import SightlineError
 from app.fleet.one import work
 from app.fleet.tally import DOOR
@@ -114,6 +115,7 @@ def _work(pulse: Pulse) -> None:
     settings = Settings()
     configure(settings.server)
     end_with_parent()
+    leave_it_to_the_parent()
     try:
         work(settings, pulse)
     except SightlineError as error:

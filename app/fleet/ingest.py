@@ -15,6 +15,7 @@ import redis
 
 from app import metrics, pages
 from app.auth import Hosts
+from app.ending import LAST_WORDS
 from app.errors import ConfigurationError
 from app.fleet.connection import TIMEOUT_S, connect
 from app.fleet.ingest_camera import STATES, Camera
@@ -56,7 +57,9 @@ def run(settings: Settings, sources: Sequence[str], *, loop: bool = False) -> No
         stack.enter_context(_pages_served(settings, ingest.report))
         stack.enter_context(shown_live(ingest.cameras, ingest.outbox))
         ingest.until(stop)
-        log.info("ending")
+        LAST_WORDS.stopping("nothing is left to be read")  # unless a signal came
+    LAST_WORDS.drained()
+    LAST_WORDS.ended()
 
 
 class Ingest:
@@ -162,7 +165,12 @@ class Ingest:
 
 @contextmanager
 def _ending_by_signal(stop: threading.Event) -> Iterator[None]:
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def heed(number: int, _: object) -> None:
+        LAST_WORDS.stopping(f"{signal.Signals(number).name} came")
+        stop.set()
+
+    before = {number: signal.signal(number, heed) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:

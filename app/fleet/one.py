@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import uvloop
 
+from app.ending import LAST_WORDS
 from app.fleet.analysis import ocr_settings
 from app.fleet.sync import SyncWorker
 from app.fleet.vitals import Pulse
@@ -43,7 +44,8 @@ async def _async(settings: Settings, pulse: Pulse) -> None:
     running = asyncio.current_task()
     assert running is not None
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, running.cancel)  # nothing is in hand yet: an embedded Triton may take minutes
+        # Nothing is in hand yet: an embedded Triton may take minutes.
+        loop.add_signal_handler(number, _heeding(number, running.cancel))
     with suppress(asyncio.CancelledError):
         stages = settings.fleet.fleet_stages
         faces = settings.fleet if "face" in stages else None
@@ -51,10 +53,22 @@ async def _async(settings: Settings, pulse: Pulse) -> None:
             worker = Worker(one.pipeline, settings, pulse)
             settle(young=YOUNG)
             for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, worker.stop)
+                loop.add_signal_handler(number, _heeding(number, worker.stop))
             await worker.run()
 
 
+def _heeding(number: signal.Signals, stop: Callable[[], object]) -> Callable[[], None]:
+    def heed() -> None:
+        LAST_WORDS.stopping(f"{number.name} came")
+        stop()
+
+    return heed
+
+
 def on_signals(stop: Callable[[], None]) -> None:
+    def heed(number: int, _: object) -> None:
+        LAST_WORDS.stopping(f"{signal.Signals(number).name} came")
+        stop()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop())
+        signal.signal(number, heed)

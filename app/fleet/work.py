@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 
 from app import metrics, pages
 from app.auth import Hosts
+from app.ending import LAST_WORDS
 from app.fleet.crew import Crew
 from app.fleet.one import on_signals, work
 from app.fleet.vitals import Vitals
@@ -36,6 +37,8 @@ def run() -> None:
     vitals = Vitals(1)
     with _serving(settings, vitals):
         work(settings, vitals.pulse(0))
+        LAST_WORDS.drained()
+    LAST_WORDS.ended()
 
 
 @contextmanager
@@ -70,5 +73,7 @@ def _run_several(settings: Settings) -> None:
         ):
             on_signals(crew.stop)
             crew.run()
+        LAST_WORDS.drained()
     finally:
         shutil.rmtree(shared, ignore_errors=True)
+    LAST_WORDS.ended()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from app import pages
 from app.auth import Hosts
+from app.ending import LAST_WORDS
 from app.errors import SightlineError
 from app.logs import configure
 from app.segments import reassemble as reassembly
@@ -114,6 +115,8 @@ def work(folder: Path | None) -> None:
         stack.enter_context(working.ended_by_signal(crew.stop))
         log.info("working in %s; metrics on http://%s:%d/metrics", folder, f"[{host}]" if ":" in host else host, port)
         crew.work()
+        LAST_WORDS.drained()
+    LAST_WORDS.ended()
 
 
 def reassemble(folder: Path | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from app import pages
 from app.auth import Hosts
+from app.ending import LAST_WORDS
 from app.logs import configure
 from app.metrics import SEGMENT_MESSAGES
 from app.segments.attempts import MOST_DELIVERIES
@@ -205,3 +206,5 @@ def serve(reassembler: Reassembler, settings: Settings) -> None:
     ):
         log.info("putting jobs together; metrics on http://%s:%d/metrics", f"[{host}]" if ":" in host else host, port)
         reassembler.run()
+        LAST_WORDS.drained()
+    LAST_WORDS.ended()

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from app import pages
 from app.auth import Hosts
+from app.ending import LAST_WORDS
 from app.logs import configure
 from app.segments.parts import on_aws
 from app.segments.worker import Worker
@@ -36,12 +37,19 @@ def run(settings: Settings) -> None:
         log.info("metrics on http://%s:%d/metrics", f"[{host}]" if ":" in host else host, port)
         log.info("working on %s with backend %s", parts.input_bucket, parts.backend.name)
         worker.run(settings.server.drain_timeout_s)
+        LAST_WORDS.drained()
+    LAST_WORDS.ended()
 
 
 @contextmanager
 def ended_by_signal(stop: Callable[[], None]) -> Iterator[None]:
     """SIGTERM and SIGINT call `stop` while the block lasts. In the main thread only."""
-    before = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def heed(number: int, _: object) -> None:
+        LAST_WORDS.stopping(f"{signal.Signals(number).name} came")
+        stop()
+
+    before = {number: signal.signal(number, heed) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import time
+from contextlib import ExitStack, suppress
 
 import httpx
 import pytest
@@ -70,3 +72,32 @@ def test_b1_another_name_gets_no_figures() -> None:
     with pages.serving("127.0.0.1", 0, Vitals(1).report, Hosts(opened)) as port:
         assert httpx.get(f"http://127.0.0.1:{port}/metrics", headers={"Host": "10.1.2.3"}).status_code == 200
         assert httpx.get(f"http://127.0.0.1:{port}/metrics", headers={"Host": "evil.com"}).status_code == 421
+
+
+def test_a4_connections_that_become_no_request_are_bounded_in_time_and_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "_PATIENCE_S", 1.0)
+    monkeypatch.setattr(pages, "_MOST", 20)
+    with pages.serving("127.0.0.1", 0, Vitals(1).report, Hosts(Settings())) as port, ExitStack() as stack:
+        open_ = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20)) for _ in range(40)]
+        begun = time.monotonic()
+        alive = open_
+        while alive:  # a byte now and then does not help
+            assert time.monotonic() - begun < 15, f"{len(alive)} connections are open"
+            alive = [one for one in alive if still_open(one)]
+            time.sleep(0.1)
+        assert httpx.get(f"http://127.0.0.1:{port}/health/live").status_code == 200
+
+
+def still_open(one: socket.socket) -> bool:
+    """Sends a byte of a request's line, and looks whether there is an end to be read."""
+    try:
+        one.sendall(b"G")
+        one.setblocking(False)
+        return one.recv(1) != b""
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        with suppress(OSError):
+            one.settimeout(20)
