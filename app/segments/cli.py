@@ -50,12 +50,18 @@ def submit(
             "--again", help="Where it is done or has failed: all of it anew; where it is stuck: what is missing."
         ),
     ] = False,
+    allow_truncated: Annotated[
+        bool,
+        typer.Option(
+            "--allow-truncated", help="Take what is there of a film whose file was cut off; else it is refused."
+        ),
+    ] = False,
 ) -> None:
     """Have a film analysed; prints where the new one is. Called again, it goes on where it was interrupted."""
     from app.segments.command import submit as run
     from app.segments.submit import Wish
 
-    run(context.obj, Wish(video, mode, seconds, again), wait=wait)
+    run(context.obj, Wish(video, mode, seconds, again, allow_truncated), wait=wait)
 
 
 @cli.command()

@@ -51,7 +51,7 @@ def submit(folder: Path | None, wish: Wish, *, wait: bool) -> None:
     except Interrupted as error:
         sys.stderr.write(f"sightline: {error}\n")
         sys.exit(_INTERRUPTED)
-    if job.status == "done" and job.reason:
+    if job.status != "failed" and job.reason:
         sys.stderr.write(f"sightline: {job.reason}\n")
     print(address)
 

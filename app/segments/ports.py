@@ -101,7 +101,7 @@ class Job:
     total: int | None = None
     """Segments, once it is known."""
     reason: str | None = None
-    """Why it failed; of one that is done, what is wanting, if anything."""
+    """Why it failed; of any other, what is wanting, if anything."""
     round: int = 0
     """How often it was reopened."""
 

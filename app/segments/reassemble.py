@@ -133,8 +133,10 @@ class Reassembler:
             return "early"
         with tempfile.TemporaryDirectory(prefix="reassembly-") as folder:
             failed = self._make(job, [SegmentId(job_id, index) for index in range(job.total)], Path(folder))
-        wanting = f"{failed} of its frames could not be analysed; the results say why" if failed else None
-        depot.store.mark(job_id, "done", wanting)
+        wanting = [job.reason] if job.reason else []
+        if failed:
+            wanting.append(f"{failed} of its frames could not be analysed; the results say why")
+        depot.store.mark(job_id, "done", "; ".join(wanting) or None)
         self._tidied(job_id)
         log.info("job %s is done: %s", job_id, final_address(depot.output_bucket, job))
         return "done"

@@ -23,6 +23,7 @@ from app.segments.keys import Mode, SegmentKey, input_uri
 from app.segments.ports import Job
 from app.segments.progress import Board
 from app.segments.reassemble import final_address
+from app.sources.truncation import truncation
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,10 @@ _NAME = 40
 
 class Interrupted(SightlineError):
     """Ctrl-C, or SIGTERM. What was done so far is kept."""
+
+
+class Truncated(SightlineError):
+    """The film's file was cut off, and that is not allowed."""
 
 
 class JobFailed(SightlineError):
@@ -52,6 +57,8 @@ class Wish:
     """A segment's least length."""
     again: bool = False
     """Analyse it anew, though it is done or has failed; else tell the workers once more of what is missing."""
+    allow_truncated: bool = False
+    """Whether a film whose file was cut off is taken for what is there of it."""
 
 
 def record(depot: Depot, wish: Wish, board: Board | None = None, stopping: threading.Event | None = None) -> Job:
@@ -59,12 +66,14 @@ def record(depot: Depot, wish: Wish, board: Board | None = None, stopping: threa
 
     Raises:
         FilmError: it cannot be read.
+        Truncated: it was cut off; the job has failed for that, until the film is submitted with `allow_truncated`.
         Interrupted: `stopping` was set meanwhile.
     """
     board, stopping = board or Board(), stopping or threading.Event()
     probe(wish.film)
     board.say(f"{wish.film.name} is being read")
     base = _job_id(wish, stopping)
+    lacks = None if wish.allow_truncated else truncation(wish.film, lambda: _heed(stopping))
     board.say("")
     last: Job | None = None
     for job_id in _numbered(base):
@@ -72,6 +81,11 @@ def record(depot: Depot, wish: Wish, board: Board | None = None, stopping: threa
         if there is None:
             break
         last = there
+    if lacks is not None:
+        if last is None:
+            depot.store.put_job(Job(base, wish.mode, wish.film.name, time.time()))
+            depot.store.mark(base, "failed", lacks)
+        raise Truncated(f"{lacks}; nothing was analysed. With --allow-truncated what is there is taken")
     if last is not None and not (_ended(last) and wish.again) and not (last.status == "done" and _gone(depot, last)):
         return last
     depot.store.put_job(Job(job_id, wish.mode, wish.film.name, time.time()))
@@ -98,7 +112,10 @@ def upload(depot: Depot, wish: Wish, job: Job, board: Board, stopping: threading
     if job.status == "done" or (told and not again):
         board.whole(job.total or 0)
         return job
+    wanting = truncation(wish.film, lambda: _heed(stopping)) if wish.allow_truncated else None
     total = _cut(depot, wish, job.job_id, board, stopping, again=again)
+    if wanting:
+        depot.store.mark(job.job_id, "chunking", wanting)
     depot.store.chunking_complete(job.job_id, total)
     board.whole(total)
     # All may be done by now, and then no worker looks again soon.
@@ -132,12 +149,16 @@ def _job_id(wish: Wish, stopping: threading.Event) -> str:
     digest = hashlib.sha256()
     with wish.film.open("rb") as film:
         while piece := film.read(_PIECE):
-            if stopping.is_set():
-                raise Interrupted("nothing is uploaded yet. Submit the film again to go on")
+            _heed(stopping)
             digest.update(piece)
     digest.update(f"{wish.mode} {wish.seconds!r}".encode())
     name = re.sub(r"[^A-Za-z0-9]+", "-", wish.film.stem).strip("-")[:_NAME].rstrip("-")
     return f"{name or 'film'}-{digest.hexdigest()[:12]}"
+
+
+def _heed(stopping: threading.Event) -> None:
+    if stopping.is_set():
+        raise Interrupted("nothing is uploaded yet. Submit the film again to go on")
 
 
 def _numbered(base: str) -> Iterator[str]:
