@@ -11,6 +11,7 @@ import math
 import mmap
 import os
 import socket
+import time
 import uuid
 from collections import deque
 from dataclasses import dataclass, field
@@ -118,11 +119,12 @@ class Buffer:
     flight. Releasing early thus never lets the server read a later frame's pixels.
     """
 
-    __slots__ = ("_array", "_holders", "_pool", "cursor", "slot")
+    __slots__ = ("_array", "_holders", "_pool", "_rest_s", "cursor", "slot")
 
     def __init__(self, array: NDArray[Any], pool: Pool | None, slot: Slot | None) -> None:
         self._array = array
         self._holders = 1
+        self._rest_s = 0.0
         self._pool = pool
         self.slot = slot
         self.cursor = 0
@@ -139,10 +141,16 @@ class Buffer:
     def hold(self) -> None:
         self._holders += 1
 
+    def rest(self, seconds: float) -> None:
+        """Its memory is lent to nobody for so long after the last `release`: a request was given up, and the server
+        may still be at it, and write its answer.
+        """
+        self._rest_s = max(self._rest_s, seconds)
+
     def release(self) -> None:
         self._holders -= 1
         if self._holders == 0 and self._pool is not None and self.slot is not None:
-            self._pool.free.append(self.slot)
+            self._pool.put(self.slot, self._rest_s)
         assert self._holders >= 0, "a buffer was released twice"
 
 
@@ -162,6 +170,8 @@ class Pool:
     dtype: np.dtype[Any]
     output_bytes: int
     free: deque[Slot] = field(default_factory=deque)
+    resting: list[tuple[float, Slot]] = field(default_factory=list)
+    """Slots that the server may still write into, and until when they are kept for that; of the monotonic clock."""
     growing: bool = False
 
     @property
@@ -175,9 +185,20 @@ class Pool:
     def add(self, region: Region) -> None:
         self.free.extend(Slot(region, index * region.slot_bytes) for index in range(region.slots))
 
+    def put(self, slot: Slot, rest_s: float = 0.0) -> None:
+        """Takes a slot back, to be lent again after so long."""
+        if rest_s:
+            self.resting.append((time.monotonic() + rest_s, slot))
+        else:
+            self.free.append(slot)
+
     def take(self, count: int) -> Buffer:
         """A slot's memory for so many pictures; heap memory when none is free."""
         shape = (count, *self.shape[1:])
+        if self.resting and not self.free:
+            now = time.monotonic()
+            self.free.extend(slot for until, slot in self.resting if until <= now)
+            self.resting = [(until, slot) for until, slot in self.resting if until > now]
         if not self.free:
             return Buffer(np.empty(shape, self.dtype), None, None)
         slot = self.free.pop()  # the one used last: its pages are still in the cache

@@ -62,10 +62,11 @@ class Regions:
             # Twice the room: detection and pose of one picture may be two requests on one buffer.
             pool = Pool(room, DTYPES[dtype], output_bytes=2 * self._output_bytes * room[0])
             self._pools[room, dtype] = pool
-        if grow and self._works and not pool.free and not pool.growing:
+        buffer = pool.take(shape[0])
+        if buffer.slot is None and grow and self._works and not pool.growing:
             pool.growing = True
             self._do(self._grow(pool))
-        return pool.take(shape[0])
+        return buffer
 
     async def connected(self) -> None:
         """A new life of the server has nothing mapped. Tries whether it can map our memory, unless that is off.

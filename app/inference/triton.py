@@ -35,6 +35,12 @@ _OPTIONS = [
     # Channels to the same address share connections by default; ours must die with its client.
     ("grpc.use_local_subchannel_pool", 1),
 ]
+_LEFT_OPEN = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+"""What a request ends with that the server may still be at. All else it says itself, once it is done."""
+_REST_S = 60.0
+"""How long the memory of such a request is lent to nobody, or four deadlines where that is longer. The server drops
+what nobody waits for any more unless it is at it already; a hung one has been started anew by then, with new memory.
+"""
 _PROBE_INTERVAL_S = 5.0
 _PROBE_DEADLINE_S = 2.0
 
@@ -172,6 +178,8 @@ class TritonClient:
             infer_s = time.perf_counter() - sent
             return Reply(outputs(answer, model, buffer, placed), gate_s, infer_s)
         except grpc.aio.AioRpcError as error:
+            if error.code() in _LEFT_OPEN:
+                buffer.rest(max(_REST_S, 4 * self._settings.triton_deadline_s))
             raise self._failure(model.name, error, deadline_s) from None
         finally:
             metrics.IN_FLIGHT.dec()

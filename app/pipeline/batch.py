@@ -69,14 +69,18 @@ class Input:
         return np.empty((self.form.height, self.form.width, 3), np.uint8)
 
     def place(self, index: int, box: Letterbox) -> bool:
-        """Notes how a frame lies in its canvas; whether the border must be painted, which frames of one size share."""
+        """Notes how a frame lies in its canvas; whether the border must be painted, which frames of one size share.
+
+        Until it is `laid` nobody knows what is there: a damaged frame may leave anything.
+        """
         self.boxes[index] = box
         slot = self.buffer.slot
-        if slot is None or not self.form.is_image:
-            return True
-        painted = slot.borders.get(index) == box
-        slot.borders[index] = box
-        return not painted
+        return slot is None or not self.form.is_image or slot.borders.pop(index, None) != box
+
+    def laid(self, index: int, box: Letterbox) -> None:
+        """Notes that the frame lies there, with its border around it."""
+        if self.buffer.slot is not None and self.form.is_image:
+            self.buffer.slot.borders[index] = box
 
 
 @dataclass(slots=True)

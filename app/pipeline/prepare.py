@@ -99,7 +99,9 @@ class Preparation:
             box = letterbox(info.width, info.height, form.width, form.height)
             border = tensor.place(index, box)
             canvas = tensor.canvas(index)
-            if self._lay(picture, box, canvas, border=border):
+            decoded = self._lay(picture, box, canvas, border=border)
+            tensor.laid(index, box)
+            if decoded:
                 clock = look.time("decode", clock)
             if wants_grey and grey is None:
                 grey = small_grey(canvas, box)

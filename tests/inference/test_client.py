@@ -311,6 +311,22 @@ async def test_a_request_may_have_more_time_than_others(canned_triton: str) -> N
         buffer.release()
 
 
+async def test_d7_memory_of_a_request_that_timed_out_is_lent_to_nobody_while_triton_may_write(
+    canned_triton: str,
+) -> None:
+    async with client(canned_triton) as one:
+        slow = await described(one, "slow")
+        await mapped(one)
+        late, orderly = one.buffer(SHAPE, "UINT8"), one.buffer(SHAPE, "UINT8")
+        assert late.slot is not None
+        with pytest.raises(InferenceTimeout):
+            await one.infer(slow, late, stream="s", deadline_s=SLOW_S / 3)
+        await one.infer(slow, orderly, stream="s", deadline_s=60)
+        late.release()
+        orderly.release()
+        assert reused(one, [late, orderly]) == [False, True]
+
+
 async def test_a_request_that_the_server_refuses_fails_alone(canned_triton: str) -> None:
     async with client(canned_triton, triton_max_in_flight=1) as one:
         spec = await described(one)

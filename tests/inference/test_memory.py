@@ -37,3 +37,28 @@ def test_a_smaller_batch_is_answered_behind_the_room_of_a_whole_one(count: int) 
         assert min(offset for offset, _ in placed.values()) >= np.prod(whole)
     assert buffer.cursor <= region.slot_bytes
     buffer.release()
+
+
+def test_d7_a_slot_that_rests_is_lent_again_once_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Pool((1, 64, 64, 3), DTYPES["UINT8"], output_bytes=0)
+    region = Region(pool.slot_bytes, 1)
+    region.unlink()
+    pool.add(region)
+    now = 1000.0
+    monkeypatch.setattr("app.inference.memory.time.monotonic", lambda: now)
+    buffer = pool.take(1)
+    slot = buffer.slot
+    buffer.hold()
+    buffer.rest(60.0)
+    buffer.release()
+    assert pool.take(1).slot is None  # somebody holds it still
+    now = 1030.0
+    buffer.release()
+    now = 1089.0
+    assert pool.take(1).slot is None
+    now = 1090.0
+    buffer = pool.take(1)
+    assert slot is not None
+    assert buffer.slot is slot
+    buffer.release()
+    assert pool.take(1).slot is slot  # it rests no more

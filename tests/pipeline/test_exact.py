@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from app.inference.memory import Buffer
+from app.errors import UndecodableFrame
+from app.inference.memory import DTYPES, Buffer, Pool, Region
 from app.pipeline.batch import Batch, Input, Look
 from app.pipeline.frames import Frame, Job, StreamMemory
 from app.pipeline.prepare import Preparation
@@ -192,3 +193,29 @@ def test_c9_a_photo_is_turned_before_it_is_scaled_as_opencv_does_it(orientation:
     (live,) = tensors(jpeg, form(640, 640))
     assert (photo_ == letterboxed(upright[..., ::-1], 640, 640)).all()  # type: ignore[arg-type]
     assert (live == letterboxed(lying, 640, 640)).all()
+
+
+def test_c1_a_damaged_frame_leaves_no_strange_border_around_the_next() -> None:
+    """Frames of one size that lie in the same memory share their border: it must be there first."""
+    wanted = form(320, 320)
+    pool = Pool(wanted.shape(1), DTYPES["UINT8"], 0)
+    region = Region(pool.slot_bytes, 1)
+    region.unlink()
+    pool.add(region)
+    tall, wide = encode(photo(200, 640)), encode(photo(640, 200))
+    damaged = wide[: len(wide) * 2 // 3]
+    preparation = Preparation(PipelineSettings(), LiveSettings())
+    errors = []
+    for jpeg in (tall, damaged, wide):
+        buffer = pool.take(1)
+        frame = Frame("a", jpeg, time.perf_counter(), 0.0, 1)
+        batch = Batch([Look(Job(frame, StreamMemory(), WISHES))], Vision(), up=True)
+        batch.inputs[wanted] = Input(wanted, buffer)
+        preparation.here(batch, 0)
+        errors.append(type(batch.looks[0].error))
+        found = buffer.array[0].copy()
+        buffer.release()
+    assert errors == [type(None), UndecodableFrame, type(None)]
+    pixels = by_opencv(wide)
+    assert pixels is not None
+    np.testing.assert_array_equal(found, letterboxed(pixels, 320, 320))
