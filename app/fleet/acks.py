@@ -36,6 +36,11 @@ class Acks:
         """Entries that Redis is still to be told of."""
         return len(self._waiting)
 
+    @property
+    def says(self) -> str:
+        """What Redis says instead of taking them (`connection.WORDS`); empty: it took the last ones."""
+        return self._outage.says
+
     def add(self, origin: Origin, *, answered: bool) -> None:
         """Done with. `answered`: Kafka has its answer."""
         with self._lock:

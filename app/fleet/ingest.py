@@ -17,7 +17,7 @@ from app import metrics, pages
 from app.auth import Hosts
 from app.ending import LAST_WORDS
 from app.errors import ConfigurationError
-from app.fleet.connection import TIMEOUT_S, connect
+from app.fleet.connection import TIMEOUT_S, connect, require_redis, says
 from app.fleet.ingest_camera import STATES, Camera
 from app.fleet.ingest_listing import Listing
 from app.fleet.ingest_outbox import Outbox
@@ -46,11 +46,12 @@ def run(settings: Settings, sources: Sequence[str], *, loop: bool = False) -> No
     `fleet:sources`, which none at all means as well. `loop`: recordings start over at their end.
 
     Raises:
-        ConfigurationError: a setting, a source or a YAML file is wrong.
+        ConfigurationError: a setting, a source or a YAML file is wrong, or this Redis will not do.
     """
     configure(settings.server)
     listing = Listing(sources, Keys.of(settings.redis).sources, loop=loop)
     stop = threading.Event()
+    require_redis(settings.redis)
     with ExitStack() as stack:
         stack.enter_context(_ending_by_signal(stop))
         ingest = stack.enter_context(Ingest(settings, listing))
@@ -81,6 +82,8 @@ class Ingest:
         )
         self._problems: set[str] = set()
         self._looked = 0.0
+        self._lags_say = ""
+        """What Redis said instead of the streams' lags."""
 
     def __enter__(self) -> Ingest:
         self.outbox.start()
@@ -98,13 +101,19 @@ class Ingest:
         self._client.close()
 
     def until(self, stop: threading.Event) -> None:
-        """Looks for sources and at lags until `stop` is set, or nothing is left to read and nothing can come."""
+        """Looks for sources and at lags until `stop` is set, or nothing is left to read and nothing can come.
+
+        Raises:
+            ConfigurationError: this Redis will never do.
+        """
         refreshed = float("-inf")
         while not stop.is_set():
             if time.monotonic() - refreshed >= self._settings.ingest_refresh_s:
                 refreshed = time.monotonic()
                 self._refresh()
             self._adapt()
+            if self.outbox.unfit:
+                raise ConfigurationError(self.outbox.unfit)
             self._looked = time.monotonic()
             states = Counter(camera.state for camera in self.cameras.values())
             for state in STATES:
@@ -114,13 +123,16 @@ class Ingest:
             stop.wait(LOOK_S)
 
     def report(self) -> dict[str, Any]:
-        """What /health says. `state`: ok, starting, degraded (Redis takes no frames) or silent (it looks no more)."""
+        """What /health says. `state`: ok, starting, degraded (Redis takes no frames, or does not
+        tell the sources or the lags; `redis_says` is its word) or silent (it looks no more)."""
         age_s = time.monotonic() - self._looked
-        state = "starting" if self._looked == 0.0 else "ok" if self.outbox.up else "degraded"
+        word = self.outbox.says or self._listing.says or self._lags_say
+        state = "starting" if self._looked == 0.0 else "degraded" if word else "ok"
         sources = Counter(camera.state for camera in list(self.cameras.values()))
         return {
             "state": "silent" if self._looked and age_s > SILENT_S else state,
-            "redis": self.outbox.up,
+            "redis": not word,
+            "redis_says": word or None,
             "sources": {one: sources[one] for one in STATES},
         }
 
@@ -154,9 +166,13 @@ class Ingest:
     def _adapt(self) -> None:
         running = [name for name, camera in self.cameras.items() if camera.state == "running"]
         try:
-            looks = self._looks.read(self._client, running)
-        except redis.RedisError:  # the outbox says so
-            looks = {}
+            if self.outbox.says:
+                self._client.connection_pool.disconnect()  # another server may be the master by then
+            looks = self._looks.read(self._client, running) if running else {}
+            self._lags_say = ""
+        except redis.RedisError as error:
+            looks, self._lags_say = {}, says(error)
+            self._client.connection_pool.disconnect()
         for name in running:
             camera = self.cameras[name]
             before, camera.lag = camera.lag, looks[name].lag if name in looks else None

@@ -9,6 +9,7 @@ from typing import cast
 import redis
 
 from app.errors import ConfigurationError
+from app.fleet.connection import says
 from app.fleet.sources import Source, from_argument, from_hash, from_yaml
 
 FROM_REDIS = "redis"
@@ -31,6 +32,8 @@ class Listing:
         self._fixed = [from_argument(one, loop=loop) for one in given if one != FROM_REDIS and one not in names]
         self._files = {Path(one): from_yaml(Path(one), loop=loop) for one in names}
         self._hash: list[Source] = []
+        self.says = ""
+        """What Redis said instead of the hash at the last look; empty: it gave it, or was not asked."""
         _, doubled = self._merged()
         if doubled:
             raise ConfigurationError("\n".join(doubled))
@@ -50,10 +53,13 @@ class Listing:
                 problems.append(f"{error}; its sources stay as they were")
         if self.from_redis:
             try:
+                self.says = ""
                 entries = cast("dict[bytes, bytes]", client.hgetall(self._key))
                 self._hash, wrong = from_hash(self._key, entries, loop=self._loop)
                 problems += wrong
             except redis.RedisError as error:
+                self.says = says(error)
+                client.connection_pool.disconnect()
                 problems.append(f"{self._key} cannot be read from Redis ({error}); its sources stay as they were")
         sources, doubled = self._merged()
         return sources, problems + doubled

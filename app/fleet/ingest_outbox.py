@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import redis
 
 from app import metrics
+from app.errors import ConfigurationError
+from app.fleet.connection import is_barred, is_outage, refuse_cluster, require_fit, says
 from app.fleet.keys import Keys
 
 log = logging.getLogger(__name__)
@@ -60,11 +62,26 @@ class Outbox:
         self._changed = threading.Condition()
         self._closed = False
         self._random = random.Random()
-        self.up = True
-        """Whether Redis took the last frames."""
+        self._fit = False
+        """Redis was asked who it is, since it was away last."""
+        self._barred: set[str] = set()
+        """Cameras whose streams the account may not touch."""
+        self._outage = ""
+        self.unfit = ""
+        """Why this Redis will never do; empty as long as it may."""
         self.sent: dict[str, int] = {}
         self.dropped: dict[str, int] = {}
         self._thread = threading.Thread(target=self._write, name="ingest-outbox", daemon=True)
+
+    @property
+    def says(self) -> str:
+        """What Redis says instead of taking frames, one of `connection.WORDS`; empty: it took the last ones."""
+        return self._outage or ("NOPERM" if self._barred else "")
+
+    @property
+    def up(self) -> bool:
+        """Whether Redis took the last frames."""
+        return not self.says
 
     def start(self) -> None:
         self._thread.start()
@@ -81,7 +98,7 @@ class Outbox:
             line.append(frame)
             self._changed.notify()
         if gives_way:
-            (_SUPERSEDED if self.up else _AWAY).inc()
+            (_AWAY if self._outage else _SUPERSEDED).inc()
 
     def remove(self, camera_id: str) -> None:
         """The camera is no more: workers need not look for it, and Redis forgets its frames in a while."""
@@ -104,22 +121,38 @@ class Outbox:
         pause_s = _PAUSE_S
         while (work := self._next()) is not None:
             frames, leaving = work
+            problem: Exception | None
             try:
-                self._send(frames, leaving)
+                frames, problem = self._send(frames, leaving)
+            except (redis.RedisError, ConfigurationError) as error:
+                problem = error
+            if problem is None:
                 pause_s = _PAUSE_S
-                if not self.up:
+                if self._outage:
                     log.info("Redis takes frames again")
-                self.up = True
-            except redis.RedisError as error:
-                if self.up:
-                    log.error("Redis takes no frames (REDIS_URL): %s; they are given up until it does", error)
-                self.up = False
-                self._registered.clear()
-                self._give_up(frames, leaving)
-                with self._changed:
-                    self._changed.wait_for(lambda: self._closed, pause_s * self._random.uniform(0.5, 1))
-                pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
+                self._outage = ""
+                continue
+            self._failed(problem)
+            self._give_up(frames, leaving)
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed, pause_s * self._random.uniform(0.5, 1))
+            pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
         self._client.close()
+
+    def _failed(self, problem: Exception) -> None:
+        """Redis is away, refuses, or will never do: it is looked for anew, and asked again who it is."""
+        if not self._outage:
+            log.error("Redis takes no frames (REDIS_URL): %s; they are given up until it does", problem)
+        self._outage = says(problem)
+        self._fit = False
+        self._registered.clear()
+        self._client.connection_pool.disconnect()
+        try:
+            refuse_cluster(problem)
+        except ConfigurationError as error:
+            problem = error
+        if isinstance(problem, ConfigurationError):
+            self.unfit = str(problem)
 
     def _next(self) -> tuple[list[Outgoing], set[str]] | None:
         """Waits for something to write; None once closed and empty."""
@@ -127,7 +160,7 @@ class Outbox:
             self._changed.wait_for(lambda: self._closed or self._waiting or self._leaving)
             if not self._waiting and not self._leaving:
                 return None
-            if self._closed and not self.up:  # nobody waits for Redis at the end
+            if self._closed and self._outage:  # nobody waits for Redis at the end
                 self._give_up([frame for line in self._waiting.values() for frame in line], set())
                 self._waiting.clear()
                 return None
@@ -145,7 +178,16 @@ class Outbox:
             self._dropped(frame.camera_id)
         self._leaving |= leaving
 
-    def _send(self, frames: list[Outgoing], leaving: set[str]) -> None:
+    def _send(self, frames: list[Outgoing], leaving: set[str]) -> tuple[list[Outgoing], Exception | None]:
+        """What Redis, by its state, did not take, and what it said.
+
+        Raises:
+            redis.RedisError: it does not answer.
+            ConfigurationError: it will never do.
+        """
+        if not self._fit:
+            require_fit(self._client)
+            self._fit = True
         now = time.time()
         with self._client.pipeline(transaction=False) as pipe:
             for frame in frames:
@@ -166,18 +208,29 @@ class Outbox:
                     pipe.sadd(self._keys.cameras, camera_id)
                     pipe.persist(self._keys.stream(camera_id))
             answers = pipe.execute(raise_on_error=False)
+        lost: list[Outgoing] = []
         for frame, answer in zip(frames, answers, strict=False):
-            self._answered(frame, answer)
-        for camera_id in leaving:
-            for known in (self._registered, self.sent, self.dropped):
-                known.pop(camera_id, None)
+            if isinstance(answer, Exception) and is_outage(answer):
+                lost.append(frame)
+            else:
+                self._answered(frame, answer)
+        problem = next((answer for answer in answers if isinstance(answer, Exception) and is_outage(answer)), None)
+        if problem is None:
+            self._barred -= leaving
+            for camera_id in leaving:
+                for known in (self._registered, self.sent, self.dropped):
+                    known.pop(camera_id, None)
+        return lost, problem
 
     def _answered(self, frame: Outgoing, answer: object) -> None:
-        if isinstance(answer, Exception):  # this command alone: no memory left, a key of another type
+        if isinstance(answer, Exception):  # this command alone: a key of another type, or not ours to touch
+            if is_barred(answer):
+                self._barred.add(frame.camera_id)
             if self.dropped.get(frame.camera_id, 0) % 1000 == 0:
                 log.error("Redis refuses a frame of %s: %s", frame.camera_id, answer)
             self._dropped(frame.camera_id)
             _REFUSED.inc()
         else:
+            self._barred.discard(frame.camera_id)
             self.sent[frame.camera_id] = self.sent.get(frame.camera_id, 0) + 1
             _SENT.inc()

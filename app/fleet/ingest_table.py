@@ -49,7 +49,10 @@ class IngestTable:
     def render(self) -> Table:
         states = [camera.state for camera in self._cameras.values()]
         title = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "no sources yet"
-        table = Table(title=f"{title}{'' if self._outbox.up else ' – Redis takes no frames'}", title_justify="left")
+        table = Table(
+            title=f"{title}{'' if self._outbox.up else f' – Redis takes no frames: {self._outbox.says}'}",
+            title_justify="left",
+        )
         for column in ("camera", "source", "state"):
             table.add_column(column, overflow="ellipsis", no_wrap=True)
         for column in ("fps", "wanted", "lag", "sent", "dropped"):

@@ -47,6 +47,11 @@ class Keys:
         return self._own(f"fleet:workers:{self.group}")
 
     @property
+    def away(self) -> str:
+        """The hash of workers that cannot reach something, each with what and why, as JSON."""
+        return self._own(f"fleet:away:{self.group}")
+
+    @property
     def holders(self) -> str:
         """The hash of streams, each with its epoch and the worker that holds it."""
         return self._own(f"fleet:holders:{self.group}")

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 
+from app.errors import ConfigurationError
 from app.fleet.frames import CameraFrame
 from app.fleet.inhand import InHand
 from app.fleet.source import Source
@@ -56,6 +57,8 @@ class Reader:
                 frames = self._source.read(self._in_hand.room(self._least, _PATIENCE_S))
                 if frames:
                     self._deliver(frames)
+        except ConfigurationError as error:  # this Redis will never do
+            self._on_failure(str(error))
         except Exception as error:
             log.exception("reading from Redis failed")
             self._on_failure(f"reading from Redis failed: {type(error).__name__}: {error}")

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
+import orjson
 import redis
 
+from app.fleet.connection import is_barred, is_outage
 from app.fleet.keys import Keys, camera_ids
 from app.fleet.shards import assign
 from app.settings import FleetSettings
@@ -37,10 +40,19 @@ def lasting_ms(fleet: FleetSettings) -> float:
 class Roster:
     """Used by one thread."""
 
-    def __init__(self, client: redis.Redis, name: str, keys: Keys, fleet: FleetSettings) -> None:
+    def __init__(
+        self,
+        client: redis.Redis,
+        name: str,
+        keys: Keys,
+        fleet: FleetSettings,
+        away: Callable[[], dict[str, str]] = dict,
+    ) -> None:
+        """`away`: what this worker cannot reach, by name, each with why; told with every look."""
         self._client = client
         self._name = name
         self._keys = keys
+        self._away = away
         self._found_ms = max(1, round(_FOUND_LOOKS * fleet.fleet_discover_s * 1000))
         self._lasting_ms = lasting_ms(fleet)
         self._looked: float | None = None
@@ -54,6 +66,8 @@ class Roster:
         """Names that are no camera's, at the last look; said once."""
         self._unusable: set[str] = set()
         """Those that could not be read at the last look; said once."""
+        self.barred = False
+        """Whether the account may not touch some of them."""
         self.workers: frozenset[str] = frozenset()
         self.streams: frozenset[str] = frozenset()
         """Of this worker's cameras; each has the consumer group."""
@@ -91,9 +105,16 @@ class Roster:
         pipe.zrange(keys.workers, 0, -1)
         pipe.smembers(keys.cameras)
         pipe.smembers(keys.found)
-        _, _, workers, named, found = pipe.execute()
+        pipe.hkeys(keys.away)
+        if away := self._away():
+            pipe.hset(keys.away, self._name, orjson.dumps(away))
+        else:
+            pipe.hdel(keys.away, self._name)
+        _, _, workers, named, found, troubled, _ = pipe.execute()
         self.workers = frozenset(worker.decode(errors="replace") for worker in workers)
         if self.leads:
+            if gone := set(troubled) - set(workers):
+                self._client.hdel(keys.away, *gone)
             found = self._streaming()
         known, wrong = camera_ids(named | found)
         self._say(wrong)
@@ -126,6 +147,7 @@ class Roster:
         """Makes the consumer group where it is missing, from the first entry on; whether the streams changed."""
         self._grouped &= streams
         self._unusable &= streams
+        barred: list[redis.RedisError] = []
         missing = sorted(streams - self._grouped)
         pipe = self._client.pipeline(transaction=False)
         for stream in missing:
@@ -134,12 +156,18 @@ class Roster:
             if answer is True or "BUSYGROUP" in str(answer):
                 self._grouped.add(stream)
                 self._unusable.discard(stream)
-            elif isinstance(answer, redis.ConnectionError):
+            elif isinstance(answer, redis.RedisError) and is_outage(answer):
                 raise answer
-            elif stream not in self._unusable:
-                self._unusable.add(stream)
-                log.error("the stream %s cannot be read: %s; it is tried again at every look", stream, answer)
+            else:
+                if isinstance(answer, redis.RedisError) and is_barred(answer):
+                    barred.append(answer)
+                if stream not in self._unusable:
+                    self._unusable.add(stream)
+                    log.error("the stream %s cannot be read: %s; it is tried again at every look", stream, answer)
         usable = streams & self._grouped
+        if barred and not usable:
+            raise barred[0]
+        self.barred = bool(barred)
         changed = usable != self.streams
         self.streams = usable
         return changed
@@ -153,3 +181,4 @@ class Roster:
     def leave(self) -> None:
         """Signs off: the cameras go to others at their next look."""
         self._client.zrem(self._keys.workers, self._name)
+        self._client.hdel(self._keys.away, self._name)

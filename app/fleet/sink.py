@@ -105,6 +105,8 @@ class Sink:
         """No broker could be reached, and nothing has been delivered since."""
         self._moved = time.monotonic()
         """When an answer was delivered, or none waited, last."""
+        self._heard_last = ""
+        """What Kafka's client said last, until all was well again."""
         self._said: set[str] = set()
         """Troubles told since all was well: an outage is several, by turns, every second or two."""
 
@@ -113,6 +115,18 @@ class Sink:
         """Whether Kafka takes what it is given, as far as it was given anything."""
         stuck = time.monotonic() - self._moved > _STUCK_S
         return not (self._in_trouble or stuck or (self._down and len(self._in_hand)))
+
+    @property
+    def redis_says(self) -> str:
+        """What Redis says where a lease is kept or an entry acknowledged (`connection.WORDS`); empty: it answers."""
+        return self._outage.says or self._acks.says
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with Kafka, in its client's words; empty while `up`."""
+        if self.up:
+            return ""
+        return self._heard_last or f"no answer was delivered for {_STUCK_S:g} s"
 
     def start(self) -> None:
         for thread in self._threads:
@@ -284,6 +298,7 @@ class Sink:
 
     def _tell(self, error: KafkaError, text: str) -> None:
         """Counts it; says each kind once until all is well again."""
+        self._heard_last = error.str()
         metrics.KAFKA_ERRORS.labels(error.name().lstrip("_").lower()).inc()
         if error.name() not in self._said:
             self._said.add(error.name())
@@ -292,5 +307,6 @@ class Sink:
     def _recovered(self) -> None:
         log.info("Kafka takes answers again")
         self._in_trouble = self._down = False
+        self._heard_last = ""
         self._said.clear()
         self._weigh()

@@ -21,8 +21,7 @@ from typing import Any, cast
 import redis
 
 from app import metrics
-from app.errors import ConfigurationError
-from app.fleet.connection import AWAY, Outage, connect, require_version
+from app.fleet.connection import Outage, connect, refuse_cluster, require_fit
 from app.fleet.frames import CameraFrame, read_entry
 from app.fleet.inhand import InHand
 from app.fleet.keys import Keys
@@ -71,6 +70,7 @@ class Source:
 
     Args:
         on_streams: called with the streams that are held whenever they are others.
+        away: what the worker cannot reach besides Redis, by name, each with why; told in Redis for `fleet top`.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class Source:
         tally: Tally,
         *,
         on_streams: Callable[[frozenset[str]], None] | None = None,
+        away: Callable[[], dict[str, str]] = dict,
     ) -> None:
         self.name = name
         keys = Keys.of(settings)
@@ -91,13 +92,15 @@ class Source:
         self._tally = tally
         self._on_streams = on_streams
         self._client = connect(settings)
-        self._roster = Roster(self._client, name, keys, fleet)
+        self._roster = Roster(self._client, name, keys, fleet, away)
         self._leases = Leases(self._client, name, keys, lasting_ms(fleet))
         self._reclaimer = Reclaimer(
             self._client, name, keys, fleet, in_hand, tally, epoch_of=lambda stream: self._held[stream].epoch
         )
         self._looks = Looks(keys)
         self._outage = Outage("frames")
+        self._fit = False
+        """Redis was asked who it is, since it was away last."""
         self._held: dict[str, Camera] = {}
         self._leaving: set[str] = set()
         """Held, and to be another worker's once nothing of them is in hand."""
@@ -113,9 +116,9 @@ class Source:
         """Frames that waited in Redis at the last look."""
 
     @property
-    def up(self) -> bool:
-        """Whether Redis answered last."""
-        return self._outage.over
+    def says(self) -> str:
+        """What Redis said last instead of an answer (`connection.WORDS`), be it of one stream; empty: it answers."""
+        return self._outage.says or ("NOPERM" if self._roster.barred else "")
 
     def check(self) -> None:
         """Asks the server who it is. One that is away is no error: it is waited for.
@@ -124,28 +127,34 @@ class Source:
             ConfigurationError: this Redis will not do.
         """
         try:
-            require_version(self._client)
-        except redis.AuthenticationError as error:
-            raise ConfigurationError(f"REDIS_URL: {error}; want redis://user:password@host:6379") from None
+            require_fit(self._client, first=True)
+            self._fit = True
         except redis.RedisError as error:
+            refuse_cluster(error)
             self._outage.again(error)
 
     def read(self, room: int) -> list[CameraFrame]:
         """New frames, `room` at most, in the order of their streams; waits a moment for the first. Never raises for
-        an outage of Redis: it waits a moment, too.
+        an outage of Redis, or for what it says of itself: it waits a moment, too.
 
         `room` may be 0: the worker's name is kept alive and its cameras are kept up with all the same.
+
+        Raises:
+            ConfigurationError: this Redis will not do, as far as it can be told only now.
         """
         if self._outage.resting:
             time.sleep(0.02)
             return []
         try:
+            if not self._fit:
+                require_fit(self._client)
+                self._fit = True
             frames = self._next(room)
-        except AWAY as error:
-            self._away(error)
-            return []
         except redis.ResponseError as error:
             self._refused(error)
+            return []
+        except redis.RedisError as error:
+            self._away(error)
             return []
         self._outage.ended()
         if frames:
@@ -397,8 +406,9 @@ class Source:
 
     def _away(self, error: Exception) -> None:
         """What it was asked last may have been done or not: where each group stands is asked anew, and so is what is
-        pending and in nobody's hands.
+        pending and in nobody's hands. The address may stand for another server by then.
         """
+        self._fit = False
         self._outage.again(error)
         self._client.connection_pool.disconnect()
         self._unsettle(self._held)
@@ -420,9 +430,8 @@ class Source:
             log.warning("Redis has lost streams or groups; they are looked for anew: %s", text)
             self._unsettle(self._held)
             return
-        self._away(
-            error
-        )  # READONLY, OOM and the like: waited out, and told once; the name may stand for another server
+        refuse_cluster(error)
+        self._away(error)  # READONLY, OOM and the like: waited out, and told once
 
     def sign_off(self) -> None:
         """Nothing more is read: the cameras go to others as soon as this worker is done with what is in hand."""

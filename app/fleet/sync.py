@@ -20,7 +20,7 @@ from app.fleet.sink import Sink
 from app.fleet.source import PATIENCE, Source, consumer_name
 from app.fleet.tally import Tally
 from app.fleet.vitals import Pulse
-from app.fleet.worker import publish
+from app.fleet.worker import away, beat, publish
 from app.inference.blocking import BlockingClient
 from app.settings import Settings
 
@@ -54,7 +54,13 @@ class SyncWorker:
         self._client = BlockingClient(url, settings.triton)
         self._analysis = SingleAnalysis(self._client, settings, self._tally.timed)
         self._source = Source(
-            self._name, settings.redis, fleet, self._in_hand, self._tally, on_streams=self._analysis.forget
+            self._name,
+            settings.redis,
+            fleet,
+            self._in_hand,
+            self._tally,
+            on_streams=self._analysis.forget,
+            away=lambda: away(self._sink, inference=self._client.up),
         )
         self._sink = Sink(
             self._name,
@@ -116,7 +122,7 @@ class SyncWorker:
                 self._submit(pool)
             if time.monotonic() - beaten >= _BEAT_S:
                 beaten = time.monotonic()
-                self._pulse.beat(redis=self._source.up, kafka=self._sink.up, inference=self._client.up)
+                beat(self._pulse, self._source, self._sink, inference=self._client.up)
 
     def _left(self) -> bool:
         with self._lock:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app.errors import SightlineError
-from app.fleet.connection import connect
+from app.fleet.connection import NO_ANSWER, connect, refuse_cluster, require_fit, says
 from app.fleet.top_overview import CameraState, Observer, Overview, ServiceState, WorkerState
 from app.settings import Settings
 
@@ -49,11 +49,15 @@ def run(
 
     Raises:
         RedisAway: Redis does not answer; live in a terminal, at the first look only.
-        ConfigurationError: REDIS_URL is no address.
+        ConfigurationError: REDIS_URL is no address, or this Redis will not do.
     """
     console = Console()
     with connect(settings.redis) as client:
         observer = Observer(client, settings.redis, metrics)
+        try:
+            require_fit(client, first=True)
+        except redis.RedisError as error:
+            raise _away(error) from None
         overview = _look(observer)
         with _until_interrupted(interval_s) as wait:
             if once or as_json or not console.is_terminal:
@@ -66,9 +70,23 @@ def _look(observer: Observer) -> Overview:
     try:
         return observer.look()
     except redis.RedisError as error:
-        raise RedisAway(
-            f"REDIS_URL: Redis does not answer ({error}); is it running, and is this its address?"
-        ) from None
+        raise _away(error) from None
+
+
+def _away(error: redis.RedisError) -> RedisAway:
+    """
+    Raises:
+        ConfigurationError: this Redis is a node of a Cluster.
+    """
+    refuse_cluster(error)
+    return RedisAway(f"REDIS_URL: {_said(error)}")
+
+
+def _said(error: redis.RedisError) -> str:
+    word = says(error)
+    if word == NO_ANSWER:
+        return f"Redis does not answer ({error}); is it running, and is this its address?"
+    return f"Redis is there and refuses ({word}): {error}"
 
 
 @contextmanager
@@ -105,7 +123,8 @@ def _live(observer: Observer, console: Console, overview: Overview, wait: Wait) 
             try:
                 overview = observer.look()
             except redis.RedisError as error:
-                live.update(Text(f"Redis does not answer: {error}", style="red"), refresh=True)
+                observer.reconnect()
+                live.update(Text(_said(error), style="red"), refresh=True)
 
 
 def render(overview: Overview, rows: int) -> Group:
@@ -113,6 +132,7 @@ def render(overview: Overview, rows: int) -> Group:
     here = sum(one.signed_on for one in overview.workers)
     parts: list[RenderableType] = [
         Text(_headline(overview)),
+        *(Text(line, style="red") for line in _troubles(overview.workers)),
         _cameras(overview, rows) if overview.cameras else Text("`sightline fleet ingest` brings them in"),
         Text(_several(here, "worker") if here else "no worker is here; `sightline fleet work` starts one"),
     ]
@@ -130,6 +150,16 @@ def _headline(overview: Overview) -> str:
     rates = f"{total(lambda one: one.fps_in)} frames a second in, {total(lambda one: one.fps_out)} out"
     lost = f"{total(lambda one: one.unread)} dropped unread, {overview.dead_letters:,} dead letters"
     return f"{_several(len(overview.cameras), 'camera')}: {rates}, lag {total(lambda one: one.lag)}, {lost}"
+
+
+def _troubles(workers: Sequence[WorkerState]) -> list[str]:
+    """A line for everything that workers cannot reach."""
+    lines = []
+    here = [one for one in workers if one.signed_on]
+    for name in sorted({name for one in here for name in one.away}):
+        those = [one.away[name] for one in here if name in one.away]
+        lines.append(f"{name} is away: {len(those)} of {_several(len(here), 'worker')} cannot reach it ({those[0]})")
+    return lines
 
 
 def _cameras(overview: Overview, rows: int) -> Table:
@@ -155,6 +185,8 @@ def _workers(workers: list[WorkerState]) -> Table:
     for one in workers:
         idle = "–" if one.idle_s is None else f"{one.idle_s:.1f} s"
         state = Text("here") if one.signed_on else Text("gone", style="red")
+        if one.away:
+            state = Text(f"here, {' and '.join(sorted(one.away))} away", style="red")
         table.add_row(Text(one.name), str(one.cameras), str(one.pending), idle, state)
     return table
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import httpx
+import orjson
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.fleet.connection import is_outage
 from app.fleet.keys import Keys, camera_ids
 from app.fleet.lag import Look, Looks
 from app.settings import RedisSettings
@@ -47,6 +49,8 @@ class WorkerState:
     """Since it last asked for frames, by the stream that it asked last; None: it never did."""
     signed_on: bool
     """False: it is gone; what it left pending others take over."""
+    away: dict[str, str] = field(default_factory=dict)
+    """What it says that it cannot reach, `Kafka` or `Triton`, each with why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,10 @@ class Observer:
             dead_letters=self._client.xlen(self._keys.dead),
         )
 
+    def reconnect(self) -> None:
+        """The next look is by a new connection: the address may stand for another server by then."""
+        self._client.connection_pool.disconnect()
+
     def _cameras(self) -> set[str]:
         """Those that ingest names, and whatever streams there are besides."""
         keys = self._keys
@@ -114,9 +122,14 @@ class Observer:
     def _workers(self, cameras: Iterable[str], now_ms: float) -> list[WorkerState]:
         pipe = self._client.pipeline(transaction=False)
         pipe.zrange(self._keys.workers, 0, -1, withscores=True)
+        pipe.hgetall(self._keys.away)
         for camera in cameras:
             pipe.xinfo_consumers(self._keys.stream(camera), self._keys.group)
-        roster, *answers = pipe.execute(raise_on_error=False)
+        roster, away, *answers = pipe.execute(raise_on_error=False)
+        for answer in (roster, away, *answers):
+            if isinstance(answer, redis.RedisError) and (is_outage(answer) or answer is roster or answer is away):
+                raise answer
+        told = {name.decode(errors="replace"): _away(value) for name, value in away.items()}
         signed_on = {cast("bytes", name).decode(errors="replace") for name, until_ms in roster if until_ms >= now_ms}
         streams: dict[str, list[dict[str, Any]]] = {name: [] for name in signed_on}
         for answer in answers:
@@ -129,9 +142,18 @@ class Observer:
                 pending=sum(one["pending"] for one in found),
                 idle_s=min((one["idle"] / 1000 for one in found), default=None),
                 signed_on=name in signed_on,
+                away=told.get(name, {}) if name in signed_on else {},
             )
             for name, found in sorted(streams.items())
         ]
+
+
+def _away(value: bytes) -> dict[str, str]:
+    try:
+        found = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return {}
+    return {str(name): str(why) for name, why in found.items()} if isinstance(found, dict) else {}
 
 
 def _camera(name: str, look: Look, before: Look | None, seconds: float, now_ms: float) -> CameraState:

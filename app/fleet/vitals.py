@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from app.fleet.connection import WORDS
+
 SILENT_S = 15.0
 """A worker that has said nothing for so long hangs."""
 _FIELDS = 4
@@ -32,8 +34,9 @@ class Vitals:
         return {"state": worst, "workers": workers}
 
     def _one(self, index: int) -> dict[str, Any]:
-        at, redis, kafka, inference = self._cells[_FIELDS * index : _FIELDS * (index + 1)]
-        reached = {"redis": bool(redis), "kafka": bool(kafka), "inference": bool(inference)}
+        at, word, kafka, inference = self._cells[_FIELDS * index : _FIELDS * (index + 1)]
+        says = WORDS[int(word)]
+        reached = {"redis": at > 0 and not says, "kafka": bool(kafka), "inference": bool(inference)}
         age_s = time.monotonic() - at
         if at == 0.0:
             state = "starting"
@@ -41,7 +44,7 @@ class Vitals:
             state = "silent"
         else:
             state = "ok" if all(reached.values()) else "degraded"
-        return {"state": state, "age_s": round(age_s, 1) if at else None, **reached}
+        return {"state": state, "age_s": round(age_s, 1) if at else None, **reached, "redis_says": says or None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +54,13 @@ class Pulse:
     cells: Any
     worker: int
 
-    def beat(self, *, redis: bool, kafka: bool, inference: bool) -> None:
-        """The worker is at work, and this is what answered it last."""
-        start = _FIELDS * self.worker
+    def beat(self, *, redis_says: str = "", kafka: bool, inference: bool) -> None:
+        """The worker is at work, and this is what answered it last. `redis_says`: what Redis said instead of an answer,
+        one of `connection.WORDS`; empty: it answered.
+        """
+        start, word = _FIELDS * self.worker, float(WORDS.index(redis_says))
         # `time.monotonic` is the same clock in all processes of a machine (CLOCK_MONOTONIC).
-        self.cells[start : start + _FIELDS] = [time.monotonic(), float(redis), float(kafka), float(inference)]
+        self.cells[start : start + _FIELDS] = [time.monotonic(), word, float(kafka), float(inference)]
 
     def clear(self) -> None:
         """The worker is being started."""

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from app import metrics, pages
 from app.auth import Hosts
 from app.ending import LAST_WORDS
+from app.fleet.connection import require_redis
 from app.fleet.crew import Crew
 from app.fleet.one import on_signals, work
 from app.fleet.vitals import Vitals
@@ -26,11 +27,12 @@ def run() -> None:
     """Works until SIGTERM or Ctrl-C.
 
     Raises:
-        ConfigurationError: a setting is wrong.
+        ConfigurationError: a setting is wrong, or this Redis will not do.
         SightlineError: it could not go on.
     """
     settings = Settings()
     configure(settings.server)
+    require_redis(settings.redis)
     if settings.fleet.fleet_processes > 1:
         _run_several(settings)
         return

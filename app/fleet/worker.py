@@ -45,6 +45,17 @@ def publish(sink: Sink, outcome: Outcome, worker: str) -> None:
     sink.send(Answer(origin, value, _stage(outcome.failure)))
 
 
+def beat(pulse: Pulse, source: Source, sink: Sink, *, inference: bool) -> None:
+    """Says that the worker is at work, and what answers it."""
+    pulse.beat(redis_says=source.says or sink.redis_says, kafka=sink.up, inference=inference)
+
+
+def away(sink: Sink, *, inference: bool) -> dict[str, str]:
+    """What `fleet top` is told: what the worker cannot reach, by name, each with why."""
+    found = {"Kafka": sink.trouble, "Triton": "" if inference else "it does not answer"}
+    return {name: why for name, why in found.items() if why}
+
+
 def _stage(failure: Failure | None) -> str | None:
     """The stage that FRAMES_FAILED counts it under."""
     if failure is None:
@@ -83,6 +94,7 @@ class Worker:
             self._in_hand,
             self._tally,
             on_streams=lambda streams: self._soon(self._analysis.forget, streams),
+            away=lambda: away(self._sink, inference=self._pipeline.client.up),
         )
         self._sink = Sink(
             self._name,
@@ -192,5 +204,5 @@ class Worker:
 
     async def _beat(self) -> None:
         while True:
-            self._pulse.beat(redis=self._source.up, kafka=self._sink.up, inference=self._pipeline.client.up)
+            beat(self._pulse, self._source, self._sink, inference=self._pipeline.client.up)
             await asyncio.sleep(_BEAT_S)

@@ -13,7 +13,9 @@ FLEET_STAGES = ("detect", "pose", "face", "track", "motion", "ocr")
 
 class RedisSettings(Section):
     redis_url: SecretStr = Field(
-        SecretStr("redis://127.0.0.1:6379"), description="Redis that carries the frames; may hold a password"
+        SecretStr("redis://127.0.0.1:6379"),
+        description="Redis that carries the frames, may hold a password; by Sentinel "
+        "`redis+sentinel://user:password@host:26379,host:26379/service/0`; no Redis Cluster",
     )
     fleet_stream_prefix: str = Field(
         "frames:",

@@ -26,9 +26,9 @@ def test_health_tells_the_worst_of_the_workers(monkeypatch: pytest.MonkeyPatch) 
         assert http.get("/health").json()["state"] == "starting"
         assert http.get("/health/ready").status_code == 503
         for number in range(2):
-            seen.pulse(number).beat(redis=True, kafka=True, inference=True)
+            seen.pulse(number).beat(kafka=True, inference=True)
         assert http.get("/health/ready").status_code == 200
-        seen.pulse(1).beat(redis=True, kafka=False, inference=True)
+        seen.pulse(1).beat(kafka=False, inference=True)
         report = http.get("/health").json()
         assert (report["state"], [one["state"] for one in report["workers"]]) == ("degraded", ["ok", "degraded"])
         assert http.get("/health").status_code == 200, "a restart would not bring Kafka back"

@@ -19,7 +19,10 @@ from app.fleet.keys import Keys
 from app.fleet.top import RedisAway, run
 from app.fleet.top_overview import Observer
 from app.settings import ROOT, RedisSettings, Settings
+from tests.fleet.conftest import Work
+from tests.fleet.work import eventually, film
 from tests.support.ingest import on_a_terminal, until
+from tests.support.kafka import running_kafka
 from tests.support.redis import RedisServer, running_redis
 
 GROUP = "inference-workers"
@@ -181,6 +184,35 @@ def test_redis_that_goes_away_meanwhile_is_said_in_one_line(tmp_path: Path, opti
     assert child.returncode == 1
     assert said.startswith("sightline: REDIS_URL: Redis does not answer")
     assert said.count("\n") == 1
+
+
+def test_d2_redis_that_refuses_is_said_with_its_word(tmp_path: Path) -> None:
+    with running_redis(tmp_path) as server:
+        with server.client() as client:
+            client.execute_command("ACL", "SETUSER", "default", "-smembers")
+        with pytest.raises(RedisAway, match=r"REDIS_URL: Redis is there and refuses \(NOPERM\)"):
+            run(Settings(redis_url=server.url), once=True)
+
+
+def test_d12_kafka_away_is_said_by_its_workers_and_by_top(
+    work: Work, redis: redis_library.Redis, redis_server: RedisServer, jpeg: bytes, tmp_path: Path
+) -> None:
+    observer = Observer(redis, RedisSettings(redis_url=redis_server.url))
+    with running_kafka(tmp_path / "kafka") as broker:
+        fleet = work(KAFKA_BOOTSTRAP_SERVERS=broker.bootstrap, FLEET_STAGES="detect")
+        film(redis, "gate", [jpeg])
+        eventually(fleet.values, lambda values: len(values) == 1, fleet)
+        assert [one.away for one in observer.look().workers] == [{}]
+        broker.stop()
+        film(redis, "gate", [jpeg])
+        eventually(lambda: [list(one.away) for one in observer.look().workers], lambda away: away == [["Kafka"]], fleet)
+        said = command(redis_server, "--once", "--interval", "0.1")
+        assert "Kafka is away: 1 of 1 worker cannot reach it (" in said
+        assert "here, Kafka away" in said
+        broker.start()
+        eventually(lambda: [one.away for one in observer.look().workers], lambda away: away == [{}], fleet)
+    redis.hset(Keys("frames:", GROUP).away, "long-gone", "{}")
+    eventually(lambda: redis.hlen(Keys("frames:", GROUP).away), lambda left: left == 0, fleet)
 
 
 def command(server: RedisServer, *arguments: str) -> str:

@@ -22,8 +22,9 @@ START_S = 20.0
 class RedisServer:
     """`redis-server` in the foreground as a child of the test; nothing is written to disk, so a restart empties it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, options: tuple[str, ...] = ()) -> None:
         self._folder = folder
+        self._options = options
         self._process: subprocess.Popen[bytes] | None = None
         self._log = folder / "redis.log"
         self.port = free_port()
@@ -39,7 +40,7 @@ class RedisServer:
     def start(self) -> None:
         """Starts it, and waits until it answers."""
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-        options += ["--dir", str(self._folder), "--daemonize", "no", "--protected-mode", "no"]
+        options += ["--dir", str(self._folder), "--daemonize", "no", "--protected-mode", "no", *self._options]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(["redis-server", *options], stdout=log, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + START_S
@@ -88,11 +89,11 @@ def require_program(name: str, package: str) -> None:
 
 
 @contextmanager
-def running_redis(folder: Path) -> Iterator[RedisServer]:
-    """A server of the test's own, ended with the block."""
+def running_redis(folder: Path, *options: str) -> Iterator[RedisServer]:
+    """A server of the test's own, with these options besides, ended with the block."""
     require_program("redis-server", "redis-server")
     folder.mkdir(parents=True, exist_ok=True)
-    server = RedisServer(folder)
+    server = RedisServer(folder, options)
     server.start()
     try:
         yield server

@@ -1,0 +1,318 @@
+"""Redis that is there and refuses: a replica, a full one, a Cluster; and Sentinel, which knows another."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import redis as redis_library
+from redis._parsers.base import BaseParser
+
+from app.errors import ConfigurationError
+from app.fleet.acks import Acks
+from app.fleet.connection import OTHER, connect, is_outage, refuse_cluster, require_redis, says
+from app.fleet.frames import Origin
+from app.fleet.inhand import InHand
+from app.fleet.keys import Keys
+from app.fleet.leases import Leases
+from app.fleet.vitals import Vitals
+from app.settings import ROOT, RedisSettings
+from tests.fleet.lives import Life
+from tests.fleet.work import GROUP, film
+from tests.support import clip
+from tests.support.ingest import entries, frames_counted, ingesting, until
+from tests.support.redis import RedisServer, free_port, running_redis
+from tests.support.sentinel import SERVICE, running_sentinel
+
+ADMIN = "redis://admin:secret@127.0.0.1:{port}"
+STATES = ("READONLY", "NOREPLICAS", "NOPERM", "OOM", "MISCONF", "BUSY", "NOAUTH")
+
+
+@pytest.fixture(scope="module")
+def pan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return clip.write_mp4(tmp_path_factory.mktemp("films") / "pan.mp4", clip.Pan(count=20).pictures(), fps=15)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    (tmp_path / "data").mkdir()
+    with running_redis(tmp_path, "--dir", str(tmp_path / "data"), "--busy-reply-threshold", "50") as one:
+        with one.client() as client:
+            client.acl_setuser("admin", enabled=True, passwords=["+secret"], categories=["+@all"], keys=["*"])
+        yield one
+
+
+@contextmanager
+def admin(server: RedisServer) -> Iterator[redis_library.Redis]:
+    with redis_library.Redis.from_url(ADMIN.format(port=server.port)) as client:
+        yield client
+
+
+@contextmanager
+def refusing(server: RedisServer, word: str, folder: Path) -> Iterator[None]:
+    """The server says so of whatever is written, and closes no connection, while the block lasts."""
+    with admin(server) as client:
+        if word == "READONLY":
+            client.replicaof("127.0.0.1", free_port())
+            yield
+            client.replicaof("NO", "ONE")
+        elif word == "NOREPLICAS":
+            client.config_set("min-replicas-to-write", 1)
+            yield
+            client.config_set("min-replicas-to-write", 0)
+        elif word == "NOPERM":
+            client.execute_command("ACL", "SETUSER", "default", "-@write")
+            yield
+            client.execute_command("ACL", "SETUSER", "default", "+@write")
+        elif word == "OOM":
+            client.config_set("maxmemory", 1)
+            yield
+            client.config_set("maxmemory", 0)
+        elif word == "NOAUTH":
+            client.config_set("requirepass", "another")
+            client.client_kill_filter(user="default")
+            yield
+            client.config_set("requirepass", "")
+        elif word == "MISCONF":
+            shutil.rmtree(folder / "data")
+            client.config_set("save", "3600 1")
+            client.bgsave()
+            until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
+            yield
+            client.config_set("save", "")
+        else:
+            thread = threading.Thread(target=endless, args=(server,))
+            thread.start()
+            yield
+            with suppress(redis_library.ResponseError):
+                until(lambda: client.script_kill())
+            thread.join()
+
+
+def endless(server: RedisServer) -> None:
+    with admin(server) as client, suppress(redis_library.RedisError):
+        client.eval("while true do end", 0)
+
+
+@pytest.mark.parametrize("word", STATES)
+def test_d2_ingest_says_what_redis_says_counts_and_recovers(
+    server: RedisServer, pan: Path, tmp_path: Path, word: str
+) -> None:
+    with ingesting(server, f"film={pan}", loop=True, ingest_refresh_s=0.2) as ingest:
+        until(lambda: ingest.outbox.sent.get("film", 0) > 2 and ingest.report()["state"] == "ok")
+        lost = frames_counted("redis_away")
+        with refusing(server, word, tmp_path):
+            until(lambda: ingest.report()["redis_says"] == word)
+            assert (ingest.report()["state"], ingest.report()["redis"]) == ("degraded", False)
+            until(lambda: frames_counted("redis_away") - lost >= 5)
+        sent = ingest.outbox.sent["film"]
+        until(lambda: ingest.outbox.sent["film"] > sent and ingest.report()["state"] == "ok")
+    assert ingest.cameras["film"].taken == ingest.outbox.sent["film"] + ingest.outbox.dropped["film"]
+
+
+@pytest.mark.parametrize("word", STATES)
+def test_d2_a_worker_says_what_redis_says_and_reads_on_afterwards(
+    server: RedisServer, tmp_path: Path, word: str
+) -> None:
+    life = Life(server, "w")
+    with admin(server) as client:
+        film(client, "gate", [b"1"])
+        life.answered(client, until(lambda: life.read()))
+        with refusing(server, word, tmp_path):
+            until(lambda: life.read() == [] and life.source.says == word)
+        film(client, "gate", [b"2"])
+        (frame,) = until(lambda: life.read())
+        assert frame.jpeg == b"2"
+        assert life.source.says == ""
+    life.source.leave()
+
+
+@pytest.mark.parametrize("word", ["READONLY", "NOREPLICAS", "NOPERM", "BUSY"])
+def test_d2_acknowledgements_wait_for_a_redis_that_refuses(server: RedisServer, tmp_path: Path, word: str) -> None:
+    settings = RedisSettings(redis_url=server.url)
+    keys, in_hand, client = Keys.of(settings), InHand(8), connect(settings)
+    acks = Acks(client, Leases(client, "w", keys, 60_000), in_hand)
+    with admin(server) as other:
+        (entry,) = film(other, "gate", [b"1"])
+        other.xgroup_create("frames:gate", GROUP, id="0")
+        other.xreadgroup(GROUP, "w", {"frames:gate": ">"})
+        acks.flush(last=True)
+        acks.add(Origin("frames:gate", entry, "gate", None, 0.0), answered=True)
+        with refusing(server, word, tmp_path):
+            until(lambda: acks.flush(last=True) or acks.says == word)
+            assert len(acks) == 1
+        until(lambda: acks.flush(last=True) or not len(acks))
+        assert acks.says == ""
+        assert other.xpending("frames:gate", GROUP)["pending"] == 0
+    acks.close()
+
+
+def test_d2_a_key_that_is_barred_hurts_no_other_and_is_said(server: RedisServer, pan: Path) -> None:
+    with admin(server) as client:
+        client.execute_command("ACL", "SETUSER", "default", "resetkeys", "~frames:even", "~fleet:*")
+        refused = frames_counted("refused")
+        with ingesting(server, f"odd={pan}", f"even={pan}", loop=True) as ingest:
+            until(lambda: ingest.outbox.sent.get("even", 0) > 10)
+            until(lambda: ingest.report()["redis_says"] == "NOPERM")
+            assert frames_counted("refused") > refused
+            assert ingest.outbox.dropped.get("even", 0) == 0
+            life = Life(server, "w")
+            film(client, "odd", [b"1"])
+            until(lambda: any(frame.origin.camera_id == "even" for frame in life.read()))
+            assert life.source.says == "NOPERM"
+            client.execute_command("ACL", "SETUSER", "default", "~*")
+            until(lambda: ingest.report()["state"] == "ok")
+            until(lambda: any(frame.origin.camera_id == "odd" for frame in life.read()))
+            life.source.leave()
+
+
+def test_d2_the_table_of_sources_that_cannot_be_read_is_said(server: RedisServer) -> None:
+    with admin(server) as client, ingesting(server, "redis", ingest_refresh_s=0.1) as ingest:
+        until(lambda: ingest.report()["state"] == "ok")
+        client.execute_command("ACL", "SETUSER", "default", "-hgetall")
+        until(lambda: ingest.report()["redis_says"] == "NOPERM")
+        client.execute_command("ACL", "SETUSER", "default", "+hgetall")
+        until(lambda: ingest.report()["state"] == "ok")
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "outage"),
+    [
+        ("LOADING Redis is loading the dataset in memory", "LOADING", True),
+        ("MASTERDOWN Link with MASTER is down", "MASTERDOWN", True),
+        ("CLUSTERDOWN The cluster is down", "CLUSTERDOWN", True),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", "TRYAGAIN", True),
+        ("MISCONF Redis is configured to save RDB snapshots", "MISCONF", True),
+        ("ERR max number of clients reached", "no answer", True),
+        ("BUSYGROUP Consumer Group name already exists", OTHER, False),
+        ("WRONGTYPE Operation against a key", OTHER, False),
+        ("NOPERM No permissions to access a key", "NOPERM", False),
+        ("NOPERM this user has no permissions to run the 'xadd' command", "NOPERM", True),
+    ],
+)
+def test_d2_errors_of_the_server_are_told_from_those_of_a_command(text: str, word: str, outage: bool) -> None:
+    error = BaseParser.parse_error(text)
+    assert (says(error), is_outage(error)) == (word, outage)
+
+
+def test_d2_health_of_a_worker_gives_the_servers_word() -> None:
+    vitals = Vitals(2)
+    vitals.pulse(0).beat(kafka=True, inference=True)
+    vitals.pulse(1).beat(redis_says="READONLY", kafka=True, inference=True)
+    report = vitals.report()
+    assert report["state"] == "degraded"
+    assert [(one["redis"], one["redis_says"]) for one in report["workers"]] == [(True, None), (False, "READONLY")]
+
+
+def test_d2_a_failover_by_sentinel_is_followed(pan: Path, tmp_path: Path) -> None:
+    with running_sentinel(tmp_path) as watched:
+        require_redis(RedisSettings(redis_url=watched.url))
+        with ingesting(watched, f"film={pan}", loop=True, ingest_refresh_s=0.2) as ingest:  # type: ignore[arg-type]
+            life = Life(watched, "w")  # type: ignore[arg-type]
+            until(lambda: life.read())
+            watched.fail_over()
+            with watched.second.client() as client:
+                before = client.xinfo_stream("frames:film")["entries-added"]
+                until(lambda: client.xinfo_stream("frames:film")["entries-added"] > before + 5)
+                until(lambda: ingest.report()["state"] == "ok")
+                newest = entries(client, "film")[-1][b"captured_at_ms"]
+            life.in_hand = life.source._in_hand = InHand(128)
+            until(lambda: any(frame.origin.captured_at_ms >= float(newest) for frame in life.read()))
+            life.source.leave()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("redis+sentinel://host:26379", "no service"),
+        ("redis+sentinel://host:26379/", "no service"),
+        ("redis+sentinel:///cams", "is no host:port"),
+        ("redis+sentinel://host:26379,/cams", "is no host:port"),
+        ("redis+sentinel://host:x/cams", "no port from 1 to 65535"),
+        ("redis+sentinel://host:70000/cams", "no port from 1 to 65535"),
+        ("redis+sentinel://host/cams/one", "the database is 'one'"),
+        ("redis+sentinel://host/cams?colour=red", "nothing is known of the option 'colour'"),
+        ("http://host", "redis+sentinel://user:password@host"),
+    ],
+)
+def test_d2_an_address_of_sentinels_that_is_wrong_is_said(url: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^REDIS_URL: ") as refused:
+        connect(RedisSettings(redis_url=url.replace("://host", "://me:hunter2@host")))
+    assert said in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_d2_an_address_of_sentinels_is_taken_apart() -> None:
+    url = "rediss+sentinel://me:p%40ss@one,[::1]:5000/cams/3?sentinel_password=other&ssl_ca_certs=ca.pem"
+    with connect(RedisSettings(redis_url=url)) as client:
+        options = client.connection_pool.connection_kwargs
+        assert (options["username"], options["password"], options["db"]) == ("me", "p@ss", 3)
+        assert client.connection_pool.service_name == "cams"  # type: ignore[attr-defined]
+        manager = client.connection_pool.sentinel_manager  # type: ignore[attr-defined]
+        found = [one.connection_pool.connection_kwargs for one in manager.sentinels]
+        assert [(one["host"], one["port"], one["password"]) for one in found] == [
+            ("one", 26379, "other"),
+            ("::1", 5000, "other"),
+        ]
+        assert options["ssl_ca_certs"] == found[0]["ssl_ca_certs"] == "ca.pem"
+
+
+def test_d2_sentinels_are_asked_at_the_start(tmp_path: Path) -> None:
+    with running_sentinel(tmp_path) as watched:
+        for url, said in (
+            (watched.url.replace(SERVICE, "unknown"), f"know no service 'unknown', only {SERVICE}"),
+            (f"redis+sentinel://127.0.0.1:{watched.first.port}/{SERVICE}", "is no Sentinel"),
+            (f"redis://127.0.0.1:{watched.port}", "the server is a Sentinel"),
+        ):
+            with pytest.raises(ConfigurationError, match=said):
+                require_redis(RedisSettings(redis_url=url))
+    require_redis(RedisSettings(redis_url=watched.url))  # away: it is waited for
+
+
+@pytest.mark.parametrize("command", [("ingest", "0"), ("work",), ("top", "--once")])
+def test_d3_a_cluster_is_refused_by_name_at_the_start(tmp_path: Path, command: tuple[str, ...]) -> None:
+    with running_redis(tmp_path, "--cluster-enabled", "yes") as server:
+        environment = {**os.environ, "REDIS_URL": server.url, "METRICS_PORT": "0", "STATE_DIR": str(tmp_path / "state")}
+        done = subprocess.run(
+            [sys.executable, "-m", "app", "fleet", *command],
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode != 0
+    assert "REDIS_URL: the server is a node of a Redis Cluster" in done.stderr + done.stdout
+    assert "redis+sentinel://" in done.stderr + done.stdout
+
+
+def test_d3_a_cluster_that_shows_only_later_is_refused_too(tmp_path: Path, pan: Path) -> None:
+    with running_redis(tmp_path, "--cluster-enabled", "yes") as server:
+        server.stop()
+        life = Life(server, "w")
+        life.source.check()
+        assert life.read() == []
+        with ingesting(server, f"film={pan}", loop=True) as ingest:
+            until(lambda: ingest.outbox.says == "no answer")
+            server.start()
+            until(lambda: "Redis Cluster" in ingest.outbox.unfit)
+            with pytest.raises(ConfigurationError, match="Redis Cluster"):
+                ingest.until(threading.Event())
+        with pytest.raises(ConfigurationError, match="Redis Cluster"):
+            until(lambda: life.read() and time.sleep(0.01))
+        life.source.leave()
+
+
+@pytest.mark.parametrize("text", ["MOVED 3999 127.0.0.1:6381", "ASK 3999 127.0.0.1:6381", "CROSSSLOT Keys in request"])
+def test_d3_what_only_a_cluster_says_is_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="Redis Cluster"):
+        refuse_cluster(BaseParser.parse_error(text))
