@@ -330,7 +330,10 @@ class Leases:
         }
 
     def forget(self, known: Collection[str], older_than_ms: float) -> None:
-        """Removes records of streams that are no more: those released, of an epoch that long ago."""
+        """Removes records of streams that are no more: those released, of an epoch that long ago. And leases of workers
+        that were killed, once they have ended that long ago: each start of a worker has a name of its own.
+        """
+        self._client.zremrangebyscore(self._leases, "-inf", older_than_ms)
         most = 2 * len(known) + 1000
         if self._client.hlen(self._holders) <= most:
             return

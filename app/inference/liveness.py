@@ -91,6 +91,10 @@ class Pulse:
         if self.latest is None or put >= self.latest[0]:
             self.latest = (put, took)
 
+    def withdraw(self, number: int) -> None:
+        """Notes that a question could not be put, or its connection broke: that is no silence."""
+        self.asked.pop(number, None)
+
     def refuse(self, number: int, now: float) -> None:
         """Notes that a process that is not well answered in place of the model."""
         self.asked.pop(number, None)

@@ -127,8 +127,11 @@ class Vitals:
                 self._do(self._ask_model(http, model, question, [pulse.ask(now) for _ in range(free)]))
 
     async def _ask_server(self, http: httpx.AsyncClient, number: int) -> None:
-        with contextlib.suppress(httpx.HTTPError):  # it ends, and somebody else says so
+        try:
             await http.get("/v2/health/live")
+        except httpx.HTTPError:  # it ends, and somebody else says so; or this process has no descriptor left
+            self._alive.withdraw(number)
+        else:
             self._alive.answer(number, self._clock.now)
 
     async def _ask_model(self, http: httpx.AsyncClient, model: str, question: _Question, numbers: list[int]) -> None:
@@ -144,6 +147,7 @@ class Vitals:
         try:
             answer = await http.post(f"/v2/models/{model}/infer", content=body, headers=headers)
         except httpx.HTTPError:
+            pulse.withdraw(number)
             return False
         if answer.status_code != 200 and _SICK in answer.text:
             pulse.refuse(number, self._clock.now)
@@ -153,8 +157,14 @@ class Vitals:
 
     async def _prepare(self, http: httpx.AsyncClient, questions: dict[str, _Question]) -> None:
         for model in self._pulses:
-            with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):
-                question = _question((await http.get(f"/v2/models/{model}/config")).json())
+            while True:
+                try:
+                    answer = await http.get(f"/v2/models/{model}/config")
+                    break
+                except httpx.HTTPError:
+                    await asyncio.sleep(self._alive.interval_s)
+            with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
+                question = _question(answer.json())
                 if question is not None:
                     questions[model] = question
 

@@ -52,6 +52,17 @@ def leases(redis: redis_library.Redis, redis_server: RedisServer) -> Iterator[di
         yield {name: Leases(client, name, keys, LASTING_MS) for name, client in clients.items()}
 
 
+def test_d5_leases_of_workers_that_were_killed_are_forgotten(
+    redis: redis_library.Redis, leases: dict[str, Leases]
+) -> None:
+    key = Keys.of(RedisSettings()).leases
+    leases["a"].keep()
+    now_ms = time.time() * 1000
+    redis.zadd(key, {"killed": now_ms - 7_200_000, "lately": now_ms - 1000})
+    leases["a"].forget((), now_ms - 3_600_000)
+    assert redis.zrange(key, 0, -1) == [b"lately", b"a"]
+
+
 def test_d5_a_camera_has_one_worker_and_its_epoch_grows_with_every_change(
     redis: redis_library.Redis, leases: dict[str, Leases]
 ) -> None:
