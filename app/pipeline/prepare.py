@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from app.errors import FrameError, TooExpensive
+from app.errors import FrameError, TooExpensive, UndecodableFrame
 from app.pipeline.batch import Batch, Look
 from app.pipeline.boxes import Letterbox, letterbox
 from app.pipeline.decode import (
@@ -29,7 +29,7 @@ from app.pipeline.decode import (
     upright,
 )
 from app.pipeline.frames import Job, as_jpeg
-from app.pipeline.jpeg import JpegInfo, inspect, work_of
+from app.pipeline.jpeg import SOI, JpegInfo, inspect, kind_of, work_of
 from app.pipeline.motion import Flow, motion, obstacle
 from app.pipeline.stills import decode_still, inspect_still, is_still
 from app.pipeline.threads import Piece
@@ -140,6 +140,8 @@ class Preparation:
             still = inspect_still(jpeg, max_bytes=limits.max_frame_bytes, max_pixels=limits.max_pixels)
             pixels = decode_still(still)
             return _Picture(jpeg, described(pixels, max_pixels=limits.max_pixels), pixels, remade=True)
+        if job.photo and not jpeg.startswith(SOI):
+            raise UndecodableFrame(f"the picture is {kind_of(jpeg)}; want a JPEG, PNG or WebP")
         info = inspect(jpeg, max_bytes=limits.max_frame_bytes, max_pixels=limits.max_pixels)
         coded: Coded = jpeg
         if piece is not None and info.work > HEAVY:

@@ -30,6 +30,8 @@ class Still:
     width: int
     height: int
     data: bytes
+    clear: int | None = None
+    """The level that is transparent, of a grey PNG with such a one: OpenCV leaves it as it is."""
 
 
 def is_still(data: bytes) -> bool:
@@ -63,6 +65,8 @@ def decode_still(still: Still) -> Pixels:
         raise UndecodableFrame("the picture is damaged or cut short")
     if found.shape[:2] != (still.height, still.width):
         raise UndecodableFrame("the picture is damaged: its header gives another size than its data")
+    if still.clear is not None and found.ndim == 2:
+        found[found == still.clear] = 65_535 if found.dtype == np.uint16 else 255
     pixels = np.empty((still.height, still.width, 3), np.uint8)
     for top in range(0, still.height, _STRIP):
         pixels[top : top + _STRIP] = _rgb(found[top : top + _STRIP])
@@ -88,7 +92,7 @@ def _png(data: bytes, max_pixels: int) -> Still:
         raise UndecodableFrame("the PNG is damaged or cut short: its header does not come first")
     width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
     _check_size(width, height, max_pixels, "PNG")
-    kept, at, count, pictured = [_PNG], len(_PNG), 0, False
+    kept, at, count, pictured, clear = [_PNG], len(_PNG), 0, False, None
     while True:
         length, kind = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
         end = at + 12 + length
@@ -101,6 +105,9 @@ def _png(data: bytes, max_pixels: int) -> Still:
             if zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
                 raise UndecodableFrame(f"the PNG is damaged: the checksum of its {kind.decode()} is wrong")
             kept.append(data[at:end])
+            if kind == b"tRNS" and length == 2 and data[25] == 0:
+                # A sample of up to 16 bits; those of 1, 2 and 4 come out of the codec as 8 (W3C PNG, 11.3.1.1).
+                clear = int.from_bytes(data[at + 8 : at + 10]) * (255 // ((1 << data[24]) - 1) if data[24] < 8 else 1)
         elif not kind[:1].islower():  # critical, and unknown to the standard
             raise UndecodableFrame("the PNG is damaged: it has a chunk that no decoder knows")
         pictured = pictured or kind == b"IDAT"
@@ -109,7 +116,7 @@ def _png(data: bytes, max_pixels: int) -> Still:
         at = end
     if not pictured:
         raise UndecodableFrame("the PNG has no picture in it")
-    return Still(width, height, b"".join(kept))
+    return Still(width, height, b"".join(kept), clear)
 
 
 def _webp(data: bytes, max_pixels: int) -> Still:

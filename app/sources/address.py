@@ -32,6 +32,11 @@ _SECRET_WORD = re.compile(
     r"(?i)pass|pwd|psw|secret|token|credential|signature|\b(?:pw|key|auth|sig|usr|user|login|account|sid|session)\b|"
     r"api_?key|access_?key|stream_?key|stream_?id|_(?:pw|key|auth|sig|usr|user)\b"
 )
+_SECRET_NAME = re.compile(
+    r"(?i)(?:user|login|account)_?(?:name|id)|pass(?:wor[dt]|wd|phrase|code|key)s?|(?:\w*[_-])?(?:token|secret|key)s?|"
+    r"(?:access|api|auth|stream)(?:key|token)|credentials?"
+)
+"""A part of a path whose value is the next part. The words above are looked for within a part, too."""
 _SPOKEN = re.compile(r"""[a-z][a-z0-9+.-]*://(?:[^\s'"<>`]*:[^'"<>`\n@]{0,64}@)?[^\s'"<>`]*""", re.IGNORECASE)
 """A URL within a text; a blank in its password does not end it."""
 _SPOKEN_SECRET = re.compile(
@@ -290,7 +295,7 @@ def _shown_path(scheme: str, tail: str) -> tuple[str, list[str]]:
             shown.append(HIDDEN)
         else:
             shown.append(segment)
-            if _SECRET_WORD.fullmatch(plain):
+            if _SECRET_WORD.fullmatch(plain) or _SECRET_NAME.fullmatch(plain):
                 secret_next = 1
             elif first and plain in _SUBSCRIBER and len(segments) > 4:
                 secret_next = 2

@@ -144,6 +144,7 @@ WRONG_FORMS = {
     "base64": PART + b"Content-Transfer-Encoding: base64\r\n\r\neA==\r\n--b--",
     "many headers": PART + b"A: b\r\n" * 100 + b"\r\nx\r\n--b--\r\n",
     "a long header": b"--b\r\nContent-Disposition: form-data; name=" + b"f" * 5000 + b"\r\n\r\nx\r\n--b--\r\n",
+    "its boundary all over": form(('name="file"', b"\r\n--by" * 200)),
     "a header that is none": b"--b\r\nCont\x00ent\r\n\r\nx\r\n--b--\r\n",
 }
 

@@ -75,6 +75,15 @@ def test_e7_what_is_transparent_is_laid_on_white(kind: str) -> None:
         assert np.abs(both - (GREY[..., None] * share + 255 * (1 - share))).max() <= 0.51
 
 
+@pytest.mark.parametrize(("depth", "level"), [(1, 1), (2, 2), (4, 9), (8, 130), (16, 40_000)])
+def test_e7_a_grey_level_that_is_transparent_is_laid_on_white(depth: int, level: int) -> None:
+    bits = f"{level:0{depth}b}" + "0" * depth * 7  # eight samples a row: the first is that level, the others are black
+    row = b"\0" + int(bits, 2).to_bytes(depth)
+    found = decoded(png(8, 2, 0, row * 2, depth, chunk(b"tRNS", level.to_bytes(2))))
+    assert (found[:, 0] == 255).all()
+    assert (found[:, 1:] == 0).all()
+
+
 def test_e7_an_animated_png_is_its_first_picture_and_an_animated_webp_is_refused() -> None:
     others = {"save_all": True, "append_images": [Image.fromarray(PHOTO[::-1])]}
     assert (decoded(coded(Image.fromarray(PHOTO), **others)) == PHOTO).all()
@@ -150,3 +159,9 @@ def test_e7_a_still_is_prepared_as_a_jpeg_is_and_only_where_it_is_a_photo(kind: 
         tensors(data, form(640, 640))
     (jpeg,) = tensors(encode(picture), form(640, 640), photo=True)
     assert jpeg.shape == (640, 640, 3)
+
+
+def test_e7_what_is_no_picture_is_told_of_all_that_would_be() -> None:
+    gif = coded(Image.fromarray(PHOTO), "GIF")
+    with pytest.raises(UndecodableFrame, match="is a GIF; want a JPEG, PNG or WebP"):
+        tensors(gif, form(640, 640), photo=True)
