@@ -127,12 +127,17 @@ def outputs(answer: Any, model: ModelSpec, buffer: Buffer, placed: Placed) -> di
             )
         shape = tuple(tensor.shape)
         count = math.prod(shape)
-        if tensor.name in placed:
-            assert buffer.slot is not None
-            offset = buffer.slot.offset + placed[tensor.name][0]
-            out[tensor.name] = np.frombuffer(buffer.slot.region.memory, dtype, count, offset).reshape(shape)
-        else:
-            out[tensor.name] = np.frombuffer(next(raw), dtype).reshape(shape)
+        try:
+            if tensor.name in placed:
+                assert buffer.slot is not None
+                offset = buffer.slot.offset + placed[tensor.name][0]
+                out[tensor.name] = np.frombuffer(buffer.slot.region.memory, dtype, count, offset).reshape(shape)
+            else:
+                out[tensor.name] = np.frombuffer(next(raw, b""), dtype).reshape(shape)
+        except ValueError:
+            raise InferenceError(
+                f"{answer.model_name}: output {tensor.name!r} holds less or more than its shape {list(shape)} says"
+            ) from None
     count = len(buffer.array)
     for expected in model.outputs:
         found = out.get(expected.name)

@@ -65,3 +65,15 @@ def test_d7_an_answer_without_all_outputs_is_an_error_of_the_model(
         outputs(answered(**shapes), HEADS, buffer, {})
     whole = outputs(answered(detections=(2, 3, 6), poses=(2, 9, 57)), HEADS, buffer, {})
     assert whole["poses"].shape == (2, 9, 57)
+
+
+def test_d7_an_answer_that_holds_less_than_it_says_is_an_error_of_the_model() -> None:
+    buffer = Buffer(np.zeros((2, 4, 4, 3), np.uint8), None, None)
+    for left in ([], [b""], [bytes(8)], [bytes(2 * 3 * 6 * 4)]):
+        answer = answered(detections=(2, 3, 6), poses=(2, 9, 57))
+        del answer.raw_output_contents[:]
+        answer.raw_output_contents.extend(left)
+        with pytest.raises(InferenceError, match=r"vision: output '(detections|poses)' holds less"):
+            outputs(answer, HEADS, buffer, {})
+    empty = outputs(answered(detections=(2, 3, 6), poses=(2, 0, 57)), HEADS, buffer, {})
+    assert empty["poses"].shape == (2, 0, 57)
