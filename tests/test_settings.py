@@ -225,3 +225,9 @@ def test_every_setting_has_a_default_and_a_name_of_its_own() -> None:
     names = [name for section in SECTIONS for name in section.model_fields]
     assert len(names) == len(set(names))
     assert all(not field.is_required() for section in SECTIONS for field in section.model_fields.values())
+
+
+def test_b5_tokens_without_a_token_do_not_open_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTH_TOKENS", " , ,")
+    with pytest.raises(ConfigurationError, match="AUTH_TOKENS=a secret: should be tokens, comma-separated"):
+        Settings()

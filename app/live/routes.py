@@ -82,6 +82,13 @@ async def inference(socket: WebSocket) -> None:
     await Session(socket, _door(socket)).run()
 
 
+@router.websocket("/{path:path}")
+async def no_socket(socket: WebSocket) -> None:
+    """An upgrade anywhere else: said and counted, as every other handshake that leads to nothing."""
+    metrics.CONNECTIONS_REFUSED.labels("bad_upgrade").inc()
+    await socket.send_denial_response(_problem(404, "not_found", f"there is no socket here; it is at {LIVE}"))
+
+
 @router.post(LIVE)
 async def why_not(request: Request) -> Response:
     """Why a socket would be refused here: the refusal, in plain HTTP; 204: nothing stands against it.

@@ -68,6 +68,14 @@ class AccessSettings(Section):
     def _commas(cls, value: object) -> object:
         return split(value)
 
+    @field_validator("auth_tokens", mode="before")
+    @classmethod
+    def _tokens(cls, value: object) -> object:
+        """Whoever sets it wants tokens: `,` must not open the service."""
+        if isinstance(value, str) and value.strip() and not split(value):
+            raise ValueError("tokens, comma-separated: there is none in it")
+        return value
+
     @field_validator("allowed_hosts")
     @classmethod
     def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:

@@ -58,6 +58,7 @@ WRONG: dict[str, tuple[bytes, set[int]]] = {
     "upgrade with 9 KB in a header": (upgrade_with("X-Long: " + "a" * 9000), {431}),
     "upgrade with 60 KB of headers": (upgrade_with(*(f"X-{n}: {'a' * 6000}" for n in range(10))), {431}),
     "upgrade with a path of 9 KB": (upgrade_with(line=f"GET /{'a' * 9000} HTTP/1.1"), {431}),
+    "upgrade of another path": (upgrade_with(line="GET /v1/frames HTTP/1.1"), {404}),
     "upgrade by POST": (upgrade_with(line="POST /ws/inference HTTP/1.1"), {405}),
     "upgrade by HTTP 1.0": (upgrade_with(line="GET /ws/inference HTTP/1.0"), {505}),
     "upgrade to another version": (upgrade_with("Sec-WebSocket-Version: 8", without="Sec-WebSocket-Version"), {400}),

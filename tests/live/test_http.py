@@ -307,7 +307,7 @@ def test_unknown_paths_are_not_found(service: Service) -> None:
             b"GET /ws/other HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
         )
-        assert one.recv(1 << 16).startswith(b"HTTP/1.1 403")
+        assert one.recv(1 << 16).startswith(b"HTTP/1.1 404")
 
 
 def test_every_picture_of_this_module_is_accounted_for(service: Service, brisk: Service) -> None:
