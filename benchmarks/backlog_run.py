@@ -21,8 +21,9 @@ import uvloop
 
 from app.settings import SummarySettings
 from app.summary.backlog import Backlog
+from app.summary.entities import Entity
 from app.summary.movement import Movement
-from app.summary.observation import ObjectCount, Observation, Track
+from app.summary.observation import ObjectCount, Observation
 from app.summary.spill import Spill
 from benchmarks.harness import BenchmarkError
 
@@ -74,9 +75,9 @@ def observation(number: int) -> Observation:
             ObjectCount("car", 2, 28, 40, 30_000),
             ObjectCount("dog", 1, 12, 12, 7_400),
         ),
-        arrived=(Track(2 * number, "person"), Track(2 * number + 1, "car")),
+        arrived=(Entity(2 * number, "person"), Entity(2 * number + 1, "car")),
         arrivals=2,
-        left=(Track(2 * number - 2, "person"),),
+        left=(Entity(2 * number - 2, "person"),),
         departures=1,
         poses=("standing", "sitting, one arm raised"),
         new_texts=(f"PLATE {number}",),
