@@ -246,7 +246,8 @@ async def test_what_is_no_service_is_said_to_be_none(service: Service) -> None:
     ["localhost:8000", "127.0.0.1", "udp://127.0.0.1:9", "http:///ws/inference", "http://[::1", "http://a..b", ""],
 )
 async def test_what_is_no_address_is_refused_before_anything_is_tried(url: str) -> None:
-    with pytest.raises(ConfigurationError, match=re.escape(f"{url}: should be an address such as http://")):
+    shown = "http://…" if url == "http://[::1" else url  # what cannot be taken apart may hold a secret anywhere
+    with pytest.raises(ConfigurationError, match=re.escape(f"{shown}: should be an address such as http://")):
         async with connect(url):
             pass
 

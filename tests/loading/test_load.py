@@ -115,7 +115,8 @@ def test_ones_own_pictures(service: Service, tmp_path: Path) -> None:
     (pictures / "1.jpg").write_bytes(b"no picture")
     code, found, said = load(service, tmp_path, "--sessions=1", "--fps=10", "--duration=1", f"--source={pictures}")
     assert code == 0, said
-    assert found["reasons"]["undecodable"] > 0
+    assert found["results"] > 0  # what is no picture is left out, and not sent to be refused
+    assert found["reasons"] == {}
     assert found["disagreements"] == []
 
 
@@ -222,7 +223,7 @@ def test_another_address_of_the_same_server_is_refused_with_its_answer(service: 
         (("--slo=speed=1",), "p95_age_ms"),
         (("--slo=dropped=5",), "from 0 to 1"),
         (("--sessions=2", "--slow-readers=3"), "at most --sessions"),
-        (("--source=no/such/film.mp4",), "no such file"),
+        (("--source=no/such/film.mp4",), "no/such/film.mp4: No such file"),
         (("--report=no/such/folder/report.html",), "--report"),
     ],
 )
@@ -239,5 +240,6 @@ def test_what_is_asked_for_wrongly_is_named(
 def test_what_is_no_address_is_named(tmp_path: Path, url: str) -> None:
     code, _, said = load(url, tmp_path, "--duration=1")
     assert code == 2
-    assert f"{url}: should be an address such as http://127.0.0.1:8000" in said
+    shown = "http://…" if url == "http://host:port" else url  # what cannot be taken apart may hold a secret anywhere
+    assert f"{shown}: should be an address such as http://127.0.0.1:8000" in said
     assert "Traceback" not in said

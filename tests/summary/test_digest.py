@@ -122,7 +122,8 @@ def test_a_face_is_nothing_more_than_the_person_it_belongs_to():
 
 
 def test_people_are_named_first():
-    one = observation(arrived=(*entities("car", 1, 2, 3), *entities("person", 4)), arrivals=4)
+    cars = (seen("car", 3, frames=20), seen("person", 1, frames=20))
+    one = observation(objects=cars, arrived=(*entities("car", 1, 2, 3), *entities("person", 4)), arrivals=4)
     assert digest([one]).activities == ("one person and three cars came into view",)
 
 
@@ -135,7 +136,10 @@ def test_c10_who_comes_again_is_not_counted_as_another():
         departures=3,
     )
     assert digest([again]).activities == ("people came into view three times", "people left three times")
-    together = observation(arrived=entities("person", 2, 3), arrivals=2, left=entities("person", 1), departures=1)
+    both = (seen("person", 2, frames=20),)
+    together = observation(
+        objects=both, arrived=entities("person", 2, 3), arrivals=2, left=entities("person", 1), departures=1
+    )
     assert digest([together]).activities == ("two people came into view", "one person left")
     once = observation(arrived=entities("person", 2), arrivals=1, left=entities("person", 2), departures=1)
     assert digest([once]).activities == ("one person came into view", "one person left")
