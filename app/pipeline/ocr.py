@@ -33,6 +33,14 @@ log = logging.getLogger(__name__)
 OnChange = Callable[[bool, str | None], None]
 
 
+_LEAST_LETTERS = 2
+"""Letters and digits of a reading that shows a line of text, if one that cannot be read; a leaf may look like one."""
+
+
+def _is_a_line(text: Text) -> bool:
+    return sum(map(str.isalnum, text.text)) >= _LEAST_LETTERS
+
+
 class Ocr:
     """One a service process. Everything is called from the event loop's thread.
 
@@ -174,7 +182,7 @@ class Ocr:
         else:
             self._last_problem = None
             texts = [text for text in reading.texts if text.confidence >= self._settings.ocr_min_confidence]
-            unreadable = bool(reading.texts) and not texts
+            unreadable = not texts and any(_is_a_line(text) for text in reading.texts)
             memory.succeed(texts, reading.width, reading.height, unreadable=unreadable)
             OCR_RUNS.labels("ok" if texts else "unreadable" if unreadable else "empty").inc()
         await self._supervisor.release(process, failed=spoilt)

@@ -81,7 +81,7 @@ def corners(line: Line) -> Any:
 def _best(line: Line, turns: Sequence[int], picture: Any, recognise: Recognise, gain: float) -> Line:
     """The best of these ways round, where it is sure and scores more than the line does by `gain`.
 
-    The best of several readings of what nobody can read scores up to 0.85; a lone sign, which a leaf or a shadow may be,
+    The best of several readings of what nobody can read scores up to 0.85; a lone sign, which a shadow may be,
     up to 0.91: it is taken the other way round only where the rest of the picture stands so (`gain` below 0).
     """
     first = _first(line.polygon)
