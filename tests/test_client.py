@@ -229,7 +229,7 @@ def other_protocol(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Non
 
 
 async def test_what_is_no_service_is_said_to_be_none(service: Service) -> None:
-    with pytest.raises(SessionEnded, match="HTTP 403"):
+    with pytest.raises(SessionEnded, match="HTTP 404"):
         async with connect(f"{service.url}/elsewhere"):
             pass
     with socket.create_server(("127.0.0.1", 0)) as mute:

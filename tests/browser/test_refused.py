@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.browser.conftest import FAKE_CAMERA, Launch, Look
+from tests.conftest import Serve
 from tests.support.service import Service
 
 # A camera that exists and fails cannot be had from flags: the browser's answer is put in its place.
@@ -47,7 +48,8 @@ def test_a_busy_camera(service: Service, look: Look) -> None:
     assert "Could not start video source" in sight.shows("#card", "The camera is busy")
 
 
-def test_plain_http_from_elsewhere(service: Service, look: Look) -> None:
+def test_plain_http_from_elsewhere(serve: Serve, look: Look) -> None:
+    service = serve(ALLOWED_HOSTS="sight.test")
     sight = look(f"http://sight.test:{service.port}")
     assert not sight.ask("isSecureContext")
     sight.page.click("#camera")

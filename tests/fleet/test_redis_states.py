@@ -91,10 +91,19 @@ def refusing(server: RedisServer, word: str, folder: Path) -> Iterator[None]:
         else:
             thread = threading.Thread(target=endless, args=(server,))
             thread.start()
+            until(lambda: busy(client))
             yield
             with suppress(redis_library.ResponseError):
                 until(lambda: client.script_kill())
             thread.join()
+
+
+def busy(client: redis_library.Redis) -> bool:
+    try:
+        client.ping()
+    except redis_library.ResponseError as error:
+        return says(error) == "BUSY"
+    return False
 
 
 def endless(server: RedisServer) -> None:

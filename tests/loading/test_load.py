@@ -214,7 +214,7 @@ def test_nobody_there_is_said_at_once_and_written_down(tmp_path: Path, processes
 def test_another_address_of_the_same_server_is_refused_with_its_answer(service: Service, tmp_path: Path) -> None:
     code, _, said = load(f"{service.url}/elsewhere", tmp_path, "--sessions=1", "--duration=300")
     assert code == 1
-    assert "refused: HTTP 403" in said
+    assert "refused: HTTP 404" in said
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,15 @@ import dataclasses
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from app.pipeline import answer, prepare
+from app.pipeline import answer
 from app.pipeline.batch import Batch
 from app.pipeline.frames import Job, StreamMemory
+from app.pipeline.prepare import Preparation
 from app.pipeline.turns import Turn, Turns
 from tests.pipeline.test_pixels import SETTINGS, frame
 from tests.support.seeing import Sight, pipeline_of, square
@@ -109,18 +109,18 @@ async def test_a_cancelled_calls_thread_is_waited_for(
 ) -> None:
     """Also where more frames are handed in than the model takes at once; whether it prepares or writes down."""
     watched = Watched()
-    real_prepare, real_write = prepare.prepare, answer.write_all
+    real_prepare, real_write = Preparation._prepare, answer.write_all
 
-    def slow_prepare(batch: Batch, frames: Iterable[int], *arguments: Any) -> None:
+    def slow_prepare(preparation: Preparation, batch: Batch, index: int, piece: Any) -> None:
         if where == "prepare":
-            watched.at({id(batch.looks[index].job.memory) for index in frames})
-        real_prepare(batch, frames, *arguments)
+            watched.at({id(batch.looks[index].job.memory)})
+        real_prepare(preparation, batch, index, piece)
 
     def slow_write(batch: Batch) -> None:
         watched.at({id(look.job.memory) for look in batch.looks})
         real_write(batch)
 
-    monkeypatch.setattr("app.pipeline.multimodal.prepare", slow_prepare)
+    monkeypatch.setattr(Preparation, "_prepare", slow_prepare)
     monkeypatch.setattr("app.pipeline.multimodal.write_all", slow_write)
     monkeypatch.setattr("app.pipeline.multimodal.crowded", lambda look: where == "write")
     client = Sight()

@@ -58,7 +58,7 @@ def test_a1_readers_of_sources_leave_it_out_too(tmp_path: Path, first: str) -> N
     jpegs = [GOOD, *HOSTILE, GOOD] if first == "good" else [HOSTILE[0], GOOD, HOSTILE[1], GOOD]
     path, said = film(tmp_path / "a.mkv", jpegs), list[str]()
     began = time.process_time()
-    with open_source(parse(str(path)), on_damage=said.append) as reader:
+    with open_source(parse(str(path)), on_damage=lambda problem, _: said.append(problem)) as reader:
         shots = list(reader)
     assert time.process_time() - began < 3
     assert (len(shots), reader.damaged, len(said)) == (2, 2, 2)
