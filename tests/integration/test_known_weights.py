@@ -32,11 +32,12 @@ RED, GREEN, DIM_RED, BIG_RED = (255, 0, 0), (0, 255, 0), (215, 0, 0), (255, 0, 2
 
 
 def frame(width: int, height: int, *patches: tuple[tuple[int, int, int, int], tuple[int, int, int]]) -> bytes:
-    """A black picture with coloured rectangles x1, y1, x2, y2; JPEG without chroma subsampling."""
+    """A black picture with coloured rectangles x1, y1, x2, y2; JPEG without chroma subsampling, at a quality at which
+    a rectangle that fills its blocks in part does not ring: a box's size follows the blue in it."""
     picture = np.zeros((height, width, 3), np.uint8)
     for (x1, y1, x2, y2), colour in patches:
         picture[y1:y2, x1:x2] = colour
-    jpeg: bytes = simplejpeg.encode_jpeg(picture, quality=97, colorsubsampling="444")
+    jpeg: bytes = simplejpeg.encode_jpeg(picture, quality=100, colorsubsampling="444")
     return jpeg
 
 
@@ -113,12 +114,6 @@ LETTERBOXED = {
 }
 
 
-def near(name: str) -> float:
-    """Pixels that a box may be off. A patch of five pixels rings within its JPEG block, and a box's size follows the
-    blue in it: 1.6 levels, decoded exactly and made twice as large, are 0.16 pixels."""
-    return 0.2 if name == "small" else 0.1
-
-
 @pytest.mark.parametrize("name", LETTERBOXED)
 def test_boxes_find_back_into_the_frame(service: Service, name: str) -> None:
     (width, height), patch, expected = LETTERBOXED[name]
@@ -127,7 +122,7 @@ def test_boxes_find_back_into_the_frame(service: Service, name: str) -> None:
     assert (found.image.width, found.image.height) == (width, height)
     assert (thing.class_id, thing.class_name) == (0, "red")
     assert thing.confidence == pytest.approx(0.9, abs=0.03)
-    assert corners(thing.box) == pytest.approx(np.array(expected), abs=near(name))
+    assert corners(thing.box) == pytest.approx(np.array(expected), abs=0.1)
 
 
 def test_keypoints_find_back_into_the_frame(service: Service) -> None:
@@ -212,8 +207,8 @@ def test_the_frames_of_a_batch_each_get_their_own(repository: Path, tmp_path: Pa
         assert isinstance(found, FrameResult)
         assert len(found.objects) == len(found.poses) == (box is not None)
         if box is not None:
-            assert corners(found.objects[0].box) == pytest.approx(np.array(box), abs=0.2)
-            assert corners(found.poses[0].box) == pytest.approx(np.array(box), abs=0.2)
+            assert corners(found.objects[0].box) == pytest.approx(np.array(box), abs=0.1)
+            assert corners(found.poses[0].box) == pytest.approx(np.array(box), abs=0.1)
 
 
 def requests(service: Service) -> dict[str, float]:

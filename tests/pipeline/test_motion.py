@@ -63,8 +63,7 @@ def test_a_pan_is_the_cameras_motion(name, method, pixels):
         dx, dy = (round(pixels * side / np.hypot(x, y)) for side in (x, y))
         found = motion(shown(name), shown(name, dx, dy), method)
         camera = found.camera
-        assert np.hypot(camera.dx - dx, camera.dy - dy) < max(1, 0.1 * pixels)
-        assert np.hypot(camera.dx, camera.dy) == pytest.approx(np.hypot(dx, dy), rel=0.15, abs=1)
+        assert np.hypot(camera.dx - dx, camera.dy - dy) < 0.3
         assert found.moving_fraction < 0.03
         assert found.score < 0.0005
 
@@ -82,13 +81,13 @@ def test_a_thing_that_moves_has_a_direction_whatever_the_camera_does(method, pan
         after[top : top + 200, left : left + 200] = thing
         found = motion(before, after, method)
         assert found.direction_deg is not None
-        assert apart(found.direction_deg, angle(dx, dy)) < 10
-        # The thing covers 13% of the picture.
-        assert 0.06 < found.moving_fraction < 0.35
+        assert apart(found.direction_deg, angle(dx, dy)) < 6
+        # The thing covers 13% of the picture, and parts of up to a quarter of its cells.
+        assert 0.13 < found.moving_fraction < 0.28
         # What it covers and uncovers is dragged along.
         share = 0.13 * np.hypot(dx, dy) / 800
         assert 0.7 * share < found.score < 2 * share
-        assert np.hypot(found.camera.dx - pan[0], found.camera.dy - pan[1]) < 2
+        assert np.hypot(found.camera.dx - pan[0], found.camera.dy - pan[1]) < 0.5
 
 
 @pytest.mark.parametrize("method", ["dis", "farneback"])
@@ -138,8 +137,10 @@ def test_the_grid_is_the_flow_in_pixels_with_the_cameras_in_it():
 
 def test_the_grids_unit_grows_so_that_nothing_overflows():
     grid = motion(shown("chelsea"), shown("chelsea", 90, -60), grid=True).grid
-    assert grid.scale == pytest.approx(90 / 127, rel=0.1)
-    assert cells(grid)[9, 4] == pytest.approx((90, -60), abs=2 * grid.scale)
+    assert np.abs(cells(grid)).max() == pytest.approx(127 * grid.scale)
+    # Some cells at the edges, whose texture left the picture, are taken for a little faster than the rest.
+    assert grid.scale == pytest.approx(90 / 127, rel=0.06)
+    assert np.median(cells(grid), axis=(0, 1)) == pytest.approx((90, -60), abs=grid.scale)
 
 
 def test_each_axis_is_scaled_to_the_frame_by_itself():
@@ -147,7 +148,7 @@ def test_each_axis_is_scaled_to_the_frame_by_itself():
     before, after = (np.ascontiguousarray(photo[y : y + 200, x : x + 3200]) for x, y in ((400, 60), (340, 50)))
     assert grey(before).shape == (16, 160)
     found = motion(before, after, grid=True)
-    assert (found.camera.dx, found.camera.dy) == pytest.approx((60, 10), abs=3)
+    assert (found.camera.dx, found.camera.dy) == pytest.approx((60, 10), abs=1.5)  # a small pixel is 20 by 12.5
     assert found.moving_fraction < 0.02
     assert (found.grid.columns, found.grid.rows) == (20, 2)
 
@@ -228,10 +229,12 @@ CAMERAS = {
 def test_c6_whatever_the_camera_does_is_the_cameras_motion(name, case):
     true = CAMERAS[case]
     found = motion(seen_by(name, STILL), seen_by(name, true))
-    assert off(found, true) < 5
-    assert found.camera.rotation_deg == pytest.approx(true.rotation_deg, abs=0.6)
-    assert found.camera.zoom == pytest.approx(true.zoom, abs=0.008)
-    assert found.moving_fraction <= 0.03
+    # Of the corners, 400 pixels from the middle. Half of `coffee` is a bare table: there a roll is told to half a
+    # degree, which is 3.9 pixels; most others are told to 1.
+    assert off(found, true) < (5 if name == "coffee" else 4)
+    assert found.camera.rotation_deg == pytest.approx(true.rotation_deg, abs=0.6 if name == "coffee" else 0.4)
+    assert found.camera.zoom == pytest.approx(true.zoom, abs=0.004)
+    assert found.moving_fraction <= 0.02
     assert found.score < 0.002
 
 
@@ -247,9 +250,9 @@ def test_c6_a_thing_that_moves_beside_such_a_camera_has_its_own_direction(case, 
     left, top = 220 + round(true.t.real) + way[0], 140 + round(true.t.imag) + way[1]
     after[top : top + 200, left : left + 200] = THING
     found = motion(before, after)
-    assert off(found, true) < 6
-    assert apart(found.direction_deg, angle(*way)) < 12
-    assert 0.07 < found.moving_fraction < 0.25  # the thing covers 13% of the picture
+    assert off(found, true) < 2
+    assert apart(found.direction_deg, angle(*way)) < 5
+    assert 0.15 < found.moving_fraction < 0.25  # the thing covers 13% of the picture, and parts of more cells
 
 
 @pytest.mark.parametrize("background", ["chelsea", "coffee"])
@@ -261,9 +264,9 @@ def test_c6_a_thing_that_fills_two_fifths_of_a_still_scene_is_not_the_camera(bac
     before[88:392, 117:522] = person
     after[88 + way[1] : 392 + way[1], 117 + way[0] : 522 + way[0]] = person
     found = motion(before, after)
-    assert off(found, STILL) < 3.5
-    assert apart(found.direction_deg, angle(*way)) < 10
-    assert 0.2 < found.moving_fraction < 0.6
+    assert off(found, STILL) < 0.5
+    assert apart(found.direction_deg, angle(*way)) < 6
+    assert 0.35 < found.moving_fraction < 0.6
 
 
 def test_c6_a_fast_thing_is_seen_where_nothing_else_moves():
@@ -273,7 +276,7 @@ def test_c6_a_fast_thing_is_seen_where_nothing_else_moves():
     found = motion(before, after)
     assert off(found, STILL) < 0.5
     assert apart(found.direction_deg, 0) < 5
-    assert 0.08 < found.moving_fraction < 0.25
+    assert 0.13 < found.moving_fraction < 0.25
 
 
 def lights(picture):
@@ -303,7 +306,7 @@ def test_c7_a_change_of_light_is_no_motion(name, light):
     after = np.clip(lights(before)[light], 0, 255).astype(np.uint8)
     for found in (motion(before, after), motion(after, before)):
         assert found.moving_fraction < 0.02
-        assert off(found, STILL) < 1.5
+        assert off(found, STILL) < 0.5
 
 
 @pytest.mark.parametrize("change", [1.3, 0.7])
@@ -312,9 +315,9 @@ def test_c7_what_moves_is_seen_through_a_change_of_light(change):
     before[140:340, 220:420] = THING
     after[140:340, 205:405] = THING
     found = motion(before, np.clip(after * change, 0, 255).astype(np.uint8))
-    assert off(found, camera(9, -6)) < 4
-    assert apart(found.direction_deg, angle(-24, 6)) < 8
-    assert 0.08 < found.moving_fraction < 0.25
+    assert off(found, camera(9, -6)) < 1.5
+    assert apart(found.direction_deg, angle(-24, 6)) < 4
+    assert 0.13 < found.moving_fraction < 0.25
 
 
 def noisy(picture, sigma, random):
@@ -341,7 +344,7 @@ def test_c7_neither_noise_nor_the_codec_is_motion(name, light, sigma, quality):
     found = motion(noisy(dim, sigma, random), noisy(dim, sigma, random), quality=quality)
     assert found.moving_fraction <= 0.01
     assert found.direction_deg is None
-    assert off(found, STILL) < 1.5
+    assert off(found, STILL) < 0.5
 
 
 def test_c7_vectors_are_where_texture_is():
