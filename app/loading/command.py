@@ -51,7 +51,11 @@ def load(
     for option, path in (("--json", json), ("--report", report)):
         _check(option, path)
     console = Console(stderr=True)
-    target = Target(address(url), frames(source), token)
+
+    def left_out(problem: str, code: str) -> None:
+        console.print(problem, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    target = Target(address(url), frames(source, left_out), token)
     with Live(console=console, refresh_per_second=2, transient=True) as live:
 
         def look(at: float, score: Score) -> None:

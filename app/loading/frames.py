@@ -10,7 +10,7 @@ import simplejpeg
 
 from app.settings import ROOT
 from app.sources.address import parse
-from app.sources.reader import SourceError, encode, open_source
+from app.sources.reader import OnDamage, SourceError, encode, open_source
 
 MOST = 120
 QUALITY = 85
@@ -18,11 +18,12 @@ _SCENE = ROOT / "app" / "web" / "scene.jpg"
 _WIDTH, _HEIGHT = 640, 480
 
 
-def frames(source: str) -> list[bytes]:
+def frames(source: str, on_damage: OnDamage = lambda problem, code: None) -> list[bytes]:
     """At most MOST JPEGs, to be sent over and over.
 
     Args:
         source: `clip`, our own; else a film, a picture, a folder of pictures.
+        on_damage: is told what cannot be decoded, and so is not sent.
 
     Raises:
         SourceError: it cannot be read.
@@ -30,7 +31,7 @@ def frames(source: str) -> list[bytes]:
     if source == "clip":
         return _clip()
     address = parse(source)
-    with open_source(address) as reader:
+    with open_source(address, on_damage=on_damage) as reader:
         found = [shot.encoded(QUALITY) for shot in islice(reader, MOST)]
     if not found:
         raise SourceError(f"{address.shown}: there is no picture in it")

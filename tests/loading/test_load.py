@@ -113,10 +113,15 @@ def test_ones_own_pictures(service: Service, tmp_path: Path) -> None:
     assert code == 0, said
     assert service.frames()["processed"] >= before + found["results"] > before
     (pictures / "1.jpg").write_bytes(b"no picture")
+    failed = assert_adds_up(service)["failed"]
     code, found, said = load(service, tmp_path, "--sessions=1", "--fps=10", "--duration=1", f"--source={pictures}")
     assert code == 0, said
-    assert found["results"] > 0  # what is no picture is left out, and not sent to be refused
-    assert "undecodable" not in found["reasons"]
+    assert f"left out: {pictures / '1.jpg'}" in said
+    assert found["results"] > 0
+    # What is no picture is not sent to be refused. On a busy machine a frame may be due before the session is ready, or
+    # wait too long: that is no refusal.
+    assert set(found["reasons"]) <= {"no_session", "superseded", "stale"}
+    assert assert_adds_up(service)["failed"] == failed
     assert found["disagreements"] == []
 
 
