@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,49 +15,14 @@ from app.settings import TritonSettings
 from benchmarks import canned
 from tests.conftest import SLOW
 from tests.fleet.conftest import Work
-from tests.fleet.work import Fleet, eventually, film, pending
+from tests.fleet.filming import Filming
+from tests.fleet.work import Fleet, eventually, pending
 from tests.support.kafka import running_kafka
 from tests.support.service import require_environment
 from tests.support.triton import mortal
 
-CAMERAS = 4
 RATE, FAST = 10.0, 50.0
 AWAY_S = 20.0
-
-
-@dataclass
-class Filming:
-    """Cameras that go on while the block lasts."""
-
-    bad: list[bytes] = field(default_factory=list)
-    """Shown once each instead of a picture, one for every hundred frames."""
-    rate: float = RATE
-    """Frames a second of each camera."""
-    pictures: set[tuple[str, str]] = field(default_factory=set)
-    """Camera and entry of what was filmed."""
-    broken: set[tuple[str, str]] = field(default_factory=set)
-
-    @contextmanager
-    def on(self, redis: redis_library.Redis, jpeg: bytes) -> Iterator[None]:
-        ended = threading.Event()
-
-        def run() -> None:
-            for number in count():
-                camera = f"cam-{number % CAMERAS}"
-                spoilt = self.bad and number % 100 == 50
-                picture = self.bad.pop() if spoilt else jpeg
-                (entry,) = film(redis, camera, [picture])
-                (self.broken if spoilt else self.pictures).add((camera, entry))
-                if ended.wait(1 / self.rate / CAMERAS):
-                    return
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
 
 
 def nothing_is_lost(fleet: Fleet, redis: redis_library.Redis, filming: Filming) -> list[dict[str, Any]]:
@@ -81,7 +41,7 @@ def test_kafka_stopped_and_back_loses_nothing(
 ) -> None:
     with running_kafka(tmp_path / "kafka") as broker:
         fleet = work(KAFKA_BOOTSTRAP_SERVERS=broker.bootstrap)
-        filming = Filming()
+        filming = Filming(rate=RATE)
         with filming.on(redis, jpeg):
             eventually(fleet.values, lambda values: len(values) > 8, fleet)
             broker.stop()
@@ -108,7 +68,7 @@ def test_triton_killed_and_back_loses_nothing_that_is_fresh(
     require_environment(TritonSettings().triton_python, "make triton-env")
     with mortal(canned.write(tmp_path / "repository"), tmp_path / "triton") as triton:
         fleet = work(TRITON_URL=triton.url, FLEET_MODE=mode)
-        filming = Filming()
+        filming = Filming(rate=RATE)
         with filming.on(redis, jpeg):
             eventually(fleet.values, lambda values: len(values) > 8, fleet)
             triton.kill()
@@ -124,7 +84,7 @@ def test_a_burst_of_five_times_the_rate_with_broken_frames_in_it_is_caught_up_wi
 ) -> None:
     # Batches of 4 at the least and 16 at the most, 0.3 s each: 13 to 53 frames a second, of 40 and then 200 that come.
     fleet = work(**SLOW)
-    filming = Filming(bad=[jpeg[:-3000], b"", b"no picture at all", jpeg[:5000]] * 3)
+    filming = Filming(rate=RATE, bad=[jpeg[:-3000], b"", b"no picture at all", jpeg[:5000]] * 3)
     with filming.on(redis, jpeg):
         eventually(fleet.values, lambda values: len(values) > 8, fleet)
         filming.rate = 5 * RATE
