@@ -64,6 +64,10 @@ TRITON_RESTARTS = Counter(
     "Times that the embedded Triton was started again: ended, process_lost (one of a model), hung",
     ["reason"],
 )
+INFERENCE_UNSHARED = Counter(
+    "sightline_inference_unshared_total",
+    "Requests whose tensors went through gRPC whole, though memory is shared with the inference server",
+)
 INFERENCE_ERRORS = Counter("sightline_inference_errors_total", "Requests to a model that failed", ["reason"])
 
 OCR_RUNS = Counter("sightline_ocr_runs_total", "OCR runs, by how they ended", ["outcome"])

@@ -173,6 +173,8 @@ class Pool:
     resting: list[tuple[float, Slot]] = field(default_factory=list)
     """Slots that the server may still write into, and until when they are kept for that; of the monotonic clock."""
     growing: bool = False
+    full: bool = False
+    """Whether it was said that it can grow no more."""
 
     @property
     def input_bytes(self) -> int:

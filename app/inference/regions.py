@@ -11,12 +11,16 @@ import grpc
 from tritonclient.grpc import service_pb2
 
 from app.errors import ConfigurationError
+from app.inference.client import ModelSpec
 from app.inference.memory import DTYPES, Buffer, Pool, Region, orphaned, pooled_shape, unlink_orphans
+from app.inference.requests import item_bytes
 
 log = logging.getLogger(__name__)
 
 _DEADLINE_S = 2.0
 _BUDGET = 256 * 1024 * 1024
+_STEP = _BUDGET // 16
+"""What a pool grows by, or a slot where that is larger: what small batches need once must not keep out large ones."""
 _SLOTS = 32
 
 
@@ -39,7 +43,7 @@ class Regions:
         self._pools: dict[tuple[tuple[int, ...], str], Pool] = {}
         self._mapped: list[Region] = []
         self._chores: set[asyncio.Task[None]] = set()
-        self._output_bytes = 0
+        self._models: dict[str, tuple[ModelSpec, bool]] = {}
 
     @property
     def works(self) -> bool:
@@ -50,23 +54,28 @@ class Regions:
         """Whether this life of the server has mapped it."""
         return region in self._mapped
 
-    def answers(self, item_bytes: int) -> None:
-        """Makes room for what a model answers to one picture."""
-        self._output_bytes = max(self._output_bytes, item_bytes)
+    def answers(self, spec: ModelSpec, *, alone: bool) -> None:
+        """Makes room for what a model answers; `alone`: no other is asked about the same buffer, as of an ensemble."""
+        self._models[spec.name] = spec, alone
 
     def buffer(self, shape: tuple[int, ...], dtype: str, *, grow: bool) -> Buffer:
         """Memory for one request; more of it is mapped soon where there was none and it may `grow`. Never waits."""
         room = pooled_shape(shape)
         pool = self._pools.get((room, dtype))
         if pool is None:
-            # Twice the room: detection and pose of one picture may be two requests on one buffer.
-            pool = Pool(room, DTYPES[dtype], output_bytes=2 * self._output_bytes * room[0])
+            pool = Pool(room, DTYPES[dtype], output_bytes=room[0] * self._output_bytes(room[1:], dtype))
             self._pools[room, dtype] = pool
         buffer = pool.take(shape[0])
         if buffer.slot is None and grow and self._works and not pool.growing:
             pool.growing = True
             self._do(self._grow(pool))
         return buffer
+
+    def _output_bytes(self, picture: tuple[int, ...], dtype: str) -> int:
+        """What may be answered to such a picture: by an ensemble, or by all others, as requests on one buffer."""
+        told = [(item_bytes(spec), alone) for spec, alone in self._models.values() if _takes(spec, picture, dtype)]
+        alone_bytes = max((size for size, alone in told if alone), default=0)
+        return max(alone_bytes, sum(size for size, alone in told if not alone))
 
     async def connected(self) -> None:
         """A new life of the server has nothing mapped. Tries whether it can map our memory, unless that is off.
@@ -112,14 +121,25 @@ class Regions:
 
     async def _grow(self, pool: Pool) -> None:
         try:
-            slots = max(1, min(_SLOTS, _BUDGET // 4 // pool.slot_bytes))
+            slots = max(1, min(_SLOTS, _STEP // pool.slot_bytes))
             if sum(region.size for region in self._mapped) + slots * pool.slot_bytes > _BUDGET:
+                self._say_full(pool)
                 return  # heap memory serves the rest
             region = await self._map(pool.slot_bytes, slots)
             if region is not None:
                 pool.add(region)
         finally:
             pool.growing = False
+
+    def _say_full(self, pool: Pool) -> None:
+        if not pool.full:
+            pool.full = True
+            log.warning(
+                "the %d MiB shared with Triton are used up: more batches of %d (%.1f MB each) go over gRPC",
+                _BUDGET >> 20,
+                pool.shape[0],
+                pool.slot_bytes / 1e6,
+            )
 
     async def _map(self, slot_bytes: int, slots: int) -> Region | None:
         """A region that Triton has mapped; None where that does not work (then it is not tried again)."""
@@ -171,3 +191,13 @@ class Regions:
             if orphaned(name):
                 await self._unregister(name)
         await asyncio.to_thread(unlink_orphans)
+
+
+def _takes(spec: ModelSpec, picture: tuple[int, ...], dtype: str) -> bool:
+    """Whether such a picture may be its input."""
+    return any(
+        tensor.dtype == dtype
+        and len(tensor.shape) == 1 + len(picture)
+        and all(size in (-1, side) for size, side in zip(tensor.shape[1:], picture, strict=True))
+        for tensor in spec.inputs
+    )

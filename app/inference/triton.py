@@ -19,7 +19,7 @@ from app.inference.failures import failure, undescribed
 from app.inference.gate import Gate
 from app.inference.memory import Buffer
 from app.inference.regions import Regions
-from app.inference.requests import Placed, infer_method, item_bytes, outputs, plain_request, read_spec, shared_request
+from app.inference.requests import Placed, infer_method, outputs, plain_request, read_spec, shared_request
 from app.settings import TritonSettings
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class TritonClient:
                 return None
             raise undescribed(self._failure(model, error)) from None
         spec = read_spec(model, metadata, answer.config, batched=batched)
-        self._regions.answers(item_bytes(spec))
+        self._regions.answers(spec, alone=model == self._settings.triton_ensemble)
         return spec
 
     async def _batched(self, config: Any) -> bool:
@@ -191,6 +191,8 @@ class TritonClient:
         slot = buffer.slot
         if slot is None or slot.region not in self._regions:
             # Memory that this life of the server has not mapped: the pixels travel in the message.
+            if self._regions.works:
+                metrics.INFERENCE_UNSHARED.inc()
             return plain_request(model, buffer.array), {}
         key = (model.name, model.version, len(buffer.array), buffer.cursor)
         cached = slot.requests.get(key)

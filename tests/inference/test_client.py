@@ -25,7 +25,7 @@ from app.inference.triton import TritonClient
 from app.settings import ROOT, TritonSettings
 from benchmarks import canned
 from tests.conftest import SLOW_S
-from tests.support.service import require_environment
+from tests.support.service import require_environment, running_triton
 from tests.support.triton import mortal
 
 pytestmark = pytest.mark.anyio
@@ -188,20 +188,62 @@ def lent(one: TritonClient, shape: tuple[int, ...]) -> bool:
     return buffer.slot is not None
 
 
-async def test_when_all_slots_are_taken_the_heap_serves(canned_triton: str) -> None:
+def unshared() -> float:
+    return REGISTRY.get_sample_value("sightline_inference_unshared_total") or 0.0
+
+
+async def test_when_all_slots_are_taken_the_heap_serves(canned_triton: str, caplog: pytest.LogCaptureFixture) -> None:
     async with client(canned_triton) as one:
         spec = await described(one)
         await mapped(one)
-        held = [one.buffer(SHAPE, "UINT8") for _ in range(400)]
-        await asyncio.sleep(0.2)  # whatever may still be mapped is mapped
-        held += [one.buffer(SHAPE, "UINT8") for _ in range(400)]
+        held: list[Buffer] = []
+
+        def full() -> bool:
+            held.append(one.buffer(SHAPE, "UINT8"))
+            return any("used up" in line for line in caplog.messages)
+
+        await until(full)
+        held += [one.buffer(SHAPE, "UINT8") for _ in range(20)]
+        await asyncio.sleep(0.1)  # whatever may still be said is said
         assert {buffer.slot is None for buffer in held} == {True, False}
-        for buffer in (held[0], held[-1]):
+        before = unshared()
+        for buffer, whole in ((held[0], 0), (held[-1], 1)):
             reply = await one.infer(spec, buffer, stream="s")
             np.testing.assert_array_equal(reply.outputs["detections"][0, 0], PERSON)
+            assert unshared() == before + whole
+        (line,) = [line for line in caplog.messages if "used up" in line]
+        assert line.startswith("the 256 MiB shared with Triton are used up: more batches of 1 (1.2 MB each)")
         for buffer in held:
             buffer.release()
         assert await ask(one, spec) is True
+
+
+async def test_every_batch_of_a_prepared_pair_has_room_in_shared_memory(tmp_path: Path) -> None:
+    """8,400 rows of each picture, of which a pose's are 1.9 MB; together more than the picture itself."""
+    require_environment(TritonSettings().triton_python, "make triton-env")
+    found, posed = canned.detections([canned.PERSON], k=8400), canned.poses([canned.person_pose()], k=8400)
+    repository = tmp_path / "repository"
+    canned.model(repository, "yolo", {"detections": found})
+    canned.model(repository, "yolo_pose", {"detections": posed})
+    canned.model(repository, "vision", {"detections": found, "poses": posed})
+    canned.model(repository, "arcface", {"embeddings": np.zeros(512, np.float32)}, size=112)
+    with running_triton(repository, tmp_path / "state") as url:
+        async with client(url) as one:
+            detect, pose, both, _ = [await described(one, name) for name in ("yolo", "yolo_pose", "vision", "arcface")]
+            for count in (1, 2, 4, 8, 16):
+                await until(lambda count=count: lent(one, (count, *SHAPE[1:])))
+            for models in ([both], [detect, pose]):
+                buffer = one.buffer((16, *SHAPE[1:]), "UINT8")
+                assert buffer.slot is not None
+                memory = np.frombuffer(buffer.slot.region.memory, np.uint8)
+                for answer in await asyncio.gather(*(one.infer(model, buffer, stream="s") for model in models)):
+                    assert all(np.shares_memory(head, memory) for head in answer.outputs.values())
+                buffer.release()
+            await until(lambda: lent(one, (16, 112, 112, 3)))
+            crops = one.buffer((16, 112, 112, 3), "UINT8")
+            assert crops.slot is not None
+            assert crops.slot.region.slot_bytes < 1_000_000  # of what a face model answers, not of 8,400 rows
+            crops.release()
 
 
 async def test_two_models_read_one_buffer_and_answer_side_by_side(canned_triton: str) -> None:
@@ -219,7 +261,9 @@ async def test_two_models_read_one_buffer_and_answer_side_by_side(canned_triton:
 async def test_without_shared_memory_the_pixels_travel(canned_triton: str) -> None:
     async with client(canned_triton, triton_shm="off") as one:
         spec = await described(one)
+        before = unshared()
         assert [await ask(one, spec) for _ in range(3)] == [False] * 3
+        assert unshared() == before  # as was asked for
         assert not one.shared_memory
         assert not [name for name in await regions(canned_triton) if f"-{os.getpid()}." in name]
 
