@@ -80,7 +80,13 @@ def middles(width: int, height: int, columns: int, rows: int) -> Points:
 
 
 def fit(
-    points: Points, vectors: Points, use: Mask, weight: Floats, columns: int, rows: int, tolerance: float
+    points: Points,
+    vectors: Points,
+    use: Mask,
+    weight: Floats,
+    columns: int,
+    rows: int,
+    tolerance: float,
 ) -> Camera:
     """The motion of the camera, of vectors that start at the middles of `columns` x `rows` cells.
 
@@ -100,31 +106,21 @@ def fit(
     at = np.flatnonzero(use)
     if at.size < LEAST:
         return STILL
-    p, d, weight = points[at], vectors[at], weight[at]
-    best, near = _motion(p, d, weight, tolerance)
+    used = _Vectors(points[at], vectors[at], weight[at].astype(np.float64))
+    best, near = _motion(used, tolerance)
     if best is None:
         return STILL
     wide = tolerance * NEAR[1]
     if at.size - np.count_nonzero(near) >= max(LEAST, OTHER * at.size):
-        others = np.flatnonzero(~near)
-        second, _ = _motion(p[others], d[others], weight[others], tolerance)
-        if (
-            second is not None
-            and votes(follows(best, p, d, wide), follows(second, p, d, wide), columns, rows, at) < 0.5
-        ):
+        second, _ = _motion(used.only(np.flatnonzero(~near)), tolerance)
+        if second is not None and votes(used.follow(best, wide), used.follow(second, wide), columns, rows, at) < 0.5:
             best = second
     # A slow motion is near to none: what does not tell the two apart must not vote for the camera that stands.
     reach = min(wide, abs(best.t) / 3 + tolerance / 2)
-    standing, going = np.abs(d) < reach, follows(best, p, d, reach)
+    standing, going = used.follow(STILL, reach), used.follow(best, reach)
     if (standing & ~going).any() and stands(votes(standing, going, columns, rows, at)):
         return STILL
     return best
-
-
-def follows(camera: Camera, p: Points, d: Points, reach: float) -> Mask:
-    """Which vectors `d`, that start at `p`, end no farther than that from where the camera's motion ends."""
-    near: Mask = _off(camera, p, d) < reach
-    return near
 
 
 def votes(one: Mask, other: Mask, columns: int, rows: int, at: NDArray[np.int64] | None = None) -> float:
@@ -149,55 +145,110 @@ def stands(share: float) -> bool:
     return share * STANDS > 1 - share
 
 
-def _motion(p: Points, d: Points, trust: Floats, tolerance: float) -> tuple[Camera | None, Mask]:
+class _Vectors:
+    """Vectors `d` that start at `p`, and what of them every step of a fit needs.
+
+    How far a vector ends from where a motion ends, squared, and the sums of least squares are both linear in nine
+    products of `p` and `d`: one product of matrices each, instead of twenty calls of numpy's that each take longer to
+    begin than to do.
+    """
+
+    __slots__ = ("_products", "d", "p", "trust")
+
+    def __init__(self, p: Points, d: Points, trust: NDArray[np.float64]) -> None:
+        self.p, self.d, self.trust = p, d, trust
+        products = self._products = np.empty((9, p.size))
+        px, py, dx, dy, cross, dot = products[1:7]
+        products[0] = 1
+        px[:], py[:], dx[:], dy[:] = p.real, p.imag, d.real, d.imag
+        np.multiply(px, dx, out=dot)
+        dot += py * dy
+        np.multiply(px, dy, out=cross)
+        cross -= py * dx
+        np.multiply(px, px, out=products[7])
+        products[7] += py * py
+        np.multiply(dx, dx, out=products[8])
+        products[8] += dy * dy
+
+    def only(self, at: NDArray[np.int64]) -> _Vectors:
+        """Some of them."""
+        some = _Vectors.__new__(_Vectors)
+        some.p, some.d, some.trust = self.p[at], self.d[at], self.trust[at]
+        some._products = self._products[:, at]
+        return some
+
+    def nearness(self, camera: Camera, reach: float) -> NDArray[np.float64]:
+        """Float64 `[n]`: 1 where a vector ends where the camera's motion ends, 0 as far from there as `reach`."""
+        a, t = camera.a - 1, camera.t
+        turned = t.conjugate() * a
+        far = (
+            abs(t) ** 2,
+            2 * turned.real,
+            -2 * turned.imag,
+            -2 * t.real,
+            -2 * t.imag,
+            -2 * a.imag,
+            -2 * a.real,
+            abs(a) ** 2,
+            1.0,
+        )
+        scale = -1 / reach**2
+        weights = np.array(far)
+        weights *= scale
+        weights[0] += 1
+        near: NDArray[np.float64] = weights @ self._products
+        return near
+
+    def follow(self, camera: Camera, reach: float) -> Mask:
+        """Which end no farther than that from where the camera's motion ends."""
+        near: Mask = self.nearness(camera, reach) > 0
+        return near
+
+    def fitted(self, weight: NDArray[np.float64]) -> Camera:
+        """The motion of least squares, each vector by its weight."""
+        whole, px, py, dx, dy, cross, dot, square, _ = (self._products @ weight).tolist()
+        middle, mean = complex(px, py) / whole, complex(dx, dy) / whole
+        spread = square - whole * abs(middle) ** 2
+        turn = (complex(dot, cross) - whole * middle.conjugate() * mean) / spread if spread > 0 else 0j
+        return Camera(1 + turn, mean - turn * middle)
+
+
+def _motion(vectors: _Vectors, tolerance: float) -> tuple[Camera | None, Mask]:
     """The motion that most vectors follow, and which those are."""
-    near = np.zeros(p.size, np.bool_)
-    camera = STILL
+    starts, ends = _pairs(vectors.p), _pairs(vectors.p + vectors.d)
+    near = np.zeros(vectors.p.size, np.bool_)
+    count, camera = 0, STILL
     for widening in NEAR:
         reach = tolerance * widening
         # OpenCV's generator begins with the same number in every call: the same vectors give the same motion.
         matrix, _ = cv2.estimateAffinePartial2D(
-            _pairs(p), _pairs(p + d), method=cv2.RANSAC, ransacReprojThreshold=reach, maxIters=300, refineIters=0
+            starts, ends, method=cv2.RANSAC, ransacReprojThreshold=reach, maxIters=300, refineIters=0
         )
         if matrix is None:
             return None, near
         (a, _, x), (b, _, y) = matrix.tolist()
-        camera = _refined(Camera(complex(a, b), complex(x, y)), p, d, trust, 2 * reach)
-        near = follows(camera, p, d, reach)
-        if np.count_nonzero(near) >= FEW * p.size:
+        camera = _refined(Camera(complex(a, b), complex(x, y)), vectors, 2 * reach)
+        near = vectors.follow(camera, reach)
+        count = np.count_nonzero(near)
+        if count >= FEW * near.size:
             break
-    return (camera, near) if np.count_nonzero(near) >= LEAST else (None, near)
+    return (camera, near) if count >= LEAST else (None, near)
 
 
-def _refined(camera: Camera, p: Points, d: Points, trust: Floats, reach: float) -> Camera:
+def _refined(camera: Camera, vectors: _Vectors, reach: float) -> Camera:
     """Least squares, each vector by its weight and by how near it was: Tukey's weights, which end at `reach`.
 
     Three times, at first from twice as far: the few vectors that the motion was made of lie about as they please.
     """
     for wider in (2, 1, 1):
-        far = _off(camera, p, d)
-        far *= 1 / (wider * reach)
-        weight = np.maximum(1 - far * far, 0)
-        weight *= weight
-        weight *= trust
-        whole = float(weight.sum())
+        weight = vectors.nearness(camera, wider * reach)
+        np.maximum(weight, 0, out=weight)
         if np.count_nonzero(weight) < LEAST:
             break
-        q = weight * p
-        middle, mean = complex(q.sum()) / whole, complex(np.dot(weight, d)) / whole
-        spread = float(np.vdot(q, p).real) - whole * abs(middle) ** 2
-        turn = (complex(np.vdot(q, d)) - whole * middle.conjugate() * mean) / spread if spread > 0 else 0j
-        camera = Camera(complex(1 + turn), mean - turn * middle)
+        weight *= weight
+        weight *= vectors.trust
+        camera = vectors.fitted(weight)
     return camera
-
-
-def _off(camera: Camera, p: Points, d: Points) -> Floats:
-    """How far each vector is from the camera's, pixels."""
-    off = np.complex64(camera.a - 1) * p
-    off -= d
-    off += np.complex64(camera.t)
-    far: Floats = np.abs(off)
-    return far
 
 
 def _pairs(points: Points) -> Floats:

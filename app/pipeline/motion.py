@@ -117,7 +117,7 @@ def motion(flow: DenseFlow, previous: Grey, current: Grey, *, width: int, height
     found = register(pair, flow)
     camera, way = found.camera, found.way
     own, moving = _own(pair, found, way)
-    lost = pair.seen(camera) & (found.alike < LOST) & ~moving
+    lost = found.seen & (found.alike < LOST) & ~moving
     if np.count_nonzero(lost) > MANY_LOST * lost.size and (faster := _faster(pair, flow, found, moving)) is not None:
         way = faster
         more, found_now = _own(pair, found, way)

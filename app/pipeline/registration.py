@@ -112,6 +112,8 @@ class Pair:
         variance = (moments[..., 1] - moments[..., 0] ** 2).ravel()
         self.textured: Mask = variance >= TEXTURE**2
         """bool `[n]`: the cells that can show where they go."""
+        self.count = np.count_nonzero(self.textured)
+        """How many those are."""
         self.weight: Floats = variance / (variance + PLENTY**2)
         """float32 `[n]`, 0 to 1: how well."""
         moments = _around(moments)
@@ -175,11 +177,13 @@ class Registration(NamedTuple):
     way: Way
     held: float
     """Share of the cells with texture that lie where the camera's motion puts them."""
+    seen: Mask
+    """bool `[n]`: the cells with texture that the camera still has in view."""
 
 
 def same(pair: Pair) -> bool:
     """Whether there is nothing to look for: no texture, or the same picture once more."""
-    return not pair.textured.any() or np.array_equal(pair.previous, pair.current)
+    return not pair.count or pair.previous.tobytes() == pair.current.tobytes()
 
 
 def register(pair: Pair, flow: DenseFlow) -> Registration:
@@ -256,30 +260,30 @@ def _camera(pair: Pair, way: Way, use: Mask) -> Registration:
     if camera is STILL:
         return still
     moved = _registered(pair, camera, pair.likeness(pair.drawn_back(camera)), way)
-    seen = pair.seen(camera)
-    better = moved.alike[seen] - pair.stood[seen]
+    unlike = 1 - moved.alike[moved.seen]
+    better = 1 - pair.stood[moved.seen] - unlike
     # Where hardly a cell is for standing still, nobody needs to vote.
     if (
         np.count_nonzero(better < -0.01) > 0.03 * better.size
         and (share := _share(pair, still, moved, way.alike)) != 0.5
     ):
         return still if stands(share) else moved
-    unlike = float((1 - moved.alike[seen]).sum())
-    return moved if unlike < BETTER * (unlike + float(better.sum())) else still
+    left = float(unlike.sum())
+    return moved if left < BETTER * (left + float(better.sum())) else still
 
 
 def _registered(pair: Pair, camera: Camera, alike: Floats, way: Way) -> Registration:
     seen = pair.seen(camera)
     # What a far shift leaves in view may be little, and alike by chance.
-    count = max(1.0, float(np.count_nonzero(seen)), 0.3 * np.count_nonzero(pair.textured))
-    return Registration(camera, alike, way, int(np.count_nonzero(alike[seen] > HELD)) / count)
+    count = max(1.0, float(np.count_nonzero(seen)), 0.3 * pair.count)
+    return Registration(camera, alike, way, np.count_nonzero(seen & (alike > HELD)) / count, seen)
 
 
 def _better(pair: Pair, one: Registration, other: Registration) -> Registration:
     """The one that holds in more of the picture."""
     share = _share(pair, one, other, np.maximum(one.way.alike, other.way.alike))
     if share == 0.5:
-        seen = pair.seen(one.camera) & pair.seen(other.camera)
+        seen = one.seen & other.seen
         return one if one.alike[seen].sum() > other.alike[seen].sum() else other
     if one.camera is STILL and other.camera is not STILL:
         return one if stands(share) else other
@@ -296,8 +300,8 @@ def _share(pair: Pair, one: Registration, other: Registration, reached: Floats) 
     """
     bound = 1 - UNLIKE - 2 * (1 - np.maximum(np.maximum(one.alike, other.alike), reached))
     np.maximum(bound, MATCH, out=bound)
-    first = pair.seen(one.camera) & (one.alike > bound)
-    second = pair.seen(other.camera) & (other.alike > bound)
+    first = one.seen & (one.alike > bound)
+    second = other.seen & (other.alike > bound)
     return votes(first & ~second, second & ~first, pair.columns, pair.rows)
 
 
