@@ -229,7 +229,7 @@ def _motion(vectors: _Vectors, tolerance: float) -> tuple[Camera | None, Mask]:
         (a, _, x), (b, _, y) = matrix.tolist()
         camera = _refined(Camera(complex(a, b), complex(x, y)), vectors, 2 * reach)
         near = vectors.follow(camera, reach)
-        count = np.count_nonzero(near)
+        count = int(np.count_nonzero(near))
         if count >= FEW * near.size:
             break
     return (camera, near) if count >= LEAST else (None, near)
