@@ -10,12 +10,11 @@ from typing import Any
 import av
 import av.error
 
+from app.segments.containers import copied, form_of, options
 from app.segments.footage import FilmError, Footage, Position, backwards, explained, opened, refused, upright
 from app.segments.sound import Sound, SoundTrack
 from app.sources.reader import ffmpeg_name
 
-MP4 = {"movie_timescale": "90000", "use_stream_ids_as_track_ids": "1"}
-"""Delays of a stream's beginning are written in that unit; FFmpeg's own is a millisecond."""
 _LONGEST = 600
 """Packets held at once: films with a single key frame exist."""
 
@@ -24,8 +23,13 @@ def _go_on() -> None:
     """Nobody stops it."""
 
 
-def cut(source: Path, folder: Path, seconds: float, check: Callable[[], None] = _go_on) -> Iterator[Path]:
-    """Cuts a film into MP4s of at least so many seconds, each from a key frame up to another; streams are copied.
+def cut(
+    source: Path, folder: Path, seconds: float, check: Callable[[], None] = _go_on, *, silent: bool = False
+) -> Iterator[Path]:
+    """Cuts a film into parts of at least so many seconds, each from a key frame up to another; streams are copied.
+
+    Parts are MP4s; where MP4 does not take the film's pictures, they lie in QuickTime, Matroska or NUT under the same
+    names, and are told by their content. Sound that MP4 does not take is left out: the new film could not hold it.
 
     Yields `folder/00000.mp4`, …, each once it is whole. Its metadata say where it stands in the film (`Position`), so
     that `concat` puts every frame and every sound back where it was. A key frame that later frames reach back over (an
@@ -33,13 +37,14 @@ def cut(source: Path, folder: Path, seconds: float, check: Callable[[], None] = 
 
     Args:
         check: called again and again, also within a part, which may be the whole film; what it raises ends the cutting.
+        silent: all sound is left out.
 
     Raises:
-        FilmError: there is no film in it, or one whose streams MP4 does not take.
+        FilmError: there is no film in it, or one whose pictures no container here takes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with opened(source) as film:
-        sound = Sound(source)
+        sound = Sound(source, silent=silent)
         try:
             yield from _parts(film, sound, folder, seconds, check)
         finally:
@@ -116,12 +121,11 @@ class _Part:
         self._base = Fraction(film.video.time_base)
         self.start = self.latest = start
         """On the film's own clock; `latest` is when the last of the frames so far is shown."""
-        options = {**MP4, "movflags": "use_metadata_tags"}
-        self._out: Any = av.open(ffmpeg_name(path), "w", format="mp4", options=options)
+        form = form_of([film.video, *sound.streams])
+        self._out: Any = av.open(ffmpeg_name(path), "w", format=form, options=options(form, "use_metadata_tags"))
         self._out.metadata.update(position.tags())
         try:
-            # Opaque: else a coder of the decoder's name is looked for, and AV1's has none.
-            self._video = self._out.add_stream_from_template(film.video, opaque=True)
+            self._video = copied(self._out, film.video)
             self._video.id = film.number(film.video)
             self._track = SoundTrack(self._out, sound)
             self._out.start_encoding()

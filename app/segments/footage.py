@@ -18,7 +18,9 @@ from app.errors import SightlineError
 from app.sources.orientation import of_frame
 from app.sources.reader import ffmpeg_name
 
-_FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf"
+_FORMATS = (
+    "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,nut,mxf,mxf_opatom,gxf,dv,rm,ivf,yuv4mpegpipe,gif,apng,wtv"
+)
 """Containers that hold their own frames. Playlists and scripts, which name other files, are no films here."""
 _OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, "fflags": "+genpts"}
 _OURS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -63,6 +65,7 @@ class Position:
     def read(cls, metadata: Mapping[str, str]) -> Position:
         """What the file says; the beginning, where it says nothing that makes sense."""
         try:
+            metadata = {name.lower(): value for name, value in metadata.items()}  # Matroska writes them large
             start, first = Fraction(metadata[_START]), int(metadata[_FIRST])
             rate = Fraction(metadata[_RATE]) if _RATE in metadata else None
             width, height = (int(side) for side in metadata[_SIZE].split("x")) if _SIZE in metadata else (0, 0)
@@ -95,16 +98,23 @@ class Footage:
 
     @property
     def origin(self) -> Fraction:
-        """The film's first moment on its file's own clock, seconds: transport streams begin anywhere."""
+        """The film's first moment on its file's own clock, seconds: transport streams begin anywhere.
+
+        A part's is 0, whatever comes first in it: its pictures may begin later than sound that it was cut without.
+        """
+        if self.position.known:
+            return Fraction(0)
         start, base = self.container.start_time, Fraction(self.video.time_base)
         return Fraction(0) if start is None else (Fraction(start, av.time_base) // base) * base
 
     def number(self, stream: Any) -> int:
         """The number of a stream's track in an MP4: a part's own, else in the order of the streams, from 1.
 
-        Of a part without sound at its end its empty track is not seen; the others keep their numbers.
+        Matroska knows no such numbers, and shows empty tracks. Of an MP4 without sound at its end its empty track is
+        not seen; the others keep their numbers.
         """
-        return int(stream.id) if self.position.known else 1 + [self.video, *self.audio].index(stream)
+        numbered = self.position.known and self.container.format.name.startswith("mov")
+        return int(stream.id) if numbered else 1 + [self.video, *self.audio].index(stream)
 
     @property
     def rate(self) -> Fraction:
@@ -144,8 +154,8 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def refused(film: str, error: Exception) -> FilmError:
-    """MP4 has no room for one of a film's streams."""
-    return FilmError(f"{film}: MP4 does not take its streams ({error}); convert it: ffmpeg -i FILM new.mp4")
+    """No container here takes a film's streams."""
+    return FilmError(f"{film}: its streams cannot be copied ({error}); convert it: ffmpeg -i FILM new.mp4")
 
 
 def backwards(film: str, at_s: Fraction) -> FilmError:

@@ -11,13 +11,13 @@ from typing import Any
 
 import av
 
-from app.segments.cutting import MP4
+from app.segments.containers import copied, form_of, options
 from app.segments.footage import FilmError, Footage, explained, opened
 from app.sources.reader import ffmpeg_name
 
 
 def concat(parts: Sequence[Path], target: Path) -> None:
-    """Puts parts one after the other into an MP4; streams are copied.
+    """Puts parts one after the other into an MP4, or whatever takes their streams; those are copied.
 
     A part that says where it stands (`Position`) goes exactly there, any other to the end of the one before it. The
     target appears when it is whole.
@@ -27,7 +27,9 @@ def concat(parts: Sequence[Path], target: Path) -> None:
     """
     if not parts:
         raise FilmError(f"{target.name}: there are no parts to put together")
-    with whole(target) as temporary, explained(target), _Joint(temporary) as joint:
+    with opened(parts[0]) as first:
+        form = form_of([first.video, *first.audio])
+    with whole(target) as temporary, explained(target), _Joint(temporary, form) as joint:
         for path in parts:
             with opened(path) as part:
                 joint.expect(part)
@@ -49,8 +51,8 @@ def whole(target: Path) -> Iterator[Path]:
 
 
 class _Joint:
-    def __init__(self, path: Path) -> None:
-        self._out: Any = av.open(ffmpeg_name(path), "w", format="mp4", options={**MP4, "movflags": "faststart"})
+    def __init__(self, path: Path, form: str) -> None:
+        self._out: Any = av.open(ffmpeg_name(path), "w", format=form, options=options(form, "faststart"))
         self._streams: dict[int, Any] = {}
         self._forms: dict[int, tuple[object, ...]] = {}
         self._end = Fraction(0)
@@ -70,7 +72,7 @@ class _Joint:
         for stream in (part.video, *part.audio):
             number, form = part.number(stream), _form(stream)
             if number not in self._streams:
-                self._streams[number] = self._out.add_stream_from_template(stream, opaque=True)
+                self._streams[number] = copied(self._out, stream)
                 self._streams[number].id = number
                 self._forms[number] = form
             elif form != self._forms[number]:

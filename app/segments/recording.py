@@ -9,10 +9,10 @@ from typing import Any
 import av
 import av.error
 
-from app.segments.cutting import MP4
+from app.segments.containers import options
 from app.segments.footage import Footage, refused
 from app.segments.reel import Shot
-from app.segments.sheet import FORMAT, Sheet
+from app.segments.sheet import FORMAT, FULL_FORMAT, Sheet, cropped
 from app.segments.sound import Sound, SoundTrack
 from app.sources.reader import ffmpeg_name
 
@@ -22,7 +22,9 @@ _KEY_S = 2
 
 
 class Recording:
-    """Writes an MP4: H.264, 4:2:0, and all of the film's sound. Blocks; one thread at a time.
+    """Writes an MP4: H.264, and of the film's sound what MP4 takes. Blocks; one thread at a time.
+
+    4:2:0; but pictures of odd sides 4:4:4, since 4:2:0 has even sides alone.
 
     Times are the film's own, also where its rate varies. What the film says about its place (`Position`) goes along.
     """
@@ -31,8 +33,8 @@ class Recording:
         self._film = film
         self._base = Fraction(film.video.time_base)
         self._sound = Sound(film.path)
-        options = {**MP4, "movflags": "use_metadata_tags" if film.position.known else "faststart"}
-        self._out: Any = av.open(ffmpeg_name(path), "w", format="mp4", options=options)
+        flags = "use_metadata_tags" if film.position.known else "faststart"
+        self._out: Any = av.open(ffmpeg_name(path), "w", format="mp4", options=options("mp4", flags))
         self._video: Any = None
         self._track: SoundTrack | None = None
 
@@ -45,9 +47,13 @@ class Recording:
         if self._video is None:
             self._begin(sheet, shot)
         frame = sheet.frame
-        if (frame.width, frame.height) != (self._video.width, self._video.height):
+        width, height = self._video.width, self._video.height
+        even = width + width % 2, height + height % 2
+        if (frame.width, frame.height) != even:
             # The film changes its size on its way, here or before this part of it.
-            frame = frame.reformat(self._video.width, self._video.height)
+            frame = frame.reformat(*even)
+        if even != (width, height):
+            frame = cropped(frame, width, height)
         frame.pts, frame.time_base = shot.pts, self._base
         frame.pict_type = av.video.frame.PictureType.NONE  # the coder chooses
         self._mux(self._video.encode(frame))
@@ -68,8 +74,9 @@ class Recording:
         self._video = self._out.add_stream("libx264", rate=rate, options=coder)
         self._video.id = self._film.number(self._film.video)
         codec = self._video.codec_context
-        width, height = self._film.position.size or (sheet.width, sheet.height)
-        codec.width, codec.height, codec.pix_fmt = width + width % 2, height + height % 2, FORMAT
+        width, height = self._film.position.size or sheet.size
+        codec.width, codec.height = width, height
+        codec.pix_fmt = FULL_FORMAT if width % 2 or height % 2 else FORMAT
         codec.time_base = self._base
         codec.color_range, codec.colorspace = sheet.frame.color_range, sheet.frame.colorspace
         if shot.frame is not None:

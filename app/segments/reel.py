@@ -1,4 +1,4 @@
-"""A film, decoded frame by frame: every one, in order, upright."""
+"""A film, decoded frame by frame: every one, in order, upright, progressive."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from app import metrics
 from app.errors import TooExpensive
 from app.pipeline.jpeg import check_packet
+from app.segments.fields import Deinterlacer
 from app.segments.footage import FilmError, Footage
 from app.sources.orientation import UPRIGHT, Orientation, of_frame
 
@@ -98,7 +99,16 @@ class Reel:
             raise FilmError(f"{self._film.path.name}: not one frame of its video can be decoded")
 
     def _frames(self) -> Iterator[Any | None]:
-        """Frames as they are to be shown; None for a piece that cannot be decoded."""
+        """Frames as they are to be shown, progressive; None for a piece that cannot be decoded."""
+        fields = Deinterlacer()
+        for frame in self._decoded():
+            if frame is None:
+                yield None
+            else:
+                yield from fields.push(frame)
+        yield from fields.rest()
+
+    def _decoded(self) -> Iterator[Any | None]:
         jpegs = self._film.video.codec_context.name == "mjpeg"
         for packet in self._film.container.demux(self._film.video):
             try:

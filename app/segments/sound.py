@@ -8,17 +8,22 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from app.segments.containers import copied, takes
 from app.segments.footage import backwards, opened
 
 
 class Sound:
-    """All audio streams of a film. Nothing is held in memory, however far apart sound and pictures lie in the file.
+    """A film's audio streams, as far as MP4 takes them. Nothing is held in memory, however far apart sound and
+    pictures lie in the file.
+
+    Args:
+        silent: none of them.
 
     Raises:
         FilmError: the film cannot be read, or its times go back.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, silent: bool = False) -> None:
         self._stack = ExitStack()
         self._name = path.name
         self._packets: list[Iterator[Any]] = []
@@ -27,14 +32,15 @@ class Sound:
         self.numbers: list[int] = []
         """Of their tracks."""
         with opened(path) as film:
-            count, self._origin = len(film.audio), film.origin
-        for index in range(count):
+            taken = [] if silent else [index for index, one in enumerate(film.audio) if takes("mp4", [one])]
+            self._origin = film.origin
+        for index in taken:
             film = self._stack.enter_context(opened(path))
             self.streams.append(film.audio[index])
             self.numbers.append(film.number(film.audio[index]))
             self._packets.append(film.container.demux(film.audio[index]))
-        self._next: list[Any | None] = [None] * count
-        self._last: list[int | None] = [None] * count
+        self._next: list[Any | None] = [None] * len(taken)
+        self._last: list[int | None] = [None] * len(taken)
 
     def until(self, moment: Fraction | None) -> Iterator[tuple[int, Any]]:
         """The number of a stream and a packet of it, of all that begin before this moment of the file's clock, seconds.
@@ -65,12 +71,26 @@ class Sound:
         return self._next[index]
 
 
+def sound_left_out(path: Path) -> list[str]:
+    """Codecs of a film's sound that MP4 does not take.
+
+    Raises:
+        FilmError: the film cannot be read.
+    """
+    with opened(path) as film:
+        return [
+            "unknown" if one.codec_context is None else str(one.codec_context.name)
+            for one in film.audio
+            if not takes("mp4", [one])
+        ]
+
+
 class SoundTrack:
     """Where a film's sound goes: one stream of the output for each of its own."""
 
     def __init__(self, container: Any, sound: Sound) -> None:
         self._container = container
-        self._streams = [container.add_stream_from_template(one) for one in sound.streams]
+        self._streams = [copied(container, one) for one in sound.streams]
         for stream, number in zip(self._streams, sound.numbers, strict=True):
             stream.id = number
 

@@ -23,6 +23,7 @@ from app.segments.keys import Mode, SegmentKey, input_uri
 from app.segments.ports import Job
 from app.segments.progress import Board
 from app.segments.reassemble import final_address
+from app.segments.sound import sound_left_out
 from app.sources.truncation import truncation
 
 log = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def upload(depot: Depot, wish: Wish, job: Job, board: Board, stopping: threading
     if job.status == "done" or (told and not again):
         board.whole(job.total or 0)
         return job
-    wanting = truncation(wish.film, lambda: _heed(stopping)) if wish.allow_truncated else None
+    wanting = _wanting(wish, stopping)
     total = _cut(depot, wish, job.job_id, board, stopping, again=again)
     if wanting:
         depot.store.mark(job.job_id, "chunking", wanting)
@@ -154,6 +155,14 @@ def _job_id(wish: Wish, stopping: threading.Event) -> str:
     digest.update(f"{wish.mode} {wish.seconds!r}".encode())
     name = re.sub(r"[^A-Za-z0-9]+", "-", wish.film.stem).strip("-")[:_NAME].rstrip("-")
     return f"{name or 'film'}-{digest.hexdigest()[:12]}"
+
+
+def _wanting(wish: Wish, stopping: threading.Event) -> str | None:
+    """What the new film will lack, in words."""
+    found = [truncation(wish.film, lambda: _heed(stopping))] if wish.allow_truncated else []
+    if wish.mode != "results_only":
+        found += [f"the sound ({codec}) is left out: MP4 does not take it" for codec in sound_left_out(wish.film)]
+    return "; ".join(words for words in found if words) or None
 
 
 def _heed(stopping: threading.Event) -> None:
@@ -202,7 +211,7 @@ def _cut(depot: Depot, wish: Wish, job_id: str, board: Board, stopping: threadin
             board.say(f"segment {total} is being cut")
 
     with tempfile.TemporaryDirectory(prefix="cutting-") as folder:
-        for part in cut(wish.film, Path(folder), wish.seconds, check):
+        for part in cut(wish.film, Path(folder), wish.seconds, check, silent=wish.mode == "results_only"):
             check()
             segment = SegmentKey(job_id, total, wish.mode)
             if total not in done:
