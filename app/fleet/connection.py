@@ -6,6 +6,8 @@ import logging
 import random
 import re
 import time
+from collections.abc import Iterable, Sequence
+from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import redis
@@ -48,6 +50,12 @@ _OF_THE_SERVER = (
 _OF_A_CLUSTER = ("MOVED", "ASK", "CROSSSLOT")
 WORDS = ("", NO_ANSWER, *_OF_THE_SERVER, *_OF_A_CLUSTER, OTHER)
 """All that `says` may be; empty: Redis answers."""
+
+WHEN_FULL = "#!lua flags=allow-oom\n"
+"""How a script begins that a Redis is to run which is full, and refuses (`OOM`) whatever might need memory. For a few
+bytes of who works on what: without them nobody would read the frames that fill it.
+"""
+_ANY_WHEN_FULL = WHEN_FULL + "return redis.pcall(unpack(ARGV))"
 
 _ADDRESS = (
     "want redis://:password@host:6379, rediss:// for TLS, "
@@ -257,6 +265,40 @@ def require_redis(settings: RedisSettings) -> None:
             require_fit(client, first=True)
         except redis.RedisError as error:
             refuse_cluster(error)
+
+
+def answers_of(client: redis.Redis, commands: Iterable[Sequence[Any]]) -> list[Any]:
+    """What Redis answers to each, or the error that it is, in one round trip; where it is full in another one. They are
+    to write a few bytes each, of who works on what.
+
+    Raises:
+        redis.RedisError: it does not answer.
+    """
+    asked = list(commands)
+    answers = _asked_together(client, asked)
+    refused = [at for at, answer in enumerate(answers) if isinstance(answer, redis.exceptions.OutOfMemoryError)]
+    again = _asked_together(client, [("EVAL", _ANY_WHEN_FULL, 0, *asked[at]) for at in refused])
+    for at, answer in zip(refused, again, strict=True):
+        answers[at] = answer
+    return answers
+
+
+def write(client: redis.Redis, commands: Iterable[Sequence[Any]]) -> None:
+    """The same, where each is to be done.
+
+    Raises:
+        redis.RedisError: one was not.
+    """
+    for answer in answers_of(client, commands):
+        if isinstance(answer, redis.RedisError):
+            raise answer
+
+
+def _asked_together(client: redis.Redis, commands: Sequence[Sequence[Any]]) -> list[Any]:
+    pipe = client.pipeline(transaction=False)
+    for command in commands:
+        pipe.execute_command(*command)  # type: ignore[no-untyped-call]
+    return pipe.execute(raise_on_error=False) if commands else []
 
 
 class Outage:

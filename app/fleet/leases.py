@@ -12,12 +12,13 @@ has lost the record.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import redis
 
+from app.fleet.connection import WHEN_FULL
 from app.fleet.frames import Origin
 from app.fleet.keys import Keys
 
@@ -40,13 +41,9 @@ local function now_ms()
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
 """
-# A full Redis takes no new lease (OOM), but what is read from it and acknowledged makes room.
 _RENEW = """
 local function renew(worker, lasting)
-  local answer = redis.pcall('ZADD', KEYS[2], now_ms() + tonumber(lasting), worker)
-  if type(answer) == 'table' and answer.err and not string.find(answer.err, 'OOM', 1, true) then
-    return answer
-  end
+  redis.call('ZADD', KEYS[2], now_ms() + tonumber(lasting), worker)
 end
 """
 _GROUP = """
@@ -66,8 +63,7 @@ _ACQUIRE = (
     + _RENEW
     + """
 local worker, now, found = ARGV[1], now_ms(), {}
-local refused = renew(worker, ARGV[2])
-if refused then return refused end
+renew(worker, ARGV[2])
 for at = 3, #ARGV do
   local stream = ARGV[at]
   local record = redis.call('HGET', KEYS[1], stream)
@@ -95,8 +91,7 @@ _KEEP = (
     _HELD
     + _RENEW
     + """
-local refused = renew(ARGV[1], ARGV[2])
-if refused then return refused end
+renew(ARGV[1], ARGV[2])
 local found = {}
 for at = 3, #ARGV, 2 do found[#found + 1] = held(ARGV[at], ARGV[at + 1], ARGV[1]) and 1 or 0 end
 return found
@@ -130,6 +125,26 @@ while at <= #ARGV do
   at = at + 3 + count
 end
 return found
+"""
+)
+
+_CLAIM = (
+    _HELD
+    + """
+local worker, name, stream = ARGV[1], ARGV[2], ARGV[3]
+if not held(stream, ARGV[4], worker) then return nil end
+return redis.call('XCLAIM', stream, name, worker, '0', unpack(ARGV, 5))
+"""
+)
+
+_BURY = (
+    _HELD
+    + """
+local stream = ARGV[3]
+if not held(stream, ARGV[4], ARGV[1]) then return 0 end
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[6], '*', unpack(ARGV, 7))
+redis.call('XACK', stream, ARGV[2], ARGV[5])
+return 1
 """
 )
 
@@ -256,12 +271,16 @@ class Leases:
         self._client = client
         self._name = name
         self._group = keys.group
-        self._holders, self._leases = keys.holders, keys.leases
+        self._holders, self._leases, self._dead = keys.holders, keys.leases, keys.dead
         self._lasting = f"{lasting_ms:.0f}"
 
     def _eval(self, script: str, keys: Sequence[str], arguments: Iterable[Any]) -> Any:
         # By its text, not by its hash: Redis may be restarted at any time, and would not know it.
-        return cast("Any", self._client.eval(script, len(keys), *keys, *arguments))
+        given = [*keys, *arguments]
+        try:
+            return cast("Any", self._client.eval(script, len(keys), *given))
+        except redis.exceptions.OutOfMemoryError:  # said of what a script writes first: nothing was done
+            return cast("Any", self._client.eval(WHEN_FULL + script, len(keys), *given))
 
     def acquire(self, streams: Collection[str]) -> dict[str, int]:
         """Takes what nobody holds; the epoch of each that is ours now, or was before. Renews our lease."""
@@ -315,6 +334,23 @@ class Leases:
         answers = self._eval(_ACKNOWLEDGE, [self._holders], arguments)
         return {hold for hold, ours in zip(entries, answers, strict=True) if not ours}
 
+    def claim(self, stream: str, epoch: int, entries: Sequence[bytes]) -> list[tuple[bytes, dict[bytes, bytes]]] | None:
+        """Pending entries of a stream that is still ours, with what is in them, counted as one more delivery of each;
+        None: it is not. Redis takes those that were trimmed off the pending list, whoever has them.
+        """
+        found = self._eval(_CLAIM, [self._holders], [self._name, self._group, stream, epoch, *entries])
+        if found is None:
+            return None
+        return [(entry, dict(zip(fields[::2], fields[1::2], strict=True))) for entry, fields in found]
+
+    def bury(self, stream: str, epoch: int, entry: bytes, letter: Mapping[bytes, object], most: int) -> bool:
+        """Writes `letter` to the dead letters, of which `most` are kept, and acknowledges the entry, or does neither:
+        whether the stream is still ours.
+        """
+        flat = [part for field in letter.items() for part in field]
+        arguments = [self._name, self._group, stream, epoch, entry, most, *flat]
+        return bool(self._eval(_BURY, [self._holders, self._dead], arguments))
+
     def positions(self, streams: Iterable[str]) -> dict[str, tuple[str, int]]:
         """Where the group stands in each stream, and how many entries were dropped unread since it was last asked.
 
@@ -330,20 +366,20 @@ class Leases:
         }
 
     def forget(self, known: Collection[str], older_than_ms: float) -> None:
-        """Removes records of streams that are no more: those released, of an epoch that long ago. And leases of workers
-        that were killed, once they have ended that long ago: each start of a worker has a name of its own.
+        """Removes records of streams that are no more, of an epoch that long ago: those released, and those of workers
+        that were killed. And leases of the latter, once they have ended that long ago: each start of a worker has a
+        name of its own.
         """
         self._client.zremrangebyscore(self._leases, "-inf", older_than_ms)
         most = 2 * len(known) + 1000
         if self._client.hlen(self._holders) <= most:
             return
         records = cast("dict[bytes, bytes]", self._client.hgetall(self._holders))
+        living = set(cast("list[bytes]", self._client.zrange(self._leases, 0, -1)))
         gone = [
             stream
-            for stream, record in records.items()
-            if stream.decode(errors="replace") not in known
-            and record.endswith(b" ")
-            and float(record.split(b" ")[0]) < older_than_ms
+            for stream, (epoch, _, holder) in ((stream, record.partition(b" ")) for stream, record in records.items())
+            if stream.decode(errors="replace") not in known and holder not in living and float(epoch) < older_than_ms
         ]
         if gone:
             self._client.hdel(self._holders, *gone)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, cast
+from typing import Any
 
 import redis
 
@@ -22,6 +22,7 @@ from app import metrics
 from app.fleet.frames import CameraFrame, read_entry
 from app.fleet.inhand import InHand
 from app.fleet.keys import Keys
+from app.fleet.leases import Leases
 from app.fleet.tally import Tally
 from app.settings import FleetSettings
 
@@ -40,7 +41,7 @@ class Reclaimer:
     def __init__(
         self,
         client: redis.Redis,
-        name: str,
+        leases: Leases,
         keys: Keys,
         fleet: FleetSettings,
         in_hand: InHand,
@@ -49,7 +50,7 @@ class Reclaimer:
         epoch_of: Callable[[str], int],
     ) -> None:
         self._client = client
-        self._name = name
+        self._leases = leases
         self._keys, self._group = keys, keys.group
         self._fleet = fleet
         self._in_hand = in_hand
@@ -133,13 +134,16 @@ class Reclaimer:
         """Those that may be delivered together; suspects are noted, and what had its last delivery is buried."""
         together: list[bytes] = []
         most = self._fleet.fleet_max_deliveries
+        suspects = {entry for of, entry in self._suspects if of == stream}
         for one in left:
             entry, deliveries = one["message_id"], one["times_delivered"]
             if deliveries >= most:
                 for _, fields in self._deliver(stream, [entry]):
                     self._bury(stream, entry, fields, deliveries + 1)
-            elif deliveries == most - 1:
-                if (stream, entry.decode()) not in self._suspects:
+            elif suspects or deliveries == most - 1:
+                # What comes after one in its camera waits for it, however often it was delivered itself.
+                if entry.decode() not in suspects:
+                    suspects.add(entry.decode())
                     self._suspects.append((stream, entry.decode()))
             else:
                 together.append(entry)
@@ -164,14 +168,15 @@ class Reclaimer:
         return [read_entry(prefix, stream, *one, arrived=arrived, epoch=epoch, claimed=True) for one in found]
 
     def _deliver(self, stream: str, entries: list[bytes]) -> list[tuple[bytes, dict[bytes, bytes]]]:
-        """The entries with what is in them, counted as one more delivery of each.
-
-        Redis takes those that were trimmed off the pending list, whoever has them.
+        """The entries with what is in them, counted as one more delivery of each; none where the camera is another
+        worker's by now.
         """
         if not entries:
             return []
-        answer = self._client.xclaim(stream, self._group, self._name, 0, cast("Any", entries))
-        found = cast("list[tuple[bytes, dict[bytes, bytes]]]", answer)
+        found = self._leases.claim(stream, self._epoch_of(stream), entries)
+        if found is None:
+            self.let_go({stream})
+            return []
         self._give_up("trimmed", len(entries) - len(found))
         return found
 
@@ -179,13 +184,10 @@ class Reclaimer:
         """Written to the dead letters and acknowledged at once, or neither."""
         most = self._fleet.fleet_max_deliveries
         why = f"delivered {deliveries} times, never acknowledged: its workers ended on it (FLEET_MAX_DELIVERIES={most})"
-        letter: dict[Any, Any] = {**fields, b"stream": stream, b"entry_id": entry, b"deliveries": deliveries}
-        pipe = self._client.pipeline(transaction=True)
-        pipe.xadd(self._keys.dead, letter | {b"error": why}, maxlen=DEAD_MAXLEN, approximate=True)
-        pipe.xack(stream, self._group, entry)
-        pipe.execute()
-        metrics.FLEET_DEAD_LETTERS.inc()
-        self._give_up("dead_letter", 1)
+        letter = {**fields, b"stream": stream, b"entry_id": entry, b"deliveries": deliveries, b"error": why}
+        if self._leases.bury(stream, self._epoch_of(stream), entry, letter, DEAD_MAXLEN):
+            metrics.FLEET_DEAD_LETTERS.inc()
+            self._give_up("dead_letter", 1)
 
     def _give_up(self, reason: str, count: int) -> None:
         if count:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import orjson
 import redis
 
-from app.fleet.connection import is_barred, is_outage
+from app.fleet.connection import answers_of, is_barred, is_outage, write
 from app.fleet.keys import Keys, camera_ids
 from app.fleet.shards import assign
 from app.settings import FleetSettings
@@ -30,6 +30,8 @@ _LEAST_LASTING_MS = 2000.0
 """However often it looks: a machine that is busy with something else makes a worker silent for a second."""
 _FOUND_LOOKS = 100
 """Looks after which Redis forgets what a worker found that is no more; by then another one has found it."""
+_IDS = 1000
+"""Cameras in one command: a script, which it is in a full Redis, has room for some thousands of words."""
 
 
 def lasting_ms(fleet: FleetSettings) -> float:
@@ -99,23 +101,21 @@ class Roster:
         now_ms = seconds * 1000 + microseconds / 1000
         self._clock_ms = now_ms - time.monotonic() * 1000
         self._looked = before
-        keys, pipe = self._keys, self._client.pipeline()
-        pipe.zadd(keys.workers, {self._name: now_ms + self._lasting_ms})
+        keys, away = self._keys, self._away()
+        trouble = ("HSET", keys.away, self._name, orjson.dumps(away)) if away else ("HDEL", keys.away, self._name)
+        write(self._client, [("ZADD", keys.workers, now_ms + self._lasting_ms, self._name), trouble])
+        pipe = self._client.pipeline(transaction=False)
         pipe.zremrangebyscore(keys.workers, "-inf", now_ms)
         pipe.zrange(keys.workers, 0, -1)
         pipe.smembers(keys.cameras)
         pipe.smembers(keys.found)
         pipe.hkeys(keys.away)
-        if away := self._away():
-            pipe.hset(keys.away, self._name, orjson.dumps(away))
-        else:
-            pipe.hdel(keys.away, self._name)
-        _, _, workers, named, found, troubled, _ = pipe.execute()
+        _, workers, named, found, troubled = pipe.execute()
         self.workers = frozenset(worker.decode(errors="replace") for worker in workers)
         if self.leads:
             if gone := set(troubled) - set(workers):
                 self._client.hdel(keys.away, *gone)
-            found = self._streaming()
+            found = self._streaming(found)
         known, wrong = camera_ids(named | found)
         self._say(wrong)
         self.known = frozenset(map(keys.stream, known))
@@ -126,16 +126,16 @@ class Roster:
             self._seen = seen
         return self._group_up(self._mine)
 
-    def _streaming(self) -> set[bytes]:
+    def _streaming(self, before: set[bytes]) -> set[bytes]:
         """Cameras whose streams are there, whoever fills them; written down for the other workers."""
         keys = self._keys
         found = keys.cameras_among(self._client.scan_iter(match=keys.pattern, count=1000, _type="stream"))
-        pipe = self._client.pipeline()
-        pipe.delete(keys.found)
-        if found:
-            pipe.sadd(keys.found, *found)
-            pipe.pexpire(keys.found, self._found_ms)
-        pipe.execute()
+        if gone := before - found:
+            self._client.srem(keys.found, *gone)
+        if ids := [*found]:
+            parts = [ids[at : at + _IDS] for at in range(0, len(ids), _IDS)]
+            adding = [("SADD", keys.found, *part) for part in parts]
+            write(self._client, [*adding, ("PEXPIRE", keys.found, self._found_ms)])
         return found
 
     def _say(self, wrong: list[bytes]) -> None:
@@ -149,17 +149,15 @@ class Roster:
         self._unusable &= streams
         barred: list[redis.RedisError] = []
         missing = sorted(streams - self._grouped)
-        pipe = self._client.pipeline(transaction=False)
-        for stream in missing:
-            pipe.xgroup_create(stream, self._keys.group, id="0", mkstream=True)
-        for stream, answer in zip(missing, pipe.execute(raise_on_error=False) if missing else (), strict=True):
-            if answer is True or "BUSYGROUP" in str(answer):
+        commands = [("XGROUP", "CREATE", stream, self._keys.group, "0", "MKSTREAM") for stream in missing]
+        for stream, answer in zip(missing, answers_of(self._client, commands), strict=True):
+            if not isinstance(answer, redis.RedisError) or "BUSYGROUP" in str(answer):
                 self._grouped.add(stream)
                 self._unusable.discard(stream)
-            elif isinstance(answer, redis.RedisError) and is_outage(answer):
+            elif is_outage(answer):
                 raise answer
             else:
-                if isinstance(answer, redis.RedisError) and is_barred(answer):
+                if is_barred(answer):
                     barred.append(answer)
                 if stream not in self._unusable:
                     self._unusable.add(stream)

@@ -21,7 +21,7 @@ from typing import Any, cast
 import redis
 
 from app import metrics
-from app.fleet.connection import Outage, connect, refuse_cluster, require_fit
+from app.fleet.connection import Outage, connect, refuse_cluster, require_fit, write
 from app.fleet.frames import CameraFrame, read_entry
 from app.fleet.inhand import InHand
 from app.fleet.keys import Keys
@@ -95,7 +95,7 @@ class Source:
         self._roster = Roster(self._client, name, keys, fleet, away)
         self._leases = Leases(self._client, name, keys, lasting_ms(fleet))
         self._reclaimer = Reclaimer(
-            self._client, name, keys, fleet, in_hand, tally, epoch_of=lambda stream: self._held[stream].epoch
+            self._client, self._leases, keys, fleet, in_hand, tally, epoch_of=lambda stream: self._held[stream].epoch
         )
         self._looks = Looks(keys)
         self._outage = Outage("frames")
@@ -239,13 +239,12 @@ class Source:
             self._next_look = 0.0
         if not placed:
             return
+        write(self._client, [("XGROUP", "CREATECONSUMER", stream, self._group, self.name) for stream in placed])
         pipe = self._client.pipeline(transaction=False)
         for stream in placed:
-            pipe.xgroup_createconsumer(stream, self._group, self.name)
             pipe.xpending(stream, self._group)
-        answers = pipe.execute()
         self._reclaimer.take_over(
-            stream for stream, pending in zip(placed, answers[1::2], strict=True) if pending["pending"]
+            stream for stream, pending in zip(placed, pipe.execute(), strict=True) if pending["pending"]
         )
 
     def _make_ready(self) -> None:
@@ -334,11 +333,10 @@ class Source:
         """The newest frames of streams that lag, and what is to be skipped for them."""
         if not streams:
             return []
-        pipe = self._client.pipeline(transaction=True)
-        for stream in streams:
-            pipe.xrevrange(stream, "+", f"({self._held[stream].last}", count=count)
-        self._leases.waiting(pipe, [(stream, self._held[stream].last) for stream in streams])
-        *answers, waiting = pipe.execute()
+        try:
+            *answers, waiting = self._ask_for_newest(streams, count, at_once=True)
+        except redis.exceptions.OutOfMemoryError:  # it begins no transaction, but then it takes no frames in between
+            *answers, waiting = self._ask_for_newest(streams, count, at_once=False)
         arrived = time.perf_counter()
         found = []
         for stream, entries, beyond in zip(streams, answers, waiting, strict=True):
@@ -352,6 +350,14 @@ class Source:
                 entries = [frame.origin.entry for frame in frames]
                 found.append((stream, frames, Choice(stream, camera.epoch, camera.last, following, entries, beyond)))
         return found
+
+    def _ask_for_newest(self, streams: Sequence[str], count: int, *, at_once: bool) -> list[Any]:
+        """Each one's newest entries, the last first, and how many each has beyond its group's place."""
+        pipe = self._client.pipeline(transaction=at_once)
+        for stream in streams:
+            pipe.xrevrange(stream, "+", f"({self._held[stream].last}", count=count)
+        self._leases.waiting(pipe, [(stream, self._held[stream].last) for stream in streams])
+        return pipe.execute()
 
     def _choice(self, frames: Sequence[CameraFrame]) -> Choice:
         """All that was seen of a stream, as it follows."""

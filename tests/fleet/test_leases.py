@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import time
 import uuid
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ import redis as redis_library
 from prometheus_client import REGISTRY
 
 from app.fleet.frames import CameraFrame, Origin
+from app.fleet.inhand import InHand
 from app.fleet.keys import Keys
 from app.fleet.leases import LOST, Choice, Leases
 from app.fleet.message import encode
@@ -61,6 +64,22 @@ def test_d5_leases_of_workers_that_were_killed_are_forgotten(
     redis.zadd(key, {"killed": now_ms - 7_200_000, "lately": now_ms - 1000})
     leases["a"].forget((), now_ms - 3_600_000)
     assert redis.zrange(key, 0, -1) == [b"lately", b"a"]
+
+
+def test_d5_records_of_cameras_that_are_no_more_are_forgotten_whether_their_workers_released_them_or_were_killed(
+    redis: redis_library.Redis, leases: dict[str, Leases]
+) -> None:
+    keys = Keys.of(RedisSettings())
+    now_ms = round(time.time() * 1000)
+    old_ms = now_ms - 7_200_000
+    leases["a"].keep()
+    redis.zadd(keys.leases, {"killed": old_ms, "killed-lately": now_ms - 1000})
+    records = {f"frames:gone-{number}": f"{old_ms} killed" for number in range(2000)}
+    records |= {"frames:released": f"{old_ms} ", "frames:known": f"{old_ms} killed", "frames:held": f"{old_ms} a"}
+    records |= {"frames:new": f"{now_ms} killed", "frames:lately": f"{old_ms} killed-lately"}
+    redis.hset(keys.holders, mapping=records)
+    leases["a"].forget({"frames:known"}, now_ms - 3_600_000)
+    assert set(redis.hkeys(keys.holders)) == {b"frames:known", b"frames:held", b"frames:new", b"frames:lately"}
 
 
 def test_d5_a_camera_has_one_worker_and_its_epoch_grows_with_every_change(
@@ -268,3 +287,48 @@ def test_d5_all_workers_that_were_silent_together_keep_their_cameras(redis: redi
             life.answered(redis, life.read())
     assert [life.source._roster.streams for life in lives] == before
     assert redis.hgetall(Keys.of(RedisSettings()).holders) == epochs
+
+
+def test_d5_an_answer_that_lay_in_kafkas_client_while_its_camera_was_lost_comes_late_with_the_lower_epoch(
+    redis: redis_library.Redis, redis_server: RedisServer, kafka: Broker, begin: Begin
+) -> None:
+    entries = film(redis, "cam", [b"x"] * 2)
+    topic = f"fence-{uuid.uuid4().hex[:12]}"
+    life = begin("old")
+    frames = some(life)
+    assert len(frames) == 2
+    settings = RedisSettings(redis_url=redis_server.url)
+    newer = [dataclasses.replace(frame.origin, epoch=frame.origin.epoch + 1) for frame in frames]
+    before = counted("fleet_fenced", refused="acknowledgement")
+
+    def sink(name: str, in_hand: InHand, **options: int) -> Sink:
+        given = KafkaSettings(
+            kafka_bootstrap_servers=kafka.bootstrap, kafka_topic=topic, kafka_options=json.dumps(options)
+        )
+        one = Sink(name, given, settings, 60_000, in_hand, life.tally, on_fatal=lambda reason: pytest.fail(reason))
+        one.start()
+        return one
+
+    def send(one: Sink, origin: Origin, name: str) -> None:
+        one.send(Answer(origin, encode(origin, None, None, worker=name, age_ms=1.0)))
+
+    old = sink("old", life.in_hand, **{"linger.ms": 900_000})
+    send(old, frames[0].origin, "old")
+    eventually(lambda: len(old._producer), lambda queued: queued == 1)
+    redis.hset(Keys.of(settings).holders, "frames:cam", f"{newer[0].epoch} new")
+    theirs = InHand(8)
+    theirs.take(newer)
+    new = sink("new", theirs)
+    for origin in newer:
+        send(new, origin, "new")
+    assert new.close(20)
+    old._producer.flush(20)  # as where its process goes on
+    eventually(lambda: counted("fleet_fenced", refused="acknowledgement") - before, lambda refused: refused == 1)
+    old.close(0)
+    values = topic_values(kafka.bootstrap, topic)
+    assert [(value["frame_id"], value["worker"]) for value in values] == [
+        (entries[0], "new"),
+        (entries[1], "new"),
+        (entries[0], "old"),
+    ]
+    assert values[2]["epoch"] < values[1]["epoch"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import pytest
@@ -9,6 +10,8 @@ import redis as redis_library
 from prometheus_client import REGISTRY
 
 from app.fleet.frames import CameraFrame
+from app.fleet.keys import Keys
+from app.settings import RedisSettings
 from tests.fleet.lives import IDLE_MS, Begin, Life
 from tests.fleet.work import GROUP, film, pending
 
@@ -118,3 +121,64 @@ def test_a_suspect_that_was_trimmed_meanwhile_is_counted_and_the_next_one_follow
     assert pending(redis) == 0
     life.tally.flush()
     assert trimmed() - before == 1
+
+
+def test_what_comes_after_a_suspect_in_its_camera_waits_for_it_though_it_was_delivered_less(
+    redis: redis_library.Redis, begin: Begin
+) -> None:
+    entries = film(redis, "a", [b"old"] * 3)
+    assert len(some(begin("first"))) == 3
+    second = begin("second")
+    deadline = time.monotonic() + 20
+    while not (found := second.read(2)):  # it ends before it has claimed the third
+        assert time.monotonic() < deadline
+    assert [frame.origin.entry for frame in found] == entries[:2]
+    third = begin("third")
+    came: list[str] = []
+    while len(came) < 3:
+        frames = some(third)
+        came += [frame.origin.entry for frame in frames]
+        third.answered(redis, frames)
+    assert came == entries
+
+
+def lost_before_it_claims(redis: redis_library.Redis, begin: Begin) -> Life:
+    """A worker that has taken camera `a` over, and stood still until another one had it before it claimed anything."""
+    life = begin("stood-still")
+    deadline = time.monotonic() + 20
+    while "frames:a" not in life.source._held:
+        assert time.monotonic() < deadline
+        life.read(0)
+    epoch = life.source._held["frames:a"].epoch
+    keys = Keys.of(RedisSettings())
+    redis.hset(keys.holders, "frames:a", f"{epoch + 1} another")
+    redis.zadd(keys.leases, {"another": time.time() * 1000 + 3_600_000})
+    life.source._next_look = math.inf  # where it would find out
+    return life
+
+
+def test_a_worker_that_has_lost_its_camera_claims_nothing_of_it(redis: redis_library.Redis, begin: Begin) -> None:
+    film(redis, "a", [b"x"] * 3)
+    assert len(some(begin("first"))) == 3
+    life = lost_before_it_claims(redis, begin)
+    for _ in range(5):
+        assert life.read() == []
+    left = redis.xpending_range("frames:a", GROUP, "-", "+", 10)
+    assert [(one["consumer"], one["times_delivered"]) for one in left] == [(b"first", 1)] * 3
+
+
+@pytest.mark.parametrize("when", ["before it claims", "before it buries"])
+def test_a_worker_that_has_lost_its_camera_buries_nothing_of_it(
+    redis: redis_library.Redis, begin: Begin, when: str
+) -> None:
+    (entry,) = film(redis, "a", [b"x"])
+    some(begin("first"))
+    redis.xclaim("frames:a", GROUP, "first", 0, [entry], retrycount=3)
+    life = lost_before_it_claims(redis, begin)
+    if when == "before it claims":
+        for _ in range(5):
+            assert life.read() == []
+    else:
+        life.source._reclaimer._bury("frames:a", entry.encode(), {b"frame": b"x"}, 4)
+    assert redis.xlen("frames:dead") == 0
+    assert pending(redis) == 1
