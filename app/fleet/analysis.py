@@ -129,9 +129,9 @@ class Memories:
         return [self._of.pop(stream) for stream in [*self._of] if stream not in streams]
 
     def has(self, frame: CameraFrame) -> bool:
-        """Whether later frames are to know of it. Not one that was claimed: its camera's newer frames came first, and
-        tracks and motion are theirs. Nor one that still waited when its camera went to another worker: once the camera
-        is back, it would meet what was remembered long ago.
+        """Whether later frames are to know of it. Not one that was claimed: the worker before may have answered it, and
+        what somebody outside the fleet left even comes behind newer ones. Nor one that still waited when its camera
+        went to another worker: once the camera is back, it would meet what was remembered long ago.
         """
         return not frame.claimed and (self._kept is None or frame.origin.stream in self._kept)
 

@@ -41,7 +41,7 @@ class InHand:
         self._most_answers = answers
         self._within_s = within_s
         self._bound = float(self._least_frames)
-        """Frames at most, as fast as the models are now."""
+        """Frames at most, as fast as the models are now; rounded, since an average never quite comes to its most."""
         self.in_hand_s = 0.0
         """Seconds from read to done with, lately."""
         self._frames = 0
@@ -74,12 +74,12 @@ class InHand:
             return self._room() if self._is_room() else 0
 
     def _is_room(self) -> bool:
-        return self._room() >= max(1, min(self._least, int(self._bound) // 4))
+        return self._room() >= max(1, min(self._least, round(self._bound) // 4))
 
     def _room(self) -> int:
         if self._held_up:
             return 0
-        return min(int(self._bound) - self._frames, self._most_answers - len(self._taken))
+        return min(round(self._bound) - self._frames, self._most_answers - len(self._taken))
 
     def _tell(self) -> None:
         """Wakes those who wait, once what they wait for is there: waking them for every frame would cost more."""

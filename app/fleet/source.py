@@ -43,6 +43,8 @@ PATIENCE = 0.25
 """Share of FRAME_STALENESS_MS that a frame may wait in Redis before its camera lags, and that it should be in hand."""
 _STILL_GOOD = 0.5
 """Share up to which a frame of a camera that lags is read along with newer ones, where there is room."""
+_NO_TIME_MS = 1e12
+"""Ids up to here (September 2001) are numbers of whoever wrote them, and no times."""
 _FORGET_MS = 3_600_000
 """After so long the record of a camera that is no more is removed."""
 
@@ -389,11 +391,12 @@ class Source:
         """Whether newer frames of its camera should be read instead: it has waited in Redis for this share of
         FRAME_STALENESS_MS, or would be stale by the time that it is looked at.
         """
-        staleness_ms, now_ms = self._fleet.frame_staleness_ms, time.time() * 1000
-        age_ms = now_ms - frame.origin.captured_at_ms
-        waited_ms = self._roster.now_ms - float(frame.origin.entry.partition("-")[0])
+        staleness_ms, added_ms = self._fleet.frame_staleness_ms, float(frame.origin.entry.partition("-")[0])
+        age_ms = time.time() * 1000 - frame.origin.captured_at_ms
+        # By Redis' clock alone: the camera's may be ahead. An id that somebody made up is no time.
+        waited_ms = self._roster.now_ms - added_ms if added_ms > _NO_TIME_MS else age_ms
         soon_ms = 2000 * self._in_hand.in_hand_s
-        return min(age_ms, waited_ms) > patience * staleness_ms or age_ms + soon_ms > staleness_ms
+        return waited_ms > patience * staleness_ms or age_ms + soon_ms > staleness_ms
 
     def _is_stale(self, frame: CameraFrame) -> bool:
         return time.time() * 1000 - frame.origin.captured_at_ms > self._fleet.frame_staleness_ms

@@ -192,6 +192,26 @@ def test_d4_a_camera_whose_frames_come_late_is_not_taken_for_one_that_lags(
     assert len(drained(life, redis)) == 40
 
 
+def test_d4_a_camera_whose_clock_is_ahead_lags_like_any_other(redis: redis_library.Redis, begin: Begin) -> None:
+    life = begin("one", frame_staleness_ms=1000, fleet_discover_s=0.5)
+    group_of(redis, "cam")
+    life.read(0)
+    before = books()
+    entries = film(redis, "cam", [b"x"] * 40, captured_at_ms=time.time() * 1000 + 3_600_000)
+    time.sleep(0.3)  # more than a quarter
+    frames = drained(life, redis)
+    assert frames[-1].origin.entry == entries[-1]
+    assert len(frames) == 32, "one look's worth"
+    assert since(before, life)["skipped"] == 8
+
+
+def test_d4_ids_that_are_no_times_are_not_taken_for_old(redis: redis_library.Redis, begin: Begin) -> None:
+    life = begin("one", frame_staleness_ms=10_000, fleet_discover_s=0.5)
+    for number in range(1, 41):
+        redis.xadd("frames:cam", {"captured_at_ms": time.time() * 1000, "frame": b"x"}, id=f"{number}-1")
+    assert len(drained(life, redis)) == 40
+
+
 def test_d4_a_group_that_somebody_moved_is_followed(redis: redis_library.Redis, begin: Begin) -> None:
     film(redis, "cam", [b"x"] * 3)
     life = begin("one", fleet_discover_s=0.05)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from app.errors import InferenceError
 from app.fleet.vitals import Vitals
 from app.fleet.worker import Worker
-from app.inference.client import ModelSpec, TensorSpec
+from app.inference.client import ModelSpec, Reply, TensorSpec
 from app.inference.fake import FakeClient
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.ocr import Ocr
@@ -29,6 +29,27 @@ from tests.support.redis import RedisServer
 
 pytestmark = pytest.mark.anyio
 FRAMES = 60
+PICTURE = TensorSpec("images", "UINT8", (-1, 640, 640, 3))
+FOUND = TensorSpec("detections", "FP32", (-1, 300, 6))
+SERVED = ModelSpec("yolo", "1", (PICTURE,), (FOUND,), 16, {"class_names": json.dumps(["person"])})
+
+
+def settings_of(redis_server: RedisServer, kafka: Broker, folder: Path, *, batch_size: int) -> Settings:
+    return Settings(
+        redis_url=redis_server.url,
+        kafka_bootstrap_servers=kafka.bootstrap,
+        kafka_topic=f"worker-{uuid.uuid4().hex[:12]}",
+        batch_size=batch_size,
+        fleet_batches_in_flight=1,
+        fleet_stages=("detect",),
+        frame_staleness_ms=3_600_000,
+        ocr="off",
+        state_dir=folder,
+    )
+
+
+def persons(batch: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
+    return {"detections": np.repeat(canned.detections([canned.PERSON])[None], len(batch), 0)}
 
 
 async def test_a_batch_that_the_models_are_too_small_for_is_not_asked_for_again(
@@ -40,25 +61,12 @@ async def test_a_batch_that_the_models_are_too_small_for_is_not_asked_for_again(
         sizes.append(len(batch))
         if len(batch) > 4:
             raise InferenceError("CUDA out of memory")
-        return {"detections": np.repeat(canned.detections([canned.PERSON])[None], len(batch), 0)}
+        return persons(batch)
 
-    picture = TensorSpec("images", "UINT8", (-1, 640, 640, 3))
-    found = TensorSpec("detections", "FP32", (-1, 300, 6))
-    served = ModelSpec("yolo", "1", (picture,), (found,), 16, {"class_names": json.dumps(["person"])})
-    settings = Settings(
-        redis_url=redis_server.url,
-        kafka_bootstrap_servers=kafka.bootstrap,
-        kafka_topic=f"worker-{uuid.uuid4().hex[:12]}",
-        batch_size=8,
-        fleet_batches_in_flight=1,
-        fleet_stages=("detect",),
-        frame_staleness_ms=3_600_000,
-        ocr="off",
-        state_dir=tmp_path,
-    )
+    settings = settings_of(redis_server, kafka, tmp_path, batch_size=8)
     for number in range(FRAMES):
         film(redis, f"cam-{number}", [jpeg])
-    client, ocr = FakeClient({"yolo": (served, model)}), Ocr(settings.ocr, state_dir=tmp_path)
+    client, ocr = FakeClient({"yolo": (SERVED, model)}), Ocr(settings.ocr, state_dir=tmp_path)
     pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live)
     try:
         worker = Worker(pipeline, settings, Vitals(1).pulse(0))
@@ -73,3 +81,52 @@ async def test_a_batch_that_the_models_are_too_small_for_is_not_asked_for_again(
     assert [size for size in sizes if size > 4] == [8]
     values = topic_values(kafka.bootstrap, settings.kafka.kafka_topic)
     assert len({value["key"] for value in values}) == len(values) == FRAMES
+
+
+class Gated(FakeClient):
+    """Answers as many requests as it is let."""
+
+    def __init__(self) -> None:
+        super().__init__({"yolo": (SERVED, persons)})
+        self.let = asyncio.Semaphore(0)
+        self.asked = 0
+
+    async def infer(self, *given: Any, **options: Any) -> Reply:
+        self.asked += 1
+        await self.let.acquire()
+        return await super().infer(*given, **options)
+
+
+async def test_what_a_worker_has_in_hand_grows_to_two_batches_and_no_further(
+    redis: redis_library.Redis, redis_server: RedisServer, kafka: Broker, jpeg: bytes, tmp_path: Path
+) -> None:
+    for number in range(40):
+        film(redis, f"cam-{number}", [jpeg] * 3)
+    settings = settings_of(redis_server, kafka, tmp_path, batch_size=2)
+    client, ocr = Gated(), Ocr(settings.ocr, state_dir=tmp_path)
+    pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live)
+    held = []
+    try:
+        worker = Worker(pipeline, settings, Vitals(1).pulse(0))
+        running = asyncio.create_task(worker.run())
+        async with asyncio.timeout(40):
+            for done in range(7):
+                # The next batch is with the model; what was answered before is acknowledged; nothing more can be read.
+                while client.asked <= done or worker._in_hand.room(1, 0) or not settled(worker):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+                held.append(pending(redis))
+                client.let.release()
+            worker.stop()
+            for _ in range(60):
+                client.let.release()
+            await running
+    finally:
+        pipeline.close()
+    # A batch at the beginning, as many as in the settings once the models have shown that they are fast enough.
+    assert held == [2, 3, 3, 3, 4, 4, 4]
+    assert pending(redis) == 0
+
+
+def settled(worker: Worker) -> bool:
+    """Whether all frames in hand are with the models, or wait for them."""
+    return len(worker._in_hand) == worker._in_hand._frames > 0
