@@ -140,9 +140,9 @@ def load(
     Ages count from when a frame was due. Exits with 1 when an objective is missed, or when the frames that the
     service counted are not those that were sent.
     """
-    from app.loading.command import load as run
-    from app.loading.objectives import parse
-    from app.loading.plan import Plan
+    from app.loadtest.command import load as run
+    from app.loadtest.objectives import parse
+    from app.loadtest.plan import Plan
 
     if slow_readers > sessions:
         raise ConfigurationError(f"--slow-readers {slow_readers}: should be at most --sessions, {sessions}")

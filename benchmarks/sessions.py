@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from app.loading.objectives import jain
+from app.loadtest.objectives import jain
 from benchmarks import canned, service, turns
 from benchmarks.measure import Measured
 from benchmarks.turns import Figures, Ratio

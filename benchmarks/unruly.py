@@ -22,7 +22,7 @@ import uvloop
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from app.loading.frames import frames
+from app.loadtest.frames import frames
 
 _PATIENCE_S = 5.0
 """Of a client that waits for an answer."""

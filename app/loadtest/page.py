@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from app.loading.chart import chart
-from app.loading.objectives import Figures, Objective
-from app.loading.plan import Plan
-from app.loading.score import Score
-from app.loading.table import counts, share, slow_readers
+from app.loadtest.chart import chart
+from app.loadtest.objectives import Figures, Objective
+from app.loadtest.plan import Plan
+from app.loadtest.score import Score
+from app.loadtest.table import counts, share, slow_readers
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #1d2733; }

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from app.loading.objectives import figures, parse
-from app.loading.page import page
-from app.loading.plan import Plan
-from app.loading.score import Score, SessionScore
+from app.loadtest.objectives import figures, parse
+from app.loadtest.page import page
+from app.loadtest.plan import Plan
+from app.loadtest.score import Score, SessionScore
 
 PLAN = Plan(sessions=1, fps=4, ramp=0, duration=10)
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from app.errors import ConfigurationError
-from app.loading.ages import Ages
-from app.loading.plan import Plan
-from app.loading.score import Score, Second, SessionScore
+from app.loadtest.ages import Ages
+from app.loadtest.plan import Plan
+from app.loadtest.score import Score, Second, SessionScore
 
 
 @dataclass(frozen=True, slots=True)

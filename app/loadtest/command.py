@@ -12,14 +12,14 @@ from rich.live import Live
 
 from app.client import address
 from app.errors import SightlineError
-from app.loading import table
-from app.loading.frames import frames
-from app.loading.objectives import Objective, figures
-from app.loading.page import page
-from app.loading.plan import Plan
-from app.loading.run import run
-from app.loading.score import Score
-from app.loading.seat import Target
+from app.loadtest import table
+from app.loadtest.frames import frames
+from app.loadtest.objectives import Objective, figures
+from app.loadtest.page import page
+from app.loadtest.plan import Plan
+from app.loadtest.run import run
+from app.loadtest.score import Score
+from app.loadtest.seat import Target
 
 _LATE_MS = 20.0
 

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.loading.ages import Ages
+from app.loadtest.ages import Ages
 
 
 @dataclass(slots=True)

@@ -13,9 +13,9 @@ from threading import BrokenBarrierError
 import uvloop
 
 from app.errors import SightlineError
-from app.loading.plan import Plan, Seat, seats
-from app.loading.score import Score
-from app.loading.seat import Camera, Target
+from app.loadtest.plan import Plan, Seat, seats
+from app.loadtest.score import Score
+from app.loadtest.seat import Camera, Target
 
 Look = Callable[[float, Score], None]
 """Called about twice a second with the time, seconds since the beginning, and the score so far."""

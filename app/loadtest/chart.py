@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 
-from app.loading.plan import Plan
-from app.loading.score import Score
+from app.loadtest.plan import Plan
+from app.loadtest.score import Score
 
 _LEFT, _RIGHT, _WIDTH = 60, 10, 900
 _AGES, _DROPPED, _RATE = (24, 224), (264, 314), (354, 414)

@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from app.errors import ConfigurationError
-from app.loading.ages import Ages
-from app.loading.objectives import Figures, figures, jain, parse
-from app.loading.plan import Plan, seats
-from app.loading.score import Score, SessionScore, Share
-from app.loading.table import final, now
+from app.loadtest.ages import Ages
+from app.loadtest.objectives import Figures, figures, jain, parse
+from app.loadtest.plan import Plan, seats
+from app.loadtest.score import Score, SessionScore, Share
+from app.loadtest.table import final, now
 
 AGES = st.lists(st.floats(0.1, 1e6), min_size=1, max_size=200)
 

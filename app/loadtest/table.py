@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from app.loading.ages import Ages
-from app.loading.objectives import Figures, SlowReaders
-from app.loading.plan import Plan
-from app.loading.score import Score
+from app.loadtest.ages import Ages
+from app.loadtest.objectives import Figures, SlowReaders
+from app.loadtest.plan import Plan
+from app.loadtest.score import Score
 
 _RECENT_S = 5
 

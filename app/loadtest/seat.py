@@ -17,8 +17,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
 
 from app.addresses import leads_to_loopback
-from app.loading.plan import Plan, Seat
-from app.loading.score import Score, Second, SessionScore
+from app.loadtest.plan import Plan, Seat
+from app.loadtest.score import Score, Second, SessionScore
 from app.protocol import header
 
 _FULL = 256 * 1024

@@ -16,13 +16,13 @@ import websockets.asyncio.client
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
-from app.loading import seat
-from app.loading.ages import Ages
-from app.loading.objectives import figures
-from app.loading.plan import Plan
-from app.loading.run import run
-from app.loading.score import Score
-from app.loading.seat import Target
+from app.loadtest import seat
+from app.loadtest.ages import Ages
+from app.loadtest.objectives import figures
+from app.loadtest.plan import Plan
+from app.loadtest.run import run
+from app.loadtest.score import Score
+from app.loadtest.seat import Target
 from app.protocol import header
 
 Talk = Callable[[ServerConnection], None]
