@@ -12,6 +12,7 @@ import typer
 from app.ending import heed_early
 from app.errors import ConfigurationError, SightlineError
 from app.fleet.cli import cli as fleet
+from app.loadtest.cli import load
 from app.segments.cli import cli as segments
 
 cli = typer.Typer(
@@ -95,13 +96,14 @@ def send(
     """Stream a video to a service; print a JSON line a result, or write an annotated film."""
     from app.sending import Request
     from app.sending import send as run
+    from app.settings import service_token
     from app.sources.options import from_pairs
 
     run(
         Request(
             source,
             url,
-            token=_token(token),
+            token=service_token(token),
             output=output,
             fps=fps,
             realtime=realtime,
@@ -114,44 +116,7 @@ def send(
     )
 
 
-@cli.command()
-def load(
-    url: Annotated[str, typer.Argument(metavar="URL", help="The service, http://host:port.")] = "http://127.0.0.1:8000",
-    sessions: Annotated[int, typer.Option(min=1, help="Sessions at once.")] = 8,
-    fps: Annotated[float, typer.Option(min=0.01, help="Frames a second of each.")] = 15.0,
-    duration: Annotated[float, typer.Option(min=1, help="Seconds that are measured.")] = 30.0,
-    ramp: Annotated[float, typer.Option(min=0, help="Seconds over which the sessions begin.")] = 2.0,
-    warm_up: Annotated[float, typer.Option(min=0, help="Seconds after the ramp that are not measured.")] = 2.0,
-    source: Annotated[str, typer.Option(help="`clip`, our own; a film; a folder of pictures.")] = "clip",
-    churn: Annotated[float, typer.Option(min=0, help="Mean seconds of a session before another takes its place.")] = 0,
-    bare: Annotated[float, typer.Option(min=0, max=1, help="Share of the sessions that send no header.")] = 0,
-    slow_readers: Annotated[int, typer.Option(min=0, help="Of them, read one message a second; counted apart.")] = 0,
-    slo: Annotated[
-        list[str] | None, typer.Option(help="An objective, such as p95_age_ms=150 or dropped=0.05; again for more.")
-    ] = None,
-    processes: Annotated[int, typer.Option(min=1, help="Processes of this tool that share the sessions.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of what is left to chance.")] = 1,
-    token: Annotated[str | None, typer.Option(envvar="SIGHTLINE_TOKEN", help="Where the service asks for one.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Write an HTML report here, with the ages over time.")] = None,
-) -> None:
-    """Put a load on a service, and hold it to objectives: many sessions, frames when they are due.
-
-    Ages count from when a frame was due. Exits with 1 when an objective is missed, or when the frames that the
-    service counted are not those that were sent.
-    """
-    from app.loadtest.command import load as run
-    from app.loadtest.objectives import parse
-    from app.loadtest.plan import Plan
-
-    if slow_readers > sessions:
-        raise ConfigurationError(f"--slow-readers {slow_readers}: should be at most --sessions, {sessions}")
-    token = _token(token)
-    plan = Plan(sessions, fps, duration, ramp, warm_up, churn, bare, slow_readers, seed)
-    objectives = [parse(one) for one in slo or ()]
-    sys.exit(
-        run(url, plan, source=source, objectives=objectives, token=token, processes=processes, json=json, report=report)
-    )
+cli.command()(load)
 
 
 @cli.command()
@@ -162,14 +127,6 @@ def schema() -> None:
     from app.protocol.messages import schema as build
 
     sys.stdout.write(orjson.dumps(build(), option=orjson.OPT_INDENT_2).decode() + "\n")
-
-
-def _token(given: str | None) -> str | None:
-    """The token for the service: `--token`, SIGHTLINE_TOKEN, or what the file holds that SIGHTLINE_TOKEN_FILE names."""
-    from app.settings import secret_given
-
-    variable = secret_given("SIGHTLINE_TOKEN", os.environ)
-    return given or variable
 
 
 def main() -> None:

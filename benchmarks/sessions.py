@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from app.loadtest.objectives import jain
+from app.loadtest.metrics import jain_index
 from benchmarks import canned, service, turns
 from benchmarks.measure import Measured
 from benchmarks.turns import Figures, Ratio
@@ -70,7 +70,7 @@ def one(stand: service.Bench, plan: Plan, count: int) -> Figures:
         **turns.of(measured),
         "rate": sum(results) / plan.seconds,
         "answered": sum(results) / sum(due),
-        "jain": jain(shares),
+        "jain": jain_index(shares),
         "worst_share": min(shares) * sum(due) / max(1, sum(results)),
         "late_ms": found["late_ms"],
     }

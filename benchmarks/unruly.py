@@ -22,7 +22,7 @@ import uvloop
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from app.loadtest.frames import frames
+from app.loadtest.client import load_frames
 
 _PATIENCE_S = 5.0
 """Of a client that waits for an answer."""
@@ -124,7 +124,7 @@ async def run(url: str, seconds: float, seats: int) -> dict[str, dict[str, int]]
     """All seats at once."""
     came: Counter[str] = Counter()
     cut: Counter[str] = Counter()
-    jpegs, until = frames("clip"), time.monotonic() + seconds
+    jpegs, until = load_frames("clip"), time.monotonic() + seconds
     await asyncio.gather(*(Visitor(url, jpegs, seat).visit(until, came, cut) for seat in range(seats)))
     return {"came": dict(came), "cut": dict(cut)}
 

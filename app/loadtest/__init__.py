@@ -1,5 +1,5 @@
-"""`sightline load`: many clients of the live protocol at once, and whether the service kept its promises.
+"""`sightline load`: many simulated clients of the live protocol, and whether the service met its objectives.
 
-Open loop: a frame is due when it is due, whatever the service does, and its age counts from that moment. A service
-that stalls is not asked less for it (coordinated omission).
+The load is open loop: each frame has a due time that does not depend on the service, and a result's age counts from
+that time. A service that stalls therefore gets no smaller load, and no better figures, for it (coordinated omission).
 """

@@ -1,4 +1,4 @@
-"""What the load is: how many sessions, which frames when, who misbehaves. Pure."""
+"""What the load is: how many clients, which frames are due when, which clients misbehave. Pure."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class LoadPlan:
     """The load as asked for. All times are seconds."""
 
     sessions: int = 8
+    """Clients at once; each has one session at a time."""
     fps: float = 15.0
+    """Frames per second of each client."""
     duration: float = 30.0
+    """Length of the measurement."""
     ramp: float = 2.0
-    """Over which the sessions begin, one after the other."""
+    """The clients begin one after the other over this time."""
     warm_up: float = 0.0
-    """After the ramp; what is due before its end is sent and answered, and counts for nothing but the agreement."""
+    """Follows the ramp. Frames due before its end are sent and answered, but count only in the comparison of the
+    client's counts with the service's."""
     churn: float = 0.0
-    """Mean length of a session, exponentially distributed; a new one takes the place of each that ends. 0: no end."""
+    """Mean length of a session, exponentially distributed; the client then opens another. 0: sessions do not end."""
     bare: float = 0.0
-    """Share of the sessions whose frames have no header."""
+    """Share of the clients whose frames have no header."""
     slow_readers: int = 0
-    """Sessions that read one message a second. They are there for the others' sake, and counted apart."""
+    """Clients that read one message per second. They show how they affect the others, so they have figures apart."""
     seed: int = 1
 
     @property
@@ -31,46 +35,49 @@ class Plan:
 
     @property
     def end(self) -> float:
-        """Nothing is due after it."""
+        """No frame is due after this."""
         return self.measured_from + self.duration
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
-    """One camera of the load: sessions follow each other in it, one at a time."""
+class ClientPlan:
+    """One simulated client. Its sessions follow each other."""
 
     number: int
     begin: float
+    """Seconds from the start of the load."""
     bare: bool
+    """Its frames have no header."""
     slow: bool
+    """It reads one message per second."""
     lengths: tuple[float, ...]
-    """How long the sessions in it last, one after the other; the last one lasts to the end."""
+    """Seconds that its sessions last, in order; the last session lasts to the end."""
 
 
-def seats(plan: Plan) -> list[Seat]:
-    """Every seat of the plan; the same for the same seed."""
-    chance = random.Random(plan.seed)
-    bare = round(plan.bare * plan.sessions)
+def plan_clients(plan: LoadPlan) -> list[ClientPlan]:
+    """Plans every client; the same seed gives the same clients."""
+    rng = random.Random(plan.seed)
+    bare_count = round(plan.bare * plan.sessions)
     order = list(range(plan.sessions))
-    chance.shuffle(order)
-    bare_ones, slow_ones = set(order[:bare]), set(order[-plan.slow_readers :] if plan.slow_readers else ())
+    rng.shuffle(order)
+    bare, slow = set(order[:bare_count]), set(order[-plan.slow_readers :] if plan.slow_readers else ())
     return [
-        Seat(
+        ClientPlan(
             number,
-            # Begins are spread over the ramp, and by a fraction of a frame, so that frames do not come in volleys.
-            begin=plan.ramp * number / plan.sessions + chance.random() / plan.fps,
-            bare=number in bare_ones,
-            slow=number in slow_ones,
-            lengths=_lengths(plan, chance),
+            # Clients begin spread over the ramp and by a fraction of a frame, so that frames do not come in bursts.
+            begin=plan.ramp * number / plan.sessions + rng.random() / plan.fps,
+            bare=number in bare,
+            slow=number in slow,
+            lengths=_session_lengths(plan, rng),
         )
         for number in range(plan.sessions)
     ]
 
 
-def _lengths(plan: Plan, chance: random.Random) -> tuple[float, ...]:
+def _session_lengths(plan: LoadPlan, rng: random.Random) -> tuple[float, ...]:
     if plan.churn <= 0:
         return (plan.end,)
     lengths: list[float] = []
     while sum(lengths) < plan.end:
-        lengths.append(max(0.2, chance.expovariate(1 / plan.churn)))
+        lengths.append(max(0.2, rng.expovariate(1 / plan.churn)))
     return tuple(lengths)

@@ -14,7 +14,7 @@ from app.errors import ConfigurationError
 from app.settings.aws import ActivitySettings, AwsSettings
 from app.settings.fleet import FleetSettings, IngestSettings, KafkaSettings, RedisSettings
 from app.settings.inference import OcrSettings, PipelineSettings, TritonSettings
-from app.settings.section import ROOT, Section, is_secret, secret_given
+from app.settings.section import ROOT, Section, is_secret, secret_given, service_token
 from app.settings.segments import SegmentSettings
 from app.settings.service import AccessSettings, LiveSettings, ServerSettings, WebSettings
 from app.settings.summary import LlmSettings, SummarySettings
@@ -42,6 +42,7 @@ __all__ = [
     "TritonSettings",
     "WebSettings",
     "secret_given",
+    "service_token",
 ]
 
 S = TypeVar("S", bound=Section)

@@ -114,6 +114,16 @@ def secret_given(name: str, environment: Mapping[str, str]) -> str | None:
     return read_secret(name, path) if path else value
 
 
+def service_token(given: str | None) -> str | None:
+    """A client command's token: `given` by its option, else SIGHTLINE_TOKEN, else the file SIGHTLINE_TOKEN_FILE names.
+
+    Raises:
+        ConfigurationError: both variables are set, or the file cannot be used.
+    """
+    variable = secret_given("SIGHTLINE_TOKEN", os.environ)
+    return given or variable
+
+
 def read_secret(name: str, path: str) -> str:
     """The secret that a file holds, without the line's end behind it.
 

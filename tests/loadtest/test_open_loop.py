@@ -16,13 +16,11 @@ import websockets.asyncio.client
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
-from app.loadtest import seat
-from app.loadtest.ages import Ages
-from app.loadtest.objectives import figures
-from app.loadtest.plan import Plan
-from app.loadtest.run import run
-from app.loadtest.score import Score
-from app.loadtest.seat import Target
+from app.loadtest import client
+from app.loadtest.client import Target
+from app.loadtest.metrics import AgeHistogram, LoadStats, compute_figures
+from app.loadtest.plan import LoadPlan
+from app.loadtest.runner import run_plan
 from app.protocol import header
 
 Talk = Callable[[ServerConnection], None]
@@ -75,17 +73,17 @@ def test_a_stall_is_in_the_age_of_every_frame_that_was_due_in_it() -> None:
     """Coordinated omission: one that counts from when it sent sees one long answer here, and all others short."""
     stalls = iter([0.6])
 
-    def stall(at: float, score: Score) -> None:
+    def stall(at: float, stats: LoadStats) -> None:
         time.sleep(next(stalls, 0))  # in the load's own event loop
 
-    plan = Plan(sessions=1, fps=50, ramp=0, duration=2)
+    plan = LoadPlan(sessions=1, fps=50, ramp=0, duration=2)
     with talking(answer_at_once) as url:
-        score = run(plan, Target(url, [b"frame"]), look=stall)
-    found = figures(plan, score)
+        stats = run_plan(plan, Target(url, [b"frame"]), on_progress=stall)
+    found = compute_figures(plan, stats)
     assert found.due == 100  # what is due is not put off
     assert found.disagreements == []
     # 30 frames were due in the stall, one after the other: the first 16 of them waited for 280 ms and more.
-    oldest = Ages.merged(second.ages for second in score.seconds.values()).at(0.88)
+    oldest = AgeHistogram.merged(second.ages for second in stats.seconds.values()).quantile(0.88)
     assert oldest is not None
     assert oldest >= 280
     assert found.late_p99_ms is not None
@@ -103,37 +101,37 @@ def test_frames_that_the_socket_does_not_take_are_blocked() -> None:
             say(connection, "ready")
             full.wait(60)
 
-    def look(at: float, score: Score) -> None:
-        if any(second.unsent["blocked"] >= 5 for second in score.seconds.values()):
+    def on_progress(at: float, stats: LoadStats) -> None:
+        if any(second.unsent["blocked"] >= 5 for second in stats.seconds.values()):
             full.set()
 
-    plan = Plan(sessions=1, fps=100, ramp=0, duration=4)
+    plan = LoadPlan(sessions=1, fps=100, ramp=0, duration=4)
     with talking(read_nothing) as url:
-        score = run(plan, Target(url, [bytes(100_000)]), look=look)
-    found = figures(plan, score)
+        stats = run_plan(plan, Target(url, [bytes(100_000)]), on_progress=on_progress)
+    found = compute_figures(plan, stats)
     assert full.is_set()
     assert found.reasons["blocked"] >= 5
     assert found.due == 400
-    assert sum(second.sent + second.unsent.total() for second in score.seconds.values()) == 400
+    assert sum(second.sent + second.unsent.total() for second in stats.seconds.values()) == 400
 
 
 def test_a_slow_reader_is_not_ended_by_our_own_pings(monkeypatch: pytest.MonkeyPatch) -> None:
     def connect(url: str, **options: Any) -> Any:
         return websockets.asyncio.client.connect(url, **{"ping_interval": 0.1, "ping_timeout": 0.1} | options)
 
-    monkeypatch.setattr(seat, "connect", connect)
-    monkeypatch.setattr(seat, "_GOODBYE_S", 0.1)
-    plan = Plan(sessions=1, fps=50, ramp=0, duration=3, slow_readers=1)
+    monkeypatch.setattr(client, "connect", connect)
+    monkeypatch.setattr(client, "_BYE_TIMEOUT_S", 0.1)
+    plan = LoadPlan(sessions=1, fps=50, ramp=0, duration=3, slow_readers=1)
     with talking(answer_at_once) as url:
-        score = run(plan, Target(url, [b"frame"]))
-    found = figures(plan, score).slow
+        stats = run_plan(plan, Target(url, [b"frame"]))
+    found = compute_figures(plan, stats).slow
     assert (found.sessions, found.due) == (1, 150)
     assert found.results >= 1
     assert found.reasons.get("no_session", 0) < 75  # ended after the second ping, it could send nothing from then on
 
 
 def test_a_service_that_falls_silent_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seat, "_SILENCE_S", 0.3)
+    monkeypatch.setattr(client, "_SILENCE_S", 0.3)
     first = iter([True])
 
     def fall_silent(connection: ServerConnection) -> None:
@@ -144,9 +142,9 @@ def test_a_service_that_falls_silent_is_left(monkeypatch: pytest.MonkeyPatch) ->
         for _ in connection:
             pass
 
-    plan = Plan(sessions=1, fps=50, ramp=0, duration=3)
+    plan = LoadPlan(sessions=1, fps=50, ramp=0, duration=3)
     with talking(fall_silent) as url:
-        found = figures(plan, run(plan, Target(url, [b"frame"])))
+        found = compute_figures(plan, run_plan(plan, Target(url, [b"frame"])))
     assert found.outcomes["lost"] >= 1
     assert found.results > 0
 
@@ -158,8 +156,8 @@ def test_another_protocol_is_said_to_be_one(word: str) -> None:
         connection.recv()
 
     with talking(talk) as url:
-        score = run(Plan(sessions=4, fps=5, ramp=0, duration=300), Target(url, [b"frame"]))
-    trouble = score.trouble()
+        stats = run_plan(LoadPlan(sessions=4, fps=5, ramp=0, duration=300), Target(url, [b"frame"]))
+    trouble = stats.trouble()
     assert trouble is not None
     assert "given up" in trouble
     assert f"it said '{word}', which is not the live protocol" in trouble
@@ -172,9 +170,9 @@ def test_one_who_may_wait_is_not_given_up() -> None:
         say(connection, "bye", reason="rejected", message="too many")
 
     with talking(no_place) as url:
-        score = run(Plan(sessions=8, fps=5, ramp=0, duration=2), Target(url, [b"frame"]))
-    assert not score.given_up
-    assert score.trouble() == "no session was ever ready (rejected: too many)"
+        stats = run_plan(LoadPlan(sessions=8, fps=5, ramp=0, duration=2), Target(url, [b"frame"]))
+    assert not stats.given_up
+    assert stats.trouble() == "no session was ever ready (rejected: too many)"
 
 
 def test_a_service_that_let_one_in_is_not_given_up_when_it_refuses_others() -> None:
@@ -187,21 +185,21 @@ def test_a_service_that_let_one_in_is_not_given_up_when_it_refuses_others() -> N
         answer_at_once(connection, served.set)
 
     with talking(one_only) as url:
-        score = run(Plan(sessions=5, fps=20, ramp=0, duration=3), Target(url, [b"frame"]))
-    found = figures(Plan(duration=3), score)
-    assert score.refusals >= 3
-    assert not score.given_up
-    assert score.trouble() is None
+        stats = run_plan(LoadPlan(sessions=5, fps=20, ramp=0, duration=3), Target(url, [b"frame"]))
+    found = compute_figures(LoadPlan(duration=3), stats)
+    assert stats.refusals >= 3
+    assert not stats.given_up
+    assert stats.trouble() is None
     assert found.fairness == pytest.approx(1 / 5, abs=0.01)
 
 
-def test_what_seats_are_compared_by_is_what_is_measured() -> None:
-    plan = Plan(sessions=2, fps=20, ramp=0, warm_up=1.3, duration=1.5)
+def test_what_clients_are_compared_by_is_what_is_measured() -> None:
+    plan = LoadPlan(sessions=2, fps=20, ramp=0, warm_up=1.3, duration=1.5)
     with talking(answer_at_once) as url:
-        score = run(plan, Target(url, [b"frame"]))
-    found = figures(plan, score)
+        stats = run_plan(plan, Target(url, [b"frame"]))
+    found = compute_figures(plan, stats)
     assert found.due == 60
-    assert sum(share.due for share in score.seats.values()) == found.due
-    assert sum(share.results for share in score.seats.values()) == found.results
-    assert len(score.sessions) == 2
-    assert found.results < sum(session.results for session in score.sessions)
+    assert sum(client_stats.due for client_stats in stats.clients.values()) == found.due
+    assert sum(client_stats.results for client_stats in stats.clients.values()) == found.results
+    assert len(stats.sessions) == 2
+    assert found.results < sum(session.results for session in stats.sessions)

@@ -5,27 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from app.loadtest.objectives import figures, parse
-from app.loadtest.page import page
-from app.loadtest.plan import Plan
-from app.loadtest.score import Score, SessionScore
+from app.loadtest.metrics import LoadStats, SessionStats, compute_figures, parse_objective
+from app.loadtest.plan import LoadPlan
+from app.loadtest.report import html_report
 
-PLAN = Plan(sessions=1, fps=4, ramp=0, duration=10)
+PLAN = LoadPlan(sessions=1, fps=4, ramp=0, duration=10)
 
 
-def scored(silent: Iterable[int], seconds: int = 10) -> Score:
+def scored(silent: Iterable[int], seconds: int = 10) -> LoadStats:
     """Four frames a second, all answered but for these seconds."""
-    score = Score()
+    stats = LoadStats()
     for at in range(seconds):
-        score.seconds[at].due = 4
+        stats.seconds[at].due = 4
         for _ in range(0 if at in silent else 4):
-            score.seconds[at].ages.add(20)
-    score.sessions.append(SessionScore(0, seconds=10, outcome="stopped"))
-    return score
+            stats.seconds[at].ages.add(20)
+    stats.sessions.append(SessionStats(0, seconds=10, outcome="stopped"))
+    return stats
 
 
-def drawn(score: Score, plan: Plan = PLAN, url: str = "http://host") -> str:
-    return page(plan, score, figures(plan, score), [parse("dropped=0.5")], url)
+def drawn(stats: LoadStats, plan: LoadPlan = PLAN, url: str = "http://host") -> str:
+    return html_report(plan, stats, compute_figures(plan, stats), [parse_objective("dropped=0.5")], url)
 
 
 def path(html: str, name: str) -> str:
@@ -58,17 +57,17 @@ def test_a_load_without_a_gap_is_one_line_and_nothing_is_shaded() -> None:
 
 
 def test_a_second_in_which_nothing_was_due_is_no_outage() -> None:
-    score = scored(silent=(4,))
-    score.seconds[4].due = 0
-    html = drawn(score)
+    stats = scored(silent=(4,))
+    stats.seconds[4].due = 0
+    html = drawn(stats)
     assert bands(html) == []
     assert path(html, "p50").count("M") == 2
 
 
 def test_parts_of_seconds_are_drawn_as_long_as_they_are() -> None:
-    plan, score = Plan(sessions=1, fps=4, ramp=0.25, warm_up=0.5, duration=8.1), scored(silent=(8,), seconds=9)
-    score.seconds[-1].due = 3
-    html = drawn(score, plan)
+    plan, stats = LoadPlan(sessions=1, fps=4, ramp=0.25, warm_up=0.5, duration=8.1), scored(silent=(8,), seconds=9)
+    stats.seconds[-1].due = 3
+    html = drawn(stats, plan)
     width = 830 / 8.85
     found = re.findall(r"<rect class='outage' x='([\d.]+)' y='\d+' width='([\d.]+)'", html)
     assert [(round((float(x) - 60) / width, 2), round(float(w) / width, 2)) for x, w in found] == [
@@ -84,23 +83,23 @@ def test_no_result_at_all_is_said() -> None:
     assert "No result came." in html
     assert "<svg" not in html
     assert "it is 1" in html
-    nothing = drawn(Score())
+    nothing = drawn(LoadStats())
     assert "it is none, no frame was due" in nothing
     assert "no session was ever ready (none began)" in nothing
 
 
 def test_slow_readers_have_a_line_of_their_own() -> None:
-    score = scored(silent=())
-    assert "slow readers" not in drawn(score)
-    score.slow[2].due = 30
-    score.sessions.append(SessionScore(1, slow=True, seconds=10))
-    assert "1 session (lost 1), 30 frames due, 0 results read" in drawn(score)
+    stats = scored(silent=())
+    assert "slow readers" not in drawn(stats)
+    stats.slow[2].due = 30
+    stats.sessions.append(SessionStats(1, slow=True, seconds=10))
+    assert "1 session (lost 1), 30 frames due, 0 results read" in drawn(stats)
 
 
 def test_what_comes_from_elsewhere_is_written_as_text() -> None:
-    score = scored(silent=())
-    score.sessions.append(SessionScore(1, outcome="<i>odd</i>"))
-    html = drawn(score, url="http://host/<script>alert('1')</script>?a&b")
+    stats = scored(silent=())
+    stats.sessions.append(SessionStats(1, outcome="<i>odd</i>"))
+    html = drawn(stats, url="http://host/<script>alert('1')</script>?a&b")
     assert "<script>" not in html
     assert "http://host/&lt;script&gt;alert(&#x27;1&#x27;)&lt;/script&gt;?a&amp;b" in html
     assert "<i>odd" not in html
