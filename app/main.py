@@ -24,7 +24,7 @@ from app.segments import passage
 from app.segments import routes as films
 from app.segments.service import SegmentService
 from app.settings import Settings
-from app.summary.summaries import Summaries
+from app.summary import Summaries
 from app.tuning import settle, tune
 from app.waiting import waiting_for
 

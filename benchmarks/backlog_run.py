@@ -22,8 +22,7 @@ import uvloop
 from app.settings import SummarySettings
 from app.summary.backlog import Backlog
 from app.summary.entities import Entity
-from app.summary.movement import Movement
-from app.summary.observation import ObjectCount, Observation
+from app.summary.observations import Movement, ObjectCount, Observation
 from app.summary.spill import Spill
 from benchmarks.harness import BenchmarkError
 

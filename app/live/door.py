@@ -11,7 +11,7 @@ from app.live.choices import defaults
 from app.pipeline.multimodal import Pipeline
 from app.protocol.messages import Limits, Notice, StreamSettings
 from app.settings import AccessSettings, LiveSettings, PipelineSettings
-from app.summary.summaries import Summaries
+from app.summary import Summaries
 
 if TYPE_CHECKING:
     from app.live.session import Session

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from app.protocol.messages import StreamSettings, Summary
 from app.protocol.result import FrameResult
-from app.summary.summaries import Send, SessionSummaries, Summaries
+from app.summary import Send, SessionSummaries, Summaries
 
 
 class Telling:

@@ -19,10 +19,9 @@ from typing import Protocol
 
 from app import metrics
 from app.settings import SummarySettings
-from app.summary.folding import Row
 from app.summary.held import Held
 from app.summary.levels import Levels
-from app.summary.observation import DamagedRecord, Observation
+from app.summary.observations import DamagedRecord, Observation, Row
 from app.summary.pieces import Pieces
 from app.summary.shelf import Above, Shelf
 

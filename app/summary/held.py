@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-from app.summary.folding import Row, fold, neighbours
+from app.summary.observations import Row, merge_records, neighbours
 
 
 class Held:
@@ -46,7 +46,7 @@ class Held:
         rows = list(self._rows)
         chosen = neighbours([row.frames for row in rows], pairs)
         for at in reversed(chosen):
-            rows[at : at + 2] = [fold(rows[at], rows[at + 1])]
+            rows[at : at + 2] = [merge_records(rows[at], rows[at + 1])]
         self._rows = deque(rows)
         self.size = sum([len(row.data) for row in rows])
         return len(chosen)

@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import SecretStr
 
-from app.errors import ConfigurationError
+from app.errors import ConfigurationError, SightlineError
 from app.settings import LlmSettings
 from app.summary.answer import Answer
-from app.summary.retry import UnusableAnswer
 
 if TYPE_CHECKING:
     from langchain_core.runnables import Runnable
+
+
+class UnusableAnswer(SightlineError):
+    """An answer that is not read to its end: a redirect, or more bytes than any summary has. The message says which."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from app.settings import SummarySettings
-from app.summary.folding import Row, disjoint, fold
-from app.summary.observation import DamagedRecord, Observation
+from app.summary.observations import DamagedRecord, Observation, Row, disjoint, merge_records
 from app.summary.schema import transaction
 from app.summary.trouble import NoRoom
 
@@ -184,7 +183,7 @@ class Rows:
         for seq, following in disjoint(pairs, wanted):
             a, b = self._row(key, seq), self._row(key, following)
             try:
-                both = fold(a, b)
+                both = merge_records(a, b)
             except DamagedRecord:
                 torn += sum(self._remove_torn(key, one) for one in (a, b))
             else:

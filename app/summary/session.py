@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 
 import orjson
@@ -19,11 +19,10 @@ from app import metrics
 from app.protocol.messages import Notice, Summary
 from app.protocol.result import FrameResult
 from app.settings import SummarySettings
-from app.summary.budget import Spent
-from app.summary.gathering import Gathering
-from app.summary.lag import Lag
-from app.summary.patience import PATIENCE_S, Patience
-from app.summary.prompts import Prompts
+from app.summary.backlog import Backlog
+from app.summary.llm import Spent
+from app.summary.observations import Observation, Observer, fold
+from app.summary.prompt import MOST_BYTES, MOST_OBSERVATIONS, Prompts
 from app.summary.spill import Spill
 from app.summary.summarizer import Summarizer
 
@@ -218,3 +217,211 @@ class SessionSummaries:
         finally:
             self._on_end(self)
             self._over.set()
+
+
+# --- what a session has seen and not told yet ---
+
+
+class Gathering:
+    """One session's, from its results to the observations of the next summary."""
+
+    def __init__(self, session_id: str, settings: SummarySettings, spill: Spill) -> None:
+        self.taken: list[Observation] = []
+        """Out of the backlog, not told yet; at most one request's."""
+        self.pace = Pace(settings, time.monotonic())
+        self._observer = Observer()
+        self._backlog = Backlog(session_id, settings, spill)
+
+    def offer(self, frame_id: int, result: FrameResult, at_ms: float) -> None:
+        """One result, in the order of its frames. Microseconds; never fails for load."""
+        seen = self._observer.add(frame_id, result, at_ms)
+        if seen is not None:
+            self._add(seen)
+
+    def flush(self) -> None:
+        """What was seen counts as it is, without waiting for its second to be full."""
+        seen = self._observer.flush()
+        if seen is not None:
+            self._add(seen)
+        else:
+            self._add_quiet()
+
+    def _add(self, seen: Observation) -> None:
+        self._add_quiet()
+        self.pace.gathered(time.monotonic())
+        self._backlog.offer(seen)
+
+    def _add_quiet(self) -> None:
+        """Frames that showed nothing are told with what was there before them; alone they are no news."""
+        quiet = self._observer.quiet()
+        if quiet is not None and self.waiting:
+            self._backlog.offer(quiet)
+
+    @property
+    def waiting(self) -> int:
+        """Observations in the backlog, in memory and on disk."""
+        counts = self._backlog.counts
+        return counts.in_ram + counts.on_disk
+
+    @property
+    def backlog_pressure(self) -> float:
+        """See `Backlog.pressure`."""
+        return self._backlog.pressure
+
+    @property
+    def pressure(self) -> float:
+        """0 to 1: how full the backlog is, or one request, whichever is fuller."""
+        return max(self._backlog.pressure, min(1.0, self.waiting / MOST_OBSERVATIONS))
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a summary."""
+        return self.pace.due(time.monotonic(), self.pressure)
+
+    async def take(self, *, everything: bool) -> None:
+        """Adds what waits to `taken`: as much as one request holds, or all of it, folded to that.
+
+        Cancelling loses nothing.
+        """
+        self.pace.emptied()
+        while self.waiting:
+            more = await self._backlog.take(max_items=MOST_OBSERVATIONS, max_bytes=MOST_BYTES)
+            self.taken = fold([*self.taken, *more], MOST_OBSERVATIONS)
+            if not everything or not more:
+                break
+        if self.waiting:
+            self.pace.gathered(time.monotonic())
+
+    async def close(self) -> None:
+        """What waits is kept on disk for the next start."""
+        await self._backlog.close(keep=self.waiting > 0)
+
+
+# --- how long to wait between two summaries ---
+
+EAGER_AT = 0.5
+"""Pressure from which a session asks as often as it may: half full is time enough to act before things are merged."""
+REST = 2.0
+"""Least pause over the seconds of the last answer."""
+_MOST_DOUBLINGS = 16
+
+
+def interval_s(pressure: float, *, failures: int, answer_s: float, least_s: float, most_s: float) -> float:
+    """Seconds from the end of one summary to the start of the next.
+
+    Args:
+        pressure: what waits, 0 (nothing) to 1 (the bounds are reached).
+        failures: requests for this session that failed in a row.
+        answer_s: seconds that the last answer took; 0 for a digest.
+        least_s: SUMMARY_MIN_INTERVAL_S.
+        most_s: SUMMARY_MAX_INTERVAL_S; taken as `least_s` where it is smaller.
+
+    Returns:
+        Between `least_s` and `most_s`, always.
+    """
+    most_s = max(least_s, most_s)
+    pull = min(1.0, max(0.0, pressure) / EAGER_AT)
+    wanted = most_s - (most_s - least_s) * pull
+    wanted = max(wanted * 2.0 ** min(max(0, failures), _MOST_DOUBLINGS), answer_s * REST)
+    return float(min(most_s, max(least_s, wanted)))
+
+
+class Pace:
+    """When a session's next summary is due. `now`: seconds of a monotonic clock."""
+
+    def __init__(self, settings: SummarySettings, now: float) -> None:
+        self._least_s = settings.summary_min_interval_s
+        self._most_s = settings.summary_max_interval_s
+        self._since: float | None = None
+        self._told_at = now
+        self._told = False
+        self._failures = 0
+        self._answer_s = 0.0
+
+    def gathered(self, now: float) -> None:
+        """Something waits. The first of it starts the clock."""
+        if self._since is None:
+            self._since = now
+
+    def emptied(self) -> None:
+        """Nothing waits any more."""
+        self._since = None
+
+    def told(self, now: float, *, failed: bool = False, answer_s: float = 0.0) -> None:
+        """A summary was made. `failed`: the model should have written it, and did not."""
+        self._told, self._told_at, self._answer_s = True, now, answer_s
+        self._failures = self._failures + 1 if failed else 0
+
+    def interval_s(self, pressure: float) -> float:
+        """Seconds between two summaries as things stand. The first comes as soon as any may."""
+        if not self._told:
+            return self._least_s
+        return interval_s(
+            pressure, failures=self._failures, answer_s=self._answer_s, least_s=self._least_s, most_s=self._most_s
+        )
+
+    def due(self, now: float, pressure: float) -> bool:
+        """Whether to tell now: the interval is over, and what waits is more than its first moment."""
+        if self._since is None or now - self._since < self._least_s:
+            return False
+        return now - self._told_at >= self.interval_s(pressure)
+
+
+# --- whether summaries fall behind ---
+
+BEHIND, CAUGHT_UP = 0.5, 0.2
+"""Pressure of the backlog (0.5: memory is full) from which it is said, and below which it is over."""
+
+
+class Lag:
+    """Says every change once."""
+
+    def __init__(self) -> None:
+        self._behind = False
+
+    def change(self, pressure: float, waiting: int) -> str | None:
+        """What to tell now, or None. `pressure`: 0 to 1; `waiting`: observations."""
+        if not self._behind and pressure >= BEHIND:
+            self._behind = True
+            return f"summaries are behind: {waiting} observations wait"
+        if self._behind and pressure <= CAUGHT_UP:
+            self._behind = False
+            return "summaries have caught up"
+        return None
+
+
+# --- how long the end waits for the disk ---
+
+log = logging.getLogger(__name__)
+
+PATIENCE_S = 1.0
+
+
+class Patience:
+    """Waits for the last work of a session, but not for long; the work goes on all the same.
+
+    Cancelled half-way it would leave rows on disk that nobody owns up to while the process lives.
+    """
+
+    def __init__(self, session_id: str) -> None:
+        self._session_id = session_id
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Begins it, and does not wait at all."""
+        task = asyncio.create_task(work, name=f"end of the summaries {self._session_id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    async def wait(self, work: Coroutine[None, None, None]) -> None:
+        """PATIENCE_S at most. Work that fails is logged."""
+        task = self.start(work)
+        await asyncio.wait({task}, timeout=PATIENCE_S)
+        if not task.done():
+            log.warning("session %s ended before the disk took its summaries", self._session_id)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the summaries of session %s could not be ended", self._session_id, exc_info=error)

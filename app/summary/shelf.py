@@ -11,7 +11,7 @@ from typing import Protocol
 from app.metrics import SUMMARY_DISK_ERRORS, SUMMARY_OBSERVATIONS
 from app.settings import SummarySettings
 from app.summary.estates import Claimed
-from app.summary.folding import Row
+from app.summary.observations import Row
 from app.summary.rows import Appended
 from app.summary.spill_file import SpillFile
 from app.summary.writer import Failure, Writer

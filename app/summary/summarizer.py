@@ -13,11 +13,10 @@ from app.errors import ConfigurationError
 from app.protocol.messages import Summary
 from app.settings import LlmSettings
 from app.summary.answer import Words
-from app.summary.budget import Spent
 from app.summary.digest import digest
-from app.summary.format import question, system
-from app.summary.llm import LanguageModel, NoAnswer
-from app.summary.observation import Observation
+from app.summary.llm import LanguageModel, NoAnswer, Spent
+from app.summary.observations import Observation
+from app.summary.prompt import question, system
 from app.summary.provider import check
 
 log = logging.getLogger(__name__)

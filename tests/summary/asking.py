@@ -10,8 +10,7 @@ from prometheus_client import REGISTRY
 
 from app.settings import LlmSettings
 from app.summary.answer import Words
-from app.summary.budget import Spent
-from app.summary.llm import LanguageModel
+from app.summary.llm import LanguageModel, Spent
 from tests.support.openai import FakeOpenAI
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from app.protocol.messages import Notice, Summary
 from app.settings import LlmSettings, SummarySettings
-from app.summary.summaries import SessionSummaries, Summaries
+from app.summary import SessionSummaries, Summaries
 from tests.summary.seeing import BEGUN_MS, frame
 
 QUICK = {"summary_min_interval_s": 0.05, "summary_max_interval_s": 0.2, "summary_finish_s": 2.0}

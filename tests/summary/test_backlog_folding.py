@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from app.summary import schema
 from app.summary.backlog import Backlog
-from app.summary.folding import neighbours
 from app.summary.held import Held
+from app.summary.observations import neighbours
 from tests.summary.test_backlog import balanced, offer, offer_slowly, opened
 from tests.support.observations import covered
 

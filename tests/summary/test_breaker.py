@@ -1,6 +1,6 @@
 """The circuit breaker: when the model is left alone, and when it is tried again."""
 
-from app.summary.breaker import Breaker
+from app.summary.llm import Breaker
 
 
 def opened():

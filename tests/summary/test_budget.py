@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.settings import LlmSettings
-from app.summary.budget import Budget, Reservation, Spent, estimate_tokens
+from app.summary.llm import Budget, Reservation, Spent, estimate_tokens
 
 
 def budget(**bounds):

@@ -3,8 +3,7 @@
 import pytest
 
 from app.summary.answer import Words
-from app.summary.digest import digest
-from app.summary.english import counted, during, listed, plural
+from app.summary.digest import counted, digest, during, listed, plural
 from tests.summary.seeing import entities, moved, observation, seen
 
 
@@ -151,7 +150,7 @@ def test_many_comings_and_goings():
 
 
 def test_the_same_observations_give_the_same_words_however_they_were_merged():
-    from app.summary.format import fold
+    from app.summary.observations import fold
 
     many = [
         observation(

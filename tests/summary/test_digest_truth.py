@@ -16,10 +16,8 @@ from hypothesis import strategies as st
 
 from app.protocol.result import OK, Box, CameraMotion, Detection, FrameResult, Image, Motion, Stage, Text
 from app.summary.answer import Words
-from app.summary.digest import digest
-from app.summary.english import plural
-from app.summary.observation import Observation, merge
-from app.summary.observer import Observer
+from app.summary.digest import digest, plural
+from app.summary.observations import Observation, Observer, merge
 from tests.summary.test_observation_words import LYING, STANDING, person
 
 NUMBERS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from app.settings import SummarySettings
-from app.summary.summaries import Summaries
+from app.summary import Summaries
 from tests.summary.asking import Counted, until
 from tests.summary.asking import settings as llm
 from tests.summary.serving import NO_MODEL, Client, show, summaries
@@ -38,7 +38,7 @@ async def test_an_end_that_is_cut_short_keeps_a_digest_of_what_was_at_the_model(
 
 
 async def test_a_summary_that_is_told_is_not_kept_again_by_an_end_that_is_cut_short(state_dir, monkeypatch):
-    monkeypatch.setattr("app.summary.patience.PATIENCE_S", 30)
+    monkeypatch.setattr("app.summary.session.PATIENCE_S", 30)
     saving, go_on = asyncio.Event(), asyncio.Event()
     async with summaries(state_dir, summary_min_interval_s=60, summary_max_interval_s=60) as service:
         session = service.session("one", None, Client().send)

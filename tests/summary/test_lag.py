@@ -1,6 +1,6 @@
 """When a client is told that summaries are behind."""
 
-from app.summary.lag import Lag
+from app.summary.session import Lag
 
 
 def test_every_change_is_said_once_and_wavering_says_nothing():

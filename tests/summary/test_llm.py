@@ -6,10 +6,9 @@ from time import monotonic
 
 import pytest
 
-from app.summary import retry
+from app.summary import llm
 from app.summary.answer import Answer, words_of
-from app.summary.budget import Spent
-from app.summary.llm import NoAnswer
+from app.summary.llm import NoAnswer, Spent
 from tests.summary.asking import Counted, ask, model, until
 from tests.support import openai
 from tests.support.openai import USAGE, answer, speaking
@@ -19,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch):
-    monkeypatch.setattr(retry, "FIRST_S", 0.01)
+    monkeypatch.setattr(llm, "FIRST_S", 0.01)
 
 
 async def refused(one, spent=None):

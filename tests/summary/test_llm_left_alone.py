@@ -5,9 +5,8 @@ from time import monotonic
 
 import pytest
 
-from app.summary import retry
-from app.summary.budget import Spent
-from app.summary.llm import NoAnswer
+from app.summary import llm
+from app.summary.llm import NoAnswer, Spent
 from tests.summary.asking import ask, model
 from tests.support import openai
 from tests.support.openai import answer, speaking
@@ -17,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch):
-    monkeypatch.setattr(retry, "FIRST_S", 0.01)
+    monkeypatch.setattr(llm, "FIRST_S", 0.01)
 
 
 async def test_the_time_a_server_asked_for_is_not_waited_out_before_a_digest():

@@ -3,9 +3,8 @@
 import pytest
 
 from app.settings import LlmSettings
-from app.summary import retry
-from app.summary.budget import Spent
-from app.summary.llm import LanguageModel, NoAnswer
+from app.summary import llm
+from app.summary.llm import LanguageModel, NoAnswer, Spent
 from tests.summary.asking import ask
 from tests.support.makers import made_by
 from tests.support.openai import USAGE
@@ -16,7 +15,7 @@ MAKERS = pytest.mark.parametrize("name", ["anthropic", "ollama"])
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch):
-    monkeypatch.setattr(retry, "FIRST_S", 0.01)
+    monkeypatch.setattr(llm, "FIRST_S", 0.01)
 
 
 async def asked(maker, spent=None, **more):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.summary.entities import Entity
-from app.summary.observation import ENTITIES, TEXTS, DamagedRecord, ObjectCount, Observation, merge
+from app.summary.observations import ENTITIES, TEXTS, DamagedRecord, ObjectCount, Observation, merge
 from tests.support.observations import observations, observed
 
 

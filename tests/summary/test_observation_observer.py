@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from app.protocol.result import OK, Box, CameraMotion, Detection, FrameResult, Image, Motion, Pose, Stage, Text
 from app.summary.entities import Entity
-from app.summary.observation import TEXT_CHARS, TEXTS, Observation
-from app.summary.observer import Observer
+from app.summary.observations import TEXT_CHARS, TEXTS, Observation, Observer
 from tests.summary.test_observation_words import SITTING, STANDING, person
 
 CORNERS = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0))

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.protocol.result import KEYPOINT_NAMES, Box, CameraMotion, Image, Keypoint, Motion, Pose
-from app.summary.movement import Movement, MovementSum
-from app.summary.postures import posture
+from app.summary.observations import Movement, MovementSum, posture
 
 Points = dict[str, tuple[float, float]]
 

@@ -4,7 +4,7 @@ import pytest
 
 from app.errors import ConfigurationError, ProtocolError
 from app.settings import SummarySettings
-from app.summary.prompts import read
+from app.summary.prompt import read_prompts as read
 
 
 def folder(tmp_path, **texts):

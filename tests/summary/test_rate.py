@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.settings import SummarySettings
-from app.summary.rate import Pace, interval_s
+from app.summary.session import Pace, interval_s
 
 BOUNDS = {"least_s": 5.0, "most_s": 60.0}
 WELL = {"failures": 0, "answer_s": 0.0}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.summary.retry import LONGEST_S, pause_s, reason_of, retry_after_s
+from app.summary.llm import LONGEST_S, pause_s, reason_of, retry_after_s
 
 
 class Failed(Exception):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app.settings import SummarySettings
-from app.summary.folding import Row
+from app.summary.observations import Row
 from app.summary.rows import Appended
 from app.summary.shelf import Shelf
 from app.summary.writer import Failure

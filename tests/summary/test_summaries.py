@@ -8,7 +8,7 @@ import pytest
 
 from app.errors import ConfigurationError, ProtocolError
 from app.settings import LlmSettings, SummarySettings
-from app.summary.summaries import Summaries
+from app.summary import Summaries
 from tests.summary.asking import Counted, until
 from tests.summary.asking import settings as llm
 from tests.summary.seeing import BEGUN_MS, frame
@@ -166,7 +166,7 @@ async def test_a_kept_summary_that_cannot_be_read_is_left_out_and_counted(state_
 
 
 async def test_a_disk_that_is_slow_at_the_end_of_a_session_is_waited_for_by_the_service(state_dir, monkeypatch, caplog):
-    monkeypatch.setattr("app.summary.patience.PATIENCE_S", 0.05)
+    monkeypatch.setattr("app.summary.session.PATIENCE_S", 0.05)
     async with summaries(state_dir) as service:
         session = service.session("one", None, Client().send)
         show(session, 1, 20, "cat")
@@ -270,7 +270,7 @@ async def test_closing_tells_what_is_left_and_leaves_no_task(state_dir):
 
 
 async def test_the_mean_interval_is_a_figure(state_dir, monkeypatch):
-    monkeypatch.setattr("app.summary.summaries._FIGURES_S", 0.02)
+    monkeypatch.setattr("app.summary.service._FIGURES_S", 0.02)
     shown = Counted("sightline_summary_interval_seconds")
     async with summaries(state_dir, summary_min_interval_s=7, summary_max_interval_s=70) as service:
         session = service.session("one", None, Client().send)

@@ -13,10 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from app.settings import LlmSettings
-from app.summary import retry
+from app.summary import llm
 from app.summary.answer import ITEMS
-from app.summary.budget import Spent
-from app.summary.llm import LanguageModel, NoAnswer
+from app.summary.llm import LanguageModel, NoAnswer, Spent
 from app.summary.summarizer import Summarizer
 from tests.summary.asking import ask, model, settings
 from tests.summary.seeing import observation, seen
@@ -28,7 +27,7 @@ MAKERS = pytest.mark.parametrize("maker", ["openai", "anthropic", "ollama"])
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch):
-    monkeypatch.setattr(retry, "FIRST_S", 0.01)
+    monkeypatch.setattr(llm, "FIRST_S", 0.01)
 
 
 class Listener:

@@ -13,7 +13,7 @@ from typing import Any
 
 from app.settings import SummarySettings
 from app.summary.backlog import Backlog
-from app.summary.observation import Observation
+from app.summary.observations import Observation
 from app.summary.spill import Spill
 from tests.support.observations import observed
 

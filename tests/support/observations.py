@@ -5,8 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from app.summary.entities import Entity
-from app.summary.movement import Movement
-from app.summary.observation import ObjectCount, Observation
+from app.summary.observations import Movement, ObjectCount, Observation
 
 
 def observed(number: int, frames: int = 1, text: str = "") -> Observation:

@@ -6,12 +6,18 @@ The fence holds whatever a camera reads: inside it every line is JSON, and angle
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import orjson
 
-from app.summary.observation import Observation, merge
+from app.errors import ConfigurationError, ProtocolError
+from app.settings import SummarySettings
+from app.summary.observations import Observation, fold
+
+# --- what the model is sent ---
 
 OPEN, CLOSE = "<<<OBSERVATIONS", "OBSERVATIONS>>>"
 MOST_OBSERVATIONS = 120
@@ -54,20 +60,6 @@ def question(observations: Sequence[Observation]) -> str:
     return "\n".join(["Summarise these observations.", OPEN, *lines, CLOSE])
 
 
-def fold(observations: Sequence[Observation], most: int) -> list[Observation]:
-    """At most `most` observations: neighbours merged, evenly, order kept. `most` is at least 1."""
-    if len(observations) <= most:
-        return [*observations]
-    out: list[Observation] = []
-    group = -(-len(observations) // most)
-    for start in range(0, len(observations), group):
-        merged = observations[start]
-        for one in observations[start + 1 : start + group]:
-            merged = merge(merged, one)
-        out.append(merged)
-    return out
-
-
 def _lines(observations: Sequence[Observation]) -> list[str]:
     begun = observations[0].started_at_ms if observations else 0.0
     return [_line(one, begun) for one in observations]
@@ -99,3 +91,80 @@ def _counts(names: Sequence[str]) -> dict[str, int]:
     for name in names:
         out[name[:_NAME_CHARS]] = out.get(name[:_NAME_CHARS], 0) + 1
     return out
+
+
+# --- the operator's prompts ---
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+MOST_BYTES = 16 * 1024
+"""Of one prompt: it is sent with every request, and paid for."""
+
+
+class Prompts:
+    """Names and texts, read once."""
+
+    def __init__(self, texts: Mapping[str, str], default: str) -> None:
+        self._texts = dict(sorted(texts.items()))
+        self.default = default
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a client may choose, in alphabetical order."""
+        return tuple(self._texts)
+
+    def text(self, name: str) -> str:
+        return self._texts[name]
+
+    def chosen(self, name: str | None) -> str:
+        """The name itself; the default for None.
+
+        Raises:
+            ProtocolError: no prompt has this name; lists those known.
+        """
+        if name is None:
+            return self.default
+        if name not in self._texts:
+            raise ProtocolError(
+                f"no prompt is named {name[:64]!r}; known: {', '.join(self.names)}",
+                code="invalid_value",
+                field="summary.prompt",
+            )
+        return name
+
+
+def read_prompts(settings: SummarySettings) -> Prompts:
+    """Every `NAME.md` of SUMMARY_PROMPTS.
+
+    Raises:
+        ConfigurationError: no such folder, none in it, one that cannot be used, or SUMMARY_PROMPT is not among them.
+    """
+    folder = settings.summary_prompts
+    if not folder.is_dir():
+        raise ConfigurationError(f"SUMMARY_PROMPTS='{folder}': should be a folder with one NAME.md a prompt")
+    texts = {path.stem: _prompt_text(path) for path in sorted(folder.glob("*.md"))}
+    if not texts:
+        raise ConfigurationError(f"SUMMARY_PROMPTS='{folder}': no NAME.md is in it; at least one is wanted")
+    if settings.summary_prompt not in texts:
+        known = ", ".join(texts)
+        raise ConfigurationError(f"SUMMARY_PROMPT={settings.summary_prompt!r}: should be one of {known} (in {folder})")
+    return Prompts(texts, settings.summary_prompt)
+
+
+def _prompt_text(path: Path) -> str:
+    def wrong(why: str) -> ConfigurationError:
+        return ConfigurationError(f"SUMMARY_PROMPTS: {path} {why}")
+
+    if not _NAME.fullmatch(path.stem):
+        raise wrong("should be named by letters, digits, - and _, at most 64")
+    try:
+        data = path.read_bytes()
+        text = data.decode().strip()
+    except OSError as error:
+        raise wrong(f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise wrong("should be UTF-8 text") from None
+    if not text:
+        raise wrong("is empty")
+    if len(data) > MOST_BYTES:
+        raise wrong(f"has {len(data)} bytes; at most {MOST_BYTES} are sent with every request")
+    return text
