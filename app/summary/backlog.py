@@ -13,17 +13,16 @@ What had been taken is not given again. A power cut may also undo the last commi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import islice
 
 from app import metrics
 from app.settings import SummarySettings
-from app.summary.held import Held
-from app.summary.levels import Levels
-from app.summary.observations import DamagedRecord, Observation, Row
-from app.summary.pieces import Pieces
-from app.summary.shelf import Above, Shelf
+from app.summary.database import Claimed, SpillFile
+from app.summary.observations import DamagedRecord, Observation, Row, merge_records, neighbours
+from app.summary.spill import Spill
 
 _FOLDED_AT_ONCE = 32
 """Pairs, in one turn of the event loop; each takes some ten microseconds of it."""
@@ -53,19 +52,17 @@ class Counts:
     disk_bytes: int
 
 
-class Disk(Protocol):
-    """What a backlog wants of the disk: `Spill`."""
-
-    pieces: Pieces
-    """The folding of all backlogs of the process: a failing disk gives back much to many at once."""
-
-    def shelf(self, session_id: str, above: Above) -> Shelf: ...
-
-
 class Backlog:
     """One session's. Everything is called on the event loop's thread."""
 
-    def __init__(self, session_id: str, settings: SummarySettings, spill: Disk) -> None:
+    def __init__(
+        self,
+        session_id: str,
+        settings: SummarySettings,
+        spill: Spill,
+        estate: tuple[Claimed, SpillFile] | None = None,
+    ) -> None:
+        """`estate`: what another process left, see `adopt`."""
         self.session_id = session_id
         self._settings = settings
         self._ram = Held()
@@ -77,12 +74,21 @@ class Backlog:
         """A piece of it is still to come."""
         self._closed = False
         self._levels = Levels()
-        self._shelf = spill.shelf(session_id, self)
+        self._shelf = spill.shelf(session_id, self, estate)
         self._seq = self._shelf.last_seq
         self._offered = self._shelf.items
         self._taken = self._merged = self._dropped = 0
         _adopted.inc(self._offered)
         self._show()
+
+    @classmethod
+    async def adopt(cls, session_id: str, spill: Spill) -> Backlog | None:
+        """Takes over an orphan: `take` gives its observations in order. Close it without `keep` when it is empty.
+
+        None when it has none any more, or another process was quicker.
+        """
+        estate = await spill.claim(session_id)
+        return None if estate is None else cls(session_id, spill.settings, spill, estate)
 
     # --- for the session ---
 
@@ -247,3 +253,77 @@ class Backlog:
             shelf.items,
             shelf.size,
         )
+
+
+# --- rows in memory ---
+
+
+class Held:
+    def __init__(self) -> None:
+        self._rows: deque[Row] = deque()
+        self.size = 0
+        """Bytes of their records."""
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def append(self, row: Row) -> None:
+        self._rows.append(row)
+        self.size += len(row.data)
+
+    def extend(self, rows: Iterable[Row]) -> None:
+        for row in rows:
+            self.append(row)
+
+    def put_back(self, rows: Sequence[Row]) -> None:
+        """Before all others."""
+        self._rows.extendleft(reversed(rows))
+        self.size += sum([len(row.data) for row in rows])
+
+    def oldest(self, count: int) -> list[Row]:
+        """They stay where they are."""
+        return list(islice(self._rows, count))
+
+    def pop(self, count: int) -> list[Row]:
+        """The oldest, as many as there are."""
+        rows = [self._rows.popleft() for _ in range(min(count, len(self._rows)))]
+        self.size -= sum([len(row.data) for row in rows])
+        return rows
+
+    def fold(self, pairs: int) -> int:
+        """Folds at most so many pairs of neighbours; how many it were."""
+        rows = list(self._rows)
+        chosen = neighbours([row.frames for row in rows], pairs)
+        for at in reversed(chosen):
+            rows[at : at + 2] = [merge_records(rows[at], rows[at + 1])]
+        self._rows = deque(rows)
+        self.size = sum([len(row.data) for row in rows])
+        return len(chosen)
+
+
+# --- what all sessions of the process hold, on the gauges ---
+
+_gauges = (
+    metrics.SUMMARY_BACKLOG_ITEMS.labels("ram"),
+    metrics.SUMMARY_BACKLOG_BYTES.labels("ram"),
+    metrics.SUMMARY_BACKLOG_ITEMS.labels("disk"),
+    metrics.SUMMARY_BACKLOG_BYTES.labels("disk"),
+)
+
+
+class Levels:
+    """One session's part of them; only differences are written."""
+
+    def __init__(self) -> None:
+        self._shown = (0, 0, 0, 0)
+
+    def show(self, ram_items: int, ram_bytes: int, disk_items: int, disk_bytes: int) -> None:
+        now = (ram_items, ram_bytes, disk_items, disk_bytes)
+        for gauge, old, new in zip(_gauges, self._shown, now, strict=True):
+            if new != old:
+                gauge.inc(new - old)
+        self._shown = now
+
+    def clear(self) -> None:
+        """The session is over."""
+        self.show(0, 0, 0, 0)

@@ -13,6 +13,7 @@ import orjson
 from app import metrics
 from app.protocol.messages import Summary
 from app.settings import LlmSettings, SummarySettings
+from app.summary.backlog import Backlog
 from app.summary.llm import Spent
 from app.summary.observations import Observation, fold
 from app.summary.prompt import MOST_BYTES, MOST_OBSERVATIONS, Prompts, read_prompts
@@ -201,7 +202,7 @@ async def take_up_for_ever(spill: Spill, summarizer: Summarizer, prompts: Prompt
 
 
 async def _tell(session_id: str, spill: Spill, summarizer: Summarizer, prompt: str) -> None:
-    left = await spill.adopt(session_id)
+    left = await Backlog.adopt(session_id, spill)
     if left is None:
         return  # another worker was quicker
     observations: list[Observation] = []

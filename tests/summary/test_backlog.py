@@ -242,12 +242,12 @@ async def test_what_is_kept_is_there_at_the_next_start(tmp_path: Path) -> None:
     async with opened(tmp_path, summary_ram_items=4) as (spill, _):
         assert await spill.orphans() == ["first", "second"]
         for name in ("first", "second"):
-            found = await spill.adopt(name)
+            found = await Backlog.adopt(name, spill)
             assert found is not None
             assert found.counts.offered == found.counts.on_disk == 10
             assert await everything(found, items=3) == list(range(3, 13))
             await found.close(keep=False)
-            assert await spill.adopt(name) is None
+            assert await Backlog.adopt(name, spill) is None
         assert await spill.orphans() == []
     assert since(before) == {**left, "adopted": 20, "taken": 24, "kept": 20}
 
@@ -261,7 +261,7 @@ async def test_a_cancelled_take_just_before_the_end_is_kept_too(tmp_path: Path) 
         taking.cancel()
         await asyncio.wait([taking])
         await backlog.close(keep=True)
-        found = await spill.adopt("a")
+        found = await Backlog.adopt("a", spill)
         assert found is not None
         assert await everything(found) == list(range(1, 13))
         await found.close(keep=False)

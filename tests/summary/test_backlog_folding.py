@@ -13,9 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.summary import schema
-from app.summary.backlog import Backlog
-from app.summary.held import Held
+from app.summary.backlog import Backlog, Held
 from app.summary.observations import neighbours
 from tests.summary.test_backlog import balanced, offer, offer_slowly, opened
 from tests.support.observations import covered
@@ -63,7 +61,7 @@ async def test_what_waits_long_is_coarse_and_the_newest_is_not(tmp_path: Path, b
 async def test_what_a_failing_disk_gives_back_is_folded_a_little_in_every_turn_of_the_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema, "_BUSY_S", 0.05)
+    monkeypatch.setattr("app.summary.database._BUSY_S", 0.05)
     turn, folded_in = 0, Counter[int]()
     fold = Held.fold
 

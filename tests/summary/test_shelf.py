@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from app.settings import SummarySettings
+from app.summary.database import Appended
 from app.summary.observations import Row
-from app.summary.rows import Appended
-from app.summary.shelf import Shelf
-from app.summary.writer import Failure
+from app.summary.spill import Failure, Shelf
 
 pytestmark = pytest.mark.anyio
 

@@ -108,7 +108,7 @@ async def test_a_torn_record_is_skipped_and_counted(tmp_path: Path) -> None:
     other.close()
     before = errors("record")
     async with opened(tmp_path) as (spill, _):
-        found = await spill.adopt("a")
+        found = await Backlog.adopt("a", spill)
         assert found is not None
         assert await everything(found, items=1) == [number for number in range(1, 20) if number != 7]
         assert found.counts.dropped == 2
@@ -291,7 +291,7 @@ async def test_a_session_of_the_same_name_starts_its_own_backlog(tmp_path: Path)
     async with opened(tmp_path, summary_ram_items=4) as (spill, settings):
         backlog = Backlog("a", settings, spill)
         await offer_slowly(backlog, range(101, 113), spill)
-        found = await spill.adopt("a")
+        found = await Backlog.adopt("a", spill)
         assert found is not None
         assert await everything(found) == list(range(1, 9))
         assert await everything(backlog) == list(range(101, 113))

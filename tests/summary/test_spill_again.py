@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from app.settings import SummarySettings
-from app.summary import schema
 from app.summary.backlog import Backlog
 from app.summary.spill import Spill
 from tests.summary.test_backlog import everything, offer_slowly, opened
@@ -19,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.mark.parametrize("caught_up", ["every minute", "when it is closed"])
 async def test_an_end_that_the_disk_did_not_take_is_repeated(tmp_path: Path, monkeypatch, caught_up: str) -> None:
-    monkeypatch.setattr(schema, "_BUSY_S", 0.05)
+    monkeypatch.setattr("app.summary.database._BUSY_S", 0.05)
     spill = Spill(tmp_path, settings := SummarySettings(summary_ram_items=4))
     await spill.open()
     told, left = Backlog("told", settings, spill), Backlog("left", settings, spill)
@@ -41,7 +40,7 @@ async def test_an_end_that_the_disk_did_not_take_is_repeated(tmp_path: Path, mon
     await spill.close()
     async with opened(tmp_path) as (again, _):
         assert await again.orphans() == ["left"]
-        found = await again.adopt("left")
+        found = await Backlog.adopt("left", again)
         assert found is not None
         ids = await everything(found)
         assert ids == list(range(1, len(ids) + 1))

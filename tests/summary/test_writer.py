@@ -10,8 +10,7 @@ import pytest
 
 from app.settings import SummarySettings
 from app.summary.backlog import Backlog
-from app.summary.spill import Spill
-from app.summary.writer import Failure, Writer
+from app.summary.spill import Failure, Spill, Writer
 from tests.summary.test_backlog import balanced, everything, offer_slowly
 from tests.support.observations import covered
 
@@ -50,7 +49,7 @@ async def test_a_folder_that_becomes_a_file_while_in_use_is_done_without_until_i
     balanced(backlog.counts)
     await within(backlog.close(keep=False))
     assert await within(spill.orphans()) == ["a"]  # what was there before: nobody else's now, and not lost
-    found = await within(spill.adopt("a"))
+    found = await within(Backlog.adopt("a", spill))
     assert found is not None
     assert covered(await within(found.take(100))) == list(range(1, on_disk + 1))
     await within(found.close(keep=False))

@@ -117,7 +117,7 @@ class _Life:
         return await self._spill.orphans()
 
     async def adopt(self, session_id: str) -> bool:
-        found = await self._spill.adopt(session_id)
+        found = await Backlog.adopt(session_id, self._spill)
         if found is not None:
             self._backlogs[session_id] = found
         return found is not None
