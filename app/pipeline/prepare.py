@@ -6,6 +6,7 @@ A frame that came decoded is laid where the others are decoded to.
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -41,6 +42,8 @@ Pixels = NDArray[np.uint8]
 HEAVY = 40_000_000
 """Samples over all scans (`JpegInfo.work`) from which a frame goes to threads of its own: ordinary ones, of up to
 3840x2160 or progressive 1920x1080, never wait behind it."""
+_WATCH_S = 0.02
+"""Between two looks at how much a costly frame has taken."""
 _EOI = b"\xff\xd9"
 
 
@@ -74,9 +77,33 @@ class Preparation:
         return Piece(partial(self._prepare, batch, index), given_up, batch.release)
 
     def here(self, batch: Batch, index: int) -> None:
-        """Prepares a frame in the thread that calls. One over its budget is refused as well, once it is done."""
-        piece = self.piece(batch, index)
-        piece.work(piece)
+        """Prepares a frame in the thread that calls. One over its budget is refused as well, once it is done: a costly
+        JPEG, which another thread watches, soon after.
+        """
+        look = batch.looks[index]
+        piece = Piece(partial(self._prepare, batch, index), lambda: None, lambda: None)
+        if not heavy(look.job):
+            piece.work(piece)
+            return
+        ended = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(piece, threading.get_ident(), ended), name="decode-watch")
+        watch.start()
+        try:
+            piece.work(piece)
+        finally:
+            ended.set()
+            watch.join()
+        if not piece.keep():
+            look.error = self.too_expensive()
+
+    def _watch(self, piece: Piece, thread: int, ended: threading.Event) -> None:
+        clock = time.pthread_getcpuclockid(thread)
+        until_s = time.clock_gettime(clock) + self.budget_s
+        while not ended.wait(_WATCH_S):
+            if time.clock_gettime(clock) > until_s:
+                if piece.give_up() and piece.spoil is not None:
+                    piece.spoil()
+                return
 
     def _prepare(self, batch: Batch, index: int, piece: Piece) -> None:
         look = batch.looks[index]

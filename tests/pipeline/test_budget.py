@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from app.errors import FrameError, TooExpensive
 from app.inference.memory import Pool, Region
 from app.pipeline import prepare as preparing
+from app.pipeline.batch import Batch, Look
 from app.pipeline.frames import Frame, Job, StreamMemory
 from app.pipeline.jpeg import inspect
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.ocr import Ocr
-from app.pipeline.prepare import HEAVY, heavy
+from app.pipeline.prepare import HEAVY, Preparation, heavy
 from app.pipeline.threads import MOST_GIVEN_UP, Piece, Threads
+from app.pipeline.vision import Vision
 from app.protocol.result import FrameResult
 from app.protocol.stream import Stages, StreamSettings
 from app.settings import PipelineSettings, Settings
@@ -274,6 +276,22 @@ def test_a3_costly_frames_have_threads_of_their_own(tmp_path: Path, monkeypatch:
 
     assert all(isinstance(one, FrameResult) for one in asyncio.run(run()))
     assert names == {True: {"decode-heavy"}, False: {"decode"}}
+
+
+def test_a3_a_jpeg_over_its_budget_is_brought_to_its_end_where_no_pool_prepares_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spoilt: list[int] = []
+    real = preparing._spoil
+    monkeypatch.setattr(preparing, "_spoil", lambda coded: (spoilt.append(len(coded)), real(coded)))
+    preparation = Preparation(PipelineSettings(decode_budget_ms=50), Settings().live)
+    jpeg = scans(31, marker=0xC2, side=4096)
+    for picture, looked_after in ((jpeg, [len(jpeg)]), (ordinary(), [len(jpeg)])):
+        batch = Batch([Look(job(picture))], Vision(), up=False)
+        preparation.here(batch, 0)
+        assert isinstance(batch.looks[0].error, TooExpensive) == (picture is jpeg)
+        assert spoilt == looked_after
+        assert not [one for one in threading.enumerate() if one.name == "decode-watch"]
 
 
 def test_a3_a_jpeg_that_is_given_up_is_brought_to_its_end() -> None:
