@@ -144,7 +144,7 @@ def test_d2_a_worker_says_what_redis_says_and_reads_on_afterwards(
     life.source.leave()
 
 
-def test_d2_a_full_redis_is_read_empty_by_workers_that_were_there_join_and_take_over(
+def test_d2_a_full_redis_is_read_to_its_end_by_workers_that_were_there_join_and_take_over(
     server: RedisServer, tmp_path: Path
 ) -> None:
     cameras = [f"cam-{number}" for number in range(8)]
