@@ -25,6 +25,8 @@ from app.protocol.messages import Result
 from app.settings import ROOT
 from benchmarks import canned
 from tests.conftest import SLOW, Serve
+from tests.segments.test_kinds import coded, combs, interlaced
+from tests.segments.test_truncated import cut_off, fast
 from tests.support import clip
 from tests.support.movie import heard, movie, picture, shown
 from tests.support.service import Service
@@ -322,6 +324,33 @@ def test_c13_a_film_keeps_its_times_its_sound_and_its_rotation(service: Service,
     found = shown(tmp_path / "turned.mp4")
     assert found[0][1].shape == (320, 240, 3)
     assert [time for time, _ in found] == pytest.approx([number / 25 for number in range(25)], abs=0.002)
+
+
+def test_c14_a_film_that_was_cut_off_is_sent_and_that_is_said(service: Service, tmp_path: Path) -> None:
+    film = cut_off(fast(tmp_path, seconds=3))
+    done = send(service, film)
+    assert done.code == 0
+    assert 30 < len(done.results) < 60
+    assert f"{film} is truncated: it ends after 1." in done.err
+    assert "of the 3.00 s that its file declares" in done.err
+    assert "truncated" not in send(service, tmp_path / "film.mp4", "--limit", "2").err
+
+
+def test_c15_interlaced_film_is_sent_without_fields(service: Service, tmp_path: Path) -> None:
+    film, seen = interlaced(tmp_path / "fields.mp4"), tmp_path / "seen.mp4"
+    assert send(service, film, "-o", seen).code == 0
+    pictures = shown(seen)
+    assert len(pictures) == 30
+    assert [at for at, _ in pictures] == pytest.approx(np.arange(30) / 25, abs=0.001)
+    assert np.mean([combs(pixels) for _, pixels in pictures]) < 0.8 < np.mean([combs(one) for _, one in shown(film)])
+
+
+def test_c15_an_avis_sound_that_does_not_say_which_channels_it_has_is_copied(service: Service, tmp_path: Path) -> None:
+    film, seen = coded(tmp_path / "a.avi", "mpeg4", "yuv420p", "pcm_s16le"), tmp_path / "seen.mp4"
+    done = send(service, film, "-o", seen)
+    assert (done.code, len(shown(seen))) == (0, 50), done.err
+    with av.open(str(seen)) as opened:
+        assert [one.codec_context.name for one in opened.streams.audio] == ["pcm_s16le"]
 
 
 def test_c13_variable_rates_last_as_long_as_their_source(service: Service, tmp_path: Path) -> None:

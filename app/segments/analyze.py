@@ -18,7 +18,7 @@ from app.segments.joining import whole
 from app.segments.keys import Mode
 from app.segments.output import Output
 from app.segments.passage import Passage
-from app.segments.reel import Reel
+from app.segments.reel import Reel, damaged
 from app.settings import PipelineSettings
 
 MAX_PIXELS = 4096 * 4096
@@ -43,6 +43,8 @@ class Report:
     """Up to its last frame."""
     elapsed_s: float
     """That it took."""
+    truncated: str | None = None
+    """What its file lacks of what it declares, in words, where somebody looked."""
 
 
 def stream_settings(pipeline: PipelineSettings, mode: Mode) -> StreamSettings:
@@ -98,8 +100,8 @@ async def analyze_film(
         # The film takes its name last: who waits for it finds the results, too.
         picture = None if target is None else stack.enter_context(whole(target))
         lines = stack.enter_context(whole(results))
-        film = stack.enter_context(opened(source))
-        reel = Reel(film, max_pixels=max_pixels)
+        film = stack.enter_context(opened(source, max_pixels=max_pixels, on_damage=damaged))
+        reel = Reel(film)
         output = Output(lines, picture, film, mode)
         stack.callback(output.close)
         await Passage(pipeline, settings, mode, reel, output, on_frames).all()

@@ -10,10 +10,11 @@ from typing import Any
 import av
 import av.error
 
-from app.segments.containers import copied, form_of, options
+from app.segments.containers import form_of, options
 from app.segments.footage import FilmError, Footage, Position, backwards, explained, opened, refused, upright
 from app.segments.sound import Sound, SoundTrack
-from app.sources.reader import ffmpeg_name
+from app.sources.address import ffmpeg_name
+from app.sources.copying import copied
 
 _LONGEST = 600
 """Packets held at once: films with a single key frame exist."""
@@ -53,7 +54,7 @@ def cut(
 
 def _parts(film: Footage, sound: Sound, folder: Path, seconds: float, check: Callable[[], None]) -> Iterator[Path]:
     wanted = Fraction(str(seconds))  # 0.4 is a little more than 2/5, and a key frame there would be passed over
-    base, size = Fraction(film.video.time_base), _size(film.path)
+    base, size = Fraction(film.video.time_base), upright(film.path)
     part: _Part | None = None
     index = frames = 0
     for group in _groups(film):
@@ -71,12 +72,6 @@ def _parts(film: Footage, sound: Sound, folder: Path, seconds: float, check: Cal
     if part is None:
         raise FilmError(f"{film.path.name}: not one frame in its video")
     yield part.close(None)
-
-
-def _size(path: Path) -> tuple[int, int] | None:
-    with opened(path) as film:
-        first = next(film.container.decode(film.video), None)
-    return None if first is None else upright(first)
 
 
 def _groups(film: Footage) -> Iterator[list[Any]]:

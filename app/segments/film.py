@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.segments.cutting import cut
-from app.segments.footage import FilmError, FilmInfo, Position, probe
+from app.segments.footage import FilmError, FilmInfo, Position, Truncated, probe
 from app.segments.joining import concat
 
-__all__ = ["FilmError", "FilmInfo", "Position", "concat", "cut", "probe"]
+__all__ = ["FilmError", "FilmInfo", "Position", "Truncated", "concat", "cut", "probe"]

@@ -10,19 +10,15 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import av.error
-from av.stream import Disposition
 
 from app.errors import SightlineError
-from app.sources.orientation import of_frame
-from app.sources.reader import ffmpeg_name
+from app.sources.address import Address, printable
+from app.sources.options import AS_IT_IS
+from app.sources.reader import Container, Limits, OnDamage, SourceError
 
-_FORMATS = (
-    "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,nut,mxf,mxf_opatom,gxf,dv,rm,ivf,yuv4mpegpipe,gif,apng,wtv"
-)
-"""Containers that hold their own frames. Playlists and scripts, which name other files, are no films here."""
-_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, "fflags": "+genpts"}
+_ANY_SIZE = (1 << 31) - 1
+"""Pixels of a frame: who analyses a film bounds them, and who only copies it need not."""
 _OURS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _START, _FIRST, _RATE, _SIZE = "sightline_start", "sightline_first_frame", "sightline_rate", "sightline_size"
 _MOST_PIXELS = 4096 * 4096
@@ -31,6 +27,10 @@ _MOST_PIXELS = 4096 * 4096
 
 class FilmError(SightlineError):
     """The film cannot be used. The message names the file and what is wrong with it."""
+
+
+class Truncated(FilmError):
+    """The film's file was cut off, and that is not allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,21 +91,26 @@ class Footage:
     """An open film: its first video stream and all its sound. Anything else in it is left behind."""
 
     path: Path
-    container: Any
-    video: Any
+    reader: Container
+    """Its pictures, decoded; who copies packets takes them from `container`."""
     audio: list[Any]
     position: Position
 
     @property
+    def container(self) -> Any:
+        return self.reader.container
+
+    @property
+    def video(self) -> Any:
+        return self.reader.stream
+
+    @property
     def origin(self) -> Fraction:
-        """The film's first moment on its file's own clock, seconds: transport streams begin anywhere.
+        """The film's first moment on its file's own clock, seconds.
 
         A part's is 0, whatever comes first in it: its pictures may begin later than sound that it was cut without.
         """
-        if self.position.known:
-            return Fraction(0)
-        start, base = self.container.start_time, Fraction(self.video.time_base)
-        return Fraction(0) if start is None else (Fraction(start, av.time_base) // base) * base
+        return Fraction(0) if self.position.known else self.reader.origin
 
     def number(self, stream: Any) -> int:
         """The number of a stream's track in an MP4: a part's own, else in the order of the streams, from 1.
@@ -119,34 +124,42 @@ class Footage:
     @property
     def rate(self) -> Fraction:
         """Frames a second: the whole film's, where this is a part of one."""
-        rate = self.position.rate or self.video.average_rate or self.video.guessed_rate
-        return Fraction(rate) if rate and 0 < rate < 1000 else Fraction(25)
+        return self.position.rate or self.reader.rate
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Footage]:
+def opened(
+    path: Path, *, max_pixels: int = _ANY_SIZE, on_damage: OnDamage = lambda problem, code: None
+) -> Iterator[Footage]:
     """Opens a film for reading.
+
+    Args:
+        max_pixels: of a frame.
+        on_damage: is given what is wrong with each piece of it that is not decoded.
 
     Raises:
         FilmError: there is none, it cannot be read, or it breaks off while it is read.
     """
-    with explained(path):
-        container = av.open(ffmpeg_name(path), options=_OPTIONS, metadata_errors="replace")
-    with container, explained(path):
-        video = next((one for one in container.streams.video if not one.disposition & Disposition.attached_pic), None)
-        if video is None:
-            raise FilmError(f"{path.name}: there is no video in it")
+    address = Address(str(path), "file", printable(path.name), "")
+    limits = Limits(max_pixels=max_pixels, threads=0, film=True)
+    with explained(path), Container(address, AS_IT_IS, limits, on_damage) as reader:
+        video = reader.stream
         if video.time_base is None or not video.codec_context.width or not video.codec_context.height:
             raise FilmError(f"{path.name}: its video has no size; the file is damaged or cut short")
-        position = Position.read(container.metadata)
-        yield Footage(path, container, video, list(container.streams.audio), position)
+        position = Position.read(reader.container.metadata)
+        yield Footage(path, reader, list(reader.container.streams.audio), position)
 
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """FFmpeg's errors, in our words; a full disk is no fault of a film's."""
+    """A reader's and FFmpeg's errors, in our words; a full disk is no fault of a film's."""
     try:
         yield
+    except SourceError as error:
+        if error.errno in _OURS:
+            raise OSError(error.errno, str(error)) from None
+        remedy = "; if it is of another kind: ffmpeg -i FILM new.mp4" if error.errno == errno.EINVAL else ""
+        raise FilmError(f"{error}{remedy}") from None
     except av.error.FFmpegError as error:
         if error.errno in _OURS:
             raise
@@ -171,23 +184,22 @@ def probe(path: Path) -> FilmInfo:
     Raises:
         FilmError: there is none that can be decoded.
     """
-    with opened(path) as film:
-        first = next(film.container.decode(film.video), None)
-        if first is None:
-            raise FilmError(f"{path.name}: not one frame of its video can be decoded")
-        width, height = upright(first)
+    if (size := upright(path)) is None:
+        raise FilmError(f"{path.name}: not one frame of its video can be decoded")
     with opened(path) as film:
         base, video = Fraction(film.video.time_base), film.video
         frames, seconds = video.frames, (video.duration or 0) * base
         if not frames or not seconds:
             frames, seconds = _counted(film)
         audio = bool(film.audio)
-    return FilmInfo(float(seconds), frames, float(frames / seconds) if seconds else 0.0, width, height, audio)
+    return FilmInfo(float(seconds), frames, float(frames / seconds) if seconds else 0.0, *size, audio)
 
 
-def upright(frame: Any) -> tuple[int, int]:
-    """Width and height of a frame as it is to be seen."""
-    return of_frame(frame).size(frame.width, frame.height)
+def upright(path: Path) -> tuple[int, int] | None:
+    """Width and height of a film's first frame, as it is to be seen; None where there is none."""
+    with opened(path) as film:
+        first = next(iter(film.reader), None)
+        return None if first is None else first.turn.size(first.frame.width, first.frame.height)
 
 
 def _counted(film: Footage) -> tuple[int, Fraction]:

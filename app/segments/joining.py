@@ -11,9 +11,10 @@ from typing import Any
 
 import av
 
-from app.segments.containers import copied, form_of, options
+from app.segments.containers import form_of, options
 from app.segments.footage import FilmError, Footage, explained, opened
-from app.sources.reader import ffmpeg_name
+from app.sources.address import ffmpeg_name
+from app.sources.copying import copied
 
 
 def concat(parts: Sequence[Path], target: Path) -> None:

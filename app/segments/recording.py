@@ -14,7 +14,7 @@ from app.segments.footage import Footage, refused
 from app.segments.reel import Shot
 from app.segments.sheet import FORMAT, FULL_FORMAT, Sheet, cropped
 from app.segments.sound import Sound, SoundTrack
-from app.sources.reader import ffmpeg_name
+from app.sources.address import ffmpeg_name
 
 _CODER = {"preset": "veryfast", "crf": "21"}
 """x264: good pictures at a few milliseconds a frame."""

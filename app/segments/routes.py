@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 
 from app import bodies
 from app.errors import InferenceUnavailable, SightlineError
-from app.segments.footage import FilmError
+from app.segments.footage import FilmError, Truncated
 from app.segments.keys import Mode, beside
 from app.segments.ports import AddressRefused, ObjectMissing
 from app.segments.service import Busy, SegmentService
@@ -35,6 +35,7 @@ _STATUS: tuple[tuple[type[SightlineError], int, str], ...] = (
     (InferenceUnavailable, 503, "inference_unavailable"),
     (ObjectMissing, 404, "object_missing"),
     (AddressRefused, 403, "address_refused"),
+    (Truncated, 422, "truncated_film"),
     (FilmError, 422, "unreadable_film"),
 )
 
@@ -47,6 +48,8 @@ class Invocation(BaseModel):
     s3_input_uri: str = Field(min_length=1, max_length=2048)
     s3_output_uri: str = Field(min_length=1, max_length=2048, pattern=r"\.mp4$")
     mode: Mode = "annotate"
+    allow_truncated: bool = False
+    """Whether a film whose file was cut off is taken for what is there of it."""
 
 
 def _service(request: Request) -> SegmentService:
@@ -96,7 +99,9 @@ async def _answered(service: SegmentService, asked: Invocation) -> Response:
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
-        report = await service.invoke(asked.s3_input_uri, asked.s3_output_uri, asked.mode)
+        report = await service.invoke(
+            asked.s3_input_uri, asked.s3_output_uri, asked.mode, allow_truncated=asked.allow_truncated
+        )
     except SightlineError as error:
         status, code = next(((s, c) for kind, s, c in _STATUS if isinstance(error, kind)), (500, "analysis_failed"))
         return _problem(status, code, str(error))
@@ -123,7 +128,7 @@ async def _gone(request: Request) -> None:
 def _invalid(error: ValidationError) -> Response:
     detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
     field = shortened(".".join(str(part) for part in detail["loc"]), MOST_OF_A_VALUE) or None
-    wanted = "want {s3_input_uri, s3_output_uri (….mp4), mode: annotate | blur_faces | results_only}"
+    wanted = "want {s3_input_uri, s3_output_uri (….mp4), mode: annotate | blur_faces | results_only, allow_truncated}"
     return _problem(422, "invalid_value", f"{field or 'body'}: {detail['msg']}; {wanted}", field)
 
 

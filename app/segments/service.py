@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from app import metrics
 from app.errors import InferenceUnavailable, SightlineError
 from app.pipeline.multimodal import Pipeline
 from app.segments.analyze import Report, analyze_film, described, stream_settings
+from app.segments.footage import Truncated
 from app.segments.keys import Mode, beside
 from app.segments.objects import AnyObjects
 from app.segments.ports import AddressRefused, Objects
 from app.segments.served import any_model
 from app.settings import AwsSettings, LiveSettings, PipelineSettings, SegmentSettings
+from app.sources.truncation import truncation
 from app.words import MOST, shortened
 
 log = logging.getLogger(__name__)
 
 BACKEND = "invocations"
+Result = TypeVar("Result")
 _MOST_NAME = 100
 """Bytes. File systems take 255."""
 
@@ -60,8 +65,11 @@ class SegmentService:
             return False
         return any_model(self._pipeline.vision)
 
-    async def invoke(self, input_uri: str, output_uri: str, mode: Mode) -> Report:
+    async def invoke(self, input_uri: str, output_uri: str, mode: Mode, *, allow_truncated: bool = False) -> Report:
         """Analyses the film at one address and writes it to the other, its results beside it (`.jsonl`).
+
+        Args:
+            allow_truncated: whether a film whose file was cut off is taken for what is there of it.
 
         Raises:
             Busy: too many at once.
@@ -69,6 +77,7 @@ class SegmentService:
             InferenceError: the film cannot be analysed in this mode by the models that are served.
             ObjectMissing, AddressRefused: of the addresses.
             FilmError: what lies there is no film.
+            Truncated: its file was cut off, and that is not allowed.
         """
         _expect(input_uri, "INPUT_BUCKET_NAME", self._input_bucket)
         _expect(output_uri, "OUTPUT_BUCKET_NAME", self._output_bucket)
@@ -83,7 +92,7 @@ class SegmentService:
         outcome = "failed"
         try:
             with metrics.SEGMENT_SECONDS.labels(BACKEND).time():
-                report = await self._analyze(input_uri, output_uri, mode)
+                report = await self._analyze(input_uri, output_uri, mode, allow_truncated)
             outcome = "completed"
             return report
         finally:
@@ -91,13 +100,16 @@ class SegmentService:
             metrics.SEGMENTS_IN_FLIGHT.labels(BACKEND).dec()
             metrics.SEGMENTS.labels(BACKEND, outcome).inc()
 
-    async def _analyze(self, input_uri: str, output_uri: str, mode: Mode) -> Report:
+    async def _analyze(self, input_uri: str, output_uri: str, mode: Mode, allow_truncated: bool) -> Report:
         folder = tempfile.TemporaryDirectory(prefix="sightline-film-")
         try:
             target, results = Path(folder.name) / "out.mp4", Path(folder.name) / "out.jsonl"
             source = Path(folder.name) / "in" / _name(input_uri)
             source.parent.mkdir()
             await _thread(self._objects.download, input_uri, source)
+            lacks = await _thread(truncation, source)
+            if lacks is not None and not allow_truncated:
+                raise Truncated(f"{lacks}; nothing was analysed. With allow_truncated what is there is taken")
             settings = stream_settings(self._settings, mode)
             report = await analyze_film(
                 source, target, results, mode, self._pipeline, settings, max_pixels=self._max_pixels
@@ -114,7 +126,7 @@ class SegmentService:
                 report.elapsed_s,
                 report.failed,
             )
-            return report
+            return dataclasses.replace(report, truncated=lacks)
         finally:
             folder.cleanup()
 
@@ -132,10 +144,10 @@ def _name(uri: str) -> str:
     return "film" if name in ("", ".", "..") else name
 
 
-async def _thread(work: Callable[..., None], *arguments: object) -> None:
+async def _thread(work: Callable[..., Result], *arguments: object) -> Result:
     """`asyncio.to_thread`, but when it is cancelled the thread is waited for: it uses files that go away."""
     thread = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
     try:
-        await asyncio.shield(thread)
+        return await asyncio.shield(thread)
     finally:
         await asyncio.wait([thread])

@@ -8,8 +8,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from app.segments.containers import copied, takes
 from app.segments.footage import backwards, opened
+from app.sources.copying import copied, takes
 
 
 class Sound:

@@ -18,7 +18,7 @@ from pathlib import Path
 from app.errors import SightlineError
 from app.segments.completion import Completions
 from app.segments.depot import Depot
-from app.segments.film import cut, probe
+from app.segments.film import Truncated, cut, probe
 from app.segments.keys import Mode, SegmentKey, input_uri
 from app.segments.ports import Job
 from app.segments.progress import Board
@@ -38,10 +38,6 @@ _NAME = 40
 
 class Interrupted(SightlineError):
     """Ctrl-C, or SIGTERM. What was done so far is kept."""
-
-
-class Truncated(SightlineError):
-    """The film's file was cut off, and that is not allowed."""
 
 
 class JobFailed(SightlineError):
@@ -74,7 +70,7 @@ def record(depot: Depot, wish: Wish, board: Board | None = None, stopping: threa
     probe(wish.film)
     board.say(f"{wish.film.name} is being read")
     base = _job_id(wish, stopping)
-    lacks = None if wish.allow_truncated else truncation(wish.film, lambda: _heed(stopping))
+    lacks = None if wish.allow_truncated else truncation(wish.film, check=lambda: _heed(stopping))
     board.say("")
     last: Job | None = None
     for job_id in _numbered(base):
@@ -159,7 +155,7 @@ def _job_id(wish: Wish, stopping: threading.Event) -> str:
 
 def _wanting(wish: Wish, stopping: threading.Event) -> str | None:
     """What the new film will lack, in words."""
-    found = [truncation(wish.film, lambda: _heed(stopping))] if wish.allow_truncated else []
+    found = [truncation(wish.film, check=lambda: _heed(stopping))] if wish.allow_truncated else []
     if wish.mode != "results_only":
         found += [f"the sound ({codec}) is left out: MP4 does not take it" for codec in sound_left_out(wish.film)]
     return "; ".join(words for words in found if words) or None

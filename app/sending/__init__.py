@@ -207,7 +207,8 @@ class _Sending:
                     sink.close()
                 raise
             await _whole(sink.close)
-            _summarise(session, self._left_out, self._notes(reader))
+            notes = [*await _whole(reader.truncated), *self._notes(reader)]
+            _summarise(session, self._left_out, notes)
 
     def _sink(self, reader: Reader) -> Sink:
         output = self._request.output

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,8 +17,9 @@ from numpy.typing import NDArray
 from app.drawing import annotate
 from app.errors import SightlineError
 from app.protocol.messages import Result
-from app.sources.address import printable
-from app.sources.reader import Container, Reader, Shot, ffmpeg_name
+from app.sources.address import ffmpeg_name, printable
+from app.sources.copying import copied, takes
+from app.sources.reader import Container, Reader, Shot
 
 FORMAT = "mp4"
 _BASE = Fraction(1, 90_000)
@@ -116,8 +116,8 @@ class Film:
             self._stream.codec_context.sample_aspect_ratio = 1 / shape if shot.turn.transposed else shape
         self._lead = source.lead if source.lead <= _MOST_LEAD else Fraction(0)
         for number, stream in enumerate(source.sound.streams):
-            if _is_taken(stream):
-                self._tracks[number] = self._container.add_stream_from_template(stream, opaque=True)
+            if takes(FORMAT, [stream]):
+                self._tracks[number] = copied(self._container, stream)
             else:
                 self._say(f"left out: the sound, {stream.codec_context.name}; MP4 does not take it")
         for words in source.left_out:
@@ -168,18 +168,6 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except (OSError, av.error.FFmpegError) as error:
         raise SightlineError(f"--output {printable(str(path))}: {error.strerror or error}") from None
-
-
-def _is_taken(stream: Any) -> bool:
-    """Whether an MP4 takes a copy of this stream: tried on one that nobody keeps."""
-    scratch = av.open(io.BytesIO(), "w", format=FORMAT)
-    try:
-        scratch.add_stream_from_template(stream, opaque=True)
-        scratch.start_encoding()
-        scratch.close()
-    except (ValueError, av.error.FFmpegError):
-        return False
-    return True
 
 
 def _fit(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:

@@ -152,6 +152,11 @@ def slug(name: str) -> str:
     return kept
 
 
+def ffmpeg_name(path: str | Path) -> str:
+    """A file's name as FFmpeg takes it for a file, whatever signs it has."""
+    return f"file:{path}"
+
+
 def _stays(sign: str) -> bool:
     if sign.isascii():
         return sign.isalnum() or sign in "._-"

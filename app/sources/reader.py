@@ -30,11 +30,13 @@ from numpy.typing import NDArray
 from app.errors import FrameError, FrameTooLarge, SightlineError, UndecodableFrame
 from app.pipeline.jpeg import check_packet, inspect
 from app.sources import orientation
-from app.sources.address import Address, printable
+from app.sources.address import Address, ffmpeg_name, printable
 from app.sources.clock import GAP_S, Clock
+from app.sources.fields import Deinterlacer
 from app.sources.options import AS_IT_IS, Options
 from app.sources.orientation import UPRIGHT, Orientation
 from app.sources.sound import Sound
+from app.sources.truncation import truncation
 
 OPEN_S, READ_S = 10.0, 5.0
 """Longest wait for a source to open, and for its next data."""
@@ -62,6 +64,13 @@ _PROTOCOLS = {
 }
 _PROTOCOLS |= {"rtsps": _PROTOCOLS["rtsp"], "rtmps": _PROTOCOLS["rtmp"], "https": _WEB}
 """What FFmpeg may open for a kind of address, also where a playlist or a redirect names something else."""
+_FILMS = {
+    "protocol_whitelist": "file",
+    "format_whitelist": "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,nut,mxf,mxf_opatom,gxf,dv,rm,ivf,"
+    "yuv4mpegpipe,gif,apng,wtv",
+    "fflags": "+genpts",
+}
+"""Of recorded film: containers that hold their own frames. Playlists and scripts, which name other files, are none."""
 _DEVICES = {"linux": "v4l2", "darwin": "avfoundation"}
 _NO_TIMESTAMPS = 0x80
 """AVFMT_NOTIMESTAMPS: the times of such a stream are made up from a frame rate."""
@@ -76,6 +85,8 @@ class SourceError(SightlineError):
     """The source cannot be read. `code` is what a counter of its pictures says of one."""
 
     code = UndecodableFrame.code
+    errno: int | None = None
+    """The system's, where it was its error."""
 
 
 class SourceLost(SourceError):
@@ -131,13 +142,16 @@ class Limits:
     max_bytes: int = 64 << 20
     """Of a picture's file, and of a picture of Motion JPEG."""
     threads: int = 1
-    """Of a decoder."""
+    """Of a decoder; 0: as many as FFmpeg likes."""
     picture_s: float = 1 / 25
     """Seconds that each picture of a folder is shown for."""
     with_sound: bool = False
     """Whether sound is read, too: `Container.sound` holds it until somebody takes it."""
     keeps_pauses: bool = False
     """Whether a long pause in a file is one, and no jump to be passed over, where the kind of file can be relied on."""
+    film: bool = False
+    """Whether it is recorded film: a file that holds its own frames, and no playlist or script, which name others. All
+    its pictures come as frames, none as JPEG, and every pause is one."""
 
 
 class Reader(Protocol):
@@ -156,6 +170,10 @@ class Reader(Protocol):
     @property
     def period(self) -> Fraction:
         """Seconds that the last picture is to be shown for."""
+        ...
+
+    def truncated(self) -> list[str]:
+        """What its files lack of what they declare, in words. Blocks: some are read through for it."""
         ...
 
     def __iter__(self) -> Iterator[Shot]: ...
@@ -222,10 +240,12 @@ class Container:
         name = self.container.format.name.split(",")[0]
         self.pace: Pace = "recorded" if recorded else "bursts" if name == "hls" else "live"
         rate = self.stream.average_rate or self.stream.guessed_rate
-        self.fps = float(rate) if rate and 1 / 3600 < rate <= 1000 else 25.0
+        self.rate = Fraction(rate) if rate and 1 / 3600 < rate <= 1000 else Fraction(25)
+        """Frames a second, on average, as far as the source says."""
+        self.fps = float(self.rate)
         self.frames: int | None = (self.stream.frames or None) if recorded else None
         gap_s: float | None = _BURST_GAP_S if self.pace == "bursts" else GAP_S
-        if recorded and limits.keeps_pauses and name in _STEADY:
+        if limits.film or (recorded and limits.keeps_pauses and name in _STEADY):
             gap_s = None
         self.clock = Clock(Fraction(1 / self.fps).limit_denominator(90_000), gap_s=gap_s)
         heard = list(self.container.streams.audio) if limits.with_sound else []
@@ -233,8 +253,10 @@ class Container:
         self._timeless = self.pace == "live" and bool(self.container.format.flags & _NO_TIMESTAMPS)
         self._began: float | None = None
         self._lasts: Fraction | None = None
-        self._passes: bool | None = None
+        self._passes: bool | None = False if limits.film else None
         """Whether a JPEG is handed on as it came; None until the first has been looked at."""
+        # Only of recordings: a picture comes one later by it.
+        self._fields = Deinterlacer() if recorded else None
 
     def __enter__(self) -> Container:
         return self
@@ -252,12 +274,22 @@ class Container:
         return self._lasts or self.clock.period
 
     @property
+    def origin(self) -> Fraction:
+        """The source's first moment, of sound maybe, on its own clock, seconds: transport streams begin anywhere."""
+        start, base = self.container.start_time, Fraction(self.stream.time_base)
+        return Fraction(0) if start is None else (Fraction(start, av.time_base) // base) * base
+
+    @property
+    def first(self) -> Fraction:
+        """When the first picture is to be shown, on the source's own clock, seconds; 0 until it is read."""
+        return -self.clock.offsets[0] if self.clock.offsets else Fraction(0)
+
+    @property
     def lead(self) -> Fraction:
-        """Seconds from the source's first moment, of sound maybe, to its first picture; 0 until that is read."""
-        start = self.container.start_time
-        if start is None or not self.clock.offsets:
+        """Seconds from the source's first moment to its first picture; 0 until that is read."""
+        if self.container.start_time is None or not self.clock.offsets:
             return Fraction(0)
-        return max(Fraction(0), -self.clock.offsets[0] - Fraction(start, av.time_base))
+        return max(Fraction(0), self.first - self.origin)
 
     @property
     def left_out(self) -> list[str]:
@@ -270,6 +302,10 @@ class Container:
             + (f", {one.codec_context.name}" if one.codec_context is not None else "")
             for one in rest
         ]
+
+    def truncated(self) -> list[str]:
+        lacks = truncation(Path(self.address.text), self.address.shown) if self.address.kind == "file" else None
+        return [] if lacks is None else [lacks]
 
     def __iter__(self) -> Iterator[Shot]:
         with explained(self.address):
@@ -287,9 +323,14 @@ class Container:
                 except FrameError as error:
                     self._damage(str(error), error.code)
                     continue
-                for timed, shot in found:
-                    shot.at, shot.lasts = self._time(timed)
-                    yield shot
+                yield from self._timed(found)
+            if self._fields is not None:
+                yield from self._timed([(frame, self._shot(frame, UPRIGHT)) for frame in self._fields.rest()])
+
+    def _timed(self, found: list[tuple[Any, Shot]]) -> Iterator[Shot]:
+        for timed, shot in found:
+            shot.at, shot.lasts = self._time(timed)
+            yield shot
 
     def _choose(self) -> Any:
         """The first video stream that is no cover, ready to be decoded."""
@@ -304,7 +345,7 @@ class Container:
         if codec.width * codec.height > most:
             raise self._too_large(codec.width, codec.height)
         codec.thread_count = self._limits.threads
-        codec.thread_type = "AUTO" if self._limits.threads > 1 else "NONE"
+        codec.thread_type = "NONE" if self._limits.threads == 1 else "AUTO"
         # A picture that is larger than the header says is refused before there is memory for it.
         codec.options = {"max_pixels": str(most)}
         return stream
@@ -318,7 +359,7 @@ class Container:
     def _decoded(self, packet: Any) -> list[tuple[Any, Shot]]:
         """A packet's pictures, each with what tells its time."""
         if self.stream.codec_context.name != "mjpeg" or not packet.size:
-            return [(frame, self._shot(frame, UPRIGHT)) for frame in packet.decode()]
+            return [(frame, self._shot(frame, UPRIGHT)) for frame in self._whole(packet.decode())]
         jpeg = bytes(packet)
         check_packet(jpeg, max_pixels=self._limits.max_pixels)
         turn, sound = UPRIGHT, False
@@ -334,7 +375,11 @@ class Container:
                 return [(frame, self._shot(frame, turn)) for frame in first]
         if self._passes and sound and as_stored:
             return [(packet, Shot(Fraction(0), jpeg=jpeg))]
-        return [(frame, self._shot(frame, turn)) for frame in packet.decode()]
+        return [(frame, self._shot(frame, turn)) for frame in self._whole(packet.decode())]
+
+    def _whole(self, frames: list[Any]) -> list[Any]:
+        """A recording's frames without fields."""
+        return frames if self._fields is None else [whole for frame in frames for whole in self._fields.push(frame)]
 
     def _shot(self, frame: Any, exif: Orientation) -> Shot:
         if frame.width * frame.height > self._limits.max_pixels:
@@ -381,6 +426,9 @@ class Still:
 
     def __exit__(self, *_: object) -> None:
         """Nothing stays open."""
+
+    def truncated(self) -> list[str]:
+        return []
 
     def __iter__(self) -> Iterator[Shot]:
         with explained(self._address):
@@ -447,6 +495,10 @@ class Folder:
     def __exit__(self, *_: object) -> None:
         """Nothing stays open."""
 
+    def truncated(self) -> list[str]:
+        videos = [one for one in self._members if Path(one.text).suffix.lower() in VIDEOS]
+        return [lacks for one in videos if (lacks := truncation(Path(one.text), one.shown)) is not None]
+
     def __iter__(self) -> Iterator[Shot]:
         start = Fraction(0)
         for member in self._members:
@@ -472,6 +524,9 @@ def _open(address: Address, options: Options, limits: Limits) -> Any:
         return _open_device(address, {**chosen, **dict(options.ffmpeg)})
     chosen["protocol_whitelist"] = _PROTOCOLS[address.kind]
     if address.kind == "file":
+        if limits.film:
+            # No bound of time: the index of a long one may be all over it.
+            return av.open(ffmpeg_name(address.text), options={**chosen, **_FILMS}, metadata_errors="replace")
         # The prefix: a colon in a name is no protocol. Pictures by content: a % in a name is no pattern.
         chosen |= dict(options.ffmpeg)
         if Path(address.text).suffix.lower() in PICTURES:
@@ -503,11 +558,6 @@ def _open_device(address: Address, chosen: dict[str, str]) -> Any:
     return av.open(name, format=system, options=chosen, timeout=(OPEN_S, READ_S))
 
 
-def ffmpeg_name(path: str | Path) -> str:
-    """A file's name as FFmpeg takes it for a file, whatever signs it has."""
-    return f"file:{path}"
-
-
 @contextmanager
 def explained(address: Address) -> Iterator[None]:
     """FFmpeg's errors in our words, without the address' secrets.
@@ -518,7 +568,9 @@ def explained(address: Address) -> Iterator[None]:
     try:
         yield
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise SourceLost(_words(address, error)) from None
+        lost = SourceLost(_words(address, error))
+        lost.errno = getattr(error, "errno", None)
+        raise lost from None
 
 
 def _words(address: Address, error: Exception) -> str:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import av
 import av.error
 
-from app.sources.reader import ffmpeg_name
+from app.sources.address import ffmpeg_name
 
 _LOOSE_S, _LOOSE_SHARE = 0.5, 0.01
 """What a film may lack of a length that is declared in seconds alone: writers round, and count differently."""
@@ -35,12 +35,13 @@ def _go_on() -> None:
     """Nobody stops it."""
 
 
-def truncation(path: Path, check: Callable[[], None] = _go_on) -> str | None:
+def truncation(path: Path, name: str | None = None, check: Callable[[], None] = _go_on) -> str | None:
     """What a film lacks of what its file declares, in words; None where it lacks nothing, or nothing is declared.
 
     Reads through the file where its index is not at its beginning. Blocks.
 
     Args:
+        name: what the film is called in them; None: as its file.
         check: called again and again; what it raises ends the reading.
     """
     try:
@@ -52,7 +53,7 @@ def truncation(path: Path, check: Callable[[], None] = _go_on) -> str | None:
         return None
     read, declared = found
     of = f" of the {declared:.2f} s that its file declares" if declared else "; its file breaks off there"
-    return f"{path.name} is truncated: it ends after {read:.2f} s{of}"
+    return f"{name or path.name} is truncated: it ends after {read:.2f} s{of}"
 
 
 def _found(film: Any, path: Path, check: Callable[[], None]) -> tuple[float, float | None] | None:

@@ -17,6 +17,7 @@ import pytest
 from app.segments.film import probe
 from app.settings import Settings
 from tests.segments.test_analyze import counters
+from tests.segments.test_truncated import cut_off, fast
 from tests.support.aws import REGION, Aws
 from tests.support.invocations import answering
 from tests.support.movie import movie, packets, shown
@@ -108,6 +109,22 @@ def test_files_of_the_folder_and_modes(url: str, folder: Path) -> None:
     assert probe(folder / "blurred.mp4").frames == FRAMES
 
 
+def test_c14_a_truncated_film_is_refused_unless_that_is_allowed(url: str, folder: Path, tmp_path: Path) -> None:
+    film = cut_off(fast(tmp_path, seconds=3))
+    film.rename(folder / film.name)
+    body = {"s3_input_uri": file(folder / film.name), "s3_output_uri": file(folder / "cut-seen.mp4")}
+    status, code, message = problem(httpx.post(f"{url}/invocations", json=body, timeout=60))
+    assert (status, code) == (422, "truncated_film")
+    assert "film-cut.mp4 is truncated: it ends after 1." in message
+    assert "allow_truncated" in message
+    assert not (folder / "cut-seen.mp4").exists()
+    answer = httpx.post(f"{url}/invocations", json={**body, "allow_truncated": True}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["truncated"].startswith("film-cut.mp4 is truncated")
+    assert 30 < answer.json()["frames"] < 60
+    assert ask(url, file(folder / "a film.mp4"), file(folder / "whole.mp4")).json()["truncated"] is None
+
+
 def problem(answer: httpx.Response) -> tuple[int, str, str]:
     error = answer.json()["error"]
     return answer.status_code, error["code"], error["message"]
@@ -128,7 +145,7 @@ def test_what_cannot_be_done_is_said_in_our_words(url: str, folder: Path, tmp_pa
     film, target = file(folder / "a film.mp4"), file(folder / "never.mp4")
     status, code, message = problem(ask(url, file(folder / "text.mp4"), target))
     assert (status, code) == (422, "unreadable_film")
-    assert message.startswith("text.mp4: no film that can be read")
+    assert message.startswith("text.mp4: no video that can be read")
     assert problem(ask(url, file(folder / "missing.mp4"), target))[:2] == (404, "object_missing")
     assert problem(ask(url, "s3://no-such-bucket/a.mp4", target))[:2] == (404, "object_missing")
     assert problem(ask(url, film, file(tmp_path / "outside.mp4")))[:2] == (403, "address_refused")

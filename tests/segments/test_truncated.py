@@ -10,8 +10,9 @@ from typing import Any
 import av
 import pytest
 
+from app.segments.film import Truncated
 from app.segments.local import LocalFolder
-from app.segments.submit import Truncated, Wish, record
+from app.segments.submit import Wish, record
 from app.settings import SegmentSettings
 from app.sources.truncation import truncation
 from tests.segments.films import assert_lines, run

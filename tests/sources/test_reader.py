@@ -18,6 +18,8 @@ from PIL import Image, ImageOps
 from app.sources.address import parse
 from app.sources.options import Options
 from app.sources.reader import Limits, Reader, Shot, SourceError, SourceLost, open_source, played
+from tests.segments.test_kinds import combs, interlaced
+from tests.segments.test_truncated import cut_off, fast
 from tests.support import clip
 from tests.support.movie import movie
 from tests.support.redis import require_program
@@ -207,3 +209,42 @@ def test_a_torn_piece_is_counted_and_the_rest_is_read(tmp_path: Path) -> None:
         count = sum(1 for _ in reader)
     assert 0 < count <= 50
     assert problems == ["undecodable"] * reader.damaged
+
+
+def test_c14_what_a_source_lacks_is_said_of_files_and_of_folders(tmp_path: Path) -> None:
+    whole = fast(tmp_path, seconds=3)
+    cut = cut_off(whole)
+    for path, lacking in ((whole, 0), (cut, 1), (tmp_path, 1)):
+        with opened(path) as reader:
+            said = reader.truncated()
+        assert len(said) == lacking
+        assert all(line.startswith(f"{cut} is truncated: it ends after 1.") for line in said)
+
+
+@pytest.mark.parametrize("bottom_first", [False, True])
+def test_c15_a_recording_has_no_fields(tmp_path: Path, bottom_first: bool) -> None:
+    film = interlaced(tmp_path / "a.mp4", bottom_first=bottom_first)
+    found = shots(film)
+    assert [float(shot.at) for shot in found] == pytest.approx(np.arange(30) / 25)
+    assert [float(shot.lasts) for shot in found] == pytest.approx(np.full(30, 1 / 25))
+    assert np.mean([combs(shot.pixels()) for shot in found]) < 0.8
+
+
+def test_c15_recorded_film_is_no_playlist_and_no_script(tmp_path: Path) -> None:
+    film = movie(tmp_path / "a.mp4", seconds=1)
+    ts = movie(tmp_path / "a.ts", seconds=1, sound_s=None)
+    (tmp_path / "script.txt").write_text(f"ffconcat version 1.0\nfile '{film}'\n")
+    head = "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.0,\n"
+    (tmp_path / "list.m3u8").write_text(f"{head}{ts.name}\n#EXT-X-ENDLIST\n")
+    for name in ("script.txt", "list.m3u8"):
+        with pytest.raises(SourceError):
+            shots(tmp_path / name, film=True)
+    assert len(shots(film, film=True)) == len(shots(ts, film=True)) == 25
+
+
+def test_c15_pictures_of_recorded_film_are_frames(tmp_path: Path) -> None:
+    film = movie(tmp_path / "a.avi", seconds=1, codec="mjpeg", pix_fmt="yuvj420p", sound_s=None)
+    assert all(shot.jpeg is not None for shot in shots(film))
+    found = shots(film, film=True)
+    assert len(found) == 25
+    assert all(shot.jpeg is None and shot.frame is not None for shot in found)

@@ -31,7 +31,7 @@ class Deinterlacer:
                 yield frame
                 return
             self._open(frame)
-        self._inside.append((frame.pts, frame.time_base))
+        self._inside.append((frame.pts, frame.time_base, frame.duration))
         self._graph.push(frame)
         yield from self._ready()
 
@@ -62,7 +62,7 @@ class Deinterlacer:
                 frame = self._graph.pull()
             except (BlockingIOError, EOFError):
                 return
-            frame.pts, frame.time_base = self._inside.popleft()
+            frame.pts, frame.time_base, frame.duration = self._inside.popleft()
             yield frame
 
 
