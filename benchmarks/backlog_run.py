@@ -20,10 +20,7 @@ import typer
 import uvloop
 
 from app.settings import SummarySettings
-from app.summary.backlog import Backlog
-from app.summary.entities import Entity
-from app.summary.observations import Movement, ObjectCount, Observation
-from app.summary.spill import Spill
+from app.summary import Backlog, Entity, Movement, ObjectCount, Observation, Spill
 from benchmarks.harness import BenchmarkError
 
 SESSION = "session"

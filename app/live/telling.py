@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from app.protocol.messages import StreamSettings, Summary
 from app.protocol.result import FrameResult
-from app.summary import Send, SessionSummaries, Summaries
+from app.summary import SendSummary, SessionSummaries, Summaries
 
 
 class Telling:
     """Begins with the first result of a session that wants summaries. Switched off, it tells what it had and rests."""
 
-    def __init__(self, session_id: str, summaries: Summaries, send: Send) -> None:
+    def __init__(self, session_id: str, summaries: Summaries, send: SendSummary) -> None:
         self._session_id = session_id
         self._summaries = summaries
         self._send = send
@@ -20,12 +20,12 @@ class Telling:
         """One result, when it was sent. Never waits."""
         if not settings.stages.summary:
             if self._told is not None:
-                self._told.rest()
+                self._told.pause()
             return
         if self._told is None:
             self._told = self._summaries.session(self._session_id, settings.summary_prompt, self._send)
         elif self._told.prompt != settings.summary_prompt:
-            self._told.choose(settings.summary_prompt)
+            self._told.set_prompt(settings.summary_prompt)
         self._told.offer(frame_id, result, at_ms)
 
     async def finish(self) -> Summary | None:

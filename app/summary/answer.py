@@ -1,4 +1,4 @@
-"""The form of a summary, and whether what the model answered has it. Pure."""
+"""The form of a summary, and the check of a model's answer against it. Does no I/O."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SCENE_CHARS = 1200
 ITEM_CHARS = 200
 ITEMS = 12
 _OBJECTS_TRIED = 64
-"""Braces in a text at which JSON is looked for."""
+"""Most opening braces of a text at which a JSON object is tried."""
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """What a summary says; the same fields as the wire's `summary`."""
+class SummaryContent:
+    """What a summary says: the fields that the wire's `summary` has, too."""
 
     title: str
     scene: str
@@ -32,24 +32,25 @@ class Words:
     confidence: float
 
 
-class NotFitting(SightlineError):
-    """An answer that is no summary. The message says what is wrong with it, without quoting it."""
+class InvalidAnswer(SightlineError):
+    """An answer that is not a summary. The message says what is wrong with it, without quoting it."""
 
     def __init__(self, message: str, *, refused: bool = False) -> None:
         super().__init__(message)
         self.refused = refused
+        """Whether the model refused to answer."""
 
 
 def clean(text: str, most: int) -> str:
-    """One line of at most `most` characters, without control characters or halves of surrogate pairs."""
+    """The text as one line of at most `most` characters, without control characters and lone surrogates."""
     whole = text.encode("utf-8", "replace").decode()
-    line = " ".join("".join(" " if unicodedata.category(one) in ("Cc", "Cf") else one for one in whole).split())
+    line = " ".join("".join(" " if unicodedata.category(char) in ("Cc", "Cf") else char for char in whole).split())
     return line if len(line) <= most else line[: most - 1].rstrip() + "…"
 
 
 def _items(values: Sequence[str]) -> list[str]:
-    cleaned = (clean(one, ITEM_CHARS) for one in values)
-    return [one for one in cleaned if one][:ITEMS]
+    cleaned = (clean(value, ITEM_CHARS) for value in values)
+    return [item for item in cleaned if item][:ITEMS]
 
 
 def _line(most: int) -> AfterValidator:
@@ -68,51 +69,59 @@ def _share(value: float) -> float:
     return value
 
 
-# Bounds stand in the descriptions and are kept by us: many servers refuse a schema that has `maxLength` or `maximum`.
-Items = Annotated[list[str], AfterValidator(_items)]
+# The descriptions state the bounds and the validators keep them, because many servers reject `maxLength` or `maximum`.
+_Items = Annotated[list[str], AfterValidator(_items)]
 
 
-class Answer(BaseModel):
+class SummaryAnswer(BaseModel):
     """The summary of what a camera showed."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    # The docstring, the title and the descriptions are sent to the model as its schema.
+    model_config = ConfigDict(extra="forbid", strict=True, title="Answer")
 
     title: Annotated[str, _line(TITLE_CHARS)] = Field(description=f"a headline, at most {TITLE_CHARS} characters")
     scene: Annotated[str, _line(SCENE_CHARS)] = Field(
         description=f"two to five plain sentences, at most {SCENE_CHARS} characters"
     )
-    activities: Items = Field(description=f"what was done, one short phrase each, at most {ITEMS}")
-    visible_text: Items = Field(description=f"text that was read in the picture, as it was read, at most {ITEMS}")
-    concerns: Items = Field(description=f"what the operator should be told of, at most {ITEMS}; often none")
+    activities: _Items = Field(description=f"what was done, one short phrase each, at most {ITEMS}")
+    visible_text: _Items = Field(description=f"text that was read in the picture, as it was read, at most {ITEMS}")
+    concerns: _Items = Field(description=f"what the operator should be told of, at most {ITEMS}; often none")
     confidence: Annotated[float, AfterValidator(_share)] = Field(
         description="how far the observations bear this out, 0 to 1"
     )
 
 
-def words_of(answer: Any) -> Words:
-    """The words of an answer, an AIMessage of LangChain's: those of its first tool call, else of its text.
+def parse_answer(answer: Any) -> SummaryContent:
+    """The content of an answer, an AIMessage of LangChain: of its first tool call, else of its text.
 
-    In the text a JSON object is looked for: many servers put it behind thoughts or into a fence of Markdown. Too long a
-    text is cut; everything else must fit.
+    The JSON object may stand anywhere in the text, because many servers put it behind reasoning or into a Markdown
+    fence. Texts that are too long are cut; everything else must match the schema.
 
     Raises:
-        NotFitting: refused, cut off, no JSON, fields missing, too many or of another type.
+        InvalidAnswer: refused, cut off, without JSON, or with fields missing, unknown or of another type.
     """
-    told = {**getattr(answer, "response_metadata", {}), **getattr(answer, "additional_kwargs", {})}
-    if told.get("refusal") or told.get("stop_reason") == "refusal" or told.get("finish_reason") == "content_filter":
-        raise NotFitting("it refused", refused=True)
+    reported = {**getattr(answer, "response_metadata", {}), **getattr(answer, "additional_kwargs", {})}
+    if (
+        reported.get("refusal")
+        or reported.get("stop_reason") == "refusal"
+        or reported.get("finish_reason") == "content_filter"
+    ):
+        raise InvalidAnswer("it refused", refused=True)
     calls = getattr(answer, "tool_calls", None)
     parsed = calls[0].get("args") if calls else _object_in(_text_of(answer))
     if not isinstance(parsed, dict):
-        if "length" in (told.get("finish_reason"), told.get("done_reason")) or told.get("stop_reason") == "max_tokens":
-            raise NotFitting("it was cut off by LLM_MAX_OUTPUT_TOKENS")
-        raise NotFitting("it is no JSON object of the form asked for")
+        if (
+            "length" in (reported.get("finish_reason"), reported.get("done_reason"))
+            or reported.get("stop_reason") == "max_tokens"
+        ):
+            raise InvalidAnswer("it was cut off by LLM_MAX_OUTPUT_TOKENS")
+        raise InvalidAnswer("it is no JSON object of the form asked for")
     try:
-        fields = Answer.model_validate(parsed)
+        fields = SummaryAnswer.model_validate(parsed)
     except ValidationError as error:
         problems = error.errors(include_input=False, include_url=False, include_context=False)[:3]
-        raise NotFitting("; ".join(f"{_place(one['loc'])}: {one['msg']}" for one in problems)) from None
-    return Words(
+        raise InvalidAnswer("; ".join(f"{_place(problem['loc'])}: {problem['msg']}" for problem in problems)) from None
+    return SummaryContent(
         fields.title,
         fields.scene,
         tuple(fields.activities),
@@ -123,7 +132,7 @@ def words_of(answer: Any) -> Words:
 
 
 def _text_of(answer: Any) -> str:
-    """The text of a message; its content is a string, or a list of blocks."""
+    """The text of a message, whose content is a string or a list of blocks."""
     content = getattr(answer, "content", "")
     if isinstance(content, str):
         return content
@@ -132,7 +141,7 @@ def _text_of(answer: Any) -> str:
 
 
 def _object_in(text: str) -> dict[str, Any] | None:
-    """The JSON object that has the fields of a summary, else the first one; None without any."""
+    """The JSON object that has the fields of a summary; else the first JSON object; None without any."""
     decoder = json.JSONDecoder()
     found: dict[str, Any] | None = None
     at = text.find("{")
@@ -145,28 +154,28 @@ def _object_in(text: str) -> dict[str, Any] | None:
         except (ValueError, RecursionError):
             value = None
         if isinstance(value, dict):
-            if value.keys() >= Answer.model_fields.keys():
+            if value.keys() >= SummaryAnswer.model_fields.keys():
                 return value
             found = found or value
         at = text.find("{", end)
     return found
 
 
-def form() -> str:
-    """The form of an answer in words, for a model that is not sent the schema by other means."""
+def schema_prompt() -> str:
+    """The schema in words, for a model that does not get it as a part of the request."""
     return (
         "Answer with one JSON object and nothing else: no other text, no fence. It has exactly the fields of this JSON "
-        f"schema:\n{json.dumps(Answer.model_json_schema())}"
+        f"schema:\n{json.dumps(SummaryAnswer.model_json_schema())}"
     )
 
 
 def _place(loc: tuple[int | str, ...]) -> str:
-    """Where a problem is. Names that the model made up are not told it again: a sign may have put them there."""
-    return ".".join(map(str, loc)) if loc and loc[0] in Answer.model_fields else "another field"
+    """The field of a problem. Unknown names are not repeated to the model, because a sign may have put them there."""
+    return ".".join(map(str, loc)) if loc and loc[0] in SummaryAnswer.model_fields else "another field"
 
 
-def ask_again(problem: str) -> str:
-    """What to say to an answer that did not fit."""
+def correction(problem: str) -> str:
+    """The message that asks again after an invalid answer."""
     return (
         f"Your last answer could not be used: {clean(problem, 300)}. Summarise the observations above again. "
         "Answer with one JSON object that has exactly the fields asked for, and nothing else."

@@ -1,13 +1,13 @@
-"""What waits to be summarised: a session's observations, in memory, then on disk, in order, bounded.
+"""The observations of a session that wait to be summarized: in memory, then on disk, in order and bounded.
 
-    offer -> [ memory: newest ] -> [ disk: older ] -> [ read back: oldest ] -> take
+    offer -> [ memory buffer: newest ] -> [ disk buffer: older ] -> [ read back: oldest ] -> take
 
-Memory is filled first. When it is full its oldest quarter goes to disk, so that everything on disk is older than
-everything in memory; `take` empties the disk before it touches memory. When the disk is full too, or not to be had,
-neighbours are folded into one, the older the coarser; dropped is only what cannot be folded.
+Memory fills first. When it is full its oldest quarter goes to disk, so that everything on disk is older than
+everything in memory; `take` empties the disk before memory. When the disk is full too, or fails, neighbours are merged
+into one observation, the older the coarser; only what cannot be merged is dropped.
 
-What a kill loses: what was in memory and what was on its way to the disk, at most SUMMARY_RAM_ITEMS each, the newest.
-What had been taken is not given again. A power cut may also undo the last commits, see `schema.connect`.
+A killed process loses what was in memory and in flight to the disk: at most SUMMARY_RAM_ITEMS each, the newest. What
+`take` returned is not returned again. A power cut may also undo the last commits, see `database.connect`.
 """
 
 from __future__ import annotations
@@ -20,31 +20,37 @@ from itertools import islice
 
 from app import metrics
 from app.settings import SummarySettings
-from app.summary.database import Claimed, SpillFile
-from app.summary.observations import DamagedRecord, Observation, Row, merge_records, neighbours
-from app.summary.spill import Spill
+from app.summary.observations import DamagedRecord, Observation, Record, merge_records, neighbours
+from app.summary.spill import Claim, Spill
 
-_FOLDED_AT_ONCE = 32
-"""Pairs, in one turn of the event loop; each takes some ten microseconds of it."""
-_DECODED_AT_ONCE = 64
-"""Before others get their turn on the event loop."""
+_MERGES_AT_ONCE = 32
+"""Pairs merged in one turn of the event loop; each takes some ten microseconds."""
+_DECODES_AT_ONCE = 64
+"""Records decoded before other tasks get a turn of the event loop."""
 
-# Over the process: offered + adopted = taken + merged + dropped + kept + what the gauges say waits.
+# Over the process: offered + adopted = taken + merged + dropped + kept + what the gauges show as waiting.
 _offered, _adopted, _taken, _merged, _dropped, _kept = (
     metrics.SUMMARY_OBSERVATIONS.labels(outcome)
     for outcome in ("offered", "adopted", "taken", "merged", "dropped", "kept")
 )
+_gauges = (
+    metrics.SUMMARY_BACKLOG_ITEMS.labels("ram"),
+    metrics.SUMMARY_BACKLOG_BYTES.labels("ram"),
+    metrics.SUMMARY_BACKLOG_ITEMS.labels("disk"),
+    metrics.SUMMARY_BACKLOG_BYTES.labels("disk"),
+)
+"""Sums over all backlogs of the process."""
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
-    """offered = taken + merged + dropped + in_ram + on_disk, at every moment."""
+class BacklogCounts:
+    """Invariant: offered = taken + merged + dropped + in_ram + on_disk."""
 
     offered: int
-    """Those found on disk from an earlier process are counted here, too."""
+    """Includes those adopted from an ended process."""
     taken: int
     merged: int
-    """That ceased to be one of their own: of two that were folded, one."""
+    """Observations that became part of a neighbour: one for each pair merged."""
     dropped: int
     in_ram: int
     on_disk: int
@@ -53,117 +59,119 @@ class Counts:
 
 
 class Backlog:
-    """One session's. Everything is called on the event loop's thread."""
+    """One session's observations. Every method belongs to the event loop's thread."""
 
-    def __init__(
-        self,
-        session_id: str,
-        settings: SummarySettings,
-        spill: Spill,
-        estate: tuple[Claimed, SpillFile] | None = None,
-    ) -> None:
-        """`estate`: what another process left, see `adopt`."""
+    def __init__(self, session_id: str, settings: SummarySettings, spill: Spill, claim: Claim | None = None) -> None:
+        """`claim`: rows of an ended process, see `adopt`."""
         self.session_id = session_id
         self._settings = settings
-        self._ram = Held()
-        self._head = Held()
-        """Read back for a `take`: older than all else."""
+        self._ram = MemoryBuffer()
+        self._head = MemoryBuffer()
+        """Read back for a `take`: older than everything else."""
         self._taking = asyncio.Lock()
-        self._pieces = spill.pieces
+        self._cooperative = spill.cooperative
         self._making_room = False
-        """A piece of it is still to come."""
+        """Whether a step of making room is scheduled."""
         self._closed = False
-        self._levels = Levels()
-        self._shelf = spill.shelf(session_id, self, estate)
-        self._seq = self._shelf.last_seq
-        self._offered = self._shelf.items
+        self._shown = (0, 0, 0, 0)
+        """This session's part of the gauges."""
+        self._disk = spill.buffer(session_id, self, claim)
+        self._seq = self._disk.last_seq
+        self._offered = self._disk.items
         self._taken = self._merged = self._dropped = 0
         _adopted.inc(self._offered)
         self._show()
 
     @classmethod
     async def adopt(cls, session_id: str, spill: Spill) -> Backlog | None:
-        """Takes over an orphan: `take` gives its observations in order. Close it without `keep` when it is empty.
+        """Takes over an orphan; `take` then returns its observations in order. Close it without `keep` once empty.
 
-        None when it has none any more, or another process was quicker.
+        Returns:
+            None if the session has none any more, or another process adopted it first.
         """
-        estate = await spill.claim(session_id)
-        return None if estate is None else cls(session_id, spill.settings, spill, estate)
+        claim = await spill.claim(session_id)
+        return None if claim is None else cls(session_id, spill.settings, spill, claim)
 
     # --- for the session ---
 
     def offer(self, observation: Observation) -> None:
-        """Takes it in, in microseconds. Never refuses, never waits; after `close` it is dropped, and counted."""
+        """Adds an observation, in microseconds; never refuses or waits. After `close` it is dropped, and counted."""
         self._offered += 1
         _offered.inc()
         if self._closed:
             self.changed(dropped=1)
             return
         self._seq += 1
-        self._ram.append(Row(self._seq, observation.frames, observation.encode()))
+        self._ram.append(Record(self._seq, observation.frames, observation.encode()))
         self._make_room()
         self._show()
 
     async def take(self, max_items: int = 64, max_bytes: int = 65_536) -> list[Observation]:
-        """The oldest, in order, at most so many items and bytes of records, but one if there is any.
+        """Removes and returns the oldest observations, in order. Cancelling loses nothing.
 
-        Cancelling loses nothing. Empty also while the disk cannot be read: what is there is older than all in memory.
+        Args:
+            max_items: most observations.
+            max_bytes: most bytes of their records; the first is returned even if it is larger.
+
+        Returns:
+            Empty if nothing waits. Also empty while the disk cannot be read, because what is there is older than
+            everything in memory.
         """
         async with self._taking:
             while True:
-                await self._gather(max_items, max_bytes)
+                await self._fill_head(max_items, max_bytes)
                 if not self._head:
                     return []
-                if found := await self._read(max_items, max_bytes):
+                if found := await self._decode(max_items, max_bytes):
                     return found
 
     @property
-    def counts(self) -> Counts:
-        return Counts(
+    def counts(self) -> BacklogCounts:
+        return BacklogCounts(
             offered=self._offered,
             taken=self._taken,
             merged=self._merged,
             dropped=self._dropped,
-            in_ram=len(self._head) + len(self._ram) + self._shelf.flying_items,
-            on_disk=self._shelf.items,
-            ram_bytes=self._head.size + self._ram.size + self._shelf.flying_size,
-            disk_bytes=self._shelf.size,
+            in_ram=len(self._head) + len(self._ram) + self._disk.in_flight_items,
+            on_disk=self._disk.items,
+            ram_bytes=self._head.size + self._ram.size + self._disk.in_flight_size,
+            disk_bytes=self._disk.size,
         )
 
     @property
     def pressure(self) -> float:
-        """How full it is: 0 empty, 0.5 memory full, 1 the disk full too (or memory, where there is no disk)."""
-        settings, shelf = self._settings, self._shelf
+        """How full it is: 0 empty, 0.5 memory full, 1 the disk full too (or memory full, where there is no disk)."""
+        settings, disk = self._settings, self._disk
         ram = max(len(self._ram) / settings.summary_ram_items, self._ram.size / settings.summary_ram_bytes)
-        if shelf.empty and not shelf.usable:
+        if disk.empty and not disk.usable:
             return min(1.0, ram)
-        disk = max(shelf.items / max(1, settings.summary_disk_items), shelf.size / max(1, settings.summary_disk_bytes))
-        return (min(1.0, ram) + min(1.0, disk)) / 2
+        used = max(disk.items / max(1, settings.summary_disk_items), disk.size / max(1, settings.summary_disk_bytes))
+        return (min(1.0, ram) + min(1.0, used)) / 2
 
     async def close(self, keep: bool) -> None:
-        """The session is over. `keep`: what waits goes to disk, for the next start; else it is dropped."""
+        """Ends the backlog. With `keep` what waits goes to disk for the next start; else it is dropped."""
         self._closed = True
         async with self._taking:
-            if self._shelf.over:
+            if self._disk.closed:
                 return
-            await self._shelf.settled()  # what was on its way, either way, has come
+            await self._disk.settled()  # so that nothing is in flight, in either direction
             if keep:
-                self._shelf.put(self._empty())
-                await self._shelf.settled()
-            self.changed(dropped=len(self._empty()))
-            await self._shelf.end(keep=keep)
-            _kept.inc(self._shelf.items)
-            self._levels.clear()
+                self._disk.put(self._drain())
+                await self._disk.settled()
+            self.changed(dropped=len(self._drain()))
+            await self._disk.end(keep=keep)
+            _kept.inc(self._disk.items)
+            self._show_levels(0, 0, 0, 0)
 
-    # --- for the shelf ---
+    # --- as the disk buffer's listener ---
 
-    def arrived(self, rows: Sequence[Row]) -> None:
-        self._head.extend(rows)
+    def arrived(self, records: Sequence[Record]) -> None:
+        self._head.extend(records)
         self._show()
 
-    def returned(self, rows: Sequence[Row]) -> None:
-        self._ram.put_back(rows)
-        self._make_room_in_pieces()
+    def returned(self, records: Sequence[Record]) -> None:
+        self._ram.put_back(records)
+        self._schedule_making_room()
         self._show()
 
     def changed(self, *, merged: int = 0, dropped: int = 0) -> None:
@@ -173,20 +181,20 @@ class Backlog:
         _dropped.inc(dropped)
         self._show()
 
-    # --- room ---
+    # --- keeping the bounds of memory ---
 
-    def _empty(self) -> list[Row]:
-        """Everything out of memory but what is on its way to the disk."""
+    def _drain(self) -> list[Record]:
+        """Removes everything from memory, except what is in flight to the disk."""
         return [*self._head.pop(len(self._head)), *self._ram.pop(len(self._ram))]
 
     def _make_room(self) -> None:
         if not self._making_room and self._make_some_room():
-            self._make_room_in_pieces()
+            self._schedule_making_room()
 
-    def _make_room_in_pieces(self) -> None:
+    def _schedule_making_room(self) -> None:
         if not self._making_room:
             self._making_room = True
-            self._pieces.add(self._make_more_room)
+            self._cooperative.add(self._make_more_room)
 
     def _make_more_room(self) -> bool:
         self._making_room = not self._closed and self._make_some_room()
@@ -194,48 +202,48 @@ class Backlog:
         return self._making_room
 
     def _make_some_room(self) -> bool:
-        """As much as one turn of the event loop has time for; whether memory is over its bounds still."""
-        most, ram, pairs = self._settings.summary_ram_items, self._ram, _FOLDED_AT_ONCE
+        """Spills or merges what one turn of the event loop has time for; returns whether memory is still too full."""
+        most, ram, pairs = self._settings.summary_ram_items, self._ram, _MERGES_AT_ONCE
         while len(ram) > most or ram.size > self._settings.summary_ram_bytes:
-            if self._shelf.accepting:
-                self._shelf.put(ram.pop(max(1, most // 4)))
+            if self._disk.accepting:
+                self._disk.put(ram.pop(max(1, most // 4)))
             elif len(ram) == 1:
                 self.changed(dropped=len(ram.pop(1)))
             elif pairs == 0:
                 return True
             else:
-                folded = ram.fold(min(pairs, max(len(ram) - most, len(ram) // 8, 1)))
-                pairs -= folded
-                self.changed(merged=folded)
+                merged = ram.merge(min(pairs, max(len(ram) - most, len(ram) // 8, 1)))
+                pairs -= merged
+                self.changed(merged=merged)
         return False
 
     # --- taking ---
 
-    async def _gather(self, items: int, size: int) -> None:
-        """Fills the head, first from disk, then from memory, as far as it is there."""
+    async def _fill_head(self, items: int, size: int) -> None:
+        """Moves the oldest records to the head: first from disk, then from memory."""
         while len(self._head) < items and self._head.size < size:
-            if not self._shelf.empty:
-                if not await self._shelf.fetch(items - len(self._head), size - self._head.size):
+            if not self._disk.empty:
+                if not await self._disk.fetch(items - len(self._head), size - self._head.size):
                     return
             elif self._ram:
                 self._head.extend(self._ram.pop(1))
             else:
                 return
 
-    async def _read(self, items: int, size: int) -> list[Observation]:
-        """Decodes from the head, and only then takes away, so that a cancelled `take` loses nothing."""
+    async def _decode(self, items: int, size: int) -> list[Observation]:
+        """Decodes records of the head, and removes them only then, so that a cancelled `take` loses nothing."""
         found: list[Observation] = []
         read = 0
-        for row in self._head.oldest(items):
-            if read and len(row.data) > size:
+        for record in self._head.oldest(items):
+            if read and len(record.data) > size:
                 break
-            size -= len(row.data)
+            size -= len(record.data)
             read += 1
             try:
-                found.append(Observation.decode(row.data))
+                found.append(Observation.decode(record.data))
             except DamagedRecord:
                 metrics.SUMMARY_DISK_ERRORS.labels("record").inc()
-            if read % _DECODED_AT_ONCE == 0:
+            if read % _DECODES_AT_ONCE == 0:
                 await asyncio.sleep(0)
         self._head.pop(read)
         self._taken += len(found)
@@ -243,87 +251,67 @@ class Backlog:
         self.changed(dropped=read - len(found))
         return found
 
+    # --- gauges ---
+
     def _show(self) -> None:
-        shelf = self._shelf
-        if shelf.over:
-            return
-        self._levels.show(
-            len(self._head) + len(self._ram) + shelf.flying_items,
-            self._head.size + self._ram.size + shelf.flying_size,
-            shelf.items,
-            shelf.size,
-        )
+        disk = self._disk
+        if not disk.closed:
+            self._show_levels(
+                len(self._head) + len(self._ram) + disk.in_flight_items,
+                self._head.size + self._ram.size + disk.in_flight_size,
+                disk.items,
+                disk.size,
+            )
 
-
-# --- rows in memory ---
-
-
-class Held:
-    def __init__(self) -> None:
-        self._rows: deque[Row] = deque()
-        self.size = 0
-        """Bytes of their records."""
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def append(self, row: Row) -> None:
-        self._rows.append(row)
-        self.size += len(row.data)
-
-    def extend(self, rows: Iterable[Row]) -> None:
-        for row in rows:
-            self.append(row)
-
-    def put_back(self, rows: Sequence[Row]) -> None:
-        """Before all others."""
-        self._rows.extendleft(reversed(rows))
-        self.size += sum([len(row.data) for row in rows])
-
-    def oldest(self, count: int) -> list[Row]:
-        """They stay where they are."""
-        return list(islice(self._rows, count))
-
-    def pop(self, count: int) -> list[Row]:
-        """The oldest, as many as there are."""
-        rows = [self._rows.popleft() for _ in range(min(count, len(self._rows)))]
-        self.size -= sum([len(row.data) for row in rows])
-        return rows
-
-    def fold(self, pairs: int) -> int:
-        """Folds at most so many pairs of neighbours; how many it were."""
-        rows = list(self._rows)
-        chosen = neighbours([row.frames for row in rows], pairs)
-        for at in reversed(chosen):
-            rows[at : at + 2] = [merge_records(rows[at], rows[at + 1])]
-        self._rows = deque(rows)
-        self.size = sum([len(row.data) for row in rows])
-        return len(chosen)
-
-
-# --- what all sessions of the process hold, on the gauges ---
-
-_gauges = (
-    metrics.SUMMARY_BACKLOG_ITEMS.labels("ram"),
-    metrics.SUMMARY_BACKLOG_BYTES.labels("ram"),
-    metrics.SUMMARY_BACKLOG_ITEMS.labels("disk"),
-    metrics.SUMMARY_BACKLOG_BYTES.labels("disk"),
-)
-
-
-class Levels:
-    """One session's part of them; only differences are written."""
-
-    def __init__(self) -> None:
-        self._shown = (0, 0, 0, 0)
-
-    def show(self, ram_items: int, ram_bytes: int, disk_items: int, disk_bytes: int) -> None:
-        now = (ram_items, ram_bytes, disk_items, disk_bytes)
-        for gauge, old, new in zip(_gauges, self._shown, now, strict=True):
+    def _show_levels(self, ram_items: int, ram_bytes: int, disk_items: int, disk_bytes: int) -> None:
+        """Adds this session's changes to the gauges, which are sums over all sessions."""
+        levels = (ram_items, ram_bytes, disk_items, disk_bytes)
+        for gauge, old, new in zip(_gauges, self._shown, levels, strict=True):
             if new != old:
                 gauge.inc(new - old)
-        self._shown = now
+        self._shown = levels
 
-    def clear(self) -> None:
-        """The session is over."""
-        self.show(0, 0, 0, 0)
+
+class MemoryBuffer:
+    """Records in memory, oldest first, with the sum of their bytes."""
+
+    def __init__(self) -> None:
+        self._records: deque[Record] = deque()
+        self.size = 0
+        """Bytes of the records."""
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def append(self, record: Record) -> None:
+        self._records.append(record)
+        self.size += len(record.data)
+
+    def extend(self, records: Iterable[Record]) -> None:
+        for record in records:
+            self.append(record)
+
+    def put_back(self, records: Sequence[Record]) -> None:
+        """Inserts records before all others."""
+        self._records.extendleft(reversed(records))
+        self.size += sum([len(record.data) for record in records])
+
+    def oldest(self, count: int) -> list[Record]:
+        """The oldest records, which stay in the buffer."""
+        return list(islice(self._records, count))
+
+    def pop(self, count: int) -> list[Record]:
+        """Removes and returns the oldest records, at most `count`."""
+        records = [self._records.popleft() for _ in range(min(count, len(self._records)))]
+        self.size -= sum([len(record.data) for record in records])
+        return records
+
+    def merge(self, pairs: int) -> int:
+        """Merges at most `pairs` pairs of neighbours; returns how many."""
+        records = list(self._records)
+        chosen = neighbours([record.frames for record in records], pairs)
+        for at in reversed(chosen):
+            records[at : at + 2] = [merge_records(records[at], records[at + 1])]
+        self._records = deque(records)
+        self.size = sum([len(record.data) for record in records])
+        return len(chosen)

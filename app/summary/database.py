@@ -1,4 +1,9 @@
-"""The tables of the backlog's file, and how it is opened. Blocking."""
+"""The SQLite file under the summaries: observations that overflow memory, and each session's last summaries.
+
+Everything here blocks; only the writer's thread of `spill` calls it. Several processes share the file. Each touches
+only rows of sessions that it owns: a process holds a lock (flock) on an owner file of its own, and the kernel releases
+that lock however the process ends, so that the others can tell whose sessions are orphans.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +21,27 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from app.settings import SummarySettings
-from app.summary.observations import DamagedRecord, Observation, Row, disjoint, merge_records
+from app.summary.observations import DamagedRecord, Observation, Record, disjoint, merge_records
 
-# --- the tables ---
+log = logging.getLogger(__name__)
 
+NAME = "backlog.sqlite"
 VERSION = 1
-"""Of the tables below. A file of another version is set aside like a damaged one."""
+"""Version of the tables below. A file of another version is set aside like a damaged one."""
 _BUSY_S = 5.0
-"""How long to wait for another process's transaction; they take milliseconds."""
+"""Seconds that a transaction waits for another process's transaction; each takes milliseconds."""
 _WAL_BYTES = 4 * 1024 * 1024
-"""Left of the write-ahead log after a checkpoint."""
+"""Bytes of the write-ahead log that remain after a checkpoint."""
+_DAMAGED_FILES = 3
+"""Damaged files that are kept for inspection. Older ones are deleted so that they cannot fill the disk."""
+_SPARE_PAIRS = 64
+"""Pairs merged beyond what is needed, so that not every batch has to merge."""
+_BYTE_PASSES = 2
+"""Merges that an `append` tries in order to get under the bound of bytes; after these it raises NoRoom."""
+_MOST_SUMMARIES = 20_000
+"""Summaries that the file keeps, of all sessions together."""
 
-# `items` and `bytes` are kept beside the rows, so that the bounds are known without counting.
+# `items` and `bytes` are stored beside the rows, so that the bounds are checked without counting rows.
 _TABLES = """
 CREATE TABLE IF NOT EXISTS sessions (
     key INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -54,15 +68,376 @@ CREATE TABLE IF NOT EXISTS summaries (
 CREATE INDEX IF NOT EXISTS summaries_by_session ON summaries (session, id);
 """
 
+# The order of `observations.neighbours`. SQLite sorts, and releases the GIL meanwhile.
+_PAIRS = """
+SELECT seq, next FROM (
+    SELECT seq,
+        LAG(seq) OVER newest AS next,
+        1.0 * (frames + LAG(frames) OVER newest) / SUM(frames) OVER newest AS share
+    FROM observations WHERE session = ? WINDOW newest AS (ORDER BY seq DESC)
+) WHERE next IS NOT NULL ORDER BY share, seq LIMIT ?
+"""
+
+
+# --- results ---
+
+
+@dataclass(frozen=True, slots=True)
+class AppendResult:
+    """What `SpillFile.append` changed besides adding rows, and what the session now holds on disk."""
+
+    merged: int
+    """Rows that were merged into a neighbour."""
+    torn: int
+    """Rows that could not be decoded when they were merged, and were deleted."""
+    items: int
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedRows:
+    """Rows of an ended process that this process took over."""
+
+    key: int
+    items: int
+    size: int
+    """Bytes."""
+    last_seq: int
+
+
+class NoRoom(Exception):
+    """The file is full because of other sessions: SUMMARY_DISK_BYTES covers all, so merging one does not help."""
+
+
+# --- the file ---
+
+
+class SpillFile:
+    """The open file. Each method is one transaction: all of it takes effect, or nothing. All may raise sqlite3.Error.
+
+    A session has a `key` in the file: an integer that is never reused. Its name is not enough, because a client may
+    open a second session of the same name.
+    """
+
+    def __init__(
+        self, folder: Path, settings: SummarySettings, owner: OwnerLock, on_trouble: Callable[[sqlite3.Error], None]
+    ) -> None:
+        """Opens the file, or creates it. A damaged file is set aside and a new one is created.
+
+        Args:
+            owner: the lock of this process; acquired here if it is not held yet.
+            on_trouble: called with an error that does not fail the call, such as the damage of the former file.
+
+        Raises:
+            sqlite3.Error, OSError: the file cannot be opened; see `trouble_reason`.
+        """
+        self.folder = folder
+        self.path = folder / NAME
+        self.owner = owner
+        self._settings = settings
+        self._on_trouble = on_trouble
+        self._handed_out: dict[int, int] = {}
+        """By key: the last seq that `take` returned, of sessions whose rows could not be deleted then."""
+        self._unended: dict[int, bool] = {}
+        """By key: sessions whose `end` failed, and whether their rows are to be kept."""
+        with exclusive(folder):
+            owner.acquire()
+            owner.sweep()
+            try:
+                self.db = connect(self.path)
+            except sqlite3.DatabaseError as error:
+                if trouble_reason(error) != "damaged":
+                    raise
+                on_trouble(error)
+                _rename_damaged(self.path)
+                self.db = connect(self.path)
+            self._inode = os.stat(self.path).st_ino
+
+    @property
+    def moved(self) -> bool:
+        """Whether another program renamed or deleted the file, so that nobody would find what is written to it.
+
+        Raises:
+            OSError: the folder cannot be read.
+        """
+        try:
+            return os.stat(self.path).st_ino != self._inode
+        except FileNotFoundError:
+            return True
+
+    def close(self) -> None:
+        self.db.close()
+
+    def set_aside(self) -> None:
+        """Closes the file and renames it as damaged.
+
+        If another process has renamed it already, the file that replaced it stays.
+        """
+        self.close()
+        with exclusive(self.folder):
+            if not self.moved:
+                _rename_damaged(self.path)
+
+    # --- observations of this process's sessions ---
+
+    def begin(self, session_id: str) -> int:
+        """Inserts a session without rows; returns its key."""
+        with transaction(self.db):
+            cursor = self.db.execute(
+                "INSERT INTO sessions (name, owner, touched) VALUES (?, ?, ?)",
+                (session_id, self.owner.name, time.time()),
+            )
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
+
+    def append(self, key: int, records: Sequence[Record]) -> AppendResult:
+        """Adds records whose seq the session does not have yet; merges its own rows where a bound is exceeded.
+
+        Raises:
+            NoRoom: merging does not help. Nothing was changed.
+        """
+        with transaction(self.db):
+            self._delete_handed_out(key)
+            self.db.executemany(
+                "INSERT INTO observations (session, seq, frames, data) VALUES (?, ?, ?, ?)",
+                [(key, record.seq, record.frames, record.data) for record in records],
+            )
+            self._count(key, len(records), sum(len(record.data) for record in records))
+            merged, torn = self._make_room(key)
+            items, size = self._holds(key)
+        self._handed_out.pop(key, None)  # deleted above; a record that came back to memory may have a lower seq
+        return AppendResult(merged, torn, items, size)
+
+    def take(self, key: int, items: int, size: int) -> list[Record]:
+        """Deletes and returns the oldest records: at most `items` of them and `size` bytes, but at least one.
+
+        Rows that cannot be deleted, as on a full disk, are not returned again while this process runs.
+        """
+        records = self._oldest(key, items, size)
+        if records:
+            self._handed_out[key] = records[-1].seq
+            try:
+                with transaction(self.db):
+                    self._delete_handed_out(key)
+            except sqlite3.OperationalError as error:
+                self._on_trouble(error)
+            else:
+                self._handed_out.pop(key)
+        return records
+
+    def end(self, key: int, *, keep: bool) -> None:
+        """Ends a session. With `keep` its rows become an orphan's, which any process may claim; else they are deleted.
+
+        `end_again` repeats an end that failed. Otherwise the rows would be summarized twice after a restart, or
+        would stay unclaimed until one.
+        """
+        self._unended[key] = keep
+        with transaction(self.db):
+            if keep:
+                self._delete_handed_out(key)
+                self.db.execute("UPDATE sessions SET owner = '', touched = ? WHERE key = ?", (time.time(), key))
+                self.db.execute("DELETE FROM sessions WHERE key = ? AND items <= 0", (key,))
+            else:
+                self.db.execute("DELETE FROM observations WHERE session = ?", (key,))
+                self.db.execute("DELETE FROM sessions WHERE key = ?", (key,))
+        self._handed_out.pop(key, None)
+        del self._unended[key]
+
+    def end_again(self) -> None:
+        """Repeats the ends that failed; stops at the first that fails again."""
+        for key, keep in [*self._unended.items()]:
+            self.end(key, keep=keep)
+
+    # --- recovery: sessions of processes that ended ---
+
+    def orphans(self) -> list[str]:
+        """Ids of sessions that hold observations and whose process ended, ordered by when they began."""
+        rows = self.db.execute("SELECT name, owner FROM sessions WHERE items > 0 ORDER BY key").fetchall()
+        alive = {owner: self.owner.alive(owner) for _, owner in rows}
+        return list(dict.fromkeys(name for name, owner in rows if not alive[owner]))
+
+    def claim(self, session_id: str) -> ClaimedRows | None:
+        """Makes this process the owner of an orphan; None if there is none of that id, or another process has it."""
+        with transaction(self.db):
+            rows = self.db.execute(
+                "SELECT key, owner, items, bytes FROM sessions WHERE name = ? AND items > 0 ORDER BY key", (session_id,)
+            ).fetchall()
+            for key, owner, items, size in rows:
+                if not self.owner.alive(owner):
+                    self.db.execute("UPDATE sessions SET owner = ? WHERE key = ?", (self.owner.name, key))
+                    (last,) = self.db.execute("SELECT MAX(seq) FROM observations WHERE session = ?", (key,)).fetchone()
+                    return ClaimedRows(key, items, size, last or 0)
+        return None
+
+    def sweep_orphans(self, before: float) -> int:
+        """Deletes orphans last written before this epoch second; returns the number of observations deleted."""
+        dropped = 0
+        with transaction(self.db):
+            rows = self.db.execute("SELECT key, owner, items, touched FROM sessions").fetchall()
+            for key, owner, items, touched in rows:
+                if (touched < before or items <= 0) and not self.owner.alive(owner):
+                    self.db.execute("DELETE FROM observations WHERE session = ?", (key,))
+                    self.db.execute("DELETE FROM sessions WHERE key = ?", (key,))
+                    dropped += items
+        self.db.execute("PRAGMA incremental_vacuum(1024)").fetchall()  # returns free pages to the file system
+        return dropped
+
+    # --- the summary store: any worker can read every session's last summaries, also after a restart ---
+
+    def save_summaries(self, session_id: str, summaries: Iterable[tuple[float, bytes]], keep: int) -> None:
+        """Adds summaries, each with its epoch milliseconds; keeps the session's last `keep`."""
+        with transaction(self.db):
+            self.db.executemany(
+                "INSERT INTO summaries (session, at_ms, saved, data) VALUES (?, ?, ?, ?)",
+                [(session_id, at_ms, time.time(), data) for at_ms, data in summaries],
+            )
+            self.db.execute(
+                "DELETE FROM summaries WHERE session = ? AND id <= "
+                "(SELECT id FROM summaries WHERE session = ? ORDER BY id DESC LIMIT 1 OFFSET ?)",
+                (session_id, session_id, keep),
+            )
+            self.db.execute("DELETE FROM summaries WHERE id <= (SELECT MAX(id) FROM summaries) - ?", (_MOST_SUMMARIES,))
+
+    def summaries(self, session_id: str, count: int) -> list[bytes]:
+        """The session's last `count` summaries, oldest first."""
+        rows = self.db.execute(
+            "SELECT data FROM summaries WHERE session = ? ORDER BY id DESC LIMIT ?", (session_id, count)
+        )
+        return [data for (data,) in rows.fetchall()[::-1]]
+
+    def touch_summaries(self, sessions: Iterable[str], before: float, now: float) -> None:
+        """Marks the summaries of open sessions as saved at `now` if they were saved before the epoch second `before`.
+
+        Other workers sweep the same file and do not know which sessions are open here.
+        """
+        old = [
+            (now, session_id)
+            for session_id in sessions
+            for (saved,) in self.db.execute("SELECT MAX(saved) FROM summaries WHERE session = ?", (session_id,))
+            if saved is not None and saved < before
+        ]
+        if old:
+            with transaction(self.db):
+                self.db.executemany("UPDATE summaries SET saved = ? WHERE session = ?", old)
+
+    def sweep_summaries(self, before: float) -> None:
+        """Deletes the summaries of sessions whose newest summary was saved before this epoch second."""
+        with transaction(self.db):
+            self.db.execute(
+                "DELETE FROM summaries WHERE session IN "
+                "(SELECT session FROM summaries GROUP BY session HAVING MAX(saved) < ?)",
+                (before,),
+            )
+
+    # --- inside a transaction ---
+
+    def _oldest(self, key: int, items: int, size: int) -> list[Record]:
+        records: list[Record] = []
+        cursor = self.db.execute(
+            "SELECT seq, frames, data FROM observations WHERE session = ? AND seq > ? ORDER BY seq LIMIT ?",
+            (key, self._handed_out.get(key, -1), items),
+        )
+        for record in map(Record._make, cursor):
+            size -= len(record.data)
+            if records and size < 0:
+                break
+            records.append(record)
+        cursor.close()  # an open cursor would keep the write-ahead log from being checkpointed
+        return records
+
+    def _delete_handed_out(self, key: int) -> None:
+        upto = self._handed_out.get(key)
+        if upto is None:
+            return
+        where = (key, upto)
+        items, size = self.db.execute(
+            "SELECT COUNT(*), TOTAL(LENGTH(data)) FROM observations WHERE session = ? AND seq <= ?", where
+        ).fetchone()
+        self.db.execute("DELETE FROM observations WHERE session = ? AND seq <= ?", where)
+        self._count(key, -items, -int(size))
+
+    def _count(self, key: int, items: int, size: int) -> None:
+        self.db.execute(
+            "UPDATE sessions SET items = items + ?, bytes = bytes + ?, touched = ? WHERE key = ?",
+            (items, size, time.time(), key),
+        )
+
+    def _holds(self, key: int) -> tuple[int, int]:
+        items, size = self.db.execute("SELECT items, bytes FROM sessions WHERE key = ?", (key,)).fetchone()
+        return items, size
+
+    def _excess(self, key: int) -> tuple[int, bool]:
+        """Items over the session's bound, and whether the bytes of all sessions are over theirs."""
+        items, _ = self._holds(key)
+        (size,) = self.db.execute("SELECT SUM(bytes) FROM sessions").fetchone()
+        return items - self._settings.summary_disk_items, size > self._settings.summary_disk_bytes
+
+    def _make_room(self, key: int) -> tuple[int, int]:
+        """Merges until the bounds are kept; returns the numbers of rows merged and torn."""
+        merged = torn = passes = 0
+        while True:
+            excess, too_large = self._excess(key)
+            if excess <= 0 and not too_large:
+                return merged, torn
+            if excess <= 0:
+                passes += 1  # merging all of this session cannot free the bytes that other sessions hold
+            items, _ = self._holds(key)
+            merged_now, torn_now = self._merge(key, max(excess, 0) + min(_SPARE_PAIRS, items // 8) or 1)
+            merged, torn = merged + merged_now, torn + torn_now
+            if passes > _BYTE_PASSES or not (merged_now or torn_now):
+                raise NoRoom
+
+    def _merge(self, key: int, wanted: int) -> tuple[int, int]:
+        """Merges at most `wanted` pairs of neighbours; returns the numbers of rows merged and torn."""
+        pairs = self.db.execute(_PAIRS, (key, 3 * wanted)).fetchall()
+        merged = torn = 0
+        for seq, following in disjoint(pairs, wanted):
+            a, b = self._record(key, seq), self._record(key, following)
+            try:
+                both = merge_records(a, b)
+            except DamagedRecord:
+                torn += sum(self._delete_torn(key, record) for record in (a, b))
+            else:
+                self._replace(key, a, b, both)
+                merged += 1
+        return merged, torn
+
+    def _record(self, key: int, seq: int) -> Record:
+        where = (key, seq)
+        row = self.db.execute("SELECT seq, frames, data FROM observations WHERE session = ? AND seq = ?", where)
+        return Record._make(row.fetchone())
+
+    def _replace(self, key: int, a: Record, b: Record, both: Record) -> None:
+        self.db.execute("DELETE FROM observations WHERE session = ? AND seq = ?", (key, b.seq))
+        self.db.execute(
+            "UPDATE observations SET frames = ?, data = ? WHERE session = ? AND seq = ?",
+            (both.frames, both.data, key, a.seq),
+        )
+        self._count(key, -1, len(both.data) - len(a.data) - len(b.data))
+
+    def _delete_torn(self, key: int, record: Record) -> bool:
+        """Deletes the record if it cannot be decoded; returns whether it did."""
+        try:
+            Observation.decode(record.data)
+        except DamagedRecord:
+            self.db.execute("DELETE FROM observations WHERE session = ? AND seq = ?", (key, record.seq))
+            self._count(key, -1, -len(record.data))
+            return True
+        return False
+
+
+# --- opening it ---
+
 
 def connect(path: Path) -> sqlite3.Connection:
-    """The file, checked and with its tables; made if it is missing. Transactions are ours to begin.
+    """Opens the file, checks it and creates missing tables. The caller begins transactions, see `transaction`.
 
-    With synchronous=NORMAL a kill of the process loses nothing that was committed; a power cut may lose the
-    last commits, never the file (https://www.sqlite.org/pragma.html#pragma_synchronous).
+    With synchronous=NORMAL a killed process loses nothing that was committed; a power cut may lose the last commits,
+    but never damages the file (https://www.sqlite.org/pragma.html#pragma_synchronous).
 
     Raises:
-        sqlite3.DatabaseError: damaged, of another version, or it cannot be had; see `trouble.reason`.
+        sqlite3.DatabaseError: damaged, of another version, or not to be opened; see `trouble_reason`.
     """
     db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
     try:
@@ -86,7 +461,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing, one writer at a time over all processes."""
+    """Commits the block, or rolls it back if it raises. One writer at a time over all processes."""
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -103,53 +478,36 @@ def _damaged(message: str) -> sqlite3.DatabaseError:
     return error
 
 
-# --- what can be wrong with the disk ---
-
-_BY_CODE = {
-    sqlite3.SQLITE_FULL: "full",
-    sqlite3.SQLITE_IOERR: "io",
-    sqlite3.SQLITE_CORRUPT: "damaged",
-    sqlite3.SQLITE_NOTADB: "damaged",
-    sqlite3.SQLITE_BUSY: "busy",
-    sqlite3.SQLITE_LOCKED: "busy",
-    sqlite3.SQLITE_READONLY: "unavailable",
-    sqlite3.SQLITE_CANTOPEN: "unavailable",
-    sqlite3.SQLITE_PERM: "unavailable",
-    sqlite3.SQLITE_AUTH: "unavailable",
-}
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-ADVICE = {
-    "full": "make room on the disk of STATE_DIR, or lower SUMMARY_DISK_BYTES",
-    "io": "the disk of STATE_DIR is full over a quota, or failing: look at the kernel's log",
-    "busy": "another process holds the file: look for one that hangs",
-    "unavailable": "STATE_DIR must be a folder on a local disk that the service may write",
-}
+def _rename_damaged(path: Path) -> None:
+    aside = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}")
+    for suffix in ("-wal", "-shm", ""):
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            part.rename(aside.with_name(aside.name + suffix))
+    log.error(
+        "summaries: %s is damaged; it was renamed to %s, and the observations in it will not be summarized",
+        path,
+        aside.name,
+    )
+    damaged = sorted(
+        found for found in path.parent.glob(f"{path.name}.damaged-*") if not found.name.endswith(("-wal", "-shm"))
+    )
+    for old in damaged[:-_DAMAGED_FILES]:
+        for suffix in ("-wal", "-shm", ""):
+            old.with_name(old.name + suffix).unlink(missing_ok=True)
 
 
-class NoRoom(Exception):
-    """Folding the session's own rows does not help: SUMMARY_DISK_BYTES is for all sessions, and others hold them."""
+# --- the lock that shows which processes live ---
 
-
-def reason(error: sqlite3.Error | OSError) -> str:
-    """`full`, `io`, `damaged`, `busy`, `unavailable` or `other`."""
-    if isinstance(error, OSError):
-        return "full" if error.errno in _FULL else "unavailable"
-    code = getattr(error, "sqlite_errorcode", None)
-    return "other" if code is None else _BY_CODE.get(code & 0xFF, "other")  # the low byte; extended codes add to it
-
-
-# --- whose sessions are whose ---
-
-_PREFIX = "owner-"
+_OWNER_PREFIX = "owner-"
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Only one process at a time is inside: for opening, setting aside and sweeping. The folder is made if need be.
+def exclusive(folder: Path) -> Iterator[None]:
+    """Runs the block in one process at a time: opening, setting aside and sweeping. Creates the folder if need be.
 
     Raises:
-        OSError: the folder cannot be made or written.
+        OSError: the folder cannot be created or written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as file:
@@ -157,16 +515,16 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
-class Owner:
-    """This process, as the other ones see it. All methods may raise OSError."""
+class OwnerLock:
+    """A lock that this process holds while it lives; its `name` is the owner of rows. All methods may raise OSError."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.name = f"{_PREFIX}{uuid.uuid4().hex}"
+        self.name = f"{_OWNER_PREFIX}{uuid.uuid4().hex}"
         self._file: int | None = None
 
-    def hold(self) -> None:
-        """Says that this process lives. Call inside `alone`, so that nobody sweeps the file before it is locked."""
+    def acquire(self) -> None:
+        """Locks a file of this name. Call it inside `exclusive`, so that no process sweeps the file before the lock."""
         if self._file is not None and (self._folder / self.name).exists():
             return
         self.close()
@@ -175,15 +533,16 @@ class Owner:
         os.write(self._file, f"{os.getpid()}\n".encode())
 
     def close(self) -> None:
+        """Deletes the file and releases the lock."""
         if self._file is not None:
             try:
                 (self._folder / self.name).unlink(missing_ok=True)
-            finally:  # the lock above all: with it, the process would live for ever in the eyes of the others
+            finally:  # release the lock in any case: while it is held, other processes take this one for alive
                 os.close(self._file)
                 self._file = None
 
     def alive(self, name: str) -> bool:
-        """Whether the process of that name still runs. A session that was let go has the name ''."""
+        """Whether the process with the lock of that name still runs. False for '', the owner of released sessions."""
         if name == self.name:
             return True
         if not name:
@@ -198,394 +557,41 @@ class Owner:
         return False
 
     def sweep(self) -> None:
-        """Removes the files of processes that ended. Call inside `alone`."""
-        for path in self._folder.glob(f"{_PREFIX}*"):
+        """Deletes the files of processes that ended. Call it inside `exclusive`."""
+        for path in self._folder.glob(f"{_OWNER_PREFIX}*"):
             if not self.alive(path.name):
                 path.unlink(missing_ok=True)
 
 
-# --- the file ---
-
-log = logging.getLogger(__name__)
-
-NAME = "backlog.sqlite"
-_ASIDE_KEPT = 3
-"""Damaged files kept for whoever wants to look; they must not fill the disk."""
-
-
-class SpillFile:
-    """Open from its making to `close`."""
-
-    def __init__(
-        self, folder: Path, settings: SummarySettings, owner: Owner, on_trouble: Callable[[sqlite3.Error], None]
-    ) -> None:
-        """A damaged file is set aside, and a new one begun; `on_trouble` hears of it.
-
-        Raises:
-            sqlite3.Error, OSError: it cannot be had; see `trouble.reason`.
-        """
-        self.folder = folder
-        self.path = folder / NAME
-        self.owner = owner
-        with alone(folder):
-            owner.hold()
-            owner.sweep()
-            try:
-                self.db = connect(self.path)
-            except sqlite3.DatabaseError as error:
-                if reason(error) != "damaged":
-                    raise
-                on_trouble(error)
-                _rename(self.path)
-                self.db = connect(self.path)
-            self._inode = os.stat(self.path).st_ino
-        self.rows = Rows(self.db, settings, on_trouble)
-
-    @property
-    def moved(self) -> bool:
-        """Whether somebody else renamed or removed the file: nobody would find what is written to it.
-
-        Raises:
-            OSError: that cannot be told.
-        """
-        try:
-            return os.stat(self.path).st_ino != self._inode
-        except FileNotFoundError:
-            return True
-
-    def close(self) -> None:
-        self.db.close()
-
-    def set_aside(self) -> None:
-        """Closes it as damaged. Another process may have set it aside before: its successor stays."""
-        self.close()
-        with alone(self.folder):
-            if not self.moved:
-                _rename(self.path)
-
-
-def _rename(path: Path) -> None:
-    aside = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}")
-    for suffix in ("-wal", "-shm", ""):
-        part = path.with_name(path.name + suffix)
-        if part.exists():
-            part.rename(aside.with_name(aside.name + suffix))
-    log.error(
-        "summaries: %s is damaged; it was set aside as %s, and the observations in it are lost to the summaries",
-        path,
-        aside.name,
-    )
-    whole = sorted(one for one in path.parent.glob(f"{path.name}.damaged-*") if not one.name.endswith(("-wal", "-shm")))
-    for old in whole[:-_ASIDE_KEPT]:
-        for suffix in ("-wal", "-shm", ""):
-            old.with_name(old.name + suffix).unlink(missing_ok=True)
-
-
-# --- observations of sessions that this process owns ---
-
-_SPARE = 64
-"""Pairs folded beyond what is needed, so that not every batch folds."""
-_PASSES = 2
-"""Of folding, for bytes; then there is no room."""
-
-# The order of `folding.neighbours`. SQLite sorts, and frees the GIL meanwhile.
-_PAIRS = """
-SELECT seq, next FROM (
-    SELECT seq,
-        LAG(seq) OVER newest AS next,
-        1.0 * (frames + LAG(frames) OVER newest) / SUM(frames) OVER newest AS share
-    FROM observations WHERE session = ? WINDOW newest AS (ORDER BY seq DESC)
-) WHERE next IS NOT NULL ORDER BY share, seq LIMIT ?
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Appended:
-    """What an `append` did beside it, and what the session holds on disk now."""
-
-    merged: int
-    torn: int
-    """Rows met while folding that could not be read, and were removed."""
-    items: int
-    size: int
-    """Bytes."""
-
-
-class Rows:
-    """Every method is a transaction of its own: all or nothing. Raises sqlite3.Error."""
-
-    def __init__(
-        self, db: sqlite3.Connection, settings: SummarySettings, on_trouble: Callable[[sqlite3.Error], None]
-    ) -> None:
-        """`on_trouble` hears of a failure that need not fail the call."""
-        self._db = db
-        self._settings = settings
-        self._on_trouble = on_trouble
-        self._given: dict[int, int] = {}
-        """Last seq handed out, of sessions whose rows could not be deleted then."""
-        self._unended: dict[int, bool] = {}
-        """Sessions whose end failed, and whether their rows are to be kept."""
-
-    def begin(self, session_id: str, owner: str) -> int:
-        """The key of a session that holds nothing yet."""
-        with transaction(self._db):
-            cursor = self._db.execute(
-                "INSERT INTO sessions (name, owner, touched) VALUES (?, ?, ?)", (session_id, owner, time.time())
-            )
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
-
-    def append(self, key: int, rows: Sequence[Row]) -> Appended:
-        """Adds rows of any seq that is not there; folds the session's own where the bounds are passed.
-
-        Raises:
-            NoRoom: that does not help. Nothing was changed.
-        """
-        with transaction(self._db):
-            self._delete_given(key)
-            self._db.executemany(
-                "INSERT INTO observations (session, seq, frames, data) VALUES (?, ?, ?, ?)",
-                [(key, row.seq, row.frames, row.data) for row in rows],
-            )
-            self._count(key, len(rows), sum(len(row.data) for row in rows))
-            merged, torn = self._make_room(key)
-            items, size = self._holds(key)
-        self._given.pop(key, None)  # they are deleted now; a row that was given back may have a lower seq
-        return Appended(merged, torn, items, size)
-
-    def take(self, key: int, items: int, size: int) -> list[Row]:
-        """The oldest, at most so many items and bytes but at least one; they are gone from the file.
-
-        Where they cannot be deleted, as on a full disk, they are not handed out again in this process's life.
-        """
-        rows = self._oldest(key, items, size)
-        if rows:
-            self._given[key] = rows[-1].seq
-            try:
-                with transaction(self._db):
-                    self._delete_given(key)
-            except sqlite3.OperationalError as error:
-                self._on_trouble(error)
-            else:
-                self._given.pop(key)
-        return rows
-
-    def end(self, key: int, *, keep: bool) -> None:
-        """The session is over. `keep`: its rows are an orphan's now, for whoever looks for one.
-
-        What fails is repeated by `end_again`: else the rows would be told twice after a restart, or not before one.
-        """
-        self._unended[key] = keep
-        with transaction(self._db):
-            if keep:
-                self._delete_given(key)
-                self._db.execute("UPDATE sessions SET owner = '', touched = ? WHERE key = ?", (time.time(), key))
-                self._db.execute("DELETE FROM sessions WHERE key = ? AND items <= 0", (key,))
-            else:
-                self._db.execute("DELETE FROM observations WHERE session = ?", (key,))
-                self._db.execute("DELETE FROM sessions WHERE key = ?", (key,))
-        self._given.pop(key, None)
-        del self._unended[key]
-
-    def end_again(self) -> None:
-        """Repeats the ends that failed, as far as the disk takes them now."""
-        for key, keep in [*self._unended.items()]:
-            self.end(key, keep=keep)
-
-    def _oldest(self, key: int, items: int, size: int) -> list[Row]:
-        rows: list[Row] = []
-        cursor = self._db.execute(
-            "SELECT seq, frames, data FROM observations WHERE session = ? AND seq > ? ORDER BY seq LIMIT ?",
-            (key, self._given.get(key, -1), items),
-        )
-        for row in map(Row._make, cursor):
-            size -= len(row.data)
-            if rows and size < 0:
-                break
-            rows.append(row)
-        cursor.close()  # an open one would hold the write-ahead log back
-        return rows
-
-    def _delete_given(self, key: int) -> None:
-        upto = self._given.get(key)
-        if upto is None:
-            return
-        where = (key, upto)
-        items, size = self._db.execute(
-            "SELECT COUNT(*), TOTAL(LENGTH(data)) FROM observations WHERE session = ? AND seq <= ?", where
-        ).fetchone()
-        self._db.execute("DELETE FROM observations WHERE session = ? AND seq <= ?", where)
-        self._count(key, -items, -int(size))
-
-    def _count(self, key: int, items: int, size: int) -> None:
-        self._db.execute(
-            "UPDATE sessions SET items = items + ?, bytes = bytes + ?, touched = ? WHERE key = ?",
-            (items, size, time.time(), key),
-        )
-
-    def _holds(self, key: int) -> tuple[int, int]:
-        items, size = self._db.execute("SELECT items, bytes FROM sessions WHERE key = ?", (key,)).fetchone()
-        return items, size
-
-    def _over(self, key: int) -> tuple[int, bool]:
-        """Items over the session's bound, and whether the bytes of all sessions are over theirs."""
-        items, _ = self._holds(key)
-        (size,) = self._db.execute("SELECT SUM(bytes) FROM sessions").fetchone()
-        return items - self._settings.summary_disk_items, size > self._settings.summary_disk_bytes
-
-    def _make_room(self, key: int) -> tuple[int, int]:
-        merged = torn = passes = 0
-        while True:
-            over, too_large = self._over(key)
-            if over <= 0 and not too_large:
-                return merged, torn
-            if over <= 0:
-                passes += 1  # bytes that other sessions hold cannot be had by folding this one to nothing
-            items, _ = self._holds(key)
-            folded, broken = self._fold(key, max(over, 0) + min(_SPARE, items // 8) or 1)
-            merged, torn = merged + folded, torn + broken
-            if passes > _PASSES or not (folded or broken):
-                raise NoRoom
-
-    def _fold(self, key: int, wanted: int) -> tuple[int, int]:
-        """Folds so many pairs of neighbours; how many were, and how many rows could not be read."""
-        pairs = self._db.execute(_PAIRS, (key, 3 * wanted)).fetchall()
-        folded = torn = 0
-        for seq, following in disjoint(pairs, wanted):
-            a, b = self._row(key, seq), self._row(key, following)
-            try:
-                both = merge_records(a, b)
-            except DamagedRecord:
-                torn += sum(self._remove_torn(key, one) for one in (a, b))
-            else:
-                self._replace(key, a, b, both)
-                folded += 1
-        return folded, torn
-
-    def _row(self, key: int, seq: int) -> Row:
-        where = (key, seq)
-        row = self._db.execute("SELECT seq, frames, data FROM observations WHERE session = ? AND seq = ?", where)
-        return Row._make(row.fetchone())
-
-    def _replace(self, key: int, a: Row, b: Row, both: Row) -> None:
-        self._db.execute("DELETE FROM observations WHERE session = ? AND seq = ?", (key, b.seq))
-        self._db.execute(
-            "UPDATE observations SET frames = ?, data = ? WHERE session = ? AND seq = ?",
-            (both.frames, both.data, key, a.seq),
-        )
-        self._count(key, -1, len(both.data) - len(a.data) - len(b.data))
-
-    def _remove_torn(self, key: int, row: Row) -> bool:
-        try:
-            Observation.decode(row.data)
-        except DamagedRecord:
-            self._db.execute("DELETE FROM observations WHERE session = ? AND seq = ?", (key, row.seq))
-            self._count(key, -1, -len(row.data))
-            return True
-        return False
-
-
-# --- what ended processes left ---
-
-Alive = Callable[[str], bool]
-"""Whether the owner of that name still runs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """A session's rows that are ours now."""
-
-    key: int
-    items: int
-    size: int
-    """Bytes."""
-    last_seq: int
-
-
-def orphans(db: sqlite3.Connection, alive: Alive) -> list[str]:
-    """Ids of sessions that hold observations and whose process ended, in the order of their beginning."""
-    rows = db.execute("SELECT name, owner FROM sessions WHERE items > 0 ORDER BY key").fetchall()
-    lives = {owner: alive(owner) for _, owner in rows}
-    return list(dict.fromkeys(name for name, owner in rows if not lives[owner]))
-
-
-def claim(db: sqlite3.Connection, session_id: str, owner: str, alive: Alive) -> Claimed | None:
-    """Takes one over; None when there is none of that id, or another process was quicker."""
-    with transaction(db):
-        rows = db.execute(
-            "SELECT key, owner, items, bytes FROM sessions WHERE name = ? AND items > 0 ORDER BY key", (session_id,)
-        ).fetchall()
-        for key, held_by, items, size in rows:
-            if not alive(held_by):
-                db.execute("UPDATE sessions SET owner = ? WHERE key = ?", (owner, key))
-                (last,) = db.execute("SELECT MAX(seq) FROM observations WHERE session = ?", (key,)).fetchone()
-                return Claimed(key, items, size, last or 0)
-    return None
-
-
-def sweep_observations(db: sqlite3.Connection, before: float, alive: Alive) -> int:
-    """Removes orphans last written before this epoch second; how many observations that were."""
-    dropped = 0
-    with transaction(db):
-        for key, owner, items, touched in db.execute("SELECT key, owner, items, touched FROM sessions").fetchall():
-            if (touched < before or items <= 0) and not alive(owner):
-                db.execute("DELETE FROM observations WHERE session = ?", (key,))
-                db.execute("DELETE FROM sessions WHERE key = ?", (key,))
-                dropped += items
-    db.execute("PRAGMA incremental_vacuum(1024)").fetchall()  # gives pages back to the disk
-    return dropped
-
-
-# --- the last summaries ---
-
-_MOST_SUMMARIES = 20_000
-"""Of all sessions together."""
-
-
-def save_summaries(
-    db: sqlite3.Connection, session_id: str, summaries: Iterable[tuple[float, bytes]], keep: int
-) -> None:
-    """Adds some, each with its epoch milliseconds; keeps the session's last `keep`."""
-    with transaction(db):
-        db.executemany(
-            "INSERT INTO summaries (session, at_ms, saved, data) VALUES (?, ?, ?, ?)",
-            [(session_id, at_ms, time.time(), data) for at_ms, data in summaries],
-        )
-        db.execute(
-            "DELETE FROM summaries WHERE session = ? AND id <= "
-            "(SELECT id FROM summaries WHERE session = ? ORDER BY id DESC LIMIT 1 OFFSET ?)",
-            (session_id, session_id, keep),
-        )
-        db.execute("DELETE FROM summaries WHERE id <= (SELECT MAX(id) FROM summaries) - ?", (_MOST_SUMMARIES,))
-
-
-def last_summaries(db: sqlite3.Connection, session_id: str, count: int) -> list[bytes]:
-    """The newest, the oldest of them first."""
-    rows = db.execute("SELECT data FROM summaries WHERE session = ? ORDER BY id DESC LIMIT ?", (session_id, count))
-    return [data for (data,) in rows.fetchall()[::-1]]
-
-
-def touch_summaries(db: sqlite3.Connection, sessions: Iterable[str], before: float, now: float) -> None:
-    """Makes those of these sessions, saved before one epoch second, as new as `now`: the sessions are open still.
-
-    Other workers sweep the same file, and do not know of them otherwise.
-    """
-    old = [
-        (now, session_id)
-        for session_id in sessions
-        for (saved,) in db.execute("SELECT MAX(saved) FROM summaries WHERE session = ?", (session_id,))
-        if saved is not None and saved < before
-    ]
-    if old:
-        with transaction(db):
-            db.executemany("UPDATE summaries SET saved = ? WHERE session = ?", old)
-
-
-def sweep_summaries(db: sqlite3.Connection, before: float) -> None:
-    """Removes those of sessions whose newest is older than this epoch second."""
-    with transaction(db):
-        db.execute(
-            "DELETE FROM summaries WHERE session IN "
-            "(SELECT session FROM summaries GROUP BY session HAVING MAX(saved) < ?)",
-            (before,),
-        )
+# --- errors of the disk, as the counter and the log name them ---
+
+_REASON_BY_CODE = {
+    sqlite3.SQLITE_FULL: "full",
+    sqlite3.SQLITE_IOERR: "io",
+    sqlite3.SQLITE_CORRUPT: "damaged",
+    sqlite3.SQLITE_NOTADB: "damaged",
+    sqlite3.SQLITE_BUSY: "busy",
+    sqlite3.SQLITE_LOCKED: "busy",
+    sqlite3.SQLITE_READONLY: "unavailable",
+    sqlite3.SQLITE_CANTOPEN: "unavailable",
+    sqlite3.SQLITE_PERM: "unavailable",
+    sqlite3.SQLITE_AUTH: "unavailable",
+}
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+ADVICE = {
+    "full": "free space on the disk of STATE_DIR, or lower SUMMARY_DISK_BYTES",
+    "io": "the disk of STATE_DIR is over a quota or failing: look at the kernel's log",
+    "busy": "another process holds the file: look for one that hangs",
+    "unavailable": "STATE_DIR must be a folder on a local disk that the service may write",
+}
+"""By reason: what the operator can do."""
+
+
+def trouble_reason(error: sqlite3.Error | OSError) -> str:
+    """`full`, `io`, `damaged`, `busy`, `unavailable` or `other`."""
+    if isinstance(error, OSError):
+        return "full" if error.errno in _FULL else "unavailable"
+    code = getattr(error, "sqlite_errorcode", None)
+    # Extended codes add to the low byte.
+    return "other" if code is None else _REASON_BY_CODE.get(code & 0xFF, "other")

@@ -1,6 +1,6 @@
-"""A summary by rule: plain sentences from the observations alone, the same ones every time. Pure.
+"""The digest: a summary by rule, in plain sentences that depend on the observations alone. Does no I/O.
 
-What the service says on a machine without a language model, or while the model does not answer.
+Sessions get digests where no language model is configured, and while the model does not answer.
 """
 
 from __future__ import annotations
@@ -10,30 +10,30 @@ from dataclasses import replace
 from functools import reduce
 
 from app.protocol.result import FACE
-from app.summary.answer import ITEM_CHARS, ITEMS, SCENE_CHARS, TITLE_CHARS, Words, clean
+from app.summary.answer import ITEM_CHARS, ITEMS, SCENE_CHARS, TITLE_CHARS, SummaryContent, clean
 from app.summary.entities import PERSON, Entity
 from app.summary.observations import ObjectCount, Observation, merge
 
 _TITLE_CLASSES = 3
 _SCENE_CLASSES = 6
 _MOST_OF_THE_TIME, _NOW_AND_THEN = 0.8, 0.2
-"""Shares of frames."""
+"""Shares of frames: less than the first is part of the time, less than the second is now and then."""
 _UNSURE = 0.5
-"""Confidence where nothing was detected that could lend its own."""
+"""Confidence where nothing was detected."""
 
 
-def digest(observations: Sequence[Observation]) -> Words:
-    """What these observations, oldest first, say together.
+def digest(observations: Sequence[Observation]) -> SummaryContent:
+    """Summarizes observations, oldest first.
 
-    `confidence` is the mean of the detections' own, 0.5 without any, and half of it when a stage failed.
+    `confidence` is the mean confidence of the detections, 0.5 without any; half of that if a stage failed.
     """
     if not observations:
-        return Words("Nothing was seen", "Nothing was seen.", (), (), (), 0.0)
+        return SummaryContent("Nothing was seen", "Nothing was seen.", (), (), (), 0.0)
     seen = _without_faces(reduce(merge, observations))
     sentences = (_first(seen), _presence(seen), _motion(seen), _reading(seen))
-    return Words(
+    return SummaryContent(
         title=clean(_title(seen), TITLE_CHARS),
-        scene=clean(" ".join(sentence(one) for one in sentences if one), SCENE_CHARS),
+        scene=clean(" ".join(sentence(text) for text in sentences if text), SCENE_CHARS),
         activities=_items(_activities(seen)),
         visible_text=_items(seen.new_texts),
         concerns=_items(_concerns(seen)),
@@ -42,15 +42,15 @@ def digest(observations: Sequence[Observation]) -> Words:
 
 
 def _without_faces(seen: Observation) -> Observation:
-    """A face is somebody's: where people were seen, it is nothing more that was there."""
-    most = {one.class_name: one.most for one in seen.objects}
+    """Leaves out faces where at least as many people were seen, because each face belongs to a person."""
+    most = {count.class_name: count.most for count in seen.objects}
     if not 0 < most.get(FACE, 0) <= most.get(PERSON, 0):
         return seen
-    arrived = tuple(one for one in seen.arrived if one.class_name != FACE)
-    left = tuple(one for one in seen.left if one.class_name != FACE)
+    arrived = tuple(entity for entity in seen.arrived if entity.class_name != FACE)
+    left = tuple(entity for entity in seen.left if entity.class_name != FACE)
     return replace(
         seen,
-        objects=tuple(one for one in seen.objects if one.class_name != FACE),
+        objects=tuple(count for count in seen.objects if count.class_name != FACE),
         arrived=arrived,
         arrivals=seen.arrivals - len(seen.arrived) + len(arrived),
         left=left,
@@ -59,13 +59,13 @@ def _without_faces(seen: Observation) -> Observation:
 
 
 def _items(parts: Sequence[str]) -> tuple[str, ...]:
-    return tuple(clean(one, ITEM_CHARS) for one in parts[:ITEMS])
+    return tuple(clean(part, ITEM_CHARS) for part in parts[:ITEMS])
 
 
 def _title(seen: Observation) -> str:
     objects = _ordered(seen)
     if objects:
-        named = [counted(one.most, one.class_name) for one in objects[:_TITLE_CLASSES]]
+        named = _names(objects[:_TITLE_CLASSES])
         more = len(objects) - len(named)
         title = listed([*named, f"{number(more)} more kinds"] if more > 1 else named + _names(objects[_TITLE_CLASSES:]))
     elif seen.poses:
@@ -82,12 +82,12 @@ def _title(seen: Observation) -> str:
 
 
 def _names(objects: Sequence[ObjectCount]) -> list[str]:
-    return [counted(one.most, one.class_name) for one in objects]
+    return [counted(count.most, count.class_name) for count in objects]
 
 
 def _ordered(seen: Observation) -> list[ObjectCount]:
-    """The most frequent first; people before all."""
-    return sorted(seen.objects, key=lambda one: (one.class_name != PERSON, -one.frames, one.class_name))
+    """People first, then by the number of frames, most first."""
+    return sorted(seen.objects, key=lambda count: (count.class_name != PERSON, -count.frames, count.class_name))
 
 
 def _first(seen: Observation) -> str:
@@ -99,7 +99,7 @@ def _first(seen: Observation) -> str:
     shown = _names(objects[:_SCENE_CLASSES])
     if rest := len(objects) - len(shown):
         shown.append(f"{number(rest)} more {'kind' if rest == 1 else 'kinds'} of things")
-    most = "" if seen.frames == 1 or all(one.most == 1 for one in objects) else "at most "
+    most = "" if seen.frames == 1 or all(count.most == 1 for count in objects) else "at most "
     return f"{span} ({frames}) there {_were(objects)} {most}{listed(shown)}"
 
 
@@ -108,19 +108,19 @@ def _were(objects: Sequence[ObjectCount]) -> str:
 
 
 def _presence(seen: Observation) -> str:
-    """Who was there only part of the time; nothing where all were there throughout, or the frames are too few."""
+    """Which classes were in view only part of the time; empty if all always were, or there are too few frames."""
     if seen.frames < 10:
         return ""
     often: dict[str, list[str]] = {"part of the time": [], "only now and then": []}
-    for one in _ordered(seen)[:_SCENE_CLASSES]:
-        share = one.frames / seen.frames
+    for count in _ordered(seen)[:_SCENE_CLASSES]:
+        share = count.frames / seen.frames
         if share < _MOST_OF_THE_TIME:
-            often["only now and then" if share < _NOW_AND_THEN else "part of the time"].append(_the(one))
+            often["only now and then" if share < _NOW_AND_THEN else "part of the time"].append(_the(count))
     return "; ".join(f"{listed(names)} {_was(names)} in view {when}" for when, names in often.items() if names)
 
 
-def _the(one: ObjectCount) -> str:
-    return f"the {one.class_name}" if one.most == 1 else plural(one.class_name)
+def _the(count: ObjectCount) -> str:
+    return f"the {count.class_name}" if count.most == 1 else plural(count.class_name)
 
 
 def _was(names: Sequence[str]) -> str:
@@ -157,32 +157,32 @@ def _activities(seen: Observation) -> list[str]:
 
 
 def _moves(seen: Observation, verb: str) -> list[str]:
-    """Who came, or who left, and no more than is known.
+    """Arrivals, or departures, stating no more than is known.
 
-    Those that came and did not leave are there at the end, so that they are as many different ones; likewise those that
-    left and had not come. So many must have been in view at once, too. Of others only how often it happened is known,
-    since the same one may come again.
+    Entities that came and did not leave are in view at the end, so that they are different ones, provided that as many
+    were in view at once; likewise those that left and had not come. They are counted. Of any others only the number of
+    arrivals is known, because an entity may come again.
     """
     moves, others, total = seen.arrived, seen.left, seen.arrivals
     if verb == "left":
         moves, others, total = seen.left, seen.arrived, seen.departures
     every_one = seen.arrivals == len(seen.arrived) and seen.departures == len(seen.left)
-    both = {one.number for one in others}
+    both = {entity.number for entity in others}
     by_class: dict[str, list[Entity]] = {}
-    for one in moves:
-        by_class.setdefault(one.class_name, []).append(one)
-    ordered = sorted(by_class.items(), key=lambda one: (one[0] != PERSON, -len(one[1])))[:_SCENE_CLASSES]
+    for entity in moves:
+        by_class.setdefault(entity.class_name, []).append(entity)
+    ordered = sorted(by_class.items(), key=lambda item: (item[0] != PERSON, -len(item[1])))[:_SCENE_CLASSES]
     if not moves:
         return []
     if total > len(moves):
-        # The classes of those not named are not known, and faces among them may be somebody's.
+        # The classes of entities beyond the cap are unknown, and faces among them may belong to people.
         return [f"{listed([plural(name) for name, _ in ordered])} {verb}, at least {times(len(moves))} in all"]
-    most = {one.class_name: one.most for one in seen.objects}
+    most = {count.class_name: count.most for count in seen.objects}
     different = {
         name
         for name, many in ordered
         if len(many) == 1
-        or (every_one and len(many) <= most.get(name, 0) and both.isdisjoint(one.number for one in many))
+        or (every_one and len(many) <= most.get(name, 0) and both.isdisjoint(entity.number for entity in many))
     }
     known = listed([counted(len(many), name) for name, many in ordered if name in different])
     repeated = [f"{plural(name)} {verb} {times(len(many))}" for name, many in ordered if name not in different]
@@ -195,8 +195,8 @@ def _concerns(seen: Observation) -> list[str]:
 
 
 def _confidence(seen: Observation) -> float:
-    boxes = sum(one.boxes for one in seen.objects)
-    mean = sum(one.score for one in seen.objects) / (1000 * boxes) if boxes else _UNSURE
+    boxes = sum(count.boxes for count in seen.objects)
+    mean = sum(count.score for count in seen.objects) / (1000 * boxes) if boxes else _UNSURE
     return round(min(1.0, mean) * (0.5 if seen.failed else 1.0), 2)
 
 
@@ -213,11 +213,11 @@ _IRREGULAR = {
     "foot": "feet",
 }
 _UNCHANGED = frozenset({"sheep", "skis", "scissors", "broccoli", "aircraft", "traffic", "fish", "deer"})
-"""Of COCO's classes and their like."""
+"""Nouns without a plural of their own, among COCO's classes and similar ones."""
 
 
 def number(count: int) -> str:
-    """In words up to twelve."""
+    """The number, in words up to twelve."""
     return _NUMBERS[count] if count < len(_NUMBERS) else f"{count:,}"
 
 
@@ -253,7 +253,7 @@ def listed(parts: Sequence[str]) -> str:
 
 
 def sentence(text: str) -> str:
-    """With a capital in front and a full stop behind."""
+    """The text with a capital first letter and a full stop."""
     return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 

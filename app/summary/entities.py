@@ -1,8 +1,8 @@
-"""Who is in view: things joined over renumbering, missed detections and dropped frames. Pure.
+"""Arrivals and departures: entities followed over new track ids, missed detections and dropped frames. Does no I/O.
 
-A tracker gives a thing a new number whenever it loses it: after a gap between frames, or when the frames change their
-size. Counting its numbers counts one person several times. What is certain is how many things are in view at once: a
-thing came where more of its class are in view than were, and left where fewer are, for long enough.
+A tracker gives an object a new id whenever it loses it: after a gap between frames, or when the frames change their
+size. Counting track ids would therefore count one person several times. The number of objects in view at once is
+certain, however: an entity arrived if more of its class are in view than before, and left if fewer are for long enough.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from app.protocol.result import CameraMotion, Detection, FrameResult, Pose
 
 PERSON = "person"
 GONE_MS = 2000.0
-"""How long a thing may be out of sight before it has left; the tracker itself remembers it as long."""
+"""Milliseconds that an entity may be out of sight before it has left; the tracker remembers it as long."""
 _MISSES = 2
-"""Usable results in a row without it, besides: one missed detection is no leaving, however few results there are."""
+"""Usable results in a row that must miss it, too, so that one missed detection is no departure at a low frame rate."""
 _SIGHTINGS = 2
-"""Results with a thing before it counts, unless the tracker vouches for it: a flash of a box is nothing that came."""
+"""Results that must show an entity without a track id before it counts, so that a flickering box is no arrival."""
 _SPEED = 0.5
-"""Diagonals of the frame a second that a thing may have gone unseen; somebody close to the camera goes as fast."""
+"""Most speed of an entity out of sight, in frame diagonals a second: that of a person close to the camera."""
 _MOST_PAIRS = 1000
-"""Pairs of boxes and things of one class that are compared by place; a crowd beyond is counted, not compared."""
+"""Most pairs of boxes and entities of one class that are compared by place. Larger crowds are only counted."""
 
 
 class Entity(NamedTuple):
-    """A thing that came or left."""
+    """An object that arrived or left."""
 
     number: int
-    """Counted from 1 over the session, over all classes; never used again."""
+    """From 1, over all classes of the session; never reused."""
     class_name: str
 
 
-class _Thing:
-    """A thing in view, or out of sight for a moment. Places and lengths are shares of the frame's diagonal."""
+class _Followed:
+    """An entity in view, or out of sight for a moment. Positions and lengths are shares of the frame's diagonal."""
 
     __slots__ = ("counted", "entity", "height", "misses", "seen_ms", "sightings", "track_id", "x", "y")
 
@@ -49,6 +49,8 @@ class _Thing:
 
 
 class _Box(NamedTuple):
+    """A detection; its centre and height are shares of the frame's diagonal."""
+
     class_name: str
     track_id: int | None
     x: float
@@ -57,106 +59,106 @@ class _Box(NamedTuple):
 
 
 class Entities:
-    """The things in view of one stream; one call of `add` a result, some microseconds."""
+    """The entities in view of one stream. Call `add` with each result; it takes some microseconds."""
 
     def __init__(self) -> None:
-        self._things: list[_Thing] = []
-        self._by_track: dict[int, _Thing] = {}
+        self._entities: list[_Followed] = []
+        self._by_track: dict[int, _Followed] = {}
         self._numbers = 0
         self._begun = False
-        """Whether any result was usable yet: what the first one shows was there, and did not come."""
+        """Whether a result was usable yet: entities of the first usable one were there before, and did not arrive."""
 
     def add(self, result: FrameResult, at_ms: float) -> tuple[list[Entity], list[Entity]]:
-        """Who came and who left with this result.
+        """The entities that arrived, and those that left, with this result.
 
         Args:
-            result: of this stream, in order. Unusable where neither detection nor poses say `ok`: nobody comes or goes.
-            at_ms: any clock, milliseconds; it may go back.
+            result: of this stream, in order. Without `ok` of detection or pose it is unusable and changes nothing.
+            at_ms: milliseconds of any clock, which may go back.
         """
-        boxes, told = _boxes(result)
-        if told == "nothing":
+        boxes, evidence = _boxes(result)
+        if evidence == "nothing":
             return [], []
         camera = result.motion.camera if result.motion is not None else None
         self._follow(at_ms, camera, math.hypot(result.image.width, result.image.height))
         arrived = self._match(boxes, at_ms)
         self._begun = True
-        if told == "some people":
+        if evidence == "some people":
             return arrived, []
-        return arrived, self._leave(at_ms, only_people=told == "people")
+        return arrived, self._leave(at_ms, only_people=evidence == "people")
 
     def _follow(self, at_ms: float, camera: CameraMotion | None, diagonal: float) -> None:
         moves = camera is not None and (camera.dx or camera.dy)
-        for thing in self._things:
-            if thing.seen_ms > at_ms:  # the clock went back: seen just now, or it would stay for as long as that
-                thing.seen_ms = at_ms
+        for followed in self._entities:
+            if followed.seen_ms > at_ms:  # the clock went back, and the entity must not stay for as long as that
+                followed.seen_ms = at_ms
             if moves and camera is not None:
-                thing.x += camera.dx / diagonal
-                thing.y += camera.dy / diagonal
+                followed.x += camera.dx / diagonal
+                followed.y += camera.dy / diagonal
 
     def _match(self, boxes: Sequence[_Box], at_ms: float) -> list[Entity]:
-        free = {id(thing): thing for thing in self._things}
+        free = {id(followed): followed for followed in self._entities}
         arrived: list[Entity] = []
         loose: dict[str, list[_Box]] = {}
         for box in boxes:
-            thing = None if box.track_id is None else self._by_track.get(box.track_id)
-            if thing is None or free.pop(id(thing), None) is None:
+            followed = None if box.track_id is None else self._by_track.get(box.track_id)
+            if followed is None or free.pop(id(followed), None) is None:
                 loose.setdefault(box.class_name, []).append(box)
-            elif self._see(thing, box, at_ms):
-                arrived.append(thing.entity)
+            elif self._see(followed, box, at_ms):
+                arrived.append(followed.entity)
         for class_name, rest in loose.items():
-            lost = [thing for thing in free.values() if thing.entity.class_name == class_name]
-            for box, thing in _joined(rest, lost, at_ms):
-                if thing is None:
+            lost = [followed for followed in free.values() if followed.entity.class_name == class_name]
+            for box, followed in _matched(rest, lost, at_ms):
+                if followed is None:
                     self._numbers += 1
-                    thing = _Thing(Entity(self._numbers, class_name))
-                    thing.counted = not self._begun
-                    self._things.append(thing)
-                if self._see(thing, box, at_ms):
-                    arrived.append(thing.entity)
+                    followed = _Followed(Entity(self._numbers, class_name))
+                    followed.counted = not self._begun
+                    self._entities.append(followed)
+                if self._see(followed, box, at_ms):
+                    arrived.append(followed.entity)
         return arrived
 
-    def _see(self, thing: _Thing, box: _Box, at_ms: float) -> bool:
-        """Whether it came with this sighting."""
-        thing.x, thing.y, thing.height, thing.seen_ms = box.x, box.y, box.height, at_ms
-        thing.misses = 0
-        thing.sightings += 1
-        if box.track_id is not None and box.track_id != thing.track_id:
-            if thing.track_id is not None:
-                self._by_track.pop(thing.track_id, None)
-            thing.track_id = box.track_id
-            self._by_track[box.track_id] = thing
-        if thing.counted or not (box.track_id is not None or thing.sightings >= _SIGHTINGS):
+    def _see(self, followed: _Followed, box: _Box, at_ms: float) -> bool:
+        """Notes that the box shows this entity; returns whether it arrived with that."""
+        followed.x, followed.y, followed.height, followed.seen_ms = box.x, box.y, box.height, at_ms
+        followed.misses = 0
+        followed.sightings += 1
+        if box.track_id is not None and box.track_id != followed.track_id:
+            if followed.track_id is not None:
+                self._by_track.pop(followed.track_id, None)
+            followed.track_id = box.track_id
+            self._by_track[box.track_id] = followed
+        if followed.counted or not (box.track_id is not None or followed.sightings >= _SIGHTINGS):
             return False
-        thing.counted = True
+        followed.counted = True
         return True
 
     def _leave(self, at_ms: float, *, only_people: bool) -> list[Entity]:
         left: list[Entity] = []
-        stay: list[_Thing] = []
-        for thing in self._things:
-            if thing.seen_ms == at_ms or (only_people and thing.entity.class_name != PERSON):
-                stay.append(thing)
+        stay: list[_Followed] = []
+        for followed in self._entities:
+            if followed.seen_ms == at_ms or (only_people and followed.entity.class_name != PERSON):
+                stay.append(followed)
                 continue
-            thing.misses += 1
-            if thing.misses < _MISSES or (thing.counted and at_ms - thing.seen_ms <= GONE_MS):
-                stay.append(thing)
+            followed.misses += 1
+            if followed.misses < _MISSES or (followed.counted and at_ms - followed.seen_ms <= GONE_MS):
+                stay.append(followed)
                 continue
-            if thing.track_id is not None:
-                self._by_track.pop(thing.track_id, None)
-            if thing.counted:
-                left.append(thing.entity)
-        self._things = stay
+            if followed.track_id is not None:
+                self._by_track.pop(followed.track_id, None)
+            if followed.counted:
+                left.append(followed.entity)
+        self._entities = stay
         return left
 
 
-_Told = Literal["all", "people", "some people", "nothing"]
+_Evidence = Literal["all", "people", "some people", "nothing"]
 
 
-def _boxes(result: FrameResult) -> tuple[list[_Box], _Told]:
-    """The boxes in view, and of what they tell.
+def _boxes(result: FrameResult) -> tuple[list[_Box], _Evidence]:
+    """The boxes in view, and the classes about which they are evidence.
 
-    Detection tells of all classes; where it is off, poses tell of the people. Where it failed they tell of people whom
-    they show, but not that a person is missing whom detection alone had found.
+    Detection is evidence about all classes. If it is off, poses are evidence about people. If it failed, poses show
+    people who are there, but not that a person is missing, because detection alone may have found that person.
     """
     stages = result.stages
     detected = "detect" in stages and stages["detect"].status == "ok"
@@ -165,7 +167,7 @@ def _boxes(result: FrameResult) -> tuple[list[_Box], _Told]:
         return [], "nothing"
     diagonal = math.hypot(result.image.width, result.image.height)
     boxes = [_box(found, found.class_name, diagonal) for found in result.objects] if detected else []
-    if posed and not any(box.class_name == PERSON for box in boxes):  # people that no detector names
+    if posed and not any(box.class_name == PERSON for box in boxes):  # no detector that knows people
         boxes += [_box(pose, PERSON, diagonal) for pose in result.poses]
     if detected:
         return boxes, "all"
@@ -183,12 +185,12 @@ def _box(found: Detection | Pose, class_name: str, diagonal: float) -> _Box:
     )
 
 
-def _joined(boxes: Sequence[_Box], lost: Sequence[_Thing], at_ms: float) -> Iterable[tuple[_Box, _Thing | None]]:
-    """Each box with the thing that it is, one to one; None: a thing not known yet.
+def _matched(boxes: Sequence[_Box], lost: Sequence[_Followed], at_ms: float) -> Iterable[tuple[_Box, _Followed | None]]:
+    """Each box with the lost entity that it shows, one to one; None if it shows a new entity.
 
-    A thing may be anywhere within half a height and the way that it may have gone since. The nearest are joined first;
-    then those joined give way where that leaves fewer things unknown (Kuhn 1955): nobody has come whom all boxes and
-    places explain without.
+    An entity may be within half a height of its last position plus the distance that it may have moved since. The
+    nearest pairs are matched first; then matches are rearranged along augmenting paths (Kuhn 1955) until as few boxes
+    as possible are new, so that no arrival is reported that the known entities explain.
     """
     if not lost:
         return [(box, None) for box in boxes]
@@ -196,33 +198,33 @@ def _joined(boxes: Sequence[_Box], lost: Sequence[_Thing], at_ms: float) -> Iter
         return [(box, lost[at] if at < len(lost) else None) for at, box in enumerate(boxes)]
     near = []
     for at, box in enumerate(boxes):
-        for which, thing in enumerate(lost):
-            apart = math.hypot(box.x - thing.x, box.y - thing.y)
-            if apart <= max(box.height, thing.height) / 2 + _SPEED * (at_ms - thing.seen_ms) / 1000:
+        for which, followed in enumerate(lost):
+            apart = math.hypot(box.x - followed.x, box.y - followed.y)
+            if apart <= max(box.height, followed.height) / 2 + _SPEED * (at_ms - followed.seen_ms) / 1000:
                 near.append((apart, at, which))
     near.sort()
     box_of: dict[int, int] = {}
-    thing_of: dict[int, int] = {}
+    lost_of: dict[int, int] = {}
     reach: dict[int, list[int]] = {}
     for _, at, which in near:
         reach.setdefault(at, []).append(which)
-        if at not in thing_of and which not in box_of:
-            thing_of[at], box_of[which] = which, at
+        if at not in lost_of and which not in box_of:
+            lost_of[at], box_of[which] = which, at
     for at in reach:
-        if at not in thing_of:
-            _give_way(at, reach, box_of, thing_of, set())
-    return [(box, lost[thing_of[at]] if at in thing_of else None) for at, box in enumerate(boxes)]
+        if at not in lost_of:
+            _augment(at, reach, box_of, lost_of, set())
+    return [(box, lost[lost_of[at]] if at in lost_of else None) for at, box in enumerate(boxes)]
 
 
-def _give_way(
-    at: int, reach: dict[int, list[int]], box_of: dict[int, int], thing_of: dict[int, int], tried: set[int]
+def _augment(
+    at: int, reach: dict[int, list[int]], box_of: dict[int, int], lost_of: dict[int, int], tried: set[int]
 ) -> bool:
-    """Whether box `at` found a thing, perhaps one whose box found another."""
+    """Matches box `at`, if need be by matching another box anew; returns whether that succeeded."""
     for which in reach[at]:
         if which in tried:
             continue
         tried.add(which)
-        if which not in box_of or _give_way(box_of[which], reach, box_of, thing_of, tried):
-            thing_of[at], box_of[which] = which, at
+        if which not in box_of or _augment(box_of[which], reach, box_of, lost_of, tried):
+            lost_of[at], box_of[which] = which, at
             return True
     return False

@@ -1,7 +1,10 @@
-"""What some consecutive results of one session showed, in little: the unit that the backlog holds. Pure.
+"""Observations: what consecutive results of one session showed, in a few hundred bytes. Does no I/O.
 
-`merge` folds neighbours and may be grouped in any way: sums are whole numbers, lists keep the first
-distinct entries up to a cap, and the totals beside them say how many there were in all.
+`ObservationBuilder` turns results into observations, about one a second; an `Observation` is what the backlog holds and
+what a summary is written from. `merge` makes one observation of two neighbours and is associative: sums are whole
+numbers, lists keep the first distinct entries up to a cap, and totals beside the lists count those beyond it.
+
+In this file: movement, the observation and its record, which records to merge, the builder, postures.
 """
 
 from __future__ import annotations
@@ -32,18 +35,21 @@ from app.protocol.result import (
 )
 from app.summary.entities import Entities, Entity
 
-# --- movement ---
+# --- movement: how much moved, in which direction, and what the camera did ---
 
 Level = Literal["still", "some", "much"]
 
 _SOME_FRACTION = 0.01
 _MUCH_FRACTION = 0.25
-"""Shares of a frame's cells that move, from which it moves at all, and moves much."""
+"""Shares of a frame's cells that move, from which the frame counts as `some` and as `much`."""
 _SOME_OF_FRAMES = 10
 _MUCH_OF_FRAMES = 4
-"""One frame in so many must move (much) before the word is said."""
+"""One frame in 10 must move for `some`, one in 4 must move much for `much`."""
 _CAMERA_MOVES = 300
-"""Mean way of the picture's own motion a frame, hundred-thousandths of the diagonal; of a turn or zoom, at a corner."""
+"""Least mean motion of the whole image per frame, in hundred-thousandths of the diagonal, from which the camera moves.
+
+For a rotation or zoom it is the motion of a corner.
+"""
 _UNIT = 1000
 _DIAGONAL = 100_000
 
@@ -52,7 +58,7 @@ _DIRECTIONS = ("right", "down and right", "down", "down and left", "left", "up a
 
 @dataclass(frozen=True, slots=True)
 class Movement:
-    """Sums, in whole numbers so that adding them up in any grouping gives the same; the words are read off them."""
+    """Sums over frames, as integers so that addition is associative. The properties put them into words."""
 
     frames: int = 0
     """Frames whose motion was measured."""
@@ -63,23 +69,23 @@ class Movement:
     """Frames with one direction."""
     dx: int = 0
     dy: int = 0
-    """Their directions as unit vectors, thousandths, x right and y down, summed."""
+    """Sum of their directions as unit vectors, in thousandths; x points right, y down."""
     camera_dx: int = 0
     camera_dy: int = 0
-    """The whole picture's motion, hundred-thousandths of the frame's diagonal, summed."""
+    """Sum of the whole image's motion, in hundred-thousandths of the frame's diagonal."""
     camera_path: int = 0
-    """Its lengths, summed."""
+    """Sum of the lengths of that motion."""
     camera_turn: int = 0
-    """The way of a corner of the picture as it turned, clockwise, in the same unit, summed."""
+    """Sum of a corner's motion by rotation, clockwise positive, in the same unit."""
     turn_path: int = 0
-    """The lengths of that, summed."""
+    """Sum of the lengths of that motion."""
     camera_zoom: int = 0
-    """The way of a corner as the picture grew, likewise."""
+    """Sum of a corner's motion by zoom, growing positive, in the same unit."""
     zoom_path: int = 0
 
     @property
     def level(self) -> Level | None:
-        """None when no motion was measured."""
+        """How much moved; None if no motion was measured."""
         if not self.frames:
             return None
         if self.much * _MUCH_OF_FRAMES >= self.frames:
@@ -88,7 +94,7 @@ class Movement:
 
     @property
     def direction(self) -> str | None:
-        """One of eight: `left`, `up and right`, ...; None when nothing moved, or not one way."""
+        """One of eight: `left`, `up and right`, ...; None if nothing moved, or there was no common direction."""
         if (
             self.level in (None, "still")
             or math.hypot(self.dx, self.dy) < self.directed * _UNIT / 2
@@ -99,10 +105,10 @@ class Movement:
 
     @property
     def camera(self) -> str | None:
-        """`panning left`, `tilting up`, `zooming in`, `shaking`, ...; None while it stands.
+        """`panning left`, `tilting up`, `zooming in`, `shaking`, ...; None if the camera stood still.
 
-        Of several, what moves the picture most. A pan right moves the picture left, a roll clockwise turns it the other
-        way.
+        If it did several, the one that moved the image most. A camera that pans right moves the image left, one that
+        rolls clockwise rotates the image anticlockwise.
         """
         way = max(self.camera_path, self.turn_path, self.zoom_path)
         if way < _CAMERA_MOVES * max(1, self.frames):
@@ -122,7 +128,7 @@ class Movement:
         return "tilting down" if self.camera_dy < 0 else "tilting up"
 
     def numbers(self) -> tuple[int, ...]:
-        """The fields in their order (dataclasses.astuple copies each and takes ten times as long)."""
+        """The fields in their order; dataclasses.astuple copies each field and takes ten times as long."""
         return (
             self.frames,
             self.some,
@@ -148,7 +154,7 @@ _NUMBERS = len(STILL.numbers())
 
 
 class MovementSum:
-    """Adds frames up in place, about a microsecond each."""
+    """Adds frames in place, about a microsecond each. The indices are those of `Movement.numbers`."""
 
     def __init__(self) -> None:
         self._sums = [0] * _NUMBERS
@@ -179,33 +185,35 @@ class MovementSum:
             sums[8] += round(math.hypot(camera.dx, camera.dy) * unit)
 
     def take(self) -> Movement:
-        """The sums so far; begins anew."""
+        """Returns the sums so far and resets them."""
         sums, self._sums = self._sums, [0] * _NUMBERS
         return Movement(*sums)
 
 
-# --- the observation ---
+# --- the observation and its record ---
 
 ENTITIES = 32
-"""Entities named in `arrived`, and in `left`."""
+"""Most entities in `arrived`, and in `left`."""
 TEXTS = 16
-"""Texts in `new_texts`."""
+"""Most texts in `new_texts`."""
 TEXT_CHARS = 120
-"""Longest of them."""
+"""Most characters of each."""
 
 _HEAD = b"o1"
-"""What every record begins with; the digit is the version of its layout. Four bytes of CRC-32 follow, then JSON."""
+"""Start of every record; the digit is the version of its layout. Four bytes of CRC-32 follow, then JSON."""
 _BODY = len(_HEAD) + 4
 
 T = TypeVar("T")
 
 
 class DamagedRecord(SightlineError):
-    """These bytes are no observation, or a torn one, or one of another version."""
+    """The bytes are not a record: torn, altered, of another version, or something else."""
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectCount:
+    """The detections of one class."""
+
     class_name: str
     most: int
     """Most in one frame."""
@@ -214,7 +222,7 @@ class ObjectCount:
     boxes: int
     """Boxes over all frames."""
     score: int
-    """Their confidences, thousandths, summed."""
+    """Sum of their confidences, in thousandths."""
 
     @property
     def confidence(self) -> float:
@@ -224,39 +232,42 @@ class ObjectCount:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
+    """What consecutive results showed."""
+
     first_frame_id: int
     last_frame_id: int
     started_at_ms: float
     ended_at_ms: float
+    """When the first and the last frame were received, epoch milliseconds."""
     frames: int
-    """Results folded in."""
+    """Results that it covers."""
     objects: tuple[ObjectCount, ...] = ()
-    """In the order of their first sighting."""
+    """In the order in which the classes were first detected."""
     arrived: tuple[Entity, ...] = ()
-    """The first ENTITIES that came into view; what was in view from the start did not come."""
+    """The first ENTITIES that came into view; entities in view from the start are not among them."""
     arrivals: int = 0
-    """How many came, named or not. Somebody who left and came again counts twice: nobody knows who it was."""
+    """How many came, also beyond the cap. A person who left and came again counts twice, being unidentified."""
     left: tuple[Entity, ...] = ()
     """The first ENTITIES that left."""
     departures: int = 0
-    """How many left, named or not."""
+    """How many left, also beyond the cap."""
     poses: tuple[str, ...] = ()
-    """In words (see `postures`), each once."""
+    """Postures in words, see `posture`; each once."""
     new_texts: tuple[str, ...] = ()
-    """The first TEXTS texts not read lately, cut at TEXT_CHARS."""
+    """The first TEXTS texts that were not read shortly before, cut at TEXT_CHARS."""
     texts: int = 0
-    """How many there were, named or not."""
+    """How many new texts were read, also beyond the cap."""
     motion: Movement = STILL
     failed: tuple[str, ...] = ()
-    """Stages that said `error` on at least one frame: what they would have shown is not known."""
+    """Stages that reported `error` on at least one frame, so that what they would have shown is unknown."""
 
     @property
     def size(self) -> int:
-        """Bytes of its record. Encodes: not for the hot path."""
+        """Bytes of its record. Encodes the observation, so not for the hot path."""
         return len(self.encode())
 
     def encode(self) -> bytes:
-        """A record that `decode` reads: some hundred bytes, a few microseconds."""
+        """The record that `decode` reads: a few hundred bytes. Takes a few microseconds."""
         body = orjson.dumps(
             (
                 self.first_frame_id,
@@ -264,10 +275,10 @@ class Observation:
                 self.started_at_ms,
                 self.ended_at_ms,
                 self.frames,
-                [(one.class_name, one.most, one.frames, one.boxes, one.score) for one in self.objects],
-                [(one.number, one.class_name) for one in self.arrived],
+                [(count.class_name, count.most, count.frames, count.boxes, count.score) for count in self.objects],
+                [(entity.number, entity.class_name) for entity in self.arrived],
                 self.arrivals,
-                [(one.number, one.class_name) for one in self.left],
+                [(entity.number, entity.class_name) for entity in self.left],
                 self.departures,
                 self.poses,
                 self.new_texts,
@@ -280,10 +291,10 @@ class Observation:
 
     @staticmethod
     def decode(data: bytes) -> Observation:
-        """The observation that gave this record.
+        """The observation that `encode` made this record of.
 
         Raises:
-            DamagedRecord: torn, altered, of another version, or no record at all.
+            DamagedRecord: torn, altered, of another version, or not a record.
         """
         body = data[_BODY:]
         if not data.startswith(_HEAD):
@@ -291,13 +302,13 @@ class Observation:
         if crc32(body) != int.from_bytes(data[len(_HEAD) : _BODY], "big"):
             raise DamagedRecord(f"the checksum of a record of {len(data)} bytes is wrong: torn or altered")
         try:
-            return _read(body)
+            return _parse(body)
         except (TypeError, ValueError) as error:  # orjson's own is a ValueError
             raise DamagedRecord(f"a record of {len(data)} bytes has another layout: {error}") from None
 
 
 def merge(a: Observation, b: Observation) -> Observation:
-    """One observation for both. `a` comes before `b`; merging is associative."""
+    """One observation for both; `a` comes before `b`. Associative."""
     return Observation(
         first_frame_id=a.first_frame_id,
         last_frame_id=b.last_frame_id,
@@ -318,10 +329,10 @@ def merge(a: Observation, b: Observation) -> Observation:
 
 
 def _counted(a: Iterable[ObjectCount], b: Iterable[ObjectCount]) -> tuple[ObjectCount, ...]:
-    counts = {one.class_name: one for one in a}
-    for one in b:
-        same = counts.get(one.class_name)
-        counts[one.class_name] = one if same is None else _sum(same, one)
+    counts = {count.class_name: count for count in a}
+    for count in b:
+        same = counts.get(count.class_name)
+        counts[count.class_name] = count if same is None else _sum(same, count)
     return tuple(counts.values())
 
 
@@ -337,7 +348,7 @@ def _first(a: tuple[T, ...], b: tuple[T, ...], cap: int) -> tuple[T, ...]:
     return _distinct(a, b)[:cap]
 
 
-def _read(body: bytes) -> Observation:
+def _parse(body: bytes) -> Observation:
     first, last, started, ended, frames, objects, arrived, arrivals, left, departures, *rest = orjson.loads(body)
     poses, new_texts, texts, motion, failed = rest
     return Observation(
@@ -346,10 +357,10 @@ def _read(body: bytes) -> Observation:
         started,
         ended,
         frames,
-        tuple([ObjectCount(*one) for one in objects]),
-        tuple([Entity(*one) for one in arrived]),
+        tuple([ObjectCount(*count) for count in objects]),
+        tuple([Entity(*entity) for entity in arrived]),
         arrivals,
-        tuple([Entity(*one) for one in left]),
+        tuple([Entity(*entity) for entity in left]),
         departures,
         tuple(poses),
         tuple(new_texts),
@@ -359,37 +370,47 @@ def _read(body: bytes) -> Observation:
     )
 
 
-def fold(observations: Sequence[Observation], most: int) -> list[Observation]:
-    """At most `most` observations: neighbours merged, evenly, order kept. `most` is at least 1."""
+def merge_evenly(observations: Sequence[Observation], most: int) -> list[Observation]:
+    """Merges groups of neighbours, of equal length, into at most `most` observations; keeps the order.
+
+    `most` is at least 1.
+    """
     if len(observations) <= most:
         return [*observations]
     out: list[Observation] = []
     group = -(-len(observations) // most)
     for start in range(0, len(observations), group):
         merged = observations[start]
-        for one in observations[start + 1 : start + group]:
-            merged = merge(merged, one)
+        for following in observations[start + 1 : start + group]:
+            merged = merge(merged, following)
         out.append(merged)
     return out
 
 
-# --- records: how the backlog holds observations, and which it merges ---
+# --- records in the backlog, and which of them are merged ---
 
 
-class Row(NamedTuple):
-    """An observation as the backlog holds it, in memory and on disk."""
+class Record(NamedTuple):
+    """An encoded observation, as the backlog holds it in memory and on disk."""
 
     seq: int
-    """Its number in the session; of a folded one, that of its first part."""
+    """Its number in the session; after a merge, the lower of the two."""
     frames: int
     data: bytes
+    """What `Observation.encode` returned."""
 
 
 def neighbours(frames: Sequence[int], wanted: int) -> list[int]:
-    """Indices `i` of at most `wanted` pairs `i, i + 1` to fold, in order; no index is in two pairs.
+    """Chooses pairs of neighbours to merge: those smallest for their age, so that older observations get coarser.
 
-    Those that are the smallest for their age, the oldest first. Both are counted in frames, the age up to the newest.
-    What waits thus gets coarser the older it is, and the newest keep their detail.
+    Size and age are counted in frames; the age is the number of frames up to the newest.
+
+    Args:
+        frames: of each record, oldest first.
+        wanted: most pairs.
+
+    Returns:
+        The index of the first record of each pair, ascending. No record is in two pairs.
     """
     age = 0
     ordered = []
@@ -402,7 +423,7 @@ def neighbours(frames: Sequence[int], wanted: int) -> list[int]:
 
 
 def disjoint(pairs: Iterable[tuple[int, int]], wanted: int) -> list[tuple[int, int]]:
-    """The first pairs that share nothing with one chosen before; at least a third of those offered, or `wanted`."""
+    """The first pairs of which neither part is in a pair chosen before: `wanted`, or at least a third of all pairs."""
     chosen: list[tuple[int, int]] = []
     used: set[int] = set()
     for pair in pairs:
@@ -414,28 +435,29 @@ def disjoint(pairs: Iterable[tuple[int, int]], wanted: int) -> list[tuple[int, i
     return chosen
 
 
-def merge_records(a: Row, b: Row) -> Row:
-    """Both in one; `a` comes before `b`.
+def merge_records(a: Record, b: Record) -> Record:
+    """One record for both; `a` comes before `b`.
 
     Raises:
-        DamagedRecord: one of them cannot be read.
+        DamagedRecord: one of them cannot be decoded.
     """
     both = merge(Observation.decode(a.data), Observation.decode(b.data))
-    return Row(a.seq, both.frames, both.encode())
+    return Record(a.seq, both.frames, both.encode())
 
 
-# --- from results to observations ---
+# --- the builder ---
 
 _POSE_MS = 250.0
-"""Between two looks at postures: they take ten times as long as all else, and nobody stands up faster."""
+"""Milliseconds between two classifications of postures, which take ten times as long as everything else here."""
 _TEXTS_KNOWN = 512
-"""Texts remembered, so that a sign on the wall is new once."""
+"""Texts remembered, so that a sign on the wall is new only once."""
 
 
-class Observer:
-    """One a session. `interval_s`: how much one observation covers."""
+class ObservationBuilder:
+    """Turns a session's results into observations. Runs on the event loop for every frame; does no I/O."""
 
     def __init__(self, interval_s: float = 1.0) -> None:
+        """`interval_s`: seconds that one observation covers."""
         self._interval_ms = interval_s * 1000
         self._motion = MovementSum()
         self._entities = Entities()
@@ -446,9 +468,13 @@ class Observer:
         self._begin()
 
     def add(self, frame_id: int, result: FrameResult, at_ms: float) -> Observation | None:
-        """Folds one more result in; an observation when the interval is over and there is something to say.
+        """Adds one result. Takes a few microseconds.
 
-        `at_ms` is any clock of the session's, milliseconds. A few microseconds a frame.
+        Args:
+            at_ms: when the frame was received, milliseconds of any clock of the session.
+
+        Returns:
+            An observation if the interval is over and something was seen; else None.
         """
         if not self._frames:
             self._first_frame_id, self._started = frame_id, at_ms
@@ -461,8 +487,8 @@ class Observer:
         if result.objects:
             self._count(result.objects)
         if result.poses:
-            self._look(result.poses, at_ms)
-        if result.texts and result.texts is not self._texts:  # the same list until something else is read
+            self._classify(result.poses, at_ms)
+        if result.texts and result.texts is not self._texts:  # the list stays the same until something else is read
             self._read(result.texts)
         if result.motion is not None:
             self._motion.add(result.motion, result.image)
@@ -472,7 +498,7 @@ class Observer:
         return self.flush()
 
     def flush(self) -> Observation | None:
-        """What has gathered since the last observation; None when that says nothing."""
+        """The observation since the last one, without waiting for the interval; None if nothing was seen."""
         if not self._frames:
             return None
         made = Observation(
@@ -493,15 +519,15 @@ class Observer:
             tuple(self._failed),
         )
         self._begin()
-        if _says_something(made):
+        if _noteworthy(made):
             return made
         self._quiet = made if self._quiet is None else merge(self._quiet, made)
         return None
 
     def quiet(self) -> Observation | None:
-        """The frames since the last observation that said nothing, as one; each is given once.
+        """Returns and forgets the frames since the last observation in which nothing was seen, as one observation.
 
-        Ask before the next `add`, with every observation: what it says of frames in all is true only with these.
+        Call it with every observation, before the next `add`, because shares of frames are right only with these.
         """
         quiet, self._quiet = self._quiet, None
         return quiet
@@ -518,13 +544,13 @@ class Observer:
 
     def _count(self, objects: Iterable[Detection]) -> None:
         here: dict[str, int] = {}
-        for one in objects:
-            name = one.class_name
+        for detection in objects:
+            name = detection.class_name
             sums = self._objects.get(name)
             if sums is None:
                 sums = self._objects[name] = [0, 0, 0, 0]
             sums[2] += 1
-            sums[3] += int(one.confidence * 1000)
+            sums[3] += int(detection.confidence * 1000)
             here[name] = here.get(name, 0) + 1
         for name, number in here.items():
             sums = self._objects[name]
@@ -538,20 +564,20 @@ class Observer:
         self._departures += len(left)
         self._left += left[: ENTITIES - len(self._left)]
 
-    def _look(self, poses: Iterable[Pose], at_ms: float) -> None:
+    def _classify(self, poses: Iterable[Pose], at_ms: float) -> None:
         if 0 <= self._pose_due - at_ms <= _POSE_MS:
             return
         self._pose_due = at_ms + _POSE_MS
-        for one in poses:
-            words = posture(one)
+        for pose in poses:
+            words = posture(pose)
             if words is not None:
                 self._poses[words] = None
 
     def _read(self, texts: list[Text]) -> None:
         self._texts = texts
-        for one in texts:
-            text = " ".join(one.text.encode(errors="replace").decode().split())
-            key = "".join(filter(str.isalnum, text.casefold())) or text  # OCR wavers over points and blanks
+        for found in texts:
+            text = " ".join(found.text.encode(errors="replace").decode().split())
+            key = "".join(filter(str.isalnum, text.casefold())) or text  # OCR varies in punctuation and blanks
             if not key:
                 continue
             if key in self._known:
@@ -570,25 +596,26 @@ class Observer:
                 self._failed[name] = None
 
 
-def _says_something(one: Observation) -> bool:
-    if one.objects or one.poses or one.new_texts or one.failed or one.arrivals or one.departures:
+def _noteworthy(made: Observation) -> bool:
+    """Whether the observation shows anything that a summary could mention."""
+    if made.objects or made.poses or made.new_texts or made.failed or made.arrivals or made.departures:
         return True
-    return one.motion.level in ("some", "much") or one.motion.camera is not None
+    return made.motion.level in ("some", "much") or made.motion.camera is not None
 
 
-# --- postures ---
+# --- postures: geometry of COCO keypoints, without a model ---
 
 _SURE = 0.5
-"""Confidence from which a keypoint counts."""
+"""Least confidence of a keypoint that is used."""
 _UPRIGHT_DEG = 30.0
 _FLAT_DEG = 60.0
-"""Angle of the trunk to the vertical: up to the first it is upright, from the second it is flat."""
+"""Angle of the trunk to the vertical, degrees: upright up to the first, flat from the second."""
 _THIGH = 0.5
-"""Drop from hip to knee, trunk lengths: less, and the legs are bent at the hip."""
+"""Least drop from hip to knee, in trunk lengths, of legs that are not bent at the hip."""
 _LOW = 0.6
-"""Drop from hip to ankle, trunk lengths: less, and the person is down on the heels or the floor."""
+"""Least drop from hip to ankle, in trunk lengths, of a person who is not on the heels or on the floor."""
 _ABOVE_SHOULDER = 0.5
-"""Drop from wrist to shoulder, trunk lengths, of a raised arm where the face is not seen."""
+"""Least height of a wrist above the shoulders, in trunk lengths, of a raised arm where no face is visible."""
 
 _FACE = ("nose", "left_eye", "right_eye", "left_ear", "right_ear")
 _AT = {name: index for index, name in enumerate(KEYPOINT_NAMES)}
@@ -601,19 +628,19 @@ class _Point(NamedTuple):
 
 
 def posture(pose: Pose) -> str | None:
-    """`standing`, `sitting, one arm raised`, `lying`, ...; None where the keypoints do not say.
+    """A person's posture: `standing`, `sitting, one arm raised`, `lying`, ...; None if the keypoints do not show it.
 
-    Keypoints under 0.5 of confidence are not used. The trunk runs from the middle of the shoulders to the middle of the
-    hips; its length is the measure of everything else, its angle is taken to the vertical.
+    Keypoints with a confidence under 0.5 are ignored. The trunk runs from the middle of the shoulders to the middle of
+    the hips; lengths are given in its length, and its angle is taken to the vertical.
 
     - upright (up to 30 degrees): `standing` when the knees are at least half a trunk lower than the hips; else
-      `crouching` when the ankles are seen and less than 0.6 trunks lower than the hips; else `sitting`.
-      Without knees nothing is said: a person behind a desk may do either.
+      `crouching` when the ankles are visible and less than 0.6 trunks lower than the hips; else `sitting`.
+      Without knees the posture is unknown, because a person behind a desk may stand or sit.
     - flat (from 60 degrees): `bending over` when the legs go down (hips to ankles, or knees, within 45 degrees of the
       vertical), `lying` when they do not; without legs `lying` when the box is wider than high.
     - in between: `leaning`.
-    - `arms raised`, `one arm raised`: wrists above the whole face; where no face is seen, at least half a trunk above
-      the shoulders. A hand at the ear is no raised arm. Not said of a person who lies.
+    - `arms raised`, `one arm raised`: wrists above the whole face; where no face is visible, at least half a trunk
+      above the shoulders. A hand at the ear is not a raised arm. Not reported for a person who is lying.
     """
     points = pose.keypoints
     shoulders = _middle(points, "shoulder")
@@ -659,7 +686,7 @@ def _arms(points: tuple[Keypoint, ...], shoulders: _Point | None, hips: _Point |
 
 
 def _middle(points: tuple[Keypoint, ...], part: str) -> _Point | None:
-    """Of left and right; one of them where the other is not seen."""
+    """The middle of left and right; the visible one if the other is not; None without either."""
     left, right = points[_AT[f"left_{part}"]], points[_AT[f"right_{part}"]]
     if left.confidence < _SURE:
         return _Point(right.x, right.y) if right.confidence >= _SURE else None

@@ -1,7 +1,7 @@
-"""What the model is sent: our rules, the operator's prompt, and the observations fenced as data. Pure.
+"""What the model is sent: fixed rules, the operator's prompt, and the observations, fenced so that they count as data.
 
-The fence holds whatever a camera reads: inside it every line is JSON, and angle brackets are written as `\\u003c` and
-`\\u003e`, so that no text can contain the fence's own marks.
+No text that a camera reads can end the fence, because inside it every line is JSON and angle brackets are written as
+`\\u003c` and `\\u003e`, so that no text can contain the fence's own marks.
 """
 
 from __future__ import annotations
@@ -15,16 +15,14 @@ import orjson
 
 from app.errors import ConfigurationError, ProtocolError
 from app.settings import SummarySettings
-from app.summary.observations import Observation, fold
-
-# --- what the model is sent ---
+from app.summary.observations import Observation, merge_evenly
 
 OPEN, CLOSE = "<<<OBSERVATIONS", "OBSERVATIONS>>>"
 MOST_OBSERVATIONS = 120
 MOST_BYTES = 24 * 1024
-"""Of records taken for one request: some 8,000 tokens."""
+"""Most observations, and most bytes of their records, taken for one request: some 8,000 tokens."""
 MOST_CHARS = 32 * 1024
-"""Of fenced observations in one request."""
+"""Most characters of fenced observations in one request."""
 _NAME_CHARS = 40
 _CLASSES = 40
 
@@ -46,44 +44,44 @@ Write English, in plain short sentences. Invent nothing. Leave lists empty where
 
 
 def system(prompt: str) -> str:
-    """The system message: the rules, which hold whatever the prompt says, then the operator's prompt."""
+    """The system message: the rules, which no prompt overrides, then the operator's prompt."""
     return f"{_RULES}\n\nWhat the operator of this camera wants:\n{prompt}"
 
 
 def question(observations: Sequence[Observation]) -> str:
-    """The fenced observations, at most MOST_CHARS characters of them; what is more is merged with its neighbours."""
-    kept = [*observations]
-    lines = _lines(kept)
-    while len(kept) > 1 and sum(map(len, lines)) + len(lines) > MOST_CHARS:
-        kept = fold(kept, (len(kept) + 1) // 2)
-        lines = _lines(kept)
+    """The fenced observations. Neighbours are merged until they have at most MOST_CHARS characters."""
+    merged = [*observations]
+    lines = _lines(merged)
+    while len(merged) > 1 and sum(map(len, lines)) + len(lines) > MOST_CHARS:
+        merged = merge_evenly(merged, (len(merged) + 1) // 2)
+        lines = _lines(merged)
     return "\n".join(["Summarise these observations.", OPEN, *lines, CLOSE])
 
 
 def _lines(observations: Sequence[Observation]) -> list[str]:
     begun = observations[0].started_at_ms if observations else 0.0
-    return [_line(one, begun) for one in observations]
+    return [_line(observation, begun) for observation in observations]
 
 
-def _line(one: Observation, begun_ms: float) -> str:
-    seconds = [round((at - begun_ms) / 1000, 1) for at in (one.started_at_ms, one.ended_at_ms)]
+def _line(observation: Observation, begun_ms: float) -> str:
+    seconds = [round((at - begun_ms) / 1000, 1) for at in (observation.started_at_ms, observation.ended_at_ms)]
     known: dict[str, Any] = {
         "seconds": seconds,
-        "frames": one.frames,
+        "frames": observation.frames,
         "objects": [
             {"class": count.class_name[:_NAME_CHARS], "most": count.most, "sure": round(count.confidence, 2)}
-            for count in one.objects[:_CLASSES]
+            for count in observation.objects[:_CLASSES]
         ],
-        "arrived": _counts([entity.class_name for entity in one.arrived]),
-        "left": _counts([entity.class_name for entity in one.left]),
-        "poses": one.poses,
-        "motion": " ".join(filter(None, (one.motion.level, one.motion.direction))),
-        "camera": one.motion.camera,
-        "text": one.new_texts,
-        "failed": one.failed,
+        "arrived": _counts([entity.class_name for entity in observation.arrived]),
+        "left": _counts([entity.class_name for entity in observation.left]),
+        "poses": observation.poses,
+        "motion": " ".join(filter(None, (observation.motion.level, observation.motion.direction))),
+        "camera": observation.motion.camera,
+        "text": observation.new_texts,
+        "failed": observation.failed,
     }
-    told = {name: value for name, value in known.items() if value}
-    return orjson.dumps(told).decode().replace("<", "\\u003c").replace(">", "\\u003e")
+    shown = {name: value for name, value in known.items() if value}
+    return orjson.dumps(shown).decode().replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def _counts(names: Sequence[str]) -> dict[str, int]:
@@ -93,15 +91,15 @@ def _counts(names: Sequence[str]) -> dict[str, int]:
     return out
 
 
-# --- the operator's prompts ---
+# --- the operator's prompts: a folder of NAME.md; clients choose a name, never the text ---
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-MOST_BYTES = 16 * 1024
-"""Of one prompt: it is sent with every request, and paid for."""
+MOST_PROMPT_BYTES = 16 * 1024
+"""Most bytes of one prompt, which every request carries and pays for."""
 
 
 class Prompts:
-    """Names and texts, read once."""
+    """Names and texts, read once at the start."""
 
     def __init__(self, texts: Mapping[str, str], default: str) -> None:
         self._texts = dict(sorted(texts.items()))
@@ -109,14 +107,14 @@ class Prompts:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What a client may choose, in alphabetical order."""
+        """The names that a client may choose, in alphabetical order."""
         return tuple(self._texts)
 
     def text(self, name: str) -> str:
         return self._texts[name]
 
     def chosen(self, name: str | None) -> str:
-        """The name itself; the default for None.
+        """Checks the name that a client chose; returns it, or the default for None.
 
         Raises:
             ProtocolError: no prompt has this name; lists those known.
@@ -133,17 +131,17 @@ class Prompts:
 
 
 def read_prompts(settings: SummarySettings) -> Prompts:
-    """Every `NAME.md` of SUMMARY_PROMPTS.
+    """Reads every `NAME.md` of SUMMARY_PROMPTS.
 
     Raises:
-        ConfigurationError: no such folder, none in it, one that cannot be used, or SUMMARY_PROMPT is not among them.
+        ConfigurationError: the folder is missing, has no prompt or an unusable one, or SUMMARY_PROMPT is not in it.
     """
     folder = settings.summary_prompts
     if not folder.is_dir():
         raise ConfigurationError(f"SUMMARY_PROMPTS='{folder}': should be a folder with one NAME.md a prompt")
     texts = {path.stem: _prompt_text(path) for path in sorted(folder.glob("*.md"))}
     if not texts:
-        raise ConfigurationError(f"SUMMARY_PROMPTS='{folder}': no NAME.md is in it; at least one is wanted")
+        raise ConfigurationError(f"SUMMARY_PROMPTS='{folder}': it has no NAME.md, and at least one is needed")
     if settings.summary_prompt not in texts:
         known = ", ".join(texts)
         raise ConfigurationError(f"SUMMARY_PROMPT={settings.summary_prompt!r}: should be one of {known} (in {folder})")
@@ -165,6 +163,6 @@ def _prompt_text(path: Path) -> str:
         raise wrong("should be UTF-8 text") from None
     if not text:
         raise wrong("is empty")
-    if len(data) > MOST_BYTES:
-        raise wrong(f"has {len(data)} bytes; at most {MOST_BYTES} are sent with every request")
+    if len(data) > MOST_PROMPT_BYTES:
+        raise wrong(f"has {len(data)} bytes; at most {MOST_PROMPT_BYTES} are sent with every request")
     return text

@@ -1,9 +1,9 @@
-"""The chat model behind LLM_MODEL, made by LangChain. LangChain is imported here alone, and only when a model is named.
+"""The chat model behind LLM_MODEL, made by LangChain, which is imported only here and only if a model is configured.
 
-Two seconds of imports: call `connect` in a thread.
+`connect` takes two seconds for imports, so call it in a thread.
 
-What listens at LLM_BASE_URL is not trusted with more than a summary: its answers are bounded in bytes, come
-uncompressed, and redirects are not followed, or it could send what cameras saw elsewhere.
+The server at LLM_BASE_URL is not trusted: its answers are bounded in bytes and must be uncompressed, and its redirects
+are not followed, because a redirect could send what cameras showed to another server.
 """
 
 from __future__ import annotations
@@ -19,27 +19,28 @@ from pydantic import SecretStr
 
 from app.errors import ConfigurationError, SightlineError
 from app.settings import LlmSettings
-from app.summary.answer import Answer
+from app.summary.answer import SummaryAnswer
 
 if TYPE_CHECKING:
     from langchain_core.runnables import Runnable
 
 
 class UnusableAnswer(SightlineError):
-    """An answer that is not read to its end: a redirect, or more bytes than any summary has. The message says which."""
+    """A response that is not read to its end: a redirect, a compressed one, or more bytes than any summary has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """What we know of a provider."""
+    """A provider of models that LangChain supports."""
 
     package: str
+    """The integration's module."""
     extra: str | None
-    """Of this project; None: installed always."""
+    """The extra of this project that installs it; None if it is always installed."""
     key: str | None
-    """Variable of its key; None: it wants none."""
+    """Environment variable of its key; None if it needs none."""
     address: str
-    """Its own. Given always, so that no variable of LangChain or of an SDK sends what cameras saw elsewhere."""
+    """Its own URL. Always passed on, so that no variable of LangChain or an SDK redirects what cameras showed."""
 
 
 PROVIDERS = {
@@ -50,7 +51,7 @@ PROVIDERS = {
 
 
 Form = Literal["json_schema", "json_object", "tool", "text"]
-"""How a model is made to answer with the form of a summary. Servers of OpenAI's protocol know some of them."""
+"""How a model is made to answer in the form of a summary. Servers of OpenAI's protocol support some of these."""
 
 _FORMS: dict[str, tuple[Form, ...]] = {
     "openai": ("json_schema", "json_object", "tool", "text"),
@@ -59,24 +60,28 @@ _FORMS: dict[str, tuple[Form, ...]] = {
 }
 _ENVELOPE_BYTES = 256 * 1024
 _TOKEN_BYTES = 512
-"""Of an answer, and for each token of LLM_MAX_OUTPUT_TOKENS: Ollama's come one by one, each in a JSON object."""
+"""Most bytes of a response, and more for each token of LLM_MAX_OUTPUT_TOKENS: Ollama wraps each in a JSON object."""
 
 
 @dataclass(frozen=True, slots=True)
-class Chat:
+class ChatModel:
     """An open chat model."""
 
     forms: dict[Form, Runnable[Any, Any]]
-    """The best first. Messages in, AIMessage out."""
+    """The most reliable first. Messages in, AIMessage out."""
     close: Callable[[], Awaitable[None]]
+    """Closes its connections."""
 
 
 def check(settings: LlmSettings) -> tuple[Provider, str, str]:
-    """Provider, its name, and the model's name.
+    """Checks the settings.
+
+    Returns:
+        The provider, its name, and the model's name.
 
     Raises:
-        ConfigurationError: LLM_MODEL is no `provider:model`, its package is missing, there is no key, or a bound of
-            cost has no prices.
+        ConfigurationError: LLM_MODEL is not `provider:model`, its package is missing, there is no key, or there is a
+            bound of cost but no price.
     """
     wanted = settings.llm_model or ""
     name, colon, model = wanted.partition(":")
@@ -114,15 +119,15 @@ def _key(settings: LlmSettings, name: str) -> SecretStr | None:
     own = {"openai": settings.openai_api_key, "anthropic": settings.anthropic_api_key}
     if settings.llm_api_key is not None:
         return settings.llm_api_key
-    # A key of the provider's goes to the provider alone, never to another server.
+    # The provider's own key is sent to the provider only, never to another server.
     return own.get(name) if settings.llm_base_url is None else None
 
 
-def connect(settings: LlmSettings) -> Chat:
-    """Imports what LLM_MODEL wants and makes the model. Nothing is sent yet.
+def connect(settings: LlmSettings) -> ChatModel:
+    """Imports the integration of LLM_MODEL and makes the model. Sends nothing.
 
     Raises:
-        ConfigurationError: as `check`, or the integration does not take the settings.
+        ConfigurationError: as `check`, or the integration rejects the settings.
     """
     provider, name, model = check(settings)
     from langchain.chat_models import init_chat_model
@@ -142,33 +147,36 @@ def connect(settings: LlmSettings) -> Chat:
             },
         }
     else:
-        # Retries are ours: what the SDK repeats by itself is neither counted, nor seen by the breaker.
+        # `llm` retries, because retries of the SDK are neither counted nor known to the circuit breaker.
         options |= {"api_key": key, "max_retries": 0, "timeout": settings.llm_timeout_s}
         options["max_tokens"] = settings.llm_max_output_tokens
     if name == "openai":
         import openai
 
-        # One of our own: LangChain's is shared by all that ever ran in the process, and cannot be closed.
+        # LangChain's own client is shared by the whole process and cannot be closed.
         client = openai.DefaultAsyncHttpxClient(timeout=settings.llm_timeout_s)
         _harden(client, most)
-        options |= {"http_async_client": client, "http_socket_options": ()}  # its own would shut proxies out
+        options |= {
+            "http_async_client": client,
+            "http_socket_options": (),
+        }  # LangChain's own options would ignore proxies
         close = client.aclose
     try:
         chat = init_chat_model(model, model_provider=name, **options)
     except ValueError as error:  # pydantic's ValidationError is one
         raise ConfigurationError(f"LLM_MODEL={settings.llm_model!r} cannot be used: {_first_line(error)}") from None
     if name == "anthropic":
-        _harden(chat._async_client._client, most)  # its integration takes no client of ours
-    return Chat({form: _bound(chat, name, form) for form in _FORMS[name]}, close)
+        _harden(chat._async_client._client, most)  # its integration accepts no client
+    return ChatModel({form: _bound(chat, name, form) for form in _FORMS[name]}, close)
 
 
 def _bound(chat: Any, name: str, form: Form) -> Runnable[Any, Any]:
-    """The model, asked for the form of a summary in this way.
+    """The model, made to answer in this form.
 
-    LangChain's `with_structured_output` binds the same, and parses the answer by a repair of broken JSON whose time
-    grows with the square of the text: 100 kB of braces would hold the event loop for minutes. We read it ourselves.
+    LangChain's `with_structured_output` binds the same, but parses the answer by repairing broken JSON in quadratic
+    time, so that 100 kB of braces would block the event loop for minutes. `answer.parse_answer` parses it instead.
     """
-    schema = Answer.model_json_schema()
+    schema = SummaryAnswer.model_json_schema()
     tool = {"type": "function", "function": {"name": "answer", "description": schema["description"]}}
     tool["function"]["parameters"] = schema  # type: ignore[index]
     bound: Runnable[Any, Any] = chat
@@ -185,7 +193,7 @@ def _bound(chat: Any, name: str, form: Form) -> Runnable[Any, Any]:
 
 
 def _harden(client: Any, most: int) -> None:
-    """Makes an `AsyncClient` of httpx or httpx2 follow no redirect and read no more than `most` bytes an answer."""
+    """Makes an `AsyncClient` of httpx or httpx2 follow no redirects and read at most `most` bytes of a response."""
     client.follow_redirects = False
     client.headers["accept-encoding"] = "identity"
     client.event_hooks = {**client.event_hooks, "response": [_guard(most)]}
@@ -193,11 +201,11 @@ def _harden(client: Any, most: int) -> None:
 
 def _guard(most: int) -> Callable[[Any], Awaitable[None]]:
     async def guard(response: Any) -> None:
-        """Called with each response before its body is read."""
+        """The client calls this with each response before its body is read."""
         if response.status_code // 100 == 3:
             raise UnusableAnswer(
                 f"it answers {response.status_code}, a redirect, and redirects are not followed: "
-                "set LLM_BASE_URL to where it answers"
+                "set LLM_BASE_URL to the address that it redirects to"
             )
         encoding = response.headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("identity", ""):
@@ -209,7 +217,7 @@ def _guard(most: int) -> Callable[[Any], Awaitable[None]]:
 
 @cache
 def _bounded(library: Any) -> Any:
-    """The class of a body that ends with an error after so many bytes, for httpx or httpx2."""
+    """A class of response body, for httpx or httpx2, that raises after so many bytes."""
 
     class Bounded(library.AsyncByteStream):  # type: ignore[misc]
         def __init__(self, stream: Any, most: int) -> None:

@@ -1,4 +1,7 @@
-"""Summaries of live streams: what a service has one of. The lifespan opens it, the live door asks it for sessions."""
+"""Summaries of live streams: `Summaries` is the one object of a process, opened by the lifespan, which makes sessions.
+
+It also recovers what ended processes left on disk: each of their sessions gets one last summary.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +18,24 @@ from app.protocol.messages import Summary
 from app.settings import LlmSettings, SummarySettings
 from app.summary.backlog import Backlog
 from app.summary.llm import Spent
-from app.summary.observations import Observation, fold
+from app.summary.observations import Observation, merge_evenly
 from app.summary.prompt import MOST_BYTES, MOST_OBSERVATIONS, Prompts, read_prompts
-from app.summary.session import Send, SessionSummaries
+from app.summary.session import SendSummary, SessionSummaries
 from app.summary.spill import Spill
 from app.summary.summarizer import Summarizer
 
-__all__ = ["Send", "SessionSummaries", "Summaries"]
-
 log = logging.getLogger(__name__)
 
-_FIGURES_S = 5.0
+_GAUGES_S = 5.0
+"""Seconds between two updates of the gauges."""
+_RECOVERY_S = 60.0
+"""Seconds between two recoveries: other workers that share the folder may end while this one runs."""
 FINISH_SHARE = 0.3
-"""Of DRAIN_TIMEOUT_S: half of it is the frames', and the disk wants some seconds after the summary is written."""
+"""Most of DRAIN_TIMEOUT_S that a last summary gets: frames need half of it, and the disk some seconds afterwards."""
 
 
 class Summaries:
-    """The summarizer, the prompts, the disk and the sessions now summarised."""
+    """The summarizer, the prompts, the disk and the open sessions."""
 
     def __init__(
         self,
@@ -45,15 +49,17 @@ class Summaries:
         """Opens nothing.
 
         Args:
-            workers: processes of this service; each has its part of the bounds that hold over all.
-            drain_timeout_s: what a stopping service gives its sessions; a last summary gets FINISH_SHARE of it at most.
+            state_dir: the summaries use its folder `summaries`.
+            workers: processes of this service; each gets its part of the bounds that hold over all.
+            drain_timeout_s: seconds that a stopping service gives its sessions; a last summary gets FINISH_SHARE of it
+                at most.
         """
         finish_s = settings.summary_finish_s
         if drain_timeout_s is not None and finish_s > FINISH_SHARE * drain_timeout_s:
             finish_s = FINISH_SHARE * drain_timeout_s
             if "summary_finish_s" in settings.model_fields_set:
                 log.warning(
-                    "SUMMARY_FINISH_S=%g: DRAIN_TIMEOUT_S=%g leaves a last summary %.3g s, and then it is a digest; "
+                    "SUMMARY_FINISH_S=%g: DRAIN_TIMEOUT_S=%g leaves a last summary %.3g s, after which it is a digest; "
                     "for more, DRAIN_TIMEOUT_S should be %g at least",
                     settings.summary_finish_s,
                     drain_timeout_s,
@@ -69,7 +75,7 @@ class Summaries:
         self._tasks: list[asyncio.Task[None]] = []
 
     def check(self) -> None:
-        """Looks the settings over, without opening anything.
+        """Checks the settings and reads the prompts, without opening anything.
 
         Raises:
             ConfigurationError: as `open`.
@@ -78,52 +84,52 @@ class Summaries:
         self._summarizer.check()
 
     async def open(self) -> None:
-        """Reads the prompts, opens the disk and the model; takes up what dead sessions left, beside everything else.
+        """Reads the prompts, opens the model and the disk, and starts the recovery in the background.
 
         Raises:
-            ConfigurationError: names the variable, the value seen and what would be right.
+            ConfigurationError: names the variable, its value and what it should be.
         """
         self._prompts = await asyncio.to_thread(read_prompts, self._settings)
         await self._summarizer.open()
         await self._spill.open()
         self._tasks = [
-            asyncio.create_task(self._orphans(), name="orphaned summaries"),
-            asyncio.create_task(self._figures(), name="figures of summaries"),
+            asyncio.create_task(self._recover_loop(), name="recovery of summaries"),
+            asyncio.create_task(self._gauges_loop(), name="gauges of summaries"),
         ]
 
     async def close(self) -> None:
-        """Ends every session's summaries as `finish` does, all at once, then the disk and the model."""
+        """Finishes all sessions at once, then closes the model and the disk."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(one.finish() for one in [*self._sessions]), return_exceptions=True)
+        await asyncio.gather(*(session.finish() for session in [*self._sessions]), return_exceptions=True)
         await self._summarizer.close()
         await self._spill.close()
 
     @property
     def prompt_names(self) -> tuple[str, ...]:
-        """What a client may choose; for `ready.prompts`."""
+        """The names that a client may choose; for `ready.prompts`."""
         return self._prompts.names
 
     def prompt(self, name: str | None) -> str:
-        """The name of the prompt in force where a client names this one; the operator's default for None.
+        """Checks the name that a client chose; returns it, or the operator's default for None.
 
         Raises:
             ProtocolError: no prompt has this name; lists those known.
         """
         return self._prompts.chosen(name)
 
-    def session(self, session_id: str, prompt: str | None, send: Send) -> SessionSummaries:
+    def session(self, session_id: str, prompt: str | None, send: SendSummary) -> SessionSummaries:
         """Begins the summaries of a session. Call it on the event loop, and `finish` at the session's end.
 
         Args:
-            prompt: its name; None: the operator's default.
-            send: sends a `Summary` or a `Notice` to the client; called from a task of ours.
+            prompt: name of the prompt; None is the operator's default.
+            send: sends a `Summary` or a `Notice` to the client; called from a task of the session's summaries.
 
         Raises:
             ProtocolError: no prompt has this name; lists those known.
         """
-        one = SessionSummaries(
+        session = SessionSummaries(
             session_id,
             self.prompt(prompt),
             send,
@@ -133,38 +139,87 @@ class Summaries:
             spill=self._spill,
             on_end=self._sessions.discard,
         )
-        self._sessions.add(one)
-        return one
+        self._sessions.add(session)
+        return session
 
     async def last(self, session_id: str, count: int) -> list[Summary]:
-        """The last summaries of a session, oldest first, at most `count` and SUMMARY_KEEP; empty for an unknown one."""
-        kept = await self._spill.summaries(session_id, min(max(count, 0), self._settings.summary_keep))
-        return [one for data in kept if (one := _decode(data)) is not None]
+        """The last summaries of a session, oldest first: at most `count` and SUMMARY_KEEP; empty if it is unknown."""
+        saved = await self._spill.summaries(session_id, min(max(count, 0), self._settings.summary_keep))
+        return [summary for data in saved if (summary := _decode(data)) is not None]
 
     def health(self) -> dict[str, Any]:
-        """For `/health/ready`: `state` ok or degraded, `model`, `breaker`, the `disk`, and what waits."""
+        """For `/health/ready`: `state` (ok or degraded), `model`, `breaker`, `form`, `disk`, and the `backlog`."""
         sessions = [*self._sessions]
         backlog = {
             "sessions": len(sessions),
-            "waiting": sum(one.waiting for one in sessions),
-            "pressure": round(max((one.pressure for one in sessions), default=0.0), 3),
+            "waiting": sum(session.waiting for session in sessions),
+            "pressure": round(max((session.pressure for session in sessions), default=0.0), 3),
         }
         model, disk = self._summarizer.health(), self._spill.health()
-        well = model["state"] == disk["state"] == "ok"
-        return {**model, "state": "ok" if well else "degraded", "disk": disk, "backlog": backlog}
+        ok = model["state"] == disk["state"] == "ok"
+        return {**model, "state": "ok" if ok else "degraded", "disk": disk, "backlog": backlog}
 
-    async def _figures(self) -> None:
+    async def _gauges_loop(self) -> None:
         while True:
-            intervals = [one.interval_s for one in self._sessions]
+            intervals = [session.interval_s for session in self._sessions]
             metrics.SUMMARY_INTERVAL.set(sum(intervals) / len(intervals) if intervals else 0.0)
-            await asyncio.sleep(_FIGURES_S)
+            await asyncio.sleep(_GAUGES_S)
 
-    async def _orphans(self) -> None:
-        await take_up_for_ever(self._spill, self._summarizer, self._prompts, self._settings)
+    # --- recovery: observations of ended processes ---
+
+    async def _recover_loop(self) -> None:
+        """Recovers now and every minute, after repeating what the disk failed to write.
+
+        Orphans older than SUMMARY_ORPHAN_HOURS are deleted without a summary.
+        """
+        while True:
+            try:
+                await self._spill.catch_up()
+                await self._spill.sweep(self._settings.summary_orphan_hours * 3600)
+                for session_id in await self._spill.orphans():
+                    await self._recover(session_id)
+            except Exception:  # the boundary of one recovery: logged and counted; the next one finds what is left
+                log.exception("observations of ended processes could not be summarized")
+                metrics.SUMMARIES.labels("none", "error").inc()
+            await asyncio.sleep(_RECOVERY_S)
+
+    async def _recover(self, session_id: str) -> None:
+        """Adopts a session's backlog, and saves one last summary of it."""
+        backlog = await Backlog.adopt(session_id, self._spill)
+        if backlog is None:
+            return  # another worker adopted it first
+        observations: list[Observation] = []
+        """Taken from the backlog, so that they exist nowhere else: they must be summarized whatever fails."""
+        try:
+            async with self._summarizer.slot() as slot:
+                while more := await backlog.take(max_items=MOST_OBSERVATIONS, max_bytes=MOST_BYTES):
+                    observations = merge_evenly([*observations, *more], MOST_OBSERVATIONS)
+                if not observations:
+                    return
+                # The prompt that the session chose and the tokens that it spent are lost with its process.
+                prompt = self._prompts.text(self._prompts.default)
+                summary, _ = await self._summarizer.summarize(observations, prompt, Spent(), slot=slot)
+        except asyncio.CancelledError:  # this process ends, too
+            if observations:
+                await self._save(session_id, self._summarizer.digest(observations, "finish"))
+            raise
+        except Exception:
+            if observations:
+                await self._save(session_id, self._summarizer.digest(observations, "error"))
+            raise
+        else:
+            await self._save(session_id, summary)
+            frames = sum(observation.frames for observation in observations)
+            log.info("session %s, whose process ended: its last %d frames are summarized", session_id, frames)
+        finally:
+            await backlog.close(keep=backlog.counts.in_ram + backlog.counts.on_disk > 0)
+
+    async def _save(self, session_id: str, summary: Summary) -> None:
+        await self._spill.save_summary(session_id, summary.generated_at_ms, orjson.dumps(summary))
 
 
 def _decode(data: bytes) -> Summary | None:
-    """None, counted, for what is no summary: torn, or of another version."""
+    """The summary; None, and counted, if the data is torn or of another version."""
     try:
         fields = orjson.loads(data)
         fields.pop("type", None)
@@ -174,62 +229,3 @@ def _decode(data: bytes) -> Summary | None:
     except (ValueError, TypeError, KeyError, AttributeError):
         metrics.SUMMARY_DISK_ERRORS.labels("summary").inc()
         return None
-
-
-# --- what ended processes left ---
-
-log = logging.getLogger(__name__)
-
-_AGAIN_S = 60.0
-"""Other workers on this folder may die while we live."""
-
-
-async def take_up_for_ever(spill: Spill, summarizer: Summarizer, prompts: Prompts, settings: SummarySettings) -> None:
-    """At once, and again every minute, after what the disk did not take lately is tried again.
-
-    What is older than SUMMARY_ORPHAN_HOURS is swept, untold.
-    """
-    while True:
-        try:
-            await spill.catch_up()
-            await spill.sweep(settings.summary_orphan_hours * 3600)
-            for session_id in await spill.orphans():
-                await _tell(session_id, spill, summarizer, prompts.text(prompts.default))
-        except Exception:  # the boundary of one round: logged and counted; what is left is there for the next
-            log.exception("what ended sessions left could not be summarised")
-            metrics.SUMMARIES.labels("none", "error").inc()
-        await asyncio.sleep(_AGAIN_S)
-
-
-async def _tell(session_id: str, spill: Spill, summarizer: Summarizer, prompt: str) -> None:
-    left = await Backlog.adopt(session_id, spill)
-    if left is None:
-        return  # another worker was quicker
-    observations: list[Observation] = []
-    """Out of the backlog: in our hands alone, whatever comes."""
-    try:
-        async with summarizer.turn() as slot:
-            while more := await left.take(max_items=MOST_OBSERVATIONS, max_bytes=MOST_BYTES):
-                observations = fold([*observations, *more], MOST_OBSERVATIONS)
-            if not observations:
-                return
-            # Of what the session chose and spent nothing is known any more.
-            summary, _ = await summarizer.summary(observations, prompt, Spent(), slot=slot)
-    except asyncio.CancelledError:  # we end, too
-        if observations:
-            await _keep(session_id, spill, summarizer.digest(observations, "finish"))
-        raise
-    except Exception:
-        if observations:
-            await _keep(session_id, spill, summarizer.digest(observations, "error"))
-        raise
-    else:
-        await _keep(session_id, spill, summary)
-        frames = sum(one.frames for one in observations)
-        log.info("session %s was left by a process that ended: its last %d frames are told", session_id, frames)
-    finally:
-        await left.close(keep=left.counts.in_ram + left.counts.on_disk > 0)
-
-
-async def _keep(session_id: str, spill: Spill, summary: Summary) -> None:
-    await spill.save_summary(session_id, summary.generated_at_ms, orjson.dumps(summary))

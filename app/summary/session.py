@@ -1,7 +1,7 @@
-"""The summaries of one session: what is offered gathers, and is told at an interval that adapts.
+"""The summaries of one session: results become observations, and observations a summary at an interval that adapts.
 
-Two tasks of its own: `_tell_on` writes and sends, `_watch_on` says when what waits gets too much. Nothing of it is
-ever awaited on the way of a frame.
+Two tasks run for each session: `_summarize_loop` writes summaries and sends them, `_notify_loop` tells the client when
+summaries fall behind. No frame ever waits for either.
 """
 
 from __future__ import annotations
@@ -21,27 +21,30 @@ from app.protocol.result import FrameResult
 from app.settings import SummarySettings
 from app.summary.backlog import Backlog
 from app.summary.llm import Spent
-from app.summary.observations import Observation, Observer, fold
+from app.summary.observations import Observation, ObservationBuilder, merge_evenly
 from app.summary.prompt import MOST_BYTES, MOST_OBSERVATIONS, Prompts
 from app.summary.spill import Spill
 from app.summary.summarizer import Summarizer
 
 log = logging.getLogger(__name__)
 
-Send = Callable[[Summary | Notice], Awaitable[object]]
-"""Sends to the client; what it returns is not looked at."""
+SendSummary = Callable[[Summary | Notice], Awaitable[object]]
+"""Sends to the client; its result is ignored."""
 
+CLOSE_WAIT_S = 1.0
+"""Seconds that a session's end waits for the disk."""
 _TICK_S = 1.0
+"""Most seconds between two checks of a task."""
 
 
 class SessionSummaries:
-    """Made by `Summaries.session`; `finish` must be called when the session ends, however it ends."""
+    """Created by `Summaries.session`. The caller must call `finish` when the session ends, also when it fails."""
 
     def __init__(
         self,
         session_id: str,
         prompt: str,
-        send: Send,
+        send: SendSummary,
         settings: SummarySettings,
         *,
         prompts: Prompts,
@@ -58,30 +61,37 @@ class SessionSummaries:
         self._summarizer = summarizer
         self._spill = spill
         self._on_end = on_end
-        self._gathering = Gathering(session_id, settings, spill)
+        self._builder = ObservationBuilder()
+        self._backlog = Backlog(session_id, settings, spill)
+        self._in_hand: list[Observation] = []
+        """Taken from the backlog and not summarized yet; at most what one request holds."""
+        self._schedule = SummarySchedule(settings, time.monotonic())
         self._spent = Spent()
-        self._unheard: Summary | None = None
-        """Written and kept, on its way to the client."""
+        self._unsent: Summary | None = None
+        """Written and saved, but not sent to the client yet."""
         self._ended = False
-        self._patience = Patience(session_id)
-        self._over = asyncio.Event()
+        self._closing: set[asyncio.Task[None]] = set()
+        """Work of the session's end that runs on after `finish` has stopped waiting for it."""
+        self._finished = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name=f"summaries {session_id}")
 
     def offer(self, frame_id: int, result: FrameResult, at_ms: float) -> None:
-        """One result of the session, in the order of its frames. Returns in microseconds; never fails for load.
+        """Adds one result of the session, in the order of its frames. Takes microseconds; never fails under load.
 
         Args:
             at_ms: when the frame was received, epoch milliseconds.
         """
         if not self._ended:
-            self._gathering.offer(frame_id, result, at_ms)
+            observation = self._builder.add(frame_id, result, at_ms)
+            if observation is not None:
+                self._add(observation)
 
-    def rest(self) -> None:
-        """No results come for a while: what was seen so far stands for itself, not for the time up to the next."""
-        self._gathering.flush()
+    def pause(self) -> None:
+        """Ends the current observation, because no results follow for a while: it must not cover the gap."""
+        self._flush()
 
-    def choose(self, prompt: str | None) -> None:
-        """The prompt of the summaries from now on; None: the operator's default.
+    def set_prompt(self, prompt: str | None) -> None:
+        """Sets the prompt of the summaries from now on; None is the operator's default.
 
         Raises:
             ProtocolError: no prompt has this name; lists those known.
@@ -90,113 +100,150 @@ class SessionSummaries:
 
     @property
     def interval_s(self) -> float:
-        """Seconds between two summaries as things stand."""
-        return self._gathering.pace.interval_s(self.pressure)
+        """Seconds between two summaries at the moment."""
+        return self._schedule.interval_s(self.pressure)
 
     @property
     def pressure(self) -> float:
         """0 to 1: how full the backlog is, or one request, whichever is fuller."""
-        return self._gathering.pressure
+        return max(self._backlog.pressure, min(1.0, self.waiting / MOST_OBSERVATIONS))
 
     @property
     def waiting(self) -> int:
-        """Observations that wait, in memory and on disk."""
-        return self._gathering.waiting
+        """Observations in the backlog, in memory and on disk."""
+        counts = self._backlog.counts
+        return counts.in_ram + counts.on_disk
+
+    # --- observations ---
+
+    def _flush(self) -> None:
+        observation = self._builder.flush()
+        if observation is not None:
+            self._add(observation)
+        else:
+            self._add_quiet()
+
+    def _add(self, observation: Observation) -> None:
+        self._add_quiet()
+        self._schedule.observed(time.monotonic())
+        self._backlog.offer(observation)
+
+    def _add_quiet(self) -> None:
+        """Adds frames that showed nothing, if an observation before them waits; alone they are not worth a summary."""
+        quiet = self._builder.quiet()
+        if quiet is not None and self.waiting:
+            self._backlog.offer(quiet)
+
+    async def _take(self, *, everything: bool) -> None:
+        """Moves observations from the backlog into hand: as many as one request holds, or all, merged to that number.
+
+        Cancelling loses nothing.
+        """
+        self._schedule.emptied()
+        while self.waiting:
+            more = await self._backlog.take(max_items=MOST_OBSERVATIONS, max_bytes=MOST_BYTES)
+            self._in_hand = merge_evenly([*self._in_hand, *more], MOST_OBSERVATIONS)
+            if not everything or not more:
+                break
+        if self.waiting:
+            self._schedule.observed(time.monotonic())
 
     # --- while the session lasts ---
 
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._tell_on())
-            tasks.create_task(self._watch_on())
+            tasks.create_task(self._summarize_loop())
+            tasks.create_task(self._notify_loop())
 
-    async def _tell_on(self) -> None:
+    async def _summarize_loop(self) -> None:
         tick_s = min(_TICK_S, self._settings.summary_min_interval_s / 4)
         while True:
-            # Not in step: sessions that began together must not all write together.
+            # At random, so that sessions that began together do not all write together.
             await asyncio.sleep(tick_s * random.uniform(0.5, 1.5))
-            if not self._gathering.due:
+            if not self._schedule.due(time.monotonic(), self.pressure):
                 continue
             try:
-                summary = await self._tell()
-                # No await between these two: what ends before them is told again at the end, what ends later is kept.
-                self._gathering.taken.clear()
-                self._unheard = summary
+                summary = await self._summarize()
+                # No await between these two: an end before them summarizes again, an end after them keeps the summary.
+                self._in_hand.clear()
+                self._unsent = summary
                 if summary is not None:
-                    await self._keep(summary)
+                    await self._save(summary)
                     await self._send(summary)
-                self._unheard = None
+                self._unsent = None
             except Exception:  # the boundary of one summary: logged and counted, the session goes on
                 log.exception("a summary of session %s failed", self.id)
                 metrics.SUMMARIES.labels("none", "error").inc()
-                self._gathering.taken.clear()
-                self._gathering.pace.told(time.monotonic(), failed=True)
+                self._in_hand.clear()
+                self._schedule.summarized(time.monotonic(), failed=True)
 
-    async def _tell(self, *, everything: bool = False) -> Summary | None:
-        """Summarises what waits, and leaves it in `taken`; None when nothing was seen."""
-        gathering = self._gathering
-        gathering.flush()
-        if not gathering.waiting and not gathering.taken:
+    async def _summarize(self, *, everything: bool = False) -> Summary | None:
+        """Summarizes what waits, and leaves those observations in hand. None if there is nothing to summarize."""
+        self._flush()
+        if not self.waiting and not self._in_hand:
             return None
-        async with self._summarizer.turn() as slot:
-            await gathering.take(everything=everything)
-            if not gathering.taken:
+        async with self._summarizer.slot() as slot:
+            await self._take(everything=everything)
+            if not self._in_hand:
                 return None
             begun = time.monotonic()
             prompt = self._prompts.text(self.prompt)
-            summary, failed = await self._summarizer.summary(gathering.taken, prompt, self._spent, slot=slot)
+            summary, failed = await self._summarizer.summarize(self._in_hand, prompt, self._spent, slot=slot)
         now = time.monotonic()
-        gathering.pace.told(now, failed=failed, answer_s=now - begun)
+        self._schedule.summarized(now, failed=failed, answer_s=now - begun)
         return summary
 
-    async def _keep(self, summary: Summary) -> None:
+    async def _save(self, summary: Summary) -> None:
         await self._spill.save_summary(self.id, summary.generated_at_ms, orjson.dumps(summary))
 
-    async def _watch_on(self) -> None:
-        lag = Lag()
+    async def _notify_loop(self) -> None:
+        lag = LagNotice()
         while True:
             await asyncio.sleep(min(_TICK_S, self._settings.summary_min_interval_s / 4))
-            told = lag.change(self._gathering.backlog_pressure, self.waiting)
-            if told is None:
+            message = lag.change(self._backlog.pressure, self.waiting)
+            if message is None:
                 continue
             try:
-                await self._send(Notice("summary_backlog", told))
+                await self._send(Notice("summary_backlog", message))
             except Exception:  # the boundary of one notice: a client that is gone must not end the summaries
                 log.exception("a notice of session %s was not sent", self.id)
 
     # --- its end ---
 
     async def finish(self) -> Summary | None:
-        """Ends the summaries, and tells what was seen since the last one: for `bye.report`.
+        """Ends the summaries and summarizes what was observed since the last one, for `bye.report`.
 
-        Takes SUMMARY_FINISH_S, and seconds more where the disk is slow: what the model has not written by then is a
-        digest. None when nothing was seen. A second call waits until the first left nothing behind, and returns None.
-        Cancelled, it keeps a digest of what is in hand; what was not taken yet is left for the next start.
+        Takes SUMMARY_FINISH_S, and seconds more where the disk is slow. If the model has not answered by then, the
+        summary is a digest. A second call waits until the first has ended, and returns None. If cancelled, it saves a
+        digest of what is in hand; observations still in the backlog are left for the next start.
+
+        Returns:
+            None if nothing was observed.
         """
         if self._ended:
-            await self._over.wait()
+            await self._finished.wait()
             return None
         self._ended = True
         self._task.cancel()
         try:
             await asyncio.wait({self._task})
-            summary = await self._last_word()
-            self._gathering.taken = []
+            summary = await self._last_summary()
+            self._in_hand = []
             if summary is None:
-                return self._unheard
-            await self._patience.wait(self._keep(summary))
+                return self._unsent
+            await self._bounded_wait(self._save(summary))
             return summary
         except asyncio.CancelledError:  # the service's own time to stop is over
-            if taken := self._gathering.taken:
-                self._patience.start(self._keep(self._summarizer.digest(taken, "finish")))
+            if in_hand := self._in_hand:
+                self._start_closing(self._save(self._summarizer.digest(in_hand, "finish")))
             raise
         finally:
-            await self._patience.wait(self._close())
+            await self._bounded_wait(self._close())
 
-    async def _last_word(self) -> Summary | None:
+    async def _last_summary(self) -> Summary | None:
         try:
             async with asyncio.timeout(self._settings.summary_finish_s):
-                return await self._tell(everything=True)
+                return await self._summarize(everything=True)
         except TimeoutError:
             return await self._last_digest()
         except Exception:  # the boundary of one summary: logged and counted, the client gets its `bye`
@@ -205,109 +252,60 @@ class SessionSummaries:
             return None
 
     async def _last_digest(self) -> Summary | None:
-        """Of what was at the model, and of what never got there because other sessions took its time."""
+        """A digest of what is in hand, and of what still waits because other sessions kept the model busy."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE_S):
-                await self._gathering.take(everything=True)
-        return self._summarizer.digest(taken, "finish") if (taken := self._gathering.taken) else None
+            async with asyncio.timeout(CLOSE_WAIT_S):
+                await self._take(everything=True)
+        return self._summarizer.digest(in_hand, "finish") if (in_hand := self._in_hand) else None
 
     async def _close(self) -> None:
+        """Closes the backlog; what waits stays on disk for the next start."""
         try:
-            await self._gathering.close()
+            await self._backlog.close(keep=self.waiting > 0)
         finally:
             self._on_end(self)
-            self._over.set()
+            self._finished.set()
 
+    def _start_closing(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Runs work of the session's end in a task of its own, which `finish` being cancelled does not cancel.
 
-# --- what a session has seen and not told yet ---
-
-
-class Gathering:
-    """One session's, from its results to the observations of the next summary."""
-
-    def __init__(self, session_id: str, settings: SummarySettings, spill: Spill) -> None:
-        self.taken: list[Observation] = []
-        """Out of the backlog, not told yet; at most one request's."""
-        self.pace = Pace(settings, time.monotonic())
-        self._observer = Observer()
-        self._backlog = Backlog(session_id, settings, spill)
-
-    def offer(self, frame_id: int, result: FrameResult, at_ms: float) -> None:
-        """One result, in the order of its frames. Microseconds; never fails for load."""
-        seen = self._observer.add(frame_id, result, at_ms)
-        if seen is not None:
-            self._add(seen)
-
-    def flush(self) -> None:
-        """What was seen counts as it is, without waiting for its second to be full."""
-        seen = self._observer.flush()
-        if seen is not None:
-            self._add(seen)
-        else:
-            self._add_quiet()
-
-    def _add(self, seen: Observation) -> None:
-        self._add_quiet()
-        self.pace.gathered(time.monotonic())
-        self._backlog.offer(seen)
-
-    def _add_quiet(self) -> None:
-        """Frames that showed nothing are told with what was there before them; alone they are no news."""
-        quiet = self._observer.quiet()
-        if quiet is not None and self.waiting:
-            self._backlog.offer(quiet)
-
-    @property
-    def waiting(self) -> int:
-        """Observations in the backlog, in memory and on disk."""
-        counts = self._backlog.counts
-        return counts.in_ram + counts.on_disk
-
-    @property
-    def backlog_pressure(self) -> float:
-        """See `Backlog.pressure`."""
-        return self._backlog.pressure
-
-    @property
-    def pressure(self) -> float:
-        """0 to 1: how full the backlog is, or one request, whichever is fuller."""
-        return max(self._backlog.pressure, min(1.0, self.waiting / MOST_OBSERVATIONS))
-
-    @property
-    def due(self) -> bool:
-        """Whether it is time for a summary."""
-        return self.pace.due(time.monotonic(), self.pressure)
-
-    async def take(self, *, everything: bool) -> None:
-        """Adds what waits to `taken`: as much as one request holds, or all of it, folded to that.
-
-        Cancelling loses nothing.
+        If it were cancelled half-way, rows would stay on disk that no process adopts while this one lives.
         """
-        self.pace.emptied()
-        while self.waiting:
-            more = await self._backlog.take(max_items=MOST_OBSERVATIONS, max_bytes=MOST_BYTES)
-            self.taken = fold([*self.taken, *more], MOST_OBSERVATIONS)
-            if not everything or not more:
-                break
-        if self.waiting:
-            self.pace.gathered(time.monotonic())
+        task = asyncio.create_task(work, name=f"end of the summaries {self.id}")
+        self._closing.add(task)
+        task.add_done_callback(self._closed)
+        return task
 
-    async def close(self) -> None:
-        """What waits is kept on disk for the next start."""
-        await self._backlog.close(keep=self.waiting > 0)
+    async def _bounded_wait(self, work: Coroutine[None, None, None]) -> None:
+        """Runs `work` and waits for it, CLOSE_WAIT_S at most; the work goes on after that. Its failure is logged."""
+        task = self._start_closing(work)
+        await asyncio.wait({task}, timeout=CLOSE_WAIT_S)
+        if not task.done():
+            log.warning("session %s ended before the disk took its summaries", self.id)
+
+    def _closed(self, task: asyncio.Task[None]) -> None:
+        self._closing.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the summaries of session %s could not be closed", self.id, exc_info=error)
 
 
-# --- how long to wait between two summaries ---
+# --- when the next summary is due ---
 
-EAGER_AT = 0.5
-"""Pressure from which a session asks as often as it may: half full is time enough to act before things are merged."""
+EAGER_PRESSURE = 0.5
+"""Pressure from which the interval is the shortest: at half full there is still time before observations are merged."""
 REST = 2.0
-"""Least pause over the seconds of the last answer."""
+"""Least pause after an answer of the model, as a multiple of the seconds that the answer took."""
 _MOST_DOUBLINGS = 16
 
 
 def interval_s(pressure: float, *, failures: int, answer_s: float, least_s: float, most_s: float) -> float:
     """Seconds from the end of one summary to the start of the next.
+
+    The more waits, the shorter the interval: a busy scene gives more to summarize, and observations that wait too long
+    are merged and lose detail. This holds only while the model keeps up, because asking more often does not help a
+    model that fails or is slow. Each failure in a row doubles the interval, and the pause is at least REST times the
+    seconds of the last answer, so that a session keeps a slow model busy for a third of the time at most. These two
+    outweigh the pressure: what arrives meanwhile waits, spills and is merged, and one summary covers all of it.
 
     Args:
         pressure: what waits, 0 (nothing) to 1 (the bounds are reached).
@@ -317,70 +315,70 @@ def interval_s(pressure: float, *, failures: int, answer_s: float, least_s: floa
         most_s: SUMMARY_MAX_INTERVAL_S; taken as `least_s` where it is smaller.
 
     Returns:
-        Between `least_s` and `most_s`, always.
+        Always between `least_s` and `most_s`.
     """
     most_s = max(least_s, most_s)
-    pull = min(1.0, max(0.0, pressure) / EAGER_AT)
+    pull = min(1.0, max(0.0, pressure) / EAGER_PRESSURE)
     wanted = most_s - (most_s - least_s) * pull
     wanted = max(wanted * 2.0 ** min(max(0, failures), _MOST_DOUBLINGS), answer_s * REST)
     return float(min(most_s, max(least_s, wanted)))
 
 
-class Pace:
-    """When a session's next summary is due. `now`: seconds of a monotonic clock."""
+class SummarySchedule:
+    """When a session's next summary is due. `now` is seconds of a monotonic clock. Does no I/O."""
 
     def __init__(self, settings: SummarySettings, now: float) -> None:
         self._least_s = settings.summary_min_interval_s
         self._most_s = settings.summary_max_interval_s
-        self._since: float | None = None
-        self._told_at = now
-        self._told = False
+        self._waiting_since: float | None = None
+        self._summarized_at = now
+        self._first_done = False
         self._failures = 0
         self._answer_s = 0.0
 
-    def gathered(self, now: float) -> None:
-        """Something waits. The first of it starts the clock."""
-        if self._since is None:
-            self._since = now
+    def observed(self, now: float) -> None:
+        """An observation waits. The first one starts the clock."""
+        if self._waiting_since is None:
+            self._waiting_since = now
 
     def emptied(self) -> None:
         """Nothing waits any more."""
-        self._since = None
+        self._waiting_since = None
 
-    def told(self, now: float, *, failed: bool = False, answer_s: float = 0.0) -> None:
-        """A summary was made. `failed`: the model should have written it, and did not."""
-        self._told, self._told_at, self._answer_s = True, now, answer_s
+    def summarized(self, now: float, *, failed: bool = False, answer_s: float = 0.0) -> None:
+        """A summary was written. `failed`: the model should have written it and did not."""
+        self._first_done, self._summarized_at, self._answer_s = True, now, answer_s
         self._failures = self._failures + 1 if failed else 0
 
     def interval_s(self, pressure: float) -> float:
-        """Seconds between two summaries as things stand. The first comes as soon as any may."""
-        if not self._told:
+        """Seconds between two summaries at the moment. SUMMARY_MIN_INTERVAL_S before the first summary."""
+        if not self._first_done:
             return self._least_s
         return interval_s(
             pressure, failures=self._failures, answer_s=self._answer_s, least_s=self._least_s, most_s=self._most_s
         )
 
     def due(self, now: float, pressure: float) -> bool:
-        """Whether to tell now: the interval is over, and what waits is more than its first moment."""
-        if self._since is None or now - self._since < self._least_s:
+        """Whether to summarize now: the interval is over, and observations have waited SUMMARY_MIN_INTERVAL_S."""
+        if self._waiting_since is None or now - self._waiting_since < self._least_s:
             return False
-        return now - self._told_at >= self.interval_s(pressure)
+        return now - self._summarized_at >= self.interval_s(pressure)
 
 
-# --- whether summaries fall behind ---
+# --- when the client is told that summaries fall behind ---
 
 BEHIND, CAUGHT_UP = 0.5, 0.2
-"""Pressure of the backlog (0.5: memory is full) from which it is said, and below which it is over."""
+"""Pressure of the backlog (0.5: memory is full) at which a notice is sent, and below which the lag is over."""
 
 
-class Lag:
-    """Says every change once."""
+class LagNotice:
+    """Reports each change once. Does no I/O."""
 
     def __init__(self) -> None:
         self._behind = False
 
     def change(self, pressure: float, waiting: int) -> str | None:
-        """What to tell now, or None. `pressure`: 0 to 1; `waiting`: observations."""
+        """The notice to send now, or None. `pressure`: 0 to 1; `waiting`: observations."""
         if not self._behind and pressure >= BEHIND:
             self._behind = True
             return f"summaries are behind: {waiting} observations wait"
@@ -388,40 +386,3 @@ class Lag:
             self._behind = False
             return "summaries have caught up"
         return None
-
-
-# --- how long the end waits for the disk ---
-
-log = logging.getLogger(__name__)
-
-PATIENCE_S = 1.0
-
-
-class Patience:
-    """Waits for the last work of a session, but not for long; the work goes on all the same.
-
-    Cancelled half-way it would leave rows on disk that nobody owns up to while the process lives.
-    """
-
-    def __init__(self, session_id: str) -> None:
-        self._session_id = session_id
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        """Begins it, and does not wait at all."""
-        task = asyncio.create_task(work, name=f"end of the summaries {self._session_id}")
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    async def wait(self, work: Coroutine[None, None, None]) -> None:
-        """PATIENCE_S at most. Work that fails is logged."""
-        task = self.start(work)
-        await asyncio.wait({task}, timeout=PATIENCE_S)
-        if not task.done():
-            log.warning("session %s ended before the disk took its summaries", self._session_id)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("the summaries of session %s could not be ended", self._session_id, exc_info=error)

@@ -1,4 +1,4 @@
-"""What outlives a process: the overflow of all backlogs, and the last summaries, in one SQLite file.
+"""The disk under the summaries: what overflows memory, and each session's last summaries, survive the process.
 
     spill = Spill(state_dir / "summaries", settings)
     await spill.open()
@@ -7,9 +7,10 @@
     await backlog.close(keep=True)
     await spill.close()
 
-All workers of a service share the folder, which must be on a local disk. Nothing here raises for a disk that is full,
-a file that is damaged or a folder that cannot be written: it is logged, counted in SUMMARY_DISK_ERRORS and tried
-again, and the backlogs do without.
+`Spill` is what the process has one of, `DiskBuffer` is one session's part of it, `DiskWriter` is the one thread that
+calls `database`; the event loop never waits for the disk. All workers of a service share the folder, which must be on
+a local disk. Nothing here raises when the disk is full, the file is damaged or the folder cannot be written: the error
+is logged, counted in SUMMARY_DISK_ERRORS and the work is retried, and the backlogs use memory alone meanwhile.
 """
 
 from __future__ import annotations
@@ -30,65 +31,63 @@ from weakref import WeakSet
 
 from app.metrics import SUMMARY_DISK_ERRORS, SUMMARY_OBSERVATIONS
 from app.settings import SummarySettings
-from app.summary.database import (
-    ADVICE,
-    Appended,
-    Claimed,
-    NoRoom,
-    Owner,
-    SpillFile,
-    claim,
-    last_summaries,
-    orphans,
-    reason,
-    save_summaries,
-    sweep_observations,
-    sweep_summaries,
-    touch_summaries,
-)
-from app.summary.observations import Row
+from app.summary.database import ADVICE, AppendResult, ClaimedRows, NoRoom, OwnerLock, SpillFile, trouble_reason
+from app.summary.observations import Record
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _RETRY_S = 30.0
-_UNSAVED = 64
-"""Sessions whose summaries are kept in memory while the disk does not take them; of more they are given up, counted."""
+"""Seconds without writing after the disk failed."""
+_UNSAVED_SESSIONS = 64
+"""Sessions whose summaries wait in memory while the disk fails. Those of the oldest are dropped, and counted."""
+_NO_ROOM_S = 5.0
+"""Seconds before a session writes again after SUMMARY_DISK_BYTES was reached."""
+_READ_ATTEMPTS = 3
+"""Reads that may fail in a row. Then the rows on disk are given up, because newer observations wait behind them."""
+
+_spilled = SUMMARY_OBSERVATIONS.labels("spilled")
+"""Not an end: an observation that goes to disk is counted again as taken, merged, dropped or kept."""
+
+Claim = tuple[ClaimedRows, SpillFile]
+"""Rows of an ended process that this one took over, and the file that holds them."""
 
 
 class Spill:
-    """One a process."""
+    """One per process. Every method belongs to the event loop."""
 
     def __init__(self, folder: Path, settings: SummarySettings, *, retry_s: float = _RETRY_S) -> None:
-        """`retry_s`: how long the disk is left alone after trouble, seconds."""
-        self.pieces = Pieces()
-        """The folding of all backlogs of the process: a failing disk gives back much to many at once."""
+        """`retry_s`: seconds without writing after the disk failed."""
+        self.cooperative = CooperativeWork()
+        """Runs the merging of all backlogs: a failing disk returns much to many of them at once."""
         self.settings = settings
-        self._writer = Writer(folder, settings, retry_s=retry_s, on_lost=self._lost)
-        self._shelves: WeakSet[Shelf] = WeakSet()
+        self._writer = DiskWriter(folder, settings, retry_s=retry_s, on_lost=self._lost)
+        self._buffers: WeakSet[DiskBuffer] = WeakSet()
         self._unsaved: OrderedDict[str, list[tuple[float, bytes]]] = OrderedDict()
 
     async def open(self) -> None:
-        """Starts the thread, and opens the file or finds out that it cannot."""
+        """Starts the thread and tries to open the file; a failure shows in `health`."""
         self._writer.start()
         await self._writer.ask(lambda file: None)
 
     async def close(self) -> None:
-        """Call it after the backlogs' own `close`. What they left is an orphan from now on.
+        """Stops the thread and closes the file. Call it after every backlog's `close`; what they kept becomes orphans.
 
-        The disk gets a last chance to take what it did not take before; what is lost then is said, and counted.
+        Writes once more what the disk has not taken yet. Summaries that fail again are lost: logged and counted.
         """
-        self._writer.wake()
+        self._writer.retry_now()
         await self.catch_up()
         await self._writer.stop()
-        left = sum(len(summaries) for summaries in self._unsaved.values())
-        if left:
-            SUMMARY_DISK_ERRORS.labels("unsaved").inc(left)
-            log.error("summaries: the disk did not take %d summaries to the end; they are lost", left)
+        lost = sum(len(summaries) for summaries in self._unsaved.values())
+        if lost:
+            SUMMARY_DISK_ERRORS.labels("unsaved").inc(lost)
+            log.error("summaries: the disk did not take %d summaries before the service ended; they are lost", lost)
 
     async def catch_up(self) -> None:
-        """Repeats what the disk did not take while it was in trouble: summaries, and ends of sessions.
+        """Repeats what failed while the disk was in trouble: saving summaries and ending sessions.
 
-        For every minute, before `orphans`. Cancelling loses nothing.
+        Call it every minute, before `orphans`. Cancelling loses nothing.
         """
         unsaved, self._unsaved = self._unsaved, OrderedDict()
         saved: set[str] = set()
@@ -96,14 +95,14 @@ class Spill:
 
         def repeat(file: SpillFile) -> None:
             for session_id, summaries in unsaved.items():
-                save_summaries(file.db, session_id, summaries, self.settings.summary_keep)
+                file.save_summaries(session_id, summaries, self.settings.summary_keep)
                 saved.add(session_id)
-            file.rows.end_again()
+            file.end_again()
 
-        def done(outcome: Failure | None) -> None:
+        def done(outcome: DiskFailure | None) -> None:
             for session_id, summaries in unsaved.items():
                 if session_id not in saved:
-                    self._put_back(session_id, summaries)
+                    self._keep_unsaved(session_id, summaries)
             if not future.done():
                 future.set_result(None)
 
@@ -111,49 +110,52 @@ class Spill:
         await future
 
     def health(self) -> dict[str, Any]:
-        """`state`: ok or degraded, with the `reason`."""
+        """`state`: ok or degraded; `reason`: see `database.trouble_reason`, or None."""
         trouble = self._writer.trouble
         return {"state": "ok" if trouble is None else "degraded", "reason": trouble}
 
     # --- observations ---
 
-    def shelf(self, session_id: str, above: Above, estate: tuple[Claimed, SpillFile] | None = None) -> Shelf:
-        """A session's place on disk; takes nothing from it until memory is full. `estate`: what `claim` gave."""
-        shelf = Shelf(self._writer, self.settings, session_id, above, estate)
-        self._shelves.add(shelf)
-        return shelf
+    def buffer(self, session_id: str, listener: BufferListener, claim: Claim | None = None) -> DiskBuffer:
+        """A session's disk buffer. It uses the disk only once rows are put. `claim`: what `Spill.claim` returned."""
+        buffer = DiskBuffer(self._writer, self.settings, session_id, listener, claim)
+        self._buffers.add(buffer)
+        return buffer
 
     async def orphans(self) -> list[str]:
-        """Ids of sessions that left observations when their process ended, in the order of their beginning."""
-        found = await self._writer.ask(lambda file: orphans(file.db, file.owner.alive))
-        return [] if isinstance(found, Failure) else found
+        """Ids of sessions whose process ended and left observations, ordered by when they began."""
+        found = await self._writer.ask(lambda file: file.orphans())
+        return [] if isinstance(found, DiskFailure) else found
 
-    async def claim(self, session_id: str) -> tuple[Claimed, SpillFile] | None:
-        """Takes over an orphan's rows; None when it has none any more, or another process was quicker."""
+    async def claim(self, session_id: str) -> Claim | None:
+        """Takes over an orphan's rows; None if it has none any more, or another process claimed them first."""
 
-        def take_over(file: SpillFile) -> tuple[Claimed, SpillFile] | None:
-            claimed = claim(file.db, session_id, file.owner.name, file.owner.alive)
+        def take_over(file: SpillFile) -> Claim | None:
+            claimed = file.claim(session_id)
             return None if claimed is None else (claimed, file)
 
-        estate = await self._writer.ask(take_over)
-        return None if isinstance(estate, Failure) else estate
+        claim = await self._writer.ask(take_over)
+        return None if isinstance(claim, DiskFailure) else claim
 
     async def sweep(self, older_than_s: float) -> int:
-        """Removes orphans, and summaries, last written before so many seconds; how many observations that were.
+        """Deletes orphans and summaries last written more than `older_than_s` seconds ago.
 
-        Not the summaries of sessions that are open here, however quiet they are.
+        The summaries of sessions that are open in this process stay, however long ago their last one was written.
+
+        Returns:
+            The number of observations deleted.
         """
         now = time.time()
         before = now - older_than_s
-        here = {shelf.session_id for shelf in self._shelves if not shelf.over}
+        open_sessions = {buffer.session_id for buffer in self._buffers if not buffer.closed}
 
         def remove(file: SpillFile) -> int:
-            touch_summaries(file.db, here, now - older_than_s / 2, now)
-            sweep_summaries(file.db, before)
-            return sweep_observations(file.db, before, file.owner.alive)
+            file.touch_summaries(open_sessions, now - older_than_s / 2, now)
+            file.sweep_summaries(before)
+            return file.sweep_orphans(before)
 
         dropped = await self._writer.ask(remove)
-        if isinstance(dropped, Failure):
+        if isinstance(dropped, DiskFailure):
             return 0
         for outcome in ("adopted", "dropped"):
             SUMMARY_OBSERVATIONS.labels(outcome).inc(dropped)
@@ -162,310 +164,282 @@ class Spill:
     # --- summaries ---
 
     async def save_summary(self, session_id: str, at_ms: float, data: bytes) -> None:
-        """Keeps it beside the session's last ones, SUMMARY_KEEP in all. In memory, while the disk does not take it.
+        """Saves a summary with the session's last ones, SUMMARY_KEEP in all; in memory while the disk fails.
 
-        Cancelling changes nothing: once called, it is kept.
+        Cancelling changes nothing: once called, the summary is saved.
+
+        Args:
+            at_ms: when it was written, epoch milliseconds.
+            data: its JSON.
         """
-        mine = [*self._unsaved.pop(session_id, ()), (at_ms, data)][-self.settings.summary_keep :]
+        summaries = [*self._unsaved.pop(session_id, ()), (at_ms, data)][-self.settings.summary_keep :]
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-        def saved(outcome: Failure | None) -> None:
-            if isinstance(outcome, Failure):
-                self._put_back(session_id, mine)
+        def saved(outcome: DiskFailure | None) -> None:
+            if isinstance(outcome, DiskFailure):
+                self._keep_unsaved(session_id, summaries)
             if not done.done():
                 done.set_result(None)
 
-        self._writer.post(lambda file: save_summaries(file.db, session_id, mine, self.settings.summary_keep), saved)
+        self._writer.post(lambda file: file.save_summaries(session_id, summaries, self.settings.summary_keep), saved)
         await done
 
-    def _put_back(self, session_id: str, summaries: list[tuple[float, bytes]]) -> None:
-        later = self._unsaved.pop(session_id, [])
-        self._unsaved[session_id] = [*summaries, *later][-self.settings.summary_keep :]
-        while len(self._unsaved) > _UNSAVED:
-            _, given_up = self._unsaved.popitem(last=False)
-            SUMMARY_DISK_ERRORS.labels("unsaved").inc(len(given_up))
-
     async def summaries(self, session_id: str, last: int) -> list[bytes]:
-        """The session's last ones, oldest first, whichever process saved them."""
-        saved = await self._writer.ask(lambda file: last_summaries(file.db, session_id, last))
+        """The session's last `last` summaries, oldest first, whichever process saved them."""
+        saved = await self._writer.ask(lambda file: file.summaries(session_id, last))
         unsaved = [data for _, data in self._unsaved.get(session_id, ())]
-        both = [*([] if isinstance(saved, Failure) else saved), *unsaved]
+        both = [*([] if isinstance(saved, DiskFailure) else saved), *unsaved]
         return both[max(0, len(both) - last) :]
 
-    # --- inside ---
+    def _keep_unsaved(self, session_id: str, summaries: list[tuple[float, bytes]]) -> None:
+        later = self._unsaved.pop(session_id, [])
+        self._unsaved[session_id] = [*summaries, *later][-self.settings.summary_keep :]
+        while len(self._unsaved) > _UNSAVED_SESSIONS:
+            _, dropped = self._unsaved.popitem(last=False)
+            SUMMARY_DISK_ERRORS.labels("unsaved").inc(len(dropped))
 
     def _lost(self) -> None:
-        for shelf in list(self._shelves):
-            shelf.lose()
+        for buffer in list(self._buffers):
+            buffer.lose()
 
 
-# --- one session's observations on disk, as the event loop knows them ---
-
-_NO_ROOM_S = 5.0
-"""Before it is tried again, once the bounds are reached."""
-_TRIES = 3
-"""Reads that may fail in a row; then what is on disk is given up, or newer observations would wait for ever."""
-
-_spilled = SUMMARY_OBSERVATIONS.labels("spilled")
-"""On their way, not an end: those count again as whatever becomes of them."""
+# --- one session on disk ---
 
 
-class Above(Protocol):
-    """The memory over a shelf. Everything is called on the event loop."""
+class BufferListener(Protocol):
+    """The memory above a disk buffer: `Backlog`. Every method is called on the event loop."""
 
-    def arrived(self, rows: Sequence[Row]) -> None:
-        """Read from disk, and there no more; in order."""
+    def arrived(self, records: Sequence[Record]) -> None:
+        """These were read from disk, in order, and are deleted there."""
 
-    def returned(self, rows: Sequence[Row]) -> None:
-        """Could not be written; in order, all newer than what is on disk."""
+    def returned(self, records: Sequence[Record]) -> None:
+        """These could not be written; in order, and all newer than what is on disk."""
 
     def changed(self, *, merged: int = 0, dropped: int = 0) -> None:
-        """So many fewer are on disk, or only the figures are new."""
+        """So many on disk were merged or dropped; with zeros, only the numbers on disk have changed."""
 
 
-class Shelf:
-    """Rows come in by `put` in the order of their numbers and leave by `fetch` in that order.
+class DiskBuffer:
+    """A session's records on disk, as the event loop knows them: first in, first out.
 
-    Rows handed in are flying until they are committed: a kill loses them. When one batch cannot be written, all that
-    followed it come back with it, so that nothing newer gets in before it.
+    Records come in by `put` and leave by `fetch`, both in the order of `seq`. Records are in flight from `put` until
+    they are committed, and a killed process loses those. When one batch cannot be written, all batches after it are
+    returned with it, so that nothing newer is written before it.
     """
 
     def __init__(
         self,
-        writer: Writer,
+        writer: DiskWriter,
         settings: SummarySettings,
         session_id: str,
-        above: Above,
-        estate: tuple[Claimed, SpillFile] | None = None,
+        listener: BufferListener,
+        claim: Claim | None = None,
     ) -> None:
-        """`estate`: rows of a session whose process ended, and the file that they were claimed in."""
         self._writer = writer
         self._settings = settings
         self.session_id = session_id
-        self._above = above
-        claimed, file = estate or (None, None)
+        self._listener = listener
+        claimed, file = claim or (None, None)
         self.items = claimed.items if claimed else 0
-        """Committed to disk."""
+        """Records committed to disk."""
         self.size = claimed.size if claimed else 0
-        """The same in bytes."""
+        """Their bytes."""
         self.last_seq = claimed.last_seq if claimed else 0
-        self.over = False
-        """After `end`."""
-        self._flying: deque[Sequence[Row]] = deque()
-        self.flying_items = self.flying_size = 0
+        """Of the claimed records; 0 for a new session."""
+        self.closed = False
+        """True after `end`."""
+        self._in_flight: deque[Sequence[Record]] = deque()
+        self.in_flight_items = self.in_flight_size = 0
         self._batch = (0, 0)
-        """Number of the next batch: how often batches came back, and its place since."""
-        self._life = 0
-        """How often what was on disk was given up."""
-        self._resting_until = float("-inf")
-        self._failures = 0
-        # The thread's own: nothing on the event loop looks at these.
+        """Number of the next batch: how often batches were returned, and its place since then."""
+        self._generation = 0
+        """How often the records on disk were given up. Work of an earlier generation no longer counts."""
+        self._paused_until = float("-inf")
+        self._read_failures = 0
+        # Only the writer's thread uses these three.
         self._key = claimed.key if claimed else None
         self._key_of: tuple[SpillFile | None, int] = (file, 0)
-        self._expected = (0, 0)
+        self._expected_batch = (0, 0)
 
     @property
     def empty(self) -> bool:
-        return not self.items and not self._flying
+        """Whether no record is on disk or in flight."""
+        return not self.items and not self._in_flight
 
     @property
     def accepting(self) -> bool:
-        """Whether rows may be put: the disk is well, and not behind by as much as memory may hold."""
+        """Whether `put` may be called: the disk works, and fewer records are in flight than memory may hold."""
         settings = self._settings
         return (
             self.usable
-            and self.flying_items < settings.summary_ram_items
-            and self.flying_size < settings.summary_ram_bytes
+            and self.in_flight_items < settings.summary_ram_items
+            and self.in_flight_size < settings.summary_ram_bytes
         )
 
     @property
     def usable(self) -> bool:
-        """Whether there is a disk, as far as is known, and it has room."""
+        """Whether the settings allow a disk, it works as far as is known, and it has room."""
         settings = self._settings
         return (
             min(settings.summary_disk_items, settings.summary_disk_bytes) > 0
             and self._writer.accepting
-            and time.monotonic() >= self._resting_until
+            and time.monotonic() >= self._paused_until
         )
 
-    def put(self, rows: Sequence[Row]) -> None:
-        """Writes them, soon. What cannot be written comes back by `Above.returned`."""
-        batch, life = self._batch, self._life
+    def put(self, records: Sequence[Record]) -> None:
+        """Queues records for writing. Those that cannot be written go to the listener's `returned`."""
+        batch, generation = self._batch, self._generation
         self._batch = (batch[0], batch[1] + 1)
-        self._flying.append(rows)
-        self.flying_items += len(rows)
-        self.flying_size += sum([len(row.data) for row in rows])
-        self._writer.post(lambda file: self._append(file, life, batch, rows), lambda done: self._settle(batch, done))
+        self._in_flight.append(records)
+        self.in_flight_items += len(records)
+        self.in_flight_size += sum([len(record.data) for record in records])
+        self._writer.post(
+            lambda file: self._append(file, generation, batch, records), lambda outcome: self._appended(batch, outcome)
+        )
 
     async def fetch(self, items: int, size: int) -> bool:
-        """Hands the oldest rows to `Above.arrived`; False when the disk does not give any at the moment.
+        """Passes the oldest records to the listener's `arrived`: at most `items` and `size` bytes, but at least one.
 
-        Cancelling loses nothing: what was read arrives all the same.
+        Cancelling loses nothing: records that were read arrive all the same.
+
+        Returns:
+            False if the disk returned nothing because it fails.
         """
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        life = self._life
+        generation = self._generation
 
-        def done(outcome: list[Row] | Failure) -> None:
-            # What was given up meanwhile is counted as dropped.
-            came = life == self._life and self._came(outcome)
+        def done(outcome: list[Record] | DiskFailure) -> None:
+            # Records of an earlier generation have been counted as dropped.
+            arrived = generation == self._generation and self._fetched(outcome)
             if not future.done():
-                future.set_result(came)
+                future.set_result(arrived)
 
-        self._writer.post(lambda file: file.rows.take(self._key_in(file, life), items, size), done)
+        self._writer.post(lambda file: file.take(self._key_in(file, generation), items, size), done)
         return await future
 
     async def settled(self) -> None:
-        """Until everything put was written or came back."""
+        """Waits until everything put was written or returned."""
         await self._writer.ask(lambda file: None)
 
     async def end(self, *, keep: bool) -> None:
-        """The session is over. `keep`: what is on disk is left for whoever starts next; else it is removed."""
-        life = self._life
-        await self._writer.ask(lambda file: self._end(file, life, keep=keep))
+        """Ends the session. With `keep` its records stay for the process that claims them; else they are deleted."""
+        generation = self._generation
+        await self._writer.ask(lambda file: self._end(file, generation, keep=keep))
         if not keep:
             self.lose()
-        self.over = True
+        self.closed = True
 
     def lose(self) -> None:
-        """What was committed is gone."""
-        if self.over:
+        """Counts everything committed as dropped, because the file that held it is gone."""
+        if self.closed:
             return
         lost, self.items, self.size = self.items, 0, 0
-        self._above.changed(dropped=lost)
+        self._listener.changed(dropped=lost)
 
     # --- on the event loop ---
 
-    def _settle(self, batch: tuple[int, int], outcome: Appended | Failure) -> None:
+    def _appended(self, batch: tuple[int, int], outcome: AppendResult | DiskFailure) -> None:
         if batch[0] != self._batch[0]:
-            return  # came back with an earlier one
-        if isinstance(outcome, Failure):
+            return  # this batch was returned with an earlier one
+        if isinstance(outcome, DiskFailure):
             if outcome.reason == "no_room":
-                self._resting_until = time.monotonic() + _NO_ROOM_S
-            self._take_back()
+                self._paused_until = time.monotonic() + _NO_ROOM_S
+            self._return_in_flight()
             return
-        rows = self._flying.popleft()
-        self.flying_items -= len(rows)
-        self.flying_size -= sum([len(row.data) for row in rows])
+        records = self._in_flight.popleft()
+        self.in_flight_items -= len(records)
+        self.in_flight_size -= sum([len(record.data) for record in records])
         self.items, self.size = outcome.items, outcome.size
-        _spilled.inc(len(rows))
+        _spilled.inc(len(records))
         if outcome.torn:
             SUMMARY_DISK_ERRORS.labels("record").inc(outcome.torn)
-        self._above.changed(merged=outcome.merged, dropped=outcome.torn)
+        self._listener.changed(merged=outcome.merged, dropped=outcome.torn)
 
-    def _take_back(self) -> None:
+    def _return_in_flight(self) -> None:
         self._batch = (self._batch[0] + 1, 0)
-        rows = [row for batch in self._flying for row in batch]
-        self._flying.clear()
-        self.flying_items = self.flying_size = 0
-        self._above.returned(rows)
+        records = [record for batch in self._in_flight for record in batch]
+        self._in_flight.clear()
+        self.in_flight_items = self.in_flight_size = 0
+        self._listener.returned(records)
 
-    def _came(self, outcome: list[Row] | Failure) -> bool:
-        if isinstance(outcome, Failure):
-            self._failures += 1
-            if self._failures == _TRIES:
+    def _fetched(self, outcome: list[Record] | DiskFailure) -> bool:
+        if isinstance(outcome, DiskFailure):
+            self._read_failures += 1
+            if self._read_failures == _READ_ATTEMPTS:
                 self._give_up()
             return False
-        self._failures = 0
+        self._read_failures = 0
         self.items -= len(outcome)
-        self.size -= sum([len(row.data) for row in outcome])
-        self._above.arrived(outcome)
+        self.size -= sum([len(record.data) for record in outcome])
+        self._listener.arrived(outcome)
         if not outcome and self.items:
-            self._give_up()  # somebody removed them
+            self._give_up()  # another program deleted the rows
         return True
 
     def _give_up(self) -> None:
-        """Begins anew on disk. What is there is removed if that can be done, or the next start would find it."""
-        self._failures = 0
-        life = self._life
-        self._writer.post(lambda file: self._end(file, life, keep=False), lambda done: None)
-        self._life += 1
+        """Starts a new generation. Deletes the rows if the disk allows it, because the next start would adopt them."""
+        self._read_failures = 0
+        generation = self._generation
+        self._writer.post(lambda file: self._end(file, generation, keep=False), lambda outcome: None)
+        self._generation += 1
         self.lose()
-        self._take_back()
+        self._return_in_flight()
 
     # --- in the writer's thread ---
 
-    def _append(self, file: SpillFile, life: int, batch: tuple[int, int], rows: Sequence[Row]) -> Appended | Failure:
-        if batch[1] and batch != self._expected:
-            return Failure("behind")  # one before it was not written
-        appended = file.rows.append(self._key_in(file, life), rows)
-        self._expected = (batch[0], batch[1] + 1)
+    def _append(
+        self, file: SpillFile, generation: int, batch: tuple[int, int], records: Sequence[Record]
+    ) -> AppendResult | DiskFailure:
+        if batch[1] and batch != self._expected_batch:
+            return DiskFailure("behind")  # an earlier batch was not written
+        appended = file.append(self._key_in(file, generation), records)
+        self._expected_batch = (batch[0], batch[1] + 1)
         return appended
 
-    def _end(self, file: SpillFile, life: int, *, keep: bool) -> None:
-        if self._key is not None and self._key_of == (file, life):
-            file.rows.end(self._key, keep=keep)
+    def _end(self, file: SpillFile, generation: int, *, keep: bool) -> None:
+        if self._key is not None and self._key_of == (file, generation):
+            file.end(self._key, keep=keep)
 
-    def _key_in(self, file: SpillFile, life: int) -> int:
-        if self._key is None or self._key_of != (file, life):
-            self._key = file.rows.begin(self.session_id, file.owner.name)
-            self._key_of = (file, life)
+    def _key_in(self, file: SpillFile, generation: int) -> int:
+        if self._key is None or self._key_of != (file, generation):
+            self._key = file.begin(self.session_id)
+            self._key_of = (file, generation)
         return self._key
 
 
-# --- work of the event loop that is too long for one turn of it ---
-
-
-class Pieces:
-    """One piece a turn of the loop, over all that ask; whatever else the loop has to do comes between two."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[Callable[[], bool]] = deque()
-        self._running = False
-
-    def add(self, work: Callable[[], bool]) -> None:
-        """`work` does one piece, soon, and again and again while it returns True: there is more."""
-        self._waiting.append(work)
-        if not self._running:
-            self._running = True
-            asyncio.get_running_loop().call_soon(self._turn)
-
-    def _turn(self) -> None:
-        work = self._waiting.popleft()
-        try:
-            if work():
-                self._waiting.append(work)
-        finally:
-            self._running = bool(self._waiting)
-            if self._running:
-                asyncio.get_running_loop().call_soon(self._turn)
-
-
-# --- the one thread that touches the file ---
-
-log = logging.getLogger(__name__)
-T = TypeVar("T")
+# --- the thread ---
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """The work was not done. `reason` is the counter's, or `no_room`, `closed`, `internal`."""
+class DiskFailure:
+    """The work was not done. `reason`: see `database.trouble_reason`; or `no_room`, `behind`, `closed`, `internal`."""
 
     reason: str
 
 
-Work = Callable[[SpillFile], T]
-Done = Callable[[T | Failure], None]
+_Work = Callable[[SpillFile], T]
+_Done = Callable[[T | DiskFailure], None]
 
 
-class Writer:
-    """After trouble with the disk nothing new is written for `retry_s`; then the next work tries it."""
+class DiskWriter:
+    """The one thread that uses the file. After a failure of the disk it is not `accepting` for `retry_s` seconds."""
 
     def __init__(self, folder: Path, settings: SummarySettings, *, retry_s: float, on_lost: Callable[[], None]) -> None:
-        """`on_lost` is called on the event loop when the file was replaced: what it held is gone."""
+        """`on_lost` is called on the event loop when the file was replaced, so that its rows are gone."""
         self._folder = folder
         self._settings = settings
         self._retry_s = retry_s
         self._on_lost = on_lost
-        self._jobs: SimpleQueue[tuple[Work[Any], Done[Any]] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[tuple[_Work[Any], _Done[Any]] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._owner = Owner(folder)
+        self._owner = OwnerLock(folder)
         self._file: SpillFile | None = None
-        self._resting_until = float("-inf")
-        self._troubles = 0
+        self._paused_until = float("-inf")
+        self._errors = 0
         self._ended = False
-        """The thread is gone: what is still queued is answered by nobody else."""
+        """The thread has ended, so that queued work must be answered by whoever queues it."""
         self.trouble: str | None = None
-        """Why nothing is written at the moment; None while all is well."""
+        """Reason why nothing is written at the moment; None while the disk works."""
 
     # --- on the event loop ---
 
@@ -475,39 +449,39 @@ class Writer:
         self._thread.start()
 
     async def stop(self) -> None:
-        """Does what was asked so far, and closes the file."""
+        """Waits until all queued work is done and the file is closed."""
         thread, self._thread = self._thread, None
         if thread is not None:
             self._jobs.put(None)
             await asyncio.to_thread(thread.join)
 
-    def wake(self) -> None:
-        """The next work tries the disk, however lately it was in trouble."""
-        self._resting_until = float("-inf")
+    def retry_now(self) -> None:
+        """Ends the pause after a failure: the next work tries the disk."""
+        self._paused_until = float("-inf")
 
     @property
     def accepting(self) -> bool:
-        """Whether it is worth handing it something to write."""
+        """Whether writing is likely to succeed: the thread runs, and the disk is not in its pause after a failure."""
         return (
             self._thread is not None
             and not self._ended
-            and (self.trouble is None or time.monotonic() >= self._resting_until)
+            and (self.trouble is None or time.monotonic() >= self._paused_until)
         )
 
-    def post(self, work: Work[T], done: Done[T]) -> None:
-        """`work` is done in the thread, in the order of posting; then `done` is called on the event loop."""
+    def post(self, work: _Work[T], done: _Done[T]) -> None:
+        """Runs `work` in the thread, in the order of posting; then calls `done` with its result on the event loop."""
         if self._thread is None or self._ended:
-            asyncio.get_running_loop().call_soon(done, Failure("closed"))
+            asyncio.get_running_loop().call_soon(done, DiskFailure("closed"))
             return
         self._jobs.put((work, done))
-        if self._ended:  # just now
-            self._answer_the_rest()
+        if self._ended:  # between the check and the put
+            self._fail_queued()
 
-    async def ask(self, work: Work[T]) -> T | Failure:
-        """The same, awaited. Cancelling does not undo the work."""
-        future: asyncio.Future[T | Failure] = asyncio.get_running_loop().create_future()
+    async def ask(self, work: _Work[T]) -> T | DiskFailure:
+        """Posts `work` and awaits its result. Cancelling does not undo the work."""
+        future: asyncio.Future[T | DiskFailure] = asyncio.get_running_loop().create_future()
 
-        def done(outcome: T | Failure) -> None:
+        def done(outcome: T | DiskFailure) -> None:
             if not future.done():
                 future.set_result(outcome)
 
@@ -520,9 +494,9 @@ class Writer:
         try:
             while (job := self._jobs.get()) is not None:
                 work, done = job
-                outcome: Any = Failure("closed")
+                outcome: Any = DiskFailure("closed")
                 try:
-                    outcome = self._safely(work)
+                    outcome = self._guarded(work)
                 finally:
                     self._call(done, outcome)
                 del job, work, done, outcome
@@ -531,16 +505,16 @@ class Writer:
             raise
         finally:
             self._ended = True
-            self._answer_the_rest()
-            self._leave()
+            self._fail_queued()
+            self._close()
 
-    def _answer_the_rest(self) -> None:
+    def _fail_queued(self) -> None:
         with suppress(Empty):
             while True:
                 if (job := self._jobs.get_nowait()) is not None:
-                    self._call(job[1], Failure("closed"))
+                    self._call(job[1], DiskFailure("closed"))
 
-    def _leave(self) -> None:
+    def _close(self) -> None:
         try:
             if self._file is not None:
                 self._file.close()
@@ -548,74 +522,74 @@ class Writer:
         except (sqlite3.Error, OSError) as error:
             self._note(error)
 
-    def _safely(self, work: Work[T]) -> T | Failure:
+    def _guarded(self, work: _Work[T]) -> T | DiskFailure:
         try:
             return self._do(work)
-        except Exception:  # the thread's boundary: whoever waits is answered, and the next work is done
-            log.exception("summaries: the backlog's thread could not do its work")
+        except Exception:  # the thread's boundary: the caller gets a failure, and the next work is done
+            log.exception("summaries: the writer's thread failed at a piece of work")
             SUMMARY_DISK_ERRORS.labels("internal").inc()
-            return Failure("internal")
+            return DiskFailure("internal")
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
         try:
             self._loop.call_soon_threadsafe(function, *arguments)
-        except RuntimeError:  # the loop is closed: nobody waits any more
-            log.debug("summaries: the event loop ended before the backlog's thread")
+        except RuntimeError:  # the loop is closed, so that nobody waits for the result
+            log.debug("summaries: the event loop ended before the writer's thread")
 
-    def _do(self, work: Work[T]) -> T | Failure:
+    def _do(self, work: _Work[T]) -> T | DiskFailure:
         failed = self._open()
         if failed is not None:
             return failed
         assert self._file is not None
-        before = self._troubles, self._file.db.total_changes
+        before = self._errors, self._file.db.total_changes
         try:
             outcome = work(self._file)
         except NoRoom:
-            return Failure("no_room")
+            return DiskFailure("no_room")
         except (sqlite3.Error, OSError) as error:
             return self._fail(error)
         written = self._file.db.total_changes != before[1]
-        if self.trouble is not None and written and self._troubles == before[0]:
+        if self.trouble is not None and written and self._errors == before[0]:
             log.warning("summaries: the backlog in %s can be written again", self._folder)
             self.trouble = None
         return outcome
 
-    def _open(self) -> Failure | None:
+    def _open(self) -> DiskFailure | None:
         if self._file is not None:
             try:
                 moved = self._file.moved
-            except OSError as error:  # the folder is no folder any more, or the disk under it is away
+            except OSError as error:  # the folder was replaced by a file, or its disk is gone
                 self._drop_file()
                 return self._fail(error)
             if not moved:
                 return None
-            log.error("summaries: %s was moved or removed while in use; a new one is begun", self._file.path)
+            log.error("summaries: %s was moved or removed while in use; a new one is created", self._file.path)
             SUMMARY_DISK_ERRORS.labels("moved").inc()
             self._drop_file()
-        elif self.trouble is not None and time.monotonic() < self._resting_until:
-            return Failure(self.trouble)
+        elif self.trouble is not None and time.monotonic() < self._paused_until:
+            return DiskFailure(self.trouble)
         try:
             self._file = SpillFile(self._folder, self._settings, self._owner, self._note)
         except (sqlite3.Error, OSError) as error:
             return self._fail(error)
         return None
 
-    def _fail(self, error: sqlite3.Error | OSError) -> Failure:
+    def _fail(self, error: sqlite3.Error | OSError) -> DiskFailure:
         self._note(error)
-        why = reason(error)
-        if why == "damaged" and self._file is not None:
+        reason = trouble_reason(error)
+        if reason == "damaged" and self._file is not None:
             try:
                 self._file.set_aside()
             except OSError as second:
                 self._note(second)
             self._drop_file()
-        return Failure(why)
+        return DiskFailure(reason)
 
     def _drop_file(self) -> None:
-        """Should the same file come back, its rows are an orphan's then: the next file is held under another name."""
+        """Closes the file and takes a new owner name, so that the rows are an orphan's should the file come back."""
         assert self._file is not None
         file, self._file = self._file, None
-        owner, self._owner = self._owner, Owner(self._folder)
+        owner, self._owner = self._owner, OwnerLock(self._folder)
         with suppress(sqlite3.Error):
             file.close()
         with suppress(OSError):
@@ -623,22 +597,50 @@ class Writer:
         self._call(self._on_lost)
 
     def _note(self, error: sqlite3.Error | OSError) -> None:
-        """Counts it; says it once until all is well again."""
-        why = reason(error)
-        self._troubles += 1
-        SUMMARY_DISK_ERRORS.labels(why).inc()
-        if why == "damaged":
-            log.error("summaries: the backlog's file: %s", error)
+        """Counts the error; logs it once until the disk works again or the reason changes."""
+        reason = trouble_reason(error)
+        self._errors += 1
+        SUMMARY_DISK_ERRORS.labels(reason).inc()
+        if reason == "damaged":
+            log.error("summaries: the backlog's file is damaged: %s", error)
             return
-        if why != self.trouble:
+        if reason != self.trouble:
             log.error(
                 "summaries: the backlog in %s cannot be written (%s): %s. Observations are merged in memory meanwhile; "
-                "it is tried again in %g s. %s",
+                "the service tries again in %g s. %s",
                 self._folder,
-                why,
+                reason,
                 error,
                 self._retry_s,
-                ADVICE.get(why, ""),
+                ADVICE.get(reason, ""),
             )
-        self.trouble = why
-        self._resting_until = time.monotonic() + self._retry_s
+        self.trouble = reason
+        self._paused_until = time.monotonic() + self._retry_s
+
+
+# --- the event loop's own long work ---
+
+
+class CooperativeWork:
+    """Runs work that is too long for one turn of the event loop: one step a turn, in turns over all that asked."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Callable[[], bool]] = deque()
+        self._running = False
+
+    def add(self, step: Callable[[], bool]) -> None:
+        """Calls `step` soon, and again in later turns of the loop while it returns True, which means: more to do."""
+        self._waiting.append(step)
+        if not self._running:
+            self._running = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        step = self._waiting.popleft()
+        try:
+            if step():
+                self._waiting.append(step)
+        finally:
+            self._running = bool(self._waiting)
+            if self._running:
+                asyncio.get_running_loop().call_soon(self._turn)

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from prometheus_client import REGISTRY
 
 from app.settings import LlmSettings
-from app.summary.answer import Words
-from app.summary.llm import LanguageModel, Spent
+from app.summary import LanguageModel, Spent
+from app.summary.answer import SummaryContent
 from tests.support.openai import FakeOpenAI
 
 
@@ -30,8 +30,8 @@ async def model(fake: FakeOpenAI, **changes) -> AsyncIterator[LanguageModel]:
         await one.close()
 
 
-async def ask(one: LanguageModel, spent: Spent | None = None) -> Words:
-    async with one.turn() as slot:
+async def ask(one: LanguageModel, spent: Spent | None = None) -> SummaryContent:
+    async with one.slot() as slot:
         return await one.ask("the rules", "the question", spent if spent is not None else Spent(), slot=slot)
 
 

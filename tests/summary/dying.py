@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 
 from app.settings import SummarySettings
-from app.summary.backlog import Backlog
-from app.summary.spill import Spill
+from app.summary import Backlog, Spill
 from tests.summary.seeing import observation, seen
 
 OBSERVATIONS = 30

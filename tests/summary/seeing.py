@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from app.protocol.result import OK, Box, Detection, FrameResult, Image, Text
-from app.summary.entities import Entity
-from app.summary.observations import Movement, ObjectCount, Observation
+from app.summary import Entity, Movement, ObjectCount, Observation
 
 BEGUN_MS = 1.7e12
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.summary.answer import ITEM_CHARS, ITEMS, SCENE_CHARS, TITLE_CHARS, NotFitting, clean, words_of
+from app.summary.answer import ITEM_CHARS, ITEMS, SCENE_CHARS, TITLE_CHARS, InvalidAnswer, clean, parse_answer
 from tests.support.openai import ANSWER
 
 
@@ -18,7 +18,7 @@ def answered(parsed, **told):
 
 
 def test_one_that_fits():
-    words = words_of(answered(ANSWER))
+    words = parse_answer(answered(ANSWER))
     assert words.title == "Two people at a gate"
     assert words.activities == ("two people stand at the gate", "one person leaves")
     assert (words.concerns, words.confidence) == ((), 0.8)
@@ -26,7 +26,7 @@ def test_one_that_fits():
 
 def test_what_is_too_long_is_cut():
     long = {"title": "x" * 999, "scene": "word " * 999, "activities": ["y" * 999] * 99}
-    words = words_of(answered({**ANSWER, **long}))
+    words = parse_answer(answered({**ANSWER, **long}))
     assert len(words.title) == TITLE_CHARS
     assert len(words.scene) <= SCENE_CHARS
     assert words.scene.endswith("word…")
@@ -45,8 +45,8 @@ def test_what_is_too_long_is_cut():
     ],
 )
 def test_one_of_another_form_says_what_is_wrong_without_quoting_it(changes, problem):
-    with pytest.raises(NotFitting) as caught:
-        words_of(answered({**ANSWER, **changes}))
+    with pytest.raises(InvalidAnswer) as caught:
+        parse_answer(answered({**ANSWER, **changes}))
     assert str(caught.value) == problem
 
 
@@ -63,8 +63,8 @@ def test_one_of_another_form_says_what_is_wrong_without_quoting_it(changes, prob
     ],
 )
 def test_none_at_all(parsed, told, problem, refused):
-    with pytest.raises(NotFitting, match=problem) as caught:
-        words_of(answered(parsed, **told))
+    with pytest.raises(InvalidAnswer, match=problem) as caught:
+        parse_answer(answered(parsed, **told))
     assert caught.value.refused is refused
 
 

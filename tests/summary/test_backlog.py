@@ -12,8 +12,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from app.settings import SummarySettings
-from app.summary.backlog import Backlog, Counts
-from app.summary.spill import Spill
+from app.summary import Backlog, BacklogCounts, Spill
 from tests.support.observations import covered, observed
 
 pytestmark = pytest.mark.anyio
@@ -47,7 +46,7 @@ async def offer_slowly(backlog: Backlog, numbers: Iterable[int], spill: Spill) -
             await spill.orphans()  # the disk is done with what came before
 
 
-def balanced(counts: Counts) -> None:
+def balanced(counts: BacklogCounts) -> None:
     assert counts.offered == counts.taken + counts.merged + counts.dropped + counts.in_ram + counts.on_disk
 
 
@@ -89,7 +88,7 @@ async def test_the_oldest_comes_first_out_of_memory(tmp_path: Path) -> None:
         offer(backlog, [6])
         assert covered(await backlog.take()) == [3, 4, 5, 6]
         assert await backlog.take() == []
-        assert backlog.counts == Counts(6, 6, 0, 0, 0, 0, 0, 0)
+        assert backlog.counts == BacklogCounts(6, 6, 0, 0, 0, 0, 0, 0)
 
 
 async def test_what_memory_does_not_hold_goes_to_disk_and_comes_back_in_order(tmp_path: Path) -> None:
@@ -102,7 +101,7 @@ async def test_what_memory_does_not_hold_goes_to_disk_and_comes_back_in_order(tm
         assert counts.disk_bytes > 0
         assert (counts.merged, counts.dropped) == (0, 0)
         assert await everything(backlog) == list(range(1, 101))
-        assert backlog.counts == Counts(100, 100, 0, 0, 0, 0, 0, 0)
+        assert backlog.counts == BacklogCounts(100, 100, 0, 0, 0, 0, 0, 0)
 
 
 async def test_offers_while_a_take_waits_for_the_disk_stay_in_order(tmp_path: Path) -> None:
@@ -218,7 +217,7 @@ async def test_what_is_not_kept_is_dropped_and_gone(tmp_path: Path) -> None:
         await backlog.close(keep=False)
         await backlog.close(keep=False)
         backlog.offer(observed(13))
-        assert backlog.counts == Counts(13, 0, 0, 13, 0, 0, 0, 0)
+        assert backlog.counts == BacklogCounts(13, 0, 0, 13, 0, 0, 0, 0)
         assert await spill.orphans() == []
     assert since(before) == {"offered": 13, "spilled": 8, "dropped": 13}
 

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.summary.backlog import Backlog, Held
+from app.summary import Backlog
+from app.summary.backlog import MemoryBuffer
 from app.summary.observations import neighbours
 from tests.summary.test_backlog import balanced, offer, offer_slowly, opened
 from tests.support.observations import covered
@@ -63,10 +64,10 @@ async def test_what_a_failing_disk_gives_back_is_folded_a_little_in_every_turn_o
 ) -> None:
     monkeypatch.setattr("app.summary.database._BUSY_S", 0.05)
     turn, folded_in = 0, Counter[int]()
-    fold = Held.fold
+    merge = MemoryBuffer.merge
 
-    def counted(self: Held, pairs: int) -> int:
-        folded = fold(self, pairs)
+    def counted(self: MemoryBuffer, pairs: int) -> int:
+        folded = merge(self, pairs)
         folded_in[turn] += folded
         return folded
 
@@ -80,7 +81,7 @@ async def test_what_a_failing_disk_gives_back_is_folded_a_little_in_every_turn_o
         backlogs = [Backlog(name, settings, spill) for name in "abcdefgh"]
         other = sqlite3.connect(tmp_path / "backlog.sqlite")
         other.execute("BEGIN IMMEDIATE")  # the disk takes no write
-        monkeypatch.setattr(Held, "fold", counted)
+        monkeypatch.setattr(MemoryBuffer, "merge", counted)
         all_is_offered = threading.Event()
         spill._writer.post(lambda file: all_is_offered.wait(30), lambda done: None)
         for backlog in backlogs:

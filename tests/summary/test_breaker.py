@@ -1,10 +1,10 @@
 """The circuit breaker: when the model is left alone, and when it is tried again."""
 
-from app.summary.llm import Breaker
+from app.summary.llm import CircuitBreaker
 
 
 def opened():
-    breaker = Breaker(failures=3, open_s=60)
+    breaker = CircuitBreaker(failures=3, open_s=60)
     for now in (0, 1, 2):
         assert breaker.allows(now)
         breaker.failed(now)
@@ -18,7 +18,7 @@ def test_it_opens_after_so_many_failures_in_a_row():
 
 
 def test_a_success_between_failures_starts_the_count_again():
-    breaker = Breaker(failures=2, open_s=60)
+    breaker = CircuitBreaker(failures=2, open_s=60)
     breaker.failed(0)
     breaker.succeeded(0)
     breaker.failed(1)
@@ -50,19 +50,19 @@ def test_a_failure_of_that_one_opens_it_anew():
 def test_when_that_one_was_given_up_the_next_may_try():
     breaker = opened()
     breaker.allows(62)
-    breaker.unsaid()
+    breaker.released()
     assert breaker.allows(62)
 
 
 def test_a_server_that_asks_for_time_gets_it_at_once():
-    breaker = Breaker(failures=3, open_s=60)
+    breaker = CircuitBreaker(failures=3, open_s=60)
     breaker.hold(0, 90)
     assert breaker.state(89) == "open"
     assert breaker.allows(90)
 
 
 def test_an_answer_to_a_request_sent_before_does_not_cut_that_time_short():
-    breaker = Breaker(failures=3, open_s=60)
+    breaker = CircuitBreaker(failures=3, open_s=60)
     breaker.hold(0, 90)
     breaker.succeeded(1)
     assert breaker.state(89) == "open"

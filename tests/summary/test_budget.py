@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.settings import LlmSettings
-from app.summary.llm import Budget, Reservation, Spent, estimate_tokens
+from app.summary import Spent
+from app.summary.llm import Budget, Reservation, estimate_tokens
 
 
 def budget(**bounds):

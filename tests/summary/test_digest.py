@@ -2,18 +2,18 @@
 
 import pytest
 
-from app.summary.answer import Words
+from app.summary.answer import SummaryContent
 from app.summary.digest import counted, digest, during, listed, plural
 from tests.summary.seeing import entities, moved, observation, seen
 
 
 def test_nothing_at_all():
-    assert digest([]) == Words("Nothing was seen", "Nothing was seen.", (), (), (), 0.0)
+    assert digest([]) == SummaryContent("Nothing was seen", "Nothing was seen.", (), (), (), 0.0)
 
 
 def test_one_thing_in_one_frame():
     one = observation(frames=1, lasts_s=0, objects=(seen("dog", 1, frames=1, score=0.8),))
-    assert digest([one]) == Words("One dog", "For a moment (1 frame) there was one dog.", (), (), (), 0.8)
+    assert digest([one]) == SummaryContent("One dog", "For a moment (1 frame) there was one dog.", (), (), (), 0.8)
 
 
 def test_a_busy_scene_from_several_observations():
@@ -41,7 +41,7 @@ def test_a_busy_scene_from_several_observations():
         texts=1,
         motion=moved(200, much=150, left=True),
     )
-    assert digest([first, then]) == Words(
+    assert digest([first, then]) == SummaryContent(
         title="Three people, two buses and one dog",
         scene="In 40 seconds (400 frames) there were at most three people, two buses and one dog. "
         "Buses were in view part of the time; the dog was in view only now and then. "
@@ -59,7 +59,7 @@ def test_a_busy_scene_from_several_observations():
 
 def test_movement_and_a_camera_that_pans():
     one = observation(frames=50, lasts_s=5, motion=moved(50, some=20, pan=True))
-    assert digest([one]) == Words(
+    assert digest([one]) == SummaryContent(
         title="The camera was panning left",
         scene="In five seconds (50 frames) no object was recognised. "
         "There was some movement; the camera was panning left.",
@@ -150,7 +150,7 @@ def test_many_comings_and_goings():
 
 
 def test_the_same_observations_give_the_same_words_however_they_were_merged():
-    from app.summary.observations import fold
+    from app.summary.observations import merge_evenly
 
     many = [
         observation(
@@ -158,7 +158,7 @@ def test_the_same_observations_give_the_same_words_however_they_were_merged():
         )
         for n in range(9)
     ]
-    assert digest(many) == digest(fold(many, 4)) == digest(fold(many, 1))
+    assert digest(many) == digest(merge_evenly(many, 4)) == digest(merge_evenly(many, 1))
 
 
 @pytest.mark.parametrize(

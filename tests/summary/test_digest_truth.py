@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.protocol.result import OK, Box, CameraMotion, Detection, FrameResult, Image, Motion, Stage, Text
-from app.summary.answer import Words
+from app.summary import Observation, ObservationBuilder
+from app.summary.answer import SummaryContent
 from app.summary.digest import digest, plural
-from app.summary.observations import Observation, Observer, merge
+from app.summary.observations import merge
 from tests.summary.test_observation_words import LYING, STANDING, person
 
 NUMBERS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
@@ -28,7 +29,7 @@ DIRECTIONS = "right|down and right|down|down and left|left|up and left|up|up and
 
 def observed(results: list[tuple[float, FrameResult]], groups: int = 0) -> list[Observation]:
     """The observations of these results (milliseconds, result), in `groups` merged ones if that is not 0."""
-    observer = Observer()
+    observer = ObservationBuilder()
     made: list[Observation] = []
     for number, (at_ms, result) in enumerate(results, 1):
         one = observer.add(number, result, at_ms)
@@ -82,7 +83,7 @@ class Truth:
     def share(self, name: str) -> float:
         return sum(any(o.class_name == name for o in r.objects) for _, r in self.results) / len(self.results)
 
-    def check(self, words: Words) -> None:
+    def check(self, words: SummaryContent) -> None:
         for line in re.findall(r"[^.]+\.", words.scene):
             self._sentence(line.strip(" ."))
         for activity in words.activities:

@@ -38,26 +38,26 @@ async def test_an_end_that_is_cut_short_keeps_a_digest_of_what_was_at_the_model(
 
 
 async def test_a_summary_that_is_told_is_not_kept_again_by_an_end_that_is_cut_short(state_dir, monkeypatch):
-    monkeypatch.setattr("app.summary.session.PATIENCE_S", 30)
+    monkeypatch.setattr("app.summary.session.CLOSE_WAIT_S", 30)
     saving, go_on = asyncio.Event(), asyncio.Event()
     async with summaries(state_dir, summary_min_interval_s=60, summary_max_interval_s=60) as service:
         session = service.session("one", None, Client().send)
         show(session, 1, 20, "cat")
-        keep = session._keep
+        save = session._save
 
         async def slow(summary):
             saving.set()
             await go_on.wait()
-            await keep(summary)
+            await save(summary)
 
-        monkeypatch.setattr(session, "_keep", slow)
+        monkeypatch.setattr(session, "_save", slow)
         finishing = asyncio.create_task(session.finish())
         await asyncio.wait_for(saving.wait(), 20)
         finishing.cancel()
         go_on.set()
         with pytest.raises(asyncio.CancelledError):
             await finishing
-        await until(lambda: session._patience._tasks == set())
+        await until(lambda: session._closing == set())
         assert len(await service.last("one", 9)) == 1
 
 

@@ -4,7 +4,7 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.summary.observations import fold
+from app.summary.observations import merge_evenly
 from app.summary.prompt import CLOSE, MOST_CHARS, OPEN, question, system
 from tests.summary.seeing import entities, moved, observation, seen
 
@@ -74,7 +74,7 @@ def test_what_is_too_long_is_merged_not_cut():
 
 def test_folding_keeps_order_and_every_frame():
     many = [observation(10 * n + 1, 10, at_s=n) for n in range(11)]
-    folded = fold(many, 4)
+    folded = merge_evenly(many, 4)
     assert [(one.first_frame_id, one.last_frame_id) for one in folded] == [(1, 30), (31, 60), (61, 90), (91, 110)]
     assert sum(one.frames for one in folded) == 110
-    assert fold(many, 11) == many
+    assert merge_evenly(many, 11) == many

@@ -6,9 +6,8 @@ from time import monotonic
 
 import pytest
 
-from app.summary import llm
-from app.summary.answer import Answer, words_of
-from app.summary.llm import NoAnswer, Spent
+from app.summary import NoAnswer, Spent, llm
+from app.summary.answer import SummaryAnswer, parse_answer
 from tests.summary.asking import Counted, ask, model, until
 from tests.support import openai
 from tests.support.openai import USAGE, answer, speaking
@@ -90,7 +89,7 @@ async def test_no_summary_has_a_reason_and_a_counter(behaviour, reason):
 async def test_a_reason_says_what_to_look_at():
     with speaking(openai.fails(401)) as fake:
         async with model(fake, llm_api_key="my secret") as one:
-            with pytest.raises(NoAnswer, match=r"it does not take the key, see LLM_API_KEY \(.*status 401\)"):
+            with pytest.raises(NoAnswer, match=r"the server rejects the key, see LLM_API_KEY \(.*status 401\)"):
                 await ask(one)
     with speaking(openai.hangs) as fake:
         async with model(fake, llm_timeout_s=0.1) as one:
@@ -326,9 +325,11 @@ async def test_the_server_of_the_tests_speaks_the_protocol_as_langchains_client_
                 stream_usage=True,
                 http_async_client=http,
             )
-            form = chat.with_structured_output(Answer.model_json_schema(), method=method, strict=True, include_raw=True)
+            form = chat.with_structured_output(
+                SummaryAnswer.model_json_schema(), method=method, strict=True, include_raw=True
+            )
             told = await form.ainvoke("hello")
-    assert words_of(told["raw"]).title == "Two people at a gate"
+    assert parse_answer(told["raw"]).title == "Two people at a gate"
     if not streaming:  # streamed with a schema, the client puts them elsewhere
         assert (told["raw"].usage_metadata["input_tokens"], told["raw"].usage_metadata["output_tokens"]) == USAGE
     assert bool(fake.received[0].body.get("stream")) is streaming

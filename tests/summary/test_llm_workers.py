@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from app.summary.llm import LanguageModel, NoAnswer
+from app.summary import LanguageModel, NoAnswer
 from tests.summary.asking import ask, settings
 from tests.support import openai
 from tests.support.openai import USAGE, answer, speaking

@@ -3,8 +3,7 @@
 import pytest
 
 from app.settings import LlmSettings
-from app.summary import llm
-from app.summary.llm import LanguageModel, NoAnswer, Spent
+from app.summary import LanguageModel, NoAnswer, Spent, llm
 from tests.summary.asking import ask
 from tests.support.makers import made_by
 from tests.support.openai import USAGE

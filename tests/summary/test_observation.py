@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.summary.entities import Entity
-from app.summary.observations import ENTITIES, TEXTS, DamagedRecord, ObjectCount, Observation, merge
+from app.summary import Entity, ObjectCount, Observation
+from app.summary.observations import ENTITIES, TEXTS, DamagedRecord, merge
 from tests.support.observations import observations, observed
 
 

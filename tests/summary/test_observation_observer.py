@@ -1,12 +1,12 @@
-"""Observer: about one observation a second, and none where there is nothing to say."""
+"""ObservationBuilder: about one observation a second, and none where there is nothing to say."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from app.protocol.result import OK, Box, CameraMotion, Detection, FrameResult, Image, Motion, Pose, Stage, Text
-from app.summary.entities import Entity
-from app.summary.observations import TEXT_CHARS, TEXTS, Observation, Observer
+from app.summary import Entity, Observation, ObservationBuilder
+from app.summary.observations import TEXT_CHARS, TEXTS
 from tests.summary.test_observation_words import SITTING, STANDING, person
 
 CORNERS = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0))
@@ -36,7 +36,9 @@ def frame(
     return FrameResult(Image(640, 480), list(objects), list(poses), texts or [], motion, {**STAGES, **stages}, {})
 
 
-def watch(observer: Observer, frames: Sequence[FrameResult], *, first: int = 1, fps: float = 10) -> list[Observation]:
+def watch(
+    observer: ObservationBuilder, frames: Sequence[FrameResult], *, first: int = 1, fps: float = 10
+) -> list[Observation]:
     """What comes of these frames, the one after the other; frame `n` is at `n / fps` seconds."""
     ids = range(first, first + len(frames))
     made = [observer.add(number, one, number * 1000 / fps) for number, one in zip(ids, frames, strict=True)]
@@ -44,7 +46,7 @@ def watch(observer: Observer, frames: Sequence[FrameResult], *, first: int = 1, 
 
 
 def test_an_observation_a_second_and_the_rest_on_flush() -> None:
-    observer = Observer()
+    observer = ObservationBuilder()
     made = watch(observer, [frame(seen((1, "person")))] * 25)
     assert [(one.first_frame_id, one.last_frame_id, one.frames) for one in made] == [(1, 11, 11), (12, 22, 11)]
     assert made[0].started_at_ms == 100
@@ -56,19 +58,19 @@ def test_an_observation_a_second_and_the_rest_on_flush() -> None:
 
 
 def test_nothing_to_say_says_nothing() -> None:
-    observer = Observer()
+    observer = ObservationBuilder()
     assert watch(observer, [frame()] * 50) == []
     assert observer.flush() is None
 
 
 def test_a_slow_stream_gives_one_observation_a_frame() -> None:
-    made = watch(Observer(), [frame(seen((1, "person")))] * 4, fps=0.5)
+    made = watch(ObservationBuilder(), [frame(seen((1, "person")))] * 4, fps=0.5)
     assert [one.frames for one in made] == [2, 2]
 
 
 def test_who_left_has_left_though_the_clock_went_back_an_hour() -> None:
     for step_ms in (0, -3_600_000):
-        observer = Observer()
+        observer = ObservationBuilder()
         made = watch(observer, [frame(seen((1, "person"), (2, "dog")))] * 20)
         for number in range(20, 80):
             one = observer.add(number, frame(seen((1, "person"))), number * 100 + step_ms)
@@ -78,7 +80,7 @@ def test_who_left_has_left_though_the_clock_went_back_an_hour() -> None:
 
 
 def test_a_clock_that_goes_back_while_detection_fails_makes_nobody_leave() -> None:
-    observer = Observer()
+    observer = ObservationBuilder()
     made = watch(observer, [frame(seen((1, "person")))] * 20)
     for number in range(20, 80):
         failed = frame(texts=read(f"GATE {number}"), detect=Stage("error"))
@@ -88,7 +90,7 @@ def test_a_clock_that_goes_back_while_detection_fails_makes_nobody_leave() -> No
 
 
 def test_a_clock_that_goes_back_starts_a_new_observation() -> None:
-    observer = Observer()
+    observer = ObservationBuilder()
     assert observer.add(1, frame(seen((1, "person"))), 50_000) is None
     one = observer.add(2, frame(seen((1, "person"))), 1_000)
     assert one is not None
@@ -97,7 +99,7 @@ def test_a_clock_that_goes_back_starts_a_new_observation() -> None:
 
 def test_classes_are_counted() -> None:
     frames = [frame(seen((1, "person"), (2, "person"), (None, "dog"), confidence=0.75)), frame(seen((1, "person")))] * 5
-    (one,) = watch(Observer(), [*frames, frame()])
+    (one,) = watch(ObservationBuilder(), [*frames, frame()])
     person_, dog = one.objects
     assert (person_.class_name, person_.most, person_.frames, person_.boxes) == ("person", 2, 10, 15)
     assert (dog.class_name, dog.most, dog.frames, dog.boxes) == ("dog", 1, 5, 5)
@@ -105,7 +107,7 @@ def test_classes_are_counted() -> None:
 
 
 def test_things_come_and_go() -> None:
-    observer = Observer()
+    observer = ObservationBuilder()
     both, one = frame(seen((1, "person"), (2, "dog"))), frame(seen((1, "person")))
     made = watch(observer, [one] + [both] * 10 + [one] * 33)
     assert made[0].arrived == (Entity(2, "dog"),)
@@ -117,12 +119,12 @@ def test_things_come_and_go() -> None:
 
 
 def test_what_is_in_view_from_the_start_did_not_come() -> None:
-    (one,) = watch(Observer(), [frame(seen((1, "person"), (2, "dog")))] * 11)
+    (one,) = watch(ObservationBuilder(), [frame(seen((1, "person"), (2, "dog")))] * 11)
     assert (one.arrived, one.arrivals) == ((), 0)
 
 
 def test_nobody_leaves_while_detection_fails() -> None:
-    observer = Observer()
+    observer = ObservationBuilder()
     off = frame(detect=Stage("error", "timeout"), track=Stage("skipped", "nothing_detected_on"))
     made = watch(observer, [frame(seen((1, "person")))] * 11 + [off] * 55)
     assert sum(one.departures for one in made) == 0
@@ -131,7 +133,7 @@ def test_nobody_leaves_while_detection_fails() -> None:
 
 def test_poses_are_said_once_each() -> None:
     frames = [frame(poses=[person(STANDING)]), frame(poses=[person(SITTING), person(STANDING)])] * 8
-    (one,) = watch(Observer(), frames[:11])
+    (one,) = watch(ObservationBuilder(), frames[:11])
     assert set(one.poses) == {"standing", "sitting"}
 
 
@@ -139,12 +141,12 @@ def test_a_pose_without_a_detector_is_a_person_that_arrives() -> None:
     pose = person(STANDING)
     tracked = Pose(pose.confidence, pose.box, pose.keypoints, track_id=7)
     off = Stage("disabled", "off")
-    (one,) = watch(Observer(), [frame(detect=off), *[frame(poses=[tracked], detect=off)] * 10])
+    (one,) = watch(ObservationBuilder(), [frame(detect=off), *[frame(poses=[tracked], detect=off)] * 10])
     assert one.arrived == (Entity(1, "person"),)
 
 
 def test_a_text_is_new_once_however_it_wavers() -> None:
-    observer = Observer()
+    observer = ObservationBuilder()
     frames = [frame(texts=read("EXIT  5")), frame(texts=read("exit 5.")), frame(texts=read("Exit 5", "Gate A"))] * 10
     made = watch(observer, frames)
     assert made[0].new_texts == ("EXIT 5", "Gate A")
@@ -154,7 +156,7 @@ def test_a_text_is_new_once_however_it_wavers() -> None:
 
 def test_texts_are_capped_and_counted() -> None:
     many = read(*(f"{number} {'long ' * 60}" for number in range(TEXTS + 5)), "\ud800", "")
-    (one,) = watch(Observer(), [frame(texts=many)] * 11)
+    (one,) = watch(ObservationBuilder(), [frame(texts=many)] * 11)
     assert len(one.new_texts) == TEXTS
     assert max(map(len, one.new_texts)) == TEXT_CHARS
     assert one.texts == TEXTS + 6
@@ -162,6 +164,6 @@ def test_texts_are_capped_and_counted() -> None:
 
 
 def test_motion_alone_is_something_to_say() -> None:
-    (one,) = watch(Observer(), [frame(moving=0.1)] * 11)
+    (one,) = watch(ObservationBuilder(), [frame(moving=0.1)] * 11)
     assert one.motion.level == "some"
     assert one.objects == ()

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.protocol.result import KEYPOINT_NAMES, Box, CameraMotion, Image, Keypoint, Motion, Pose
-from app.summary.observations import Movement, MovementSum, posture
+from app.summary import Movement
+from app.summary.observations import MovementSum, posture
 
 Points = dict[str, tuple[float, float]]
 

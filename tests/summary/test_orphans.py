@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from app.settings import ROOT
-from app.summary.backlog import Backlog
+from app.summary import Backlog
 from tests.summary.asking import settings as llm
 from tests.summary.asking import until
 from tests.summary.dying import OBSERVATIONS

@@ -35,7 +35,7 @@ def test_an_operators_folder_takes_their_place(tmp_path):
 @pytest.mark.parametrize(
     ("texts", "said"),
     [
-        ({}, "no NAME.md is in it"),
+        ({}, "it has no NAME.md"),
         ({"dock": "x"}, r"SUMMARY_PROMPT='default': should be one of dock"),
         ({"default": " \n"}, r"default\.md is empty"),
         ({"default": b"\xff\xfe"}, "should be UTF-8"),

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.settings import SummarySettings
-from app.summary.session import Pace, interval_s
+from app.summary.session import SummarySchedule, interval_s
 
 BOUNDS = {"least_s": 5.0, "most_s": 60.0}
 WELL = {"failures": 0, "answer_s": 0.0}
@@ -40,29 +40,29 @@ def test_it_keeps_its_bounds_and_never_grows_with_what_waits(less, more, failure
 
 
 def pace():
-    return Pace(SummarySettings(summary_min_interval_s=5, summary_max_interval_s=60), now=100)
+    return SummarySchedule(SummarySettings(summary_min_interval_s=5, summary_max_interval_s=60), now=100)
 
 
 def test_the_first_summary_comes_as_soon_as_any_may_after_something_was_seen():
     one = pace()
     assert not one.due(1000, 1.0)
-    one.gathered(1000)
-    one.gathered(1004)
+    one.observed(1000)
+    one.observed(1004)
     assert [one.due(1004.9, 0.0), one.due(1005, 0.0)] == [False, True]
 
 
 def test_the_next_waits_for_the_interval_which_shrinks_while_things_gather():
     one = pace()
-    one.gathered(100)
+    one.observed(100)
     one.emptied()
-    one.told(105)
+    one.summarized(105)
     assert not one.due(1000, 0.0)  # nothing was seen since
-    one.gathered(106)
+    one.observed(106)
     assert [one.due(130, 0.0), one.due(130, 0.4), one.due(165, 0.0)] == [False, True, True]
 
 
 def test_what_was_seen_after_a_long_quiet_is_told_as_a_scene_not_as_its_first_moment():
     one = pace()
-    one.told(105)
-    one.gathered(900)
+    one.summarized(105)
+    one.observed(900)
     assert [one.due(901, 0.0), one.due(905, 0.0)] == [False, True]

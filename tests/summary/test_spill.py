@@ -12,8 +12,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from app.settings import SummarySettings
-from app.summary.backlog import Backlog
-from app.summary.spill import Spill
+from app.summary import Backlog, Spill
 from tests.summary.test_backlog import balanced, everything, offer, offer_slowly, opened
 from tests.support.observations import covered
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.settings import SummarySettings
-from app.summary.backlog import Backlog
-from app.summary.spill import Spill
+from app.summary import Backlog, Spill
 from tests.summary.test_backlog import everything, offer_slowly, opened
 from tests.summary.test_spill import database, errors
 

@@ -34,4 +34,4 @@ def test_a_full_file_system_stops_the_spilling_and_nothing_else(tmp_path: Path) 
     assert told["last"] < 5000  # it was tried again by itself
     assert told["errors"] >= 1
     assert told["summaries"] == ["said while it was full"]
-    assert "make room on the disk of STATE_DIR" in done.stderr
+    assert "free space on the disk of STATE_DIR" in done.stderr

@@ -43,7 +43,7 @@ async def test_with_a_model_it_is_told_in_the_models_words_by_the_prompt_chosen(
             session = service.session("one", "retail", client.send)
             show(session, 1, 20, "person")
             await until(lambda: client.summaries)
-            session.choose("security")
+            session.set_prompt("security")
             show(session, 21, 40, "person")
             await until(lambda: len(client.summaries) == 2)
             await session.finish()
@@ -145,7 +145,7 @@ async def test_what_was_seen_before_a_rest_does_not_stretch_over_it(state_dir):
     async with summaries(state_dir, summary_min_interval_s=60, summary_max_interval_s=60) as service:
         session = service.session("one", None, Client().send)
         show(session, 1, 5, "cat")
-        session.rest()
+        session.pause()
         assert service.health()["backlog"]["waiting"] == 1
         show(session, 6001, 6005, "cat")
         last = await session.finish()
@@ -166,7 +166,7 @@ async def test_a_kept_summary_that_cannot_be_read_is_left_out_and_counted(state_
 
 
 async def test_a_disk_that_is_slow_at_the_end_of_a_session_is_waited_for_by_the_service(state_dir, monkeypatch, caplog):
-    monkeypatch.setattr("app.summary.session.PATIENCE_S", 0.05)
+    monkeypatch.setattr("app.summary.session.CLOSE_WAIT_S", 0.05)
     async with summaries(state_dir) as service:
         session = service.session("one", None, Client().send)
         show(session, 1, 20, "cat")
@@ -270,7 +270,7 @@ async def test_closing_tells_what_is_left_and_leaves_no_task(state_dir):
 
 
 async def test_the_mean_interval_is_a_figure(state_dir, monkeypatch):
-    monkeypatch.setattr("app.summary.service._FIGURES_S", 0.02)
+    monkeypatch.setattr("app.summary.service._GAUGES_S", 0.02)
     shown = Counted("sightline_summary_interval_seconds")
     async with summaries(state_dir, summary_min_interval_s=7, summary_max_interval_s=70) as service:
         session = service.session("one", None, Client().send)
@@ -288,7 +288,7 @@ async def test_prompts_are_chosen_by_name_and_unknown_ones_refused(state_dir):
             service.session("one", "x", Client().send)
         session = service.session("two", "retail", Client().send)
         with pytest.raises(ProtocolError, match="known: default"):
-            session.choose("x")
+            session.set_prompt("x")
         assert session.prompt == "retail"
         await session.finish()
 

@@ -13,10 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from app.settings import LlmSettings
-from app.summary import llm
+from app.summary import LanguageModel, NoAnswer, Spent, Summarizer, llm
 from app.summary.answer import ITEMS
-from app.summary.llm import LanguageModel, NoAnswer, Spent
-from app.summary.summarizer import Summarizer
 from tests.summary.asking import ask, model, settings
 from tests.summary.seeing import observation, seen
 from tests.support.openai import ANSWER, Exchange, speaking
@@ -112,7 +110,7 @@ async def test_a7_a_redirect_is_not_followed(maker: str):
         with listening(redirects) as listener:
             error = await refused(maker, listener.url)
     assert (error.reason, elsewhere.requests, len(listener.requests)) == ("rejected", [], 1)
-    assert "redirects are not followed: set LLM_BASE_URL to where it answers" in str(error)
+    assert "redirects are not followed: set LLM_BASE_URL to the address that it redirects to" in str(error)
 
 
 @MAKERS
@@ -248,8 +246,8 @@ async def test_d9_a_proxy_that_the_client_does_not_know_costs_the_model_and_not_
         assert (health["state"], health["model"], health["form"]) == ("degraded", "openai:x", None)
         assert "proxy" in health["error"].lower()
         shown = [observation(objects=(seen("dog", 1, frames=20),))]
-        async with summarizer.turn() as slot:
-            summary, failed = await summarizer.summary(shown, "", Spent(), slot=slot)
+        async with summarizer.slot() as slot:
+            summary, failed = await summarizer.summarize(shown, "", Spent(), slot=slot)
         assert (summary.source, summary.title, failed) == ("digest", "One dog", False)
     finally:
         await summarizer.close()

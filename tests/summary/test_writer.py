@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from app.settings import SummarySettings
-from app.summary.backlog import Backlog
-from app.summary.spill import Failure, Spill, Writer
+from app.summary import Backlog, Spill
+from app.summary.spill import DiskFailure, DiskWriter
 from tests.summary.test_backlog import balanced, everything, offer_slowly
 from tests.support.observations import covered
 
@@ -59,15 +59,15 @@ async def test_a_folder_that_becomes_a_file_while_in_use_is_done_without_until_i
 async def test_a_fault_of_our_own_in_the_thread_is_answered_and_the_next_work_is_done(
     tmp_path: Path, monkeypatch
 ) -> None:
-    writer = Writer(tmp_path, SummarySettings(), retry_s=0.05, on_lost=lambda: None)
+    writer = DiskWriter(tmp_path, SummarySettings(), retry_s=0.05, on_lost=lambda: None)
     writer.start()
 
-    def broken(self: Writer) -> None:
+    def broken(self: DiskWriter) -> None:
         raise KeyError("ours")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Writer, "_open", broken)
-        assert await within(writer.ask(lambda file: "done")) == Failure("internal")
+        patch.setattr(DiskWriter, "_open", broken)
+        assert await within(writer.ask(lambda file: "done")) == DiskFailure("internal")
     assert await within(writer.ask(lambda file: "done")) == "done"
     await within(writer.stop())
 
@@ -81,9 +81,9 @@ async def test_should_the_thread_end_all_the_same_everybody_is_answered_and_heal
         raise SystemExit
 
     in_hand, queued = asyncio.create_task(spill._writer.ask(ends)), asyncio.create_task(spill.orphans())
-    assert await within(in_hand) == Failure("closed")
+    assert await within(in_hand) == DiskFailure("closed")
     assert await within(queued) == []
-    assert await within(spill._writer.ask(lambda file: "done")) == Failure("closed")
+    assert await within(spill._writer.ask(lambda file: "done")) == DiskFailure("closed")
     assert spill.health() == {"state": "degraded", "reason": "internal"}
     await within(spill.save_summary("a", 1.0, b"in memory"))
     assert await within(spill.summaries("a", 5)) == [b"in memory"]

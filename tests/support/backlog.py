@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from app.settings import SummarySettings
-from app.summary.backlog import Backlog
-from app.summary.observations import Observation
-from app.summary.spill import Spill
+from app.summary import Backlog, Observation, Spill
 from tests.support.observations import observed
 
 _context = multiprocessing.get_context("forkserver")

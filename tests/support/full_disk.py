@@ -15,8 +15,7 @@ import orjson
 from prometheus_client import REGISTRY
 
 from app.settings import SummarySettings
-from app.summary.backlog import Backlog
-from app.summary.spill import Spill
+from app.summary import Backlog, Spill
 from tests.support.observations import covered, observed
 
 

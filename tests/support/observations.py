@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from app.summary.entities import Entity
-from app.summary.observations import Movement, ObjectCount, Observation
+from app.summary import Entity, Movement, ObjectCount, Observation
 
 
 def observed(number: int, frames: int = 1, text: str = "") -> Observation:

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from app.settings import SummarySettings
-from app.summary.database import Appended
-from app.summary.observations import Row
-from app.summary.spill import Failure, Shelf
+from app.summary.database import AppendResult
+from app.summary.observations import Record
+from app.summary.spill import DiskBuffer, DiskFailure
 
 pytestmark = pytest.mark.anyio
 
-ROWS = [Row(1, 1, b"one"), Row(2, 1, b"two")]
+ROWS = [Record(1, 1, b"one"), Record(2, 1, b"two")]
 
 
 class Disk:
@@ -37,13 +37,13 @@ class Disk:
 
 class Memory:
     def __init__(self) -> None:
-        self.came: list[Row] = []
+        self.came: list[Record] = []
         self.dropped = 0
 
-    def arrived(self, rows: Sequence[Row]) -> None:
+    def arrived(self, rows: Sequence[Record]) -> None:
         self.came += rows
 
-    def returned(self, rows: Sequence[Row]) -> None:
+    def returned(self, rows: Sequence[Record]) -> None:
         assert not rows
 
     def changed(self, *, merged: int = 0, dropped: int = 0) -> None:
@@ -52,13 +52,13 @@ class Memory:
 
 async def test_rows_that_are_read_after_they_were_given_up_are_not_counted_twice() -> None:
     disk, memory = Disk(), Memory()
-    shelf = Shelf(disk, SummarySettings(), "a", memory)  # type: ignore[arg-type]
+    shelf = DiskBuffer(disk, SummarySettings(), "a", memory)  # type: ignore[arg-type]
     shelf.put(ROWS)
-    await disk.answers(Appended(0, 0, items=2, size=6))
+    await disk.answers(AppendResult(0, 0, items=2, size=6))
     fetches = [asyncio.create_task(shelf.fetch(9, 999)) for _ in range(4)]  # all but the last by takes cut short
     await asyncio.sleep(0)
     for _ in range(3):
-        await disk.answers(Failure("io"))
+        await disk.answers(DiskFailure("io"))
     assert (shelf.items, memory.dropped) == (0, 2)  # given up
     await disk.answers(ROWS)
     assert [await one for one in fetches] == [False] * 4
