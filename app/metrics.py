@@ -78,7 +78,10 @@ SUMMARY_BACKLOG_ITEMS = Gauge(
     "sightline_summary_backlog_items", "Observations that wait for a summary", ["where"], multiprocess_mode="livesum"
 )
 SUMMARY_BACKLOG_BYTES = Gauge(
-    "sightline_summary_backlog_bytes", "The same in bytes", ["where"], multiprocess_mode="livesum"
+    "sightline_summary_backlog_bytes",
+    "Bytes of the observations that wait for a summary",
+    ["where"],
+    multiprocess_mode="livesum",
 )
 SUMMARY_OBSERVATIONS = Counter(
     "sightline_summary_observations_total",
@@ -86,12 +89,16 @@ SUMMARY_OBSERVATIONS = Counter(
     "start) + those that wait; spilled: went to disk on the way",
     ["outcome"],
 )
-SUMMARY_DISK_ERRORS = Counter("sightline_summary_disk_errors_total", "Troubles with the backlog's file", ["reason"])
+SUMMARY_DISK_ERRORS = Counter(
+    "sightline_summary_disk_errors_total", "Errors of the backlog's file, by reason", ["reason"]
+)
 SUMMARY_INTERVAL = Gauge(
     "sightline_summary_interval_seconds", "Mean interval of summaries over sessions", multiprocess_mode="livemax"
 )
-SUMMARIES = Counter("sightline_summaries_total", "Summaries, by who wrote them and how it went", ["source", "outcome"])
-LLM_REQUESTS = Counter("sightline_llm_requests_total", "Requests to the language model, by how they ended", ["outcome"])
+SUMMARIES = Counter(
+    "sightline_summaries_total", "Summaries, by source (llm, digest) and outcome", ["source", "outcome"]
+)
+LLM_REQUESTS = Counter("sightline_llm_requests_total", "Requests to the language model, by outcome", ["outcome"])
 LLM_SECONDS = Histogram(
     "sightline_llm_seconds",
     "Time a request to the language model took",
@@ -99,7 +106,7 @@ LLM_SECONDS = Histogram(
 )
 LLM_TOKENS = Counter("sightline_llm_tokens_total", "Tokens sent to and got from the language model", ["direction"])
 LLM_BREAKER_OPEN = Gauge(
-    "sightline_llm_breaker_open", "1 while the language model is left alone", multiprocess_mode="livemax"
+    "sightline_llm_breaker_open", "1 while the language model's circuit breaker is open", multiprocess_mode="livemax"
 )
 
 FLEET_CAMERAS = Gauge("sightline_fleet_cameras", "Cameras that a worker reads", multiprocess_mode="livesum")

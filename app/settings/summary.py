@@ -1,4 +1,4 @@
-"""Summaries: the backlog of observations, and the language model that puts them into words."""
+"""Settings of summaries: the backlog of observations, and the language model that summarizes them."""
 
 from __future__ import annotations
 
@@ -15,32 +15,34 @@ class SummarySettings(Section):
         5.0, gt=0, le=3600, description="least seconds between two summaries of a session"
     )
     summary_max_interval_s: float = Field(
-        60.0, gt=0, le=86400, description="most seconds between two summaries while something was seen"
+        60.0, gt=0, le=86400, description="most seconds between two summaries while there are observations"
     )
     summary_ram_items: int = Field(256, ge=1, description="observations of a session kept in memory; more go to disk")
-    summary_ram_bytes: int = Field(1024 * 1024, ge=1024, description="the same in bytes")
+    summary_ram_bytes: int = Field(
+        1024 * 1024, ge=1024, description="bytes of observations of a session kept in memory; more go to disk"
+    )
     summary_disk_items: int = Field(10_000, ge=0, description="observations of a session kept on disk; 0: none")
     summary_disk_bytes: int = Field(
-        64 * 1024 * 1024, ge=0, description="bytes of observations of all sessions kept on disk (STATE_DIR)"
+        64 * 1024 * 1024, ge=0, description="bytes of observations kept on disk (STATE_DIR) by all sessions together"
     )
     summary_keep: int = Field(
-        20, ge=1, le=1000, description="last summaries of a session that `GET /v1/sessions/{id}/summaries` answers"
+        20, ge=1, le=1000, description="last summaries of a session that `GET /v1/sessions/{id}/summaries` returns"
     )
     summary_orphan_hours: float = Field(
         24.0,
         gt=0,
-        description="hours after which observations and last summaries of sessions that ended are swept from disk",
+        description="hours after which observations and last summaries of ended sessions are deleted from disk",
     )
     summary_prompts: Path = Field(
         ROOT / "app" / "summary" / "prompts", description="folder of prompts, one NAME.md each; clients choose a name"
     )
-    summary_prompt: str = Field("default", min_length=1, description="prompt of a session that names none")
+    summary_prompt: str = Field("default", min_length=1, description="prompt of sessions that name none")
     summary_finish_s: float = Field(
         3.0,
         gt=0,
         le=60,
         description="seconds that the last summary of a session may take, three tenths of DRAIN_TIMEOUT_S at most; "
-        "then it is a digest",
+        "after that it is a digest",
     )
 
 
@@ -48,7 +50,7 @@ class LlmSettings(Section):
     model_config = SettingsConfigDict(hide_input_in_errors=True)  # the keys
 
     llm_model: str | None = Field(
-        None, description="`provider:model` for LangChain, such as `openai:gpt-5-mini`; unset: digests, no model"
+        None, description="`provider:model` for LangChain, such as `openai:gpt-5-mini`; unset: digests without a model"
     )
     llm_base_url: str | None = Field(
         None, description="address of an OpenAI-compatible server, `http://host/v1`; unset: the provider's own"
@@ -76,26 +78,26 @@ class LlmSettings(Section):
         description="times a request is repeated after 429 or a server error; each worker keeps Retry-After for itself",
     )
     llm_max_output_tokens: int = Field(
-        2000, ge=50, le=32_768, description="longest answer, tokens; what a model thinks before it answers counts"
+        2000, ge=50, le=32_768, description="most tokens of an answer, including those of reasoning"
     )
     llm_session_tokens: int = Field(
-        200_000, ge=0, description="tokens a session may spend, then it gets digests; 0: no bound"
+        200_000, ge=0, description="tokens a session may use, after which it gets digests; 0: no bound"
     )
     llm_hour_tokens: int = Field(
         2_000_000,
         ge=0,
-        description="tokens all sessions may spend an hour, a restart forgets those spent; WORKERS share it evenly; "
+        description="tokens all sessions may use in an hour, counted anew after a restart; WORKERS share it evenly; "
         "0: no bound",
     )
     llm_session_cost: float = Field(
         0.0,
         ge=0,
-        description="cost a session may run up, in the unit of the two prices; then it gets digests; 0: no bound",
+        description="cost of a session, in the unit of the two prices, after which it gets digests; 0: no bound",
     )
     llm_hour_cost: float = Field(
         0.0,
         ge=0,
-        description="cost all sessions may run up an hour, in the unit of the two prices, a restart forgets it; "
+        description="cost of all sessions in an hour, in the unit of the two prices, counted anew after a restart; "
         "WORKERS share it evenly; 0: no bound",
     )
     llm_input_price: float = Field(0.0, ge=0, description="price of a million input tokens, for the two bounds of cost")
@@ -103,10 +105,10 @@ class LlmSettings(Section):
         0.0, ge=0, description="price of a million output tokens, for the two bounds of cost"
     )
     llm_breaker_failures: int = Field(
-        5, ge=1, description="failures in a row, in one worker, after which it leaves the model alone"
+        5, ge=1, description="failures in a row, in one worker, that open its circuit breaker"
     )
     llm_breaker_s: float = Field(
-        60.0, gt=0, description="seconds the worker leaves it alone; then one request tries it"
+        60.0, gt=0, description="seconds that the circuit breaker stays open; then one request probes the model"
     )
 
     @field_validator("llm_model", mode="before")
@@ -117,7 +119,7 @@ class LlmSettings(Section):
     @field_validator("llm_api_key", "openai_api_key", "anthropic_api_key", mode="before")
     @classmethod
     def _key(cls, value: object) -> object:
-        """A line's end of the file that it was read from is no part of it; what no HTTP header takes is refused."""
+        """Strips the key, because a file ends with a newline; rejects characters that no HTTP header may carry."""
         text = value.get_secret_value() if isinstance(value, SecretStr) else value
         if not isinstance(text, str):
             return value
@@ -132,9 +134,9 @@ class LlmSettings(Section):
         return web_address(value, "http://127.0.0.1:11434/v1")
 
     def part(self, workers: int) -> LlmSettings:
-        """What one of so many processes has of them: the bounds over all sessions are divided.
+        """The settings of one of `workers` processes: the bounds that hold over all sessions are divided by it.
 
-        Rounded down, so that together they hold what was set; but never to 0, which would be no bound.
+        Rounded down, so that together they keep the bound; but never to 0, which would mean no bound.
         """
         return self.model_copy(
             update={
