@@ -27,6 +27,8 @@ LEAST = 6
 """Vectors that a fit needs: two would do if they were exact."""
 OTHER = 0.2
 """Share of the vectors that do not follow the first motion, from which a second one is looked for among them."""
+AGAINST = 0.1
+"""Share of the vectors that must not follow the first motion at all, or a second one could hardly win the votes."""
 STANDS = 1.6
 """How many times as many votes a moving camera needs as one that stands: what moves past that one may fill more."""
 BLOCK = 4
@@ -103,39 +105,39 @@ def fit(
         rows: likewise.
         tolerance: what a vector errs by, pixels.
     """
-    at = np.flatnonzero(use)
-    if at.size < LEAST:
+    count = int(np.count_nonzero(use))
+    if count < LEAST:
         return STILL
-    used = _Vectors(points[at], vectors[at], weight[at].astype(np.float64))
-    best, near = _motion(used, tolerance)
+    used = _Vectors(points, vectors, use, weight)
+    best, off, near = _motion(used, count, tolerance)
     if best is None:
         return STILL
     wide = tolerance * NEAR[1]
-    if at.size - np.count_nonzero(near) >= max(LEAST, OTHER * at.size):
-        second, _ = _motion(used.only(np.flatnonzero(~near)), tolerance)
-        if second is not None and votes(used.follow(best, wide), used.follow(second, wide), columns, rows, at) < 0.5:
-            best = second
+    follow = use & (off < wide**2)
+    others = use & (off > near**2)
+    more = int(np.count_nonzero(others))
+    if more >= max(LEAST, OTHER * count) and count - np.count_nonzero(follow) >= AGAINST * count:
+        second, away, _ = _motion(used.only(others), more, tolerance)
+        if second is not None and votes(follow, use & (away < wide**2), columns, rows) < 0.5:
+            best, off = second, away
     # A slow motion is near to none: what does not tell the two apart must not vote for the camera that stands.
-    reach = min(wide, abs(best.t) / 3 + tolerance / 2)
-    standing, going = used.follow(STILL, reach), used.follow(best, reach)
-    if (standing & ~going).any() and stands(votes(standing, going, columns, rows, at)):
+    reach = min(wide, abs(best.t) / 3 + tolerance / 2) ** 2
+    standing, going = use & (used.length < reach), use & (off < reach)
+    if (standing > going).any() and stands(votes(standing, going, columns, rows)):
         return STILL
     return best
 
 
-def votes(one: Mask, other: Mask, columns: int, rows: int, at: NDArray[np.int64] | None = None) -> float:
+def votes(one: Mask, other: Mask, columns: int, rows: int) -> float:
     """The share of the blocks, of those in which one holds more cells than the other, that are the first's: 0 to 1.
 
     Args:
         one: bool `[n]`, the cells in which the one motion holds, and `other` the other.
         columns: of the grid.
         rows: likewise.
-        at: int `[n]`, which cells of the grid they are; None: all.
     """
     block, count = _blocks(columns, rows)
-    more = np.bincount(
-        block if at is None else block[at], one.astype(np.float32) - other.astype(np.float32), minlength=count
-    )
+    more = np.bincount(block, one.view(np.int8) - other.view(np.int8), count)
     won, lost = np.count_nonzero(more > 0), np.count_nonzero(more < 0)
     return won / (won + lost) if won + lost else 0.5
 
@@ -150,59 +152,52 @@ class _Vectors:
 
     How far a vector ends from where a motion ends, squared, and the sums of least squares are both linear in nine
     products of `p` and `d`: one product of matrices each, instead of twenty calls of numpy's that each take longer to
-    begin than to do.
+    begin than to do. For the same reason those that are not used stay, without any weight.
     """
 
-    __slots__ = ("_products", "d", "p", "trust")
+    __slots__ = ("_products", "ends", "length", "starts", "trust", "use")
 
-    def __init__(self, p: Points, d: Points, trust: NDArray[np.float64]) -> None:
-        self.p, self.d, self.trust = p, d, trust
+    def __init__(self, p: Points, d: Points, use: Mask, weight: Floats) -> None:
+        self.use, self.starts, self.ends = use, p, p + d
+        self.trust = np.multiply(weight, use, dtype=np.float64)
         products = self._products = np.empty((9, p.size))
-        px, py, dx, dy, cross, dot = products[1:7]
+        start, way = products[1:3], products[3:5]
         products[0] = 1
-        px[:], py[:], dx[:], dy[:] = p.real, p.imag, d.real, d.imag
-        np.multiply(px, dx, out=dot)
-        dot += py * dy
-        np.multiply(px, dy, out=cross)
-        cross -= py * dx
-        np.multiply(px, px, out=products[7])
-        products[7] += py * py
-        np.multiply(dx, dx, out=products[8])
-        products[8] += dy * dy
+        start[:], way[:] = _pairs(p).T, _pairs(d).T
+        both = start * way[::-1]
+        np.subtract(both[0], both[1], out=products[5])
+        np.multiply(start, way, out=both)
+        np.add(both[0], both[1], out=products[6])
+        squares = products[1:5] ** 2
+        np.add(squares[::2], squares[1::2], out=products[7:])
+        self.length = products[8]
+        """Float64 `[n]`: of each vector, squared."""
 
-    def only(self, at: NDArray[np.int64]) -> _Vectors:
+    def only(self, use: Mask) -> _Vectors:
         """Some of them."""
         some = _Vectors.__new__(_Vectors)
-        some.p, some.d, some.trust = self.p[at], self.d[at], self.trust[at]
-        some._products = self._products[:, at]
+        some.use, some.starts, some.ends, some.length = use, self.starts, self.ends, self.length
+        some.trust, some._products = self.trust * use, self._products
         return some
 
-    def nearness(self, camera: Camera, reach: float) -> NDArray[np.float64]:
-        """Float64 `[n]`: 1 where a vector ends where the camera's motion ends, 0 as far from there as `reach`."""
+    def off(self, camera: Camera, by: float = 1.0, plus: float = 0.0) -> NDArray[np.float64]:
+        """Float64 `[n]`: how far a vector ends from where the camera's motion ends, squared; times `by`, and `plus`."""
         a, t = camera.a - 1, camera.t
         turned = t.conjugate() * a
+        twice = 2 * by
         far = (
-            abs(t) ** 2,
-            2 * turned.real,
-            -2 * turned.imag,
-            -2 * t.real,
-            -2 * t.imag,
-            -2 * a.imag,
-            -2 * a.real,
-            abs(a) ** 2,
-            1.0,
+            plus + by * (t.real**2 + t.imag**2),
+            twice * turned.real,
+            -twice * turned.imag,
+            -twice * t.real,
+            -twice * t.imag,
+            -twice * a.imag,
+            -twice * a.real,
+            by * (a.real**2 + a.imag**2),
+            by,
         )
-        scale = -1 / reach**2
-        weights = np.array(far)
-        weights *= scale
-        weights[0] += 1
-        near: NDArray[np.float64] = weights @ self._products
-        return near
-
-    def follow(self, camera: Camera, reach: float) -> Mask:
-        """Which end no farther than that from where the camera's motion ends."""
-        near: Mask = self.nearness(camera, reach) > 0
-        return near
+        off: NDArray[np.float64] = np.array(far) @ self._products
+        return off
 
     def fitted(self, weight: NDArray[np.float64]) -> Camera:
         """The motion of least squares, each vector by its weight."""
@@ -213,11 +208,10 @@ class _Vectors:
         return Camera(1 + turn, mean - turn * middle)
 
 
-def _motion(vectors: _Vectors, tolerance: float) -> tuple[Camera | None, Mask]:
-    """The motion that most vectors follow, and which those are."""
-    starts, ends = _pairs(vectors.p), _pairs(vectors.p + vectors.d)
-    near = np.zeros(vectors.p.size, np.bool_)
-    count, camera = 0, STILL
+def _motion(vectors: _Vectors, whole: int, tolerance: float) -> tuple[Camera | None, NDArray[np.float64], float]:
+    """The motion that most of so many vectors follow, how far off it each ends, squared, and the reach it won by."""
+    starts, ends = _pairs(vectors.starts[vectors.use]), _pairs(vectors.ends[vectors.use])
+    off, camera, count = vectors.length, STILL, 0
     for widening in NEAR:
         reach = tolerance * widening
         # OpenCV's generator begins with the same number in every call: the same vectors give the same motion.
@@ -225,14 +219,14 @@ def _motion(vectors: _Vectors, tolerance: float) -> tuple[Camera | None, Mask]:
             starts, ends, method=cv2.RANSAC, ransacReprojThreshold=reach, maxIters=300, refineIters=0
         )
         if matrix is None:
-            return None, near
+            return None, off, 0.0
         (a, _, x), (b, _, y) = matrix.tolist()
         camera = _refined(Camera(complex(a, b), complex(x, y)), vectors, 2 * reach)
-        near = vectors.follow(camera, reach)
-        count = int(np.count_nonzero(near))
-        if count >= FEW * near.size:
+        off = vectors.off(camera)
+        count = int(np.count_nonzero(vectors.use & (off < reach**2)))
+        if count >= FEW * whole:
             break
-    return (camera, near) if count >= LEAST else (None, near)
+    return (camera if count >= LEAST else None), off, reach
 
 
 def _refined(camera: Camera, vectors: _Vectors, reach: float) -> Camera:
@@ -241,12 +235,12 @@ def _refined(camera: Camera, vectors: _Vectors, reach: float) -> Camera:
     Three times, at first from twice as far: the few vectors that the motion was made of lie about as they please.
     """
     for wider in (2, 1, 1):
-        weight = vectors.nearness(camera, wider * reach)
+        weight = vectors.off(camera, -1 / (wider * reach) ** 2, 1)
         np.maximum(weight, 0, out=weight)
-        if np.count_nonzero(weight) < LEAST:
-            break
         weight *= weight
         weight *= vectors.trust
+        if np.count_nonzero(weight) < LEAST:
+            break
         camera = vectors.fitted(weight)
     return camera
 

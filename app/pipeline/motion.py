@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from app.pipeline.camera import STILL, Camera, Mask, Points
-from app.pipeline.registration import DenseFlow, Floats, Grey, Pair, Registration, Way, register, same, shifts
+from app.pipeline.registration import DenseFlow, Floats, Grey, Pair, Picture, Registration, Way, register, same, shifts
 from app.protocol.result import CameraMotion, Motion, MotionGrid
 
 Method = Literal["dis", "farneback"]
@@ -68,6 +68,9 @@ class Flow:
     `farneback`: Farneback 2003 with OpenCV's usual parameters; ten times as slow and no better.
     """
 
+    last: Picture | None = None
+    """What `motion` found out about the picture it saw last, which as a rule is the first of its next pair."""
+
     def __init__(self, method: Method) -> None:
         self._dis: Any = None
         if method == "dis":
@@ -94,7 +97,7 @@ class Flow:
         return flow  # type: ignore[no-any-return]
 
 
-def motion(flow: DenseFlow, previous: Grey, current: Grey, *, width: int, height: int, grid: bool) -> Motion:
+def motion(flow: Flow, previous: Grey, current: Grey, *, width: int, height: int, grid: bool) -> Motion:
     """What moved from one picture to the next, a cell of 8x8 grey pixels at a time.
 
     What departs from the camera's motion moves by itself: by 0.2% of the frame's diagonal (1.6 pixels of 640x480,
@@ -103,16 +106,20 @@ def motion(flow: DenseFlow, previous: Grey, current: Grey, *, width: int, height
     motion.
 
     Args:
-        flow: a `Flow`.
+        flow: the stream's own; it remembers what is known of `current`.
         previous: uint8 `[h, w]`, C-contiguous; there is no `obstacle` between it and
         current: likewise.
         width: of the frame as sent, pixels.
         height: likewise.
         grid: whether to add the cells' vectors, the camera's motion in them; none where they cannot be trusted.
     """
-    pair = Pair(previous, current, width, height)
+    before = flow.last
+    if before is None or before.grey is not previous:
+        before = Picture(previous)
+    flow.last = after = Picture(current)
+    pair = Pair(before, after, width, height)
     if same(pair):
-        none = _grid(np.zeros(pair.points.size, np.complex64), pair) if grid else None
+        none = _grid(np.zeros(pair.layout.points.size, np.complex64), pair) if grid else None
         return Motion(0.0, None, 0.0, CameraMotion(0.0, 0.0), none)
     found = register(pair, flow)
     camera, way = found.camera, found.way
@@ -142,7 +149,7 @@ def _own(pair: Pair, found: Registration, way: Way) -> tuple[Points, Mask]:
     camera = found.camera
     own = way.vectors
     if camera is not STILL:
-        own = own - (np.complex64(camera.a - 1) * pair.points + np.complex64(camera.t))
+        own = own - (np.complex64(camera.a - 1) * pair.layout.points + np.complex64(camera.t))
     far = np.abs(own)
     least = MOVING * pair.diagonal
     moving = way.inside & (found.alike < NOT_THERE)
@@ -159,8 +166,8 @@ def _own(pair: Pair, found: Registration, way: Way) -> tuple[Points, Mask]:
 def _faster(pair: Pair, flow: DenseFlow, found: Registration, moving: Mask) -> Way | None:
     """Looks for what moved too far for flow: the shift of what the camera's motion leaves unlike, if there is one."""
     changed = (found.alike < CHANGED) & ~moving
-    mask = cv2.resize(changed.reshape(pair.rows, pair.columns).astype(np.float32), pair.size)
-    there = pair.after if found.camera is STILL else pair.drawn_back(found.camera)
+    mask = cv2.resize(changed.reshape(pair.layout.rows, pair.layout.columns).astype(np.float32), pair.layout.size)
+    there = pair.after.half if found.camera is STILL else pair.drawn_back(found.camera)
     for shift in shifts(pair, there, 1, mask):  # type: ignore[arg-type]
         a, t = found.camera
         return Way(pair, flow, Camera(a, a * shift.t + t))
@@ -170,7 +177,7 @@ def _faster(pair: Pair, flow: DenseFlow, found: Registration, moving: Mask) -> W
 def _vectors(pair: Pair, found: Registration, own: Points, moving: Mask) -> Points:
     """Of the cells that can be trusted, the camera's motion in them; 0 elsewhere."""
     camera = found.camera
-    path = np.complex64(camera.a - 1) * pair.points + np.complex64(camera.t)
+    path = np.complex64(camera.a - 1) * pair.layout.points + np.complex64(camera.t)
     trusted = moving | found.way.matched
     vectors: Points = np.where(trusted, own + path, np.complex64(0))
     return vectors
@@ -190,4 +197,6 @@ def _grid(vectors: Points, pair: Pair) -> MotionGrid:
     cells = vectors.view(np.float32)
     scale = max(GRID_SCALE, float(np.abs(cells).max()) / 127)
     units = np.clip(np.round(cells / scale), -127, 127).astype(np.int8)
-    return MotionGrid(pair.columns, pair.rows, round(scale, 6), base64.b64encode(units.tobytes()).decode("ascii"))
+    return MotionGrid(
+        pair.layout.columns, pair.layout.rows, round(scale, 6), base64.b64encode(units.tobytes()).decode("ascii")
+    )

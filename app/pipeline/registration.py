@@ -49,6 +49,60 @@ BETTER = 0.95
 """How much must be left unlike by a moving camera, of what a standing one leaves, where nothing else decides."""
 
 
+class Layout(NamedTuple):
+    """What follows from the sizes of a frame and of its grey picture alone."""
+
+    rows: int
+    columns: int
+    """Of cells."""
+    size: tuple[int, int]
+    """Columns and rows of a picture at half size."""
+    points: Points
+    """complex64 `[n]`, the cells' middles, frame pixels; see `middles`."""
+    raster: Floats
+    """float32 `[h, w, 2]`: each pixel's own place at half size, x and y."""
+    to_half: Floats
+    """float32 `[2]`: pixels at half size a grey pixel, x and y."""
+    to_frame: Floats
+    """float32 `[rows, columns, 2]`: frame pixels a pixel at half size, x and y; of the grey picture, unless `whole`."""
+    bounds: Floats
+    """float32 `[2 * n]`: how far from the frame's middle a cell's may be while all of it is shown; x, y, x, y…"""
+    halved: bool
+    """Whether the half size is just that."""
+    whole: bool
+    """Whether a cell is a whole number of pixels at half size."""
+
+
+class Picture:
+    """One grey picture, uint8 `[h, w]`, at half its size, and what its cells are like."""
+
+    __slots__ = ("cells", "count", "grey", "half", "mean", "textured", "variance", "weight")
+
+    def __init__(self, grey: Grey) -> None:
+        self.grey = grey
+        rows, columns = _cells(grey.shape)
+        size = _half(grey.shape)
+        moments = np.empty((2, size[1], size[0]), np.float32)
+        self.half: Floats = moments[0]
+        """float32 `[h, w]`."""
+        self.half[:] = cv2.resize(grey, size, interpolation=cv2.INTER_LINEAR)
+        np.multiply(self.half, self.half, out=moments[1])
+        self.cells = cells = by_cell(moments, rows, columns)
+        variance = (cells[1] - cells[0] * cells[0]).ravel()
+        self.textured: Mask = variance >= TEXTURE**2
+        """bool `[n]`: the cells that can show where they go."""
+        self.count = np.count_nonzero(self.textured)
+        """How many those are."""
+        self.weight: Floats = variance / (variance + PLENTY**2)
+        """float32 `[n]`, 0 to 1: how well."""
+        self.mean, square = _around(cells)
+        """float32 `[rows, columns]`, of each cell and its neighbours; their `variance` has a grey level of noise on
+        top, so that what has no texture is like nothing."""
+        self.variance: Floats = square - self.mean * self.mean
+        np.maximum(self.variance, 0, out=self.variance)
+        self.variance += 1
+
+
 class Way:
     """Where flow says that the cells went.
 
@@ -60,35 +114,47 @@ class Way:
 
     def __init__(self, pair: Pair, flow: DenseFlow, seed: Camera) -> None:
         self._pair, self.seed = pair, seed
-        current = pair.current
+        layout = pair.layout
+        previous, current = pair.before.grey, pair.after.grey
         if seed is not STILL:
             current = _drawn_back(current, seed, pair)
-        self._dense = flow(pair.previous, current)
-        cells = pair.by_cell(self._dense)
-        cells *= _to_frame(pair.width, pair.height, pair.previous.shape)
+        dense = flow(previous, current)
+        if layout.halved:
+            # Flow is smooth: two pixels of each four are as good as all, and OpenCV takes three times as long to halve
+            # two channels.
+            pixels = dense.view(np.complex64)[..., 0]
+            half: Any = (pixels[::2, ::2] + pixels[1::2, 1::2]).view(np.float32)
+            half *= np.float32(0.25)
+            half.shape = *half.shape[:1], -1, 2
+        else:
+            half = cv2.resize(dense, layout.size, interpolation=cv2.INTER_LINEAR)
+            half *= layout.to_half
+        self._half: Floats = half
+        """float32 `[h, w, 2]`, at half size and in pixels of it."""
+        cells: Any = cv2.resize(
+            half if layout.whole else dense, (layout.columns, layout.rows), interpolation=cv2.INTER_AREA
+        )
+        cells *= layout.to_frame
         found = cells.view(np.complex64).ravel()
-        there: Points = pair.points + found
+        self.vectors: Points = found
+        """complex64 `[n]`, frame pixels."""
+        there = layout.points + found
         if seed is not STILL:
             there = np.complex64(seed.a) * there + np.complex64(seed.t)
-        self.vectors: Points = there - pair.points
-        """complex64 `[n]`, frame pixels."""
+            self.vectors = there - layout.points
         self.found: Floats = np.abs(found)
         """float32 `[n]`: how far flow had to look for each, pixels."""
-        self.inside = pair.textured & pair.shown(there)
+        self.inside = pair.before.textured & pair.shown(there)
         """bool `[n]`: the cells with texture that are still in the picture."""
 
     @cached_property
     def alike(self) -> Floats:
         """float32 `[n]`: how alike each cell is at both ends of its vectors, pixel by pixel; -1 to 1."""
         pair = self._pair
-        columns, rows = pair.size
-        height, width = self._dense.shape[:2]
-        at: Any = cv2.resize(self._dense, pair.size, interpolation=cv2.INTER_LINEAR)
-        at *= _scale(columns / width, rows / height)
-        at += _raster(columns, rows)
+        at: Any = self._half + pair.layout.raster
         if self.seed is not STILL:
-            at = cv2.transform(at, self.seed.matrix(pair.width, pair.height, columns, rows).astype(np.float32))
-        there: Any = cv2.remap(pair.after, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[call-overload]
+            at = cv2.transform(at, self.seed.matrix(pair.width, pair.height, *pair.layout.size).astype(np.float32))
+        there: Any = cv2.remap(pair.after.half, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[call-overload]
         return pair.likeness(there)
 
     @cached_property
@@ -98,74 +164,57 @@ class Way:
 
 
 class Pair:
-    """Two pictures of one size, uint8 `[h, w]`, of a frame of `width` x `height`; compared at half their size."""
+    """Two pictures of one size, of a frame of `width` x `height`; compared at half their size."""
 
-    def __init__(self, previous: Grey, current: Grey, width: int, height: int) -> None:
-        self.previous, self.current, self.width, self.height = previous, current, width, height
+    def __init__(self, before: Picture, after: Picture, width: int, height: int) -> None:
+        self.before, self.after, self.width, self.height = before, after, width, height
         self.diagonal = math.hypot(width, height)
-        self.rows, self.columns = (max(1, round(side / CELL)) for side in previous.shape)
-        self.points = middles(width, height, self.columns, self.rows)
-        self.size = (max(CELL, previous.shape[1] // 2), max(CELL, previous.shape[0] // 2))
-        """Columns and rows of the pictures at half size."""
-        self.before, self.after = (_half(picture, self.size) for picture in (previous, current))
-        moments = self.by_cell(cv2.merge((self.before, self.before * self.before)))
-        variance = (moments[..., 1] - moments[..., 0] ** 2).ravel()
-        self.textured: Mask = variance >= TEXTURE**2
-        """bool `[n]`: the cells that can show where they go."""
-        self.count = np.count_nonzero(self.textured)
-        """How many those are."""
-        self.weight: Floats = variance / (variance + PLENTY**2)
-        """float32 `[n]`, 0 to 1: how well."""
-        moments = _around(moments)
-        self._mean = moments[..., 0]
-        self._variance = moments[..., 1] - self._mean**2 + 1
+        self.layout = _layout(width, height, before.grey.shape)
 
     @cached_property
     def stood(self) -> Floats:
         """`likeness` of the second picture as it is."""
-        return self.likeness(self.after)
+        before, after = self.before, self.after
+        product = by_cell((before.half * after.half)[None], self.layout.rows, self.layout.columns)
+        return self._correlation(after.mean, after.variance, _around(product)[0])
 
     def likeness(self, picture: Floats) -> Floats:
-        """float32 `[n]`: the correlation of each cell and its neighbours with the same place of the first picture.
-
-        One grey level of noise is assumed on top, so that what has no texture is like nothing.
-        """
-        moments = _around(self.by_cell(cv2.merge((picture, picture * picture, self.before * picture))))
-        mean = moments[..., 0]
-        variance = moments[..., 1] - mean * mean
+        """float32 `[n]`: the correlation of each cell and its neighbours with the same place of the first picture."""
+        planes = np.empty((3, *picture.shape), np.float32)
+        planes[0] = picture
+        np.multiply(picture, picture, out=planes[1])
+        np.multiply(picture, self.before.half, out=planes[2])
+        mean, variance, product = _around(by_cell(planes, self.layout.rows, self.layout.columns))
+        variance = variance - mean * mean
         np.maximum(variance, 0, out=variance)
         variance += 1
-        variance *= self._variance
-        alike = moments[..., 2] - mean * self._mean
-        alike /= np.sqrt(variance, out=variance)
+        return self._correlation(mean, variance, product)
+
+    def _correlation(self, mean: Floats, variance: Floats, product: Floats) -> Floats:
+        alike = product - mean * self.before.mean
+        spread = variance * self.before.variance
+        alike /= np.sqrt(spread, out=spread)
         found: Floats = alike.ravel()
         return found
 
     def drawn_back(self, camera: Camera) -> Floats:
         """The second picture at half size, with the camera's motion taken out."""
-        picture: Floats = _drawn_back(self.after, camera, self)
+        picture: Floats = _drawn_back(self.after.half, camera, self)
         return picture
 
-    def shown(self, points: NDArray[Any]) -> Mask:
+    def shown(self, points: Points) -> Mask:
         """bool `[n]`: of which cells, with their middles at these points, all lies in the frame."""
-        # To a tenth of a cell, or a still picture's own edges would be out of it.
-        x = self.width / 2 - 0.4 * self.width / self.columns
-        y = self.height / 2 - 0.4 * self.height / self.rows
-        inside: Mask = (np.abs(points.real) < x) & (np.abs(points.imag) < y)
-        return inside
+        inside = np.abs(points.view(np.float32)) < self.layout.bounds
+        shown: Mask = inside[::2] & inside[1::2]
+        return shown
 
     def seen(self, camera: Camera) -> Mask:
         """bool `[n]`: the cells with texture that the camera still has in view."""
         if camera is STILL:
-            return self.textured
-        return self.textured & self.shown(np.complex64(camera.a) * self.points + np.complex64(camera.t))
-
-    def by_cell(self, values: Any) -> Any:
-        """Float32 `[h, w, n]` to the mean of each cell, `[rows, columns, n]`.
-
-        `INTER_AREA` is that, also where cells are no whole number of pixels.
-        """
-        return cv2.resize(values, (self.columns, self.rows), interpolation=cv2.INTER_AREA)
+            return self.before.textured
+        there = np.complex64(camera.a) * self.layout.points
+        there += np.complex64(camera.t)
+        return self.before.textured & self.shown(there)
 
 
 class Registration(NamedTuple):
@@ -183,7 +232,10 @@ class Registration(NamedTuple):
 
 def same(pair: Pair) -> bool:
     """Whether there is nothing to look for: no texture, or the same picture once more."""
-    return not pair.count or pair.previous.tobytes() == pair.current.tobytes()
+    before, after = pair.before, pair.after
+    return not before.count or (
+        before.cells.tobytes() == after.cells.tobytes() and before.grey.tobytes() == after.grey.tobytes()
+    )
 
 
 def register(pair: Pair, flow: DenseFlow) -> Registration:
@@ -195,7 +247,7 @@ def register(pair: Pair, flow: DenseFlow) -> Registration:
     tried = [_attempt(pair, flow, STILL)]
     best = tried[0]
     if best.held < GOOD:
-        for shift in shifts(pair, pair.after, 2):
+        for shift in shifts(pair, pair.after.half, 2):
             tried.append(_attempt(pair, flow, shift))
             best = _better(pair, best, tried[-1])
             if best.held >= GOOD:
@@ -224,9 +276,9 @@ def shifts(pair: Pair, picture: Floats, most: int, mask: Floats | None = None) -
         most: how many.
         mask: float32 `[h, w]`, 0 to 1, how much of both counts; None: the edges fade out.
     """
-    columns, rows = pair.size
+    columns, rows = pair.layout.size
     window = _window(columns, rows) if mask is None else mask
-    first, second = (np.fft.rfft2(_even(one) * window) for one in (pair.before, picture))
+    first, second = (np.fft.rfft2(_even(one) * window) for one in (pair.before.half, picture))
     cross = first.conj() * second
     strength = np.abs(cross)
     cross /= strength + 1e-3 * strength.max() + 1e-9
@@ -255,7 +307,10 @@ def _attempt(pair: Pair, flow: DenseFlow, seed: Camera) -> Registration:
 
 def _camera(pair: Pair, way: Way, use: Mask) -> Registration:
     """The camera's motion of these vectors, if it makes the pictures more alike than standing still does."""
-    camera = fit(pair.points, way.vectors, use, pair.weight, pair.columns, pair.rows, TOLERANCE * pair.diagonal)
+    layout = pair.layout
+    camera = fit(
+        layout.points, way.vectors, use, pair.before.weight, layout.columns, layout.rows, TOLERANCE * pair.diagonal
+    )
     still = _registered(pair, STILL, pair.stood, way)
     if camera is STILL:
         return still
@@ -275,7 +330,7 @@ def _camera(pair: Pair, way: Way, use: Mask) -> Registration:
 def _registered(pair: Pair, camera: Camera, alike: Floats, way: Way) -> Registration:
     seen = pair.seen(camera)
     # What a far shift leaves in view may be little, and alike by chance.
-    count = max(1.0, float(np.count_nonzero(seen)), 0.3 * pair.count)
+    count = max(1.0, float(np.count_nonzero(seen)), 0.3 * pair.before.count)
     return Registration(camera, alike, way, np.count_nonzero(seen & (alike > HELD)) / count, seen)
 
 
@@ -302,16 +357,29 @@ def _share(pair: Pair, one: Registration, other: Registration, reached: Floats) 
     np.maximum(bound, MATCH, out=bound)
     first = one.seen & (one.alike > bound)
     second = other.seen & (other.alike > bound)
-    return votes(first & ~second, second & ~first, pair.columns, pair.rows)
+    return votes(first & ~second, second & ~first, pair.layout.columns, pair.layout.rows)
 
 
-def _half(picture: Grey, size: tuple[int, int]) -> Any:
-    return cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR).astype(np.float32)
+def by_cell(planes: Floats, rows: int, columns: int) -> Floats:
+    """Float32 `[n, h, w]` to the mean of each cell, `[n, rows, columns]`.
+
+    `INTER_AREA` is that, also where cells are no whole number of pixels. One picture under the other, no boundary of
+    theirs within a cell: OpenCV takes as long for three channels as for six of these.
+    """
+    count, height, width = planes.shape
+    flat: Any = planes.reshape(count * height, width)
+    if width == 4 * columns and height == 4 * rows:
+        # Twice by 2x2, for which there is a fast path.
+        flat = cv2.resize(flat, (2 * columns, 2 * rows * count), interpolation=cv2.INTER_AREA)
+    flat = cv2.resize(flat, (columns, rows * count), interpolation=cv2.INTER_AREA)
+    cells: Floats = flat.reshape(count, rows, columns)
+    return cells
 
 
-def _around(moments: Floats) -> Any:
-    """The mean of each cell and its neighbours."""
-    return cv2.blur(moments, (3, 3), borderType=cv2.BORDER_REPLICATE)
+def _around(cells: Floats) -> Floats:
+    """The mean of each cell and its neighbours, `[n, rows, columns]`."""
+    means: Any = cv2.blur(cv2.merge(tuple(cells)), (3, 3), borderType=cv2.BORDER_REPLICATE)
+    return means.reshape(*cells.shape[1:], -1).transpose(2, 0, 1)  # type: ignore[no-any-return]
 
 
 def _drawn_back(picture: Any, camera: Camera, pair: Pair) -> Any:
@@ -333,21 +401,37 @@ def _even(picture: Floats) -> Floats:
     return rest
 
 
-@lru_cache(maxsize=256)
-def _to_frame(width: int, height: int, shape: tuple[int, int]) -> Floats:
-    """Frame pixels a grey pixel: x, y."""
-    return _scale(width / shape[1], height / shape[0])
+def _cells(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of a grey picture's cells."""
+    return max(1, round(shape[0] / CELL)), max(1, round(shape[1] / CELL))
+
+
+def _half(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Columns and rows of a grey picture at half size."""
+    return max(CELL, shape[1] // 2), max(CELL, shape[0] // 2)
 
 
 @lru_cache(maxsize=256)
-def _scale(x: float, y: float) -> Floats:
-    return np.array((x, y), np.float32)
-
-
-@lru_cache(maxsize=64)
-def _raster(columns: int, rows: int) -> Floats:
-    x, y = np.meshgrid(np.arange(columns, dtype=np.float32), np.arange(rows, dtype=np.float32))
-    return np.stack((x, y), -1)
+def _layout(width: int, height: int, shape: tuple[int, int]) -> Layout:
+    rows, columns = _cells(shape)
+    size = _half(shape)
+    whole = size == (4 * columns, 4 * rows)
+    sides = size if whole else (shape[1], shape[0])
+    x, y = np.meshgrid(np.arange(size[0], dtype=np.float32), np.arange(size[1], dtype=np.float32))
+    # To a tenth of a cell, or a still picture's own edges would be out of it.
+    bound = (width / 2 - 0.4 * width / columns, height / 2 - 0.4 * height / rows)
+    return Layout(
+        rows,
+        columns,
+        size,
+        middles(width, height, columns, rows),
+        np.stack((x, y), -1),
+        np.array((size[0] / shape[1], size[1] / shape[0]), np.float32),
+        np.full((rows, columns, 2), (width / sides[0], height / sides[1]), np.float32),
+        np.tile(np.array(bound, np.float32), rows * columns),
+        shape == (2 * size[1], 2 * size[0]),
+        whole,
+    )
 
 
 @lru_cache(maxsize=64)
