@@ -20,7 +20,7 @@ from itertools import islice
 
 from app import metrics
 from app.settings import SummarySettings
-from app.summary.observations import DamagedRecord, Observation, Record, merge_records, neighbours
+from app.summary.observations import DamagedRecord, EncodedObservation, Observation, merge_records, neighbours
 from app.summary.spill import Claim, Spill
 
 _MERGES_AT_ONCE = 32
@@ -102,7 +102,7 @@ class Backlog:
             self.changed(dropped=1)
             return
         self._seq += 1
-        self._ram.append(Record(self._seq, observation.frames, observation.encode()))
+        self._ram.append(EncodedObservation(self._seq, observation.frames, observation.encode()))
         self._make_room()
         self._show()
 
@@ -165,11 +165,11 @@ class Backlog:
 
     # --- as the disk buffer's listener ---
 
-    def arrived(self, records: Sequence[Record]) -> None:
+    def arrived(self, records: Sequence[EncodedObservation]) -> None:
         self._head.extend(records)
         self._show()
 
-    def returned(self, records: Sequence[Record]) -> None:
+    def returned(self, records: Sequence[EncodedObservation]) -> None:
         self._ram.put_back(records)
         self._schedule_making_room()
         self._show()
@@ -183,7 +183,7 @@ class Backlog:
 
     # --- keeping the bounds of memory ---
 
-    def _drain(self) -> list[Record]:
+    def _drain(self) -> list[EncodedObservation]:
         """Removes everything from memory, except what is in flight to the disk."""
         return [*self._head.pop(len(self._head)), *self._ram.pop(len(self._ram))]
 
@@ -276,31 +276,31 @@ class MemoryBuffer:
     """Records in memory, oldest first, with the sum of their bytes."""
 
     def __init__(self) -> None:
-        self._records: deque[Record] = deque()
+        self._records: deque[EncodedObservation] = deque()
         self.size = 0
         """Bytes of the records."""
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def append(self, record: Record) -> None:
+    def append(self, record: EncodedObservation) -> None:
         self._records.append(record)
         self.size += len(record.data)
 
-    def extend(self, records: Iterable[Record]) -> None:
+    def extend(self, records: Iterable[EncodedObservation]) -> None:
         for record in records:
             self.append(record)
 
-    def put_back(self, records: Sequence[Record]) -> None:
+    def put_back(self, records: Sequence[EncodedObservation]) -> None:
         """Inserts records before all others."""
         self._records.extendleft(reversed(records))
         self.size += sum([len(record.data) for record in records])
 
-    def oldest(self, count: int) -> list[Record]:
+    def oldest(self, count: int) -> list[EncodedObservation]:
         """The oldest records, which stay in the buffer."""
         return list(islice(self._records, count))
 
-    def pop(self, count: int) -> list[Record]:
+    def pop(self, count: int) -> list[EncodedObservation]:
         """Removes and returns the oldest records, at most `count`."""
         records = [self._records.popleft() for _ in range(min(count, len(self._records)))]
         self.size -= sum([len(record.data) for record in records])

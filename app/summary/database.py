@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from app.settings import SummarySettings
-from app.summary.observations import DamagedRecord, Observation, Record, disjoint, merge_records
+from app.summary.observations import DamagedRecord, EncodedObservation, Observation, disjoint, merge_records
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ class SpillFile:
 
     @property
     def moved(self) -> bool:
-        """Whether another program renamed or deleted the file, so that nobody would find what is written to it.
+        """Whether another program renamed or deleted the file, so that what is written to it would be lost.
 
         Raises:
             OSError: the folder cannot be read.
@@ -191,7 +191,7 @@ class SpillFile:
         assert cursor.lastrowid is not None
         return cursor.lastrowid
 
-    def append(self, key: int, records: Sequence[Record]) -> AppendResult:
+    def append(self, key: int, records: Sequence[EncodedObservation]) -> AppendResult:
         """Adds records whose seq the session does not have yet; merges its own rows where a bound is exceeded.
 
         Raises:
@@ -209,7 +209,7 @@ class SpillFile:
         self._handed_out.pop(key, None)  # deleted above; a record that came back to memory may have a lower seq
         return AppendResult(merged, torn, items, size)
 
-    def take(self, key: int, items: int, size: int) -> list[Record]:
+    def take(self, key: int, items: int, size: int) -> list[EncodedObservation]:
         """Deletes and returns the oldest records: at most `items` of them and `size` bytes, but at least one.
 
         Rows that cannot be deleted, as on a full disk, are not returned again while this process runs.
@@ -332,13 +332,13 @@ class SpillFile:
 
     # --- inside a transaction ---
 
-    def _oldest(self, key: int, items: int, size: int) -> list[Record]:
-        records: list[Record] = []
+    def _oldest(self, key: int, items: int, size: int) -> list[EncodedObservation]:
+        records: list[EncodedObservation] = []
         cursor = self.db.execute(
             "SELECT seq, frames, data FROM observations WHERE session = ? AND seq > ? ORDER BY seq LIMIT ?",
             (key, self._handed_out.get(key, -1), items),
         )
-        for record in map(Record._make, cursor):
+        for record in map(EncodedObservation._make, cursor):
             size -= len(record.data)
             if records and size < 0:
                 break
@@ -403,12 +403,12 @@ class SpillFile:
                 merged += 1
         return merged, torn
 
-    def _record(self, key: int, seq: int) -> Record:
+    def _record(self, key: int, seq: int) -> EncodedObservation:
         where = (key, seq)
         row = self.db.execute("SELECT seq, frames, data FROM observations WHERE session = ? AND seq = ?", where)
-        return Record._make(row.fetchone())
+        return EncodedObservation._make(row.fetchone())
 
-    def _replace(self, key: int, a: Record, b: Record, both: Record) -> None:
+    def _replace(self, key: int, a: EncodedObservation, b: EncodedObservation, both: EncodedObservation) -> None:
         self.db.execute("DELETE FROM observations WHERE session = ? AND seq = ?", (key, b.seq))
         self.db.execute(
             "UPDATE observations SET frames = ?, data = ? WHERE session = ? AND seq = ?",
@@ -416,7 +416,7 @@ class SpillFile:
         )
         self._count(key, -1, len(both.data) - len(a.data) - len(b.data))
 
-    def _delete_torn(self, key: int, record: Record) -> bool:
+    def _delete_torn(self, key: int, record: EncodedObservation) -> bool:
         """Deletes the record if it cannot be decoded; returns whether it did."""
         try:
             Observation.decode(record.data)

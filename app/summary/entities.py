@@ -219,7 +219,7 @@ def _matched(boxes: Sequence[_Box], lost: Sequence[_Followed], at_ms: float) -> 
 def _augment(
     at: int, reach: dict[int, list[int]], box_of: dict[int, int], lost_of: dict[int, int], tried: set[int]
 ) -> bool:
-    """Matches box `at`, if need be by matching another box anew; returns whether that succeeded."""
+    """Matches box `at`, matching other boxes differently if need be; returns whether that succeeded."""
     for which in reach[at]:
         if which in tried:
             continue

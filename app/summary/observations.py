@@ -390,7 +390,7 @@ def merge_evenly(observations: Sequence[Observation], most: int) -> list[Observa
 # --- records in the backlog, and which of them are merged ---
 
 
-class Record(NamedTuple):
+class EncodedObservation(NamedTuple):
     """An encoded observation, as the backlog holds it in memory and on disk."""
 
     seq: int
@@ -435,14 +435,14 @@ def disjoint(pairs: Iterable[tuple[int, int]], wanted: int) -> list[tuple[int, i
     return chosen
 
 
-def merge_records(a: Record, b: Record) -> Record:
+def merge_records(a: EncodedObservation, b: EncodedObservation) -> EncodedObservation:
     """One record for both; `a` comes before `b`.
 
     Raises:
         DamagedRecord: one of them cannot be decoded.
     """
     both = merge(Observation.decode(a.data), Observation.decode(b.data))
-    return Record(a.seq, both.frames, both.encode())
+    return EncodedObservation(a.seq, both.frames, both.encode())
 
 
 # --- the builder ---

@@ -32,7 +32,7 @@ from weakref import WeakSet
 from app.metrics import SUMMARY_DISK_ERRORS, SUMMARY_OBSERVATIONS
 from app.settings import SummarySettings
 from app.summary.database import ADVICE, AppendResult, ClaimedRows, NoRoom, OwnerLock, SpillFile, trouble_reason
-from app.summary.observations import Record
+from app.summary.observations import EncodedObservation
 
 log = logging.getLogger(__name__)
 
@@ -209,10 +209,10 @@ class Spill:
 class BufferListener(Protocol):
     """The memory above a disk buffer: `Backlog`. Every method is called on the event loop."""
 
-    def arrived(self, records: Sequence[Record]) -> None:
+    def arrived(self, records: Sequence[EncodedObservation]) -> None:
         """These were read from disk, in order, and are deleted there."""
 
-    def returned(self, records: Sequence[Record]) -> None:
+    def returned(self, records: Sequence[EncodedObservation]) -> None:
         """These could not be written; in order, and all newer than what is on disk."""
 
     def changed(self, *, merged: int = 0, dropped: int = 0) -> None:
@@ -248,7 +248,7 @@ class DiskBuffer:
         """Of the claimed records; 0 for a new session."""
         self.closed = False
         """True after `end`."""
-        self._in_flight: deque[Sequence[Record]] = deque()
+        self._in_flight: deque[Sequence[EncodedObservation]] = deque()
         self.in_flight_items = self.in_flight_size = 0
         self._batch = (0, 0)
         """Number of the next batch: how often batches were returned, and its place since then."""
@@ -286,7 +286,7 @@ class DiskBuffer:
             and time.monotonic() >= self._paused_until
         )
 
-    def put(self, records: Sequence[Record]) -> None:
+    def put(self, records: Sequence[EncodedObservation]) -> None:
         """Queues records for writing. Those that cannot be written go to the listener's `returned`."""
         batch, generation = self._batch, self._generation
         self._batch = (batch[0], batch[1] + 1)
@@ -308,7 +308,7 @@ class DiskBuffer:
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         generation = self._generation
 
-        def done(outcome: list[Record] | DiskFailure) -> None:
+        def done(outcome: list[EncodedObservation] | DiskFailure) -> None:
             # Records of an earlier generation have been counted as dropped.
             arrived = generation == self._generation and self._fetched(outcome)
             if not future.done():
@@ -362,7 +362,7 @@ class DiskBuffer:
         self.in_flight_items = self.in_flight_size = 0
         self._listener.returned(records)
 
-    def _fetched(self, outcome: list[Record] | DiskFailure) -> bool:
+    def _fetched(self, outcome: list[EncodedObservation] | DiskFailure) -> bool:
         if isinstance(outcome, DiskFailure):
             self._read_failures += 1
             if self._read_failures == _READ_ATTEMPTS:
@@ -388,7 +388,7 @@ class DiskBuffer:
     # --- in the writer's thread ---
 
     def _append(
-        self, file: SpillFile, generation: int, batch: tuple[int, int], records: Sequence[Record]
+        self, file: SpillFile, generation: int, batch: tuple[int, int], records: Sequence[EncodedObservation]
     ) -> AppendResult | DiskFailure:
         if batch[1] and batch != self._expected_batch:
             return DiskFailure("behind")  # an earlier batch was not written
@@ -437,7 +437,7 @@ class DiskWriter:
         self._paused_until = float("-inf")
         self._errors = 0
         self._ended = False
-        """The thread has ended, so that queued work must be answered by whoever queues it."""
+        """The thread has ended, so that `post` itself must answer what it queues."""
         self.trouble: str | None = None
         """Reason why nothing is written at the moment; None while the disk works."""
 
@@ -533,7 +533,7 @@ class DiskWriter:
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
         try:
             self._loop.call_soon_threadsafe(function, *arguments)
-        except RuntimeError:  # the loop is closed, so that nobody waits for the result
+        except RuntimeError:  # the loop is closed, so that no task waits for the result
             log.debug("summaries: the event loop ended before the writer's thread")
 
     def _do(self, work: _Work[T]) -> T | DiskFailure:

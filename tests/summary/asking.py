@@ -1,4 +1,4 @@
-"""A language model at a server of the tests, and what the metrics say of it."""
+"""A language model at a server of the tests, and the metrics that it changes."""
 
 from __future__ import annotations
 

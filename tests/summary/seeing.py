@@ -1,4 +1,4 @@
-"""Observations for the tests of summaries, and results that give them."""
+"""Observations for the tests of summaries, and results from which observations are made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Summaries opened as the lifespan does, and a client that hears them."""
+"""Summaries opened as the lifespan opens them, and a client that collects what they send."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Backlog: in order over memory and disk, bounded, and every observation accounted for."""
+"""Backlog: in order over memory and disk, bounded, and every observation is counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which observations are folded: the older, the coarser; in memory and on disk alike."""
+"""Which observations are merged: older ones first, in memory and on disk alike."""
 
 from __future__ import annotations
 

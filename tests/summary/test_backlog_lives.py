@@ -1,4 +1,4 @@
-"""For any sequence of offers, takes, kills and restarts: in order, nothing twice, every frame accounted for."""
+"""For any sequence of offers, takes, kills and restarts: in order, nothing twice, and every frame is counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The circuit breaker: when the model is left alone, and when it is tried again."""
+"""The circuit breaker: when it opens, and when it admits a probe."""
 
 from app.summary.llm import CircuitBreaker
 

@@ -1,4 +1,4 @@
-"""A digest says nothing that the results do not hold: every sentence of it is read back and compared with them."""
+"""A digest states nothing that the results do not show: each sentence is parsed and compared with them."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ DIRECTIONS = "right|down and right|down|down and left|left|up and left|up|up and
 
 def observed(results: list[tuple[float, FrameResult]], groups: int = 0) -> list[Observation]:
     """The observations of these results (milliseconds, result), in `groups` merged ones if that is not 0."""
-    observer = ObservationBuilder()
+    builder = ObservationBuilder()
     made: list[Observation] = []
     for number, (at_ms, result) in enumerate(results, 1):
-        one = observer.add(number, result, at_ms)
-        made += [found for found in (observer.quiet(), one) if found is not None]
-    made += [found for found in (observer.flush(), observer.quiet()) if found is not None]
+        one = builder.add(number, result, at_ms)
+        made += [found for found in (builder.quiet(), one) if found is not None]
+    made += [found for found in (builder.flush(), builder.quiet()) if found is not None]
     if groups and made:
         size = -(-len(made) // groups)
         made = [reduce(merge, made[at : at + size]) for at in range(0, len(made), size)]

@@ -1,4 +1,4 @@
-"""A shelf over a disk that answers when the test says so: orders of events that no real disk gives at will."""
+"""A disk buffer whose disk answers when the test says so, in orders of events that no real disk gives at will."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 
 from app.settings import SummarySettings
 from app.summary.database import AppendResult
-from app.summary.observations import Record
+from app.summary.observations import EncodedObservation
 from app.summary.spill import DiskBuffer, DiskFailure
 
 pytestmark = pytest.mark.anyio
 
-ROWS = [Record(1, 1, b"one"), Record(2, 1, b"two")]
+ROWS = [EncodedObservation(1, 1, b"one"), EncodedObservation(2, 1, b"two")]
 
 
 class Disk:
@@ -37,13 +37,13 @@ class Disk:
 
 class Memory:
     def __init__(self) -> None:
-        self.came: list[Record] = []
+        self.came: list[EncodedObservation] = []
         self.dropped = 0
 
-    def arrived(self, rows: Sequence[Record]) -> None:
+    def arrived(self, rows: Sequence[EncodedObservation]) -> None:
         self.came += rows
 
-    def returned(self, rows: Sequence[Record]) -> None:
+    def returned(self, rows: Sequence[EncodedObservation]) -> None:
         assert not rows
 
     def changed(self, *, merged: int = 0, dropped: int = 0) -> None:
@@ -52,14 +52,14 @@ class Memory:
 
 async def test_rows_that_are_read_after_they_were_given_up_are_not_counted_twice() -> None:
     disk, memory = Disk(), Memory()
-    shelf = DiskBuffer(disk, SummarySettings(), "a", memory)  # type: ignore[arg-type]
-    shelf.put(ROWS)
+    buffer = DiskBuffer(disk, SummarySettings(), "a", memory)  # type: ignore[arg-type]
+    buffer.put(ROWS)
     await disk.answers(AppendResult(0, 0, items=2, size=6))
-    fetches = [asyncio.create_task(shelf.fetch(9, 999)) for _ in range(4)]  # all but the last by takes cut short
+    fetches = [asyncio.create_task(buffer.fetch(9, 999)) for _ in range(4)]  # all but the last by takes cut short
     await asyncio.sleep(0)
     for _ in range(3):
         await disk.answers(DiskFailure("io"))
-    assert (shelf.items, memory.dropped) == (0, 2)  # given up
+    assert (buffer.items, memory.dropped) == (0, 2)  # given up
     await disk.answers(ROWS)
     assert [await one for one in fetches] == [False] * 4
-    assert (shelf.items, shelf.size, memory.dropped, memory.came) == (0, 0, 2, [])
+    assert (buffer.items, buffer.size, memory.dropped, memory.came) == (0, 0, 2, [])

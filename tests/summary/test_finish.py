@@ -1,4 +1,4 @@
-"""The end of a session's summaries when there is no time for it."""
+"""The end of a session's summaries when time runs out."""
 
 import asyncio
 

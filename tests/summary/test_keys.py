@@ -1,4 +1,4 @@
-"""Keys of the language model as they are set: copied from pages, read from files."""
+"""Keys of the language model: copied from pages, read from files."""
 
 import pytest
 from pydantic import SecretStr, ValidationError

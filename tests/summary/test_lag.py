@@ -1,4 +1,4 @@
-"""When a client is told that summaries are behind."""
+"""When the client gets a notice that summaries are behind."""
 
 from app.summary.session import LagNotice
 

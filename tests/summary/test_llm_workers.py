@@ -1,4 +1,4 @@
-"""Several workers of one service, each with a client of its own: together they keep to what was set."""
+"""Several workers of one service, each with its own client: together they keep the bounds."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Observation: its record survives what a disk does to it, and folding neighbours loses no count."""
+"""Observation: damage of a record is detected, and merging loses no count."""
 
 from __future__ import annotations
 

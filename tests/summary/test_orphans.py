@@ -1,4 +1,4 @@
-"""What a service that was killed left: the next start tells it."""
+"""Recovery: the next start summarizes what a killed service left."""
 
 import asyncio
 import subprocess

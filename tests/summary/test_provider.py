@@ -1,4 +1,4 @@
-"""LLM_MODEL and its key: what is wrong stops the start and is named."""
+"""LLM_MODEL and its key: an error stops the start and names the variable."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Spill: what is on disk outlives a process, and a disk that fails is said, counted and done without."""
+"""Spill: the disk outlives the process; a failing disk is logged, counted and done without."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spill: what the disk did not take while it was in trouble is brought to it again."""
+"""Spill: what failed while the disk was in trouble is repeated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spill on a file system that is really full: ENOSPC, not a limit of our own."""
+"""Spill on a file system that is really full: ENOSPC, not a bound of the settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Summaries as the live door uses them: sessions that are offered results, and what they say of them."""
+"""Summaries as a live session uses them: it offers results and gets messages."""
 
 import asyncio
 import sqlite3

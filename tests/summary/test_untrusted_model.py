@@ -1,4 +1,4 @@
-"""What listens at LLM_BASE_URL may answer without end, compressed, by redirects, or not know the form asked for."""
+"""A server at LLM_BASE_URL that answers without end, compressed, by redirects, or does not know the form asked for."""
 
 from __future__ import annotations
 

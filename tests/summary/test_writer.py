@@ -1,4 +1,4 @@
-"""The thread of the disk: whatever happens to the folder, whoever asked is answered, and the thread goes on."""
+"""The writer's thread: whatever happens to the folder, every request is answered and the thread goes on."""
 
 from __future__ import annotations
 

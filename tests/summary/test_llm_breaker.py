@@ -1,4 +1,4 @@
-"""A model that is left alone: nobody waits for it, and nobody goes past LLM_MAX_IN_FLIGHT when that time ends."""
+"""An open breaker: no session waits for the model, and LLM_MAX_IN_FLIGHT holds when the breaker closes."""
 
 import asyncio
 from time import monotonic

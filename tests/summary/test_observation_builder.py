@@ -1,4 +1,4 @@
-"""ObservationBuilder: about one observation a second, and none where there is nothing to say."""
+"""ObservationBuilder: about one observation a second, and none if nothing was seen."""
 
 from __future__ import annotations
 
@@ -37,30 +37,30 @@ def frame(
 
 
 def watch(
-    observer: ObservationBuilder, frames: Sequence[FrameResult], *, first: int = 1, fps: float = 10
+    builder: ObservationBuilder, frames: Sequence[FrameResult], *, first: int = 1, fps: float = 10
 ) -> list[Observation]:
     """What comes of these frames, the one after the other; frame `n` is at `n / fps` seconds."""
     ids = range(first, first + len(frames))
-    made = [observer.add(number, one, number * 1000 / fps) for number, one in zip(ids, frames, strict=True)]
+    made = [builder.add(number, one, number * 1000 / fps) for number, one in zip(ids, frames, strict=True)]
     return [one for one in made if one is not None]
 
 
 def test_an_observation_a_second_and_the_rest_on_flush() -> None:
-    observer = ObservationBuilder()
-    made = watch(observer, [frame(seen((1, "person")))] * 25)
+    builder = ObservationBuilder()
+    made = watch(builder, [frame(seen((1, "person")))] * 25)
     assert [(one.first_frame_id, one.last_frame_id, one.frames) for one in made] == [(1, 11, 11), (12, 22, 11)]
     assert made[0].started_at_ms == 100
     assert made[0].ended_at_ms == 1100
-    rest = observer.flush()
+    rest = builder.flush()
     assert rest is not None
     assert (rest.first_frame_id, rest.last_frame_id) == (23, 25)
-    assert observer.flush() is None
+    assert builder.flush() is None
 
 
 def test_nothing_to_say_says_nothing() -> None:
-    observer = ObservationBuilder()
-    assert watch(observer, [frame()] * 50) == []
-    assert observer.flush() is None
+    builder = ObservationBuilder()
+    assert watch(builder, [frame()] * 50) == []
+    assert builder.flush() is None
 
 
 def test_a_slow_stream_gives_one_observation_a_frame() -> None:
@@ -70,29 +70,29 @@ def test_a_slow_stream_gives_one_observation_a_frame() -> None:
 
 def test_who_left_has_left_though_the_clock_went_back_an_hour() -> None:
     for step_ms in (0, -3_600_000):
-        observer = ObservationBuilder()
-        made = watch(observer, [frame(seen((1, "person"), (2, "dog")))] * 20)
+        builder = ObservationBuilder()
+        made = watch(builder, [frame(seen((1, "person"), (2, "dog")))] * 20)
         for number in range(20, 80):
-            one = observer.add(number, frame(seen((1, "person"))), number * 100 + step_ms)
+            one = builder.add(number, frame(seen((1, "person"))), number * 100 + step_ms)
             made += [] if one is None else [one]
         left = [entity for one in made for entity in one.left]
         assert (left, sum(one.arrivals for one in made)) == ([Entity(2, "dog")], 0)
 
 
 def test_a_clock_that_goes_back_while_detection_fails_makes_nobody_leave() -> None:
-    observer = ObservationBuilder()
-    made = watch(observer, [frame(seen((1, "person")))] * 20)
+    builder = ObservationBuilder()
+    made = watch(builder, [frame(seen((1, "person")))] * 20)
     for number in range(20, 80):
         failed = frame(texts=read(f"GATE {number}"), detect=Stage("error"))
-        one = observer.add(number, failed, number * 100 - 3_600_000)
+        one = builder.add(number, failed, number * 100 - 3_600_000)
         made += [] if one is None else [one]
     assert sum(one.departures for one in made) == 0
 
 
 def test_a_clock_that_goes_back_starts_a_new_observation() -> None:
-    observer = ObservationBuilder()
-    assert observer.add(1, frame(seen((1, "person"))), 50_000) is None
-    one = observer.add(2, frame(seen((1, "person"))), 1_000)
+    builder = ObservationBuilder()
+    assert builder.add(1, frame(seen((1, "person"))), 50_000) is None
+    one = builder.add(2, frame(seen((1, "person"))), 1_000)
     assert one is not None
     assert one.frames == 2
 
@@ -107,14 +107,14 @@ def test_classes_are_counted() -> None:
 
 
 def test_things_come_and_go() -> None:
-    observer = ObservationBuilder()
+    builder = ObservationBuilder()
     both, one = frame(seen((1, "person"), (2, "dog"))), frame(seen((1, "person")))
-    made = watch(observer, [one] + [both] * 10 + [one] * 33)
+    made = watch(builder, [one] + [both] * 10 + [one] * 33)
     assert made[0].arrived == (Entity(2, "dog"),)
     assert made[0].arrivals == 1
     assert [one.left for one in made[1:]] == [(), (Entity(2, "dog"),), ()]
     assert sum(one.departures for one in made) == 1
-    again = watch(observer, [both] * 11, first=45)
+    again = watch(builder, [both] * 11, first=45)
     assert again[0].arrived == (Entity(3, "dog"),)
 
 
@@ -124,9 +124,9 @@ def test_what_is_in_view_from_the_start_did_not_come() -> None:
 
 
 def test_nobody_leaves_while_detection_fails() -> None:
-    observer = ObservationBuilder()
+    builder = ObservationBuilder()
     off = frame(detect=Stage("error", "timeout"), track=Stage("skipped", "nothing_detected_on"))
-    made = watch(observer, [frame(seen((1, "person")))] * 11 + [off] * 55)
+    made = watch(builder, [frame(seen((1, "person")))] * 11 + [off] * 55)
     assert sum(one.departures for one in made) == 0
     assert all(one.failed == ("detect",) for one in made[1:])
 
@@ -146,9 +146,9 @@ def test_a_pose_without_a_detector_is_a_person_that_arrives() -> None:
 
 
 def test_a_text_is_new_once_however_it_wavers() -> None:
-    observer = ObservationBuilder()
+    builder = ObservationBuilder()
     frames = [frame(texts=read("EXIT  5")), frame(texts=read("exit 5.")), frame(texts=read("Exit 5", "Gate A"))] * 10
-    made = watch(observer, frames)
+    made = watch(builder, frames)
     assert made[0].new_texts == ("EXIT 5", "Gate A")
     assert made[0].texts == 2
     assert made[1:] == []
