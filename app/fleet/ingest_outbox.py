@@ -134,6 +134,8 @@ class Outbox:
                 continue
             self._failed(problem)
             self._give_up(frames, leaving)
+            if self._outage == "OOM":
+                self._make_room()
             with self._changed:
                 self._changed.wait_for(lambda: self._closed, pause_s * self._random.uniform(0.5, 1))
             pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
@@ -153,6 +155,38 @@ class Outbox:
             problem = error
         if isinstance(problem, ConfigurationError):
             self.unfit = str(problem)
+
+    def _make_room(self) -> None:
+        """Removes the entries that all workers are done with.
+
+        Redis trims a stream when an entry is added, and a full Redis refuses that: it would stay full for ever,
+        although everything was read. XTRIM is allowed.
+        """
+        removed = 0
+        for camera_id in list(self.sent):
+            stream = self._keys.stream(camera_id)
+            try:
+                if (oldest := self._oldest_wanted(stream)) is not None:
+                    removed += self._client.xtrim(stream, minid=oldest, approximate=False)
+            except redis.RedisError as error:
+                if is_outage(error):  # the next attempt says so
+                    return
+                log.debug("%s is not trimmed: %s", stream, error)
+        if removed:
+            log.info("Redis is full: %d frames that were analysed are removed from it", removed)
+
+    def _oldest_wanted(self, stream: str) -> str | None:
+        """The id from which a group of workers still wants a stream's entries; None where no group reads it."""
+        wanted = []
+        for group in self._client.xinfo_groups(stream):
+            if group["pending"]:
+                pending = self._client.xpending(stream, group["name"])["min"]
+                if pending is not None:
+                    wanted.append(_parsed(pending))
+                    continue
+            milliseconds, number = _parsed(group["last-delivered-id"])
+            wanted.append((milliseconds, number + 1))
+        return "{}-{}".format(*min(wanted)) if wanted else None
 
     def _next(self) -> tuple[list[Outgoing], set[str]] | None:
         """Waits for something to write; None once closed and empty."""
@@ -234,3 +268,9 @@ class Outbox:
             self._barred.discard(frame.camera_id)
             self.sent[frame.camera_id] = self.sent.get(frame.camera_id, 0) + 1
             _SENT.inc()
+
+
+def _parsed(entry: bytes) -> tuple[int, int]:
+    """An entry's id as its two numbers, which sort as the entries do."""
+    milliseconds, _, number = entry.decode().partition("-")
+    return int(milliseconds), int(number)

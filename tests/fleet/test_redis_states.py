@@ -184,6 +184,29 @@ def test_d2_a_full_redis_is_read_to_its_end_by_workers_that_were_there_join_and_
     second.source.leave()
 
 
+def test_d2_a_full_redis_takes_frames_again_once_workers_have_answered_what_it_holds(
+    server: RedisServer, pan: Path
+) -> None:
+    with admin(server) as client, ingesting(server, f"film={pan}", loop=True) as ingest:
+        until(lambda: ingest.outbox.sent.get("film", 0) > 20)
+        life = Life(server, "w")
+        begun = until(life.read)
+        client.config_set("maxmemory", client.info("memory")["used_memory"])
+        until(lambda: ingest.report()["redis_says"] == "OOM")
+        before = client.xlen("frames:film")
+        time.sleep(0.5)
+        oldest = client.xrange("frames:film", count=1)[0][0].decode()
+        assert oldest <= begun[0].origin.entry, "what is pending is kept"
+        life.answered(client, begun)
+        while frames := life.read():
+            life.answered(client, frames)
+        sent = ingest.outbox.sent["film"]
+        until(lambda: ingest.outbox.sent["film"] > sent)
+        assert client.xlen("frames:film") < before
+        life.source.leave()
+    assert ingest.cameras["film"].taken == ingest.outbox.sent["film"] + ingest.outbox.dropped["film"]
+
+
 def test_d2_a_camera_that_lags_is_read_from_its_newest_frames_in_a_full_redis(
     server: RedisServer, tmp_path: Path
 ) -> None:
