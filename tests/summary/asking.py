@@ -22,17 +22,17 @@ def settings(fake: FakeOpenAI, **changes) -> LlmSettings:
 
 @asynccontextmanager
 async def model(fake: FakeOpenAI, **changes) -> AsyncIterator[LanguageModel]:
-    one = LanguageModel(settings(fake, **changes))
-    await one.open()
+    opened = LanguageModel(settings(fake, **changes))
+    await opened.open()
     try:
-        yield one
+        yield opened
     finally:
-        await one.close()
+        await opened.close()
 
 
-async def ask(one: LanguageModel, spent: Spent | None = None) -> SummaryContent:
-    async with one.slot() as slot:
-        return await one.ask("the rules", "the question", spent if spent is not None else Spent(), slot=slot)
+async def ask(model: LanguageModel, spent: Spent | None = None) -> SummaryContent:
+    async with model.slot() as slot:
+        return await model.ask("the rules", "the question", spent if spent is not None else Spent(), slot=slot)
 
 
 async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:

@@ -20,16 +20,16 @@ async def main(folder: Path) -> None:
     settings = SummarySettings(summary_ram_items=1)
     spill = Spill(folder / "summaries", settings)
     await spill.open()
-    held = []
+    backlogs = []
     for session_id, name in (("first", "cat"), ("second", "dog")):
         backlog = Backlog(session_id, settings, spill)
-        held.append(backlog)
+        backlogs.append(backlog)
         for number in range(OBSERVATIONS):
             shown = (seen(name, 1, frames=10),)
             backlog.offer(observation(number * 10 + 1, 10, at_s=number, objects=shown))
             while backlog.counts.on_disk < number:  # noqa: ASYNC110  else a slow disk has them folded
                 await asyncio.sleep(0.002)
-    while any(one.counts.on_disk < OBSERVATIONS - 1 for one in held):  # noqa: ASYNC110  a thread writes them
+    while any(backlog.counts.on_disk < OBSERVATIONS - 1 for backlog in backlogs):  # noqa: ASYNC110  a thread writes them
         await asyncio.sleep(0.01)
     print("ready", flush=True)
     await asyncio.Event().wait()

@@ -19,12 +19,12 @@ NO_MODEL = LlmSettings(llm_model=None)
 @asynccontextmanager
 async def summaries(folder: Path, model: LlmSettings = NO_MODEL, **settings: Any) -> AsyncIterator[Summaries]:
     """With short intervals unless told otherwise."""
-    one = Summaries(SummarySettings(**{**QUICK, **settings}), model, folder)
-    await one.open()
+    service = Summaries(SummarySettings(**{**QUICK, **settings}), model, folder)
+    await service.open()
     try:
-        yield one
+        yield service
     finally:
-        await one.close()
+        await service.close()
 
 
 class Client:
@@ -38,11 +38,11 @@ class Client:
 
     @property
     def summaries(self) -> list[Summary]:
-        return [one for one in self.heard if isinstance(one, Summary)]
+        return [message for message in self.heard if isinstance(message, Summary)]
 
     @property
     def notices(self) -> list[str]:
-        return [one.message for one in self.heard if isinstance(one, Notice)]
+        return [notice.message for notice in self.heard if isinstance(notice, Notice)]
 
 
 def show(session: SessionSummaries, first: int, last: int, *names: str, text: str | None = None) -> None:
