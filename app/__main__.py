@@ -1,19 +1,20 @@
-"""The command line: `sightline` or `python -m app`."""
+"""The command line, assembled from each package's `cli.py`: `sightline` or `python -m app`."""
 
 from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from app.ending import heed_early
 from app.errors import ConfigurationError, SightlineError
 from app.fleet.cli import cli as fleet
+from app.inference.cli import triton
 from app.loadtest.cli import load
+from app.process import exit_on_sigterm
 from app.segments.cli import cli as segments
+from app.send.cli import send
 
 cli = typer.Typer(
     name="sightline",
@@ -41,81 +42,14 @@ def serve(
     for name, value in (("HOST", host), ("PORT", port), ("WORKERS", workers)):
         if value is not None:
             os.environ[name] = str(value)
-    heed_early()
-    from app.serving import run
+    exit_on_sigterm()
+    from app.server import run
 
     run()
 
 
-@cli.command()
-def triton() -> None:
-    """Run the embedded Triton alone, until Ctrl-C; prints its addresses. Other services use it by TRITON_URL."""
-    from app.embedded import run
-
-    run()
-
-
-@cli.command()
-def send(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE",
-            help="A video file, a folder, a picture, a URL (rtsp://…, http://…), or a camera number.",
-        ),
-    ],
-    url: Annotated[
-        str, typer.Option(help="The service; http://127.0.0.1:8000 unless given.", show_default=False)
-    ] = "http://127.0.0.1:8000",
-    token: Annotated[str | None, typer.Option(envvar="SIGHTLINE_TOKEN", help="Where the service asks for one.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="An annotated .mp4, or results as .jsonl; default: stdout.")
-    ] = None,
-    fps: Annotated[
-        float | None,
-        typer.Option(
-            min=0.01, help="Frames a second; default: as fast as they are answered, with --realtime the source's own."
-        ),
-    ] = None,
-    realtime: Annotated[
-        bool, typer.Option("--realtime", help="The newest frame wins, as in the browser; default: every frame counts.")
-    ] = False,
-    confidence: Annotated[float | None, typer.Option(min=0, max=1, help="Least score of a detection.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
-    rotation: Annotated[
-        int | None,
-        typer.Option(help="Turn pictures by 0, 90, 180 or 270 degrees clockwise; default: as the file asks."),
-    ] = None,
-    transport: Annotated[
-        str | None, typer.Option(help="Of rtsp://: auto, tcp, udp, udp_multicast or http; default: auto.")
-    ] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="An FFmpeg option of the source; again for more.")
-    ] = None,
-) -> None:
-    """Stream a video to a service; print a JSON line a result, or write an annotated film."""
-    from app.sending import Request
-    from app.sending import send as run
-    from app.settings import service_token
-    from app.sources.options import from_pairs
-
-    run(
-        Request(
-            source,
-            url,
-            token=service_token(token),
-            output=output,
-            fps=fps,
-            realtime=realtime,
-            confidence=confidence,
-            limit=limit,
-            transport=transport,
-            options=from_pairs(option or []),
-            rotation=rotation,
-        )
-    )
-
-
+cli.command()(triton)
+cli.command()(send)
 cli.command()(load)
 
 
@@ -130,7 +64,7 @@ def schema() -> None:
 
 
 def main() -> None:
-    """Runs the command; what people can mend is said in one line, without a traceback."""
+    """Runs the command. An error that the user can fix is one line on stderr, without a traceback."""
     try:
         cli()
     except ConfigurationError as error:

@@ -1,14 +1,14 @@
-"""Who may: hosts, origins, this machine only, tokens, the brake on guessing, and a line in the log for each refusal.
+"""Who may use the service: hosts, origins, this machine only, tokens, the throttle on guessing, the log of refusals.
 
-The only place that decides it. `Gate` stands before every route and every socket of the service; the live session asks
-`Auth.token` for what a client sends in `init`; the pages on METRICS_PORT ask `Hosts`. What each path needs:
+Nothing else decides this. `AuthMiddleware` checks every request and socket of the service; the live session asks
+`Auth.token` about the token in `init`; the metrics server on METRICS_PORT asks `Hosts`. What each path needs:
 
-| path | host | this machine only, without tokens | origin | token |
+| path | host | from this machine, if there are no tokens | origin | token |
 |---|---|---|---|---|
-| page, schema, health | yes | – | of what changes something | – |
+| page, schema, health | yes | – | unless GET or HEAD | – |
 | `/metrics`, `/status`, `/ping` | yes | – | yes | – |
 | the live socket | yes | yes | yes | in `Authorization` or in `init` |
-| all else, whether there is a route or not | yes | yes | yes | in `Authorization` |
+| everything else, with or without a route | yes | yes | yes | in `Authorization` |
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from app import metrics
-from app.addresses import is_loopback
+from app.addresses import PORTS, Host, Origin, bracketed, is_loopback, read_host, read_origin
 from app.errors import ConfigurationError
 from app.settings import Settings
-from app.settings.names import PORTS, Host, Origin, read_host, read_origin
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -48,25 +47,25 @@ _FIGURES = frozenset({"/metrics", "/status", "/ping"})
 _SAFE = ("GET", "HEAD")
 
 _FREE_FAILURES = 10
-"""Wrong tokens of an address before it has to wait."""
+"""Wrong tokens from an address before it has to wait."""
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 5.0, 60.0
-"""The wait doubles with each further wrong token."""
-_FORGOTTEN_S = 900.0
-"""Without a wrong token, after which an address begins anew."""
-_MOST_ADDRESSES = 10_000
-"""Of which something is remembered; the one that was quiet for longest gives way."""
+"""Seconds; the wait doubles with each further wrong token."""
+_FORGET_S = 900.0
+"""An address without a wrong token for this long is forgotten."""
+_MAX_ADDRESSES = 10_000
+"""Addresses remembered; beyond it, the one that was silent for longest is forgotten."""
 
 _LINES, _LINES_PER_S = 2000, 50.0
-"""Refusals that are logged at once, and a second from then on: whoever is refused must not fill the disk."""
-_EXPLAINED_S = 60.0
-_MOST_EXPLAINED = 20
-"""Explanations of one kind in that time, each of another host, origin or address."""
-_MOST_ECHOED = 100
-"""Characters of what a client sent, in our words."""
+"""Lines about refusals: burst, and rate per second. Refused clients must not be able to fill the disk."""
+_EXPLAIN_EVERY_S = 60.0
+_MAX_EXPLANATIONS = 20
+"""Explanations of one kind in that time, each for another host, origin or address."""
+_MAX_ECHO = 100
+"""Characters of a client's text that a message or log line repeats."""
 
 
 def require_tokens(settings: Settings) -> None:
-    """Off loopback the service wants tokens, or to be told that it is open on purpose.
+    """Checks that a service beyond loopback has tokens, or is open on purpose.
 
     Raises:
         ConfigurationError: neither is the case.
@@ -82,7 +81,7 @@ def require_tokens(settings: Settings) -> None:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why somebody may not. `reason` is the label of AUTH_FAILURES."""
+    """Why a request or socket is refused. `reason` is the label of AUTH_FAILURES."""
 
     status: int
     code: str
@@ -91,7 +90,7 @@ class Refusal:
     retry_after_s: int | None = None
 
     def response(self) -> JSONResponse:
-        """The refusal over HTTP."""
+        """The HTTP response of this refusal."""
         headers = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
@@ -100,11 +99,10 @@ class Refusal:
 
 
 class Hosts:
-    """Which names this process answers to.
+    """The host names this process answers to, against DNS rebinding.
 
-    A page of `evil.example` whose name is made to lead to 127.0.0.1 is of the same origin as the service, as browsers
-    see it; but the browser says `Host: evil.example` (DNS rebinding). An address as a host cannot be made to lead
-    elsewhere, and loopback's names do not: those are harmless.
+    If `evil.example` resolves to 127.0.0.1, a browser takes a page from there and this service for the same origin; but
+    it sends `Host: evil.example`. An IP address as a host and loopback's names cannot be rebound, so they are safe.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -119,17 +117,17 @@ class Hosts:
             if pattern.startswith("*.") and (name := read_host(pattern.removeprefix("*."))) is not None
         )
         self._any = "*" in access.allowed_hosts or (bool(access.auth_tokens) and not access.allowed_hosts)
-        # Who opens the service to other machines has it asked by its addresses.
+        # A service that is open to other machines is reached by its addresses.
         self._addresses = not access.allowed_hosts and (access.allow_anonymous or not is_loopback(host))
         if (own := read_host(host)) is not None and own.address is None and not access.allowed_hosts:
             self._names.add(Host(own.name, None))
         self.setting = _shown("ALLOWED_HOSTS", access.allowed_hosts)
 
     def refusal(self, given: Sequence[str], path: str) -> Refusal | None:
-        """Looks at a request's `Host` headers, and at the host in its target where that is a whole URL.
+        """Checks a request's `Host` headers, and the host in its target if that is a whole URL.
 
         Args:
-            path: of the request, or its whole target where that is no path.
+            path: of the request, or its whole target if that is not a path.
         """
         if self._any:
             return None
@@ -137,7 +135,7 @@ class Hosts:
         if not path.startswith("/"):
             asked.append(path.partition("://")[2].partition("/")[0])
         if not asked and path in _HEALTH:
-            return None  # HTTP/1.0, as load balancers ask; no browser leaves it out
+            return None  # HTTP/1.0, as load balancers use it; browsers always send Host
         if asked and all(self._allowed(host, path) for host in asked) and len(given) == 1:
             return None
         name = _plain(", ".join(asked)) or "nothing at all"
@@ -154,17 +152,17 @@ class Hosts:
             return False
         address = host.address
         if address is not None and (self._addresses or path in _HEALTH or _loopback(host.name)):
-            return True  # probes of a pod or a container ask it by its address
+            return True  # probes of a pod or container use its address
         if host.name == "localhost" or host in self._names or host._replace(port=None) in self._names:
             return True
         return any(host.name.endswith(f".{below.name}") and below.port in (None, host.port) for below in self._below)
 
 
 class Auth:
-    """Decides for one process; what it remembers of addresses is this process's own.
+    """Decides for one process, which remembers addresses by itself.
 
     Args:
-        clock: seconds that never go back.
+        clock: monotonic seconds.
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
@@ -178,16 +176,16 @@ class Auth:
         if settings.web.service_url is not None:
             self._origins.add(read_origin(_origin_of(settings.web.service_url)))
         self._origins_setting = _shown("ALLOWED_ORIGINS", access.allowed_origins)
-        self._brake = Brake(clock)
-        self._audit = Audit(clock)
+        self._throttle = GuessThrottle(clock)
+        self._refusals = RefusalLog(clock)
 
     @property
     def asks(self) -> bool:
-        """Whether a token is asked for."""
+        """Whether a token is required."""
         return bool(self._tokens)
 
     def refusal(self, scope: Scope) -> Refusal | None:
-        """Why this request or socket may not go on; counted and logged. A socket's token may still come in `init`."""
+        """Why this request or socket is refused, or None; counts and logs it. A socket may send its token in `init`."""
         path, method = scope["path"], scope.get("method", "WEBSOCKET")
         route, address = f"{method} {path}", address_of(scope)
         refusal = self._misplaced(scope, path, method, route)
@@ -200,29 +198,29 @@ class Auth:
         return self.token(bearer(scope), address, route)
 
     def _misplaced(self, scope: Scope, path: str, method: str, route: str) -> Refusal | None:
-        """Whether it comes to the wrong place, or from one."""
+        """Checks host, this-machine-only and origin."""
         address = address_of(scope)
         refusal = self.hosts.refusal(_headers(scope, b"host"), path)
         if refusal is not None:
-            self._audit.explain(
+            self._refusals.explain(
                 "host",
                 refusal.message,
-                f"{refusal.message}; {self.hosts.setting}. Put the name in there if it is one of this service's own",
+                f"{refusal.message}; {self.hosts.setting}. Add the name if it is one of this service's own",
             )
             return self._refused(refusal, address, route)
         if not (self._anonymous or _open(path) or path in _FIGURES or _local(scope)):
-            words = (
+            message = (
                 f"AUTH_TOKENS is empty, so only this machine itself is served, and this came from {_plain(address)}: "
                 "set AUTH_TOKENS=some-long-secret, or ALLOW_ANONYMOUS=true if everybody may use it"
             )
-            self._audit.explain("anonymous", "", f"turned away: {words}")
-            return self._refused(Refusal(403, "anonymous", "anonymous", words), address, route)
+            self._refusals.explain("anonymous", "", f"turned away: {message}")
+            return self._refused(Refusal(403, "anonymous", "anonymous", message), address, route)
         if _open(path) and method in _SAFE:
             return None
         return self._foreign(scope, address, route)
 
     def _foreign(self, scope: Scope, address: str, route: str) -> Refusal | None:
-        """Any page may have a browser send something here, also to a service on loopback that asks for no token."""
+        """Checks the origin: any page can make a browser send requests, also to a loopback service without tokens."""
         given = _headers(scope, b"origin")
         if not given or self._any_origin:
             return None
@@ -232,73 +230,73 @@ class Auth:
         if given == ["null"] and self._null_origin:
             return None
         shown = _plain(", ".join(given)) or "an empty origin"
-        words = f"pages of {shown} may not use this service: ALLOWED_ORIGINS names those that may, beside its own"
+        message = f"pages of {shown} may not use this service: ALLOWED_ORIGINS names those that may, beside its own"
         if origin is not None and own is not None and origin.name == own.name:
-            words += (
+            message += (
                 f", {_url(own)}. If that is this page as a proxy sees it: the proxy must pass on Host as the browser "
                 "sent it, and X-Forwarded-Proto, and be in FORWARDED_ALLOW_IPS"
             )
-        self._audit.explain("origin", shown, f"turned away: {words}; {self._origins_setting}")
-        return self._refused(Refusal(403, "origin", "origin", words), address, route)
+        self._refusals.explain("origin", shown, f"turned away: {message}; {self._origins_setting}")
+        return self._refused(Refusal(403, "origin", "origin", message), address, route)
 
     def token(self, given: str | None, address: str, route: str) -> Refusal | None:
-        """Whether a token opens the service; a refusal is counted and logged, and a wrong token remembered.
+        """Checks a token; counts and logs a refusal, and remembers a wrong token.
 
         Args:
-            given: None or empty: the client sent none.
-            address: where it comes from; a client that sends wrong tokens has to wait.
+            given: None or empty if the client sent none.
+            address: of the client; one that sends wrong tokens has to wait.
             route: for the log.
         """
         if not self._tokens:
             return None
         if not given:
-            words = "this service wants a token: `Authorization: Bearer TOKEN`, or `init.token` over the live socket"
-            return self._refused(Refusal(401, "unauthorized", "missing_token", words), address, route)
+            message = "this service wants a token: `Authorization: Bearer TOKEN`, or `init.token` over the live socket"
+            return self._refused(Refusal(401, "unauthorized", "missing_token", message), address, route)
         waiting = self._waiting(given, address, route)
         if waiting is not None:
             return waiting
         token, network = self._match(given), _network(address)
         if token is not None:
-            self._brake.right(network, token)
+            self._throttle.right(network, token)
             return None
-        self._brake.wrong(network)
-        words = "this token does not open the service: want `Authorization: Bearer TOKEN` with one of AUTH_TOKENS"
-        return self._refused(Refusal(401, "unauthorized", "bad_token", words), address, route)
+        self._throttle.wrong(network)
+        message = "this token does not open the service: want `Authorization: Bearer TOKEN` with one of AUTH_TOKENS"
+        return self._refused(Refusal(401, "unauthorized", "bad_token", message), address, route)
 
     def late(self, address: str, route: str, within_s: float) -> Refusal:
-        """A socket whose token did not come in time."""
-        words = f"no token within {within_s:g} seconds"
-        return self._refused(Refusal(401, "unauthorized", "late_token", words), address, route)
+        """Refuses a socket whose token did not arrive in time."""
+        message = f"no token within {within_s:g} seconds"
+        return self._refused(Refusal(401, "unauthorized", "late_token", message), address, route)
 
     def _waiting(self, given: str | None, address: str, route: str) -> Refusal | None:
-        """While an address waits, its tokens are not looked at: a brake that a right guess gets past would be none.
+        """Refuses every token of an address that has to wait; else the wait would not slow down guessing.
 
-        Tokens that have opened the service from there before go on doing so: of others behind the same address nobody
-        is locked out who was there before.
+        A token that was valid from the same address before is still accepted, so that earlier clients behind that
+        address are not locked out.
         """
         network = _network(address)
-        wait_s = self._brake.wait_s(network) if given else 0.0
-        if not wait_s or self._brake.knows(network, self._match(given or "")):
+        wait_s = self._throttle.wait_s(network) if given else 0.0
+        if not wait_s or self._throttle.knows(network, self._match(given or "")):
             return None
         seconds = math.ceil(wait_s)
-        words = f"too many wrong tokens came from this address: it has to wait for {seconds} seconds"
-        refusal = Refusal(429, "too_many_failures", "too_many_failures", words, retry_after_s=seconds)
+        message = f"too many wrong tokens came from this address: it has to wait for {seconds} seconds"
+        refusal = Refusal(429, "too_many_failures", "too_many_failures", message, retry_after_s=seconds)
         return self._refused(refusal, address, route)
 
     def _match(self, given: str) -> int | None:
-        """Which of the tokens it is; compared with all of them, each in constant time whatever its length."""
+        """Index of the matching token. Compares with all of them, each in constant time whatever its length."""
         digest = _digest(given)
         matches = [hmac.compare_digest(digest, token) for token in self._tokens]
         return matches.index(True) if any(matches) else None
 
     def _refused(self, refusal: Refusal, address: str, route: str) -> Refusal:
         metrics.AUTH_FAILURES.labels(refusal.reason).inc()
-        self._audit.refused(address, route, refusal.reason)
+        self._refusals.refused(address, route, refusal.reason)
         return refusal
 
 
-class Gate:
-    """ASGI middleware before everything: who may not go on is answered here."""
+class AuthMiddleware:
+    """ASGI middleware that answers requests and sockets that are refused."""
 
     def __init__(self, app: ASGIApp, auth: Auth) -> None:
         self._app = app
@@ -313,34 +311,34 @@ class Gate:
         if scope["type"] == "websocket":
             await WebSocket(scope, receive, send).send_denial_response(answer)
             return
-        if scope["path"] == LIVE:  # asked by a page that wants to know why its socket was refused
+        if scope["path"] == LIVE:  # a page asks why its socket was refused
             answer.headers["Access-Control-Allow-Origin"] = "*"
         await answer(scope, receive, send)
 
 
-class Brake:
-    """What is remembered of addresses: wrong tokens, the wait that follows, tokens that were right.
+class GuessThrottle:
+    """Makes addresses wait that guess tokens: remembers wrong tokens, the wait that follows, and valid tokens.
 
-    Both tables are bounded, so that nobody makes them grow; one that is full forgets who was quiet for longest.
+    Both tables are bounded, so that clients cannot make them grow; a full one forgets the entry unused for longest.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._failures: OrderedDict[str, tuple[int, float, float]] = OrderedDict()
-        """How many, when the last one came, until when the address waits."""
+        """By address: how many, when the last one came, until when the address waits."""
         self._known: OrderedDict[tuple[str, int], None] = OrderedDict()
 
     def wait_s(self, network: str) -> float:
-        """Seconds that this address still has to wait; 0: it need not."""
+        """Seconds that this address still has to wait; 0 if none."""
         now = self._clock()
         count, last, until = self._failures.get(network, (0, now, now))
-        if count and now - last > _FORGOTTEN_S:
+        if count and now - last > _FORGET_S:
             del self._failures[network]
             return 0.0
         return max(0.0, until - now)
 
     def wrong(self, network: str) -> None:
-        """A wrong token came from there, and no wait was on."""
+        """Records a wrong token from an address that did not have to wait."""
         now = self._clock()
         count = self._failures.get(network, (0, now, now))[0] + 1
         doubled = min(count - _FREE_FAILURES, 10)
@@ -348,13 +346,13 @@ class Brake:
         _remember(self._failures, network, (count, now, now + wait_s))
 
     def right(self, network: str, token: int) -> None:
-        """A right token came from there. Its first time makes good what was mistyped before."""
+        """Records a valid token. The first one from an address clears its wrong tokens."""
         if not self.knows(network, token):
             self._failures.pop(network, None)
         _remember(self._known, (network, token), None)
 
     def knows(self, network: str, token: int | None) -> bool:
-        """Whether this token was right from there before."""
+        """Whether this token was valid from this address before."""
         return token is not None and (network, token) in self._known
 
     def __len__(self) -> int:
@@ -364,12 +362,12 @@ class Brake:
 def _remember(table: OrderedDict[K, V], key: K, value: V) -> None:
     table[key] = value
     table.move_to_end(key)
-    if len(table) > _MOST_ADDRESSES:
+    if len(table) > _MAX_ADDRESSES:
         table.popitem(last=False)
 
 
-class Audit:
-    """The log's lines of refusals. Of what a client sent they hold path, host and origin, escaped and cut; no token.
+class RefusalLog:
+    """Logs refusals. The lines contain the client's path, host and origin, escaped and cut, but never a token.
 
     `refused` may be called from any thread.
     """
@@ -382,7 +380,7 @@ class Audit:
         self._explained: dict[tuple[str, str], float] = {}
 
     def refused(self, address: str, route: str, reason: str) -> None:
-        """One line a refusal, as long as they do not come by the thousand."""
+        """Logs one line per refusal, up to the rate."""
         with self._lock:
             now = self._clock()
             self._lines = min(_LINES, self._lines + (now - self._since) * _LINES_PER_S)
@@ -393,24 +391,24 @@ class Audit:
             self._lines -= 1
             unlogged, self._unlogged = self._unlogged, 0
         if unlogged:
-            log.warning("refused: %d more that were not logged one by one", unlogged)
+            log.warning("refused: %d more that were not logged separately", unlogged)
         log.warning("refused: address=%s route=%s reason=%s", _plain(address), _plain(route), reason)
 
-    def explain(self, kind: str, of: str, words: str) -> None:
-        """What an operator can do about it; once a minute for each host, origin or address."""
+    def explain(self, kind: str, of: str, message: str) -> None:
+        """Logs what an operator can do about it, once a minute for each host, origin or address."""
         now = self._clock()
-        self._explained = {key: at for key, at in self._explained.items() if now - at < _EXPLAINED_S}
-        if (kind, of) in self._explained or sum(key[0] == kind for key in self._explained) >= _MOST_EXPLAINED:
+        self._explained = {key: at for key, at in self._explained.items() if now - at < _EXPLAIN_EVERY_S}
+        if (kind, of) in self._explained or sum(key[0] == kind for key in self._explained) >= _MAX_EXPLANATIONS:
             return
         self._explained[kind, of] = now
-        log.warning("%s", words)
+        log.warning("%s", message)
 
 
-# --- what a request says of itself ---
+# --- what a request contains ---
 
 
 def address_of(scope: Scope) -> str:
-    """Where a request or a socket comes from: of a client behind a proxy that is believed, what the proxy says."""
+    """Address of the client: behind a trusted proxy, the one that the proxy names."""
     client = scope.get("client")
     return str(client[0]) if client else "local"
 
@@ -422,7 +420,7 @@ def bearer(scope: Scope) -> str | None:
     if scheme.lower() != "bearer" or not token.strip():
         return None
     try:
-        return token.strip().encode("latin-1").decode()  # as clients send what is not ASCII
+        return token.strip().encode("latin-1").decode()  # how clients send non-ASCII text
     except UnicodeError:
         return token.strip()
 
@@ -437,7 +435,7 @@ def _open(path: str) -> bool:
 
 
 def _own_origin(scope: Scope) -> Origin | None:
-    """What the service's own page has for an origin, as this request was sent. X-Forwarded-Host is nobody's word."""
+    """Origin of the service's own page according to this request. X-Forwarded-Host is not trusted."""
     hosts = _headers(scope, b"host")
     host = read_host(hosts[0]) if len(hosts) == 1 else None
     scheme = str(scope["scheme"]).replace("ws", "http")
@@ -450,13 +448,12 @@ def _origin_of(url: str) -> str:
 
 
 def _url(origin: Origin) -> str:
-    name = f"[{origin.name}]" if ":" in origin.name else origin.name
     port = "" if origin.port in (None, PORTS.get(origin.scheme)) else f":{origin.port}"
-    return f"{origin.scheme}://{name}{port}"
+    return f"{origin.scheme}://{bracketed(origin.name)}{port}"
 
 
 def _local(scope: Scope) -> bool:
-    """Whether it comes from this machine itself; what a proxy passes on without a word of its client does not."""
+    """Whether a request comes from this machine; one that a proxy forwards without naming its client does not."""
     forwarded = _headers(scope, b"x-forwarded-for")
     if forwarded and not forwarded[-1].rpartition(",")[2].strip():
         return False
@@ -464,7 +461,7 @@ def _local(scope: Scope) -> bool:
 
 
 def _loopback(address: str) -> bool:
-    """By number alone: a client has no name."""
+    """Whether a client's address is loopback."""
     try:
         read = ipaddress.ip_address(address)
     except ValueError:
@@ -474,7 +471,7 @@ def _loopback(address: str) -> bool:
 
 
 def _network(address: str) -> str:
-    """What counts as one client: an IPv4 address, an IPv6 /64."""
+    """The network that counts as one client: an IPv4 address or an IPv6 /64."""
     try:
         read = ipaddress.ip_address(address)
     except ValueError:
@@ -495,5 +492,5 @@ def _shown(name: str, value: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Of what a client sent: one line of ASCII, and not too long."""
-    return ascii(text[:_MOST_ECHOED])[1:-1] + ("..." if len(text) > _MOST_ECHOED else "")
+    """A client's text as one line of ASCII, cut to _MAX_ECHO characters."""
+    return ascii(text[:_MAX_ECHO])[1:-1] + ("..." if len(text) > _MAX_ECHO else "")

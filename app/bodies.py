@@ -10,8 +10,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from app import metrics
-from app.errors import ProtocolError, SightlineError
-from app.words import quoted, shortened
+from app.errors import ProtocolError, SightlineError, quoted, shortened
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks

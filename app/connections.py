@@ -1,11 +1,15 @@
-"""Uvicorn's connections, and what they lack: a bound on each from accept on, clocks on peers that say or read nothing,
-an answer to every bad handshake, a graceful end, an abort."""
+"""Every TCP connection from accept on: limits on how many, timeouts on peers that send or read nothing, an answer to
+every bad request or handshake, orderly closing and abort. Built on uvicorn's protocols."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import socket
 import sys
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import h11
@@ -21,167 +25,360 @@ from websockets.frames import Frame
 from websockets.server import ServerProtocol
 
 from app import metrics
-from app.admittance import Admittance, Entry, Refusal
+from app.errors import shortened
 from app.live.voice import CONNECTION
 from app.settings import LiveSettings
-from app.words import shortened
+
+try:
+    import resource
+except ImportError:  # not Unix: descriptors are not counted there
+    resource = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
 
 _MAX_FRAGMENTS = 4096
-"""Of one message: empty ones count for nothing in its size, and would add up."""
-_BEFORE_TOKEN = 64 * 1024
-"""Bytes of a message that are kept for a client whose token was not seen yet: `init` is far smaller."""
-_MOST_HEAD = 16 * 1024
-"""Bytes of a request's line and headers, as they came."""
-_MOST_HEADERS = 128
-_MOST_LINE = 8 * 1024
-"""Bytes of an upgrade's line, and of each of its headers: what the WebSocket library reads."""
+"""Of one message. Empty fragments add nothing to its size, so their number is limited, too."""
+_MAX_BEFORE_TOKEN = 64 * 1024
+"""Bytes of a message from a client that has not sent its token yet: `init` is far smaller."""
+_MAX_HEAD_BYTES = 16 * 1024
+"""Bytes of a request's line and headers, as received."""
+_MAX_HEADERS = 128
+_MAX_LINE_BYTES = 8 * 1024
+"""Bytes of an upgrade's line and of each of its headers: the limit of the WebSocket library."""
 _LINGER_S = 1.0
-"""Closing a socket with unread bytes makes the kernel reset it, and the answer is lost: so long they are read."""
+"""How long input is still read after a refusal: closing a socket with unread bytes would lose the answer."""
 _LINGER_BYTES = 256 * 1024
 _BODY_GRACE_S = 1.0
-"""A route that reads a body has a clock of its own, which says more; this one is for those that have none."""
+"""Added to the body's timeout here, so that a route with a timeout of its own answers first, and in more detail."""
 _REFUSED_HEAD_S = 2.0
-"""Seconds that a connection beyond the limits has to ask, and to be told so."""
+"""Seconds for a connection beyond the limits to send a request, which is then refused."""
 _TCP_INFO: int | None = getattr(socket, "TCP_INFO", None)
-"""Linux only."""
+"""On Linux only."""
 _ESTABLISHED = 1
 _ALWAYS = ("/health/live", "/health/ready", "/metrics")
-"""Answered beyond MAX_CONNECTIONS, too, and then closed: a full service is no dead one, and must not be restarted."""
+"""Paths answered beyond MAX_CONNECTIONS, too: a full service is alive and must not be restarted."""
+_OVERFLOW = 64
+"""Connections beyond the limits that are accepted in order to refuse them; more are closed without an answer."""
+_SPARE = 24
+"""Descriptors reserved for what opens and closes: files, the inference server, OCR, the summaries' disk."""
+_ELSEWHERE = 256
+"""Descriptors for everything but connections, when the soft limit is raised at the start."""
+STATES = ("handshake", "http", "websocket", "closing")
+
+
+# --- limits: how many connections, in which state, from which address ---
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why a connection is not served."""
+
+    reason: str
+    """`full` or `address`."""
+    message: str
+
+
+class ConnectionRecord:
+    """One connection from accept to its end: its state, address and whether it is refused."""
+
+    def __init__(self, limits: ConnectionLimits, address: str, refused: Rejection | None) -> None:
+        self.state = "handshake"
+        self.address = address
+        self.refused = refused
+        self._limits = limits
+        self._left = False
+
+    def move(self, state: str) -> None:
+        """Puts the connection into another of STATES."""
+        if not self._left and state != self.state:
+            self._limits.moved(self.state, state)
+            self.state = state
+
+    def claim(self, address: str | None) -> Rejection | None:
+        """Counts the connection for the client of its request. Returns why it is not served, or None."""
+        if self._left:
+            return None
+        if address is not None and address != self.address:
+            self.refused = self._limits.transferred(self, address)
+            self.address = address
+        return self.refused
+
+    def leave(self) -> None:
+        """Removes the connection; further calls do nothing."""
+        if not self._left:
+            self._left = True
+            self._limits.left(self)
+
+
+class ConnectionLimits:
+    """Counts the connections of one process, and refuses those beyond the limits."""
+
+    def __init__(self, live: LiveSettings) -> None:
+        self.most = live.max_connections
+        self._most_per_address = live.max_connections_per_address
+        self._by_address: Counter[str] = Counter()
+        self._open = 0
+        self._overflow = _OVERFLOW
+        self._limited_by_descriptors = False
+        self._gauges = {state: metrics.CONNECTIONS.labels(state) for state in STATES}
+
+    def enter(self, address: str | None) -> ConnectionRecord | None:
+        """Counts an accepted connection. None: close it at once.
+
+        Args:
+            address: None for a peer on a Unix socket; all such peers count as one.
+        """
+        address = address or "local"
+        if self._open >= self.most + self._overflow:
+            metrics.CONNECTIONS_REFUSED.labels("full").inc()
+            return None
+        if self._by_address[address] >= self._most_per_address + self._overflow:
+            metrics.CONNECTIONS_REFUSED.labels("address").inc()
+            return None
+        refused = self._full() if self._open >= self.most else self._crowded(address)
+        self._open += 1
+        self._by_address[address] += 1
+        self._gauges["handshake"].inc()
+        return ConnectionRecord(self, address, refused)
+
+    def moved(self, before: str, now: str) -> None:
+        self._gauges[before].dec()
+        self._gauges[now].inc()
+
+    def transferred(self, record: ConnectionRecord, address: str) -> Rejection | None:
+        """Counts a connection for another address from now on. Returns why it is refused, or None."""
+        self._forget(record.address)
+        refused = record.refused if record.refused and record.refused.reason == "full" else self._crowded(address)
+        self._by_address[address] += 1
+        return refused
+
+    def left(self, record: ConnectionRecord) -> None:
+        self._open -= 1
+        self._gauges[record.state].dec()
+        self._forget(record.address)
+
+    def fit_descriptors(self) -> None:
+        """Lowers the limit to what open files allow. Call once everything else is open."""
+        if resource is None:
+            return
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        try:
+            used = len(os.listdir("/proc/self/fd"))
+        except OSError:  # not Linux
+            used = 64
+        overflow = min(_OVERFLOW, allowed // 16)
+        room = max(1, allowed - used - _SPARE - overflow)
+        if allowed != resource.RLIM_INFINITY and room < self.most:
+            log.warning(
+                "this process may have %d files open (ulimit -n) and has %d: it takes %d connections, not "
+                "MAX_CONNECTIONS=%d; allow it %d, or set MAX_CONNECTIONS to %d",
+                allowed,
+                used,
+                room,
+                self.most,
+                descriptors_needed(self.most),
+                room,
+            )
+            self.most, self._overflow, self._limited_by_descriptors = room, overflow, True
+
+    def _full(self) -> Rejection:
+        why = (
+            "as many as its limit of open files allows" if self._limited_by_descriptors else "which is MAX_CONNECTIONS"
+        )
+        return Rejection("full", f"{self.most} connections are open, {why}")
+
+    def _crowded(self, address: str) -> Rejection | None:
+        most = self._most_per_address
+        if self._by_address[address] < most:
+            return None
+        return Rejection("address", f"this address has {most} connections open, as MAX_CONNECTIONS_PER_ADDRESS allows")
+
+    def _forget(self, address: str) -> None:
+        self._by_address[address] -= 1
+        if not self._by_address[address]:
+            del self._by_address[address]
+
+
+def descriptors_needed(connections: int) -> int:
+    """Descriptors that a process with this many connections may need."""
+    return connections + _OVERFLOW + _ELSEWHERE
+
+
+def raise_descriptor_limit(live: LiveSettings) -> None:
+    """Raises the soft limit of open files to what MAX_CONNECTIONS needs, as far as the hard limit allows."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = descriptors_needed(live.max_connections)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if wanted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        log.info("files that may be open (ulimit -n): raised from %d to %d", soft, wanted)
+
+
+class DescriptorWatch:
+    """Logs once when no descriptor is left, and once when there is one again."""
+
+    def __init__(self) -> None:
+        self._out = False
+
+    def check(self) -> None:
+        try:
+            os.close(os.open(os.devnull, os.O_RDONLY))
+        except OSError as error:
+            if not self._out:
+                self._out = True
+                metrics.CONNECTIONS_REFUSED.labels("descriptors").inc()
+                log.error(
+                    "no file can be opened and no connection accepted: %s. Allow the process more (ulimit -n), or set "
+                    "a smaller MAX_CONNECTIONS",
+                    error.strerror or error,
+                )
+            return
+        if self._out:
+            self._out = False
+            log.warning("files can be opened again")
+
+
+# --- protocols ---
 
 
 class ServerConfig(uvicorn.Config):
-    """Uvicorn's, and the clocks and the bounds of its connections; it travels to worker processes as it is."""
+    """uvicorn's configuration with the limits of connections. It is pickled for worker processes."""
 
     live: LiveSettings
-    _admittance: Admittance | None = None
+    _limits: ConnectionLimits | None = None
 
     @property
-    def admittance(self) -> Admittance:
-        """This process's connections."""
-        if self._admittance is None:
-            self._admittance = Admittance(self.live)
-        return self._admittance
+    def limits(self) -> ConnectionLimits:
+        """The connections of this process."""
+        if self._limits is None:
+            self._limits = ConnectionLimits(self.live)
+        return self._limits
 
 
-class ReaderClock:
-    """Aborts a connection once its peer reads nothing for `patience_s`; winds itself up as long as it does."""
+class SlowReaderTimeout:
+    """Aborts a connection once its peer has read nothing for `timeout_s`."""
 
-    def __init__(self, transport: asyncio.Transport, patience_s: float) -> None:
+    def __init__(self, transport: asyncio.Transport, timeout_s: float) -> None:
         self._transport = transport
-        self._patience_s = patience_s
-        self._wind_up()
+        self._timeout_s = timeout_s
+        self._start_timer()
 
-    def _wind_up(self) -> None:
+    def _start_timer(self) -> None:
         unread = self._transport.get_write_buffer_size()
-        self._clock = asyncio.get_running_loop().call_later(self._patience_s, self._look, unread)
+        self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self._check, unread)
 
-    def _look(self, before: int) -> None:
+    def _check(self, before: int) -> None:
         if self._transport.get_write_buffer_size() < before:
-            self._wind_up()
+            self._start_timer()
         else:
             metrics.CONNECTIONS_REFUSED.labels("slow_reader").inc()
             self._transport.abort()
 
     def stop(self) -> None:
-        self._clock.cancel()
+        self._timer.cancel()
 
 
-class TimedHttp(H11Protocol):
-    """Ends a connection whose next request is wrong, or not here in time, or that reads nothing of its answer.
+class HttpConnection(H11Protocol):
+    """HTTP/1.1 with timeouts: ends a connection whose request is malformed or late, or that does not read its answer.
 
-    There is a clock at every moment but those in which the application works on a request that is here whole.
+    A timer runs at all times except while the application works on a complete request.
     """
 
     config: ServerConfig
-    entry: Entry | None = None
-    """None: beyond all bounds, and about to be gone."""
-    _reader: ReaderClock | None = None
-    _clock: asyncio.TimerHandle | None = None
+    record: ConnectionRecord | None = None
+    """None: beyond all limits, and being closed."""
+    _reader_timeout: SlowReaderTimeout | None = None
+    _timer: asyncio.TimerHandle | None = None
     _lingering: int | None = None
-    """Bytes that may still come and be thrown away, once the last word is said."""
-    _last = False
-    """The request in hand is the last that is answered."""
+    """Bytes that are still read and discarded after the last answer; None before it."""
+    _is_last = False
+    """The current request is the last one of this connection."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._application, self.app = self.app, self._answer
-        self.entry = self.config.admittance.enter(self.client[0] if self.client else None)
-        if self.entry is None:
+        self.record = self.config.limits.enter(self.client[0] if self.client else None)
+        if self.record is None:
             transport.abort()
         else:
-            refused = self.entry.refused is not None
-            patience_s = self.config.live.init_timeout_s
-            self._wind_up(min(_REFUSED_HEAD_S, patience_s) if refused else patience_s, self._too_slow)
+            refused = self.record.refused is not None
+            timeout_s = self.config.live.init_timeout_s
+            self._start_timer(min(_REFUSED_HEAD_S, timeout_s) if refused else timeout_s, self._too_slow)
 
-    # --- clocks ---
+    # --- timers ---
 
-    def _wind_up(self, patience_s: float, call: Any) -> None:
-        if self._clock is not None:
-            self._clock.cancel()
-        self._clock = self.loop.call_later(patience_s, call)
+    def _start_timer(self, timeout_s: float, call: Any) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(timeout_s, call)
 
     def _too_slow(self) -> None:
-        """No request came in time, or not all of its head."""
+        """No request arrived in time, or not its whole head."""
         if self.cycle is not None and not self.cycle.response_complete:
-            return  # one is with the application, which winds up the clock when it is done
+            return  # `on_response_complete` starts the timer again
         begun = bool(self.conn.trailing_data[0])
-        if begun or self.entry is None or self.entry.state == "handshake":
+        if begun or self.record is None or self.record.state == "handshake":
             metrics.CONNECTIONS_REFUSED.labels("slow_head" if begun else "silent").inc()
         if not begun or self.transport.get_write_buffer_size() or self.conn.our_state is not h11.IDLE:
             self.transport.abort()
             return
-        self.transport.write(_problem(408, "timeout", "the request was not here whole in time"))
+        self.transport.write(_error_response(408, "timeout", "the request did not arrive completely in time"))
         self._close_soon()
 
     def _body_late(self) -> None:
-        """The application has had a request for INIT_TIMEOUT_S and more, and its body is not here whole."""
+        """The application got a request more than INIT_TIMEOUT_S ago, and its body is still incomplete."""
         if not self.cycle.more_body or self.cycle.response_complete:
             return
-        words = f"the body was not here whole within {self.config.live.init_timeout_s:g} seconds"
-        self._refuse(408, "slow_body", "timeout", words)
+        message = f"the body did not arrive completely within {self.config.live.init_timeout_s:g} seconds"
+        self._refuse(408, "slow_body", "timeout", message)
 
     def _close_soon(self) -> None:
         self._move("closing")
         self.transport.close()
-        self._wind_up(min(_LINGER_S, self.config.live.send_timeout_s), self.transport.abort)
+        self._start_timer(min(_LINGER_S, self.config.live.send_timeout_s), self.transport.abort)
 
     # --- refusals ---
 
-    def _refuse(self, status: int, reason: str, code: str, words: str, headers: str = "") -> None:
-        """Says why, by hand, and closes: h11 speaks only where the request was right."""
+    def _refuse(self, status: int, reason: str, code: str, message: str, headers: str = "") -> None:
+        """Answers with the reason and closes. The answer is written by hand: h11 answers only valid requests."""
         metrics.CONNECTIONS_REFUSED.labels(reason).inc()
         self._unset_keepalive_if_required()
-        speaks = True
+        answers = True
         if self.cycle is not None and not self.cycle.response_complete:
-            speaks = not self.cycle.response_started
-            self.cycle.disconnected = True  # for the application the client is gone
+            answers = not self.cycle.response_started
+            self.cycle.disconnected = True  # the application sees a disconnected client
             self.cycle.message_event.set()
         elif self.conn.our_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED):
-            speaks = False  # it has its answer; what is wrong is the rest of its body
+            answers = False  # answered already; only the rest of its body is wrong
         if self.transport.is_closing():
             return
-        if speaks:
-            self.transport.write(_problem(status, code, words, headers))
+        if answers:
+            self.transport.write(_error_response(status, code, message, headers))
         self._linger()
 
     def _linger(self) -> None:
-        """The last word is said. What still comes is read for a moment, so that it arrives."""
+        """Reads and discards input for a moment, so that the last answer reaches the peer."""
         self._lingering = _LINGER_BYTES
         self._move("closing")
         self.flow.resume_reading()
         self.transport.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self._wind_up(min(_LINGER_S, self.config.live.init_timeout_s / 2), self.transport.abort)
+        self._start_timer(min(_LINGER_S, self.config.live.init_timeout_s / 2), self.transport.abort)
 
     def send_400_response(self, msg: str) -> None:
-        """Uvicorn's way to say that h11 found fault with a request."""
-        fault = sys.exception()
-        status = getattr(fault, "error_status_hint", 400)
+        """Called by uvicorn when h11 rejects a request."""
+        error = sys.exception()
+        status = getattr(error, "error_status_hint", 400)
         if status == 431:
-            self._refuse(431, "large_head", "headers_too_large", f"more than {_MOST_HEAD} bytes before a body")
+            self._refuse(431, "large_head", "headers_too_large", f"more than {_MAX_HEAD_BYTES} bytes before a body")
         else:
-            self._refuse(status, "malformed", "bad_request", "this is no HTTP request")
+            self._refuse(status, "malformed", "bad_request", "this is not an HTTP request")
 
     # --- requests ---
 
@@ -190,39 +387,39 @@ class TimedHttp(H11Protocol):
             self._lingering -= len(data)
             if self._lingering < 0:
                 self.transport.abort()
-        elif self.entry is not None:
+        elif self.record is not None:
             super().data_received(data)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request, whose head is here whole."""
+        """Handles one request whose head is complete."""
         if self._lingering is not None:
-            return  # its body came with it, and was wrong
+            return  # its body came with the head and was refused
         if self.cycle.more_body:
-            self._wind_up(self.config.live.init_timeout_s + _BODY_GRACE_S, self._body_late)
-        elif self._clock is not None:
-            self._clock.cancel()
+            self._start_timer(self.config.live.init_timeout_s + _BODY_GRACE_S, self._body_late)
+        elif self._timer is not None:
+            self._timer.cancel()
         self._move("http")
         scope["extensions"] = {CONNECTION: self}
         if scope["http_version"] not in ("1.0", "1.1"):
-            self._last = True
+            self._is_last = True
             metrics.CONNECTIONS_REFUSED.labels("malformed").inc()
-            await _json_problem(505, "version", "HTTP/1.1 is spoken here")(scope, receive, send)
+            await _json_error(505, "version", "this service speaks HTTP/1.1")(scope, receive, send)
         elif _too_long(self.headers, scope["raw_path"]):
-            self._last = True
+            self._is_last = True
             metrics.CONNECTIONS_REFUSED.labels("large_head").inc()
-            words = f"more than {_MOST_HEAD} bytes or {_MOST_HEADERS} headers before a body"
-            await _json_problem(431, "headers_too_large", words)(scope, receive, send)
+            message = f"more than {_MAX_HEAD_BYTES} bytes or {_MAX_HEADERS} headers before a body"
+            await _json_error(431, "headers_too_large", message)(scope, receive, send)
         else:
             await self._application(scope, receive, send)
 
     def answer_no_more(self) -> None:
-        """The request in hand is the last one of this connection."""
-        self._last = True
+        """Makes the current request the last one of this connection."""
+        self._is_last = True
 
     def on_response_complete(self) -> None:
-        # Uvicorn's own clock between requests stops at the next byte, whatever it is.
-        self._wind_up(self.config.live.init_timeout_s, self._too_slow)
-        if self._last and not self.transport.is_closing():
+        # uvicorn's own keep-alive timer stops at the next byte, whatever it is.
+        self._start_timer(self.config.live.init_timeout_s, self._too_slow)
+        if self._is_last and not self.transport.is_closing():
             self._linger()
             return
         if self.transport.is_closing():
@@ -233,145 +430,148 @@ class TimedHttp(H11Protocol):
         self._move("http")
         lines = [b"%s %s HTTP/%s" % (event.method, event.target, event.http_version)]
         lines += [name + b": " + value for name, value in self.headers]
-        if _too_long(self.headers, event.target) or max(map(len, lines)) > _MOST_LINE - 2:
-            words = f"an upgrade may have {_MOST_HEADERS} headers of {_MOST_LINE} bytes, and {_MOST_HEAD} bytes in all"
-            self._refuse(431, "large_head", "headers_too_large", words)
+        if _too_long(self.headers, event.target) or max(map(len, lines)) > _MAX_LINE_BYTES - 2:
+            each = f"{_MAX_HEADERS} headers of {_MAX_LINE_BYTES} bytes"
+            message = f"an upgrade may have {each}, and {_MAX_HEAD_BYTES} bytes in all"
+            self._refuse(431, "large_head", "headers_too_large", message)
             return
         head = b"\r\n".join(lines) + b"\r\n\r\n"
-        fault = _fault(head)
-        if fault is not None:
-            self._refuse(fault[0], "bad_upgrade", "bad_upgrade", fault[1], "Sec-WebSocket-Version: 13\r\n")
+        error = _upgrade_error(head)
+        if error is not None:
+            self._refuse(error[0], "bad_upgrade", "bad_upgrade", error[1], "Sec-WebSocket-Version: 13\r\n")
             return
-        if self._clock is not None:
-            self._clock.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self.connections.discard(self)
         protocol = LiveSocket(self.config, self.server_state, self.app_state)
-        protocol.take_over(self.transport, self.entry, head, bytes(self.conn.trailing_data[0]))
+        protocol.take_over(self.transport, self.record, head, bytes(self.conn.trailing_data[0]))
 
-    # --- the transport's words ---
+    # --- callbacks of the transport ---
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._reader = ReaderClock(self.transport, self.config.live.send_timeout_s)
+        self._reader_timeout = SlowReaderTimeout(self.transport, self.config.live.send_timeout_s)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._reader is not None:
-            self._reader.stop()
+        if self._reader_timeout is not None:
+            self._reader_timeout.stop()
 
     def shutdown(self) -> None:
         if self._lingering is not None or self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE, h11.SEND_BODY):
-            self.transport.abort()  # it has had its answer
+            self.transport.abort()  # answered already
         else:
             super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._clock is not None:
-            self._clock.cancel()
-        if self._reader is not None:
-            self._reader.stop()
-        if self.entry is not None:
-            self.entry.leave()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._reader_timeout is not None:
+            self._reader_timeout.stop()
+        if self.record is not None:
+            self.record.leave()
         super().connection_lost(exc)
 
     def _move(self, state: str) -> None:
-        if self.entry is not None:
-            self.entry.move(state)
+        if self.record is not None:
+            self.record.move(state)
 
 
 class LiveSocket(WebSocketsSansIOProtocol):
-    """Lets the session end itself when the service stops, and abort a peer that never reads."""
+    """WebSocket with limits: bounded handshake and fragments, a session that ends itself when the service stops."""
 
     end_session: Any = None
-    """Set by the session: called when the service stops, with the seconds that it waits."""
+    """Set by the session; called with the seconds to drain when the service stops."""
     trusted = False
-    """Set by the session once it has seen the client's token, or needs none."""
+    """Set by the session once the client has sent a valid token, or needs none."""
     config: ServerConfig
-    entry: Entry | None = None
-    _reader: ReaderClock | None = None
-    _heard = False
-    """Whether anything came since the clock of the last ping was wound up."""
-    _unproven = 0
-    """Bytes that came before the token."""
-    _early: bytes | None = None
-    """What came behind the upgrade, before it was answered; more is not read until then. None once it is."""
-    _unanswered: asyncio.TimerHandle | None = None
+    record: ConnectionRecord | None = None
+    _reader_timeout: SlowReaderTimeout | None = None
+    _received = False
+    """Whether anything arrived since the last ping."""
+    _untrusted_bytes = 0
+    """Bytes received before the token."""
+    _early_data: bytes | None = None
+    """Bytes that came with the upgrade before it was answered; reading pauses until then. None afterwards."""
+    _handshake_timer: asyncio.TimerHandle | None = None
 
-    def take_over(self, transport: asyncio.Transport, entry: Entry | None, head: bytes, early: bytes) -> None:
-        """Goes on with a connection whose upgrade is in order."""
-        self.entry = entry
-        self._early = early
-        self._unanswered = self.loop.call_later(self.config.live.init_timeout_s, transport.abort)
-        if entry is not None:
-            entry.move("websocket")
+    def take_over(
+        self, transport: asyncio.Transport, record: ConnectionRecord | None, head: bytes, early_data: bytes
+    ) -> None:
+        """Takes a connection over from HttpConnection after a valid upgrade."""
+        self.record = record
+        self._early_data = early_data
+        self._handshake_timer = self.loop.call_later(self.config.live.init_timeout_s, transport.abort)
+        if record is not None:
+            record.move("websocket")
         self.connection_made(transport)
         super().data_received(head)
         transport.set_protocol(self)
-        if self._early is not None:
+        if self._early_data is not None:
             transport.pause_reading()
 
     async def send(self, message: Any) -> None:
         await super().send(message)
         if self.initial_response is not None and self.close_sent:
-            # The handshake was refused in full. Uvicorn forgets that, and would log every refusal as an error.
+            # The handshake was refused and answered. uvicorn would log that as an error.
             self.handshake_complete = True
-        if self._early is not None and self.handshake_complete:
-            early, self._early = self._early, None
-            if self._unanswered is not None:
-                self._unanswered.cancel()
+        if self._early_data is not None and self.handshake_complete:
+            early_data, self._early_data = self._early_data, None
+            if self._handshake_timer is not None:
+                self._handshake_timer.cancel()
             if self.close_sent or self.transport.is_closing():
-                self._cut_off_soon()
+                self._abort_unless_read()
                 return
             self.transport.resume_reading()
-            if early:
-                self.data_received(early)
+            if early_data:
+                self.data_received(early_data)
 
     async def run_asgi(self) -> None:
         extensions: Any = self.scope["extensions"]
         extensions[CONNECTION] = self
         await super().run_asgi()
         if not self.disconnected:
-            self._cut_off_soon()
+            self._abort_unless_read()
 
     def answer_no_more(self) -> None:
-        """An upgrade is the last request of its connection anyway."""
+        """Does nothing: an upgrade is the last request of its connection anyway."""
 
-    def _cut_off_soon(self) -> None:
-        """Closing in order flushes first: a peer that does not read would keep its socket open for good."""
-        if self.entry is not None:
-            self.entry.move("closing")
-        if self._reader is None:
-            self._reader = ReaderClock(self.transport, self.config.live.send_timeout_s)
+    def _abort_unless_read(self) -> None:
+        """Orderly closing flushes first, and a peer that does not read would keep its socket open; this bounds it."""
+        if self.record is not None:
+            self.record.move("closing")
+        if self._reader_timeout is None:
+            self._reader_timeout = SlowReaderTimeout(self.transport, self.config.live.send_timeout_s)
 
     def data_received(self, data: bytes) -> None:
-        self._heard = True
+        self._received = True
         super().data_received(data)
         if not self.trusted and self.handshake_complete:
             self._bound(len(data))
 
     def _bound(self, size: int) -> None:
-        self._unproven += size
-        # A whole message has paused reading: the session looks at it first, and there may be a token in it.
-        if self._unproven > _BEFORE_TOKEN and not self.read_paused and not self.close_sent:
+        self._untrusted_bytes += size
+        # A complete message has paused reading: it may contain the token, so the session handles it first.
+        if self._untrusted_bytes > _MAX_BEFORE_TOKEN and not self.read_paused and not self.close_sent:
             self.conn.fail(1009, "too much before a token")
             self.handle_parser_exception()
 
     def keepalive_timeout(self) -> None:
-        """No pong came. It may stand behind frames that we do not read yet; and who sends frames is there."""
-        if (self.read_paused or self._heard) and self.ping_timeout is not None:
-            self._heard = False
+        """No pong arrived. A peer that sends anything is alive, and its pong may be behind frames not read yet."""
+        if (self.read_paused or self._received) and self.ping_timeout is not None:
+            self._received = False
             self.pong_timer = self.loop.call_later(self.ping_timeout, self.keepalive_timeout)
             return
         super().keepalive_timeout()
-        self._cut_off_soon()
+        self._abort_unless_read()
 
     def send_keepalive_ping(self) -> None:
-        self._heard = False
+        self._received = False
         super().send_keepalive_ping()
 
     @property
     def left(self) -> bool:
-        """Whether the peer has ended the connection, also where we do not read and would not come to its end."""
+        """Whether the peer has closed the connection, also while reading is paused."""
         if self.disconnected or not self.read_paused or _TCP_INFO is None:
             return self.disconnected
         wire = self.transport.get_extra_info("socket")
@@ -379,19 +579,19 @@ class LiveSocket(WebSocketsSansIOProtocol):
         return state != _ESTABLISHED
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._unanswered is not None:
-            self._unanswered.cancel()
-        if self._reader is not None:
-            self._reader.stop()
-        if self.entry is not None:
-            self.entry.leave()
+        if self._handshake_timer is not None:
+            self._handshake_timer.cancel()
+        if self._reader_timeout is not None:
+            self._reader_timeout.stop()
+        if self.record is not None:
+            self.record.leave()
         super().connection_lost(exc)
 
     def handle_ping(self) -> None:
         if self.writable.is_set():
             super().handle_ping()
         else:
-            self.conn.data_to_send()  # dropped: pongs to a peer that does not read would pile up without bound
+            self.conn.data_to_send()  # dropped, because pongs to a peer that does not read would pile up
 
     def handle_cont(self, event: Frame) -> None:
         if len(self.frames) < _MAX_FRAGMENTS:
@@ -404,13 +604,13 @@ class LiveSocket(WebSocketsSansIOProtocol):
         if self.end_session is None:
             super().shutdown()
         else:
-            # Answers what is in flight, says `bye`, closes; uvicorn waits for it so long.
+            # The session answers frames in flight, sends `bye` and closes; uvicorn waits this long.
             self.end_session(self.config.timeout_graceful_shutdown)
 
-    def say(self, text: bytes) -> bool:
-        """Sends one text message, UTF-8, if that takes no waiting; False: nothing was sent, go the ASGI way.
+    def try_send(self, text: bytes) -> bool:
+        """Sends one UTF-8 text message if that does not have to wait; False: nothing was sent, use ASGI.
 
-        The way of every result: no clock, no layers, no way from bytes to text and back.
+        Results go this way: without a timer, without ASGI's layers, without decoding bytes to text and back.
         """
         if self.close_sent or self.disconnected or not (self.handshake_complete and self.writable.is_set()):
             return False
@@ -423,19 +623,18 @@ class LiveSocket(WebSocketsSansIOProtocol):
 
     @property
     def unread(self) -> int:
-        """Bytes that the transport could not hand on, since the peer does not read."""
+        """Bytes in the transport that the peer has not read."""
         return self.transport.get_write_buffer_size()
 
     def abort(self) -> None:
-        """Closes at once; closing in order would wait for the peer to read."""
+        """Closes at once; orderly closing would wait for the peer to read."""
         self.transport.abort()
 
 
-class WithinBounds:
-    """Answers connections beyond MAX_CONNECTIONS and MAX_CONNECTIONS_PER_ADDRESS with 503 and 429. Outermost of all.
+class ConnectionLimitMiddleware:
+    """Answers connections beyond MAX_CONNECTIONS and MAX_CONNECTIONS_PER_ADDRESS with 503 and 429. Outermost.
 
-    A connection counts for the address that it came from until a request says, through a proxy that is believed, for
-    whom it comes.
+    A connection counts for its own address until a request names its client through a trusted proxy.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -443,11 +642,11 @@ class WithinBounds:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         connection = scope.get("extensions", {}).get(CONNECTION) if scope["type"] in ("http", "websocket") else None
-        if connection is None or connection.entry is None:  # the lifespan; another server than ours
+        if connection is None or connection.record is None:  # the lifespan, or another server
             await self._app(scope, receive, send)
             return
         client = scope.get("client")
-        refusal: Refusal | None = connection.entry.claim(client[0] if client else None)
+        refusal: Rejection | None = connection.record.claim(client[0] if client else None)
         if refusal is None:
             await self._app(scope, receive, send)
             return
@@ -458,7 +657,7 @@ class WithinBounds:
         metrics.CONNECTIONS_REFUSED.labels(refusal.reason).inc()
         if refusal.reason == "address":
             metrics.AUTH_FAILURES.labels("address_limit").inc()
-        answer = _json_problem(503 if refusal.reason == "full" else 429, "rejected", refusal.words)
+        answer = _json_error(503 if refusal.reason == "full" else 429, "rejected", refusal.message)
         answer.headers["Retry-After"] = "5"
         if scope["type"] == "websocket":
             metrics.SESSIONS.labels("refused").inc()
@@ -468,39 +667,39 @@ class WithinBounds:
 
 
 def _too_long(headers: list[tuple[bytes, bytes]], target: bytes) -> bool:
-    """Whether a head is longer than any; h11 itself looks only while one is not here whole."""
+    """Whether a head exceeds the limits; h11 checks only incomplete heads."""
     size = len(target) + sum(len(name) + len(value) + 4 for name, value in headers)
-    return size > _MOST_HEAD or len(headers) > _MOST_HEADERS
+    return size > _MAX_HEAD_BYTES or len(headers) > _MAX_HEADERS
 
 
-def _fault(head: bytes) -> tuple[int, str] | None:
-    """What is wrong with an upgrade: a status and words; None where it is in order.
+def _upgrade_error(head: bytes) -> tuple[int, str] | None:
+    """Status and message for an invalid upgrade; None if it is valid.
 
-    The library that will speak with the client says so. Where it cannot even read the request it says nothing.
+    The WebSocket library decides; of a request that it cannot parse, its exception tells why.
     """
     probe = ServerProtocol()
     probe.receive_data(head)
     requests = probe.events_received()
     if not requests:
         why: BaseException | None = probe.handshake_exc
-        return 400, f"this is no upgrade to a WebSocket: {(why.__cause__ if why else None) or why}"
+        return 400, f"this is not an upgrade to a WebSocket: {(why.__cause__ if why else None) or why}"
     answer = probe.accept(requests[0])  # type: ignore[arg-type]
     if answer.status_code == 101:
         return None
-    return answer.status_code, f"this is no upgrade to a WebSocket: {probe.handshake_exc}"
+    return answer.status_code, f"this is not an upgrade to a WebSocket: {probe.handshake_exc}"
 
 
-def _body(code: str, words: str) -> bytes:
-    return orjson.dumps({"error": {"code": code, "message": shortened(words), "field": None}})
+def _body(code: str, message: str) -> bytes:
+    return orjson.dumps({"error": {"code": code, "message": shortened(message), "field": None}})
 
 
-def _json_problem(status: int, code: str, words: str) -> Response:
-    return Response(_body(code, words), status, media_type="application/json")
+def _json_error(status: int, code: str, message: str) -> Response:
+    return Response(_body(code, message), status, media_type="application/json")
 
 
-def _problem(status: int, code: str, words: str, headers: str = "") -> bytes:
-    """A whole answer, the last of its connection."""
-    body = _body(code, words)
+def _error_response(status: int, code: str, message: str, headers: str = "") -> bytes:
+    """A complete answer, the last of its connection."""
+    body = _body(code, message)
     phrase = STATUS_PHRASES.get(status, b"")
     rest = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n{headers}\r\n"
     return b"HTTP/1.1 %d %s\r\n" % (status, phrase) + rest.encode() + body

@@ -1,4 +1,4 @@
-"""The tree of errors.
+"""The tree of errors, and how their messages repeat what a client sent.
 
 SightlineError
 ├── ConfigurationError     a setting is wrong; the start stops
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 
 class SightlineError(Exception):
-    """Base of everything raised on purpose."""
+    """Base of all errors that this program raises on purpose."""
 
 
 class ConfigurationError(SightlineError):
@@ -65,3 +65,32 @@ class InferenceTimeout(InferenceError):
 
 class ModelRejected(InferenceError):
     """A model's tensors have no known layout. The message gives its name, the shapes found and those known."""
+
+
+# --- what a client sent, in a message ---
+
+MAX_MESSAGE = 300
+"""Characters of an error's message."""
+MAX_LONG_MESSAGE = 2000
+"""Characters of a message that also lists what is known, such as a model's classes."""
+MAX_VALUE = 60
+"""Characters of a client's value that a message repeats."""
+
+
+def shortened(text: str, most: int = MAX_MESSAGE) -> str:
+    """The text cut to `most` characters, the last of them `…`. Characters that a terminal would obey are replaced."""
+    cut = text if len(text) <= most else text[: most - 1] + "…"
+    # A lone surrogate, from a name that is not UTF-8, cannot be written as JSON; a control character moves a terminal.
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in cut)
+
+
+def quoted(value: object, most: int = MAX_VALUE) -> str:
+    """A client's value as Python writes it, cut to `most` characters before a value of megabytes is formatted."""
+    if isinstance(value, str | bytes) and len(value) > most:
+        return repr(value[:most]) + "…"
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
+        return "a number of more than 77 digits"  # Python refuses to format numbers of more than 4300 digits
+    if isinstance(value, list | tuple | dict | set | frozenset):
+        kind = "an object" if isinstance(value, dict) else "an array"
+        return f"{kind} of {len(value)}"
+    return shortened(repr(value), most)

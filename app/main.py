@@ -13,20 +13,19 @@ from fastapi.exceptions import RequestValidationError
 
 from app import __version__, metrics
 from app.activity import ActivityPublisher
-from app.auth import Auth, Gate, require_tokens
-from app.connections import WithinBounds
+from app.auth import Auth, AuthMiddleware, require_tokens
+from app.connections import ConnectionLimitMiddleware
 from app.errors import SightlineError
 from app.live import ledger, page, routes, single
 from app.live.door import LiveDoor
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.opening import opened
+from app.process import freeze_gc, log_while_waiting, tune
 from app.segments import passage
 from app.segments import routes as films
 from app.segments.service import SegmentService
 from app.settings import Settings
 from app.summary import Summaries
-from app.tuning import settle, tune
-from app.waiting import waiting_for
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +49,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = FastAPI(title="Sightline", version=__version__, lifespan=_lifespan, docs_url=None, redoc_url=None)
     app.state.settings = settings
     app.state.auth = Auth(settings)
-    app.add_middleware(Gate, auth=app.state.auth)
-    app.add_middleware(WithinBounds)  # the last one added is the outermost
+    app.add_middleware(AuthMiddleware, auth=app.state.auth)
+    app.add_middleware(ConnectionLimitMiddleware)  # the last one added is the outermost
     app.include_router(routes.router)
     app.add_exception_handler(RequestValidationError, routes.invalid_query)
     app.include_router(films.router)
@@ -71,7 +70,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         except SightlineError as error:
             log.critical("%s", error)
             raise StartFailed from None
-        settle()
+        freeze_gc()
         yield
 
 
@@ -116,7 +115,7 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
     )
     pipeline, client, embedded = one.pipeline, one.client, one.embedded
     stack.push_async_callback(summaries.close)
-    with waiting_for("the summaries' backlog on disk"):
+    with log_while_waiting("the summaries' backlog on disk"):
         await summaries.open()
     _say_ready(pipeline, getattr(app.state, "address", ""))
     door = LiveDoor(

@@ -38,8 +38,8 @@ from app.inference.memory import Buffer
 from app.inference.triton import TritonClient
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.ocr import Ocr
+from app.process import freeze_gc, tune
 from app.settings import Settings
-from app.tuning import settle, tune
 from benchmarks import canned, naive, photographs
 from benchmarks.fleet_servers import GROUP, TOPIC
 
@@ -135,7 +135,7 @@ async def worker(options: argparse.Namespace) -> dict[str, float]:
     pipeline = Pipeline(Counted(client, window), ocr, settings.pipeline, settings.triton, settings.live)  # type: ignore[arg-type]
     await pipeline.load()
     one = Worker(pipeline, settings, Vitals(1).pulse(0))
-    settle(young=YOUNG)
+    freeze_gc(threshold=YOUNG)
     running = asyncio.create_task(one.run())
     while window.closed is None and not running.done():
         await asyncio.sleep(0.05)

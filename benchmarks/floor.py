@@ -34,7 +34,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from app.inference.memory import Region
 from app.pipeline.motion import Flow
-from app.tuning import tune
+from app.process import tune
 from benchmarks import photographs
 from benchmarks.measure import Window
 

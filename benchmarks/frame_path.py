@@ -22,7 +22,7 @@ from rich.console import Console
 from app.pipeline.boxes import letterbox
 from app.pipeline.decode import decode_into
 from app.pipeline.jpeg import inspect
-from app.tuning import tune
+from app.process import tune
 from benchmarks import inner, naive, photographs, turns
 from benchmarks.turns import Ratio
 

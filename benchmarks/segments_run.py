@@ -19,6 +19,7 @@ from app.pipeline.frames import Frame, Job, StreamMemory
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.opening import opened
 from app.pipeline.turns import Turn, Turns
+from app.process import tune
 from app.protocol.result import FrameResult
 from app.protocol.stream import StreamSettings
 from app.segments.analyze import stream_settings
@@ -27,7 +28,6 @@ from app.segments.passage import BATCH, IN_FLIGHT
 from app.segments.service import SegmentService
 from app.settings import Settings
 from app.sources.reader import encode
-from app.tuning import tune
 from benchmarks.harness import BenchmarkError
 
 WARM_UP = 40

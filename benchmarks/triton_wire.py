@@ -25,8 +25,8 @@ from rich.console import Console
 
 from app.inference.client import ModelSpec
 from app.inference.triton import TritonClient
+from app.process import tune
 from app.settings import TritonSettings
-from app.tuning import tune
 from benchmarks import harness, live, turns
 from benchmarks.harness import BenchmarkError
 from benchmarks.measure import Measured, Window

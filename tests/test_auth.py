@@ -10,10 +10,10 @@ import pytest
 from hypothesis import strategies as st
 
 from app import auth, metrics
-from app.auth import Auth, Brake, Hosts, Refusal
+from app.addresses import read_host, read_origin
+from app.auth import Auth, GuessThrottle, Hosts, Refusal
 from app.errors import ConfigurationError
 from app.settings import SECTIONS, Settings
-from app.settings.names import read_host, read_origin
 
 HERE = "127.0.0.1:8000"
 WORLD = "203.0.113.9"
@@ -385,7 +385,7 @@ def test_a10_after_a_few_wrong_tokens_an_address_has_to_wait() -> None:
 
 def test_a10_waits_grow_and_are_forgotten() -> None:
     clock = Clock()
-    brake = Brake(clock)
+    brake = GuessThrottle(clock)
     waits = []
     for _ in range(40):
         brake.wrong("there")
@@ -442,8 +442,8 @@ def test_a10_an_address_is_a_whole_network_of_ipv6(first: str, second: str, same
 
 
 def test_a10_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auth, "_MOST_ADDRESSES", 50)
-    brake = Brake(Clock())
+    monkeypatch.setattr(auth, "_MAX_ADDRESSES", 50)
+    brake = GuessThrottle(Clock())
     for number in range(1000):
         brake.wrong(f"a{number}")
         brake.right(f"b{number}", 0)
@@ -480,7 +480,7 @@ def test_a10_lines_do_not_fill_the_disk(caplog: pytest.LogCaptureFixture) -> Non
     assert len(caplog.messages) == 2000
     clock.now += 1
     wrong(one, 1)
-    assert caplog.messages[-2] == "refused: 3000 more that were not logged one by one"
+    assert caplog.messages[-2] == "refused: 3000 more that were not logged separately"
 
 
 # --- this machine only ---

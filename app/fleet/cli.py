@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from app.ending import heed_early
+from app.process import exit_on_sigterm
 
 cli = typer.Typer(
     name="fleet",
@@ -37,7 +37,7 @@ def work(
     """
     given = (("FLEET_PROCESSES", processes), ("FLEET_MODE", mode), ("METRICS_PORT", metrics_port))
     os.environ.update({name: str(value) for name, value in given if value is not None})
-    heed_early()
+    exit_on_sigterm()
     from app.fleet.work import run
 
     run()
@@ -56,7 +56,7 @@ def ingest(
     loop: Annotated[bool, typer.Option("--loop", help="Recordings start over at their end.")] = False,
 ) -> None:
     """Write frames of cameras and recordings to Redis, until Ctrl-C or SIGTERM."""
-    heed_early()
+    exit_on_sigterm()
     from app.fleet.ingest import run
     from app.settings import Settings
 

@@ -16,13 +16,13 @@ from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from app import metrics
-from app.ending import leave_it_to_the_parent
 from app.errors import SightlineError
 from app.fleet.one import work
 from app.fleet.tally import DOOR
 from app.fleet.vitals import Pulse, Vitals
 from app.inference.shared import end_with_parent
-from app.logs import configure
+from app.logging import configure
+from app.process import SHUTDOWN_LOG
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def _work(pulse: Pulse) -> None:
     settings = Settings()
     configure(settings.server)
     end_with_parent()
-    leave_it_to_the_parent()
+    SHUTDOWN_LOG.mute()
     try:
         work(settings, pulse)
     except SightlineError as error:

@@ -13,9 +13,9 @@ from typing import Any
 
 import redis
 
-from app import metrics, pages
+from app import metrics, metrics_server
+from app.addresses import bracketed
 from app.auth import Hosts
-from app.ending import LAST_WORDS
 from app.errors import ConfigurationError
 from app.fleet.connection import TIMEOUT_S, connect, require_redis, says
 from app.fleet.ingest_camera import STATES, Camera
@@ -26,7 +26,8 @@ from app.fleet.keys import Keys
 from app.fleet.lag import Looks
 from app.fleet.sampling import adapt
 from app.fleet.sources import Source
-from app.logs import configure
+from app.logging import configure
+from app.process import SHUTDOWN_LOG
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -58,9 +59,9 @@ def run(settings: Settings, sources: Sequence[str], *, loop: bool = False) -> No
         stack.enter_context(_pages_served(settings, ingest.report))
         stack.enter_context(shown_live(ingest.cameras, ingest.outbox))
         ingest.until(stop)
-        LAST_WORDS.stopping("nothing is left to be read")  # unless a signal came
-    LAST_WORDS.drained()
-    LAST_WORDS.ended()
+        SHUTDOWN_LOG.stopping("nothing is left to be read")  # unless a signal came
+    SHUTDOWN_LOG.drained()
+    SHUTDOWN_LOG.ended()
 
 
 class Ingest:
@@ -183,7 +184,7 @@ class Ingest:
 def _ending_by_signal(stop: threading.Event) -> Iterator[None]:
 
     def heed(number: int, _: object) -> None:
-        LAST_WORDS.stopping(f"{signal.Signals(number).name} came")
+        SHUTDOWN_LOG.stopping(f"{signal.Signals(number).name} came")
         stop.set()
 
     before = {number: signal.signal(number, heed) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -195,14 +196,14 @@ def _ending_by_signal(stop: threading.Event) -> Iterator[None]:
 
 
 @contextmanager
-def _pages_served(settings: Settings, report: pages.Report) -> Iterator[None]:
+def _pages_served(settings: Settings, report: metrics_server.HealthReport) -> Iterator[None]:
     """`/metrics` and `/health` on METRICS_PORT. A worker on the same machine may have it: then on any free port."""
     host, port = settings.server.host, settings.fleet.metrics_port
     with ExitStack() as stack:
         try:
-            found = stack.enter_context(pages.serving(host, port, report, Hosts(settings)))
+            found = stack.enter_context(metrics_server.serve_metrics(host, port, report, Hosts(settings)))
         except ConfigurationError as error:
-            found = stack.enter_context(pages.serving(host, 0, report, Hosts(settings)))
+            found = stack.enter_context(metrics_server.serve_metrics(host, 0, report, Hosts(settings)))
             log.warning("%s", error)
-        log.info("metrics on http://%s:%d/metrics", f"[{host}]" if ":" in host else host, found)
+        log.info("metrics on http://%s:%d/metrics", bracketed(host), found)
         yield

@@ -9,15 +9,14 @@ from contextlib import suppress
 
 import uvloop
 
-from app.ending import LAST_WORDS
 from app.fleet.analysis import ocr_settings
 from app.fleet.sync import SyncWorker
 from app.fleet.vitals import Pulse
 from app.fleet.worker import Worker
 from app.inference.shared import shared_triton
 from app.pipeline.opening import opened
+from app.process import SHUTDOWN_LOG, freeze_gc, tune
 from app.settings import Settings
-from app.tuning import settle, tune
 
 YOUNG = 5_000
 """New objects from which the garbage collector looks at them: some batches' worth, all but one of which are gone."""
@@ -51,7 +50,7 @@ async def _async(settings: Settings, pulse: Pulse) -> None:
         faces = settings.fleet if "face" in stages else None
         async with opened(settings, ocr_settings(settings), faces=faces, tracking="track" in stages) as one:
             worker = Worker(one.pipeline, settings, pulse)
-            settle(young=YOUNG)
+            freeze_gc(threshold=YOUNG)
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, _heeding(number, worker.stop))
             await worker.run()
@@ -59,7 +58,7 @@ async def _async(settings: Settings, pulse: Pulse) -> None:
 
 def _heeding(number: signal.Signals, stop: Callable[[], object]) -> Callable[[], None]:
     def heed() -> None:
-        LAST_WORDS.stopping(f"{number.name} came")
+        SHUTDOWN_LOG.stopping(f"{number.name} came")
         stop()
 
     return heed
@@ -67,7 +66,7 @@ def _heeding(number: signal.Signals, stop: Callable[[], object]) -> Callable[[],
 
 def on_signals(stop: Callable[[], None]) -> None:
     def heed(number: int, _: object) -> None:
-        LAST_WORDS.stopping(f"{signal.Signals(number).name} came")
+        SHUTDOWN_LOG.stopping(f"{signal.Signals(number).name} came")
         stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -8,16 +8,17 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from app import metrics, pages
+from app import metrics, metrics_server
+from app.addresses import bracketed
 from app.auth import Hosts
-from app.ending import LAST_WORDS
+from app.files import writable_folder
 from app.fleet.connection import require_redis
 from app.fleet.crew import Crew
 from app.fleet.one import on_signals, work
 from app.fleet.vitals import Vitals
-from app.folders import writable
 from app.inference.shared import shared_triton
-from app.logs import configure
+from app.logging import configure
+from app.process import SHUTDOWN_LOG
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -39,15 +40,15 @@ def run() -> None:
     vitals = Vitals(1)
     with _serving(settings, vitals):
         work(settings, vitals.pulse(0))
-        LAST_WORDS.drained()
-    LAST_WORDS.ended()
+        SHUTDOWN_LOG.drained()
+    SHUTDOWN_LOG.ended()
 
 
 @contextmanager
 def _serving(settings: Settings, vitals: Vitals) -> Iterator[None]:
     host = settings.server.host
-    with pages.serving(host, settings.fleet.metrics_port, vitals.report, Hosts(settings)) as port:
-        log.info("metrics on http://%s:%d/metrics", f"[{host}]" if ":" in host else host, port)
+    with metrics_server.serve_metrics(host, settings.fleet.metrics_port, vitals.report, Hosts(settings)) as port:
+        log.info("metrics on http://%s:%d/metrics", bracketed(host), port)
         yield
 
 
@@ -62,7 +63,7 @@ def _give_up_the_start() -> None:
 
 def _run_several(settings: Settings) -> None:
     """Several processes, one endpoint for all, one embedded Triton between them."""
-    shared = writable(settings.server.state_dir, "STATE_DIR") / f"fleet-metrics-{os.getpid()}"
+    shared = writable_folder(settings.server.state_dir, "STATE_DIR") / f"fleet-metrics-{os.getpid()}"
     metrics.share_between_workers(shared)
     vitals = Vitals(settings.fleet.fleet_processes)
     crew = Crew(settings, vitals, shared)
@@ -75,7 +76,7 @@ def _run_several(settings: Settings) -> None:
         ):
             on_signals(crew.stop)
             crew.run()
-        LAST_WORDS.drained()
+        SHUTDOWN_LOG.drained()
     finally:
         shutil.rmtree(shared, ignore_errors=True)
-    LAST_WORDS.ended()
+    SHUTDOWN_LOG.ended()

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from app.folders import writable
+from app.files import writable_folder
 from app.inference.local import LocalTriton
+from app.process import log_while_waiting
 from app.settings import TritonSettings
-from app.waiting import waiting_for
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def shared_triton(settings: TritonSettings, state_dir: Path) -> Iterator[str]:
     if settings.triton_url is not None:
         yield settings.triton_url
         return
-    triton = LocalTriton(settings, writable(state_dir, "STATE_DIR"))
+    triton = LocalTriton(settings, writable_folder(state_dir, "STATE_DIR"))
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="triton", daemon=True)
     thread.start()
@@ -48,7 +48,7 @@ def shared_triton(settings: TritonSettings, state_dir: Path) -> Iterator[str]:
         await triton.stop()
 
     try:
-        with waiting_for("the embedded Triton and its models"):
+        with log_while_waiting("the embedded Triton and its models"):
             url = asyncio.run_coroutine_threadsafe(start(), loop).result()
         os.environ["TRITON_URL"] = url
         yield url

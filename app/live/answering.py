@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from app.errors import FrameError
 from app.live.batches import Batches, Wish
 from app.live.ledger import Ledger
+from app.live.queue import DropQueue
 from app.live.telling import Telling
 from app.pipeline.frames import Frame, Job, StreamMemory
 from app.protocol.messages import Error, Result, ServerMessage, StreamSettings
 from app.protocol.result import FrameResult
-from app.queues import DropQueue
 
 log = logging.getLogger(__name__)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from app.errors import ProtocolError
+from app.errors import ProtocolError, quoted
 from app.protocol.messages import Patch, StreamSettings
 from app.settings import LiveSettings, PipelineSettings
-from app.words import quoted
 
 Choose = Callable[[str | None], str]
 """From the prompt that a client names to the one in force."""

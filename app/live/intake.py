@@ -7,11 +7,11 @@ import time
 
 from app.errors import FrameError, FrameTooLarge
 from app.live.ledger import Ledger
+from app.live.queue import DropQueue
 from app.live.rate import TokenBucket
 from app.pipeline.frames import Frame
 from app.protocol import header
 from app.protocol.messages import Error, Mode
-from app.queues import DropQueue
 from app.settings import LiveSettings
 
 

@@ -20,7 +20,7 @@ from starlette.websockets import WebSocket
 
 from app import __version__, bodies, metrics
 from app.auth import LIVE, address_of, bearer
-from app.errors import FrameError, FrameTooLarge, ProtocolError, TooExpensive
+from app.errors import MAX_LONG_MESSAGE, FrameError, FrameTooLarge, ProtocolError, TooExpensive, shortened
 from app.live import choices
 from app.live.admission import Rejected
 from app.live.door import LiveDoor
@@ -29,7 +29,6 @@ from app.live.single import analyze_one, count_refused
 from app.protocol import messages
 from app.protocol.messages import StreamSettings
 from app.settings import LiveSettings
-from app.words import MOST_IN_ALL, shortened
 
 router = APIRouter()
 _STARTED = time.time()
@@ -73,7 +72,7 @@ def _json(value: Any, status: int = 200) -> Response:
 
 
 def _problem(status: int, code: str, message: str, field: str | None = None) -> Response:
-    return _json({"error": {"code": code, "message": shortened(message, MOST_IN_ALL), "field": field}}, status)
+    return _json({"error": {"code": code, "message": shortened(message, MAX_LONG_MESSAGE), "field": field}}, status)
 
 
 @router.websocket(LIVE)

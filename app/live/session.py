@@ -16,7 +16,7 @@ from starlette.websockets import WebSocket
 
 from app import metrics
 from app.auth import LIVE, Refusal, address_of, bearer
-from app.errors import ProtocolError
+from app.errors import MAX_LONG_MESSAGE, ProtocolError, shortened
 from app.live import choices
 from app.live.admission import Place, Rejected
 from app.live.answering import AHEAD, Answering
@@ -47,7 +47,6 @@ from app.protocol.messages import (
     StreamSettings,
     Update,
 )
-from app.words import MOST_IN_ALL, shortened
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +179,7 @@ class Session:
             message = messages.parse(text)
             await self._obey(message)
         except ProtocolError as error:
-            await self._send(Error(error.code, shortened(str(error), MOST_IN_ALL), field=error.field))
+            await self._send(Error(error.code, shortened(str(error), MAX_LONG_MESSAGE), field=error.field))
 
     async def _obey(self, message: messages.ClientMessage) -> None:
         if self._ending.is_set():

@@ -14,7 +14,7 @@ from app.protocol.messages import CLOSE_CODES, Bye, ServerMessage
 
 _LAST_WORD_S = 1.0
 CONNECTION = "sightline.connection"
-"""Key of the ASGI scope's extensions: the socket itself, where the server gives it (`server.LiveSocket`)."""
+"""Key of the ASGI scope's extensions: the socket itself, where the server gives it (`connections.LiveSocket`)."""
 
 
 class TooSlow(Exception):
@@ -56,7 +56,7 @@ class Voice:
             Gone: the socket is closed.
         """
         text = messages.encode(message)
-        if self._connection is not None and self._connection.say(text):
+        if self._connection is not None and self._connection.try_send(text):
             return
         await self._in_turn({"type": "websocket.send", "text": text.decode()}, self._send_timeout_s)
 

@@ -9,15 +9,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from app.errors import ConfigurationError, ModelRejected
-from app.folders import writable
+from app.files import writable_folder
 from app.inference.local import LocalTriton
 from app.inference.triton import TritonClient
 from app.pipeline import tracks
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.ocr import Ocr
 from app.pipeline.vision import read_labels
+from app.process import log_while_waiting
 from app.settings import FleetSettings, OcrSettings, Settings
-from app.waiting import waiting_for
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def check(settings: Settings) -> None:
     Raises:
         ConfigurationError: STATE_DIR or TRITON_LABELS cannot be used.
     """
-    writable(settings.server.state_dir, "STATE_DIR")
+    writable_folder(settings.server.state_dir, "STATE_DIR")
     try:
         read_labels(settings.triton.triton_labels)
     except ModelRejected as error:
@@ -143,24 +143,24 @@ async def opened(
         if url is None:
             embedded = LocalTriton(settings.triton, folder)
             stack.push_async_callback(embedded.stop)
-            with waiting_for("the embedded Triton and its models"):
+            with log_while_waiting("the embedded Triton and its models"):
                 url = await embedded.start()
         follower = _Follower(on_inference)
         client = TritonClient(url, settings.triton, on_change=follower.changed)
         stack.push_async_callback(client.close)
-        with waiting_for(f"Triton at {url}"):
+        with log_while_waiting(f"Triton at {url}"):
             await client.open()
         ocr = Ocr(ocr_settings, state_dir=folder, on_change=on_ocr)
         stack.push_async_callback(ocr.close)
         if ocr_settings.ocr == "on" and not ocr.available:
             raise ConfigurationError(f"OCR='on': {ocr.reason}")
         if tracking:
-            with waiting_for("the tracker's libraries"):
+            with log_while_waiting("the tracker's libraries"):
                 await asyncio.to_thread(tracks.load)  # a second of imports: here, not under the first frame
         pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live, faces)
         stack.push_async_callback(asyncio.to_thread, pipeline.close)
         try:
-            with waiting_for("the models to say what they take and give, and to answer a picture"):
+            with log_while_waiting("the models to say what they take and give, and to answer a picture"):
                 await pipeline.load()
                 await pipeline.try_models()
         except ModelRejected as error:

@@ -7,9 +7,8 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from app.errors import ProtocolError
+from app.errors import MAX_VALUE, ProtocolError, quoted, shortened
 from app.protocol.stream import Mode
-from app.words import MOST_OF_A_VALUE, quoted, shortened
 
 
 class _Message(BaseModel):
@@ -131,7 +130,7 @@ def parse(text: str | bytes) -> ClientMessage:
         message: ClientMessage = model.model_validate(data)
     except ValidationError as error:
         detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        path = shortened(".".join(map(str, detail["loc"])), MOST_OF_A_VALUE)
+        path = shortened(".".join(map(str, detail["loc"])), MAX_VALUE)
         message_ = detail["msg"].removeprefix("Value error, ")
         raise ProtocolError(f"{path}: {shortened(message_)}", code="invalid_value", field=path) from None
     return message

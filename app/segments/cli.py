@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from app.ending import heed_early
+from app.process import exit_on_sigterm
 from app.segments.keys import Mode
 
 cli = typer.Typer(
@@ -67,7 +67,7 @@ def submit(
 @cli.command()
 def work(context: typer.Context) -> None:
     """Have segments analysed by INFERENCE_BACKEND as they are uploaded, until Ctrl-C or SIGTERM."""
-    heed_early()
+    exit_on_sigterm()
     from app.segments.command import work as run
 
     run(context.obj)
@@ -76,7 +76,7 @@ def work(context: typer.Context) -> None:
 @cli.command()
 def reassemble(context: typer.Context) -> None:
     """Put films together whose segments are all done, until Ctrl-C or SIGTERM."""
-    heed_early()
+    exit_on_sigterm()
     from app.segments.command import reassemble as run
 
     run(context.obj)

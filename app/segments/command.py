@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from app import pages
+from app import metrics_server
+from app.addresses import bracketed
 from app.auth import Hosts
-from app.ending import LAST_WORDS
 from app.errors import SightlineError
-from app.logs import configure
+from app.logging import configure
+from app.process import SHUTDOWN_LOG
 from app.segments import reassemble as reassembly
 from app.segments import work as working
 from app.segments.depot import on_aws
@@ -110,13 +111,13 @@ def work(folder: Path | None) -> None:
         crew = Crew(local, settings)
         host = settings.server.host
         port = stack.enter_context(
-            pages.serving(host, settings.fleet.metrics_port, crew.worker.report, Hosts(settings))
+            metrics_server.serve_metrics(host, settings.fleet.metrics_port, crew.worker.report, Hosts(settings))
         )
         stack.enter_context(working.ended_by_signal(crew.stop))
-        log.info("working in %s; metrics on http://%s:%d/metrics", folder, f"[{host}]" if ":" in host else host, port)
+        log.info("working in %s; metrics on http://%s:%d/metrics", folder, bracketed(host), port)
         crew.work()
-        LAST_WORDS.drained()
-    LAST_WORDS.ended()
+        SHUTDOWN_LOG.drained()
+    SHUTDOWN_LOG.ended()
 
 
 def reassemble(folder: Path | None) -> None:

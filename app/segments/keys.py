@@ -19,7 +19,7 @@ from pathlib import PurePosixPath
 from typing import Literal, cast, get_args
 from urllib.parse import quote, unquote
 
-from app.words import quoted
+from app.errors import quoted
 
 Mode = Literal["annotate", "blur_faces", "results_only"]
 MODES: tuple[Mode, ...] = get_args(Mode)

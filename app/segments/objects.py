@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+from app.errors import MAX_MESSAGE, quoted, shortened
 from app.segments.clients import Clients
 from app.segments.objects_folder import FolderObjects
 from app.segments.objects_s3 import S3Objects
 from app.segments.ports import AddressRefused, Objects
 from app.settings import AwsSettings
-from app.words import MOST, quoted, shortened
 
 
 class AnyObjects:
@@ -50,7 +50,7 @@ class AnyObjects:
         if uri.startswith("file://"):
             if self._folder is None:
                 raise AddressRefused(
-                    f"{shortened(uri, MOST)}: SEGMENT_FOLDER is unset, so no file may be read or written"
+                    f"{shortened(uri, MAX_MESSAGE)}: SEGMENT_FOLDER is unset, so no file may be read or written"
                 )
             return self._folder
         raise AddressRefused(f"{quoted(uri)}: should begin with s3:// or file://")

@@ -8,9 +8,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from app.errors import MAX_MESSAGE, shortened
 from app.segments.keys import split_file
 from app.segments.ports import AddressRefused, ObjectMissing
-from app.words import MOST, shortened
 
 PARTIAL = ".part"
 """How a file's name ends that is not whole yet; it begins with a dot."""
@@ -48,7 +48,7 @@ class FolderObjects:
     def _there(self, uri: str) -> Path:
         path = self._place(uri)
         if not path.is_file():
-            raise ObjectMissing(f"{shortened(uri, MOST)}: there is no such file")
+            raise ObjectMissing(f"{shortened(uri, MAX_MESSAGE)}: there is no such file")
         return path
 
     def _place(self, uri: str) -> Path:
@@ -57,7 +57,7 @@ class FolderObjects:
         except ValueError as error:
             raise AddressRefused(str(error)) from None
         if not path.is_relative_to(self._folder) or path == self._folder:
-            raise AddressRefused(f"{shortened(uri, MOST)}: outside {self._folder}")
+            raise AddressRefused(f"{shortened(uri, MAX_MESSAGE)}: outside {self._folder}")
         return path
 
 

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.errors import MAX_MESSAGE, shortened
 from app.segments.keys import split_s3
 from app.segments.ports import AddressRefused, ObjectMissing
-from app.words import MOST, shortened
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -74,7 +74,7 @@ def _found(uri: str) -> Iterator[None]:
             yield
     except ClientError as error:
         if error.response.get("Error", {}).get("Code") in _MISSING:
-            raise ObjectMissing(f"{shortened(uri, MOST)}: there is no such object, or no such bucket") from None
+            raise ObjectMissing(f"{shortened(uri, MAX_MESSAGE)}: there is no such object, or no such bucket") from None
         raise
 
 

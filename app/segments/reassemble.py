@@ -8,11 +8,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from app import pages
+from app import metrics_server
+from app.addresses import bracketed
 from app.auth import Hosts
-from app.ending import LAST_WORDS
-from app.logs import configure
+from app.logging import configure
 from app.metrics import SEGMENT_MESSAGES
+from app.process import SHUTDOWN_LOG
 from app.segments.attempts import MOST_DELIVERIES
 from app.segments.depot import Depot, on_aws
 from app.segments.film import FilmError, concat
@@ -203,10 +204,10 @@ def serve(reassembler: Reassembler, settings: Settings) -> None:
     """Runs it with its pages, until it is told to stop."""
     host = settings.server.host
     with (
-        pages.serving(host, settings.fleet.metrics_port, reassembler.report, Hosts(settings)) as port,
+        metrics_server.serve_metrics(host, settings.fleet.metrics_port, reassembler.report, Hosts(settings)) as port,
         ended_by_signal(reassembler.stop),
     ):
-        log.info("putting jobs together; metrics on http://%s:%d/metrics", f"[{host}]" if ":" in host else host, port)
+        log.info("putting jobs together; metrics on http://%s:%d/metrics", bracketed(host), port)
         reassembler.run()
-        LAST_WORDS.drained()
-    LAST_WORDS.ended()
+        SHUTDOWN_LOG.drained()
+    SHUTDOWN_LOG.ended()

@@ -18,12 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect
 
 from app import bodies
-from app.errors import InferenceUnavailable, SightlineError
+from app.errors import MAX_LONG_MESSAGE, MAX_VALUE, InferenceUnavailable, SightlineError, shortened
 from app.segments.footage import FilmError, Truncated
 from app.segments.keys import Mode, beside
 from app.segments.ports import AddressRefused, ObjectMissing
 from app.segments.service import Busy, SegmentService
-from app.words import MOST_IN_ALL, MOST_OF_A_VALUE, shortened
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +126,7 @@ async def _gone(request: Request) -> None:
 
 def _invalid(error: ValidationError) -> Response:
     detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    field = shortened(".".join(str(part) for part in detail["loc"]), MOST_OF_A_VALUE) or None
+    field = shortened(".".join(str(part) for part in detail["loc"]), MAX_VALUE) or None
     wanted = "want {s3_input_uri, s3_output_uri (….mp4), mode: annotate | blur_faces | results_only, allow_truncated}"
     return _problem(422, "invalid_value", f"{field or 'body'}: {detail['msg']}; {wanted}", field)
 
@@ -137,7 +136,7 @@ def _json(value: Any, status: int = 200) -> Response:
 
 
 def _problem(status: int, code: str, message: str, field: str | None = None) -> Response:
-    answer = _json({"error": {"code": code, "message": shortened(message, MOST_IN_ALL), "field": field}}, status)
+    answer = _json({"error": {"code": code, "message": shortened(message, MAX_LONG_MESSAGE), "field": field}}, status)
     if status == 503:
         answer.headers["Retry-After"] = _RETRY_S
     return answer

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from app import metrics
-from app.errors import InferenceUnavailable, SightlineError
+from app.errors import MAX_MESSAGE, InferenceUnavailable, SightlineError, shortened
 from app.pipeline.multimodal import Pipeline
 from app.segments.analyze import Report, analyze_film, described, stream_settings
 from app.segments.footage import Truncated
@@ -21,7 +21,6 @@ from app.segments.ports import AddressRefused, Objects
 from app.segments.served import any_model
 from app.settings import AwsSettings, LiveSettings, PipelineSettings, SegmentSettings
 from app.sources.truncation import truncation
-from app.words import MOST, shortened
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +133,7 @@ class SegmentService:
 def _expect(uri: str, name: str, bucket: str | None) -> None:
     """Where a bucket is named there is no other."""
     if bucket is not None and uri.startswith("s3://") and not uri.startswith(f"s3://{bucket}/"):
-        raise AddressRefused(f"{shortened(uri, MOST)}: should begin with s3://{bucket}/, which is {name}")
+        raise AddressRefused(f"{shortened(uri, MAX_MESSAGE)}: should begin with s3://{bucket}/, which is {name}")
 
 
 def _name(uri: str) -> str:

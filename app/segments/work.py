@@ -7,10 +7,11 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from app import pages
+from app import metrics_server
+from app.addresses import bracketed
 from app.auth import Hosts
-from app.ending import LAST_WORDS
-from app.logs import configure
+from app.logging import configure
+from app.process import SHUTDOWN_LOG
 from app.segments.parts import on_aws
 from app.segments.worker import Worker
 from app.settings import Settings
@@ -31,14 +32,14 @@ def run(settings: Settings) -> None:
     worker = Worker(parts, settings.segments)
     host = settings.server.host
     with (
-        pages.serving(host, settings.fleet.metrics_port, worker.report, Hosts(settings)) as port,
+        metrics_server.serve_metrics(host, settings.fleet.metrics_port, worker.report, Hosts(settings)) as port,
         ended_by_signal(worker.stop),
     ):
-        log.info("metrics on http://%s:%d/metrics", f"[{host}]" if ":" in host else host, port)
+        log.info("metrics on http://%s:%d/metrics", bracketed(host), port)
         log.info("working on %s with backend %s", parts.input_bucket, parts.backend.name)
         worker.run(settings.server.drain_timeout_s)
-        LAST_WORDS.drained()
-    LAST_WORDS.ended()
+        SHUTDOWN_LOG.drained()
+    SHUTDOWN_LOG.ended()
 
 
 @contextmanager
@@ -46,7 +47,7 @@ def ended_by_signal(stop: Callable[[], None]) -> Iterator[None]:
     """SIGTERM and SIGINT call `stop` while the block lasts. In the main thread only."""
 
     def heed(number: int, _: object) -> None:
-        LAST_WORDS.stopping(f"{signal.Signals(number).name} came")
+        SHUTDOWN_LOG.stopping(f"{signal.Signals(number).name} came")
         stop()
 
     before = {number: signal.signal(number, heed) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
-from app.settings.names import read_host, read_origin
+from app.addresses import read_host, read_origin
 from app.settings.section import ROOT, Commas, Section, split, web_address
 
 

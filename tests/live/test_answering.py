@@ -13,10 +13,10 @@ from app.errors import FrameError, UndecodableFrame
 from app.live.answering import Answering
 from app.live.batches import Wish
 from app.live.ledger import Ledger
+from app.live.queue import DropQueue
 from app.pipeline.frames import Frame, Job, StreamMemory
 from app.protocol.messages import Error, Result, ServerMessage, StreamSettings
 from app.protocol.result import FrameResult, Image
-from app.queues import DropQueue
 
 pytestmark = pytest.mark.anyio
 

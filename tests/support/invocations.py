@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from app.auth import Auth, Gate
+from app.auth import Auth, AuthMiddleware
 from app.pipeline.opening import opened
 from app.segments.routes import router
 from app.segments.service import SegmentService
@@ -36,7 +36,7 @@ def answering(settings: Settings) -> Iterator[str]:
             yield
 
     app = FastAPI(lifespan=lifespan)
-    app.add_middleware(Gate, auth=Auth(settings))
+    app.add_middleware(AuthMiddleware, auth=Auth(settings))
     app.include_router(router)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, name="invocations")

@@ -14,13 +14,13 @@ from typing import Any
 from app.errors import InferenceError, InferenceUnavailable
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.opening import opened
+from app.process import tune
 from app.segments.analyze import Report, analyze_film, stream_settings
 from app.segments.backends.backend import BackendUnavailable, Done, SegmentFailed
 from app.segments.film import FilmError, probe
 from app.segments.keys import SegmentKey, beside
 from app.segments.ports import ObjectMissing, Objects
 from app.settings import Settings
-from app.tuning import tune
 
 log = logging.getLogger(__name__)
 

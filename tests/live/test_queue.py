@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.queues import DropQueue
+from app.live.queue import DropQueue
 
 pytestmark = pytest.mark.anyio
 T = TypeVar("T")

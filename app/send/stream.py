@@ -1,4 +1,4 @@
-"""What `send` does: a source through a session, results as JSON lines or drawn into a film."""
+"""Streams a source through a live session at its own pace, and writes the results."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from app.client import LiveSession, Refused, SessionEnded, connect
 from app.errors import SightlineError
 from app.protocol.messages import Result, encode_result
-from app.sending.film import Film
+from app.send.video import VideoWriter
 from app.sources.address import Address, parse, printable
 from app.sources.options import Options
 from app.sources.reader import Limits, Reader, Shot, SourceError, open_source
 
 QUALITY = 85
 _LATE_S = 2.0
-"""A recording that is so far behind its own pace goes on from where it is."""
-_MOST_THREADS = 4
+"""A recording this far behind its own pace does not catch up: its clock is set anew."""
+_MAX_THREADS = 4
 _INTERRUPTED = 128
-_MOST_SAID = 20
-"""Lines about the source at the end; how many pieces of it were no pictures is counted."""
+"""Plus the number of the signal: the exit status by convention of shells."""
+_MAX_NOTES = 20
+"""Lines about the source in the summary; undecodable frames beyond them are only counted."""
 
 
 class Sink(Protocol):
@@ -42,7 +43,7 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """One result a line. The file is begun with the first."""
+    """One result per line. The file is opened for the first result."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -68,7 +69,7 @@ class JsonLines:
 
 
 def _writable(path: Path) -> None:
-    """Says before the first result what keeps a file from being written; nothing is left of the attempt."""
+    """Fails before the first result if the file cannot be written; leaves no file behind."""
     there = path.exists()
     try:
         path.open("ab").close()
@@ -83,8 +84,8 @@ def _unwritable(path: Path, error: OSError) -> SightlineError:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What `send` was asked for."""
+class SendOptions:
+    """The options of `sightline send`; None is the default of each."""
 
     source: str
     url: str
@@ -100,12 +101,12 @@ class Request:
     max_pixels: int | None = None
 
 
-def send(request: Request) -> None:
-    """Streams a source to a service; progress and a summary on stderr.
+def stream(request: SendOptions) -> None:
+    """Streams a source to a service; prints progress and a summary on stderr.
 
     Raises:
         SightlineError: the source cannot be read, or the session ended early.
-        SystemExit: 130 after Ctrl-C, 143 after SIGTERM. What was answered by then is kept.
+        SystemExit: 130 after Ctrl-C, 143 after SIGTERM. Results received by then are kept.
     """
     output = request.output
     if output is not None and output.suffix.lower() not in (".mp4", ".jsonl"):
@@ -113,14 +114,14 @@ def send(request: Request) -> None:
     address = parse(request.source)
     if address.kind == "file" and not os.path.exists(address.text):
         raise SourceError(
-            f"{address.shown}: no such file; want a video, a picture, a folder of them, a URL or a camera's number"
+            f"{address.shown}: no such file; want a video, an image, a folder of them, a URL or a camera number"
         )
     asked = {"transport": request.transport, "options": request.options or None, "rotation": request.rotation}
     options = Options.parse(asked, address)
     mode = "realtime" if request.realtime else "lossless"
     connecting = connect(request.url, token=request.token, mode=mode, confidence=request.confidence)  # type: ignore[arg-type]
     try:
-        asyncio.run(_Sending(request, address, options).run(connecting))
+        asyncio.run(_Sender(request, address, options).run(connecting))
     except (Refused, SessionEnded) as error:
         if "token" in str(error) and "--token" not in str(error):
             raise SightlineError(f"{error}; `send` takes it by --token or SIGHTLINE_TOKEN") from None
@@ -133,21 +134,21 @@ def send(request: Request) -> None:
 
 
 class _Terminated(BaseException):
-    """SIGTERM came."""
+    """SIGTERM was received."""
 
 
-class _Sending:
-    """One source on its way through one session."""
+class _Sender:
+    """Sends one source through one session."""
 
-    def __init__(self, request: Request, address: Address, options: Options) -> None:
+    def __init__(self, request: SendOptions, address: Address, options: Options) -> None:
         self._request = request
         self._address = address
         self._options = options
         self._sent: dict[int, tuple[bytes, Shot]] = {}
-        """Pictures without their result yet, by `seq`."""
+        """Frames without a result yet, by `seq`."""
         self._left_out = 0
-        self._said: list[str] = []
-        """Lines for the end, each once."""
+        self._notes: list[str] = []
+        """Lines for the summary, each once."""
         self._terminated = False
 
     async def run(self, connecting: AbstractAsyncContextManager[LiveSession]) -> None:
@@ -160,7 +161,7 @@ class _Sending:
 
         loop.add_signal_handler(signal.SIGTERM, terminate)
         try:
-            # The source first: one that cannot be read opens no session.
+            # The source first, so that an unreadable one opens no session.
             with await asyncio.to_thread(self._open) as reader:
                 await self._send(reader, connecting)
         except asyncio.CancelledError:
@@ -172,26 +173,26 @@ class _Sending:
 
     def _open(self) -> Reader:
         request = self._request
-        film = request.output is not None and request.output.suffix.lower() == ".mp4"
+        video = request.output is not None and request.output.suffix.lower() == ".mp4"
         limits = Limits(
-            threads=min(_MOST_THREADS, os.cpu_count() or 1),
+            threads=min(_MAX_THREADS, os.cpu_count() or 1),
             picture_s=1 / (request.fps or 25),
-            with_sound=film,
+            with_sound=video,
             keeps_pauses=not request.realtime,
         )
         return open_source(self._address, self._options, limits, self._damaged)
 
     def _damaged(self, problem: str, code: str) -> None:
-        self._say(problem)
+        self._note(problem)
 
-    def _say(self, line: str) -> None:
-        if line not in self._said and len(self._said) < _MOST_SAID:
-            self._said.append(line)
+    def _note(self, line: str) -> None:
+        if line not in self._notes and len(self._notes) < _MAX_NOTES:
+            self._notes.append(line)
 
     async def _send(self, reader: Reader, connecting: AbstractAsyncContextManager[LiveSession]) -> None:
         limit = self._request.limit
         total = reader.frames if limit is None else min(limit, reader.frames or limit)
-        # The session before the file: where there is none, no file is touched.
+        # The session before the file, so that without a session no file is touched.
         async with connecting as session:
             sink = self._sink(reader)
             try:
@@ -203,21 +204,21 @@ class _Sending:
                             del self._sent[late]
                         await _whole(sink.write, jpeg, result, shot)
             except BaseException:
-                with suppress(SightlineError):  # what was answered is kept, where it can be
+                with suppress(SightlineError):  # results received so far are kept if possible
                     sink.close()
                 raise
             await _whole(sink.close)
-            notes = [*await _whole(reader.truncated), *self._notes(reader)]
-            _summarise(session, self._left_out, notes)
+            notes = [*await _whole(reader.truncated), *self._all_notes(reader)]
+            _print_summary(session, self._left_out, notes)
 
     def _sink(self, reader: Reader) -> Sink:
         output = self._request.output
         if output is not None and output.suffix.lower() == ".mp4":
-            return Film(output, reader, self._say)
+            return VideoWriter(output, reader, self._note)
         return JsonLines(output)
 
     async def _paced(self, reader: Reader) -> AsyncIterator[bytes]:
-        """The source's pictures at their pace, or as fast as credits allow."""
+        """The source's frames at their pace, or as fast as credits allow."""
         shots, realtime, fps = iter(reader), self._request.realtime, self._request.fps
         began = math.inf
         for number in itertools.count():
@@ -228,7 +229,7 @@ class _Sending:
             at_s = float(shot.at) if fps is None else number / fps
             period_s = float(shot.lasts) if fps is None else 1 / fps
             if reader.pace == "live":
-                # It keeps its own pace, and is behind where more time went by here than there.
+                # A live source keeps its own pace: a frame is late if more time passed here than in the source.
                 began = min(began, now - at_s)
                 late_s = now - began - at_s
             else:
@@ -245,14 +246,14 @@ class _Sending:
             self._sent[number + 1 - self._left_out] = jpeg, shot
             yield jpeg
 
-    def _notes(self, reader: Reader) -> list[str]:
+    def _all_notes(self, reader: Reader) -> list[str]:
         if reader.damaged:
-            return [*self._said, f"{reader.damaged} pieces of the source held no picture that could be decoded"]
-        return self._said
+            return [*self._notes, f"{reader.damaged} pieces of the source held no picture that could be decoded"]
+        return self._notes
 
 
 async def _whole(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls it in a thread, and waits for its end also where the caller is cancelled: it holds a file or a decoder."""
+    """Calls `function` in a thread and waits for its end even if cancelled, because it uses a file or a decoder."""
     call = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
     try:
         return await asyncio.shield(call)
@@ -261,7 +262,7 @@ async def _whole(function: Callable[..., Any], *arguments: Any) -> Any:
         raise
 
 
-def _summarise(session: LiveSession, left_out: int, notes: list[str]) -> None:
+def _print_summary(session: LiveSession, left_out: int, notes: list[str]) -> None:
     lines: list[str] = []
     if session.bye is not None:
         report = session.bye.report
@@ -270,18 +271,18 @@ def _summarise(session: LiveSession, left_out: int, notes: list[str]) -> None:
         rate = report.processed / max(report.duration_s, 1e-9)
         lines.append(
             f"{report.received} frames received, {report.processed} answered, dropped: {dropped}, "
-            f"failed: {report.failed}; {rate:.1f} a second"
+            f"failed: {report.failed}; {rate:.1f} per second"
             + (f", {total.p50_ms:.0f} ms each (p95 {total.p95_ms:.0f})" if total else "")
         )
     if left_out:
-        lines.append(f"{left_out} more were not sent: their time was over")
+        lines.append(f"{left_out} more were not sent: they were late")
     lines += [f"frame {refused.seq} was refused: {refused.message}" for refused in session.refused]
     sys.stderr.write("".join(f"{line}\n" for line in [*lines, *notes]))
 
 
 @contextmanager
 def _progress(total: int | None) -> Iterator[Any]:
-    """A bar where somebody looks; files and pipes get the summary alone."""
+    """A progress bar on a terminal; files and pipes get only the summary."""
     console = Console(stderr=True)
     columns = (TextColumn("frames"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:

@@ -148,13 +148,13 @@ def test_realtime_leaves_out_what_a_slow_service_is_too_late_for(serve: Serve, f
     slow = serve(**SLOW)  # 0.3 s a frame; the film's 8 last 0.8 s
     done = send(slow, film, "--realtime")
     assert done.code == 0
-    (left_out,) = [int(line.split()[0]) for line in done.err.splitlines() if "their time was over" in line]
+    (left_out,) = [int(line.split()[0]) for line in done.err.splitlines() if "they were late" in line]
     received = int(done.err.split()[0])
     assert left_out + received == PAN.count
     assert left_out >= 1
     every_frame = send(slow, film)
     assert len(every_frame.results) == PAN.count
-    assert "their time was over" not in every_frame.err
+    assert "they were late" not in every_frame.err
 
 
 def test_a_reader_that_has_enough_ends_it_quietly(service: Service, film: Path) -> None:

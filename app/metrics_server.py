@@ -1,4 +1,4 @@
-"""`GET /metrics` and `GET /health` of a process that is no web service, on METRICS_PORT."""
+"""`GET /metrics` and `GET /health` on METRICS_PORT, for processes that are not the web service."""
 
 from __future__ import annotations
 
@@ -17,54 +17,53 @@ import orjson
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from app import metrics
-from app.auth import Audit, Hosts
+from app.auth import Hosts, RefusalLog
 from app.errors import ConfigurationError
 
-Report = Callable[[], dict[str, Any]]
-
+HealthReport = Callable[[], dict[str, Any]]
 
 log = logging.getLogger(__name__)
 
-_MOST = 64
-"""Connections at once; each has a thread."""
-_PATIENCE_S = 10.0
-"""From accept to the end of the answer, however steadily a request comes or is read."""
+_MAX_CONNECTIONS = 64
+"""Each has a thread."""
+_TIMEOUT_S = 10.0
+"""From accept to the end of the answer, however steadily the client sends or reads."""
 _PAUSE_S = 0.5
-"""Before accepting is tried again while no descriptor is left: the socket goes on saying that somebody waits."""
+"""Before the next accept while no descriptor is left: the socket stays readable, and the loop would spin."""
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    report: Report
+    report: HealthReport
     hosts: Hosts
-    audit: Audit
+    refusals: RefusalLog
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._open: dict[Any, float] = {}
-        """Connections, and when each is cut off."""
-        self._out = False
+        """Connections, and when each times out."""
+        self._out_of_descriptors = False
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
             found = super().get_request()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
-                if not self._out:
-                    log.error("no connection to the metrics can be taken: %s (ulimit -n)", error.strerror)
+                if not self._out_of_descriptors:
+                    log.error("no connection for metrics can be accepted: %s (ulimit -n)", error.strerror)
                     metrics.CONNECTIONS_REFUSED.labels("descriptors").inc()
-                self._out = True
+                self._out_of_descriptors = True
                 time.sleep(_PAUSE_S)
             raise
-        self._out = False
+        self._out_of_descriptors = False
         return found
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if len(self._open) >= _MOST:
+        if len(self._open) >= _MAX_CONNECTIONS:
             metrics.CONNECTIONS_REFUSED.labels("full").inc()
             self.shutdown_request(request)
             return
-        self._open[request] = time.monotonic() + _PATIENCE_S
+        self._open[request] = time.monotonic() + _TIMEOUT_S
         metrics.CONNECTIONS.labels("http").inc()
         super().process_request(request, client_address)
 
@@ -74,21 +73,21 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """A few times a second: cuts off who takes too long. Its thread then sees the end, and closes."""
+        """Called a few times a second: shuts late connections down, so that their threads end."""
         now = time.monotonic()
         for request, due in [*self._open.items()]:
             if now > due:
-                self._open[request] = now + _PATIENCE_S
+                self._open[request] = now + _TIMEOUT_S
                 metrics.CONNECTIONS_REFUSED.labels("slow_head").inc()
                 with suppress(OSError):
                     request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), OSError):  # else it left, or was cut off
+        if not isinstance(sys.exception(), OSError):  # an OSError: the client left or timed out
             log.exception("a request for metrics or health failed")
 
 
-class _Page(BaseHTTPRequestHandler):
+class _Handler(BaseHTTPRequestHandler):
     server: _Server
     timeout = 10  # seconds that a silent client may hold a thread
 
@@ -96,20 +95,20 @@ class _Page(BaseHTTPRequestHandler):
         refusal = self.server.hosts.refusal(self.headers.get_all("Host") or [], self.path)
         if refusal is not None:
             metrics.AUTH_FAILURES.labels(refusal.reason).inc()
-            self.server.audit.refused(self.client_address[0], f"GET {self.path}", refusal.reason)
-            self._say(refusal.status, bytes(refusal.response().body), "application/json")
+            self.server.refusals.refused(self.client_address[0], f"GET {self.path}", refusal.reason)
+            self._respond(refusal.status, bytes(refusal.response().body), "application/json")
         elif self.path == "/metrics":
-            self._say(200, metrics.exposition(), CONTENT_TYPE_LATEST)
+            self._respond(200, metrics.exposition(), CONTENT_TYPE_LATEST)
         elif self.path in ("/health", "/health/live"):
             report = self.server.report()
-            self._say(503 if report["state"] == "silent" else 200, orjson.dumps(report), "application/json")
+            self._respond(503 if report["state"] == "silent" else 200, orjson.dumps(report), "application/json")
         elif self.path == "/health/ready":
             report = self.server.report()
-            self._say(200 if report["state"] == "ok" else 503, orjson.dumps(report), "application/json")
+            self._respond(200 if report["state"] == "ok" else 503, orjson.dumps(report), "application/json")
         else:
-            self._say(404, b"/metrics, /health, /health/live and /health/ready are here\n", "text/plain")
+            self._respond(404, b"/metrics, /health, /health/live and /health/ready are here\n", "text/plain")
 
-    def _say(self, status: int, body: bytes, kind: str) -> None:
+    def _respond(self, status: int, body: bytes, kind: str) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -117,31 +116,33 @@ class _Page(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing is logged a request."""
+        """Logs nothing per request."""
 
 
 @contextmanager
-def serving(host: str, port: int, report: Report, hosts: Hosts) -> Iterator[int]:
+def serve_metrics(host: str, port: int, report: HealthReport, hosts: Hosts) -> Iterator[int]:
     """Serves from a thread while the block lasts; yields the port.
 
     Args:
         port: 0 takes a free one.
-        report: what /health says; its `state` decides the status.
-        hosts: the names that it answers to.
+        report: makes the body of /health; its `state` decides the status.
+        hosts: host names that the server answers to.
 
     Raises:
-        ConfigurationError: the port cannot be had.
+        ConfigurationError: HOST and METRICS_PORT cannot be listened on.
     """
     kind = type("_Server6", (_Server,), {"address_family": socket.AF_INET6}) if ":" in host else _Server
     try:
-        server = kind((host, port), _Page)
+        server = kind((host, port), _Handler)
     except OSError as error:
         raise ConfigurationError(
             f"HOST='{host}' METRICS_PORT={port}: cannot listen there ({error.strerror or error}); "
             "stop what uses the port, or set METRICS_PORT to another (0 takes a free one)"
         ) from None
-    server.report, server.hosts, server.audit = report, hosts, Audit()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, name="pages", daemon=True)
+    server.report, server.hosts, server.refusals = report, hosts, RefusalLog()
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.2}, name="metrics-server", daemon=True
+    )
     thread.start()
     try:
         yield server.server_address[1]

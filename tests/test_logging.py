@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import orjson
 import pytest
 
-from app.logs import JsonFormatter, configure
+from app.logging import JsonFormatter, configure
 from app.settings import ServerSettings
 
 

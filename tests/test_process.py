@@ -10,8 +10,8 @@ from pathlib import Path
 import orjson
 import pytest
 
+from app.process import log_while_waiting
 from app.settings import TritonSettings
-from app.waiting import waiting_for
 from benchmarks import canned
 from tests.support.service import process, require_environment, wait_for_line
 
@@ -47,11 +47,11 @@ def test_e7_a_start_says_what_it_waits_for(tmp_path: Path) -> None:
 
 
 def test_e7_whatever_holds_up_the_event_loop_is_said_too(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO), waiting_for("an import", every_s=0.05):
+    with caplog.at_level(logging.INFO), log_while_waiting("an import", every_s=0.05):
         time.sleep(0.5)
     assert len([line for line in caplog.messages if line.startswith("starting: waiting for an import, ")]) >= 2
     caplog.clear()
-    with caplog.at_level(logging.INFO), waiting_for("nothing", every_s=0.5):
+    with caplog.at_level(logging.INFO), log_while_waiting("nothing", every_s=0.5):
         pass
     time.sleep(0.6)
     assert not caplog.messages

@@ -1,8 +1,7 @@
-"""The annotated film that `send -o` writes: pictures at their own times, the source's sound copied beside them."""
+"""The annotated video that `send -o` writes: each frame at its own time, the source's sound copied."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from app.drawing import annotate
 from app.errors import SightlineError
+from app.files import partial_path
 from app.protocol.messages import Result
 from app.sources.address import ffmpeg_name, printable
 from app.sources.copying import copied, takes
@@ -24,48 +24,47 @@ from app.sources.reader import Container, Reader, Shot
 FORMAT = "mp4"
 _BASE = Fraction(1, 90_000)
 _EARLY = Fraction(-1, 4)
-"""Sound that begins so long before the film's first moment is still written: decoders want a packet of lead."""
-_MOST_LEAD = Fraction(10)
-"""Seconds that a source's pictures may begin after its sound."""
-_LONGEST_NAME = 200
+"""Seconds: sound that begins this long before the first frame is written, because decoders need a packet of lead."""
+_MAX_LEAD = Fraction(10)
+"""Seconds by which a source's video may begin after its sound."""
 
 
-class Film:
-    """H.264 in MP4, in the size of the first picture.
+class VideoWriter:
+    """Writes H.264 in MP4, in the size of the first frame.
 
-    It is written under another name beside its own, which it takes when it is whole: nobody meets half a film, and
-    where no picture came there is none.
+    The file is written under another name in the same folder and renamed once it is complete, so that no incomplete
+    video is ever seen. Without a frame there is no file.
 
     Args:
-        reader: where the pictures come from; its sound is copied.
-        say: is given a line for each stream of the source that is left out.
+        reader: the source; its sound is copied.
+        on_note: called with a line for each stream of the source that is left out.
 
     Raises:
         SightlineError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, reader: Reader, say: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, reader: Reader, on_note: Callable[[str], None]) -> None:
         self._path = path
-        self._temporary = beside(path)
+        self._temporary = partial_path(path)
         with _named(path):
-            self._temporary.open("wb").close()  # a folder that cannot be written to is said before the first picture
+            self._temporary.open("wb").close()  # fails before the first frame if the folder is read-only
         self._temporary.unlink()
         self._reader = reader
         self._source = reader if isinstance(reader, Container) else None
-        self._say = say
+        self._on_note = on_note
         self._container: Any = None
         self._stream: Any = None
         self._tracks: dict[int, Any] = {}
         self._end = Fraction(0)
         self._lengths: dict[int, int] = {}
-        """How long frames are shown, by their times, until they are coded."""
+        """Display durations of frames that are not encoded yet, by time."""
         self._heard_until: dict[int, Fraction] = {}
         self._lead = Fraction(0)
         self._last: tuple[Any, int] | None = None
-        """The last frame, not yet coded, and its time: how long it is shown is known with the next one."""
+        """The last frame and its time. It is encoded once the next frame tells how long it is shown."""
 
     def write(self, jpeg: bytes, result: Result, shot: Shot) -> None:
-        # Without an EXIF orientation: the result's pixels are those.
+        # EXIF orientation is ignored, because the result's pixel coordinates ignore it.
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         pixels: Any = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags)
         picture = annotate(pixels, result.frame)
@@ -76,18 +75,18 @@ class Film:
             frame.pts, frame.time_base = round((shot.at + self._lead) / _BASE), _BASE
             if self._last is not None:
                 frame.pts = max(frame.pts, self._last[1] + 1)
-                self._code(frame.pts)
+                self._encode(frame.pts)
             self._last = frame, frame.pts
             self._end = shot.at
 
     def close(self) -> None:
-        """Ends the film and gives it its name, where a picture came; else nothing is left."""
+        """Completes the video and renames it. Without a frame nothing is left."""
         if self._container is None:
             return
         try:
             with _named(self._path):
                 self._end += self._reader.period
-                self._code(round((self._end + self._lead) / _BASE))
+                self._encode(round((self._end + self._lead) / _BASE))
                 self._mux(self._stream.encode(None))
                 self._write_sound(self._end)
                 self._container.close()
@@ -101,9 +100,9 @@ class Film:
     def _open(self, height: int, width: int, shot: Shot) -> None:
         self._container = av.open(ffmpeg_name(self._temporary), "w", format=FORMAT)
         rate = Fraction(self._reader.fps).limit_denominator(1001)
-        # No B-frames: with them an MP4 says of a variable rate how long frames are decoded, not shown.
+        # No B-frames: with them and a variable rate, MP4 stores how long frames are decoded, not shown.
         self._stream = self._container.add_stream("libx264", rate=rate, options={"bf": "0"})
-        self._stream.width, self._stream.height = width + width % 2, height + height % 2  # 4:2:0 wants even sides
+        self._stream.width, self._stream.height = width + width % 2, height + height % 2  # 4:2:0 needs even sides
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.time_base = _BASE
         if self._source is not None:
@@ -114,17 +113,17 @@ class Film:
         shape = source.stream.sample_aspect_ratio
         if shape:
             self._stream.codec_context.sample_aspect_ratio = 1 / shape if shot.turn.transposed else shape
-        self._lead = source.lead if source.lead <= _MOST_LEAD else Fraction(0)
+        self._lead = source.lead if source.lead <= _MAX_LEAD else Fraction(0)
         for number, stream in enumerate(source.sound.streams):
             if takes(FORMAT, [stream]):
                 self._tracks[number] = copied(self._container, stream)
             else:
-                self._say(f"left out: the sound, {stream.codec_context.name}; MP4 does not take it")
-        for words in source.left_out:
-            self._say(f"left out: {words}")
+                self._on_note(f"left out: the sound, {stream.codec_context.name}; MP4 does not take it")
+        for problem in source.left_out:
+            self._on_note(f"left out: {problem}")
 
-    def _code(self, until: int) -> None:
-        """Codes the last frame, which is shown until this moment."""
+    def _encode(self, until: int) -> None:
+        """Encodes the last frame, which is shown until this time."""
         assert self._last is not None
         frame, at = self._last
         self._lengths[at] = max(1, until - at)
@@ -144,7 +143,7 @@ class Film:
             track = self._tracks.get(number)
             base = Fraction(packet.time_base)
             lasts, shown = (packet.duration or 0) * base, at + self._lead
-            # Where recordings were joined, the sound of one may be longer than its pictures.
+            # In joined recordings, the sound of one may be longer than its video.
             if track is None or shown < max(_EARLY, self._heard_until.get(number, _EARLY) - lasts / 2):
                 continue
             self._heard_until[number] = shown + lasts
@@ -155,15 +154,9 @@ class Film:
             self._container.mux(packet)
 
 
-def beside(path: Path) -> Path:
-    """A name for what becomes this file once it is whole, in the same folder and no longer than names may be."""
-    stem = os.fsencode(path.name)[:_LONGEST_NAME].decode("ascii", "replace").replace("\ufffd", "_")
-    return path.with_name(f".{stem}.{os.getpid()}.part")
-
-
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Says which file it was that could not be written."""
+    """Names the file in errors of writing it."""
     try:
         yield
     except (OSError, av.error.FFmpegError) as error:
@@ -171,7 +164,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _fit(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
-    """The picture, RGB uint8 [h, w, 3], in the middle of a black one of this size; made smaller where it must be."""
+    """The image, RGB uint8 [h, w, 3], centred on a black one of this size, scaled down if it is larger."""
     if picture.shape[:2] == (height, width):
         return picture
     scale = min(1.0, width / picture.shape[1], height / picture.shape[0])

@@ -1,0 +1,1 @@
+"""`sightline send`: streams a source through a session; results become JSON lines or an annotated video."""
