@@ -1,4 +1,4 @@
-"""How many sessions there are, told to CloudWatch, so that a machine that nobody uses can be stopped.
+"""Publishes the number of sessions to CloudWatch, so that an unused machine can be stopped.
 
 The function that stops it is `infra/lambda/stop_idle.py`.
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from app.limits import Latch
 from app.metrics import ACTIVITY_ERRORS
 from app.settings import ActivitySettings, AwsSettings
 
@@ -28,8 +29,8 @@ _SAMPLE_S = 1.0
 
 
 @dataclass
-class Figure:
-    """What was counted since the last figure."""
+class SessionStatistics:
+    """A CloudWatch statistic set of the session count since the last publication."""
 
     samples: int = 0
     total: int = 0
@@ -37,14 +38,14 @@ class Figure:
     most: int = 0
 
     def add(self, sessions: int) -> None:
-        """One more look at the count."""
+        """Adds a sample."""
         self.least = min(self.least, sessions) if self.samples else sessions
         self.most = max(self.most, sessions)
         self.samples += 1
         self.total += sessions
 
-    def absorb(self, earlier: Figure) -> None:
-        """Takes in a figure that could not be told."""
+    def absorb(self, earlier: SessionStatistics) -> None:
+        """Adds earlier statistics that were not published."""
         if not earlier.samples:
             return
         self.least = min(self.least, earlier.least) if self.samples else earlier.least
@@ -54,27 +55,27 @@ class Figure:
 
 
 class ActivityPublisher:
-    """Publishes `ActiveSessions` every ACTIVITY_INTERVAL_S, and at once when a first session comes.
+    """Publishes `ActiveSessions` every ACTIVITY_INTERVAL_S, and at once when a first session begins.
 
-    The count is looked at every second, and a figure holds all looks since the last one as a statistic set: its
-    `Maximum` keeps a session that came and went in between. With several workers, each publishes its own under the
-    same name: the `Maximum` over all is above 0 as long as any of them has a session, and none has to be elected to
-    speak for the others. It is the most sessions in one worker, not their sum.
+    The count is sampled every second and published as a statistic set: its `Maximum` includes a session that came and
+    went in between. Each of several workers publishes under the same name, so that none has to speak for the others:
+    the `Maximum` over all is above 0 as long as any worker has a session. It is the most sessions in one worker, not
+    their sum.
     """
 
     def __init__(self, settings: ActivitySettings, aws: AwsSettings, count: Callable[[], int]) -> None:
         self._settings = settings
         self._aws = aws
         self._count = count
-        self._figure = Figure()
-        self._came = asyncio.Event()
-        self._most_told = 0
-        self._trouble: str | None = None
+        self._statistics = SessionStatistics()
+        self._first_session = asyncio.Event()
+        self._published_most = 0
+        self._trouble = Latch()
 
     async def run(self) -> None:
-        """Runs until it is cancelled; returns at once where ACTIVITY_METRIC is `off`.
+        """Runs until cancelled; returns at once if ACTIVITY_METRIC is `off`.
 
-        What CloudWatch does not take is counted, logged once, and told with the next figure.
+        Statistics that CloudWatch does not take are counted, logged once, and published with the next ones.
         """
         if self._settings.activity_metric == "off":
             return
@@ -85,40 +86,38 @@ class ActivityPublisher:
     async def _watch(self) -> None:
         while True:
             sessions = self._count()
-            self._figure.add(sessions)
-            if sessions and not self._most_told:
-                self._came.set()  # an idle stop that is about to happen must hear of it now
+            self._statistics.add(sessions)
+            if sessions and not self._published_most:
+                self._first_session.set()  # publish now, before an idle stop happens
             await asyncio.sleep(_SAMPLE_S)
 
     async def _publish(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.activity_interval_s):
-                    await self._came.wait()
-            self._came.clear()
-            figure, self._figure = self._figure, Figure()
-            self._most_told = figure.most  # tried to, at least: what fails waits for the next turn
+                    await self._first_session.wait()
+            self._first_session.clear()
+            statistics, self._statistics = self._statistics, SessionStatistics()
+            self._published_most = statistics.most  # even if it fails: the next publication repeats it
             try:
-                await asyncio.to_thread(self._put, figure)
-            except Exception as error:  # whatever AWS, its SDK or the metadata service has against this figure
-                self._figure.absorb(figure)
+                await asyncio.to_thread(self._put, statistics)
+            except Exception as error:  # of AWS, its SDK or the metadata service
+                self._statistics.absorb(statistics)
                 self._failed(error)
             else:
-                self._went_well()
+                self._recovered()
 
     def _failed(self, error: Exception) -> None:
         ACTIVITY_ERRORS.inc()
         text = f"{type(error).__name__}: {error}"
-        if text != self._trouble:
+        if self._trouble.begins(text):
             log.error("no activity figure for CloudWatch; an idle stop may stop this machine in use: %s", text)
-        self._trouble = text
 
-    def _went_well(self) -> None:
-        if self._trouble is not None:
+    def _recovered(self) -> None:
+        if self._trouble.ends():
             log.info("CloudWatch takes activity figures again")
-        self._trouble = None
 
-    def _put(self, figure: Figure) -> None:
+    def _put(self, statistics: SessionStatistics) -> None:
         self._cloudwatch.put_metric_data(
             Namespace=self._settings.activity_namespace,
             MetricData=[
@@ -126,10 +125,10 @@ class ActivityPublisher:
                     "MetricName": METRIC,
                     "Dimensions": [{"Name": "InstanceId", "Value": self._machine.instance_id}],
                     "StatisticValues": {
-                        "SampleCount": figure.samples,
-                        "Sum": figure.total,
-                        "Minimum": figure.least,
-                        "Maximum": figure.most,
+                        "SampleCount": statistics.samples,
+                        "Sum": statistics.total,
+                        "Minimum": statistics.least,
+                        "Maximum": statistics.most,
                     },
                     "Unit": "Count",
                 }
@@ -143,7 +142,7 @@ class ActivityPublisher:
 
     @cached_property
     def _cloudwatch(self) -> CloudWatchClient:
-        # Half a second and 20 MiB, for those who use it.
+        # Imported here, because it costs half a second and 20 MiB.
         import boto3
         from botocore.config import Config
 
@@ -158,14 +157,14 @@ class ActivityPublisher:
 
 @dataclass(frozen=True)
 class Machine:
-    """An EC2 instance and the region that it is in, where that is known."""
+    """An EC2 instance and its region, if known."""
 
     instance_id: str
     region: str | None
 
 
 class NotOnEc2(Exception):
-    """The metadata service of EC2 does not answer."""
+    """EC2's metadata service does not answer."""
 
 
 _METADATA_TIMEOUT_S = 1.0
@@ -176,7 +175,7 @@ def this_machine() -> Machine:
     """Asks EC2's metadata service, version 2, whose address botocore knows.
 
     Raises:
-        NotOnEc2: nobody answers; the message says what to set.
+        NotOnEc2: the service does not answer; the message says what to set.
     """
     import botocore.session
 
@@ -195,7 +194,7 @@ def this_machine() -> Machine:
 
 def _ask(url: str, method: str, headers: dict[str, str]) -> str:
     request = urllib.request.Request(url, method=method, headers=headers)
-    # No proxy: the address is link-local, and means this machine alone.
+    # No proxy, because the address is link-local.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=_METADATA_TIMEOUT_S) as answer:
         text: str = answer.read().decode()

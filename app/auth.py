@@ -32,6 +32,7 @@ from starlette.websockets import WebSocket
 from app import metrics
 from app.addresses import PORTS, Host, Origin, bracketed, is_loopback, read_host, read_origin
 from app.errors import ConfigurationError
+from app.limits import TokenBucket, backoff_s
 from app.settings import Settings
 
 K = TypeVar("K")
@@ -341,8 +342,7 @@ class GuessThrottle:
         """Records a wrong token from an address that did not have to wait."""
         now = self._clock()
         count = self._failures.get(network, (0, now, now))[0] + 1
-        doubled = min(count - _FREE_FAILURES, 10)
-        wait_s = min(_FIRST_WAIT_S * 2**doubled, _LONGEST_WAIT_S) if doubled >= 0 else 0.0
+        wait_s = backoff_s(count - _FREE_FAILURES + 1, _FIRST_WAIT_S, _LONGEST_WAIT_S)
         _remember(self._failures, network, (count, now, now + wait_s))
 
     def right(self, network: str, token: int) -> None:
@@ -375,20 +375,16 @@ class RefusalLog:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._lines, self._since = float(_LINES), clock()
+        self._lines = TokenBucket(_LINES_PER_S, _LINES, clock)
         self._unlogged = 0
         self._explained: dict[tuple[str, str], float] = {}
 
     def refused(self, address: str, route: str, reason: str) -> None:
         """Logs one line per refusal, up to the rate."""
         with self._lock:
-            now = self._clock()
-            self._lines = min(_LINES, self._lines + (now - self._since) * _LINES_PER_S)
-            self._since = now
-            if self._lines < 1:
+            if not self._lines.take():
                 self._unlogged += 1
                 return
-            self._lines -= 1
             unlogged, self._unlogged = self._unlogged, 0
         if unlogged:
             log.warning("refused: %d more that were not logged separately", unlogged)

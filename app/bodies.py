@@ -1,4 +1,4 @@
-"""Bodies of requests: as many bytes and seconds as a route allows, alone or as the one file of a form."""
+"""Request bodies within a route's limits of bytes and seconds, either the body itself or the one file of a form."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ class BodyTooLarge(SightlineError):
 
 
 class BodyTooSlow(SightlineError):
-    """It was not here whole in time."""
+    """The body did not arrive completely in time."""
 
 
 async def read(request: Request, *, most: int, within_s: float) -> bytes:
-    """The whole body.
+    """Reads the whole body.
 
     Args:
         most: bytes.
-        within_s: seconds from now on, however steadily it comes.
+        within_s: seconds from now on, however steadily the client sends.
 
     Raises:
-        BodyTooLarge: also by its own word, before it is here.
-        BodyTooSlow: what came so far is thrown away.
-        ClientDisconnect: nobody is there any more.
+        BodyTooLarge: by its bytes, or by its Content-Length before it arrives.
+        BodyTooSlow: it is incomplete after `within_s`; its bytes are discarded.
+        ClientDisconnect: the client has left.
     """
-    said = request.headers.get("content-length", "")
-    if said.isascii() and said.isdigit() and (len(said) > 18 or int(said) > most):
-        raise BodyTooLarge(f"{said[:18]} bytes")
+    length = request.headers.get("content-length", "")
+    if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > most):
+        raise BodyTooLarge(f"{length[:18]} bytes")
     chunks, size = [], 0
     try:
         async with asyncio.timeout(within_s):
@@ -49,23 +49,22 @@ async def read(request: Request, *, most: int, within_s: float) -> bytes:
                 chunks.append(chunk)
     except TimeoutError:
         metrics.CONNECTIONS_REFUSED.labels("slow_body").inc()
-        raise BodyTooSlow(f"the body was not here whole within INIT_TIMEOUT_S={within_s:g} seconds") from None
+        raise BodyTooSlow(f"the body did not arrive completely within INIT_TIMEOUT_S={within_s:g} seconds") from None
     return b"".join(chunks)
 
 
 FORM = "multipart/form-data"
 FIELD = "file"
 _FORM_BYTES = 8 * 1024
-"""What a form may add to its file: boundaries and headers."""
+"""Bytes that a form may add to its file: boundaries and headers."""
 _HEADERS, _HEADER_BYTES = 8, 2048
-"""Of a part."""
-_MOST_BOUNDARIES = 100
-"""Of a form that has one part, and so two of them. Each that turns out to be none costs the parser a microsecond or two
-of the event loop."""
+"""Of a part: number of headers, bytes of each."""
+_MAX_BOUNDARIES = 100
+"""A form with one part has two. Each text that only looks like one costs the parser, and the event loop, 1 to 2 µs."""
 
 
-def most_of_form(most: int) -> int:
-    """Bytes of a form around a file of at most `most`."""
+def max_form_bytes(most: int) -> int:
+    """Bytes of a form whose file has at most `most` bytes."""
     return most + _FORM_BYTES
 
 
@@ -75,43 +74,45 @@ def is_form(content_type: str | None) -> bool:
 
 
 def file_in(form: bytes, content_type: str) -> bytes:
-    """The file of a form (RFC 7578) that has one part, `file`.
+    """The file of a form (RFC 7578) that has exactly one part, `file`.
 
     Raises:
-        ProtocolError: it is no such form.
-        BodyTooLarge: what is around the file has more than a few kilobytes.
+        ProtocolError: the form is malformed, or has other parts.
+        BodyTooLarge: the form has more than _FORM_BYTES around its file.
     """
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
-        raise _no_form("its Content-Type names no boundary")
-    if form.count(b"\r\n--" + boundary) > _MOST_BOUNDARIES:
-        raise _no_form("its boundary stands all over its file")
-    found = _Parts()
+        raise _invalid_form("its Content-Type names no boundary")
+    if form.count(b"\r\n--" + boundary) > _MAX_BOUNDARIES:
+        raise _invalid_form("its boundary occurs all over its file")
+    form_parser = _FormParser()
     try:
-        parser = MultipartParser(boundary, found.callbacks(), max_header_count=_HEADERS, max_header_size=_HEADER_BYTES)
+        parser = MultipartParser(
+            boundary, form_parser.callbacks(), max_header_count=_HEADERS, max_header_size=_HEADER_BYTES
+        )
         parser.write(form)
         parser.finalize()
     except FormParserError as error:
-        raise _no_form(shortened(str(error), 120)) from None
-    if not found.ended:
-        raise _no_form("it ends before its last boundary")
-    if found.file is None:
-        raise _no_form("it has no part")
-    if len(form) - len(found.file) > _FORM_BYTES:
-        raise BodyTooLarge(f"{len(form) - len(found.file)} bytes of a form around its file")
-    return found.file
+        raise _invalid_form(shortened(str(error), 120)) from None
+    if not form_parser.ended:
+        raise _invalid_form("it ends before its last boundary")
+    if form_parser.file is None:
+        raise _invalid_form("it has no part")
+    if len(form) - len(form_parser.file) > _FORM_BYTES:
+        raise BodyTooLarge(f"{len(form) - len(form_parser.file)} bytes of a form around its file")
+    return form_parser.file
 
 
-def _no_form(why: str) -> ProtocolError:
+def _invalid_form(why: str) -> ProtocolError:
     return ProtocolError(
-        f"{why}; want one picture in the field `{FIELD}`, as `curl -F {FIELD}=@picture.jpg`, or as the body itself",
+        f"{why}; want one image in the field `{FIELD}`, as `curl -F {FIELD}=@picture.jpg`, or as the body itself",
         code="invalid_form",
         field=FIELD,
     )
 
 
-class _Parts:
-    """What the parser finds."""
+class _FormParser:
+    """Callbacks of the parser; `file` is the part's content."""
 
     def __init__(self) -> None:
         self._header = ""
@@ -136,7 +137,7 @@ class _Parts:
 
     def _begin(self) -> None:
         if self.file is not None:
-            raise _no_form("it has more than one part")
+            raise _invalid_form("it has more than one part")
         self._disposition, self._pieces = b"", []
 
     def _header_begins(self) -> None:
@@ -152,17 +153,15 @@ class _Parts:
         if self._header == "content-disposition":
             self._disposition = self._value
         elif self._header == "content-transfer-encoding" and self._value.strip().lower() not in (b"binary", b"8bit"):
-            raise _no_form(
-                f"its part is encoded as {quoted(self._value.decode('latin-1'))}, which nobody does any more"
-            )
+            raise _invalid_form(f"its part is encoded as {quoted(self._value.decode('latin-1'))}, which is obsolete")
 
     def _headers_end(self) -> None:
         kind, options = parse_options_header(self._disposition)
         name = options.get(b"name")
         if kind != b"form-data" or name is None:
-            raise _no_form("its part has no name")
+            raise _invalid_form("its part has no name")
         if name != FIELD.encode():
-            raise _no_form(f"it has a part {quoted(name.decode('utf-8', 'replace'))}")
+            raise _invalid_form(f"it has a part {quoted(name.decode('utf-8', 'replace'))}")
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         self._pieces.append(data[start:end])

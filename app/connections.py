@@ -26,6 +26,7 @@ from websockets.server import ServerProtocol
 
 from app import metrics
 from app.errors import shortened
+from app.limits import Latch
 from app.live.voice import CONNECTION
 from app.settings import LiveSettings
 
@@ -223,14 +224,13 @@ class DescriptorWatch:
     """Logs once when no descriptor is left, and once when there is one again."""
 
     def __init__(self) -> None:
-        self._out = False
+        self._latch = Latch()
 
     def check(self) -> None:
         try:
             os.close(os.open(os.devnull, os.O_RDONLY))
         except OSError as error:
-            if not self._out:
-                self._out = True
+            if self._latch.begins("out of descriptors"):
                 metrics.CONNECTIONS_REFUSED.labels("descriptors").inc()
                 log.error(
                     "no file can be opened and no connection accepted: %s. Allow the process more (ulimit -n), or set "
@@ -238,8 +238,7 @@ class DescriptorWatch:
                     error.strerror or error,
                 )
             return
-        if self._out:
-            self._out = False
+        if self._latch.ends():
             log.warning("files can be opened again")
 
 

@@ -1,4 +1,4 @@
-"""Logging: lines for people on a terminal, one JSON object a line for machines. Nothing is logged per frame."""
+"""Logging: text on a terminal, one JSON object per line elsewhere. Nothing is logged per frame."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.settings import ServerSettings
 
 
 class JsonFormatter(logging.Formatter):
-    """`time`, `level`, `logger`, `message`, and `error` with a traceback where there is one."""
+    """`time`, `level`, `logger`, `message`, and `error` with a traceback if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry = {
@@ -25,40 +25,38 @@ class JsonFormatter(logging.Formatter):
             entry["error"] = self.formatException(record.exc_info)
         try:
             return orjson.dumps(entry).decode()
-        except TypeError:  # a name that is no UTF-8, as Python carries it about: half a character
+        except TypeError:  # a name that is not UTF-8 contains lone surrogates
             plain = {key: text.encode(errors="backslashreplace").decode() for key, text in entry.items()}
             return orjson.dumps(plain).decode()
 
 
-_MOST = 8 * 1024
-"""Characters of a message; what it says of others' input is theirs to choose."""
-
-
-_SAID = ("Application startup failed", "Invalid HTTP request received", "Unsupported upgrade request")
+_MAX_CHARS = 8 * 1024
+"""Of a message, because it may repeat input of any length."""
+_REPORTED = ("Application startup failed", "Invalid HTTP request received", "Unsupported upgrade request")
 
 
 class _Bounded(logging.Filter):
-    """Cuts messages that are longer than anybody reads."""
+    """Cuts messages longer than _MAX_CHARS."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        if len(message) > _MOST:
-            record.msg, record.args = f"{message[:_MOST]}… ({len(message)} characters)", ()
+        if len(message) > _MAX_CHARS:
+            record.msg, record.args = f"{message[:_MAX_CHARS]}… ({len(message)} characters)", ()
         return True
 
 
-class _SaidAlready(logging.Filter):
-    """Drops uvicorn's traceback of a start that ended with a reason of our own, logged in one line; and its lines about
-    requests that are wrong, which anybody can send without end: they are counted.
+class _ReportedAlready(logging.Filter):
+    """Drops uvicorn's traceback of a failed start, whose reason is logged in one line, and its lines about malformed
+    requests: clients can send these without end, and they are counted.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        return "StartFailed" not in message and not message.startswith(_SAID)
+        return "StartFailed" not in message and not message.startswith(_REPORTED)
 
 
 def configure(settings: ServerSettings) -> None:
-    """Sends everything to stderr in the format asked for."""
+    """Sends all log records to stderr in the format of LOG_FORMAT."""
     plain = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler()
     handler.addFilter(_Bounded())
@@ -68,11 +66,11 @@ def configure(settings: ServerSettings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
-    logging.captureWarnings(True)  # in the same format as all else
-    # Uvicorn says a line a connection at this level; httpx one a request.
+    logging.captureWarnings(True)  # in the same format
+    # At INFO, uvicorn logs each connection and httpx each request.
     uvicorn = logging.getLogger("uvicorn.error")
     uvicorn.setLevel(logging.WARNING)
-    uvicorn.addFilter(_SaidAlready())
+    uvicorn.addFilter(_ReportedAlready())
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # the OpenAI client's
-    logging.getLogger("botocore").setLevel(logging.WARNING)  # it says where it found credentials
+    logging.getLogger("botocore").setLevel(logging.WARNING)  # at INFO it logs where it found credentials

@@ -1,4 +1,4 @@
-"""`create_app`: the lifespan opens Triton, the pipeline and the door; the routes are mounted."""
+"""`create_app`: the application with its routes; its lifespan opens Triton, the pipeline and the live entry point."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from app.summary import Summaries
 
 log = logging.getLogger(__name__)
 
-
-_LOOK_S = 0.1
+_POLL_S = 0.1
+"""How often the start looks whether it was told to stop."""
 
 
 class StartFailed(Exception):
-    """The reason was logged; nothing more is to be said."""
+    """The start failed; the reason is in the log already."""
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The service. Settings come from the environment unless given.
+    """Makes the application. Settings come from the environment unless given.
 
     Raises:
         ConfigurationError: a setting is wrong.
     """
     settings = settings or Settings()
     require_tokens(settings)
-    # FastAPI's own pages would load their scripts from elsewhere.
+    # Without FastAPI's own pages, which load scripts from other hosts.
     app = FastAPI(title="Sightline", version=__version__, lifespan=_lifespan, docs_url=None, redoc_url=None)
     app.state.settings = settings
     app.state.auth = Auth(settings)
@@ -66,7 +66,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         try:
             opening = asyncio.ensure_future(_open(app, settings, stack))
-            await _unless_told_to_stop(opening, getattr(app.state, "stopping", lambda: False))
+            await _unless_stopped(opening, getattr(app.state, "stopping", lambda: False))
         except SightlineError as error:
             log.critical("%s", error)
             raise StartFailed from None
@@ -74,11 +74,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
 
 
-async def _unless_told_to_stop(opening: asyncio.Future[None], stopping: Callable[[], bool]) -> None:
-    """Waits until all is open. An embedded Triton may take minutes: who stops the service need not wait for it."""
+async def _unless_stopped(opening: asyncio.Future[None], stopping: Callable[[], bool]) -> None:
+    """Waits until all is open, or the service is stopped: an embedded Triton may take minutes to start."""
     try:
         while not opening.done():
-            await asyncio.wait({opening}, timeout=_LOOK_S)
+            await asyncio.wait({opening}, timeout=_POLL_S)
             if stopping() and not opening.done():
                 log.info("told to stop while starting")
                 raise StartFailed
@@ -89,7 +89,7 @@ async def _unless_told_to_stop(opening: asyncio.Future[None], stopping: Callable
 
 
 async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None:
-    """Opens everything in order; the stack closes it the other way round."""
+    """Opens everything in order; the stack closes it in reverse."""
     door: LiveDoor | None = None
 
     def inference_changed(up: bool, why: str | None) -> None:
@@ -100,7 +100,7 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
         if door is not None:
             door.ocr_changed(available, reason)
 
-    # First what only looks settings over: nobody should wait for Triton to be told of a wrong one.
+    # Settings are checked first, so that a wrong one is reported before Triton starts.
     server = settings.server
     summaries = Summaries(
         settings.summary,
@@ -110,10 +110,10 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
         drain_timeout_s=server.drain_timeout_s,
     )
     summaries.check()
-    one = await stack.enter_async_context(
+    service = await stack.enter_async_context(
         opened(settings, settings.ocr, on_inference=inference_changed, on_ocr=ocr_changed)
     )
-    pipeline, client, embedded = one.pipeline, one.client, one.embedded
+    pipeline, client, embedded = service.pipeline, service.client, service.embedded
     stack.push_async_callback(summaries.close)
     with log_while_waiting("the summaries' backlog on disk"):
         await summaries.open()
@@ -173,9 +173,9 @@ async def _publish() -> None:
 def _say_ready(pipeline: Pipeline, address: str) -> None:
     models = pipeline.models
     log.info(
-        "ready: %sdetection by %s, pose by %s, text by %s",
+        "ready: %sdetection: %s, pose: %s, text: %s",
         f"open {address} – " if address else "",
-        models.detect.name if models.detect else "nobody",
-        models.pose.name if models.pose else "nobody",
-        models.ocr or f"nobody ({pipeline.ocr.reason})",
+        models.detect.name if models.detect else "no model is loaded",
+        models.pose.name if models.pose else "no model is loaded",
+        models.ocr or f"not read ({pipeline.ocr.reason})",
     )

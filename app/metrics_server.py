@@ -19,6 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from app import metrics
 from app.auth import Hosts, RefusalLog
 from app.errors import ConfigurationError
+from app.limits import Latch
 
 HealthReport = Callable[[], dict[str, Any]]
 
@@ -42,20 +43,19 @@ class _Server(ThreadingHTTPServer):
         super().__init__(*arguments)
         self._open: dict[Any, float] = {}
         """Connections, and when each times out."""
-        self._out_of_descriptors = False
+        self._latch = Latch()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
             found = super().get_request()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
-                if not self._out_of_descriptors:
+                if self._latch.begins("out of descriptors"):
                     log.error("no connection for metrics can be accepted: %s (ulimit -n)", error.strerror)
                     metrics.CONNECTIONS_REFUSED.labels("descriptors").inc()
-                self._out_of_descriptors = True
                 time.sleep(_PAUSE_S)
             raise
-        self._out_of_descriptors = False
+        self._latch.ends()
         return found
 
     def process_request(self, request: Any, client_address: Any) -> None:

@@ -28,6 +28,7 @@ from app.auth import require_tokens
 from app.connections import DescriptorWatch, HttpConnection, LiveSocket, ServerConfig, raise_descriptor_limit
 from app.errors import ConfigurationError
 from app.inference.shared import end_with_parent, shared_triton
+from app.limits import backoff_s
 from app.logging import configure
 from app.pipeline.opening import check
 from app.process import handling_signals, log_while_waiting
@@ -288,7 +289,8 @@ class Supervisor(Multiprocess):
         super().__init__(config, sockets)
         self._config = config
         self._start_s, self._end_s = start_s, drain_s + _GRACE_S
-        self._pause_s = _PAUSES_S[0]
+        self._failures = 1
+        """Failures in a row, of which the start counts as one: the pause doubles with each."""
         self._restart_at: dict[int, float] = {}
         """By slot: when its next worker starts."""
         self._served = False
@@ -348,9 +350,10 @@ class Supervisor(Multiprocess):
             self.should_exit.set()
             return
         steady = time.monotonic() - worker.begun > _STEADY_S and worker.started
-        self._pause_s = _PAUSES_S[0] if steady else min(_PAUSES_S[1], 2 * self._pause_s)
-        self._restart_at[slot] = time.monotonic() + self._pause_s
-        log.error("worker %d (pid %s) %s; starting another in %.1f s", slot, worker.pid, trouble, self._pause_s)
+        self._failures = 1 if steady else self._failures + 1
+        pause_s = backoff_s(self._failures, *_PAUSES_S)
+        self._restart_at[slot] = time.monotonic() + pause_s
+        log.error("worker %d (pid %s) %s; starting another in %.1f s", slot, worker.pid, trouble, pause_s)
 
     def restart_all(self) -> None:
         """On SIGHUP: replaces the workers one after the other; an old one ends once its successor is ready."""

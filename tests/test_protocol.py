@@ -15,8 +15,8 @@ from jsonschema import Draft202012Validator
 
 from app.client import decode
 from app.errors import ProtocolError, SightlineError, UndecodableFrame
+from app.limits import TokenBucket
 from app.live.ledger import Ledger
-from app.live.rate import TokenBucket
 from app.protocol import header, messages
 from app.protocol.result import STAGES, Box, CameraMotion, Detection, FrameResult, Image, Motion, Stage
 
@@ -213,10 +213,9 @@ def test_one_sample_is_both_times() -> None:
 # --- the rate ---
 
 
-def test_two_seconds_worth_at_once_then_no_faster_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_seconds_worth_at_once_then_no_faster_than_allowed() -> None:
     now = 100.0
-    monkeypatch.setattr("app.live.rate.time.monotonic", lambda: now)
-    bucket = TokenBucket(5.0)
+    bucket = TokenBucket(5.0, 10.0, lambda: now)
     assert [bucket.take() for _ in range(12)] == [True] * 10 + [False] * 2
     assert bucket.wait_s == pytest.approx(0.2)
     now += 0.21
@@ -226,5 +225,5 @@ def test_two_seconds_worth_at_once_then_no_faster_than_allowed(monkeypatch: pyte
 
 
 def test_less_than_one_in_two_seconds_is_still_one() -> None:
-    bucket = TokenBucket(0.01)
+    bucket = TokenBucket(0.01, 0.02)
     assert [bucket.take(), bucket.take()] == [True, False]

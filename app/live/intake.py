@@ -6,13 +6,16 @@ import asyncio
 import time
 
 from app.errors import FrameError, FrameTooLarge
+from app.limits import TokenBucket
 from app.live.ledger import Ledger
 from app.live.queue import DropQueue
-from app.live.rate import TokenBucket
 from app.pipeline.frames import Frame
 from app.protocol import header
 from app.protocol.messages import Error, Mode
 from app.settings import LiveSettings
+
+_BURST_S = 2.0
+"""A session may send this many seconds' worth of messages at once."""
 
 
 class Intake:
@@ -22,7 +25,7 @@ class Intake:
         self._stream = stream
         self._live = live
         self._ledger = ledger
-        self._rate = TokenBucket(live.max_messages_per_s)
+        self._rate = TokenBucket(live.max_messages_per_s, _BURST_S * live.max_messages_per_s)
         self._frame_ids = 0
         self._lossless = False
         self.line: DropQueue[tuple[int, Frame]] = DropQueue(1)

@@ -162,7 +162,7 @@ async def _picture(request: Request, live: LiveSettings) -> bytes:
     form = bodies.is_form(kind)
     try:
         body = await bodies.read(
-            request, most=bodies.most_of_form(most) if form else most, within_s=live.init_timeout_s
+            request, most=bodies.max_form_bytes(most) if form else most, within_s=live.init_timeout_s
         )
         picture = bodies.file_in(body, kind or "") if form else body
     except bodies.BodyTooSlow:

@@ -269,7 +269,7 @@ def test_wrong_settings_stop_the_start_with_a_line_each(tmp_path: Path) -> None:
 @pytest.mark.parametrize("triton", ["127.0.0.1:9", ""])
 def test_a_state_folder_that_is_none_is_named(tmp_path: Path, workers: str, triton: str) -> None:
     (tmp_path / "file").touch()
-    for folder, reason in ((tmp_path / "file", "no folder"), (tmp_path / "file" / "below", "Not a directory")):
+    for folder, reason in ((tmp_path / "file", "not a folder"), (tmp_path / "file" / "below", "Not a directory")):
         ended = start(tmp_path, STATE_DIR=str(folder), WORKERS=workers, TRITON_URL=triton)
         assert ended.returncode == 2
         (line,) = ended.stderr.splitlines()
