@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 import time
 from collections import Counter
@@ -27,7 +26,7 @@ from app.fleet.lag import Looks
 from app.fleet.sampling import adapt
 from app.fleet.sources import Source
 from app.logging import configure
-from app.process import SHUTDOWN_LOG
+from app.process import SHUTDOWN_LOG, stopping_on_signals
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -54,7 +53,7 @@ def run(settings: Settings, sources: Sequence[str], *, loop: bool = False) -> No
     stop = threading.Event()
     require_redis(settings.redis)
     with ExitStack() as stack:
-        stack.enter_context(_ending_by_signal(stop))
+        stack.enter_context(stopping_on_signals(stop.set))
         ingest = stack.enter_context(Ingest(settings, listing))
         stack.enter_context(_pages_served(settings, ingest.report))
         stack.enter_context(shown_live(ingest.cameras, ingest.outbox))
@@ -178,21 +177,6 @@ class Ingest:
             camera = self.cameras[name]
             before, camera.lag = camera.lag, looks[name].lag if name in looks else None
             camera.sampler.fps = adapt(camera.sampler.fps, camera.lag, before, camera.settings)
-
-
-@contextmanager
-def _ending_by_signal(stop: threading.Event) -> Iterator[None]:
-
-    def heed(number: int, _: object) -> None:
-        SHUTDOWN_LOG.stopping(f"{signal.Signals(number).name} came")
-        stop.set()
-
-    before = {number: signal.signal(number, heed) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

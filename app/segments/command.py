@@ -15,7 +15,7 @@ from app.addresses import bracketed
 from app.auth import Hosts
 from app.errors import SightlineError
 from app.logging import configure
-from app.process import SHUTDOWN_LOG
+from app.process import SHUTDOWN_LOG, stopping_on_signals
 from app.segments import reassemble as reassembly
 from app.segments import work as working
 from app.segments.depot import on_aws
@@ -113,7 +113,7 @@ def work(folder: Path | None) -> None:
         port = stack.enter_context(
             metrics_server.serve_metrics(host, settings.fleet.metrics_port, crew.worker.report, Hosts(settings))
         )
-        stack.enter_context(working.ended_by_signal(crew.stop))
+        stack.enter_context(stopping_on_signals(crew.stop))
         log.info("working in %s; metrics on http://%s:%d/metrics", folder, bracketed(host), port)
         crew.work()
         SHUTDOWN_LOG.drained()

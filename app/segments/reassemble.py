@@ -13,7 +13,7 @@ from app.addresses import bracketed
 from app.auth import Hosts
 from app.logging import configure
 from app.metrics import SEGMENT_MESSAGES
-from app.process import SHUTDOWN_LOG
+from app.process import SHUTDOWN_LOG, stopping_on_signals
 from app.segments.attempts import MOST_DELIVERIES
 from app.segments.depot import Depot, on_aws
 from app.segments.film import FilmError, concat
@@ -21,7 +21,6 @@ from app.segments.heartbeat import Heartbeat
 from app.segments.keys import SegmentId, beside, check_job_id, final_results_uri, final_uri, output_uri
 from app.segments.ports import Job, Message, MessageGone, ObjectMissing
 from app.segments.pulse import Pulse
-from app.segments.work import ended_by_signal
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -205,7 +204,7 @@ def serve(reassembler: Reassembler, settings: Settings) -> None:
     host = settings.server.host
     with (
         metrics_server.serve_metrics(host, settings.fleet.metrics_port, reassembler.report, Hosts(settings)) as port,
-        ended_by_signal(reassembler.stop),
+        stopping_on_signals(reassembler.stop),
     ):
         log.info("putting jobs together; metrics on http://%s:%d/metrics", bracketed(host), port)
         reassembler.run()

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 from app import metrics_server
 from app.addresses import bracketed
 from app.auth import Hosts
 from app.logging import configure
-from app.process import SHUTDOWN_LOG
+from app.process import SHUTDOWN_LOG, stopping_on_signals
 from app.segments.parts import on_aws
 from app.segments.worker import Worker
 from app.settings import Settings
@@ -33,26 +30,10 @@ def run(settings: Settings) -> None:
     host = settings.server.host
     with (
         metrics_server.serve_metrics(host, settings.fleet.metrics_port, worker.report, Hosts(settings)) as port,
-        ended_by_signal(worker.stop),
+        stopping_on_signals(worker.stop),
     ):
         log.info("metrics on http://%s:%d/metrics", bracketed(host), port)
         log.info("working on %s with backend %s", parts.input_bucket, parts.backend.name)
         worker.run(settings.server.drain_timeout_s)
         SHUTDOWN_LOG.drained()
     SHUTDOWN_LOG.ended()
-
-
-@contextmanager
-def ended_by_signal(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGTERM and SIGINT call `stop` while the block lasts. In the main thread only."""
-
-    def heed(number: int, _: object) -> None:
-        SHUTDOWN_LOG.stopping(f"{signal.Signals(number).name} came")
-        stop()
-
-    before = {number: signal.signal(number, heed) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, was in before.items():
-            signal.signal(number, was)
