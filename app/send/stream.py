@@ -36,7 +36,7 @@ _MAX_NOTES = 20
 """Lines about the source in the summary; undecodable frames beyond them are only counted."""
 
 
-class Sink(Protocol):
+class ResultWriter(Protocol):
     def write(self, jpeg: bytes, result: Result, shot: Shot) -> None: ...
 
     def close(self) -> None: ...
@@ -211,7 +211,7 @@ class _Sender:
             notes = [*await _whole(reader.truncated), *self._all_notes(reader)]
             _print_summary(session, self._left_out, notes)
 
-    def _sink(self, reader: Reader) -> Sink:
+    def _sink(self, reader: Reader) -> ResultWriter:
         output = self._request.output
         if output is not None and output.suffix.lower() == ".mp4":
             return VideoWriter(output, reader, self._note)
