@@ -25,10 +25,17 @@ FEW = 0.5
 """Share of the vectors under which the wider tolerance is tried."""
 LEAST = 6
 """Vectors that a fit needs: two would do if they were exact."""
+MOST = 0.67
+"""Share of the vectors that must hardly leave their place for a fit to start from none: no other motion has so many."""
 OTHER = 0.2
 """Share of the vectors that do not follow the first motion, from which a second one is looked for among them."""
-AGAINST = 0.1
-"""Share of the vectors that must not follow the first motion at all, or a second one could hardly win the votes."""
+SAFE = 0.8
+"""Share of the votes up to which a second motion is looked for, where all that does not follow the first votes against
+it: as one, it would hardly get more."""
+HARDLY = 0.1
+"""Tolerances that a motion must reach anywhere in the picture: a seventh of a pixel of 640x480."""
+SETTLED = 0.005
+"""Share of where the weights end, under which another step of a fit is worth nothing: 0.02 pixels of 640x480."""
 STANDS = 1.6
 """How many times as many votes a moving camera needs as one that stands: what moves past that one may fill more."""
 BLOCK = 4
@@ -115,8 +122,12 @@ def fit(
     wide = tolerance * NEAR[1]
     follow = use & (off < wide**2)
     others = use & (off > near**2)
+    if abs(best.a - 1) * used.far + abs(best.t) < HARDLY * tolerance and stands(
+        votes(use > others, others, columns, rows)
+    ):
+        return STILL
     more = int(np.count_nonzero(others))
-    if more >= max(LEAST, OTHER * count) and count - np.count_nonzero(follow) >= AGAINST * count:
+    if more >= max(LEAST, OTHER * count) and votes(follow, use > follow, columns, rows) <= SAFE:
         second, away, _ = _motion(used.only(others), more, tolerance)
         if second is not None and votes(follow, use & (away < wide**2), columns, rows) < 0.5:
             best, off = second, away
@@ -155,10 +166,12 @@ class _Vectors:
     begin than to do. For the same reason those that are not used stay, without any weight.
     """
 
-    __slots__ = ("_products", "ends", "length", "starts", "trust", "use")
+    __slots__ = ("_products", "ends", "far", "length", "starts", "trust", "use")
 
     def __init__(self, p: Points, d: Points, use: Mask, weight: Floats) -> None:
         self.use, self.starts, self.ends = use, p, p + d
+        self.far = float(abs(p[0]))
+        """Of the outermost from the middle."""
         self.trust = np.multiply(weight, use, dtype=np.float64)
         products = self._products = np.empty((9, p.size))
         start, way = products[1:3], products[3:5]
@@ -176,7 +189,7 @@ class _Vectors:
     def only(self, use: Mask) -> _Vectors:
         """Some of them."""
         some = _Vectors.__new__(_Vectors)
-        some.use, some.starts, some.ends, some.length = use, self.starts, self.ends, self.length
+        some.use, some.starts, some.ends, some.length, some.far = use, self.starts, self.ends, self.length, self.far
         some.trust, some._products = self.trust * use, self._products
         return some
 
@@ -210,20 +223,28 @@ class _Vectors:
 
 def _motion(vectors: _Vectors, whole: int, tolerance: float) -> tuple[Camera | None, NDArray[np.float64], float]:
     """The motion that most of so many vectors follow, how far off it each ends, squared, and the reach it won by."""
-    starts, ends = _pairs(vectors.starts[vectors.use]), _pairs(vectors.ends[vectors.use])
+    use = vectors.use
     off, camera, count = vectors.length, STILL, 0
     for widening in NEAR:
         reach = tolerance * widening
-        # OpenCV's generator begins with the same number in every call: the same vectors give the same motion.
-        matrix, _ = cv2.estimateAffinePartial2D(
-            starts, ends, method=cv2.RANSAC, ransacReprojThreshold=reach, maxIters=300, refineIters=0
-        )
-        if matrix is None:
-            return None, off, 0.0
-        (a, _, x), (b, _, y) = matrix.tolist()
-        camera = _refined(Camera(complex(a, b), complex(x, y)), vectors, 2 * reach)
+        start = STILL
+        if np.count_nonzero(use & (vectors.length < reach**2)) < MOST * whole:
+            # OpenCV's generator begins with the same number in every call: the same vectors give the same motion.
+            matrix, _ = cv2.estimateAffinePartial2D(
+                _pairs(vectors.starts[use]),
+                _pairs(vectors.ends[use]),
+                method=cv2.RANSAC,
+                ransacReprojThreshold=reach,
+                maxIters=300,
+                refineIters=0,
+            )
+            if matrix is None:
+                return None, off, 0.0
+            (a, _, x), (b, _, y) = matrix.tolist()
+            start = Camera(complex(a, b), complex(x, y))
+        camera = _refined(start, vectors, 2 * reach)
         off = vectors.off(camera)
-        count = int(np.count_nonzero(vectors.use & (off < reach**2)))
+        count = int(np.count_nonzero(use & (off < reach**2)))
         if count >= FEW * whole:
             break
     return (camera if count >= LEAST else None), off, reach
@@ -232,7 +253,8 @@ def _motion(vectors: _Vectors, whole: int, tolerance: float) -> tuple[Camera | N
 def _refined(camera: Camera, vectors: _Vectors, reach: float) -> Camera:
     """Least squares, each vector by its weight and by how near it was: Tukey's weights, which end at `reach`.
 
-    Three times, at first from twice as far: the few vectors that the motion was made of lie about as they please.
+    Three times, at first from twice as far: the few vectors that the motion was made of lie about as they please. Twice
+    where the second time hardly changes anything.
     """
     for wider in (2, 1, 1):
         weight = vectors.off(camera, -1 / (wider * reach) ** 2, 1)
@@ -241,7 +263,9 @@ def _refined(camera: Camera, vectors: _Vectors, reach: float) -> Camera:
         weight *= vectors.trust
         if np.count_nonzero(weight) < LEAST:
             break
-        camera = vectors.fitted(weight)
+        rough, camera = camera, vectors.fitted(weight)
+        if wider == 1 and abs(camera.a - rough.a) * vectors.far + abs(camera.t - rough.t) < SETTLED * reach:
+            break
     return camera
 
 

@@ -116,7 +116,7 @@ def motion(flow: Flow, previous: Grey, current: Grey, *, width: int, height: int
     before = flow.last
     if before is None or before.grey is not previous:
         before = Picture(previous)
-    flow.last = after = Picture(current)
+    flow.last = after = Picture(current, before)
     pair = Pair(before, after, width, height)
     if same(pair):
         none = _grid(np.zeros(pair.layout.points.size, np.complex64), pair) if grid else None

@@ -74,30 +74,41 @@ class Layout(NamedTuple):
 
 
 class Picture:
-    """One grey picture, uint8 `[h, w]`, at half its size, and what its cells are like."""
+    """One grey picture, uint8 `[h, w]`, at half its size, and what its cells are like.
 
-    __slots__ = ("cells", "count", "grey", "half", "mean", "textured", "variance", "weight")
+    Args:
+        grey: the picture.
+        before: the one it follows, of the same size, if there is one.
+    """
 
-    def __init__(self, grey: Grey) -> None:
+    __slots__ = ("cells", "count", "grey", "half", "mean", "product", "textured", "variance", "weight")
+
+    def __init__(self, grey: Grey, before: Picture | None = None) -> None:
         self.grey = grey
         rows, columns = _cells(grey.shape)
         size = _half(grey.shape)
-        moments = np.empty((2, size[1], size[0]), np.float32)
+        moments = np.empty((2 if before is None else 3, size[1], size[0]), np.float32)
         self.half: Floats = moments[0]
         """float32 `[h, w]`."""
         self.half[:] = cv2.resize(grey, size, interpolation=cv2.INTER_LINEAR)
         np.multiply(self.half, self.half, out=moments[1])
-        self.cells = cells = by_cell(moments, rows, columns)
-        variance = (cells[1] - cells[0] * cells[0]).ravel()
+        if before is not None:
+            np.multiply(self.half, before.half, out=moments[2])
+        cells = by_cell(moments, rows, columns)
+        self.cells = cells[0]
+        """float32 `[rows, columns]`: the mean of each."""
+        variance = (cells[1] - self.cells * self.cells).ravel()
         self.textured: Mask = variance >= TEXTURE**2
         """bool `[n]`: the cells that can show where they go."""
         self.count = np.count_nonzero(self.textured)
         """How many those are."""
         self.weight: Floats = variance / (variance + PLENTY**2)
         """float32 `[n]`, 0 to 1: how well."""
-        self.mean, square = _around(cells)
+        self.mean, square, *product = _around(cells)
         """float32 `[rows, columns]`, of each cell and its neighbours; their `variance` has a grey level of noise on
         top, so that what has no texture is like nothing."""
+        self.product: Floats | None = product[0] if product else None
+        """Likewise, of the products with the picture before."""
         self.variance: Floats = square - self.mean * self.mean
         np.maximum(self.variance, 0, out=self.variance)
         self.variance += 1
@@ -164,7 +175,7 @@ class Way:
 
 
 class Pair:
-    """Two pictures of one size, of a frame of `width` x `height`; compared at half their size."""
+    """Two pictures of one size, the one `before` the other, of a frame of `width` x `height`; compared at half size."""
 
     def __init__(self, before: Picture, after: Picture, width: int, height: int) -> None:
         self.before, self.after, self.width, self.height = before, after, width, height
@@ -174,9 +185,9 @@ class Pair:
     @cached_property
     def stood(self) -> Floats:
         """`likeness` of the second picture as it is."""
-        before, after = self.before, self.after
-        product = by_cell((before.half * after.half)[None], self.layout.rows, self.layout.columns)
-        return self._correlation(after.mean, after.variance, _around(product)[0])
+        after = self.after
+        assert after.product is not None
+        return self._correlation(after.mean, after.variance, after.product)
 
     def likeness(self, picture: Floats) -> Floats:
         """float32 `[n]`: the correlation of each cell and its neighbours with the same place of the first picture."""
