@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app.errors import ConfigurationError
+from app.limits import backoff_s
 from app.metrics import OCR_RSS
 from app.pipeline.ocr_process import OcrProcess, OcrStartFailed
 from app.settings import OcrSettings
@@ -90,9 +91,7 @@ class OcrSupervisor:
 
 def back_off_s(failed_starts: int, failed_runs: int) -> float:
     """Seconds before the next start after so many failures in a row. A broken environment rarely mends itself soon."""
-    if failed_starts:
-        return min(5.0 * 2.0 ** (failed_starts - 1), 300.0)
-    return min(0.5 * 2.0 ** (failed_runs - 1), 30.0) if failed_runs else 0.0
+    return backoff_s(failed_starts, 5.0, 300.0) or backoff_s(failed_runs, 0.5, 30.0)
 
 
 def why_off(settings: OcrSettings) -> str | None:

@@ -6,6 +6,7 @@ import logging
 import re
 import time
 
+from app.limits import backoff_s
 from app.metrics import SEGMENT_SECONDS, SEGMENTS
 from app.segments import events
 from app.segments.attempts import Attempts
@@ -114,7 +115,7 @@ class Answers:
         segment = invocation.segment
         if _NOT_NOW.search(reason) and (refused := self._store.refuse(segment, invocation.id)) <= MOST_REFUSALS:
             log.warning("segment %s: the container did not begin with it: %s", segment, reason)
-            return min(self._pace.away_s, self._pace.again_s * 2.0 ** (refused - 1))
+            return backoff_s(refused, self._pace.again_s, self._pace.away_s)
         if self._attempts.failed(segment, invocation.id, reason):
-            return min(_MOST_DELAY_S, self._pace.again_s * 2.0 ** (self._store.failures(segment) - 1))
+            return backoff_s(max(1, self._store.failures(segment)), self._pace.again_s, _MOST_DELAY_S)
         return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from app.limits import backoff_s
+
 
 @dataclass(frozen=True, slots=True)
 class Pace:
@@ -27,4 +29,4 @@ class Pace:
 
         Its queue hands it to the dead-letter queue; one that has none keeps it for as long as it keeps messages.
         """
-        return min(300.0, self.again_s * 2.0 ** min(deliveries - 1, 16))
+        return backoff_s(max(1, deliveries), self.again_s, 300.0)

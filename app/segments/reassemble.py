@@ -11,6 +11,7 @@ from typing import Any
 from app import metrics_server
 from app.addresses import bracketed
 from app.auth import Hosts
+from app.limits import backoff_s
 from app.logging import configure
 from app.metrics import SEGMENT_MESSAGES
 from app.process import SHUTDOWN_LOG, stopping_on_signals
@@ -80,7 +81,7 @@ class Reassembler:
             if outcome in ("error", "invalid"):
                 if outcome == "error":
                     self._pulse.failed()
-                queue.release(message, min(_MOST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (message.deliveries - 1)))
+                queue.release(message, backoff_s(max(1, message.deliveries), _FIRST_PAUSE_S, _MOST_PAUSE_S))
             else:
                 queue.delete(message)
         except MessageGone as error:

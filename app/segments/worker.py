@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from app.errors import SightlineError
+from app.limits import backoff_s
 from app.segments.answers import Answers
 from app.segments.attempts import Attempts
 from app.segments.completion import Completions
@@ -144,4 +145,4 @@ class Worker:
             else:
                 trouble = 0
             pulse.turned()
-            self._stopping.wait(min(_MOST_PAUSE_S, _PAUSE_S * 2 ** (trouble - 1)) if trouble else pause_s)
+            self._stopping.wait(backoff_s(trouble, _PAUSE_S, _MOST_PAUSE_S) or pause_s)

@@ -128,5 +128,5 @@ def test_the_scene_outlives_the_callers_buffer():
 
 def test_back_off_grows_and_is_bounded():
     assert back_off_s(0, 0) == 0.0
-    assert [back_off_s(0, n) for n in (1, 2, 3, 50)] == [0.5, 1.0, 2.0, 30.0]
-    assert [back_off_s(n, 5) for n in (1, 2, 3, 50)] == [5.0, 10.0, 20.0, 300.0]
+    assert [back_off_s(0, n) for n in (1, 2, 3, 5000)] == [0.5, 1.0, 2.0, 30.0]
+    assert [back_off_s(n, 5) for n in (1, 2, 3, 5000)] == [5.0, 10.0, 20.0, 300.0]
