@@ -322,20 +322,20 @@ def _camera(pair: Pair, way: Way, use: Mask) -> Registration:
     camera = fit(
         layout.points, way.vectors, use, pair.before.weight, layout.columns, layout.rows, TOLERANCE * pair.diagonal
     )
-    still = _registered(pair, STILL, pair.stood, way)
     if camera is STILL:
-        return still
+        return _registered(pair, STILL, pair.stood, way)
     moved = _registered(pair, camera, pair.likeness(pair.drawn_back(camera)), way)
-    unlike = 1 - moved.alike[moved.seen]
-    better = 1 - pair.stood[moved.seen] - unlike
+    alike = moved.alike[moved.seen]
+    better = alike - pair.stood[moved.seen]
     # Where hardly a cell is for standing still, nobody needs to vote.
-    if (
-        np.count_nonzero(better < -0.01) > 0.03 * better.size
-        and (share := _share(pair, still, moved, way.alike)) != 0.5
-    ):
-        return still if stands(share) else moved
-    left = float(unlike.sum())
-    return moved if left < BETTER * (left + float(better.sum())) else still
+    if np.count_nonzero(better < -0.01) > 0.03 * better.size:
+        still = _registered(pair, STILL, pair.stood, way)
+        if (share := _share(pair, still, moved, way.alike)) != 0.5:
+            return still if stands(share) else moved
+    left = alike.size - float(alike.sum())
+    if left < BETTER * (left + float(better.sum())):
+        return moved
+    return _registered(pair, STILL, pair.stood, way)
 
 
 def _registered(pair: Pair, camera: Camera, alike: Floats, way: Way) -> Registration:
