@@ -39,7 +39,8 @@ def test_every_variant_answers_frames(results: dict[str, Any]) -> None:
         (turn,) = results["turns"][name]
         assert turn["frames"] >= 1, name
         assert turn["cpu_s"] > 0, name
-        assert turn["triton_cpu_s"] > 0, name
+        # The kernel counts in hundredths of a second: the naive service's few calls may take less.
+        assert turn["triton_cpu_s"] > 0 or name == "naive", name
         assert 0 < turn["p50_ms"] <= turn["p99_ms"], name
 
 

@@ -86,7 +86,7 @@ class Pipe(io.RawIOBase):
     def __init__(self) -> None:
         self.written = io.BytesIO()
 
-    def writable_folder(self) -> bool:
+    def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
