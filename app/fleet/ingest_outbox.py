@@ -15,6 +15,7 @@ from app import metrics
 from app.errors import ConfigurationError
 from app.fleet.connection import is_barred, is_outage, refuse_cluster, require_fit, says
 from app.fleet.keys import Keys
+from app.fleet.lag import entry_id
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +164,8 @@ class Outbox:
         although everything was read. XTRIM is allowed.
         """
         removed = 0
-        for camera_id in list(self.sent):
+        # Also those of which nothing was taken yet: this process may have been started after Redis was full.
+        for camera_id in self.sent.keys() | self.dropped.keys():
             stream = self._keys.stream(camera_id)
             try:
                 if (oldest := self._oldest_wanted(stream)) is not None:
@@ -182,9 +184,9 @@ class Outbox:
             if group["pending"]:
                 pending = self._client.xpending(stream, group["name"])["min"]
                 if pending is not None:
-                    wanted.append(_parsed(pending))
+                    wanted.append(entry_id(pending))
                     continue
-            milliseconds, number = _parsed(group["last-delivered-id"])
+            milliseconds, number = entry_id(group["last-delivered-id"])
             wanted.append((milliseconds, number + 1))
         return "{}-{}".format(*min(wanted)) if wanted else None
 
@@ -268,9 +270,3 @@ class Outbox:
             self._barred.discard(frame.camera_id)
             self.sent[frame.camera_id] = self.sent.get(frame.camera_id, 0) + 1
             _SENT.inc()
-
-
-def _parsed(entry: bytes) -> tuple[int, int]:
-    """An entry's id as its two numbers, which sort as the entries do."""
-    milliseconds, _, number = entry.decode().partition("-")
-    return int(milliseconds), int(number)

@@ -75,13 +75,13 @@ class Looks:
 
     def _look(self, camera: str, stream: list[Any], groups: list[list[Any]]) -> Look:
         about = _pairs(stream)
-        length, added, last = about[b"length"], about[b"entries-added"], _id(about[b"last-generated-id"])
+        length, added, last = about[b"length"], about[b"entries-added"], entry_id(about[b"last-generated-id"])
         group = next((one for one in map(_pairs, groups) if one[b"name"] == self._group), None)
         if group is None:
             return Look(length, added, last[0], None, 0, 0, 0)
         said = length if group[b"lag"] is None else int(group[b"lag"])
         unread = self._unread.get(camera, 0)
-        if _id(group[b"last-delivered-id"]) >= last:
+        if entry_id(group[b"last-delivered-id"]) >= last:
             unread = self._unread[camera] = said
         if said < unread:  # the stream was made anew
             unread = self._unread[camera] = 0
@@ -94,7 +94,7 @@ def _pairs(flat: list[Any]) -> dict[bytes, Any]:
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
-def _id(text: bytes) -> tuple[float, int]:
-    """A stream id, to be compared: milliseconds and number."""
+def entry_id(text: bytes) -> tuple[int, int]:
+    """The id of a stream's entry as its two numbers, milliseconds and count, which sort as the entries do."""
     milliseconds, _, number = text.partition(b"-")
-    return float(milliseconds), int(number)
+    return int(milliseconds), int(number)

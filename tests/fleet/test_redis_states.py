@@ -207,6 +207,21 @@ def test_d2_a_full_redis_takes_frames_again_once_workers_have_answered_what_it_h
     assert ingest.cameras["film"].taken == ingest.outbox.sent["film"] + ingest.outbox.dropped["film"]
 
 
+def test_d2_ingest_that_starts_on_a_full_redis_makes_room_of_what_was_answered(server: RedisServer, pan: Path) -> None:
+    with admin(server) as client:
+        life = Life(server, "w")
+        film(client, "film", [b"x"])
+        life.answered(client, until(life.read))
+        film(client, "film", [b"x" * 10_000] * 100)
+        while frames := life.read():
+            life.answered(client, frames)
+        assert client.xpending("frames:film", GROUP)["pending"] == 0
+        client.config_set("maxmemory", client.info("memory")["used_memory"])
+        with ingesting(server, f"film={pan}", loop=True) as ingest:
+            until(lambda: ingest.outbox.sent.get("film", 0) > 0)
+        life.source.leave()
+
+
 def test_d2_a_camera_that_lags_is_read_from_its_newest_frames_in_a_full_redis(
     server: RedisServer, tmp_path: Path
 ) -> None:
