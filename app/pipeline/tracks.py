@@ -1,59 +1,118 @@
-"""Track ids: the same number for the same thing, as long as its stream lasts."""
+"""Tracking: the same number for the same object for as long as its stream lasts."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from math import isfinite
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.pipeline.boxes import Floats, iou
+from app.pipeline.boxes import Floats
 from app.pipeline.pose import Posed
 from app.pipeline.yolo import Detected
 
 Ids = NDArray[np.int64]
+Corners = Sequence[float]
+"""x1, y1, x2, y2, frame pixels."""
 
-FRAME_RATE = 30.0
-"""Frames a second that the tracker's motion model is tuned for; real times are scaled to it."""
 LOST_S = 2.0
 """Seconds that a track outlives its last sighting."""
 MIN_SCORE = 0.4
 """Score that starts a track; a weaker box can only carry one on (ByteTrack's second round)."""
 MIN_SIGHTINGS = 2
 """Frames in a row before a track has a number, so that a flash of a box gets none."""
-_APART = 131_072.0
-"""Pixels between the classes: farther than any frame is wide (a JPEG has 65,535 at most)."""
+MIN_IOU = 0.1
+"""Least overlap of a box with the place that its track is predicted to be at."""
+FRAME_RATE = 30.0
+"""Frames a second that the noise below is meant for; a real gap is counted in such frames."""
+_MEASUREMENT_NOISE = 0.1
+"""Variance of a detected coordinate, pixels². This and the next are what `trackers` gives its ByteTrack."""
+_PROCESS_NOISE = 0.01
+"""Variance that one frame adds to a coordinate and to its velocity."""
+_NOMINAL_S = 0.004
+"""A gap this near to a frame of FRAME_RATE counts as one: clocks in milliseconds never hit it exactly."""
+_PAIRS_IN_PYTHON = 200
+"""Pairs of boxes up to which plain Python is faster than numpy."""
+
+Overlaps = list[tuple[int, int, float]]
+"""Row, column and intersection over union of each pair that overlaps."""
 
 
 @cache
-def load() -> Any:
-    """Imports the tracker's library, a good second the first time. A service calls it before its first frame."""
-    from supervision import Detections
-    from trackers import ByteTrackTracker
+def load() -> Callable[..., Any]:
+    """Imports the solver of assignments, which takes a fifth of a second; a service calls it at its start."""
+    from scipy.optimize import linear_sum_assignment
 
-    return ByteTrackTracker, Detections
+    solver: Callable[..., Any] = linear_sum_assignment
+    return solver
+
+
+class _Track:
+    """One object: a Kalman filter of constant velocity for each coordinate of its box.
+
+    The four filters have the same noise and are updated together, so that one covariance serves them all.
+    """
+
+    __slots__ = ("box", "class_id", "covariance", "number", "sightings", "unseen_s", "velocity")
+
+    def __init__(self, box: Corners, class_id: int) -> None:
+        self.class_id = class_id
+        self.number = -1
+        self.sightings = 1
+        """In a row."""
+        self.unseen_s = 0.0
+        self.box = tuple(box)
+        self.velocity = (0.0, 0.0, 0.0, 0.0)
+        """Pixels a frame of FRAME_RATE."""
+        self.covariance = (1.0, 0.0, 1.0)
+        """Of a coordinate: its variance, the covariance with its velocity, the velocity's variance."""
+
+    def predict(self, frames: float, seconds: float, noise: tuple[float, float, float]) -> None:
+        x1, y1, x2, y2 = self.box
+        u1, v1, u2, v2 = self.velocity
+        self.box = (x1 + frames * u1, y1 + frames * v1, x2 + frames * u2, y2 + frames * v2)
+        place, shared, speed = self.covariance
+        ahead = shared + frames * speed
+        self.covariance = (place + frames * (shared + ahead) + noise[0], ahead + noise[1], speed + noise[2])
+        if self.unseen_s > 0:
+            self.sightings = 0
+        self.unseen_s += seconds
+
+    def update(self, box: Corners) -> None:
+        place, shared, speed = self.covariance
+        gain = place / (place + _MEASUREMENT_NOISE)
+        turn = shared / (place + _MEASUREMENT_NOISE)
+        off = 1.0 - gain
+        # Joseph's form, as the reference has it: stays positive whatever is rounded.
+        self.covariance = (
+            off * off * place + gain * gain * _MEASUREMENT_NOISE,
+            off * (shared - turn * place) + gain * turn * _MEASUREMENT_NOISE,
+            speed - 2.0 * turn * shared + turn * turn * (place + _MEASUREMENT_NOISE),
+        )
+        x1, y1, x2, y2 = self.box
+        d1, e1, d2, e2 = box[0] - x1, box[1] - y1, box[2] - x2, box[3] - y2
+        self.box = (x1 + gain * d1, y1 + gain * e1, x2 + gain * d2, y2 + gain * e2)
+        u1, v1, u2, v2 = self.velocity
+        self.velocity = (u1 + turn * d1, v1 + turn * e1, u2 + turn * d2, v2 + turn * e2)
+        self.unseen_s = 0.0
+        self.sightings += 1
 
 
 class StreamTracker:
     """ByteTrack (Zhang et al. 2021, https://arxiv.org/abs/2110.06864) for the boxes of one stream.
 
-    Boxes of different classes never share a track: a face does not take over its person.
+    The answers are those of `trackers.ByteTrackTracker` 2.6 with the constants above, which the tests hold it to. Boxes
+    of different classes never share a track: a face does not take over its person.
     """
 
-    def __init__(self, frame_rate: float = FRAME_RATE) -> None:
-        tracker, self._detections = load()
-        self._tracker = tracker(
-            lost_track_buffer=round(LOST_S * 30),
-            frame_rate=frame_rate,
-            track_activation_threshold=MIN_SCORE,
-            high_conf_det_threshold=MIN_SCORE,
-            minimum_consecutive_frames=MIN_SIGHTINGS,
-        )
+    def __init__(self) -> None:
+        self._tracks: list[_Track] = []
         self._size: tuple[int, int] | None = None
-        self._before = 0
         self._highest = 0
-        self._at: float | None = None
+        self._at_s: float | None = None
 
     def update(
         self,
@@ -71,54 +130,190 @@ class StreamTracker:
             confidence: `[n]`.
             class_id: `[n]`; None: all the same.
             size: the frame's width and height. Tracks end where it changes; numbers are not used again.
-            at_s: when the frame was taken, seconds on any clock that does not go back; None: at the frame rate.
-                Give it for all of a stream's frames or for none.
+            at_s: when the frame was taken, seconds on any clock; a frame that is not later than the one before counts
+                as a millisecond later. None: a frame of FRAME_RATE after the one before.
         """
         if size != self._size:
             self._size = size
-            self._tracker.reset()
-            self._before, self._at = self._highest, None
-        count = len(xyxy)
-        boxes = xyxy.astype(np.float64).reshape(-1, 4)
-        if class_id is not None:
-            boxes += (class_id * _APART)[:, None]
-        # The tracker answers in an order of its own and never looks at classes: their place carries ours.
-        found = self._tracker.update(
-            self._detections(xyxy=boxes, confidence=confidence, class_id=np.arange(count)),
-            timestamp=self._later(at_s),
-        )
-        ids = np.full(count, -1, np.int64)
-        if count:
-            ids[found.class_id] = np.where(found.tracker_id >= 0, found.tracker_id + 1 + self._before, -1)
-            self._highest = max(self._highest, int(ids.max()))
-        return ids
+            self._tracks, self._at_s = [], None
+        self._predict(at_s)
+        boxes, scores = xyxy.tolist(), confidence.tolist()
+        classes = [0] * len(boxes) if class_id is None else class_id.tolist()
+        ids = [-1] * len(boxes)
+        usable: Sequence[int] = range(len(boxes))
+        if not isfinite(sum(map(sum, boxes))):  # such a box overlaps nothing and would spoil what it is added to
+            usable = [at for at in usable if isfinite(sum(boxes[at]))]
+        strong = [at for at in usable if scores[at] >= MIN_SCORE]
+        unseen, new = self._carry_on(self._tracks, strong, boxes, classes, ids)
+        if len(strong) < len(usable):
+            weak = [at for at in usable if scores[at] < MIN_SCORE]
+            unseen, _ = self._carry_on(unseen, weak, boxes, classes, ids)
+        if any(track.number < 0 for track in unseen):  # one without a number ends where it is missed
+            self._tracks = [track for track in self._tracks if track.number >= 0 or track.unseen_s == 0]
+        self._tracks += [_Track(boxes[at], classes[at]) for at in new]
+        return np.array(ids, np.int64)
 
-    def _later(self, at_s: float | None) -> float | None:
-        """The tracker ignores a frame that is not later than the one before."""
-        if at_s is not None:
-            self._at = at_s = at_s if self._at is None else max(at_s, self._at + 0.001)
-        return at_s
+    def _predict(self, at_s: float | None) -> None:
+        """Moves every track to where it should be now, and ends those that were lost for too long."""
+        before = self._at_s
+        if at_s is None:
+            seconds = 1.0 / FRAME_RATE
+            self._at_s = None if before is None else before + seconds
+        elif before is None:
+            seconds, self._at_s = 1.0 / FRAME_RATE, at_s
+        else:
+            self._at_s = max(at_s, before + 0.001)
+            seconds = self._at_s - before
+        if not self._tracks:
+            return
+        frames = seconds * FRAME_RATE
+        if abs(frames - 1.0) <= _NOMINAL_S * FRAME_RATE:
+            noise = (_PROCESS_NOISE, 0.0, _PROCESS_NOISE)
+        else:
+            # Discrete white noise of the acceleration, as filterpy's Q_discrete_white_noise.
+            square = frames * frames
+            noise = (
+                _PROCESS_NOISE * square * square / 4,
+                _PROCESS_NOISE * square * frames / 2,
+                _PROCESS_NOISE * square,
+            )
+        for track in self._tracks:
+            track.predict(frames, seconds, noise)
+        if any(track.unseen_s > LOST_S for track in self._tracks):
+            self._tracks = [track for track in self._tracks if track.unseen_s <= LOST_S]
+
+    def _carry_on(
+        self, tracks: list[_Track], chosen: list[int], boxes: list[Corners], classes: list[int], ids: list[int]
+    ) -> tuple[list[_Track], list[int]]:
+        """Gives the chosen boxes to tracks and writes their ids; the tracks and the boxes that are left over."""
+        if not tracks or not chosen:
+            return tracks, chosen
+        overlaps = overlapping(
+            [track.box for track in tracks],
+            [boxes[at] for at in chosen],
+            [track.class_id for track in tracks],
+            [classes[at] for at in chosen],
+        )
+        rows, columns = set(), set()
+        for row, column in assign(overlaps, MIN_IOU):
+            track, at = tracks[row], chosen[column]
+            track.update(boxes[at])
+            if track.number < 0 and track.sightings >= MIN_SIGHTINGS:
+                self._highest += 1
+                track.number = self._highest
+            ids[at] = track.number
+            rows.add(row)
+            columns.add(column)
+        return (
+            [track for row, track in enumerate(tracks) if row not in rows],
+            [at for column, at in enumerate(chosen) if column not in columns],
+        )
+
+
+def overlapping(
+    a: Sequence[Corners], b: Sequence[Corners], a_classes: Sequence[int], b_classes: Sequence[int]
+) -> Overlaps:
+    """The pairs of a box of `a` and one of `b` of the same class that overlap at all, row by row."""
+    if len(a) * len(b) > _PAIRS_IN_PYTHON:
+        return _overlapping_many(a, b, a_classes, b_classes)
+    found = []
+    for row, ((ax1, ay1, ax2, ay2), a_class) in enumerate(zip(a, a_classes, strict=True)):
+        for column, (bx1, by1, bx2, by2) in enumerate(b):
+            # Written out, without min and max: most pairs end at the first comparison.
+            width = (ax2 if ax2 < bx2 else bx2) - (ax1 if ax1 > bx1 else bx1)
+            if width > 0 and b_classes[column] == a_class:
+                height = (ay2 if ay2 < by2 else by2) - (ay1 if ay1 > by1 else by1)
+                if height > 0:
+                    shared = width * height
+                    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - shared
+                    found.append((row, column, shared / union))
+    return found
+
+
+def _overlapping_many(
+    a: Sequence[Corners], b: Sequence[Corners], a_classes: Sequence[int], b_classes: Sequence[int]
+) -> Overlaps:
+    ax1, ay1, ax2, ay2 = np.array(a, np.float64).T[:, :, None]
+    bx1, by1, bx2, by2 = np.array(b, np.float64).T.copy()
+    shared = np.maximum(np.minimum(ax2, bx2) - np.maximum(ax1, bx1), 0)
+    shared *= np.maximum(np.minimum(ay2, by2) - np.maximum(ay1, by1), 0)
+    shared *= np.array(a_classes)[:, None] == np.array(b_classes)
+    rows, columns = shared.nonzero()
+    overlap = shared[rows, columns]
+    areas = ((ax2 - ax1) * (ay2 - ay1))[rows, 0] + ((bx2 - bx1) * (by2 - by1))[columns]
+    return list(zip(rows.tolist(), columns.tolist(), (overlap / (areas - overlap)).tolist(), strict=True))
+
+
+def assign(overlaps: Overlaps, least: float) -> list[tuple[int, int]]:
+    """One to one pairs of rows and columns with the largest sum of overlaps, those under `least` left out; by row.
+
+    A pair that shares neither its row nor its column is taken as it is. Only groups of pairs that compete are solved
+    (Jonker and Volgenant's algorithm, `scipy.optimize.linear_sum_assignment`): on most frames there are none.
+    """
+    if len({row for row, _, _ in overlaps}) == len(overlaps) == len({column for _, column, _ in overlaps}):
+        return [(row, column) for row, column, overlap in overlaps if overlap >= least]
+    pairs: list[tuple[int, int]] = []
+    for group in _competing(overlaps):
+        if len(group) == 1:
+            row, column, overlap = group[0]
+            if overlap >= least:
+                pairs.append((row, column))
+            continue
+        rows = sorted({row for row, _, _ in group})
+        columns = sorted({column for _, column, _ in group})
+        matrix = np.zeros((len(rows), len(columns)))
+        row_at = {row: at for at, row in enumerate(rows)}
+        column_at = {column: at for at, column in enumerate(columns)}
+        for row, column, overlap in group:
+            matrix[row_at[row], column_at[column]] = overlap
+        solved: Iterable[tuple[int, int]] = zip(*load()(matrix, maximize=True), strict=True)
+        pairs += [(rows[i], columns[j]) for i, j in solved if matrix[i, j] >= least]
+    pairs.sort()
+    return pairs
+
+
+def _competing(overlaps: Overlaps) -> list[Overlaps]:
+    """The pairs in groups: two pairs with a row or a column in common are in one group."""
+    group_of_row: dict[int, Overlaps] = {}
+    group_of_column: dict[int, Overlaps] = {}
+    for pair in overlaps:
+        group = group_of_row.setdefault(pair[0], [])
+        other = group_of_column.get(pair[1], group)
+        if other is not group:
+            small, group = sorted((group, other), key=len)
+            for row, column, _ in small:
+                group_of_row[row] = group_of_column[column] = group
+            group += small
+            group_of_row[pair[0]] = group
+        group_of_column[pair[1]] = group
+        group.append(pair)
+    return list({id(group): group for group in group_of_row.values()}.values())
 
 
 def match_poses(
     posed: Posed, detected: Detected, track_ids: NDArray[Any], person_class_ids: frozenset[int], min_iou: float = 0.5
 ) -> Ids:
-    """Track ids `[poses]` of the persons that poses lie on, one to one, the largest overlap first; -1 without one.
+    """Track ids `[poses]` of the people that poses lie on, one to one, the largest overlap first; -1 without one.
 
     Args:
         track_ids: `[n]` of `detected`; -1 where there is none, which its pose then gets.
         person_class_ids: the classes that a pose may belong to.
         min_iou: least overlap of the two boxes.
     """
-    ids = np.full(len(posed.xyxy), -1, np.int64)
-    persons = np.flatnonzero(np.isin(detected.class_id, list(person_class_ids)))
-    overlap = iou(posed.xyxy, detected.xyxy[persons])
-    pose_at, person_at = np.nonzero(overlap >= min_iou)
-    free_poses, free_persons = set(pose_at.tolist()), set(person_at.tolist())
-    for pair in np.argsort(-overlap[pose_at, person_at], kind="stable").tolist():
-        pose, person = int(pose_at[pair]), int(person_at[pair])
-        if pose in free_poses and person in free_persons:
-            free_poses.remove(pose)
-            free_persons.remove(person)
-            ids[pose] = track_ids[persons[person]]
-    return ids
+    poses = posed.xyxy.tolist()
+    ids = [-1] * len(poses)
+    people = [at for at, class_id in enumerate(detected.class_id.tolist()) if class_id in person_class_ids]
+    if poses and people:
+        boxes = detected.xyxy.tolist()
+        zeros = [0] * max(len(poses), len(people))
+        overlaps = overlapping(poses, [boxes[at] for at in people], zeros[: len(poses)], zeros[: len(people)])
+        numbers = track_ids.tolist()
+        taken_poses, taken_people = set(), set()
+        for pose, person, overlap in sorted(overlaps, key=lambda pair: -pair[2]):
+            if overlap < min_iou:
+                break
+            if pose not in taken_poses and person not in taken_people:
+                taken_poses.add(pose)
+                taken_people.add(person)
+                ids[pose] = numbers[people[person]]
+    return np.array(ids, np.int64)

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from supervision import Detections
+from trackers import ByteTrackTracker
 
 from app.pipeline.pose import Posed
-from app.pipeline.tracks import StreamTracker, match_poses
+from app.pipeline.tracks import FRAME_RATE, LOST_S, MIN_IOU, MIN_SCORE, MIN_SIGHTINGS, StreamTracker, match_poses
 from app.pipeline.yolo import Detected
 
 
@@ -103,6 +105,68 @@ def test_two_streams_count_for_themselves():
         assert frame(tracker, [walker(0)]) == [1]
 
 
+class Reference:
+    """`trackers.ByteTrackTracker` for one stream: classes are moved apart, ids lie in the order of the boxes."""
+
+    def __init__(self):
+        self.tracker = ByteTrackTracker(
+            lost_track_buffer=round(LOST_S * 30),
+            frame_rate=FRAME_RATE,
+            track_activation_threshold=MIN_SCORE,
+            high_conf_det_threshold=MIN_SCORE,
+            minimum_consecutive_frames=MIN_SIGHTINGS,
+            minimum_iou_threshold=MIN_IOU,
+        )
+
+    def update(self, xyxy, confidence, class_id, at_s):
+        apart = xyxy.astype(np.float64) + (class_id * 131_072.0)[:, None]
+        numbered = Detections(xyxy=apart, confidence=confidence, class_id=np.arange(len(apart)))
+        answer = self.tracker.update(numbered, timestamp=at_s)
+        ids = np.full(len(apart), -1)
+        if len(apart):
+            ids[answer.class_id] = np.where(answer.tracker_id >= 0, answer.tracker_id + 1, -1)
+        return ids.tolist()
+
+
+def crowd(rng, count, frames=60):
+    """Boxes that walk, cross, hide, flicker in size and score, at times as a browser's and a slow camera's come."""
+    fps, classes = rng.choice([5, 15, 30]), rng.choice([1, 3])
+    hidden, shaking, grid = rng.choice([0, 0.1, 0.4]), rng.choice([0, 1, 6]), rng.choice([0, 0, 1, 16])
+    centre, speed = rng.uniform(0, 1200, (count, 2)), rng.normal(0, 120, (count, 2))
+    size, kind = rng.uniform(20, 200, (count, 2)), rng.integers(classes, size=count).astype(np.int32)
+    now = 100.0
+    for _ in range(frames):
+        gap = rng.choice([1 / fps, 2 / fps, rng.uniform(0.001, 0.3), 3.0], p=[0.8, 0.1, 0.095, 0.005])
+        now += gap
+        centre += speed * gap
+        speed *= np.where((centre < 0) | (centre > 1280), -1, 1)
+        middle = centre + rng.normal(0, shaking, (count, 2)) if shaking else centre
+        half = size * (1 + rng.normal(0, 0.02, (count, 2))) / 2
+        boxes = np.concatenate([middle - half, middle + half], axis=1)
+        if grid:  # equal overlaps are frequent then
+            boxes = np.round(boxes / grid) * grid
+        scores = np.where(rng.random(count) < 0.3, rng.uniform(0.15, 0.99, count), 0.9)
+        seen = rng.permutation(count)[: rng.binomial(count, 1 - hidden)]
+        yield boxes[seen].astype(np.float32), scores[seen].astype(np.float32), kind[seen], now
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 20, 60])
+def test_the_ids_are_those_of_the_reference(count):
+    for seed in range(6 if count > 8 else 20):
+        ours, reference = StreamTracker(), Reference()
+        for xyxy, confidence, class_id, at_s in crowd(np.random.default_rng([count, seed]), count):
+            ids = ours.update(xyxy, confidence, class_id, at_s=at_s).tolist()
+            assert ids == reference.update(xyxy, confidence, class_id, at_s), (seed, at_s)
+
+
+def test_a_box_that_is_no_number_is_answered_and_harms_no_other():
+    tracker = StreamTracker()
+    for at in range(4):
+        ids = frame(tracker, [walker(100), [float("nan")] * 4, [0, 0, float("inf"), 50]], at_s=at / 10)
+    assert ids[0] == 1
+    assert len(ids) == 3
+
+
 def found(boxes, classes):
     count = len(boxes)
     return Detected(
@@ -146,3 +210,12 @@ def test_without_a_person_there_is_no_number(poses, objects, persons):
     detected = found(objects, [0] * len(objects))
     ids = match_poses(posed(poses), detected, np.arange(1, len(objects) + 1), frozenset(persons))
     assert ids.tolist() == [-1] * len(poses)
+
+
+def test_a_crowd_is_matched_as_its_parts_are():
+    """Many pairs are compared by numpy, few in Python."""
+    columns, rows = range(0, 2000, 200), range(0, 2000, 250)
+    boxes = [walker(x, y) for x in columns for y in rows]
+    poses = [walker(x + 6, y + 4) for x in columns for y in rows][::-1]
+    detected, ids = found(boxes, [0] * len(boxes)), np.arange(1, len(boxes) + 1)
+    assert match_poses(posed(poses), detected, ids, frozenset({0})).tolist() == ids.tolist()[::-1]
