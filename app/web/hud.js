@@ -5,7 +5,7 @@ import { element, fillRows, make, say, within } from "./elements.js";
 import { RateMeter, Samples } from "./stats.js";
 import { bytes, seenWords } from "./words.js";
 
-/** @import { Events } from "./events.js" */
+/** @import { Events } from "./client.js" */
 /** @import { Pace } from "./pace.js" */
 /** @import { Motion, Ready, Refusal, Result } from "./protocol.js" */
 /** @import { Sender } from "./sender.js" */

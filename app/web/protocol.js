@@ -1,6 +1,6 @@
-// The wire of protocol version 1: the types of its messages, and frames as bytes. Pure.
+// Version 1 of the live protocol: the types of its messages, and the encoding of frames as bytes. No I/O.
 
-/** @typedef {{x1: number, y1: number, x2: number, y2: number}} Box Pixels of the frame as sent. */
+/** @typedef {{x1: number, y1: number, x2: number, y2: number}} Box In pixels of the frame as sent. */
 /**
  * @typedef {object} Detection
  * @property {number} class_id
@@ -14,13 +14,13 @@
 /** @typedef {{text: string, confidence: number, polygon: [number, number][]}} Text */
 /** @typedef {{columns: number, rows: number, scale: number, data: string}} MotionGrid */
 /**
- * From the last frame to this one: a shift in pixels, and a rotation (clockwise) and a zoom about the picture's middle,
- * which older services do not tell.
+ * The camera's motion from the last frame to this one: a shift in pixels, and a clockwise rotation and a zoom about the
+ * centre of the frame. Older services send neither rotation nor zoom.
  * @typedef {{dx: number, dy: number, rotation_deg?: number, zoom?: number}} CameraMotion
  */
 /**
  * @typedef {object} Motion
- * @property {number} score Mean motion besides the camera's, pixels a frame over the diagonal.
+ * @property {number} score Mean motion without the camera's: pixels per frame, divided by the diagonal.
  * @property {number | null} direction_deg 0 right, 90 down.
  * @property {number} moving_fraction
  * @property {CameraMotion} camera
@@ -30,7 +30,7 @@
 /** @typedef {"detect" | "pose" | "ocr" | "motion" | "track" | "summary"} StageName */
 /** @typedef {Partial<Record<StageName, boolean>>} Stages */
 /**
- * @typedef {object} Settings What `init` and `update` may ask for; what is left out stays as it is.
+ * @typedef {object} Settings What `init` and `update` may ask for. A setting that is left out stays as it is.
  * @property {Stages} [stages]
  * @property {number} [confidence]
  * @property {number} [iou]
@@ -65,7 +65,7 @@
  * @property {SettingsInForce} settings
  * @property {Record<string, number>} limits
  * @property {number} credits
- * @property {string[]} [prompts] What `summary.prompt` may name; empty where nothing is summarised.
+ * @property {string[]} [prompts] The names that `summary.prompt` accepts; empty where the service makes no summaries.
  */
 /**
  * @typedef {object} Result
@@ -100,7 +100,7 @@
  */
 /** @typedef {{type: "notice", code: string, message: string}} Notice */
 /**
- * @typedef {object} Refusal The service's `error`: one message or frame was refused.
+ * @typedef {object} Refusal The service's `error`: it refused one message or one frame.
  * @property {"error"} type
  * @property {string} code
  * @property {string} message
@@ -109,7 +109,7 @@
  * @property {boolean} fatal
  */
 /**
- * @typedef {object} Report received = processed + dropped + failed.
+ * @typedef {object} Report Totals of a session: received = processed + dropped + failed.
  * @property {number} received
  * @property {number} processed
  * @property {Record<string, number>} dropped
@@ -117,7 +117,7 @@
  * @property {number} bytes
  * @property {number} duration_s
  * @property {Record<string, {p50_ms: number, p95_ms: number}>} stages
- * @property {Summary | null} [summary] Of what was seen since the last one.
+ * @property {Summary | null} [summary] Covers the time since the last summary.
  */
 /**
  * @typedef {object} Bye
@@ -136,10 +136,10 @@ export const HEADER_BYTES = 16;
 const MAGIC = [0x53, 0x4c, 0x46, 0x31]; // SLF1
 
 /**
- * A frame as one binary message: `SLF1`, `seq` (uint32), `captured_at_ms` (float64), both big-endian, then the JPEG.
+ * Encodes a frame as one binary message: `SLF1`, `seq` (uint32), `captured_at_ms` (float64), both big-endian, then the JPEG.
  * @param {Uint8Array} jpeg
  * @param {number} seq
- * @param {number} capturedAtMs Epoch milliseconds.
+ * @param {number} capturedAtMs Milliseconds since the epoch.
  * @returns {Uint8Array<ArrayBuffer>}
  */
 export function packFrame(jpeg, seq, capturedAtMs) {
@@ -153,8 +153,8 @@ export function packFrame(jpeg, seq, capturedAtMs) {
 }
 
 /**
- * The address of the live door.
- * @param {string} url Of the service: `https://host`, with or without a path before `/ws/inference`.
+ * The address of the live socket.
+ * @param {string} url Address of the service: `https://host`, with or without a path, with or without `/ws/inference`.
  */
 export function socketUrl(url) {
   const address = new URL(url);

@@ -9,7 +9,7 @@ import { reportTable } from "./report.js";
 import { duration } from "./words.js";
 
 /** @import { Action, Content } from "./card.js" */
-/** @import { Events } from "./events.js" */
+/** @import { Events } from "./client.js" */
 /** @import { Problem } from "./problems.js" */
 /** @import { Queued, Report } from "./protocol.js" */
 

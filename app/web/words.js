@@ -6,29 +6,6 @@ const MOST = 10; // of one sort are said …
 const LONGEST = 60; // … and so many letters of each
 
 /** @type {Record<string, string>} */
-const BYE = {
-  stopped: "The session was stopped.",
-  idle: "No frames came for a while, so the service gave the place away.",
-  max_session: "The session lasted as long as the service allows.",
-  slow_reader: "This page read too slowly: its connection or its machine could not keep up.",
-  unauthorized: "Enter a token that opens this service under Access, then start again.",
-  shutdown: "The service is shutting down.",
-  protocol_error: "The service and this page do not understand each other. Reload the page; it may be an old one.",
-  inference_unavailable: "The models cannot be reached.",
-  rejected: "The service takes no further session just now.",
-};
-
-/**
- * Why a session ended, for people.
- * @param {string} reason
- * @param {string | null} [message] The service's own words.
- */
-export function byeWords(reason, message) {
-  const words = BYE[reason] ?? `The service ended the session: ${reason}.`;
-  return message && reason !== "unauthorized" ? `${words} (${message})` : words;
-}
-
-/** @type {Record<string, string>} */
 const STAGES = { detect: "Objects", pose: "Poses", ocr: "Text", motion: "Motion", track: "Tracks" };
 
 /** @type {Record<string, string>} */

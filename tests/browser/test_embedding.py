@@ -28,7 +28,7 @@ def files(tmp_path: Path) -> Path:
     found = re.search(r"\*\*In your own page\.\*\*(.*?)```js\n(.*?)```", readme, re.DOTALL)
     assert found is not None
     prose, lines = found.groups()
-    named = re.findall(r"`([\w.]+\.js)`", prose)
+    named = re.findall(r"`([\w.-]+\.js)`", prose)
     assert "client.js" in named
     for name in named:
         shutil.copy(ROOT / "app" / "web" / name, tmp_path)

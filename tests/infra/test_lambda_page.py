@@ -1,4 +1,4 @@
-"""The page's own `starter.js` in a real browser, against the real function behind what stands for its URL."""
+"""The page's own `instance-starter.js` in a real browser, against the real function behind what stands for its URL."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tests.infra.ec2 import Ec2
 from tests.infra.test_lambda_start import event
 
 ASK = """async ([url, method, token]) => {
-  const { askStarter } = await import("/starter.js");
-  try { return await askStarter(url, { method, token }); }
-  catch (error) { return { refused: error.message, status: error.status, passing: error.passing }; }
+  const { callStartServer } = await import("/instance-starter.js");
+  try { return await callStartServer(url, { method, token }); }
+  catch (error) { return { refused: error.message, status: error.status, temporary: error.temporary }; }
 }"""
 
 
@@ -93,11 +93,11 @@ def test_the_page_starts_the_machine_across_origins(ec2: Ec2, page: Page, monkey
         ec2.shows("running")
         assert ask("GET")["state"] == "running"
         refused = ask("POST", "a wrong token")
-        assert (refused["status"], refused["passing"]) == (401, False)
+        assert (refused["status"], refused["temporary"]) == (401, False)
         assert "token" in str(refused["refused"])
         ec2.refuse("DescribeInstances", "RequestLimitExceeded", 503, times=3)
         busy = ask("GET")
-        assert (busy["status"], busy["passing"]) == (503, True)
+        assert (busy["status"], busy["temporary"]) == (503, True)
         assert "busy" in str(busy["refused"])
         monkeypatch.setenv("ALLOWED_ORIGINS", "https://elsewhere.example")
         assert ask("GET")["status"] == 0  # the browser keeps the answer from a page of another origin

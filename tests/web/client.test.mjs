@@ -57,13 +57,13 @@ beforeEach(() => {
   Socket.opened = [];
 });
 
-function live(options = {}) {
+function live(options = {}, ready = {}) {
   const client = new SightlineClient();
   const states = [];
   client.on("state", ({ state }) => states.push(state));
   client.connect({ url: "http://sight.test", ...options });
   Socket.last.accept();
-  Socket.last.say(READY);
+  Socket.last.say({ ...READY, ...ready });
   return { client, states, socket: Socket.last };
 }
 
@@ -106,6 +106,47 @@ test("a refused frame returns its credit and is told", () => {
   socket.say({ type: "error", code: "stale", message: "waited", field: null, seq: 1, fatal: false });
   assert.equal(client.sendFrame(JPEG), 3);
   assert.deepEqual(refused, ["stale"]);
+});
+
+test("a result returns the credits of its frame and of all earlier ones, once", () => {
+  const { client, socket } = live({}, { credits: 3 });
+  const frames = [];
+  client.on("result", ({ frame }) => frames.push(frame?.seq ?? null));
+  for (const seq of [1, 2, 3]) assert.equal(client.sendFrame(JPEG), seq);
+  assert.equal(client.wantsFrame, false);
+  socket.say(result(2));
+  socket.say(result(2));
+  assert.deepEqual([client.sendFrame(JPEG), client.sendFrame(JPEG), client.sendFrame(JPEG)], [4, 5, null]);
+  socket.say(result(3));
+  assert.deepEqual(frames, [2, null, 3]);
+  assert.deepEqual([client.sendFrame(JPEG), client.sendFrame(JPEG)], [6, null]);
+});
+
+test("a refusal returns the credit of its frame alone, once: a frame may be refused before earlier ones are answered", () => {
+  const { client, socket } = live({}, { credits: 3 });
+  const frames = [];
+  client.on("result", ({ frame }) => frames.push(frame?.seq ?? null));
+  for (const seq of [1, 2, 3]) assert.equal(client.sendFrame(JPEG), seq);
+  const refusal = { type: "error", code: "stale", message: "waited", field: null, seq: 3, fatal: false };
+  socket.say(refusal);
+  socket.say(refusal);
+  assert.deepEqual([client.sendFrame(JPEG), client.sendFrame(JPEG)], [4, null]);
+  socket.say(result(1));
+  assert.deepEqual(frames, [1]);
+  assert.deepEqual([client.sendFrame(JPEG), client.sendFrame(JPEG)], [5, null]);
+});
+
+test("bye comes with a sentence, also for a reason that the client does not know", () => {
+  for (const [reason, message, expected] of [
+    ["idle", null, /frames/],
+    ["new_reason", "so there", /new_reason.*so there/],
+  ]) {
+    const { client, socket } = live();
+    const texts = [];
+    client.on("bye", ({ text }) => texts.push(text));
+    socket.say({ type: "bye", reason, report: REPORT, message, retry_after_s: null });
+    assert.match(texts[0], expected);
+  }
 });
 
 test("answers pings", () => {

@@ -3,10 +3,9 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { retryDelay } from "../../app/web/backoff.js";
+import { retryDelay } from "../../app/web/connection.js";
 import { sharesOf } from "../../app/web/chart.js";
 import { Cut } from "../../app/web/cut.js";
-import { Flight } from "../../app/web/flight.js";
 import { Pace, fit, fitArea } from "../../app/web/pace.js";
 import { kindFrom, kindOf } from "../../app/web/files.js";
 import { problemOf } from "../../app/web/problems.js";
@@ -14,7 +13,7 @@ import { HEADER_BYTES, packFrame, socketUrl } from "../../app/web/protocol.js";
 import { readQuery } from "../../app/web/query.js";
 import { RateMeter, Samples } from "../../app/web/stats.js";
 import { withDuration } from "../../app/web/webm.js";
-import { byeWords, classWords, clock, seenWords, stageWords } from "../../app/web/words.js";
+import { classWords, clock, seenWords, stageWords } from "../../app/web/words.js";
 
 test("a frame's header is read back as it was written", () => {
   const message = packFrame(Uint8Array.of(0xff, 0xd8, 7), 4_000_000_001, 1_700_000_000_123.5);
@@ -25,33 +24,10 @@ test("a frame's header is read back as it was written", () => {
   assert.deepEqual([...message.slice(HEADER_BYTES)], [0xff, 0xd8, 7]);
 });
 
-test("the live door is found from any address of the service", () => {
+test("the live socket is found from any address of the service", () => {
   assert.equal(socketUrl("http://127.0.0.1:8000"), "ws://127.0.0.1:8000/ws/inference");
   assert.equal(socketUrl("https://sight.example/cv/"), "wss://sight.example/cv/ws/inference");
   assert.equal(socketUrl("wss://sight.example/ws/inference"), "wss://sight.example/ws/inference");
-});
-
-test("an answer returns the credits of its frame and of all before it", () => {
-  const flight = new Flight(3);
-  for (const seq of [1, 2, 3]) flight.sent({ seq, capturedAt: 0, sentAt: seq, bytes: 1 });
-  assert.equal(flight.free, 0);
-  assert.equal(flight.answered(2)?.sentAt, 2);
-  assert.equal(flight.free, 2);
-  assert.equal(flight.answered(2), null);
-  assert.equal(flight.free, 2);
-  assert.equal(flight.answered(3)?.seq, 3);
-  assert.equal(flight.free, 3);
-});
-
-test("a refusal returns its own credit: one on arrival comes before the answers to older frames", () => {
-  const flight = new Flight(3);
-  for (const seq of [1, 2, 3]) flight.sent({ seq, capturedAt: 0, sentAt: seq, bytes: 1 });
-  flight.refused(3);
-  assert.equal(flight.free, 1);
-  flight.refused(3);
-  assert.equal(flight.free, 1);
-  assert.equal(flight.answered(1)?.seq, 1);
-  assert.equal(flight.free, 2);
 });
 
 test("the wait grows, is spread over all of it, and never undercuts what the service asked for", () => {
@@ -214,8 +190,6 @@ test("codes become words", () => {
   assert.equal(stageWords({ status: "stale", age_ms: 430, reason: "throttled" }), "stale 0.4 s, throttled");
   assert.equal(stageWords({ status: "disabled", age_ms: null, reason: "off" }), "off");
   assert.equal(stageWords({ status: "skipped", age_ms: null, reason: "running" }), "skipped, being read");
-  assert.match(byeWords("idle", null), /frames/);
-  assert.match(byeWords("new_reason", "so there"), /new_reason.*so there/);
   const person = { class_name: "person", class_id: 0, confidence: 1, track_id: 1, box: { x1: 0, y1: 0, x2: 1, y2: 1 } };
   const text = { text: "GATE 7", confidence: 1, polygon: [] };
   const motion = { score: 0.1, moving_fraction: 0.3, direction_deg: 178, camera: { dx: 0, dy: 0, rotation_deg: 0, zoom: 1 }, grid: null };
