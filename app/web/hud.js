@@ -6,7 +6,7 @@ import { RateMeter, Samples } from "./stats.js";
 import { bytes, seenWords } from "./words.js";
 
 /** @import { Events } from "./client.js" */
-/** @import { Pace } from "./pace.js" */
+/** @import { RateControl } from "./sender.js" */
 /** @import { Motion, Ready, Refusal, Result } from "./protocol.js" */
 /** @import { Sender } from "./sender.js" */
 
@@ -21,7 +21,7 @@ export class Hud {
   ages = new Samples();
   #chart = new Chart(element("chart", HTMLCanvasElement));
   #sender;
-  #pace;
+  #rateControl;
   /** @type {Ready | null} */
   #ready = null;
   /**
@@ -41,11 +41,11 @@ export class Hud {
 
   /**
    * @param {Sender} sender
-   * @param {Pace} pace
+   * @param {RateControl} rateControl
    */
-  constructor(sender, pace) {
+  constructor(sender, rateControl) {
     this.#sender = sender;
-    this.#pace = pace;
+    this.#rateControl = rateControl;
     element("legend", HTMLUListElement).append(
       ...PARTS.map(({ title, colour }) => {
         const swatch = make("i");
@@ -143,7 +143,7 @@ export class Hud {
   #sending() {
     const { width, height, bytes: size } = this.#sender.last;
     if (!size) return;
-    const { quality, rate } = this.#pace;
+    const { quality, rate } = this.#rateControl;
     const frame = `${width} × ${height}, quality ${Math.round(quality * 100)}%, ${bytes(size)} a frame`;
     say(element("pace", HTMLParagraphElement), `${frame}, up to ${rate.toFixed(rate < 10 ? 1 : 0)} a second`);
   }

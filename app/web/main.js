@@ -2,22 +2,19 @@
 
 import { Access } from "./access.js";
 import { SightlineClient } from "./client.js";
-import { Cut } from "./cut.js";
+import { Overlay } from "./drawing.js";
 import { element, say, within } from "./elements.js";
-import { Encoder } from "./encoder.js";
 import { Hud } from "./hud.js";
-import { Overlay } from "./overlay.js";
-import { Pace } from "./pace.js";
 import { Panel } from "./panel.js";
 import { Player } from "./player.js";
 import { readQuery } from "./query.js";
 import { Recorder, Results, saveStill } from "./saving.js";
-import { Sender } from "./sender.js";
+import { Encoder, RateControl, Sender } from "./sender.js";
 import { listen } from "./shortcuts.js";
 import { States } from "./states.js";
 import { clearSummaries, showSummary } from "./summaries.js";
 import { Switcher } from "./switcher.js";
-import { Tracks } from "./tracks.js";
+import { SourceChange, Tracks } from "./tracks.js";
 
 /** @import { Ready } from "./protocol.js" */
 /** @import { Source } from "./source.js" */
@@ -28,11 +25,11 @@ const client = new SightlineClient();
 const tracks = new Tracks();
 /** @type {Overlay} */
 const overlay = new Overlay(element("overlay", HTMLCanvasElement), tracks);
-const cut = new Cut();
-const pace = new Pace();
+const change = new SourceChange();
+const rateControl = new RateControl();
 /** @type {Sender} */
-const sender = new Sender(client, new Encoder(), pace);
-const hud = new Hud(sender, pace);
+const sender = new Sender(client, new Encoder(), rateControl);
+const hud = new Hud(sender, rateControl);
 const asked = readQuery(location.search);
 /** @type {Panel} */
 const panel = new Panel(asked.settings);
@@ -77,8 +74,8 @@ function turnTo(source) {
 
 /** What was sent so far shows another picture. */
 function forgetPicture() {
-  sender.cut();
-  cut.mark(client.lastSeq, performance.now());
+  sender.discardPending();
+  change.mark(client.lastSeq, performance.now());
   tracks.clear();
   hud.forget();
 }
@@ -136,7 +133,7 @@ client.on("state", (event) => {
 client.on("starting", (event) => states.starting(event));
 client.on("queued", (event) => states.queued(event));
 client.on("ready", (ready) => {
-  pace.reset();
+  rateControl.reset();
   overlay.skeleton = ready.models.pose?.skeleton ?? [];
   hud.begin(ready);
   panel.begin(ready);
@@ -147,13 +144,13 @@ client.on("settings", (settings) => panel.inForce(settings));
 client.on("result", (event) => {
   const { result, frame, receivedAt, roundTripMs } = event;
   const capturedAt = frame?.capturedAt ?? receivedAt;
-  const seen = cut.sift(result, capturedAt);
+  const seen = change.filter(result, capturedAt);
   if (seen) tracks.observe(seen, capturedAt, receivedAt);
   results.add(result);
   hud.observe(event, seen);
   panel.observe(result);
   if (roundTripMs === null) return;
-  pace.answered({
+  rateControl.answered({
     now: receivedAt,
     roundTripMs,
     serverMs: result.age_ms,
@@ -177,7 +174,7 @@ client.on("bye", ({ reason, report }) => {
 // --- what people press ---
 
 panel.onsettings = (patch) => client.update(patch);
-panel.onpace = (wishes) => pace.set(wishes);
+panel.onsend = (options) => rateControl.set(options);
 states.onagain = () => void switcher.again();
 access.onenter = () => {
   if (client.state === "ended") void switcher.again();
@@ -249,7 +246,7 @@ element("file", HTMLInputElement).disabled = false;
 states.begin(new URL(config.service_url).host, asked.problems);
 attend();
 if (config.start_server_url) access.askForStartToken();
-Object.assign(globalThis, { sightline: { client, overlay, pace, hud, sender } });
+Object.assign(globalThis, { sightline: { client, overlay, rateControl, hud, sender } });
 document.body.dataset.loaded = "";
 
 /** Where the service is, when not where this page came from; and what starts it. Asks until there is an answer. */

@@ -6,7 +6,7 @@ import { element, make, say, within } from "./elements.js";
 import { recall, remember } from "./memory.js";
 import { stageTitle, stageWords } from "./words.js";
 
-/** @import { Wishes } from "./pace.js" */
+/** @import { SendOptions } from "./sender.js" */
 /** @import { Ready, Result, Settings, SettingsInForce, StageName } from "./protocol.js" */
 
 const STAGES = /** @type {const} */ (["detect", "pose", "ocr", "motion", "track", "summary"]);
@@ -20,8 +20,8 @@ export class Panel {
    * @type {(patch: Settings) => void}
    */
   onsettings = () => {};
-  /** @type {(wishes: Wishes) => void} */
-  onpace = () => {};
+  /** @type {(options: SendOptions) => void} */
+  onsend = () => {};
   /** @type {Map<string, {box: HTMLInputElement, words: HTMLElement}>} */
   #switches = new Map();
   #classes = new ClassFilter(element("classes", HTMLElement));
@@ -55,7 +55,7 @@ export class Panel {
     this.#classes.show([], null);
     for (const name of /** @type {const} */ (["size", "quality", "rate"])) {
       const choice = element(name, HTMLSelectElement);
-      choice.onchange = () => this.onpace({ [name]: choice.value ? Number(choice.value) : null });
+      choice.onchange = () => this.onsend({ [name]: choice.value ? Number(choice.value) : null });
     }
   }
 

@@ -1,9 +1,9 @@
 // Keeps what was seen: a still, a film, the results.
 
-import { paint } from "./paint.js";
+import { paint } from "./drawing.js";
 import { withDuration } from "./webm.js";
 
-/** @import { Overlay } from "./overlay.js" */
+/** @import { Overlay } from "./drawing.js" */
 /** @import { Result } from "./protocol.js" */
 /** @import { Source } from "./source.js" */
 

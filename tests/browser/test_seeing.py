@@ -41,7 +41,7 @@ def colour_of(sight: Sight, moment: Moment, name: str) -> tuple[int, int, int]:
     """The class's colour as the overlay paints it, RGB."""
     (class_id,) = (one["class_id"] for one in moment.objects if one["class_name"] == name)
     red, green, blue = sight.ask(f"""async () => {{
-        const {{ classColour }} = await import("/web/paint.js");
+        const {{ classColour }} = await import("/web/drawing.js");
         const pen = document.createElement("canvas").getContext("2d");
         pen.fillStyle = classColour({class_id});
         pen.fillRect(0, 0, 1, 1);
@@ -137,7 +137,7 @@ def test_the_camera_shows_what_the_service_sees(real: Service, look: Look) -> No
     assert 0 < width <= 640
     assert abs(width / height - 640 / 480) < 0.02
     assert re.search(r"Frames sent \d+ of \d+", sight.text("#session"))
-    assert re.search(r"Not sent (no credit|pace|encoder busy|not connected) \d+", sight.text("#session"))
+    assert re.search(r"Not sent (no credit|rate limit|encoder busy|not connected) \d+", sight.text("#session"))
 
 
 def test_the_sample_needs_no_camera(real: Service, look: Look) -> None:
@@ -197,16 +197,16 @@ def test_e3_flow_is_drawn_for_who_asks_for_it_and_without_the_cameras(real: Serv
     sight = look(real).start("#camera", results=3)
     assert not sight.page.is_checked("#stage-field")
     assert sight.ask("seen.last.motion?.grid ?? null") is None
-    assert sight.ask("sightline.overlay.model.field") is None
+    assert sight.ask("sightline.overlay.model.flow") is None
     sight.page.click("label:has(#stage-field)")
     columns, rows, length = sight.until(
-        "(({ field }) => field && [field.columns, field.rows, field.vectors.length])(sightline.overlay.model)"
+        "(({ flow }) => flow && [flow.columns, flow.rows, flow.vectors.length])(sightline.overlay.model)"
     )
     assert length == 2 * columns * rows
     # The window goes to and fro: what it shows moves a few pixels a frame, all of it the same way, and so nothing does.
     sight.until("seen.last.motion && Math.hypot(seen.last.motion.camera.dx, seen.last.motion.camera.dy) > 2")
-    lengths = """(({ field }) => field && [...field.vectors.keys()].filter((at) => at % 2)
-        .map((at) => Math.hypot(field.vectors[at - 1], field.vectors[at]))
+    lengths = """(({ flow }) => flow && [...flow.vectors.keys()].filter((at) => at % 2)
+        .map((at) => Math.hypot(flow.vectors[at - 1], flow.vectors[at]))
         .sort((a, b) => a - b))(sightline.overlay.model)"""
     sight.screenshot("flow")
     middles = []
@@ -223,7 +223,7 @@ def test_e3_flow_is_drawn_for_who_asks_for_it_and_without_the_cameras(real: Serv
     sight.page.evaluate(WATCH)
     assert sight.page.is_checked("#stage-field")
     sight.start("#camera", results=2)
-    sight.until("sightline.overlay.model.field")
+    sight.until("sightline.overlay.model.flow")
     sight.page.click("label:has(#stage-field)")
     sight.until("seen.last.motion && !seen.last.motion.grid")
-    sight.until("!sightline.overlay.model.field && sightline.overlay.model.motion")
+    sight.until("!sightline.overlay.model.flow && sightline.overlay.model.motion")

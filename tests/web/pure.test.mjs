@@ -5,13 +5,13 @@ import { test } from "node:test";
 
 import { retryDelay } from "../../app/web/connection.js";
 import { sharesOf } from "../../app/web/chart.js";
-import { Cut } from "../../app/web/cut.js";
-import { Pace, fit, fitArea } from "../../app/web/pace.js";
 import { kindFrom, kindOf } from "../../app/web/files.js";
 import { problemOf } from "../../app/web/problems.js";
 import { HEADER_BYTES, packFrame, socketUrl } from "../../app/web/protocol.js";
 import { readQuery } from "../../app/web/query.js";
+import { RateControl, fit, fitArea } from "../../app/web/sender.js";
 import { RateMeter, Samples } from "../../app/web/stats.js";
+import { SourceChange } from "../../app/web/tracks.js";
 import { withDuration } from "../../app/web/webm.js";
 import { classWords, clock, seenWords, stageWords } from "../../app/web/words.js";
 
@@ -56,92 +56,92 @@ test("quantiles are of the last values only", () => {
   assert.equal(samples.quantile(0.95), 15);
 });
 
-/** Runs a pace against a service that needs `serviceMs` a frame and holds one more in its inbox. */
-function drive(pace, { serviceMs, networkMs = 2, seconds }) {
+/** Runs a rate control against a service that needs `serviceMs` a frame and holds one more in its inbox. */
+function drive(control, { serviceMs, networkMs = 2, seconds }) {
   let [now, free, waited] = [0, 0, []];
   const until = seconds * 1000;
   while (now < until) {
     now += 1000 / 30;
-    if (!pace.due(now) || free - now > serviceMs) continue;
-    pace.sent(now);
+    if (!control.due(now) || free - now > serviceMs) continue;
+    control.sent(now);
     const waitedMs = Math.max(0, free - now);
     free = Math.max(now, free) + serviceMs;
     const serverMs = waitedMs + serviceMs;
-    pace.answered({ now: free, roundTripMs: serverMs + networkMs, serverMs, waitedMs, encodeMs: 5, dropped: 0 });
+    control.answered({ now: free, roundTripMs: serverMs + networkMs, serverMs, waitedMs, encodeMs: 5, dropped: 0 });
     waited.push(waitedMs);
   }
   return { rate: waited.length / seconds, waitedMs: waited.slice(-20).reduce((sum, one) => sum + one, 0) / 20 };
 }
 
 test("a slow service is sent what it can do, and frames hardly wait there", () => {
-  const { rate, waitedMs } = drive(new Pace(), { serviceMs: 200, seconds: 60 });
+  const { rate, waitedMs } = drive(new RateControl(), { serviceMs: 200, seconds: 60 });
   assert.ok(rate > 3.5 && rate < 5.3, `${rate}`);
   assert.ok(waitedMs < 120, `${waitedMs}`);
 });
 
 test("a fast service is sent every frame", () => {
-  const pace = new Pace();
-  const { rate } = drive(pace, { serviceMs: 10, seconds: 20 });
+  const control = new RateControl();
+  const { rate } = drive(control, { serviceMs: 10, seconds: 20 });
   assert.ok(rate > 28, `${rate}`);
-  assert.equal(pace.quality, 0.8);
-  assert.equal(pace.size, 640);
+  assert.equal(control.quality, 0.8);
+  assert.equal(control.size, 640);
 });
 
 test("a slow network lowers quality, then size, and both come back", () => {
-  const pace = new Pace();
-  drive(pace, { serviceMs: 30, networkMs: 400, seconds: 40 });
-  assert.equal(pace.quality, 0.5);
-  assert.ok(pace.size < 640);
-  drive(pace, { serviceMs: 10, networkMs: 5, seconds: 120 });
-  assert.equal(pace.size, 640);
+  const control = new RateControl();
+  drive(control, { serviceMs: 30, networkMs: 400, seconds: 40 });
+  assert.equal(control.quality, 0.5);
+  assert.ok(control.size < 640);
+  drive(control, { serviceMs: 10, networkMs: 5, seconds: 120 });
+  assert.equal(control.size, 640);
 });
 
 test("what is set by hand stays", () => {
-  const pace = new Pace();
-  pace.set({ size: 960, quality: 0.9, rate: 5 });
-  drive(pace, { serviceMs: 30, networkMs: 400, seconds: 20 });
-  assert.deepEqual([pace.size, pace.quality, pace.rate], [960, 0.9, 5]);
-  pace.set({ size: null });
-  assert.ok(pace.size <= 640);
+  const control = new RateControl();
+  control.set({ size: 960, quality: 0.9, rate: 5 });
+  drive(control, { serviceMs: 30, networkMs: 400, seconds: 20 });
+  assert.deepEqual([control.size, control.quality, control.rate], [960, 0.9, 5]);
+  control.set({ size: null });
+  assert.ok(control.size <= 640);
 });
 
-test("a picture is scaled down, never up", () => {
+test("a frame is scaled down, never up", () => {
   assert.deepEqual(fit(1280, 720, 640), { width: 640, height: 360 });
   assert.deepEqual(fit(480, 640, 640), { width: 480, height: 640 });
   assert.deepEqual(fit(3000, 10, 320), { width: 320, height: 1 });
 });
 
 test("e5: by itself the size is chosen by area, the least side bounded", () => {
-  const pace = new Pace();
+  const control = new RateControl();
   const area = 640 * 480;
-  assert.deepEqual(pace.fit(640, 480), { width: 640, height: 480 });
-  assert.deepEqual(pace.fit(1280, 960), { width: 640, height: 480 });
+  assert.deepEqual(control.fit(640, 480), { width: 640, height: 480 });
+  assert.deepEqual(control.fit(1280, 960), { width: 640, height: 480 });
   for (const [width, height] of [[1920, 400], [400, 1920], [1280, 720], [720, 1280], [1000, 1000], [3840, 2160], [7680, 4320]]) {
-    const sent = pace.fit(width, height);
+    const sent = control.fit(width, height);
     assert.ok(Math.abs((sent.width * sent.height) / area - 1) < 0.01, `${sent.width}x${sent.height}`);
     assert.ok(Math.abs(sent.width / sent.height / (width / height) - 1) < 0.02);
   }
   // Nothing is scaled up, however small or thin it is.
   for (const [width, height] of [[1, 1], [16, 12], [500, 20], [20, 500], [640, 100]]) {
-    assert.deepEqual(pace.fit(width, height), { width, height });
+    assert.deepEqual(control.fit(width, height), { width, height });
   }
   // By hand it is the longer side, as it says.
-  pace.set({ size: 320 });
-  assert.deepEqual(pace.fit(1920, 400), { width: 320, height: 67 });
-  pace.set({ size: null });
-  assert.deepEqual(pace.fit(1280, 960), { width: 640, height: 480 });
+  control.set({ size: 320 });
+  assert.deepEqual(control.fit(1920, 400), { width: 320, height: 67 });
+  control.set({ size: null });
+  assert.deepEqual(control.fit(1280, 960), { width: 640, height: 480 });
 });
 
 test("e5: the smallest automatic size leaves a strip its height", () => {
-  const pace = new Pace();
-  drive(pace, { serviceMs: 30, networkMs: 600, seconds: 60 });
-  assert.equal(pace.size, 320);
-  assert.deepEqual(pace.fit(1920, 400), { width: 768, height: 160 });
-  assert.deepEqual(pace.fit(400, 1920), { width: 160, height: 768 });
-  assert.deepEqual(pace.fit(1920, 1080), fitArea(1920, 1080, 320 * 240));
+  const control = new RateControl();
+  drive(control, { serviceMs: 30, networkMs: 600, seconds: 60 });
+  assert.equal(control.size, 320);
+  assert.deepEqual(control.fit(1920, 400), { width: 768, height: 160 });
+  assert.deepEqual(control.fit(400, 1920), { width: 160, height: 768 });
+  assert.deepEqual(control.fit(1920, 1080), fitArea(1920, 1080, 320 * 240));
   // A strip is a strip: neither side grows without end for the other's sake.
-  assert.deepEqual(pace.fit(20_000, 200), { width: 4096, height: 41 });
-  assert.deepEqual(pace.fit(30_000, 30_000), { width: 277, height: 277 });
+  assert.deepEqual(control.fit(20_000, 200), { width: 4096, height: 41 });
+  assert.deepEqual(control.fit(30_000, 30_000), { width: 277, height: 277 });
 });
 
 test("the shares of a result add up to its age", () => {
@@ -170,20 +170,20 @@ test("an error that is no Error says what is wrong, too", () => {
   assert.match(problemOf({ name: "NoPictureError", message: "" }, "film", place).title, /no picture/);
 });
 
-test("what was seen in one picture is not drawn on the next", () => {
+test("what was seen in one image is not drawn on the next", () => {
   const texts = [{ text: "GATE 7", confidence: 1, polygon: [] }];
   const motion = { score: 0.1, moving_fraction: 0.3, direction_deg: 178, camera: { dx: 0, dy: 0, rotation_deg: 0, zoom: 1 }, grid: null };
   const result = (seq, age_ms = null) => ({ seq, objects: [1], texts, motion, stages: { ocr: { age_ms } } });
-  const cut = new Cut();
-  assert.deepEqual(cut.sift(result(1), 100), result(1));
-  cut.mark(3, 1000);
-  assert.equal(cut.sift(result(2), 980), null);
-  assert.equal(cut.sift(result(3), 990), null);
-  // The first of the new picture: its motion is the way from one to the other, its text was read in the old one.
-  assert.deepEqual(cut.sift(result(4, 300), 1020), { ...result(4, 300), texts: [], motion: null });
-  assert.deepEqual(cut.sift(result(5, 300), 1200), { ...result(5, 300), texts: [] });
-  assert.deepEqual(cut.sift(result(6, 150), 1200), result(6, 150));
-  assert.deepEqual(cut.sift(result(7), 1300), result(7));
+  const change = new SourceChange();
+  assert.deepEqual(change.filter(result(1), 100), result(1));
+  change.mark(3, 1000);
+  assert.equal(change.filter(result(2), 980), null);
+  assert.equal(change.filter(result(3), 990), null);
+  // The first result of the new image: its motion is between the two images, its text was read in the old one.
+  assert.deepEqual(change.filter(result(4, 300), 1020), { ...result(4, 300), texts: [], motion: null });
+  assert.deepEqual(change.filter(result(5, 300), 1200), { ...result(5, 300), texts: [] });
+  assert.deepEqual(change.filter(result(6, 150), 1200), result(6, 150));
+  assert.deepEqual(change.filter(result(7), 1300), result(7));
 });
 
 test("codes become words", () => {

@@ -1,10 +1,9 @@
-// From a source to the service: what is sent, why something is not, and what becomes of the pictures on the way.
+// From a source to the service: what is sent, why something is not, and what becomes of frames that are being encoded.
 
 import assert from "node:assert/strict";
 import { beforeEach, test } from "node:test";
 
-import { Encoder } from "../../app/web/encoder.js";
-import { Sender } from "../../app/web/sender.js";
+import { Encoder, Sender } from "../../app/web/sender.js";
 
 const JPEG = Uint8Array.of(0xff, 0xd8, 0xff);
 
@@ -26,11 +25,11 @@ function sending() {
       return new Promise((resolve, reject) => this.pending.push({ resolve: () => resolve(JPEG), reject }));
     },
   };
-  const pace = { due: () => true, sent() {}, fit: (width, height) => ({ width, height }), quality: 0.8 };
-  const sender = new Sender(client, encoder, pace);
+  const control = { due: () => true, sent() {}, fit: (width, height) => ({ width, height }), quality: 0.8 };
+  const sender = new Sender(client, encoder, control);
   const problems = [];
   sender.onproblem = (problem) => problems.push(problem);
-  return { client, encoder, pace, sender, problems };
+  return { client, encoder, control, sender, problems };
 }
 
 function source() {
@@ -40,7 +39,7 @@ function source() {
 const settle = () => new Promise((resolve) => setImmediate(resolve));
 
 test("frames that are not sent are counted by reason", async () => {
-  const { client, encoder, pace, sender, problems } = sending();
+  const { client, encoder, control, sender, problems } = sending();
   const camera = source();
   sender.attach(camera);
   const frame = (change, parts = client) => {
@@ -54,7 +53,7 @@ test("frames that are not sent are counted by reason", async () => {
   frame({ wantsFrame: false });
   frame({ wantsFrame: false });
   frame({ busy: true }, encoder);
-  frame({ due: () => false }, pace);
+  frame({ due: () => false }, control);
   camera.onframe(0);
   encoder.pending.pop().reject(new Error("no pixels"));
   await settle();
@@ -70,7 +69,7 @@ test("frames that are not sent are counted by reason", async () => {
     "not connected": 1,
     "no credit": 3,
     "encoder busy": 1,
-    pace: 1,
+    "rate limit": 1,
     "not encoded": 1,
   };
   assert.deepEqual(sender.counts, { frames: 9, sent: 1, skipped });
@@ -79,7 +78,7 @@ test("frames that are not sent are counted by reason", async () => {
   assert.deepEqual(sender.counts, { frames: 0, sent: 0, skipped: {} });
 });
 
-test("a picture of a source that was left while it was encoded is not sent", async () => {
+test("a frame of a source that was left while it was encoded is not sent", async () => {
   const { client, encoder, sender, problems } = sending();
   const [first, second] = [source(), source()];
   sender.attach(first);
@@ -87,8 +86,8 @@ test("a picture of a source that was left while it was encoded is not sent", asy
   first.onframe(0);
   sender.attach(second);
   encoder.pending[0].resolve();
-  encoder.pending[1].reject(new Error("the film is gone"));
-  first.onframe(0); // what it still calls is not of this picture
+  encoder.pending[1].reject(new Error("the video is gone"));
+  first.onframe(0); // its later calls are not of this source
   await settle();
   assert.deepEqual(sender.counts, { frames: 2, sent: 0, skipped: { "source changed": 1, "not encoded": 1 } });
   assert.deepEqual([client.sent, problems], [0, []]);
@@ -98,15 +97,15 @@ test("a picture of a source that was left while it was encoded is not sent", asy
   assert.equal(client.sent, 1);
 });
 
-test("e6: a picture from before a film was sought in is not sent after it", async () => {
+test("e6: a frame from before a seek in a video is not sent after it", async () => {
   const { client, encoder, sender } = sending();
-  const film = source();
-  sender.attach(film);
-  film.onframe(0);
-  sender.cut();
+  const video = source();
+  sender.attach(video);
+  video.onframe(0);
+  sender.discardPending();
   encoder.pending[0].resolve();
   await settle();
-  film.onframe(0);
+  video.onframe(0);
   encoder.pending[1].resolve();
   await settle();
   assert.deepEqual([client.sent, sender.counts.skipped], [1, { "source changed": 1 }]);
@@ -123,7 +122,7 @@ class FakeWorker {
   }
 }
 
-/** A picture that takes its time, as a bitmap of a canvas does. */
+/** A frame that takes its time, as a bitmap of a canvas does. */
 class Bitmap {
   closed = 0;
   close() {
@@ -139,7 +138,7 @@ beforeEach(() => {
   globalThis.document = { createElement: () => ({ getContext: () => null, toBlob: (done) => done(new Blob(["here"])) }) };
 });
 
-test("a picture that was taken for a worker which died meanwhile is closed", async () => {
+test("a frame that was taken for a worker which died meanwhile is closed", async () => {
   const bitmap = new Bitmap();
   let taken;
   globalThis.createImageBitmap = () => new Promise((resolve) => (taken = resolve));
@@ -154,7 +153,7 @@ test("a picture that was taken for a worker which died meanwhile is closed", asy
   assert.equal(encoder.where, "main thread");
 });
 
-test("a worker's answer is the picture's, and its death is told", async () => {
+test("a worker's answer is the frame's JPEG, and its failure rejects", async () => {
   globalThis.createImageBitmap = async () => new Bitmap();
   const encoder = new Encoder();
   const wanted = { width: 4, height: 4, quality: 0.8 };

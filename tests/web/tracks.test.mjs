@@ -122,16 +122,16 @@ test("text that was read a while ago is marked", () => {
   assert.equal(tracks.at(110, SIZE).texts[0].stale, true);
 });
 
-test("the vector field is in pixels of the picture", () => {
+test("the flow is in pixels of the image", () => {
   const tracks = new Tracks();
   const data = Buffer.from(Int8Array.of(4, -8, 0, 127).buffer).toString("base64");
   const motion = { score: 0, direction_deg: null, moving_fraction: 0, camera: { dx: 0, dy: 0, rotation_deg: 0, zoom: 1 } };
   tracks.observe(result([], { motion: { ...motion, grid: { columns: 2, rows: 1, scale: 0.25, data } } }), 0, 0);
-  const { field } = tracks.at(10, SIZE);
-  assert.deepEqual([field.columns, field.rows], [2, 1]);
-  assert.deepEqual([...field.vectors], [2, -4, 0, 63.5]);
-  assert.equal(tracks.at(20, SIZE).field, field); // what draws it knows that it is the same
-  assert.deepEqual([...tracks.at(30, { width: 640, height: 480 }).field.vectors], [1, -2, 0, 31.75]);
+  const { flow } = tracks.at(10, SIZE);
+  assert.deepEqual([flow.columns, flow.rows], [2, 1]);
+  assert.deepEqual([...flow.vectors], [2, -4, 0, 63.5]);
+  assert.equal(tracks.at(20, SIZE).flow, flow); // what draws it knows that it is the same
+  assert.deepEqual([...tracks.at(30, { width: 640, height: 480 }).flow.vectors], [1, -2, 0, 31.75]);
 });
 
 // --- E1: what is old fades, and stands still ---
@@ -181,7 +181,7 @@ test("e1: what is a second late is drawn in no full colour, what is fresh is", (
     const { tracks, last } = late(age);
     const scene = tracks.at(last + age, SIZE);
     for (const { alpha } of [...scene.objects, ...scene.poses]) assert.ok(alpha < before && alpha > 0.2, `${age}: ${alpha}`);
-    assert.ok(scene.fieldAlpha < before);
+    assert.ok(scene.flowAlpha < before);
     before = scene.objects[0].alpha;
   }
   assert.ok(before < 0.5);
@@ -290,7 +290,7 @@ test("e3: the camera's motion is taken out of the arrows", () => {
     const tracks = new Tracks();
     const motion = { score: 0, direction_deg: null, moving_fraction: 0, camera, grid: { scale: 1, ...grid } };
     tracks.observe(result([], { motion }), 0, 0);
-    return [...tracks.at(10, { width: 640, height: 480 }).field.vectors].map((value) => Math.round(value * 10) / 10 + 0);
+    return [...tracks.at(10, { width: 640, height: 480 }).flow.vectors].map((value) => Math.round(value * 10) / 10 + 0);
   };
   // All goes left by 5, one cell by 9 more; where there is nothing to see there is no motion, the camera's neither.
   assert.deepEqual(
