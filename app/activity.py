@@ -55,7 +55,7 @@ class SessionStatistics:
 
 
 class ActivityPublisher:
-    """Publishes `ActiveSessions` every ACTIVITY_INTERVAL_S, and at once when a first session begins.
+    """Publishes `ActiveSessions` every minute, and at once when a first session begins.
 
     The count is sampled every second and published as a statistic set: its `Maximum` includes a session that came and
     went in between. Each of several workers publishes under the same name, so that none has to speak for the others:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import orjson
 
-from app.settings import ServerSettings
+from app.settings import ServerSettings, ignored_variables
 
 
 class JsonFormatter(logging.Formatter):
@@ -56,7 +56,7 @@ class _ReportedAlready(logging.Filter):
 
 
 def configure(settings: ServerSettings) -> None:
-    """Sends all log records to stderr in the format of LOG_FORMAT."""
+    """Sends all log records to stderr in the format of LOG_FORMAT; warns of variables that are no settings any more."""
     plain = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler()
     handler.addFilter(_Bounded())
@@ -74,3 +74,5 @@ def configure(settings: ServerSettings) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # the OpenAI client's
     logging.getLogger("botocore").setLevel(logging.WARNING)  # at INFO it logs where it found credentials
+    for sentence in ignored_variables():
+        logging.getLogger(__name__).warning("%s", sentence)

@@ -220,7 +220,6 @@ def test_a_machine_that_is_not_ec2_is_told_what_to_set(
     ("name", "value", "right"),
     [
         ("ACTIVITY_METRIC", "statsd", "'off' or 'cloudwatch'"),
-        ("ACTIVITY_INTERVAL_S", "0", "greater than or equal to 1"),
         ("ACTIVITY_INSTANCE_ID", "my-machine", "an EC2 instance, for example i-0123456789abcdef0"),
         ("AWS_ENDPOINT_URL", "localhost:5000", "a web address"),
     ],

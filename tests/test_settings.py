@@ -9,7 +9,7 @@ import pytest
 
 from app.auth import require_tokens
 from app.errors import ConfigurationError
-from app.settings import SECRETS, SECTIONS, Settings, secret_given
+from app.settings import SECRETS, SECTIONS, VARIABLES, Settings, ignored_variables, secret_given
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +35,8 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("MAX_SESSIONS", "0", "greater than or equal to 1"),
         ("CREDITS", "65", "less than or equal to 64"),
         ("MAX_FRAME_BYTES", "10", "greater than or equal to 1024"),
-        ("MAX_AGE_MS", "soon", "a valid number"),
-        ("MAX_AGE_MS", "nan", "greater than 0"),
+        ("IDLE_TIMEOUT_S", "soon", "a valid number"),
+        ("IDLE_TIMEOUT_S", "nan", "greater than 0"),
         ("TRITON_URL", "localhost", "host:port of Triton's gRPC endpoint, for example 127.0.0.1:8001"),
         ("TRITON_URL", "http://localhost", "host:port of Triton's gRPC endpoint, for example 127.0.0.1:8001"),
         ("TRITON_URL", "127.0.0.1:99999", "ports are 1 to 65535"),
@@ -77,6 +77,56 @@ def test_lists_are_written_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tokens_are_never_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTH_TOKENS", "hush")
     assert "hush" not in repr(Settings().access)
+
+
+# --- what is no setting any more ---
+
+VENDORS = {"OPENAI_API_KEY", "ANTHROPIC_API_KEY", "AWS_REGION", "AWS_ENDPOINT_URL", "FORWARDED_ALLOW_IPS"}
+"""Variables that others named: OpenAI, Anthropic, Amazon, uvicorn."""
+
+
+def test_there_are_not_more_settings_than_a_person_can_read() -> None:
+    assert len(VARIABLES.keys() - VENDORS) <= 110
+
+
+def test_a_value_that_is_fixed_is_taken_from_code_and_from_no_variable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert Settings().ingest.ingest_refresh_s == 5
+    monkeypatch.setenv("INGEST_REFRESH_S", "nonsense")
+    (tmp_path / ".env").write_text("LLM_RETRIES=9\n")
+    assert Settings().ingest.ingest_refresh_s == 5
+    assert Settings().llm.llm_retries == 2
+    assert Settings(ingest_refresh_s=0.2).ingest.ingest_refresh_s == 0.2
+
+
+def test_a_variable_that_was_a_setting_is_named_once_with_what_is_right(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert ignored_variables() == []
+    monkeypatch.setenv("INGEST_REFRESH_S", "7")
+    monkeypatch.setenv("LLM_HOUR_COST", "5")
+    (tmp_path / ".env").write_text("LLM_RETRIES=9\nPORT=8001\n")
+    assert sorted(ignored_variables()) == [
+        "INGEST_REFRESH_S='7' is ignored, because it is no setting any more: it is always 5.0",
+        "LLM_HOUR_COST='5' is ignored, because it is no setting any more: "
+        "LLM_HOUR_TOKENS bounds what all sessions may use in an hour",
+        "LLM_RETRIES='9' is ignored, because it is no setting any more: it is always 2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "section", "name", "follows"),
+    [
+        ("FLEET_RECLAIM_IDLE_MS", "800", "fleet", "fleet_reclaim_s", 0.4),
+        ("SUMMARY_RAM_ITEMS", "10", "summary", "summary_ram_bytes", 40_960),
+    ],
+)
+def test_a_fixed_value_follows_from_the_setting_it_belongs_to(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, section: str, name: str, follows: float
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert getattr(getattr(Settings(), section), name) == follows
 
 
 # --- secrets from files ---

@@ -192,7 +192,7 @@ async def summaries(
     session_id: Annotated[str, Path(pattern="^[0-9a-f]{32}$")],
     last: Annotated[int, Query(ge=1, le=1000)] = 20,
 ) -> Response:
-    """The last summaries of a session, oldest first, also after its end; SUMMARY_KEEP at most."""
+    """The last summaries of a session, oldest first, also after its end; twenty at most."""
     kept = await _door(request).summaries.last(session_id, last)
     return _json({"session_id": session_id, "summaries": kept})
 

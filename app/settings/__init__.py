@@ -1,7 +1,6 @@
-"""Settings: one frozen section a room, read once from the environment (or `.env`) and handed down.
+"""Settings: frozen sections, one for each part, read once from the environment (or `.env`) and handed down.
 
-Nothing below a door reads the environment. Every variable stands in the README's table; a test
-holds the two together.
+Only commands read the environment. The README's table lists every variable; a test holds the two together.
 """
 
 from __future__ import annotations
@@ -9,12 +8,13 @@ from __future__ import annotations
 from typing import TypeVar
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from app.errors import ConfigurationError
 from app.settings.aws import ActivitySettings, AwsSettings
 from app.settings.fleet import FleetSettings, IngestSettings, KafkaSettings, RedisSettings
 from app.settings.inference import OcrSettings, PipelineSettings, TritonSettings
-from app.settings.section import ROOT, Section, is_secret, secret_given, service_token
+from app.settings.section import ROOT, Section, is_fixed, is_secret, secret_given, service_token, variables
 from app.settings.segments import SegmentSettings
 from app.settings.service import AccessSettings, LiveSettings, ServerSettings, WebSettings
 from app.settings.summary import LlmSettings, SummarySettings
@@ -23,6 +23,7 @@ __all__ = [
     "ROOT",
     "SECRETS",
     "SECTIONS",
+    "VARIABLES",
     "AccessSettings",
     "ActivitySettings",
     "AwsSettings",
@@ -41,6 +42,7 @@ __all__ = [
     "SummarySettings",
     "TritonSettings",
     "WebSettings",
+    "ignored_variables",
     "secret_given",
     "service_token",
 ]
@@ -49,7 +51,7 @@ S = TypeVar("S", bound=Section)
 
 
 class Settings:
-    """All sections. Each room is handed its own.
+    """All sections. Each part of the service is handed its own.
 
     Raises:
         ConfigurationError: one line a wrong variable: its name, the value seen, what would be right.
@@ -108,10 +110,38 @@ SECTIONS: tuple[type[Section], ...] = (
 )
 
 
-SECRETS = tuple(
-    name.upper() for section in SECTIONS for name, field in section.model_fields.items() if is_secret(field)
-)
+VARIABLES: dict[str, FieldInfo] = {
+    name.upper(): field for section in SECTIONS for name, field in section.model_fields.items() if not is_fixed(field)
+}
+"""Every setting, by its variable."""
+
+SECRETS = tuple(name for name, field in VARIABLES.items() if is_secret(field))
 """Settings that are never written out. Each may come from the file that `NAME_FILE` names."""
+
+
+_REMOVED = {
+    "LLM_SESSION_COST": "LLM_SESSION_TOKENS bounds what a session may use",
+    "LLM_HOUR_COST": "LLM_HOUR_TOKENS bounds what all sessions may use in an hour",
+    "LLM_INPUT_PRICE": "the model's use is bounded in tokens",
+    "LLM_OUTPUT_PRICE": "the model's use is bounded in tokens",
+}
+"""Variables of earlier versions that are gone, and what does their work."""
+
+
+def ignored_variables() -> list[str]:
+    """A sentence for each variable that is set and was a setting in an earlier version."""
+    seen = variables()
+    fixed = {
+        name.upper(): f"it is always {field.get_default(call_default_factory=True, validated_data={})}"
+        for section in SECTIONS
+        for name, field in section.model_fields.items()
+        if is_fixed(field)
+    }
+    return [
+        f"{name}={seen[name]!r} is ignored, because it is no setting any more: {why}"
+        for name, why in {**fixed, **_REMOVED}.items()
+        if name in seen
+    ]
 
 
 def _explain(error: ValidationError) -> list[str]:

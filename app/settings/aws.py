@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from app.settings.section import Section, web_address
+from app.settings.section import Section, fixed, web_address
 
 _INSTANCE = re.compile(r"i-[0-9a-f]{8,17}")
 
@@ -33,7 +33,7 @@ class ActivitySettings(Section):
     activity_metric: Literal["off", "cloudwatch"] = Field(
         "off", description="where the number of sessions is published, for the function that stops an idle machine"
     )
-    activity_interval_s: float = Field(
+    activity_interval_s: float = fixed(
         60.0,
         ge=1,
         le=120,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, SecretStr, field_validator
 
-from app.settings.section import Commas, Section, split
+from app.settings.section import Commas, Section, fixed, split
 
 FLEET_STAGES = ("detect", "pose", "face", "track", "motion", "ocr")
 
@@ -61,27 +61,31 @@ class FleetSettings(Section):
         ("detect", "pose", "face"),
         description="what runs on cameras' frames, comma-separated: `detect`, `pose`, `face`, `track`, `motion`, `ocr`",
     )
-    fleet_batches_in_flight: int = Field(4, ge=1, le=64, description="batches of a worker process at work at once")
+    fleet_batches_in_flight: int = fixed(4, ge=1, le=64, description="batches of a worker process at work at once")
     frame_staleness_ms: float = Field(
         2000.0,
         gt=0,
         description="older frames are skipped and counted; from a quarter of it on newer ones of a camera go first; "
         "claimed ones count from their claim",
     )
-    fleet_shards: int = Field(32, ge=1, le=32, description="shards that a worker's cameras are spread over at most")
-    fleet_threads: int = Field(8, ge=1, le=64, description="threads of `sync`")
+    fleet_shards: int = fixed(32, ge=1, le=32, description="shards that a worker's cameras are spread over at most")
+    fleet_threads: int = fixed(8, ge=1, le=64, description="threads of `sync`")
     fleet_discover_s: float = Field(
         2.0, gt=0, description="seconds between two looks for new cameras; a worker silent for three loses its own"
     )
-    fleet_reclaim_s: float = Field(30.0, gt=0, description="seconds between two looks for frames left pending")
     fleet_reclaim_idle_ms: int = Field(
         60_000, ge=100, description="milliseconds until what somebody outside the fleet read and left is claimed"
+    )
+    fleet_reclaim_s: float = fixed(
+        default_factory=lambda found: found.get("fleet_reclaim_idle_ms", 60_000) / 2000,
+        gt=0,
+        description="seconds between two looks for frames left pending: half of FLEET_RECLAIM_IDLE_MS",
     )
     fleet_max_deliveries: int = Field(3, ge=2, description="deliveries after which a frame goes to `frames:dead`")
     metrics_port: int = Field(
         8002, ge=0, le=65535, description="port of /metrics and /health of a fleet or segments process; 0: a free one"
     )
-    fleet_face_model: str = Field("arcface", min_length=1, description="Triton model of face embeddings")
+    fleet_face_model: str = fixed("arcface", min_length=1, description="Triton model of face embeddings")
     max_sub_batch: int = Field(16, ge=1, le=256, description="most face crops in one request")
 
     @field_validator("fleet_stages", mode="before")
@@ -99,9 +103,9 @@ class FleetSettings(Section):
 
 class IngestSettings(Section):
     ingest_fps: float = Field(30.0, gt=0, le=240, description="frames a second taken from a camera at most")
-    ingest_busy_fps: float = Field(15.0, gt=0, le=240, description="the same once the camera's stream is lagging")
-    ingest_min_fps: float = Field(1.0, gt=0, le=240, description="the least it falls to while the lag grows")
+    ingest_busy_fps: float = fixed(15.0, gt=0, le=240, description="the same once the camera's stream is lagging")
+    ingest_min_fps: float = fixed(1.0, gt=0, le=240, description="the least it falls to while the lag grows")
     ingest_maxlen: int = Field(100, ge=1, description="frames of a camera that Redis keeps (MAXLEN ~)")
-    ingest_jpeg_quality: int = Field(80, ge=1, le=100, description="JPEG quality of ingested frames")
-    ingest_refresh_s: float = Field(5.0, gt=0, description="seconds between two looks for new sources")
-    ingest_reconnect_max_s: float = Field(30.0, gt=0, description="longest pause before a lost camera is tried again")
+    ingest_jpeg_quality: int = fixed(80, ge=1, le=100, description="JPEG quality of ingested frames")
+    ingest_refresh_s: float = fixed(5.0, gt=0, description="seconds between two looks for new sources")
+    ingest_reconnect_max_s: float = fixed(30.0, gt=0, description="longest pause before a lost camera is tried again")

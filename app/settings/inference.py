@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from app.settings.section import ROOT, Section
+from app.settings.section import ROOT, Section, fixed
 
 
 class TritonSettings(Section):
@@ -46,7 +46,7 @@ class TritonSettings(Section):
 class PipelineSettings(Section):
     confidence: float = Field(0.35, ge=0, le=1, description="least score of a detection, unless a client says")
     iou: float = Field(0.45, ge=0, le=1, description="NMS: boxes that overlap more are one, unless a client says")
-    max_detections: int = Field(300, ge=1, le=3000, description="most detections a frame")
+    max_detections: int = fixed(300, ge=1, le=3000, description="most detections a frame")
     motion_method: Literal["dis", "farneback"] = Field("dis", description="dense flow: `dis` (fast) or `farneback`")
     decode: Literal["exact", "fast"] = Field(
         "exact",
@@ -62,7 +62,7 @@ class PipelineSettings(Section):
         "auto",
         description="turn JPEGs as their EXIF says: `auto` only those of POST /v1/frames, `on` live and in fleets too",
     )
-    decode_threads: int = Field(0, ge=0, le=256, description="threads that decode; 0: one a core, two at least")
+    decode_threads: int = fixed(0, ge=0, le=256, description="threads that decode; 0: one a core, two at least")
 
 
 class OcrSettings(Section):
@@ -74,12 +74,12 @@ class OcrSettings(Section):
         None, description="folder with `det.onnx` and `rec.onnx` (PaddleOCR); unset: PP-OCRv6 small"
     )
     ocr_min_interval_s: float = Field(1.0, ge=0, description="least seconds between two runs for one stream")
-    ocr_change_threshold: float = Field(
+    ocr_change_threshold: float = fixed(
         0.02, ge=0, le=1, description="share of the picture that must have changed since the last run"
     )
     # Of 804 lines of rendered text (sizes, fonts, ways round, noise, blur) 647 are read exactly at 0.6, 646 at 0.8; of
     # lines that are not there 0.6 lets 134 through, 0.7 lets 95, 0.8 lets 58.
     ocr_min_confidence: float = Field(0.8, ge=0, le=1, description="least score of a text")
     ocr_timeout_s: float = Field(20.0, gt=0, description="seconds after which a run is killed")
-    ocr_max_runs: int = Field(500, ge=1, description="runs after which the process is replaced")
+    ocr_max_runs: int = fixed(500, ge=1, description="runs after which the process is replaced")
     ocr_max_rss_mb: int = Field(1500, ge=100, description="resident memory past which the process is replaced")

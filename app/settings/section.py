@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import SecretStr
+from pydantic import Field, SecretStr
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -28,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 Commas = Annotated[tuple[str, ...], NoDecode]
 """A list written as `a,b,c` in the environment."""
 
+_FIXED = "fixed"
 _WEB_ADDRESS = re.compile(r"https?://[^\s/;,'\"?#@]+(/[^\s;,'\"]*)?")
 
 
@@ -36,7 +38,7 @@ _MOST_SECRET_BYTES = 64 * 1024
 
 
 class Section(BaseSettings):
-    """One room's settings, frozen, read from the environment or `.env`; secrets also from the files named there.
+    """The settings of one part, frozen, read from the environment or `.env`; secrets also from the files named there.
 
     Raises:
         ConfigurationError: a file that should hold a secret cannot be used.
@@ -55,7 +57,42 @@ class Section(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """What is given, then files of secrets, then the environment, then `.env`."""
         files = _SecretFiles(settings_cls, env_settings, dotenv_settings)
-        return init_settings, files, env_settings, dotenv_settings
+        return init_settings, files, _Settable(settings_cls, env_settings), _Settable(settings_cls, dotenv_settings)
+
+
+def fixed(default: Any = PydanticUndefined, **options: Any) -> Any:
+    """A field that no variable sets: a value that follows from others, or that nobody can choose better.
+
+    Code may still pass another one, and tests do. A variable of its name is ignored, and a warning says so.
+    """
+    return Field(default, json_schema_extra={_FIXED: True}, **options)
+
+
+def is_fixed(field: FieldInfo) -> bool:
+    return isinstance(field.json_schema_extra, dict) and _FIXED in field.json_schema_extra
+
+
+class _Settable(PydanticBaseSettingsSource):
+    """What a source of variables holds for the fields that variables may set."""
+
+    def __init__(self, section: type[BaseSettings], source: PydanticBaseSettingsSource) -> None:
+        super().__init__(section)
+        self._source = source
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return self._source.get_field_value(field, field_name)
+
+    def __call__(self) -> dict[str, Any]:
+        fields = self.settings_cls.model_fields
+        return {
+            name: value for name, value in self._source().items() if name not in fields or not is_fixed(fields[name])
+        }
+
+
+def variables() -> dict[str, str]:
+    """The variables of the environment and of `.env`, names in upper case; the environment wins."""
+    found = DotEnvSettingsSource(Section).env_vars
+    return {name.upper(): value for name, value in {**found, **os.environ}.items() if value}
 
 
 class _SecretFiles(PydanticBaseSettingsSource):

@@ -1,4 +1,4 @@
-"""The service itself, who may use it, its live door and its page."""
+"""The service itself, who may use it, its live sessions and its page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
 from app.addresses import read_host, read_origin
-from app.settings.section import ROOT, Commas, Section, split, web_address
+from app.settings.section import ROOT, Commas, Section, fixed, split, web_address
 
 
 class ServerSettings(Section):
@@ -36,9 +36,9 @@ class ServerSettings(Section):
     @field_validator("forwarded_allow_ips")
     @classmethod
     def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for one in value:
+        for network in value:
             try:
-                ipaddress.ip_network(one, strict=False)
+                ipaddress.ip_network(network, strict=False)
             except ValueError:
                 raise ValueError("addresses or networks, for example 127.0.0.1,10.0.0.0/8") from None
         return value
@@ -122,7 +122,7 @@ class LiveSettings(Section):
         4096 * 4096, ge=1, description="largest frame, pixels, read from its header before decoding"
     )
     max_messages_per_s: float = Field(240.0, gt=0, description="messages a second that a session may send on average")
-    max_age_ms: float = Field(2000.0, gt=0, description="a realtime frame that waited longer is dropped unanalysed")
+    max_age_ms: float = fixed(2000.0, gt=0, description="a realtime frame that waited longer is dropped unanalysed")
     init_timeout_s: float = Field(
         10.0, gt=0, description="seconds a connection has for a request, its body, and a socket's first message"
     )

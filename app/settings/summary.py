@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from app.settings.section import ROOT, Section, web_address
+from app.settings.section import ROOT, Section, fixed, web_address
 
 
 class SummarySettings(Section):
@@ -18,14 +18,18 @@ class SummarySettings(Section):
         60.0, gt=0, le=86400, description="most seconds between two summaries while there are observations"
     )
     summary_ram_items: int = Field(256, ge=1, description="observations of a session kept in memory; more go to disk")
-    summary_ram_bytes: int = Field(
-        1024 * 1024, ge=1024, description="bytes of observations of a session kept in memory; more go to disk"
+    summary_ram_bytes: int = fixed(
+        default_factory=lambda found: 4096 * found.get("summary_ram_items", 256),
+        ge=1024,
+        description="bytes of observations of a session kept in memory: 4 KiB for each of SUMMARY_RAM_ITEMS",
     )
-    summary_disk_items: int = Field(10_000, ge=0, description="observations of a session kept on disk; 0: none")
+    summary_disk_items: int = fixed(10_000, ge=0, description="observations of a session kept on disk; 0: none")
     summary_disk_bytes: int = Field(
-        64 * 1024 * 1024, ge=0, description="bytes of observations kept on disk (STATE_DIR) by all sessions together"
+        64 * 1024 * 1024,
+        ge=0,
+        description="bytes of observations kept on disk (STATE_DIR) by all sessions together; 0: none",
     )
-    summary_keep: int = Field(
+    summary_keep: int = fixed(
         20, ge=1, le=1000, description="last summaries of a session that `GET /v1/sessions/{id}/summaries` returns"
     )
     summary_orphan_hours: float = Field(
@@ -37,12 +41,11 @@ class SummarySettings(Section):
         ROOT / "app" / "summary" / "prompts", description="folder of prompts, one NAME.md each; clients choose a name"
     )
     summary_prompt: str = Field("default", min_length=1, description="prompt of sessions that name none")
-    summary_finish_s: float = Field(
+    summary_finish_s: float = fixed(
         3.0,
         gt=0,
         le=60,
-        description="seconds that the last summary of a session may take, three tenths of DRAIN_TIMEOUT_S at most; "
-        "after that it is a digest",
+        description="seconds that the last summary of a session may take; after that it is a digest",
     )
 
 
@@ -71,7 +74,7 @@ class LlmSettings(Section):
         description="requests to the model at once over all sessions; WORKERS share it evenly, one each at least",
     )
     llm_timeout_s: float = Field(20.0, gt=0, le=600, description="seconds a request to the model may take")
-    llm_retries: int = Field(
+    llm_retries: int = fixed(
         2,
         ge=0,
         le=10,
@@ -89,25 +92,10 @@ class LlmSettings(Section):
         description="tokens all sessions may use in an hour, counted anew after a restart; WORKERS share it evenly; "
         "0: no bound",
     )
-    llm_session_cost: float = Field(
-        0.0,
-        ge=0,
-        description="cost of a session, in the unit of the two prices, after which it gets digests; 0: no bound",
-    )
-    llm_hour_cost: float = Field(
-        0.0,
-        ge=0,
-        description="cost of all sessions in an hour, in the unit of the two prices, counted anew after a restart; "
-        "WORKERS share it evenly; 0: no bound",
-    )
-    llm_input_price: float = Field(0.0, ge=0, description="price of a million input tokens, for the two bounds of cost")
-    llm_output_price: float = Field(
-        0.0, ge=0, description="price of a million output tokens, for the two bounds of cost"
-    )
-    llm_breaker_failures: int = Field(
+    llm_breaker_failures: int = fixed(
         5, ge=1, description="failures in a row, in one worker, that open its circuit breaker"
     )
-    llm_breaker_s: float = Field(
+    llm_breaker_s: float = fixed(
         60.0, gt=0, description="seconds that the circuit breaker stays open; then one request probes the model"
     )
 
@@ -142,6 +130,5 @@ class LlmSettings(Section):
             update={
                 "llm_max_in_flight": max(1, self.llm_max_in_flight // workers),
                 "llm_hour_tokens": self.llm_hour_tokens and max(1, self.llm_hour_tokens // workers),
-                "llm_hour_cost": self.llm_hour_cost / workers,
             }
         )

@@ -360,7 +360,7 @@ class _ModelClient:
     def _reserve(self, now: float, session: Spent, estimate: int) -> Reservation:
         reservation = self._budget.reserve(now, session, estimate, self._settings.llm_max_output_tokens)
         if isinstance(reservation, Reservation):
-            if self._reached not in SESSION_BOUNDS:  # that another session has room changes nothing for this bound
+            if self._reached != "session_tokens":  # that another session has room changes nothing for this bound
                 self._reached = None
             return reservation
         if reservation != self._reached:
@@ -384,7 +384,7 @@ BreakerState = Literal["closed", "open", "half-open"]
 class CircuitBreaker:
     """Opens after N failures in a row; half-open admits one probe. `now` is seconds of a monotonic clock.
 
-    closed ──LLM_BREAKER_FAILURES in a row──▶ open ──LLM_BREAKER_S──▶ half-open ──one success──▶ closed
+    closed ──failures in a row──▶ open ──a pause──▶ half-open ──one success──▶ closed
                                                ▲                          │
                                                └────────one failure───────┘
     """
@@ -436,14 +436,11 @@ class CircuitBreaker:
 # --- the budget ---
 
 HOUR_S = 3600.0
-Bound = Literal["session_tokens", "session_cost", "hour_tokens", "hour_cost"]
+Bound = Literal["session_tokens", "hour_tokens"]
 VARIABLES: dict[Bound, str] = {
     "session_tokens": "LLM_SESSION_TOKENS",
-    "session_cost": "LLM_SESSION_COST",
     "hour_tokens": "LLM_HOUR_TOKENS",
-    "hour_cost": "LLM_HOUR_COST",
 }
-SESSION_BOUNDS: frozenset[Bound] = frozenset({"session_tokens", "session_cost"})
 
 
 def estimate_tokens(text: str) -> int:
@@ -463,8 +460,6 @@ class Spent:
     """What a session has used or reserved."""
 
     tokens: int = 0
-    cost: float = 0.0
-    """In the unit of LLM_INPUT_PRICE."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -472,11 +467,10 @@ class Reservation:
     """An estimate that counts as spent until it is settled."""
 
     tokens: int
-    cost: float
 
 
 class Budget:
-    """Bounds tokens and cost of each session, and of all sessions in any hour. A setting of 0 is no bound.
+    """Bounds the tokens of each session, and of all sessions in any hour. A setting of 0 is no bound.
 
     A request reserves an estimate before it is sent, so that concurrent requests cannot exceed a bound together, and
     settles what it really used. `now` is seconds of a monotonic clock.
@@ -484,62 +478,41 @@ class Budget:
 
     def __init__(self, settings: LlmSettings) -> None:
         self._settings = settings
-        self._hour: deque[tuple[float, int, float]] = deque()
+        self._hour: deque[tuple[float, int]] = deque()
         self._tokens = 0
-        self._cost = 0.0
-        self._reserved_tokens = 0
-        self._reserved_cost = 0.0
+        self._reserved = 0
 
     def reserve(self, now: float, session: Spent, input_tokens: int, output_tokens: int) -> Reservation | Bound:
         """Reserves an estimate; returns the bound that it would exceed, if any."""
         self._forget(now)
         bounds, tokens = self._settings, input_tokens + output_tokens
-        cost = self.cost(input_tokens, output_tokens)
         if bounds.llm_session_tokens and session.tokens + tokens > bounds.llm_session_tokens:
             return "session_tokens"
-        if bounds.llm_session_cost and session.cost + cost > bounds.llm_session_cost:
-            return "session_cost"
-        if bounds.llm_hour_tokens and self._tokens + self._reserved_tokens + tokens > bounds.llm_hour_tokens:
+        if bounds.llm_hour_tokens and self._tokens + self._reserved + tokens > bounds.llm_hour_tokens:
             return "hour_tokens"
-        if bounds.llm_hour_cost and self._cost + self._reserved_cost + cost > bounds.llm_hour_cost:
-            return "hour_cost"
         session.tokens += tokens
-        session.cost += cost
-        self._reserved_tokens += tokens
-        self._reserved_cost += cost
-        return Reservation(tokens, cost)
+        self._reserved += tokens
+        return Reservation(tokens)
 
     def settle(
         self, now: float, session: Spent, reservation: Reservation, input_tokens: int, output_tokens: int
     ) -> None:
         """Replaces the estimate by what the request used; 0 and 0 if it never reached the model."""
-        self._reserved_tokens -= reservation.tokens
-        self._reserved_cost -= reservation.cost
-        tokens, cost = input_tokens + output_tokens, self.cost(input_tokens, output_tokens)
+        self._reserved -= reservation.tokens
+        tokens = input_tokens + output_tokens
         session.tokens += tokens - reservation.tokens
-        session.cost += cost - reservation.cost
         if tokens:
-            self._hour.append((now, tokens, cost))
+            self._hour.append((now, tokens))
             self._tokens += tokens
-            self._cost += cost
 
-    def cost(self, input_tokens: int, output_tokens: int) -> float:
-        """In the unit of LLM_INPUT_PRICE and LLM_OUTPUT_PRICE, which are prices of a million tokens."""
-        prices = self._settings
-        return (input_tokens * prices.llm_input_price + output_tokens * prices.llm_output_price) / 1e6
-
-    def spent(self, now: float) -> tuple[int, float]:
-        """Tokens and cost of the last hour."""
+    def spent(self, now: float) -> int:
+        """Tokens of the last hour."""
         self._forget(now)
-        return self._tokens, self._cost
+        return self._tokens
 
     def _forget(self, now: float) -> None:
         while self._hour and now - self._hour[0][0] >= HOUR_S:
-            _, tokens, cost = self._hour.popleft()
-            self._tokens -= tokens
-            self._cost -= cost
-        if not self._hour:
-            self._cost = 0.0  # removes what rounding left
+            self._tokens -= self._hour.popleft()[1]
 
 
 # --- failures: their reasons, and when to try again ---

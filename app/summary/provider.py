@@ -80,8 +80,7 @@ def check(settings: LlmSettings) -> tuple[Provider, str, str]:
         The provider, its name, and the model's name.
 
     Raises:
-        ConfigurationError: LLM_MODEL is not `provider:model`, its package is missing, there is no key, or there is a
-            bound of cost but no price.
+        ConfigurationError: LLM_MODEL is not `provider:model`, its package is missing, or there is no key.
     """
     wanted = settings.llm_model or ""
     name, colon, model = wanted.partition(":")
@@ -105,12 +104,6 @@ def check(settings: LlmSettings) -> tuple[Provider, str, str]:
         raise ConfigurationError(
             f"LLM_MODEL={wanted!r} wants a key: set LLM_API_KEY or {provider.key}, "
             "or LLM_BASE_URL for a server of your own that asks for none"
-        )
-    bound = settings.llm_session_cost or settings.llm_hour_cost
-    if bound and not (settings.llm_input_price or settings.llm_output_price):
-        variable = "LLM_SESSION_COST" if settings.llm_session_cost else "LLM_HOUR_COST"
-        raise ConfigurationError(
-            f"{variable}={bound:g} bounds nothing while a token costs nothing: set LLM_INPUT_PRICE and LLM_OUTPUT_PRICE"
         )
     return provider, name, model
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +56,6 @@ class Summaries:
         finish_s = settings.summary_finish_s
         if drain_timeout_s is not None and finish_s > FINISH_SHARE * drain_timeout_s:
             finish_s = FINISH_SHARE * drain_timeout_s
-            if "summary_finish_s" in settings.model_fields_set:
-                log.warning(
-                    "SUMMARY_FINISH_S=%g: DRAIN_TIMEOUT_S=%g leaves a last summary %.3g s, after which it is a digest; "
-                    "for more, DRAIN_TIMEOUT_S should be %g at least",
-                    settings.summary_finish_s,
-                    drain_timeout_s,
-                    finish_s,
-                    math.ceil(settings.summary_finish_s / FINISH_SHARE),
-                )
             settings = settings.model_copy(update={"summary_finish_s": finish_s})
         self._settings = settings
         self._spill = Spill(state_dir / "summaries", settings)
@@ -143,7 +133,7 @@ class Summaries:
         return session
 
     async def last(self, session_id: str, count: int) -> list[Summary]:
-        """The last summaries of a session, oldest first: at most `count` and SUMMARY_KEEP; empty if it is unknown."""
+        """The last summaries of a session, oldest first: at most `count` and `summary_keep`; empty if it is unknown."""
         saved = await self._spill.summaries(session_id, min(max(count, 0), self._settings.summary_keep))
         return [summary for data in saved if (summary := _decode(data)) is not None]
 

@@ -213,7 +213,7 @@ class SessionSummaries:
     async def finish(self) -> Summary | None:
         """Ends the summaries and summarizes what was observed since the last one, for `bye.report`.
 
-        Takes SUMMARY_FINISH_S, and seconds more where the disk is slow. If the model has not answered by then, the
+        Takes `summary_finish_s`, and seconds more where the disk is slow. If the model has not answered by then, the
         summary is a digest. A second call waits until the first has ended, and returns None. If cancelled, it saves a
         digest of what is in hand; observations still in the backlog are left for the next start.
 

@@ -164,7 +164,7 @@ class Spill:
     # --- summaries ---
 
     async def save_summary(self, session_id: str, at_ms: float, data: bytes) -> None:
-        """Saves a summary with the session's last ones, SUMMARY_KEEP in all; in memory while the disk fails.
+        """Saves a summary with the session's last ones, `summary_keep` in all; in memory while the disk fails.
 
         Cancelling changes nothing: once called, the summary is saved.
 

@@ -67,11 +67,10 @@ class Summarizer:
             if self._workers > 1:
                 mine = self._settings.part(self._workers)
                 log.info(
-                    "this worker's part (1 of %d): LLM_MAX_IN_FLIGHT %d, LLM_HOUR_TOKENS %d, LLM_HOUR_COST %g",
+                    "this worker's part (1 of %d): LLM_MAX_IN_FLIGHT %d, LLM_HOUR_TOKENS %d",
                     self._workers,
                     mine.llm_max_in_flight,
                     mine.llm_hour_tokens,
-                    mine.llm_hour_cost,
                 )
         elif self._settings.llm_base_url or self._settings.llm_api_key:
             log.warning("LLM_BASE_URL or LLM_API_KEY is set, but LLM_MODEL is not: summaries are digests")

@@ -69,7 +69,7 @@ FRAMES = row(
     graph(
         "Dropped by reason",
         FPS,
-        "superseded: a newer frame came. stale: waited longer than MAX_AGE_MS. slow_reader: the client does not read. "
+        "superseded: a newer frame came. stale: waited beyond max_age_ms. slow_reader: the client does not read. "
         "too_large, undecodable, rate_limited: the client's doing.",
         ('door_reason:sightline_frames_dropped:rate5m{door=~"$door"}', "{{reason}}, {{door}}"),
         stacked=True,
@@ -147,7 +147,7 @@ TEXT = row(
     graph(
         "Memory of the OCR process",
         "bytes",
-        "It grows, and the process is replaced at OCR_MAX_RSS_MB or after OCR_MAX_RUNS.",
+        "It grows, and the process is replaced at OCR_MAX_RSS_MB or after 500 runs.",
         ("sum by (instance) (sightline_ocr_process_rss_bytes)", "{{instance}}"),
     ),
 )

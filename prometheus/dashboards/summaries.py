@@ -50,14 +50,14 @@ BACKLOG = row(
     graph(
         "Observations that wait",
         "none",
-        "Memory first, then disk (SUMMARY_RAM_ITEMS, SUMMARY_DISK_ITEMS).",
+        "Memory first, then disk (SUMMARY_RAM_ITEMS, then 10,000 on disk).",
         ("sum by (where) (sightline_summary_backlog_items)", "{{where}}"),
         stacked=True,
     ),
     graph(
         "Bytes that wait",
         "bytes",
-        "SUMMARY_RAM_BYTES a session, SUMMARY_DISK_BYTES in all.",
+        "4 KiB for each of SUMMARY_RAM_ITEMS a session, SUMMARY_DISK_BYTES in all.",
         ("sum by (where) (sightline_summary_backlog_bytes)", "{{where}}"),
         stacked=True,
     ),

@@ -18,7 +18,7 @@ from pydantic_core import PydanticUndefined
 
 from app import metrics
 from app.protocol import messages, result
-from app.settings import ROOT, SECRETS, SECTIONS
+from app.settings import ROOT, SECRETS, SECTIONS, VARIABLES
 
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.S)
 
@@ -34,6 +34,7 @@ def settings() -> str:
         rows = [
             (_variable(name.upper()), f"`{_default(field.default)}`", field.description or "")
             for name, field in section.model_fields.items()
+            if name.upper() in VARIABLES
         ]
         title = section.__name__.removesuffix("Settings")
         out.append(f"**{title}**\n\n" + _table(("variable", "default", "what it does"), rows))

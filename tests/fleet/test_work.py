@@ -116,8 +116,8 @@ def test_frames_that_were_dropped_unread_are_no_lag(work: Work, redis: redis_lib
 def test_a_stop_leaves_nothing_pending(work: Work, redis: redis_library.Redis, jpeg: bytes) -> None:
     for number in range(40):
         film(redis, f"cam-{number}", [jpeg] * 3)
-    # 0.3 s a batch of 2; one at work and one that waits: how many are in hand then is looked at in test_worker.
-    fleet = work(**SLOW, BATCH_SIZE="2", FLEET_BATCHES_IN_FLIGHT="1")
+    # 0.3 s a batch of 2; how many are in hand then is looked at in test_worker.
+    fleet = work(**SLOW, BATCH_SIZE="2")
     eventually(lambda: pending(redis), lambda held: held >= 2, fleet)
     fleet.process.send_signal(signal.SIGTERM)
     assert fleet.process.wait(30) == 0

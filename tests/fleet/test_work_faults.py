@@ -14,7 +14,7 @@ from tests.fleet.conftest import Work
 from tests.fleet.work import GROUP, eventually, film, group_of, holders, left_by_the_dead, pending
 from tests.support.redis import running_redis
 
-QUICK = {"FLEET_RECLAIM_S": "0.3", "FLEET_RECLAIM_IDLE_MS": "800"}
+QUICK = {"FLEET_RECLAIM_IDLE_MS": "800"}
 
 
 def ids_of(values: list[dict[str, object]]) -> set[tuple[object, object]]:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import app
-from app.settings import ROOT, SECTIONS, Settings
+from app.settings import ROOT, SECTIONS, VARIABLES, Settings
 from tests.support.redis import require_program
 
 FOLDER = ROOT / "infra" / "k8s"
@@ -22,7 +22,7 @@ KUSTOMIZATION = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
 OBJECTS: list[dict[str, Any]] = [
     one for name in KUSTOMIZATION["resources"] for one in yaml.safe_load_all((FOLDER / name).read_text())
 ]
-SETTINGS = {name.upper() for section in SECTIONS for name in section.model_fields}
+SETTINGS = set(VARIABLES)
 DEPLOYMENTS = ("fleet-worker", "fleet-ingest", "triton")
 
 

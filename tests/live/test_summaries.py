@@ -40,7 +40,7 @@ def llm() -> Iterator[FakeOpenAI]:
 @pytest.fixture(scope="module")
 def written(serve: Serve, llm: FakeOpenAI) -> Service:
     """A service with a language model that it is patient with, but not at the end of a session."""
-    wait = {"LLM_TIMEOUT_S": "60", "SUMMARY_FINISH_S": "0.2"}
+    wait = {"LLM_TIMEOUT_S": "60", "DRAIN_TIMEOUT_S": "1"}
     return serve(**QUICK, **wait, LLM_MODEL="openai:test", LLM_BASE_URL=llm.url, LLM_API_KEY="my secret")
 
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
-from app.settings import ROOT, SECTIONS
+from app.settings import ROOT, VARIABLES
 from tests.prometheus.expressions import PROMTOOL_TESTS, cases, plain, rules
 from tests.support.prometheus import SHIPPED, promtool
 
 ALERTS = [pytest.param(rule, id=rule["alert"]) for rule in rules("alert")]
 TRITON_METRICS_PORT = 8002
 """Triton's default."""
-SETTINGS = {name.upper() for section in SECTIONS for name in section.model_fields}
+SETTINGS = set(VARIABLES)
 
 
 def firing(name: str) -> str:

@@ -14,19 +14,18 @@ pytestmark = pytest.mark.anyio
 WORKERS = 3
 
 
-async def test_workers_share_the_hours_cost_and_the_requests_in_flight():
-    most = 0.0301
-    prices = {"llm_hour_cost": most, "llm_input_price": 10.0, "llm_output_price": 10.0}
+async def test_workers_share_the_hours_tokens_and_the_requests_in_flight():
+    most = 9000
     with speaking(openai.slow(0.1, answer())) as fake:
-        given = settings(fake, llm_max_output_tokens=400, llm_max_in_flight=7, **prices)
+        given = settings(fake, llm_max_output_tokens=400, llm_max_in_flight=7, llm_hour_tokens=most)
         workers = [LanguageModel(given, WORKERS) for _ in range(WORKERS)]
         for one in workers:
             await one.open()
         told = await asyncio.gather(*(ask(one) for one in workers for _ in range(9)), return_exceptions=True)
         for one in workers:
             await one.close()
-    assert {str(one) for one in told if isinstance(one, NoAnswer)} == {"LLM_HOUR_COST is reached"}
-    assert WORKERS <= len(fake.received) <= most / (sum(USAGE) * 10 / 1e6)
+    assert {str(one) for one in told if isinstance(one, NoAnswer)} == {"LLM_HOUR_TOKENS is reached"}
+    assert WORKERS <= len(fake.received) <= most / sum(USAGE)
 
 
 async def test_workers_share_the_slots():

@@ -18,14 +18,6 @@ def settings(**given):
         ({"llm_model": "gpt-5-mini"}, r"LLM_MODEL='gpt-5-mini': should be provider:model, such as openai:gpt-5-mini"),
         ({"llm_model": "openai:"}, r"LLM_MODEL='openai:': should be provider:model"),
         ({"llm_model": "closedai:x"}, r"the provider 'closedai' should be one of openai, anthropic, ollama"),
-        (
-            {"llm_model": "openai:x", "llm_api_key": "k", "llm_hour_cost": 5},
-            r"LLM_HOUR_COST=5 bounds nothing while a token costs nothing: set LLM_INPUT_PRICE and LLM_OUTPUT_PRICE",
-        ),
-        (
-            {"llm_model": "openai:x", "llm_api_key": "k", "llm_session_cost": 0.5},
-            r"LLM_SESSION_COST=0.5 bounds nothing",
-        ),
         ({"llm_model": "openai:x"}, r"LLM_MODEL='openai:x' wants a key: set LLM_API_KEY or OPENAI_API_KEY"),
     ],
 )
