@@ -1,7 +1,7 @@
 """Every Prometheus object of the service; nowhere else is one made.
 
 No session or frame id is ever a label. frames_received = processed + dropped + failed + in flight,
-for every door, at every moment.
+for every entry point, at every moment.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ SESSIONS_ACTIVE = Gauge("sightline_sessions_active", "Live sessions being served
 SESSIONS_WAITING = Gauge("sightline_sessions_waiting", "Live sessions in the waiting room", multiprocess_mode="livesum")
 SESSIONS = Counter("sightline_sessions_total", "Live sessions that ended, by how", ["outcome"])
 
-FRAMES_RECEIVED = Counter("sightline_frames_received_total", "Frames that came in", ["door"])
-FRAMES_PROCESSED = Counter("sightline_frames_processed_total", "Frames that were answered with a result", ["door"])
-FRAMES_DROPPED = Counter("sightline_frames_dropped_total", "Frames given up on purpose", ["door", "reason"])
-FRAMES_FAILED = Counter("sightline_frames_failed_total", "Frames that ended in an error", ["door", "stage"])
+FRAMES_RECEIVED = Counter("sightline_frames_received_total", "Frames that came in", ["entry"])
+FRAMES_PROCESSED = Counter("sightline_frames_processed_total", "Frames that were answered with a result", ["entry"])
+FRAMES_DROPPED = Counter("sightline_frames_dropped_total", "Frames given up on purpose", ["entry", "reason"])
+FRAMES_FAILED = Counter("sightline_frames_failed_total", "Frames that ended in an error", ["entry", "stage"])
 STAGE_ERRORS = Counter("sightline_stage_errors_total", "Stages that said `error` on a frame", ["stage"])
 
 DECODE_GIVEN_UP = Gauge(
@@ -51,10 +51,10 @@ DECODE_GIVEN_UP = Gauge(
 MODEL_FRAMES = Counter("sightline_model_frames_total", "Frames that a model answered", ["model"])
 MODEL_BATCH = Histogram("sightline_model_batch_size", "Frames in one request to a model", ["model"], buckets=_BATCHES)
 FACES = Counter("sightline_faces_total", "Faces of persons seen, by what became of them", ["outcome"])
-STAGE_SECONDS = Histogram("sightline_stage_seconds", "Time a stage took", ["door", "stage"], buckets=_SECONDS)
-FRAME_AGE = Histogram("sightline_frame_age_seconds", "From received to answered", ["door"], buckets=_SECONDS)
+STAGE_SECONDS = Histogram("sightline_stage_seconds", "Time a stage took", ["entry", "stage"], buckets=_SECONDS)
+FRAME_AGE = Histogram("sightline_frame_age_seconds", "From received to answered", ["entry"], buckets=_SECONDS)
 PIPELINE_FPS = Gauge(
-    "sightline_pipeline_fps", "Results a second over the last seconds", ["door"], multiprocess_mode="livesum"
+    "sightline_pipeline_fps", "Results a second over the last seconds", ["entry"], multiprocess_mode="livesum"
 )
 
 IN_FLIGHT = Gauge("sightline_inference_in_flight", "Requests at the inference server", multiprocess_mode="livesum")
@@ -168,12 +168,12 @@ LAST_ACTIVITY = Gauge(
 
 
 class Pace:
-    """How many results a second a door gave over the last seconds: PIPELINE_FPS."""
+    """How many results a second an entry point gave over the last seconds: PIPELINE_FPS."""
 
     _WINDOW_S = 5.0
 
-    def __init__(self, door: str) -> None:
-        self._gauge = PIPELINE_FPS.labels(door)
+    def __init__(self, entry: str) -> None:
+        self._gauge = PIPELINE_FPS.labels(entry)
         self._count = 0
         self._marks: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
 
@@ -204,14 +204,14 @@ def observe_all(histogram: Histogram, values: Sequence[float]) -> None:
         histogram._sum.inc(sum(values))
 
 
-def observe_stages(door: str, frames: Sequence[Mapping[str, float]]) -> None:
+def observe_stages(entry: str, frames: Sequence[Mapping[str, float]]) -> None:
     """STAGE_SECONDS of several frames: how long each stage of each took."""
     stages: dict[str, list[float]] = {}
     for one in frames:
         for name, seconds in one.items():
             stages.setdefault(name, []).append(seconds)
     for name, found in stages.items():
-        observe_all(STAGE_SECONDS.labels(door, name), found)
+        observe_all(STAGE_SECONDS.labels(entry, name), found)
 
 
 class Gathered(Generic[T]):
@@ -240,14 +240,14 @@ class Gathered(Generic[T]):
         self._write(waiting)
 
 
-def ages(door: str) -> Gathered[float]:
-    """FRAME_AGE of one door, seconds."""
-    return Gathered(lambda seconds: observe_all(FRAME_AGE.labels(door), seconds))
+def ages(entry: str) -> Gathered[float]:
+    """FRAME_AGE of one entry point, seconds."""
+    return Gathered(lambda seconds: observe_all(FRAME_AGE.labels(entry), seconds))
 
 
-def stage_times(door: str) -> Gathered[Mapping[str, float]]:
-    """STAGE_SECONDS of one door: how long each stage of a frame took."""
-    return Gathered(lambda frames: observe_stages(door, frames))
+def stage_times(entry: str) -> Gathered[Mapping[str, float]]:
+    """STAGE_SECONDS of one entry point: how long each stage of a frame took."""
+    return Gathered(lambda frames: observe_stages(entry, frames))
 
 
 def write_gathered() -> None:

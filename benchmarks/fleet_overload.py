@@ -131,7 +131,7 @@ def _books(url: str) -> dict[str, float]:
     for family in text_string_to_metric_families(httpx.get(url, timeout=10, trust_env=False).text):
         word = family.name.removeprefix("sightline_frames_")
         for sample in family.samples:
-            if word in words and sample.labels.get("door") == "fleet":
+            if word in words and sample.labels.get("entry") == "fleet":
                 found[word] += sample.value
                 if sample.labels.get("reason") == "stale":
                     found["stale"] += sample.value

@@ -27,13 +27,13 @@ class Ledger:
         return self.received == self.processed + self.dropped + self.failed
 
 
-def read(url: str, door: str | None = None) -> Ledger:
-    """The books of one door, or of all together."""
+def read(url: str, entry: str | None = None) -> Ledger:
+    """The books of one entry point, or of all together."""
     frames, sessions = dict.fromkeys(_FRAMES, 0), 0
     for family in _families(url):
         word = family.name.removeprefix("sightline_frames_")
         if word in frames:
-            kept = [one.value for one in family.samples if door in (None, one.labels.get("door"))]
+            kept = [one.value for one in family.samples if entry in (None, one.labels.get("entry"))]
             frames[word] += round(sum(kept))
         elif family.name in ("sightline_sessions_active", "sightline_sessions_waiting"):
             sessions += round(sum(one.value for one in family.samples))

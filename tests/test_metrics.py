@@ -13,24 +13,24 @@ def test_stage_times_are_written_a_hundred_frames_at_a_time_or_when_somebody_loo
     times = metrics.stage_times("test")
 
     def counted() -> float:
-        return seen("sightline_stage_seconds_count", door="test", stage="decode")
+        return seen("sightline_stage_seconds_count", entry="test", stage="decode")
 
     for _ in range(99):
         times.add({"decode": 0.001, "infer": 0.2})
     assert counted() == 0
     times.add({"decode": 0.001})
     assert counted() == 100
-    assert seen("sightline_stage_seconds_count", door="test", stage="infer") == 99
+    assert seen("sightline_stage_seconds_count", entry="test", stage="infer") == 99
     times.add({"decode": 0.001})
     text = metrics.exposition().decode()
-    assert 'sightline_stage_seconds_count{door="test",stage="decode"} 101.0' in text
-    assert round(seen("sightline_stage_seconds_sum", door="test", stage="decode"), 6) == 0.101
+    assert 'sightline_stage_seconds_count{entry="test",stage="decode"} 101.0' in text
+    assert round(seen("sightline_stage_seconds_sum", entry="test", stage="decode"), 6) == 0.101
 
 
 def test_so_are_ages() -> None:
     ages = metrics.ages("test")
     for _ in range(3):
         ages.add(0.02)
-    assert 'sightline_frame_age_seconds_bucket{door="test",le="0.025"} 3.0' in metrics.exposition().decode()
+    assert 'sightline_frame_age_seconds_bucket{entry="test",le="0.025"} 3.0' in metrics.exposition().decode()
     ages.write()
-    assert seen("sightline_frame_age_seconds_count", door="test") == 3
+    assert seen("sightline_frame_age_seconds_count", entry="test") == 3

@@ -180,7 +180,7 @@ def _service(address: str) -> ServiceState:
         families = list(text_string_to_metric_families(answer.text))
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         return ServiceState(address, problem=str(error) or type(error).__name__)
-    samples = [one for family in families for one in family.samples if one.labels.get("door") == "fleet"]
+    samples = [one for family in families for one in family.samples if one.labels.get("entry") == "fleet"]
 
     def total(name: str) -> int:
         return round(sum(one.value for one in samples if one.name == f"sightline_{name}"))

@@ -54,7 +54,7 @@ SERVICE = row(
         "s",
         "gate: waiting for one of TRITON_MAX_IN_FLIGHT places. infer: the request itself. A gate that grows while "
         "infer stands still: Triton takes more, raise TRITON_MAX_IN_FLIGHT.",
-        ('door_stage:sightline_stage_seconds:p95_5m{stage=~"gate|infer"}', "{{stage}}, {{door}}"),
+        ('entry_stage:sightline_stage_seconds:p95_5m{stage=~"gate|infer"}', "{{stage}}, {{entry}}"),
     ),
     graph(
         "Requests that failed",
@@ -66,7 +66,7 @@ SERVICE = row(
     graph(
         "Frames a request",
         "none",
-        "Mean. 1 at the live door; the fleet sends batches.",
+        "Mean. 1 for live sessions; the fleet sends batches.",
         (
             "sum by (model) (rate(sightline_model_batch_size_sum[$__rate_interval]))"
             " / (sum by (model) (rate(sightline_model_batch_size_count[$__rate_interval])) > 0)",

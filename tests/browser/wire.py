@@ -67,7 +67,7 @@ class Wire:
         self.cut()
 
     def _take(self) -> None:
-        with suppress(OSError):  # the door was closed
+        with suppress(OSError):  # the server was closed
             while True:
                 near, _ = self._door.accept()
                 if not self._up:
@@ -157,8 +157,8 @@ def folder_served(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _served(door: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), door) as server:
+def _served(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:

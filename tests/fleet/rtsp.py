@@ -40,24 +40,24 @@ def camera(film: Path, folder: Path, *, udp: bool = False, password: str = PASSW
         while not sdp.exists() or not sdp.read_bytes().endswith(b"\n"):
             assert time.monotonic() < deadline, (folder / "ffmpeg.log").read_text()
             time.sleep(0.05)
-        door = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        door.settimeout(0.2)
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        listener.settimeout(0.2)
         ended = threading.Event()
-        thread = threading.Thread(target=_serve, args=(door, packets, sdp.read_bytes(), ended, udp, password))
+        thread = threading.Thread(target=_serve, args=(listener, packets, sdp.read_bytes(), ended, udp, password))
         thread.start()
         stack.callback(thread.join)
         stack.callback(ended.set)
-        yield f"rtsp://{USER}:{password}@127.0.0.1:{door.getsockname()[1]}/live"
+        yield f"rtsp://{USER}:{password}@127.0.0.1:{listener.getsockname()[1]}/live"
 
 
 def _serve(
-    door: socket.socket, packets: socket.socket, sdp: bytes, ended: threading.Event, udp: bool, password: str
+    listener: socket.socket, packets: socket.socket, sdp: bytes, ended: threading.Event, udp: bool, password: str
 ) -> None:
     """One client after the other."""
     wanted = "Basic " + base64.b64encode(f"{USER}:{password}".encode()).decode()
     while not ended.is_set():
         try:
-            client, _ = door.accept()
+            client, _ = listener.accept()
         except TimeoutError:
             continue
         with client, socket.socket(type=socket.SOCK_DGRAM) as sender:

@@ -23,7 +23,7 @@ MODES = {"async": {"BATCH_SIZE": "16", "BATCH_TIMEOUT_MS": "300"}, "sync": {}}
 HOLDERS = f"fleet:holders:{GROUP}"
 RECLAIMED = "sightline_fleet_pending_reclaimed_total"
 REFUSED = 'sightline_fleet_fenced_total{refused="acknowledgement"}'
-UNDECODABLE = 'sightline_frames_dropped_total{door="fleet",reason="undecodable"}'
+UNDECODABLE = 'sightline_frames_dropped_total{entry="fleet",reason="undecodable"}'
 
 
 def is_of(name: str, fleet: Fleet) -> bool:

@@ -232,7 +232,7 @@ def test_d5_answers_of_a_camera_that_was_lost_are_not_sent_and_counted(
     redis.hset(Keys.of(RedisSettings()).holders, "frames:lost", f"{frames[0].origin.epoch + 1} new")
     fenced, dropped = (
         counted("fleet_fenced", refused="answer"),
-        counted("frames_dropped", door="fleet", reason="fenced"),
+        counted("frames_dropped", entry="fleet", reason="fenced"),
     )
     sink.start()
     for frame in frames:
@@ -242,7 +242,7 @@ def test_d5_answers_of_a_camera_that_was_lost_are_not_sent_and_counted(
     assert sink.close(20)
     assert {value["key"] for value in topic_values(kafka.bootstrap, topic)} == {"kept"}
     assert counted("fleet_fenced", refused="answer") - fenced == 2
-    assert counted("frames_dropped", door="fleet", reason="fenced") - dropped == 2
+    assert counted("frames_dropped", entry="fleet", reason="fenced") - dropped == 2
     assert pending(redis) == 2, "they are the other worker's to answer"
 
 

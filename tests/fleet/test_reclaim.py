@@ -25,7 +25,7 @@ def some(life: Life) -> list[CameraFrame]:
 
 
 def trimmed() -> float:
-    labels = {"door": "fleet", "reason": "trimmed"}
+    labels = {"entry": "fleet", "reason": "trimmed"}
     return REGISTRY.get_sample_value("sightline_frames_dropped_total", labels) or 0.0
 
 

@@ -15,6 +15,7 @@ from tests.fleet.lives import Begin, Life
 from tests.fleet.work import GROUP, film, group_of, pending
 
 STALENESS_MS = 2000.0
+ROUND_S = 0.04
 EMPTY = 20
 """Reads in a row that bring nothing, after which nothing is left: one asks 32 cameras."""
 
@@ -30,9 +31,9 @@ def counted(name: str, **labels: str) -> float:
 
 def books() -> dict[str, float]:
     return {
-        "received": counted("frames_received", door="fleet"),
-        "stale": counted("frames_dropped", door="fleet", reason="stale"),
-        "trimmed": counted("frames_dropped", door="fleet", reason="trimmed"),
+        "received": counted("frames_received", entry="fleet"),
+        "stale": counted("frames_dropped", entry="fleet", reason="stale"),
+        "trimmed": counted("frames_dropped", entry="fleet", reason="trimmed"),
         "skipped": counted("fleet_skipped"),
     }
 
@@ -50,10 +51,15 @@ def overloaded(
     rounds: int,
     able: int,
 ) -> tuple[list[list[CameraFrame]], int]:
-    """In every round the cameras named film a frame each time that they are named, and `able` frames are looked at."""
+    """In every round the cameras named film a frame each time that they are named, and `able` frames are looked at.
+
+    A round takes ROUND_S at least: on a fast machine nothing would lag otherwise.
+    """
     seen: list[list[CameraFrame]] = []
     filmed = 0
+    began = time.monotonic()
     for number in range(rounds):
+        time.sleep(max(0.0, began + number * ROUND_S - time.monotonic()))
         pipe = redis.pipeline(transaction=False)
         for camera in cameras(number):
             now_ms = f"{time.time() * 1000:.3f}"

@@ -68,7 +68,7 @@ def read(redis: redis_library.Redis, in_hand: InHand, count: int) -> list[Origin
 
 
 def counted(outcome: str, **labels: str) -> float:
-    return REGISTRY.get_sample_value(f"sightline_frames_{outcome}_total", {"door": "fleet", **labels}) or 0.0
+    return REGISTRY.get_sample_value(f"sightline_frames_{outcome}_total", {"entry": "fleet", **labels}) or 0.0
 
 
 def test_with_hold_kafkas_client_never_gives_an_answer_up() -> None:

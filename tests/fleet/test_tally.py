@@ -21,7 +21,7 @@ def test_many_values_at_once_are_as_one_by_one() -> None:
 
 
 def seen() -> float:
-    return metrics.REGISTRY.get_sample_value("sightline_stage_seconds_count", {"door": DOOR, "stage": "decode"}) or 0.0
+    return metrics.REGISTRY.get_sample_value("sightline_stage_seconds_count", {"entry": DOOR, "stage": "decode"}) or 0.0
 
 
 def test_stages_are_written_a_hundred_frames_at_a_time() -> None:

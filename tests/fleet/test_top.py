@@ -109,14 +109,14 @@ def test_frames_dropped_unread_are_no_lag_and_are_shown(redis: redis_library.Red
 
 def test_what_workers_say_of_themselves(redis: redis_library.Redis, redis_server: RedisServer) -> None:
     registry = CollectorRegistry()
-    frames = Counter("sightline_frames_received_total", "…", ["door"], registry=registry)
+    frames = Counter("sightline_frames_received_total", "…", ["entry"], registry=registry)
     frames.labels("fleet").inc(12)
     frames.labels("live").inc(99)
-    Counter("sightline_frames_processed_total", "…", ["door"], registry=registry).labels("fleet").inc(7)
-    dropped = Counter("sightline_frames_dropped_total", "…", ["door", "reason"], registry=registry)
+    Counter("sightline_frames_processed_total", "…", ["entry"], registry=registry).labels("fleet").inc(7)
+    dropped = Counter("sightline_frames_dropped_total", "…", ["entry", "reason"], registry=registry)
     dropped.labels("fleet", "stale").inc(4)
     dropped.labels("fleet", "trimmed").inc(1)
-    Gauge("sightline_pipeline_fps", "…", ["door"], registry=registry).labels("fleet").set(3.5)
+    Gauge("sightline_pipeline_fps", "…", ["entry"], registry=registry).labels("fleet").set(3.5)
     server, thread = start_http_server(0, "127.0.0.1", registry)
     try:
         addresses = (f"127.0.0.1:{server.server_port}", "127.0.0.1:1")

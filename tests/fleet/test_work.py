@@ -69,8 +69,8 @@ def test_bad_and_stale_frames_are_counted_and_acknowledged(work: Work, redis: re
     counts = fleet.counted(105)
     assert counts == {"received": 105, "processed": 97, "dropped": 8, "failed": 0}
     samples = fleet.metrics()
-    assert samples['sightline_frames_dropped_total{door="fleet",reason="undecodable"}'] == 3
-    assert samples['sightline_frames_dropped_total{door="fleet",reason="stale"}'] == 5
+    assert samples['sightline_frames_dropped_total{entry="fleet",reason="undecodable"}'] == 3
+    assert samples['sightline_frames_dropped_total{entry="fleet",reason="stale"}'] == 5
 
 
 def test_a_camera_that_comes_later_is_found_and_what_runs_is_up_to_the_operator(
@@ -157,8 +157,8 @@ def test_a_burst_is_taken_in_larger_batches_and_kafkas_full_queue_is_waited_for(
     assert fleet.counted(400)["processed"] == 400
     # Stages' times are added up before they are written, and none is lost.
     samples = fleet.metrics()
-    assert samples['sightline_stage_seconds_count{door="fleet",stage="decode"}'] == 400
-    assert samples['sightline_frame_age_seconds_count{door="fleet"}'] == 400
+    assert samples['sightline_stage_seconds_count{entry="fleet",stage="decode"}'] == 400
+    assert samples['sightline_frame_age_seconds_count{entry="fleet"}'] == 400
     assert samples['sightline_model_frames_total{model="yolo"}'] == 400
     large = fleet.metrics()['sightline_model_batch_size_bucket{le="4.0",model="vision"}']
     every = fleet.metrics()['sightline_model_batch_size_count{model="vision"}']

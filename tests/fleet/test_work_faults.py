@@ -57,8 +57,8 @@ def test_left_behind_frames_are_answered_trimmed_ones_counted_and_poison_is_buri
     assert sorted(value["key"] for value in values) == ["cut", "plain", "plain", "plain", "poison", "poison"]
     assert fleet.counted(9) == {"received": 9, "processed": 6, "dropped": 3, "failed": 0}
     samples = fleet.metrics()
-    assert samples['sightline_frames_dropped_total{door="fleet",reason="trimmed"}'] == 2
-    assert samples['sightline_frames_dropped_total{door="fleet",reason="dead_letter"}'] == 1
+    assert samples['sightline_frames_dropped_total{entry="fleet",reason="trimmed"}'] == 2
+    assert samples['sightline_frames_dropped_total{entry="fleet",reason="dead_letter"}'] == 1
     assert samples["sightline_fleet_pending_reclaimed_total"] == 6
     assert samples["sightline_fleet_dead_letters_total"] == 1
     ((_, letter),) = redis.xrange("frames:dead")

@@ -93,5 +93,5 @@ def test_a_burst_of_five_times_the_rate_with_broken_frames_in_it_is_caught_up_wi
         eventually(lambda: fleet.metrics()["sightline_fleet_lag_frames"], lambda lag: lag > 20, fleet)
         eventually(lambda: fleet.metrics()["sightline_fleet_lag_frames"], lambda lag: lag == 0, fleet)
     nothing_is_lost(fleet, redis, filming)
-    undecodable = fleet.metrics()['sightline_frames_dropped_total{door="fleet",reason="undecodable"}']
+    undecodable = fleet.metrics()['sightline_frames_dropped_total{entry="fleet",reason="undecodable"}']
     assert undecodable == len(filming.broken) > 1

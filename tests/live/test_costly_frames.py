@@ -45,11 +45,11 @@ async def test_a1_a3_hostile_frames_are_errors_and_the_books_are_exact(service: 
 
 
 async def test_a1_a_hostile_picture_by_http_is_a_413(service: Service) -> None:
-    before = service.metrics().get('sightline_frames_dropped_total{door="http",reason="too_expensive"}', 0)
+    before = service.metrics().get('sightline_frames_dropped_total{entry="http",reason="too_expensive"}', 0)
     async with httpx.AsyncClient() as http:
         answer = await http.post(f"{service.url}/v1/frames", content=HOSTILE[0], timeout=30)
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_expensive")
-    assert service.metrics()['sightline_frames_dropped_total{door="http",reason="too_expensive"}'] == before + 1
+    assert service.metrics()['sightline_frames_dropped_total{entry="http",reason="too_expensive"}'] == before + 1
     assert_adds_up(service, "http")
 
 

@@ -172,7 +172,7 @@ def test_a_body_without_end_is_answered_at_the_limit_and_cut_off(brisk: Service)
     with plain_socket(brisk) as one:
         one.sendall(b"POST /v1/frames HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n")
         send_until_cut_off(one, b"10000\r\n" + bytes(0x10000) + b"\r\n")
-    assert brisk.metrics()['sightline_frames_dropped_total{door="http",reason="too_large"}'] == 1
+    assert brisk.metrics()['sightline_frames_dropped_total{entry="http",reason="too_large"}'] == 1
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(brisk: Service, jpeg: bytes) -> None:

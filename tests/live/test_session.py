@@ -304,13 +304,13 @@ async def test_frames_after_stop_go_with_the_session_and_supersede_nothing(slow:
 
 
 async def test_one_who_leaves_after_stop_is_not_waited_for(slow: Service, jpeg: bytes) -> None:
-    before = slow.metrics().get('sightline_frames_dropped_total{door="live",reason="stopped"}', 0)
+    before = slow.metrics().get('sightline_frames_dropped_total{entry="live",reason="stopped"}', 0)
     async with ready(slow, mode="lossless") as live:
         for seq in range(1, 5):
             await live.frame(jpeg, seq)
         await live.say("stop")
     settle(slow)
-    after = slow.metrics()['sightline_frames_dropped_total{door="live",reason="stopped"}']
+    after = slow.metrics()['sightline_frames_dropped_total{entry="live",reason="stopped"}']
     assert after > before
 
 

@@ -1,4 +1,4 @@
-"""The live door through nginx: wss, silence, reloads, who the client is."""
+"""Live sessions through nginx: wss, silence, reloads, who the client is."""
 
 from __future__ import annotations
 

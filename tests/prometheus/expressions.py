@@ -15,7 +15,7 @@ from tests.support.prometheus import SHIPPED
 
 DASHBOARDS = sorted((SHIPPED / "dashboards").glob("*.json"))
 PROMTOOL_TESTS = sorted((SHIPPED / "tests").glob("*.yml"))
-_VARIABLES = {"$__rate_interval": "5m", "$door": ".+"}
+_VARIABLES = {"$__rate_interval": "5m", "$entry": ".+"}
 """What Grafana puts in."""
 _WORDS = {
     *("and", "or", "unless", "by", "without", "on", "ignoring", "group_left", "group_right", "offset", "bool"),

@@ -70,7 +70,7 @@ def test_every_label_that_is_matched_or_grouped_by_exists() -> None:
 
 
 def _kept(name: str) -> set[str]:
-    """Labels that a recorded name says are kept: `door_reason:…`, `gpu_uuid:…`."""
+    """Labels that a recorded name says are kept: `entry_reason:…`, `gpu_uuid:…`."""
     first = name.split(":")[0] if ":" in name else ""
     return {label for labels in (*ours().values(), *DOCUMENTED.values()) for label in labels if label in first}
 

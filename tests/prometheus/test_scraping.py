@@ -79,7 +79,7 @@ def test_targets_are_up_without_a_token(watched: Watched) -> None:
 def test_prometheus_reads_what_the_service_counts(watched: Watched) -> None:
     expected = 2 * SESSIONS * FRAMES
     for word in ("received", "processed"):
-        watched.prometheus.wait_for(f'sightline_frames_{word}_total{{door="live"}} == {expected}')
+        watched.prometheus.wait_for(f'sightline_frames_{word}_total{{entry="live"}} == {expected}')
 
 
 def test_every_expression_has_a_value_or_a_unit_test(watched: Watched) -> None:

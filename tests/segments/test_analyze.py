@@ -48,12 +48,12 @@ def analyzed(
 
 
 def counters() -> dict[str, float]:
-    """Frames of the door: received, processed, and failed over all reasons."""
+    """Frames of the entry point: received, processed, and failed over all reasons."""
     found = {"received": 0.0, "processed": 0.0, "failed": 0.0}
     for metric in REGISTRY.collect():
         for sample in metric.samples:
             for word in found:
-                if sample.name == f"sightline_frames_{word}_total" and sample.labels["door"] == "segments":
+                if sample.name == f"sightline_frames_{word}_total" and sample.labels["entry"] == "segments":
                     found[word] += sample.value
     return found
 

@@ -1,4 +1,4 @@
-"""The segment door over HTTP in this process: the real routes on the real pipeline, over a real socket."""
+"""The routes of recorded video in this process: on the real pipeline, over a real socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the door of recorded film works with, on moto's server and on a folder."""
+"""What recorded video works with, on moto's server and on a folder."""
 
 from __future__ import annotations
 

@@ -60,24 +60,24 @@ class Service:
         rows = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
         return {name: float(value) for name, _, value in rows}
 
-    def frames(self, door: str = "live") -> dict[str, float]:
-        """Frame counters of a door: received, processed, and dropped and failed over all reasons."""
+    def frames(self, entry: str = "live") -> dict[str, float]:
+        """Frame counters of an entry point: received, processed, and dropped and failed over all reasons."""
         samples = self.metrics()
-        label = f'door="{door}"'
+        label = f'entry="{entry}"'
         return {
             word: sum(v for k, v in samples.items() if k.startswith(f"sightline_frames_{word}_total") and label in k)
             for word in ("received", "processed", "dropped", "failed")
         }
 
 
-def assert_adds_up(service: Service, door: str = "live") -> dict[str, float]:
+def assert_adds_up(service: Service, entry: str = "live") -> dict[str, float]:
     """received = processed + dropped + failed, once nothing is in flight; returns the counters."""
-    counts = service.frames(door)
+    counts = service.frames(entry)
     deadline = time.monotonic() + 5
     while counts["received"] != counts["processed"] + counts["dropped"] + counts["failed"]:
         assert time.monotonic() < deadline, counts
         time.sleep(0.05)
-        counts = service.frames(door)
+        counts = service.frames(entry)
     return counts
 
 
