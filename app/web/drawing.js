@@ -1,6 +1,6 @@
 // Draws the scene over the image: the overlay, boxes, skeletons, texts, labels and the arrows of the flow.
 
-import { classWords } from "./words.js";
+import { classLabel } from "./text.js";
 
 /** @import { Flow, Scene, SceneObject, ScenePose, SceneText, Tracks } from "./tracks.js" */
 /** @typedef {CanvasRenderingContext2D | OffscreenCanvasRenderingContext2D} Context */
@@ -166,7 +166,7 @@ export function paint(context, scene, place, skeleton) {
   const largestFirst = [...scene.objects].sort((a, b) => area(b.box) - area(a.box));
   for (const { box, class_id, class_name, confidence, track_id, alpha } of largestFirst) {
     const figures = `${Math.round(confidence * 100)}%${track_id === null ? "" : ` #${track_id}`}`;
-    label(context, classWords(class_name, class_id), figures, onCanvas(box, place), classColour(class_id), alpha, place, bounds, labels);
+    label(context, classLabel(class_name, class_id), figures, onCanvas(box, place), classColour(class_id), alpha, place, bounds, labels);
   }
   for (const { text, polygon, alpha } of scene.texts) {
     label(context, text, "", onCanvas(around(polygon), place), TEXT, alpha, place, bounds, labels);

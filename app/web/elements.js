@@ -1,4 +1,6 @@
-// Elements of the page, found and made with their types.
+// Finds, makes and fills elements of the page, with their types.
+
+const CONTROLS = "button:enabled, input:enabled, select:enabled, summary, a[href], [tabindex='0']";
 
 /**
  * The element with this id.
@@ -28,7 +30,7 @@ export function within(parent, selector, type) {
 }
 
 /**
- * A new element. What comes from the service goes in as text, never as markup.
+ * Makes an element. Strings become text, never markup, so that the service's data cannot inject any.
  * @template {keyof HTMLElementTagNameMap} K
  * @param {K} tag
  * @param {Partial<HTMLElementTagNameMap[K]>} [properties]
@@ -42,16 +44,16 @@ export function make(tag, properties = {}, ...children) {
 }
 
 /**
- * Sets text only where it changed, so that nothing is laid out for nothing and nothing is read out twice.
+ * Sets the text only where it differs, so that the browser does no needless layout and screen readers do not repeat it.
  * @param {Element} target
  * @param {string} text
  */
-export function say(target, text) {
+export function setText(target, text) {
   if (target.textContent !== text) target.textContent = text;
 }
 
 /**
- * Terms and what they are, as rows of a `dl`.
+ * Shows pairs of term and description as the rows of a `dl`.
  * @param {HTMLElement} list
  * @param {[string, string][]} rows
  */
@@ -63,7 +65,23 @@ export function fillRows(list, rows) {
       row = make("div", {}, make("dt"), make("dd"));
       list.append(row);
     }
-    say(row.children[0], term);
-    say(row.children[1], text);
+    setText(row.children[0], term);
+    setText(row.children[1], text);
   });
+}
+
+/**
+ * Makes a scrolling region reachable by keyboard, because browsers scroll only what has the focus or contains it: the region
+ * takes the focus while it overflows and contains no control that could.
+ * @param {HTMLElement} region
+ */
+export function focusWhenScrolling(region) {
+  const update = () => {
+    const scrolls = region.scrollHeight > region.clientHeight + 1 || region.scrollWidth > region.clientWidth + 1;
+    const hasControl = [...region.querySelectorAll(CONTROLS)].some((control) => control.checkVisibility());
+    if (scrolls && !hasControl) region.tabIndex = 0;
+    else region.removeAttribute("tabindex");
+  };
+  new ResizeObserver(update).observe(region);
+  new MutationObserver(update).observe(region, { childList: true, subtree: true, characterData: true });
 }

@@ -1,26 +1,26 @@
-// The page: puts the parts together. Each part knows only its own job; what happens between them is here.
+// The page. Start reading here: this module makes the parts and connects them; no part knows more than its own job.
+//
+// Frames go from `source-switch.js` (which source) and `source.js` (its frames) through `sender.js` to `client.js`. Results
+// come back through `tracks.js` (the scene at any moment) to `drawing.js`. `state-machine.js` shows the state of source and
+// session, `hud.js` the figures, `settings.js` the controls.
 
-import { Access } from "./access.js";
 import { SightlineClient } from "./client.js";
 import { Overlay } from "./drawing.js";
-import { element, say, within } from "./elements.js";
-import { Hud } from "./hud.js";
-import { Panel } from "./panel.js";
-import { Player } from "./player.js";
-import { readQuery } from "./query.js";
+import { element, fillRows, setText, within } from "./elements.js";
+import { Hud, clearSummaries, showSummary } from "./hud.js";
 import { Recorder, Results, saveStill } from "./saving.js";
 import { Encoder, RateControl, Sender } from "./sender.js";
-import { listen } from "./shortcuts.js";
-import { States } from "./states.js";
-import { clearSummaries, showSummary } from "./summaries.js";
-import { Switcher } from "./switcher.js";
+import { SettingsPanel, readQuery } from "./settings.js";
+import { Player, SourceSwitch } from "./source-switch.js";
+import { StateMachine } from "./state-machine.js";
+import { load, store } from "./storage.js";
 import { SourceChange, Tracks } from "./tracks.js";
 
 /** @import { Ready } from "./protocol.js" */
 /** @import { Source } from "./source.js" */
 
-const states = new States();
-const config = await readConfig(); // before anything can be pressed: a press would find half a page
+const machine = new StateMachine();
+const config = await readConfig(); // first, because until then the page cannot act on a press of a button
 const client = new SightlineClient();
 const tracks = new Tracks();
 /** @type {Overlay} */
@@ -31,49 +31,48 @@ const rateControl = new RateControl();
 const sender = new Sender(client, new Encoder(), rateControl);
 const hud = new Hud(sender, rateControl);
 const asked = readQuery(location.search);
-/** @type {Panel} */
-const panel = new Panel(asked.settings);
+/** @type {SettingsPanel} */
+const panel = new SettingsPanel(asked.settings);
 const player = new Player();
-const access = new Access();
 const results = new Results();
-/** @type {Switcher} */
-const switcher = new Switcher(states);
+/** @type {SourceSwitch} */
+const sources = new SourceSwitch(machine);
 /** @type {Recorder | null} */
 let recorder = null;
 /** @type {Source | null} */
 let shown = null;
 let ratio = 0;
 
-// --- the picture, and the session that follows it ---
+// --- the source, and the session that follows it ---
 //
-// A picture without a session gets one; one that is shown in a session takes over in it. A session without a picture
-// is paused while another is being opened, and ended when none is. A session that ends takes its picture with it.
+// A source that is shown gets a session, or continues the one there is. While another source is being opened, a session
+// without a source is paused; when none is being opened, it ends. When a session ends, its source is closed.
 
-switcher.onchange = () => {
-  const { source, opening } = switcher;
-  if (source !== shown) turnTo(source);
-  allow(Boolean(source), Boolean(source) || opening);
+sources.onchange = () => {
+  const { source, opening } = sources;
+  if (source !== shown) show(source);
+  enableButtons(Boolean(source), Boolean(source) || opening);
   if (source && ["idle", "stopping", "ended"].includes(client.state)) connect();
   if (!source && !opening) end();
-  attend();
+  pauseOrResume();
 };
 
 /** @param {Source | null} source */
-function turnTo(source) {
+function show(source) {
   shown = source;
   ratio = 0;
   sender.attach(source);
-  if (source) source.onjump = forgetPicture;
-  player.attach(source?.kind === "film" && source.view instanceof HTMLVideoElement ? source.view : null);
-  forgetPicture();
+  if (source) source.onjump = forgetResults;
+  player.attach(source?.kind === "video" && source.view instanceof HTMLVideoElement ? source.view : null);
+  forgetResults();
   overlay.size = () => source ?? { width: 0, height: 0 };
   if (source) overlay.start();
   else overlay.stop();
-  if (source?.width) shape(source);
+  if (source?.width) setShape(source);
 }
 
-/** What was sent so far shows another picture. */
-function forgetPicture() {
+/** Forgets what was seen so far, because the page now shows something else. */
+function forgetResults() {
   sender.discardPending();
   change.mark(client.lastSeq, performance.now());
   tracks.clear();
@@ -81,7 +80,7 @@ function forgetPicture() {
 }
 
 /** @param {Source} source */
-function shape({ width, height }) {
+function setShape({ width, height }) {
   ratio = width / height;
   element("stage", HTMLDivElement).style.setProperty("--ratio", String(ratio));
 }
@@ -92,24 +91,43 @@ function end() {
   hud.end();
 }
 
-/** Frames are wanted while there is a picture that somebody looks at. */
-function attend() {
-  if (document.hidden || !switcher.source) client.pause();
+/** The client wants frames only while the page is visible and shows a source. */
+function pauseOrResume() {
+  if (document.hidden || !sources.source) client.pause();
   else client.resume();
 }
 
 sender.onframe = (now) => hud.camera.tick(now);
-sender.onproblem = (problem) => states.notice(problem, "picture");
+sender.onproblem = (problem) => machine.notice(problem, "source");
 overlay.ondraw = (now) => {
   hud.drawn.tick(now);
-  const { source } = switcher;
+  const { source } = sources;
   if (!source?.width) return;
   if (Math.abs(source.width / source.height / ratio - 1) > 0.01) {
-    forgetPicture(); // a phone was turned, a shared window has another shape
-    shape(source);
+    forgetResults(); // a phone was rotated, or a shared window has changed its shape
+    setShape(source);
   }
   if (recorder) recorder.draw(source, overlay);
 };
+
+// --- the tokens ---
+
+const TOKENS = { token: "sightline.token", "start-token": "sightline.start-token" };
+const access = element("access", HTMLDetailsElement);
+for (const [id, key] of Object.entries(TOKENS)) {
+  const input = element(id, HTMLInputElement);
+  input.value = load("tab", key) ?? "";
+  input.onchange = () => store("tab", key, input.value);
+}
+within(access, "form", HTMLFormElement).onsubmit = (event) => {
+  event.preventDefault();
+  if (client.state === "ended") void sources.again();
+};
+
+/** @param {keyof typeof TOKENS} id */
+function tokenOf(id) {
+  return element(id, HTMLInputElement).value || undefined;
+}
 
 // --- the session ---
 
@@ -117,28 +135,28 @@ function connect() {
   sender.reset();
   results.clear();
   clearSummaries();
-  states.keepReport(null);
-  const startServer = config.start_server_url ? { url: config.start_server_url, token: access.startToken } : undefined;
-  client.connect({ url: config.service_url, token: access.token, settings: panel.settings, startServer });
+  machine.keepReport(null);
+  const startServer = config.start_server_url ? { url: config.start_server_url, token: tokenOf("start-token") } : undefined;
+  client.connect({ url: config.service_url, token: tokenOf("token"), settings: panel.settings, startServer });
 }
 
 client.on("state", (event) => {
-  if (event.state === "ended") switcher.release();
-  states.state(event);
+  if (event.state === "ended") sources.release();
+  machine.state(event);
   if (event.state === "live") return;
   panel.observe(null);
   hud.pause();
   if (event.state === "ended") hud.end();
 });
-client.on("starting", (event) => states.starting(event));
-client.on("queued", (event) => states.queued(event));
+client.on("starting", (event) => machine.starting(event));
+client.on("queued", (event) => machine.queued(event));
 client.on("ready", (ready) => {
   rateControl.reset();
   overlay.skeleton = ready.models.pose?.skeleton ?? [];
   hud.begin(ready);
   panel.begin(ready);
   if (client.settled) panel.inForce(ready.settings);
-  say(element("models", HTMLParagraphElement), modelWords(ready));
+  setText(element("models", HTMLParagraphElement), modelNames(ready));
 });
 client.on("settings", (settings) => panel.inForce(settings));
 client.on("result", (event) => {
@@ -161,34 +179,39 @@ client.on("result", (event) => {
 });
 client.on("refused", (refusal) => {
   hud.refused(refusal);
-  if (refusal.seq === null) states.notice(refusal.message);
+  if (refusal.seq === null) machine.notice(refusal.message);
 });
-client.on("notice", ({ message }) => states.notice(message));
+client.on("notice", ({ message }) => machine.notice(message));
 client.on("summary", showSummary);
 client.on("bye", ({ reason, report }) => {
-  states.keepReport(report);
+  machine.keepReport(report);
   if (report.summary) showSummary(report.summary);
-  if (reason === "unauthorized") access.ask();
+  if (reason !== "unauthorized") return;
+  access.open = true;
+  element("token", HTMLInputElement).focus();
 });
 
-// --- what people press ---
+/** @param {Ready} ready */
+function modelNames({ models: { detect, pose, ocr } }) {
+  const names = new Set([detect?.name, pose?.name, ocr].filter(Boolean));
+  return [...names].join(" · ");
+}
+
+// --- buttons ---
 
 panel.onsettings = (patch) => client.update(patch);
 panel.onsend = (options) => rateControl.set(options);
-states.onagain = () => void switcher.again();
-access.onenter = () => {
-  if (client.state === "ended") void switcher.again();
-};
-states.onretry = () => client.retryNow();
-states.onleave = () => switcher.stop();
-states.oncamera = () => void switcher.camera();
-states.onsample = () => void switcher.sample();
-const stop = element("stop", HTMLButtonElement);
-const still = element("still", HTMLButtonElement);
+machine.onagain = () => void sources.again();
+machine.onretry = () => client.retryNow();
+machine.onleave = () => sources.stop();
+machine.oncamera = () => void sources.camera();
+machine.onsample = () => void sources.sample();
+const stopButton = element("stop", HTMLButtonElement);
+const stillButton = element("still", HTMLButtonElement);
 const recordButton = element("record", HTMLButtonElement);
 const resultsButton = element("results", HTMLButtonElement);
-stop.onclick = () => switcher.stop();
-still.onclick = () => switcher.source && void saveStill(switcher.source, overlay);
+stopButton.onclick = () => sources.stop();
+stillButton.onclick = () => sources.source && void saveStill(sources.source, overlay);
 recordButton.onclick = () => void record(!recorder);
 resultsButton.onclick = () => results.save();
 
@@ -196,9 +219,9 @@ resultsButton.onclick = () => results.save();
 async function record(on) {
   if (on === Boolean(recorder)) return;
   const ending = recorder;
-  recorder = on && switcher.source ? new Recorder(switcher.source, overlay) : null;
+  recorder = on && sources.source ? new Recorder(sources.source, overlay) : null;
   recordButton.ariaPressed = String(Boolean(recorder));
-  say(recordButton, recorder ? "Finish" : "Record");
+  setText(recordButton, recorder ? "Finish" : "Record");
   element("recording", HTMLParagraphElement).hidden = !recorder;
   await ending?.stop();
 }
@@ -206,69 +229,89 @@ async function record(on) {
 setInterval(() => {
   resultsButton.disabled = !results.count;
   const time = within(element("recording", HTMLElement), "span", HTMLElement);
-  if (recorder) say(time, `${Math.floor(recorder.seconds)} s`);
+  if (recorder) setText(time, `${Math.floor(recorder.seconds)} s`);
 }, 500);
 
 /**
- * @param {boolean} picture There is one.
- * @param {boolean} running … or will be.
+ * @param {boolean} source Whether the page shows a source.
+ * @param {boolean} running Whether it shows a source or opens one.
  */
-function allow(picture, running) {
-  stop.disabled = !running;
-  still.disabled = !picture;
-  recordButton.disabled = !(picture || (recorder && running)) || !Recorder.offered;
+function enableButtons(source, running) {
+  stopButton.disabled = !running;
+  stillButton.disabled = !source;
+  recordButton.disabled = !(source || (recorder && running)) || !Recorder.offered;
 }
 
-listen([
+// --- keyboard shortcuts ---
+//
+// The user can switch them off, because a screen reader or speech input may type single keys.
+
+const SHORTCUTS_KEY = "sightline.shortcuts";
+const help = element("shortcuts", HTMLDialogElement);
+const shortcutsOn = element("shortcuts-on", HTMLInputElement);
+const shortcuts = [
   { key: "c", title: "start the camera", run: () => element("camera", HTMLButtonElement).click() },
   { key: "s", title: "try the sample", run: () => element("sample", HTMLButtonElement).click() },
-  { key: "x", title: "stop", run: () => stop.click() },
+  { key: "x", title: "stop", run: () => stopButton.click() },
   { key: "1", title: "objects on or off", run: () => panel.toggle("detect") },
-  { key: "2", title: "poses", run: () => panel.toggle("pose") },
-  { key: "3", title: "text", run: () => panel.toggle("ocr") },
-  { key: "4", title: "motion", run: () => panel.toggle("motion") },
-  { key: "5", title: "tracks", run: () => panel.toggle("track") },
-  { key: "6", title: "motion vectors", run: () => panel.toggle("field") },
-  { key: "k", title: "pause the film or play it on", run: () => player.toggle() },
-  { key: "p", title: "save a still", run: () => still.click() },
-  { key: "r", title: "record, stop recording", run: () => recordButton.click() },
+  { key: "2", title: "poses on or off", run: () => panel.toggle("pose") },
+  { key: "3", title: "text on or off", run: () => panel.toggle("ocr") },
+  { key: "4", title: "motion on or off", run: () => panel.toggle("motion") },
+  { key: "5", title: "tracks on or off", run: () => panel.toggle("track") },
+  { key: "6", title: "motion vectors on or off", run: () => panel.toggle("flow") },
+  { key: "k", title: "pause or play the video", run: () => player.toggle() },
+  { key: "p", title: "save a still", run: () => stillButton.click() },
+  { key: "r", title: "start or finish recording", run: () => recordButton.click() },
   { key: "d", title: "save the results", run: () => resultsButton.click() },
-]);
+  { key: "?", title: "show this list", run: () => help.showModal() },
+];
+shortcutsOn.checked = load("browser", SHORTCUTS_KEY) !== "off";
+shortcutsOn.onchange = () => store("browser", SHORTCUTS_KEY, shortcutsOn.checked ? "on" : "off");
+fillRows(within(help, "dl", HTMLDListElement), shortcuts.map(({ key, title }) => [key, title]));
+element("help", HTMLButtonElement).onclick = () => help.showModal();
+document.addEventListener("keydown", (event) => {
+  if (!shortcutsOn.checked || help.open || event.repeat) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || takesText(event.target)) return;
+  const found = shortcuts.find(({ key }) => key === event.key.toLowerCase());
+  if (!found) return;
+  event.preventDefault();
+  found.run();
+});
 
-document.addEventListener("visibilitychange", attend);
+/** @param {EventTarget | null} target */
+function takesText(target) {
+  if (target instanceof HTMLInputElement) return !["checkbox", "range", "file"].includes(target.type);
+  return target instanceof HTMLSelectElement || target instanceof HTMLTextAreaElement;
+}
+
+// --- the start ---
+
+document.addEventListener("visibilitychange", pauseOrResume);
 addEventListener("online", () => client.retryNow());
 addEventListener("pagehide", () => client.stop());
 
-// --- the beginning ---
-
 for (const id of ["camera", "sample", "screen"]) element(id, HTMLButtonElement).disabled = false;
 element("file", HTMLInputElement).disabled = false;
-states.begin(new URL(config.service_url).host, asked.problems);
-attend();
-if (config.start_server_url) access.askForStartToken();
+machine.begin(new URL(config.service_url).host, asked.problems);
+pauseOrResume();
+element("start-token-row", HTMLLabelElement).hidden = !config.start_server_url;
 Object.assign(globalThis, { sightline: { client, overlay, rateControl, hud, sender } });
 document.body.dataset.loaded = "";
 
-/** Where the service is, when not where this page came from; and what starts it. Asks until there is an answer. */
+/** Asks where the service is, and the function that starts it, until there is an answer. By default the service is here. */
 async function readConfig() {
   for (;;) {
     try {
       const response = await fetch("/config.json", { cache: "no-cache" });
-      // A page that is served as mere files has none.
+      // A server of static files has no config.json.
       if (!response.ok && response.status !== 404) throw new Error(`config.json answered ${response.status}`);
       /** @type {{service_url?: string | null, start_server_url?: string | null}} */
       const given = response.ok ? await response.json() : {};
       return { service_url: given.service_url || location.origin, start_server_url: given.start_server_url || null };
     } catch (error) {
       const detail = error instanceof Error ? error.message : String(error);
-      const text = `Where the service is could not be asked. Is this machine online? (${detail})`;
-      await states.blocked({ title: "The page is not complete", text });
+      const text = `The page could not load the address of the service. Is this device online? (${detail})`;
+      await machine.blocked({ title: "The page is not complete", text });
     }
   }
-}
-
-/** @param {Ready} ready */
-function modelWords({ models: { detect, pose, ocr } }) {
-  const names = new Set([detect?.name, pose?.name, ocr].filter(Boolean));
-  return [...names].join(" · ");
 }

@@ -48,7 +48,7 @@ def test_each_stage_goes_and_comes(real: Service, look: Look) -> None:
         press(sight, stage)
         status_is(sight, stage, "disabled")
         sight.until(f"!({seen})")
-        assert sight.text(f"#stages li:has(#stage-{stage}) .words") in ("", "off")
+        assert sight.text(f"#stages li:has(#stage-{stage}) .state") in ("", "off")
     sight.shows("#motion", "–")
     for stage in there:
         press(sight, stage)

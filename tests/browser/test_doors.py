@@ -16,9 +16,9 @@ def test_the_waiting_room_shows_the_place_and_opens_by_itself(serve: Serve, look
     first = look(service).start("#sample", results=2)
     second, third = look(service), look(service)
     second.page.click("#sample")
-    assert "All places are taken" in second.shows("#card", "You are next")
+    assert "All sessions are in use" in second.shows("#card", "You are next")
     third.page.click("#camera")
-    third.shows("#card", "Number 2 in line")
+    third.shows("#card", "Number 2 in the queue")
     assert third.text("#status") == "Waiting room, number 2"
     third.screenshot("waiting")
     first.page.click("#stop")
@@ -127,5 +127,5 @@ def test_a_start_that_is_refused_says_so(serve: Serve, look: Look) -> None:
         sight.permitted |= {f"http://127.0.0.1:{port}", starter.url}
         sight.expected += [SOCKET_FAILED, "responded with a status of 403"]
         sight.page.click("#sample")
-        sight.shows("#card", "start-server wants a valid start token")
+        sight.shows("#card", "start-server needs a valid start token")
         assert len(starter.asked) == 1

@@ -119,7 +119,7 @@ def test_frames_that_are_refused_are_counted_by_reason(serve: Serve, look: Look)
     sight.until("sightline.sender.counts.sent >= 5")  # every refusal gives its credit back
     sight.until("seen.said.filter(({ type }) => type === 'refused').length >= 5")
     assert {one["code"] for one in sight.events("refused")} == {"too_large"}
-    assert "too large" in sight.shows("#session", "Dropped there too large")
+    assert "too large" in sight.shows("#session", "Dropped by the service too large")
 
 
 def test_a_machine_that_was_offline_connects_at_once_when_it_is_back(service: Service, look: Look) -> None:

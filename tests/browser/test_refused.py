@@ -53,14 +53,14 @@ def test_plain_http_from_elsewhere(serve: Serve, look: Look) -> None:
     sight = look(f"http://sight.test:{service.port}")
     assert not sight.ask("isSecureContext")
     sight.page.click("#camera")
-    text = sight.shows("#card", "Browsers keep the camera for secure pages")
+    text = sight.shows("#card", "Browsers offer the camera to secure pages only")
     assert "sight.test" in text
     assert f"http://localhost:{service.port}" in text
     sight.screenshot("insecure")
     sight.press("Use the sample")
     sight.live()
     sight.page.click("#screen")
-    sight.shows("#banner", "Browsers keep the screen for secure pages")
+    sight.shows("#banner", "Browsers offer the screen to secure pages only")
 
 
 @pytest.mark.parametrize("button", ["#still", "#record", "#stop", "#results"])

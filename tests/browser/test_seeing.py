@@ -122,7 +122,7 @@ def test_the_camera_shows_what_the_service_sees(real: Service, look: Look) -> No
     assert figures["drawn-fps"] > 5
     assert 0 < figures["result-fps"] < 20
     assert 0 < figures["age-p50"] <= figures["age-p95"] < 5000
-    words = {name: sight.text(f"#stages li:has(#stage-{name}) .words") for name in STAGES}
+    words = {name: sight.text(f"#stages li:has(#stage-{name}) .state") for name in STAGES}
     assert {words[name] for name in ("detect", "pose", "track")} == {"ok"}
     assert re.fullmatch(r"ok, score \d\.\d{3}|first frame|size changed", words["motion"])
     assert re.fullmatch(r"(ok|stale \d+\.\d s)(, [\w ]+)?", words["ocr"])
@@ -188,17 +188,17 @@ def test_a_file_that_is_none_is_named(real: Service, look: Look, tmp_path: Path)
     (tmp_path / "notes.webm").write_text("no film")
     sight = look(real)
     sight.page.set_input_files("#file", tmp_path / "notes.webm")
-    assert "film.webm" in sight.shows("#card", "This film cannot be shown")
+    assert "video.webm" in sight.shows("#card", "This video cannot be shown")
     sight.press("Use the sample")
     sight.live()
 
 
 def test_e3_flow_is_drawn_for_who_asks_for_it_and_without_the_cameras(real: Service, look: Look) -> None:
     sight = look(real).start("#camera", results=3)
-    assert not sight.page.is_checked("#stage-field")
+    assert not sight.page.is_checked("#stage-flow")
     assert sight.ask("seen.last.motion?.grid ?? null") is None
     assert sight.ask("sightline.overlay.model.flow") is None
-    sight.page.click("label:has(#stage-field)")
+    sight.page.click("label:has(#stage-flow)")
     columns, rows, length = sight.until(
         "(({ flow }) => flow && [flow.columns, flow.rows, flow.vectors.length])(sightline.overlay.model)"
     )
@@ -221,9 +221,9 @@ def test_e3_flow_is_drawn_for_who_asks_for_it_and_without_the_cameras(real: Serv
     sight.page.reload()
     sight.until("'loaded' in document.body.dataset")
     sight.page.evaluate(WATCH)
-    assert sight.page.is_checked("#stage-field")
+    assert sight.page.is_checked("#stage-flow")
     sight.start("#camera", results=2)
     sight.until("sightline.overlay.model.flow")
-    sight.page.click("label:has(#stage-field)")
+    sight.page.click("label:has(#stage-flow)")
     sight.until("seen.last.motion && !seen.last.motion.grid")
     sight.until("!sightline.overlay.model.flow && sightline.overlay.model.motion")

@@ -72,7 +72,7 @@ def test_an_unplugged_camera_ends_the_session_and_says_so(serve: Serve, look: Lo
     sight.page.focus("#stop")
     sight.ask(UNPLUG)
     sight.until("sightline.client.state === 'ended'")
-    assert "The camera was disconnected" in sight.shows("#card", "The picture has ended")
+    assert "The camera was disconnected" in sight.shows("#card", "The source has ended")
     assert sight.text("#status") == "Not connected"
     assert sight.page.is_disabled("#stop")
     assert sight.ask("document.activeElement.textContent") == "Try again"
@@ -81,7 +81,7 @@ def test_an_unplugged_camera_ends_the_session_and_says_so(serve: Serve, look: Lo
     sight.page.wait_for_timeout(2500)  # more than a session without frames lasts
     assert sight.ask("sightline.client.state") == "ended"
     assert len([one for one in sight.events("state") if one["state"] == "connecting"]) == 1
-    assert "The picture has ended" in sight.text("#card")
+    assert "The source has ended" in sight.text("#card")
     sight.press("Use the sample")
     sight.live(results=2)
     picture_is_to_be_seen(sight)
@@ -190,12 +190,12 @@ def test_a_recording_of_sound_is_none_to_look_at(service: Service, look: Look, t
         tone.writeframes(b"\0\0" * 8000)
     sight = look(service)
     sight.page.set_input_files("#file", tmp_path / "tone.wav")
-    sight.shows("#card", "This file has no picture")
+    sight.shows("#card", "This file has no video")
     assert sight.ask("sightline.client.state") == "idle"
     sight.press("Use the sample")
     sight.live()
     sight.page.set_input_files("#file", tmp_path / "tone.wav")
-    sight.shows("#banner", "This file has no picture")
+    sight.shows("#banner", "This file has no video")
     sight.live(results=2)  # what runs goes on
     picture_is_to_be_seen(sight)
 

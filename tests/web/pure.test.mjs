@@ -1,19 +1,18 @@
-// The parts of the page that decide: no browser, no network, no clock.
+// The parts of the page that need no browser, network or clock.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { retryDelay } from "../../app/web/connection.js";
-import { sharesOf } from "../../app/web/chart.js";
-import { kindFrom, kindOf } from "../../app/web/files.js";
-import { problemOf } from "../../app/web/problems.js";
+import { RateMeter, Samples, sharesOf } from "../../app/web/hud.js";
 import { HEADER_BYTES, packFrame, socketUrl } from "../../app/web/protocol.js";
-import { readQuery } from "../../app/web/query.js";
+import { withDuration } from "../../app/web/saving.js";
 import { RateControl, fit, fitArea } from "../../app/web/sender.js";
-import { RateMeter, Samples } from "../../app/web/stats.js";
+import { readQuery } from "../../app/web/settings.js";
+import { problemOf } from "../../app/web/source-switch.js";
+import { kindOf } from "../../app/web/source.js";
+import { classLabel, clock, inViewText, stageText } from "../../app/web/text.js";
 import { SourceChange } from "../../app/web/tracks.js";
-import { withDuration } from "../../app/web/webm.js";
-import { classWords, clock, seenWords, stageWords } from "../../app/web/words.js";
 
 test("a frame's header is read back as it was written", () => {
   const message = packFrame(Uint8Array.of(0xff, 0xd8, 7), 4_000_000_001, 1_700_000_000_123.5);
@@ -151,7 +150,7 @@ test("the shares of a result add up to its age", () => {
   assert.equal(Object.values(shares).reduce((sum, one) => sum + one, 0), 60);
 });
 
-test("every trouble with a camera says what to do", () => {
+test("every problem with a camera says what to do", () => {
   const place = { hostname: "10.0.0.5", port: "8000" };
   const of = (name, message = "") => problemOf(new DOMException(message, name), "camera", place);
   assert.match(of("NotAllowedError").text, /Allow/);
@@ -160,14 +159,14 @@ test("every trouble with a camera says what to do", () => {
   assert.match(of("NotReadableError").title, /busy/);
   assert.match(of("InsecureContextError").text, /https.*http:\/\/localhost:8000/);
   assert.match(problemOf(new DOMException("", "NotAllowedError"), "screen", place).text, /again/);
-  assert.match(problemOf(new Error("no codec"), "film", place).text, /no codec/);
+  assert.match(problemOf(new Error("no codec"), "video", place).text, /no codec/);
 });
 
-test("an error that is no Error says what is wrong, too", () => {
+test("an error that is no Error is explained, too", () => {
   const place = { hostname: "10.0.0.5", port: "8000" };
   const problem = problemOf({ name: "OverconstrainedError", message: "", constraint: "deviceId" }, "camera", place);
   assert.match(problem.title, /gone/);
-  assert.match(problemOf({ name: "NoPictureError", message: "" }, "film", place).title, /no picture/);
+  assert.match(problemOf({ name: "NoVideoTrackError", message: "" }, "video", place).title, /no video/);
 });
 
 test("what was seen in one image is not drawn on the next", () => {
@@ -186,44 +185,44 @@ test("what was seen in one image is not drawn on the next", () => {
   assert.deepEqual(change.filter(result(7), 1300), result(7));
 });
 
-test("codes become words", () => {
-  assert.equal(stageWords({ status: "stale", age_ms: 430, reason: "throttled" }), "stale 0.4 s, throttled");
-  assert.equal(stageWords({ status: "disabled", age_ms: null, reason: "off" }), "off");
-  assert.equal(stageWords({ status: "skipped", age_ms: null, reason: "running" }), "skipped, being read");
+test("codes become text", () => {
+  assert.equal(stageText({ status: "stale", age_ms: 430, reason: "throttled" }), "stale 0.4 s, throttled");
+  assert.equal(stageText({ status: "disabled", age_ms: null, reason: "off" }), "off");
+  assert.equal(stageText({ status: "skipped", age_ms: null, reason: "running" }), "skipped, being read");
   const person = { class_name: "person", class_id: 0, confidence: 1, track_id: 1, box: { x1: 0, y1: 0, x2: 1, y2: 1 } };
   const text = { text: "GATE 7", confidence: 1, polygon: [] };
   const motion = { score: 0.1, moving_fraction: 0.3, direction_deg: 178, camera: { dx: 0, dy: 0, rotation_deg: 0, zoom: 1 }, grid: null };
   assert.equal(
-    seenWords({ objects: [person, person], poses: [], texts: [text], motion }),
+    inViewText({ objects: [person, person], poses: [], texts: [text], motion }),
     "2 × person · text: “GATE 7” · moving left",
   );
-  assert.equal(seenWords({ objects: [], poses: [], texts: [], motion: null }), "nothing recognised");
+  assert.equal(inViewText({ objects: [], poses: [], texts: [], motion: null }), "nothing recognised");
 });
 
 test("e6: a class without a name is called by its number", () => {
-  assert.equal(classWords("3", 3), "class 3");
-  assert.equal(classWords("", 7), "class 7");
-  assert.equal(classWords(" ", 7), "class 7");
-  assert.equal(classWords("person", 0), "person");
-  assert.equal(classWords("class_3", 3), "class_3");
-  assert.equal(classWords("4x4", 3), "4x4");
+  assert.equal(classLabel("3", 3), "class 3");
+  assert.equal(classLabel("", 7), "class 7");
+  assert.equal(classLabel(" ", 7), "class 7");
+  assert.equal(classLabel("person", 0), "person");
+  assert.equal(classLabel("class_3", 3), "class_3");
+  assert.equal(classLabel("4x4", 3), "4x4");
   const thing = { class_name: "3", class_id: 3, confidence: 0.94, track_id: 1, box: { x1: 0, y1: 0, x2: 1, y2: 1 } };
-  assert.equal(seenWords({ objects: [thing, thing], poses: [], texts: [], motion: null }), "2 × class 3");
+  assert.equal(inViewText({ objects: [thing, thing], poses: [], texts: [], motion: null }), "2 × class 3");
 });
 
-test("e6: what is in view is a sentence, however much it is", () => {
+test("e6: what is in view is a sentence, however much there is", () => {
   const objects = Array.from({ length: 80 }, (_, id) => ({ class_name: `thing_${id}`.repeat(40), class_id: id }));
   const texts = Array.from({ length: 60 }, (_, id) => ({ text: `SIGN ${id} ${"W".repeat(500)}` }));
-  const words = seenWords({ objects, poses: [], texts, motion: null });
+  const words = inViewText({ objects, poses: [], texts, motion: null });
   assert.ok(words.length < 2500, `${words.length}`);
   assert.match(words, /70 more kinds.*50 more texts/);
 });
 
-test("e6: a place in a film", () => {
+test("e6: a position in a video", () => {
   assert.deepEqual([0, 7.9, 61, 3723].map(clock), ["0:00", "0:07", "1:01", "1:02:03"]);
 });
 
-test("e6: the address's query takes effect, and what is wrong in it is said with what would be right", () => {
+test("e6: the address's parameters take effect, and each wrong one is named with what would be right", () => {
   assert.deepEqual(readQuery(""), { settings: {}, problems: [] });
   assert.deepEqual(readQuery("?confidence=0.5&iou=0.6&classes=person,16").settings, {
     confidence: 0.5,
@@ -241,7 +240,7 @@ test("e6: the address's query takes effect, and what is wrong in it is said with
   }
   assert.match(problem("?class=person"), /“classes”/);
   assert.match(problem("?utm_source=mail"), /confidence, iou and classes/);
-  assert.match(problem("?__proto__=1"), /means nothing/);
+  assert.match(problem("?__proto__=1"), /does not know/);
   for (const wrong of ["confidence=7", "confidence=", "confidence=0,5", "confidence=NaN", "iou=-1", "iou=0x"]) {
     assert.match(problem(`?${wrong}`), /a number from 0 to 1/, wrong);
   }
@@ -256,58 +255,58 @@ function file(name, type, ...parts) {
   return Object.assign(new Blob(parts, { type }), { name });
 }
 
-test("e6: a file is a film or a picture by what is in it, or neither", async () => {
+test("e6: a file is a video or an image by its content, or neither", async () => {
   const bytes = (...values) => Uint8Array.from(values.flatMap((value) => (typeof value === "string" ? [...Buffer.from(value)] : value)));
-  const films = [
+  const videos = [
     file("phone.mp4", "video/mp4", bytes(0, 0, 0, 24, "ftypmp42")),
     file("none", "", bytes(0x1a, 0x45, 0xdf, 0xa3, 1)),
-    file("film.txt", "text/plain", bytes(0, 0, 0, 24, "ftypisom")), // whatever its name says
+    file("video.txt", "text/plain", bytes(0, 0, 0, 24, "ftypisom")), // whatever its name says
     file("old.mov", "", bytes(0, 0, 0, 8, "wide")),
-    file("film.avi", "", bytes("RIFF", 0, 0, 0, 0, "AVI ")),
-    file("film.ts", "text/vnd.trolltech.linguist", bytes(0x47), new Uint8Array(187), bytes(0x47), new Uint8Array(187), bytes(0x47)),
+    file("video.avi", "", bytes("RIFF", 0, 0, 0, 0, "AVI ")),
+    file("video.ts", "text/vnd.trolltech.linguist", bytes(0x47), new Uint8Array(187), bytes(0x47), new Uint8Array(187), bytes(0x47)),
     file("sound.mp3", "audio/mpeg", bytes(0xff, 0xfb, 0x90)),
     file("odd.mkv", "video/x-matroska", bytes("?")), // the browser may know better
   ];
-  for (const one of films) assert.equal(await kindOf(one), "film", one.name);
-  const pictures = [
+  for (const given of videos) assert.equal(await kindOf(given), "video", given.name);
+  const images = [
     file("a.jpg", "image/jpeg", bytes(0xff, 0xd8, 0xff, 0xe0)),
     file("b", "", bytes(0x89, "PNG")),
     file("c.avif", "", bytes(0, 0, 0, 24, "ftypavif")),
     file("d.webp", "", bytes("RIFF", 0, 0, 0, 0, "WEBP")),
     file("e.svg", "image/svg+xml", bytes("<svg/>")),
   ];
-  for (const one of pictures) assert.equal(await kindOf(one), "picture", one.name);
+  for (const given of images) assert.equal(await kindOf(given), "image", given.name);
   const others = [
     file("notes.txt", "text/plain", bytes("a shopping list")),
     file("notes", "", bytes("G", "a".repeat(400))),
     file("paper.pdf", "application/pdf", bytes("%PDF-1.7")),
     file("empty.mp4", "video/mp4"),
+    file("one-byte", "", bytes(0x47)),
   ];
-  for (const one of others) await assert.rejects(kindOf(one), { name: "NoFilmError", message: new RegExp(one.name) });
+  for (const given of others) await assert.rejects(kindOf(given), { name: "UnsupportedFileError", message: new RegExp(given.name) });
   await assert.rejects(
     kindOf({ name: "folder", type: "", slice: () => ({ arrayBuffer: () => Promise.reject(new Error("gone")) }) }),
     /folder/,
   );
-  assert.equal(kindFrom(new Uint8Array(0)), null);
   const place = { hostname: "localhost", port: "" };
-  const problem = await kindOf(others[0]).catch((error) => problemOf(error, "film", place));
-  assert.match(problem.title, /no video/);
-  assert.match(problem.text, /“notes.txt” is neither a film nor a picture/);
+  const problem = await kindOf(others[0]).catch((error) => problemOf(error, "video", place));
+  assert.match(problem.title, /cannot be opened/);
+  assert.match(problem.text, /“notes.txt” is neither a video nor an image/);
 });
 
-test("e6: a recording is told how long it is", () => {
+test("e6: a recording gets its duration", () => {
   const header = [0x1a, 0x45, 0xdf, 0xa3, 0x84, 0x42, 0x86, 0x81, 1];
   const unknown = [0x01, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
   const info = (...inside) => [0x15, 0x49, 0xa9, 0x66, 0x80 | inside.length, ...inside];
   const scale = [0x2a, 0xd7, 0xb1, 0x83, 0x0f, 0x42, 0x40]; // a millisecond
   const rest = [0x16, 0x54, 0xae, 0x6b, 0x80, 0x1f, 0x43, 0xb6, 0x75, ...unknown, 0xe7, 0x81, 0];
   const recording = Uint8Array.of(...header, 0x18, 0x53, 0x80, 0x67, ...unknown, ...info(...scale), ...rest);
-  const told = withDuration(recording, 5892);
-  const at = Buffer.from(told).indexOf(Buffer.from([0x44, 0x89, 0x88]));
-  assert.equal(new DataView(told.buffer).getFloat64(at + 3), 5892);
-  assert.deepEqual([...told.subarray(-rest.length)], rest);
-  assert.equal(told.length, recording.length + 7 + 11); // a size of eight bytes, and the duration
-  assert.equal(withDuration(told, 1), null); // it says so already
+  const whole = withDuration(recording, 5892);
+  const at = Buffer.from(whole).indexOf(Buffer.from([0x44, 0x89, 0x88]));
+  assert.equal(new DataView(whole.buffer).getFloat64(at + 3), 5892);
+  assert.deepEqual([...whole.subarray(-rest.length)], rest);
+  assert.equal(whole.length, recording.length + 7 + 11); // a size of eight bytes, and the duration
+  assert.equal(withDuration(whole, 1), null); // it has one already
   // What is no such recording is left alone, wherever it is cut.
   for (let length = 0; length < header.length + 12 + 5 + scale.length; length += 1) {
     assert.equal(withDuration(recording.subarray(0, length), 1), null);

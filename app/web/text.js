@@ -1,15 +1,15 @@
-// What the page says in words, made from what the service says in codes. Pure.
+// Texts for the user, made from codes and numbers. No DOM.
 
 /** @import { Result, Stage } from "./protocol.js" */
 
-const MOST = 10; // of one sort are said …
-const LONGEST = 60; // … and so many letters of each
+const MOST = 10; // classes and texts that are listed, the rest is counted
+const LONGEST = 60; // characters of each
 
 /** @type {Record<string, string>} */
 const STAGES = { detect: "Objects", pose: "Poses", ocr: "Text", motion: "Motion", track: "Tracks" };
 
 /** @type {Record<string, string>} */
-const REASONS = {
+const STAGE_REASONS = {
   running: "being read",
   unreadable: "there is text, but it cannot be read",
   first_frame: "first frame",
@@ -18,30 +18,30 @@ const REASONS = {
   inference_unavailable: "models unavailable",
 };
 
-/** @param {string} name Of a stage, as on the wire. */
+/** @param {string} name Of a stage, as in the protocol. */
 export function stageTitle(name) {
   return STAGES[name] ?? name;
 }
 
 /**
- * How a stage went: `ok`, `stale 0.4 s, throttled`.
+ * The status of a stage, for example `ok` or `stale 0.4 s, throttled`.
  * @param {Stage | undefined} stage
  */
-export function stageWords(stage) {
+export function stageText(stage) {
   if (!stage) return "";
   if (stage.status === "disabled") return stage.reason && stage.reason !== "off" ? `off, ${stage.reason}` : "off";
   const age = stage.age_ms === null ? "" : ` ${seconds(stage.age_ms)}`;
-  const reason = stage.reason ? `, ${REASONS[stage.reason] ?? stage.reason.replaceAll("_", " ")}` : "";
+  const reason = stage.reason ? `, ${STAGE_REASONS[stage.reason] ?? stage.reason.replaceAll("_", " ")}` : "";
   return `${stage.status}${age}${reason}`;
 }
 
 /** @param {number} ms */
-export function seconds(ms) {
+function seconds(ms) {
   return ms < 9950 ? `${(ms / 1000).toFixed(1)} s` : `${Math.round(ms / 1000)} s`;
 }
 
 /**
- * A while in words: `40 s`, `about 3 min`.
+ * A duration as text: `40 s`, `about 3 min`.
  * @param {number} s
  */
 export function duration(s) {
@@ -50,7 +50,7 @@ export function duration(s) {
 }
 
 /**
- * A place in a film: `0:07`, `1:02:03`.
+ * A position in a video: `0:07`, `1:02:03`.
  * @param {number} s
  */
 export function clock(s) {
@@ -61,55 +61,56 @@ export function clock(s) {
 }
 
 /**
- * What a class is called; a model without names has numbers, or nothing at all.
+ * The label of a class. A model without names has numbers for names, or empty ones; its label is `class 3`.
  * @param {string} name
  * @param {number} id
  */
-export function classWords(name, id) {
-  const said = name.trim();
-  return /^\d*$/.test(said) ? `class ${said || id}` : said;
+export function classLabel(name, id) {
+  const trimmed = name.trim();
+  return /^\d*$/.test(trimmed) ? `class ${trimmed || id}` : trimmed;
 }
 
-/** @param {number} size */
+/** @param {number} size Bytes. */
 export function bytes(size) {
   if (size < 1e6) return `${Math.round(size / 1000)} kB`;
   return size < 1e9 ? `${(size / 1e6).toFixed(1)} MB` : `${(size / 1e9).toFixed(2)} GB`;
 }
 
 /**
- * What is in view, in a sentence: for those who cannot see the picture, and for those who look elsewhere.
+ * A sentence that lists what is in view. Screen readers announce it.
  * @param {Pick<Result, "objects" | "poses" | "texts" | "motion">} result
  */
-export function seenWords({ objects, poses, texts, motion }) {
+export function inViewText({ objects, poses, texts, motion }) {
   /** @type {Map<string, number>} */
   const counts = new Map();
   for (const { class_name, class_id } of objects) {
-    const name = short(classWords(class_name, class_id));
+    const name = shortened(classLabel(class_name, class_id));
     counts.set(name, (counts.get(name) ?? 0) + 1);
   }
-  const parts = few([...counts].map(([name, count]) => (count === 1 ? `1 ${name}` : `${count} × ${name}`)), "kinds");
+  const parts = firstFew([...counts].map(([name, count]) => (count === 1 ? `1 ${name}` : `${count} × ${name}`)), "kinds");
   if (!objects.length && poses.length) parts.push(poses.length === 1 ? "1 pose" : `${poses.length} poses`);
-  if (texts.length) parts.push(`text: ${few(texts.map(({ text }) => `“${short(text)}”`), "texts").join(", ")}`);
-  if (motion && motion.moving_fraction >= 0.02) parts.push(`moving ${heading(motion.direction_deg)}`.trim());
+  if (texts.length) parts.push(`text: ${firstFew(texts.map(({ text }) => `“${shortened(text)}”`), "texts").join(", ")}`);
+  if (motion && motion.moving_fraction >= 0.02) parts.push(`moving ${directionText(motion.direction_deg)}`.trim());
   return parts.length ? parts.join(" · ") : "nothing recognised";
 }
 
 /**
+ * The first parts, and a count of the others.
  * @param {string[]} parts
  * @param {string} what
  */
-function few(parts, what) {
+function firstFew(parts, what) {
   return parts.length > MOST + 1 ? [...parts.slice(0, MOST), `${parts.length - MOST} more ${what}`] : parts;
 }
 
-/** @param {string} words */
-function short(words) {
-  return words.length > LONGEST ? `${words.slice(0, LONGEST)}…` : words;
+/** @param {string} text */
+function shortened(text) {
+  return text.length > LONGEST ? `${text.slice(0, LONGEST)}…` : text;
 }
 
-const HEADINGS = ["right", "down and right", "down", "down and left", "left", "up and left", "up", "up and right"];
+const DIRECTIONS = ["right", "down and right", "down", "down and left", "left", "up and left", "up", "up and right"];
 
-/** @param {number | null} degrees 0 right, 90 down. */
-function heading(degrees) {
-  return degrees === null ? "" : HEADINGS[Math.round(degrees / 45) % 8];
+/** @param {number | null} degrees 0 is right, 90 is down. */
+function directionText(degrees) {
+  return degrees === null ? "" : DIRECTIONS[Math.round(degrees / 45) % 8];
 }

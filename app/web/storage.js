@@ -1,13 +1,13 @@
-// What this browser remembers for the page. Where it may not, nothing is remembered and nothing breaks.
+// The browser's storage. Where the browser refuses it, the page works without.
 
-/** @typedef {"tab" | "browser"} Span */
+/** @typedef {"tab" | "browser"} Span Until the tab is closed, or for good. */
 
 /**
- * @param {Span} span How long: until the tab is closed, or for good.
+ * @param {Span} span
  * @param {string} key
  * @returns {string | null}
  */
-export function recall(span, key) {
+export function load(span, key) {
   try {
     return storage(span).getItem(key);
   } catch {
@@ -18,14 +18,14 @@ export function recall(span, key) {
 /**
  * @param {Span} span
  * @param {string} key
- * @param {string} value Empty forgets it.
+ * @param {string} value Empty removes the key.
  */
-export function remember(span, key, value) {
+export function store(span, key, value) {
   try {
     if (value) storage(span).setItem(key, value);
     else storage(span).removeItem(key);
   } catch {
-    // storage is switched off or full: it is asked for again next time
+    // storage is switched off or full, so that the page asks again next time
   }
 }
 
