@@ -29,9 +29,8 @@ import uvloop
 from confluent_kafka import Producer
 from numpy.typing import NDArray
 
-from app.fleet.one import YOUNG
-from app.fleet.vitals import Vitals
-from app.fleet.worker import Worker
+from app.fleet.supervisor import YOUNG
+from app.fleet.worker import Worker, WorkerHeartbeats
 from app.inference.client import InferenceClient, ModelSpec, Reply, TensorSpec
 from app.inference.fake import FakeClient
 from app.inference.memory import Buffer
@@ -134,7 +133,7 @@ async def worker(options: argparse.Namespace) -> dict[str, float]:
     ocr = Ocr(settings.ocr, state_dir=Path(options.state))
     pipeline = Pipeline(Counted(client, window), ocr, settings.pipeline, settings.triton, settings.live)  # type: ignore[arg-type]
     await pipeline.load()
-    one = Worker(pipeline, settings, Vitals(1).pulse(0))
+    one = Worker(pipeline, settings, WorkerHeartbeats(1).of(0))
     freeze_gc(threshold=YOUNG)
     running = asyncio.create_task(one.run())
     while window.closed is None and not running.done():

@@ -12,13 +12,13 @@ import pytest
 from app import metrics_server
 from app.auth import Hosts
 from app.errors import ConfigurationError
-from app.fleet import vitals
-from app.fleet.vitals import Vitals
+from app.fleet import worker
+from app.fleet.worker import WorkerHeartbeats
 from app.settings import Settings
 
 
 def test_health_tells_the_worst_of_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = Vitals(2)
+    seen = WorkerHeartbeats(2)
     with (
         metrics_server.serve_metrics("127.0.0.1", 0, seen.report, Hosts(Settings())) as port,
         httpx.Client(base_url=f"http://127.0.0.1:{port}") as http,
@@ -26,19 +26,19 @@ def test_health_tells_the_worst_of_the_workers(monkeypatch: pytest.MonkeyPatch) 
         assert http.get("/health").json()["state"] == "starting"
         assert http.get("/health/ready").status_code == 503
         for number in range(2):
-            seen.pulse(number).beat(kafka=True, inference=True)
+            seen.of(number).beat(kafka=True, inference=True)
         assert http.get("/health/ready").status_code == 200
-        seen.pulse(1).beat(kafka=False, inference=True)
+        seen.of(1).beat(kafka=False, inference=True)
         report = http.get("/health").json()
         assert (report["state"], [one["state"] for one in report["workers"]]) == ("degraded", ["ok", "degraded"])
         assert http.get("/health").status_code == 200, "a restart would not bring Kafka back"
         assert http.get("/health/ready").status_code == 503
-        monkeypatch.setattr(vitals, "SILENT_S", -1.0)
+        monkeypatch.setattr(worker, "SILENT_S", -1.0)
         assert http.get("/health").status_code == 503
 
 
 def test_metrics_are_served_and_other_paths_named() -> None:
-    with metrics_server.serve_metrics("127.0.0.1", 0, Vitals(1).report, Hosts(Settings())) as port:
+    with metrics_server.serve_metrics("127.0.0.1", 0, WorkerHeartbeats(1).report, Hosts(Settings())) as port:
         assert "sightline_fleet_cameras" in httpx.get(f"http://127.0.0.1:{port}/metrics").text
         assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 404
 
@@ -47,12 +47,12 @@ def test_a_port_that_is_taken_is_told() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         told = pytest.raises(ConfigurationError, match=f"METRICS_PORT={port}")
-        with told, metrics_server.serve_metrics("127.0.0.1", port, Vitals(1).report, Hosts(Settings())):
+        with told, metrics_server.serve_metrics("127.0.0.1", port, WorkerHeartbeats(1).report, Hosts(Settings())):
             pass
 
 
 def test_b1_another_name_gets_no_figures() -> None:
-    with metrics_server.serve_metrics("127.0.0.1", 0, Vitals(1).report, Hosts(Settings())) as port:
+    with metrics_server.serve_metrics("127.0.0.1", 0, WorkerHeartbeats(1).report, Hosts(Settings())) as port:
         url = f"http://127.0.0.1:{port}"
         for path in ("/metrics", "/health", "/health/ready", "/"):
             answer = httpx.get(url + path, headers={"Host": f"evil.com:{port}"})
@@ -69,7 +69,7 @@ def test_b1_another_name_gets_no_figures() -> None:
                 one.sendall(request)
                 assert one.recv(1 << 16).split(b" ")[1] == status, request
     opened = Settings(host="0.0.0.0")  # where Prometheus asks pods and containers by their addresses
-    with metrics_server.serve_metrics("127.0.0.1", 0, Vitals(1).report, Hosts(opened)) as port:
+    with metrics_server.serve_metrics("127.0.0.1", 0, WorkerHeartbeats(1).report, Hosts(opened)) as port:
         assert httpx.get(f"http://127.0.0.1:{port}/metrics", headers={"Host": "10.1.2.3"}).status_code == 200
         assert httpx.get(f"http://127.0.0.1:{port}/metrics", headers={"Host": "evil.com"}).status_code == 421
 
@@ -78,7 +78,7 @@ def test_a4_connections_that_become_no_request_are_bounded_in_time_and_number(mo
     monkeypatch.setattr(metrics_server, "_TIMEOUT_S", 1.0)
     monkeypatch.setattr(metrics_server, "_MAX_CONNECTIONS", 20)
     with (
-        metrics_server.serve_metrics("127.0.0.1", 0, Vitals(1).report, Hosts(Settings())) as port,
+        metrics_server.serve_metrics("127.0.0.1", 0, WorkerHeartbeats(1).report, Hosts(Settings())) as port,
         ExitStack() as stack,
     ):
         open_ = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20)) for _ in range(40)]

@@ -1,1 +1,1 @@
-"""The camera door: frames of many cameras in by Redis Streams, micro-batches, results out by Kafka."""
+"""The cameras' entry point: frames of many cameras from Redis Streams, micro-batches, results to Kafka."""

@@ -1,4 +1,4 @@
-"""From a batch of frames to what became of each: analysed, dropped, or failed after a try of its own."""
+"""Runs a batch of frames through the pipeline and decides each frame's outcome: analysed, dropped, or failed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.errors import FrameError
-from app.fleet.frames import CameraFrame
-from app.fleet.message import Failure
-from app.fleet.tally import DOOR
+from app.fleet.in_flight import ENTRY_POINT
+from app.fleet.kafka import Failure
+from app.fleet.streams import CameraFrame
 from app.pipeline.answer import Record
 from app.pipeline.frames import Frame, Job, StreamMemory
 from app.pipeline.multimodal import Pipeline
@@ -24,47 +24,49 @@ from app.settings import FleetSettings, OcrSettings, PipelineSettings, Settings
 log = logging.getLogger(__name__)
 
 _PAUSE_S = 0.1
-_TELL_AGAIN_S = 60.0
+_LOG_AGAIN_S = 60.0
 _MODELS = ("detect", "pose")
-_AWAY = "inference_unavailable"
+_UNAVAILABLE = "inference_unavailable"
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class FrameOutcome:
     frame: CameraFrame
     result: FrameResult | None = None
     dropped: str | None = None
-    """Why it was given up: stale, undecodable, too_large."""
+    """Why the frame was dropped, for example stale, undecodable or too_large."""
     failure: Failure | None = None
 
 
 def stream_settings(fleet: FleetSettings, pipeline: PipelineSettings) -> StreamSettings:
-    """What runs on every camera's frames."""
+    """The stages that run on every camera's frames, and their thresholds."""
     chosen = {field.name: field.name in fleet.fleet_stages for field in dataclasses.fields(Stages)}
     return StreamSettings(stages=Stages(**chosen), confidence=pipeline.confidence, iou=pipeline.iou)
 
 
 def ocr_settings(settings: Settings) -> OcrSettings:
-    """Text reading only where FLEET_STAGES asks for it."""
+    """The OCR settings; off unless FLEET_STAGES contains `ocr`."""
     if "ocr" in settings.fleet.fleet_stages:
         return settings.ocr
     return settings.ocr.model_copy(update={"ocr": "off"})
 
 
 def is_stale(frame: CameraFrame, staleness_ms: float) -> bool:
-    """Whether it was captured too long ago to be worth anything.
+    """Whether the frame is older than `staleness_ms`.
 
-    What was claimed from a worker that died was read in time, and is older than any frame may be: a minute by default
-    (FLEET_RECLAIM_IDLE_MS). It counts from its claim, or no claim would ever be answered.
+    A claimed frame was read in time by another worker, but may be a minute old by now (FLEET_RECLAIM_IDLE_MS). Its age
+    counts from the claim, because otherwise no claimed frame would ever be analysed.
     """
     if frame.claimed:
         return (time.perf_counter() - frame.arrived) * 1000 > staleness_ms
     return time.time() * 1000 - frame.origin.captured_at_ms > staleness_ms
 
 
-def job(frame: CameraFrame, memory: StreamMemory, settings: StreamSettings, *, faces: bool) -> Job:
-    """Its `received` is when it was captured, on the monotonic clock: tracks want real times, and frames that were
-    read in one go have arrived at the same moment. `queue` in the timings thus counts from the capture.
+def job_of(frame: CameraFrame, memory: StreamMemory, settings: StreamSettings, *, faces: bool) -> Job:
+    """The pipeline's job for a frame.
+
+    `received` is the capture time on the monotonic clock, because tracks need real times, and frames that were read
+    together have arrived at the same moment. So `queue` in the timings counts from the capture.
     """
     now_ms = time.time() * 1000
     age_s = max(0.0, now_ms - frame.origin.captured_at_ms) / 1000
@@ -83,70 +85,24 @@ def job(frame: CameraFrame, memory: StreamMemory, settings: StreamSettings, *, f
     )
 
 
-def outcome(frame: CameraFrame, found: FrameResult | FrameError) -> Outcome:
-    """What the pipeline's answer means here: a model that failed is a frame that failed."""
+def outcome_of(frame: CameraFrame, found: FrameResult | FrameError) -> FrameOutcome:
+    """The outcome for a result of the pipeline: a frame has failed if one of its models failed."""
     if isinstance(found, FrameError):
-        return Outcome(frame, dropped=found.code)
+        return FrameOutcome(frame, dropped=found.code)
     for name in _MODELS:
         stage = found.stages[name]
         if stage.status == "error":
             reason = stage.reason or "the model failed"
-            code = _AWAY if reason == _AWAY else "inference"
-            return Outcome(frame, result=found, failure=Failure(code, f"{name}: {reason}"))
-    return Outcome(frame, result=found)
-
-
-class Troubles:
-    """Frames that fail by a fault of ours: each is counted, one of a kind a minute is told. Any thread may use it."""
-
-    def __init__(self) -> None:
-        self._told: dict[str, float] = {}
-
-    def tell(self, error: Exception, camera_id: str) -> Failure:
-        """Called where the error was caught."""
-        kind, now = type(error).__name__, time.monotonic()
-        if now - self._told.get(kind, -math.inf) > _TELL_AGAIN_S:
-            self._told[kind] = now
-            log.exception(
-                "a frame of camera %s could not be analysed; more like it are only counted for %g s",
-                camera_id,
-                _TELL_AGAIN_S,
-            )
-        return Failure("internal", f"{kind}: {error}")
-
-
-class Memories:
-    """What each camera's stream remembers. Used by one thread at a time for a stream."""
-
-    def __init__(self) -> None:
-        self._of: dict[str, StreamMemory] = {}
-        self._kept: frozenset[str] | None = None
-        """Streams that are this worker's; None until it knows."""
-
-    def keep(self, streams: frozenset[str]) -> list[StreamMemory]:
-        """Forgets all other streams, whose memories are returned."""
-        self._kept = streams
-        return [self._of.pop(stream) for stream in [*self._of] if stream not in streams]
-
-    def has(self, frame: CameraFrame) -> bool:
-        """Whether later frames are to know of it. Not one that was claimed: the worker before may have answered it, and
-        what somebody outside the fleet left even comes behind newer ones. Nor one that still waited when its camera
-        went to another worker: once the camera is back, it would meet what was remembered long ago.
-        """
-        return not frame.claimed and (self._kept is None or frame.origin.stream in self._kept)
-
-    def get(self, frame: CameraFrame) -> StreamMemory:
-        """The stream's, or one of its own for a frame that later ones are not to know of."""
-        if not self.has(frame):
-            return StreamMemory()
-        return self._of.setdefault(frame.origin.stream, StreamMemory())
+            code = _UNAVAILABLE if reason == _UNAVAILABLE else "inference"
+            return FrameOutcome(frame, result=found, failure=Failure(code, f"{name}: {reason}"))
+    return FrameOutcome(frame, result=found)
 
 
 class Analysis:
-    """Batches through the pipeline; what each camera's stream remembers.
+    """Runs batches through the pipeline, with the stream memory of each camera. Used in the event loop's thread.
 
     Args:
-        record: takes how long the stages of each frame took.
+        record: called with the seconds that the stages of each frame took.
     """
 
     def __init__(self, pipeline: Pipeline, fleet: FleetSettings, settings: StreamSettings, record: Record) -> None:
@@ -155,67 +111,101 @@ class Analysis:
         self._faces = "face" in fleet.fleet_stages
         self._staleness_ms = fleet.frame_staleness_ms
         self._settings = settings
-        self._memories = Memories()
-        self._troubles = Troubles()
+        self._memories: dict[str, StreamMemory] = {}
+        self._kept: frozenset[str] | None = None
+        """Streams that this worker holds; None until it knows."""
+        self._logged: dict[str, float] = {}
+        """When each kind of error was last logged."""
         self.stopping = False
-        """Set when the worker stops: an inference server that is away is no longer waited for."""
+        """Set when the worker stops, so that it no longer waits for an inference server that is unavailable."""
 
-    def forget(self, kept: frozenset[str]) -> None:
-        """Drops what is remembered of all other streams."""
-        for memory in self._memories.keep(kept):
-            self._pipeline.ocr.forget(memory.ocr)
+    def keep_only(self, streams: frozenset[str]) -> None:
+        """Deletes the memories of all other streams."""
+        self._kept = streams
+        for stream in [*self._memories]:
+            if stream not in streams:
+                self._pipeline.ocr.forget(self._memories.pop(stream).ocr)
 
-    async def of(self, frames: Sequence[CameraFrame]) -> list[Outcome]:
-        """One outcome a frame, in their order. Never raises but for cancellation.
+    async def analyze(self, frames: Sequence[CameraFrame]) -> list[FrameOutcome]:
+        """One outcome for each frame, in their order. Raises nothing but cancellation.
 
-        A batch that fails is tried again in halves, down to single frames. While the inference server is away its
-        frames are kept as long as they are fresh.
+        A batch that fails is tried again in halves, down to single frames. While the inference server is unavailable,
+        frames wait for it as long as they are fresh.
         """
-        outcomes = await self._look(frames)
-        while away := [one.frame for one in outcomes if one.failure and one.failure.code == _AWAY]:
+        outcomes = await self._round(frames)
+        while waiting := [
+            outcome.frame for outcome in outcomes if outcome.failure and outcome.failure.code == _UNAVAILABLE
+        ]:
             if self.stopping:
                 break
-            await self._wait(away)
-            outcomes = _with(outcomes, await self._look(away))
+            await self._wait(waiting)
+            outcomes = _merged(outcomes, await self._round(waiting))
         return outcomes
 
-    async def _look(self, frames: Sequence[CameraFrame]) -> list[Outcome]:
-        """One round; the halves of halves are rounds of their own. A server that is away fails halves as well."""
+    async def _round(self, frames: Sequence[CameraFrame]) -> list[FrameOutcome]:
+        """Tries the frames as one batch, then those that failed in halves, recursively. Frames that failed because the
+        server is unavailable are not halved, because halves would fail as well.
+        """
         fresh = [frame for frame in frames if not is_stale(frame, self._staleness_ms)]
-        outcomes = _with([Outcome(frame, dropped="stale") for frame in frames], await self._try(fresh))
-        failed = [one.frame for one in outcomes if one.failure and one.failure.code != _AWAY]
+        outcomes = _merged([FrameOutcome(frame, dropped="stale") for frame in frames], await self._try(fresh))
+        failed = [outcome.frame for outcome in outcomes if outcome.failure and outcome.failure.code != _UNAVAILABLE]
         if not failed or len(fresh) == 1:
             return outcomes
         half = -(-len(failed) // 2)
         for part in (failed[:half], failed[half:]):
             if part:
-                outcomes = _with(outcomes, await self._look(part))
+                outcomes = _merged(outcomes, await self._round(part))
         return outcomes
 
-    async def _try(self, frames: list[CameraFrame]) -> list[Outcome]:
+    async def _try(self, frames: list[CameraFrame]) -> list[FrameOutcome]:
         if not frames:
             return []
-        jobs = [job(frame, self._memories.get(frame), self._settings, faces=self._faces) for frame in frames]
-        greys = [one.memory.grey for one in jobs]
+        jobs = [job_of(frame, self._memory(frame), self._settings, faces=self._faces) for frame in frames]
+        greys = [job.memory.grey for job in jobs]
         try:
-            found = await self._pipeline.analyze(jobs, door=DOOR, record=self._record)
-            outcomes = [outcome(frame, one) for frame, one in zip(frames, found, strict=True)]
+            results = await self._pipeline.analyze(jobs, door=ENTRY_POINT, record=self._record)
+            outcomes = [outcome_of(frame, result) for frame, result in zip(frames, results, strict=True)]
         except Exception as error:
-            # Whatever it is, the next batches must not suffer; told for a frame that fails by itself.
+            # Whatever it is, the next batches must not suffer. A single frame's error is logged.
             if len(frames) == 1:
-                failure = self._troubles.tell(error, frames[0].origin.camera_id)
-            else:
-                failure = Failure("internal", f"{type(error).__name__}: {error}")
-            outcomes = [Outcome(frame, failure=failure) for frame in frames]
-        for one, ended, grey in zip(jobs, outcomes, greys, strict=True):
-            if ended.failure:
-                one.memory.grey = grey  # looked at again, a frame must not meet itself as the last one
-            if not self._memories.has(ended.frame):
-                self._pipeline.ocr.forget(one.memory.ocr)  # no later frame would show its texts
+                self._log(error, frames[0].origin.camera_id)
+            failure = Failure("internal", f"{type(error).__name__}: {error}")
+            outcomes = [FrameOutcome(frame, failure=failure) for frame in frames]
+        for job, outcome, grey in zip(jobs, outcomes, greys, strict=True):
+            if outcome.failure:
+                job.memory.grey = grey  # when the frame is tried again, its predecessor must not be the frame itself
+            if not self._is_remembered(outcome.frame):
+                self._pipeline.ocr.forget(job.memory.ocr)  # no later frame would show its texts
         return outcomes
 
+    def _is_remembered(self, frame: CameraFrame) -> bool:
+        """Whether the frame changes its camera's stream memory.
+
+        A claimed frame does not: an earlier worker may have analysed it, and a frame left by a consumer outside the
+        fleet even comes after newer ones. Nor does a frame that still waited when its camera went to another worker:
+        the memory would be outdated when the camera comes back.
+        """
+        return not frame.claimed and (self._kept is None or frame.origin.stream in self._kept)
+
+    def _memory(self, frame: CameraFrame) -> StreamMemory:
+        """The camera's stream memory, or an empty one for a frame that does not change it."""
+        if not self._is_remembered(frame):
+            return StreamMemory()
+        return self._memories.setdefault(frame.origin.stream, StreamMemory())
+
+    def _log(self, error: Exception, camera_id: str) -> None:
+        """Logs one error of a kind a minute, with the traceback of the exception being handled."""
+        kind, now = type(error).__name__, time.monotonic()
+        if now - self._logged.get(kind, -math.inf) > _LOG_AGAIN_S:
+            self._logged[kind] = now
+            log.exception(
+                "a frame of camera %s could not be analysed; more like it are only counted for %g s",
+                camera_id,
+                _LOG_AGAIN_S,
+            )
+
     async def _wait(self, frames: list[CameraFrame]) -> None:
-        """Until the inference server is back, all frames are stale, or the worker stops."""
+        """Waits until the inference server is back, all frames are stale, or the worker stops."""
         await asyncio.sleep(_PAUSE_S)
         while not self._pipeline.client.up and not self.stopping:
             if all(is_stale(frame, self._staleness_ms) for frame in frames):
@@ -223,7 +213,7 @@ class Analysis:
             await asyncio.sleep(_PAUSE_S)
 
 
-def _with(outcomes: list[Outcome], later: list[Outcome]) -> list[Outcome]:
-    """The outcomes, those replaced that came out otherwise later."""
-    news = {id(one.frame): one for one in later}
-    return [news.get(id(one.frame), one) for one in outcomes]
+def _merged(outcomes: list[FrameOutcome], later: list[FrameOutcome]) -> list[FrameOutcome]:
+    """The outcomes, with those of `later` in the place of earlier ones of the same frames."""
+    newer = {id(outcome.frame): outcome for outcome in later}
+    return [newer.get(id(outcome.frame), outcome) for outcome in outcomes]

@@ -1,7 +1,7 @@
-"""Micro-batches: as many frames as a batch takes, or what is there when its first frame has waited long enough. Pure.
+"""Micro-batches: as many frames as a batch takes, or those that are there when the first has waited long enough. Pure.
 
-A camera's frames are never in two batches at once, and stand in order within one: what its stream remembers is theirs
-one after the other.
+A camera's frames are never in two batches at once, and are in order within one, because its stream memory (tracks, the
+last image) belongs to one frame after the other.
 """
 
 from __future__ import annotations
@@ -10,51 +10,52 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from app.fleet.frames import CameraFrame
+from app.fleet.streams import CameraFrame
 from app.settings import FleetSettings
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class BatchLimits:
     size: int
     """Most frames."""
     wait_s: float
-    """Longest wait of the first one."""
+    """Longest wait of the first frame."""
 
 
-LATENCY = Limits(4, 0.020)
-THROUGHPUT = Limits(16, 0.005)
+LATENCY = BatchLimits(4, 0.020)
+THROUGHPUT = BatchLimits(16, 0.005)
 
 
-def spans(settings: FleetSettings) -> tuple[Limits, Limits]:
-    """The batch's limits without lag and with much of it; a limit that was set is the same in both."""
+def batch_limits(settings: FleetSettings) -> tuple[BatchLimits, BatchLimits]:
+    """The limits without lag and with much lag; BATCH_SIZE and BATCH_TIMEOUT_MS set the same limit for both."""
     low = LATENCY if settings.fleet_profile == "latency" else THROUGHPUT
-    return _as_set(low, settings), _as_set(THROUGHPUT, settings)
+    return _overridden(low, settings), _overridden(THROUGHPUT, settings)
 
 
-def _as_set(limits: Limits, settings: FleetSettings) -> Limits:
+def _overridden(limits: BatchLimits, settings: FleetSettings) -> BatchLimits:
     wait_ms = settings.batch_timeout_ms
-    return Limits(settings.batch_size or limits.size, limits.wait_s if wait_ms is None else wait_ms / 1000)
+    return BatchLimits(settings.batch_size or limits.size, limits.wait_s if wait_ms is None else wait_ms / 1000)
 
 
-def fitting(low: Limits, high: Limits, waiting: int, batches: int) -> Limits:
-    """The limits for so many frames that wait, where so many batches are at work at once.
+def fit_limits(low: BatchLimits, high: BatchLimits, waiting: int, batches: int) -> BatchLimits:
+    """The limits for `waiting` frames and `batches` batches at once.
 
-    Batches grow so that one round of them takes what waits; the wait shrinks in step, since frames are not rare then.
+    The size grows so that one round of batches takes all waiting frames; the wait shrinks with it, because frames are
+    not rare then.
     """
     size = min(high.size, max(low.size, -(-waiting // batches)))
     span = high.size - low.size
     share = (size - low.size) / span if span else float(waiting > batches * size)
-    return Limits(size, (1 - share) * low.wait_s + share * high.wait_s)
+    return BatchLimits(size, (1 - share) * low.wait_s + share * high.wait_s)
 
 
 class Batcher:
     """Times are seconds of one monotonic clock. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._lines: dict[str, deque[CameraFrame]] = {}
+        self._queues: dict[str, deque[CameraFrame]] = {}
         self._ready: deque[str] = deque()
-        """Streams that have frames waiting and none at work, in the order of their turns."""
+        """Streams with waiting frames and none at work, in the order of their turns."""
         self._busy: set[str] = set()
         self._waiting = self._eligible = 0
 
@@ -63,54 +64,54 @@ class Batcher:
         return self._waiting
 
     def add(self, frames: Iterable[CameraFrame]) -> None:
-        """Frames as they were read, each camera's in order."""
+        """Queues frames, each camera's in order."""
         for frame in frames:
             stream = frame.origin.stream
-            line = self._lines.get(stream)
-            if line is None:
-                line = self._lines[stream] = deque()
+            queue = self._queues.get(stream)
+            if queue is None:
+                queue = self._queues[stream] = deque()
             if stream not in self._busy:
-                if not line:
+                if not queue:
                     self._ready.append(stream)
                 self._eligible += 1
-            line.append(frame)
+            queue.append(frame)
             self._waiting += 1
 
-    def take(self, limits: Limits, now: float) -> list[CameraFrame]:
-        """The next batch, a frame of each camera before a second of any; empty while none is due."""
+    def take(self, limits: BatchLimits, now: float) -> list[CameraFrame]:
+        """The next batch, one frame of each camera before a second of any; empty while none is due."""
         if not self._eligible or (self._eligible < limits.size and self._first() + limits.wait_s > now):
             return []
         batch: list[CameraFrame] = []
         while self._ready and len(batch) < limits.size:
             stream = self._ready.popleft()
-            line = self._lines[stream]
-            batch.append(line.popleft())
-            if line:
+            queue = self._queues[stream]
+            batch.append(queue.popleft())
+            if queue:
                 self._ready.append(stream)
             else:
-                del self._lines[stream]
+                del self._queues[stream]
         self._waiting -= len(batch)
         self._eligible -= len(batch)
         taken = {frame.origin.stream for frame in batch}
         self._busy |= taken
-        held = [stream for stream in self._ready if stream in taken]
-        if held:
-            self._eligible -= sum(len(self._lines[stream]) for stream in held)
+        blocked = [stream for stream in self._ready if stream in taken]
+        if blocked:
+            self._eligible -= sum(len(self._queues[stream]) for stream in blocked)
             self._ready = deque(stream for stream in self._ready if stream not in taken)
         return batch
 
     def done(self, batch: Sequence[CameraFrame]) -> None:
-        """Its cameras' next frames may be taken."""
+        """Allows the next frames of the batch's cameras to be taken."""
         for stream in {frame.origin.stream: None for frame in batch}:
             self._busy.discard(stream)
-            if line := self._lines.get(stream):
+            if queue := self._queues.get(stream):
                 self._ready.append(stream)
-                self._eligible += len(line)
+                self._eligible += len(queue)
 
-    def due(self, limits: Limits) -> float | None:
-        """When the next batch is due at the latest; None where no frame waits that may be taken."""
+    def due(self, limits: BatchLimits) -> float | None:
+        """When the next batch is due at the latest; None if no waiting frame may be taken."""
         return self._first() + limits.wait_s if self._eligible else None
 
     def _first(self) -> float:
         """When the frame arrived that has waited longest, of those that may be taken."""
-        return min(self._lines[stream][0].arrived for stream in self._ready)
+        return min(self._queues[stream][0].arrived for stream in self._ready)

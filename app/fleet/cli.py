@@ -1,4 +1,4 @@
-"""`sightline fleet …`: hundreds of cameras through Redis Streams, out to Kafka."""
+"""`sightline fleet …`: the commands of a fleet of cameras, from Redis Streams to Kafka."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def work(
     ] = None,
     mode: Annotated[
         str | None,
-        typer.Option(help="`async`: batches; `sync`: a pool of threads (FLEET_MODE; async).", show_default=False),
+        typer.Option(help="`async`: batches; `sync`: one frame a request (FLEET_MODE; async).", show_default=False),
     ] = None,
     metrics_port: Annotated[
         int | None, typer.Option(help="Port of /metrics and /health (METRICS_PORT; 8002).", show_default=False)
@@ -32,13 +32,13 @@ def work(
 ) -> None:
     """Analyse the cameras' frames, until Ctrl-C or SIGTERM.
 
-    Any number of workers on any number of machines share the cameras; each camera is one worker's at a time.
+    Any number of workers on any number of machines share the cameras; each camera belongs to one worker at a time.
     Without `TRITON_URL` it starts a Triton Inference Server of its own on the CPU.
     """
     given = (("FLEET_PROCESSES", processes), ("FLEET_MODE", mode), ("METRICS_PORT", metrics_port))
     os.environ.update({name: str(value) for name, value in given if value is not None})
     exit_on_sigterm()
-    from app.fleet.work import run
+    from app.fleet.supervisor import run
 
     run()
 
@@ -66,14 +66,14 @@ def ingest(
 @cli.command()
 def top(
     once: Annotated[bool, typer.Option("--once", help="Print once and end.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a look, one a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each look, one a line.")] = False,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
     metrics: Annotated[
         list[str] | None, typer.Option(help="`host:port` of a worker's metrics; may be given several times.")
     ] = None,
 ) -> None:
     """Watch cameras, lag, rates and workers, live in the terminal; Ctrl-C ends it."""
-    from app.fleet.top import run
+    from app.fleet.monitor import run
     from app.settings import Settings
 
     run(Settings(), once=once, as_json=as_json, interval_s=interval, metrics=metrics or [])

@@ -1,4 +1,4 @@
-"""Connections to Redis, by address or by Sentinel; what an error says of the server; its outages told once each."""
+"""Connections to Redis, by address or by Sentinel; errors of the server told from errors of a command; outages."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from app.errors import ConfigurationError
+from app.limits import backoff_s
 from app.settings import RedisSettings
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 5.0
 _SENTINEL_S = 1.0
-"""What one Sentinel may take: there are others to ask."""
+"""Timeout of one Sentinel; short, because there are others to ask."""
 _SENTINEL_PORT = 26_379
 _SENTINEL_OPTIONS = ("sentinel_username", "sentinel_password")
 _TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs")
 _PAUSES_S = (0.05, 2.0)
 _LEAST_VERSION = 7
-"""XAUTOCLAIM tells what was trimmed while pending, and XINFO GROUPS the lag, from Redis 7 on."""
+"""From Redis 7 on, XCLAIM removes trimmed entries from the pending list, and XINFO GROUPS reports the lag."""
 
 NO_ANSWER, OTHER = "no answer", "another error"
 _OF_THE_SERVER = (
@@ -46,14 +47,14 @@ _OF_THE_SERVER = (
     "BUSY",
     "UNKILLABLE",
 )
-"""What Redis begins an error with that speaks of its own state, not of the command: it would say so to any other."""
+"""First words of errors that describe the server's own state: any other command would fail in the same way."""
 _OF_A_CLUSTER = ("MOVED", "ASK", "CROSSSLOT")
-WORDS = ("", NO_ANSWER, *_OF_THE_SERVER, *_OF_A_CLUSTER, OTHER)
-"""All that `says` may be; empty: Redis answers."""
+ERROR_WORDS = ("", NO_ANSWER, *_OF_THE_SERVER, *_OF_A_CLUSTER, OTHER)
+"""All results of `error_word`; empty: Redis answers. /health reports them as `redis_says`."""
 
 WHEN_FULL = "#!lua flags=allow-oom\n"
-"""How a script begins that a Redis is to run which is full, and refuses (`OOM`) whatever might need memory. For a few
-bytes of who works on what: without them nobody would read the frames that fill it.
+"""First line of a script that a full Redis runs, although it refuses (`OOM`) every command that may need memory. Only
+for the few bytes that assign cameras to workers: without them no worker would read the frames that fill Redis.
 """
 _ANY_WHEN_FULL = WHEN_FULL + "return redis.pcall(unpack(ARGV))"
 
@@ -62,14 +63,14 @@ _ADDRESS = (
     "or redis+sentinel://user:password@host:26379,host:26379/service/0"
 )
 _IS_A_CLUSTER = (
-    "REDIS_URL: the server is a node of a Redis Cluster, which the fleet cannot use: its scripts and transactions "
-    "speak of many cameras' keys at once. Want one Redis without `cluster-enabled`, or one behind Sentinel "
-    "(redis+sentinel://host:26379,host:26379/service)"
+    "REDIS_URL: the server is a node of a Redis Cluster, which the fleet cannot use: its scripts and "
+    "transactions use the keys of many cameras at once. Want one Redis without `cluster-enabled`, or one behind "
+    "Sentinel (redis+sentinel://host:26379,host:26379/service)"
 )
 
 
-class _ByName(redis.Redis):
-    """Closes its connections to the Sentinels, too."""
+class _SentinelClient(redis.Redis):
+    """Closes its connections to the Sentinels as well."""
 
     def close(self) -> None:
         super().close()
@@ -79,19 +80,19 @@ class _ByName(redis.Redis):
 
 
 def connect(settings: RedisSettings) -> redis.Redis:
-    """A client of its own; nothing is sent yet. Commands are never repeated behind our back: a repeated XREADGROUP
-    would read frames that nobody ever sees.
+    """A new client; it connects with its first command. redis-py's own retries are off, because a script that ran twice
+    would take frames that no caller ever sees.
 
-    By Sentinel, every new connection asks who the master is: `connection_pool.disconnect()` finds a new one.
+    With Sentinel, every new connection asks for the master: `connection_pool.disconnect()` finds a new one.
 
     Raises:
-        ConfigurationError: REDIS_URL is no address.
+        ConfigurationError: REDIS_URL is not a valid address.
     """
     url = settings.redis_url.get_secret_value().strip()
     try:
         parts = urlsplit(url)
         if parts.scheme in ("redis+sentinel", "rediss+sentinel"):
-            return _by_sentinel(parts)
+            return _sentinel_client(parts)
         return redis.Redis.from_url(
             url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, retry=Retry(NoBackoff(), 0)
         )
@@ -99,23 +100,23 @@ def connect(settings: RedisSettings) -> redis.Redis:
         raise ConfigurationError(f"REDIS_URL: {error}; {_ADDRESS}") from None
 
 
-def _by_sentinel(parts: SplitResult) -> redis.Redis:
+def _sentinel_client(parts: SplitResult) -> redis.Redis:
     """
     Raises:
-        ValueError: something is missing or wrong; the message says what, without a password.
+        ValueError: a part of the URL is missing or wrong; the message says which, without a password.
     """
     account, _, hosts = parts.netloc.rpartition("@")
     username, _, password = account.partition(":")
     service, _, database = unquote(parts.path).strip("/").partition("/")
     if not service:
-        raise ValueError("no service, the name that the Sentinels know the master by, follows the hosts")
+        raise ValueError("the service, which is the Sentinels' name of the master, is missing after the hosts")
     if not (database or "0").isdecimal():
-        raise ValueError(f"the database is {database!r}, a number from 0 on is wanted")
+        raise ValueError(f"the database is {database!r}; want a number from 0")
     tls = parts.scheme == "rediss+sentinel"
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     known = (*_SENTINEL_OPTIONS, *(_TLS_OPTIONS if tls else ()))
     if unknown := sorted(set(options) - set(known)):
-        raise ValueError(f"nothing is known of the option {unknown[0]!r}, only of {', '.join(known)}")
+        raise ValueError(f"the option {unknown[0]!r} is unknown; the options are {', '.join(known)}")
     secured: dict[str, object] = {name: options[name] for name in _TLS_OPTIONS if name in options}
     if tls:
         secured["ssl"] = True
@@ -133,7 +134,7 @@ def _by_sentinel(parts: SplitResult) -> redis.Redis:
     )
     client: redis.Redis = sentinels.master_for(  # type: ignore[no-untyped-call]
         service,
-        redis_class=_ByName,
+        redis_class=_SentinelClient,
         db=int(database or 0),
         username=unquote(username) or None,
         password=unquote(password) or None,
@@ -152,62 +153,64 @@ def _host(text: str) -> tuple[str, int]:
     except ValueError:
         raise ValueError(f"the Sentinel {text!r} has no port from 1 to 65535") from None
     if not place.hostname or port == 0:
-        raise ValueError(f"the Sentinel {text!r} is no host:port")
+        raise ValueError(f"the Sentinel {text!r} is not host:port")
     return place.hostname, port or _SENTINEL_PORT
 
 
-def says(error: Exception) -> str:
-    """The word that the server's error begins with, one of `WORDS`; `no answer` where it is none of the server's."""
-    if "previous master is now a slave" in str(error):  # redis-py's, by Sentinel
+def error_word(error: Exception) -> str:
+    """The first word of the server's error, one of `ERROR_WORDS`; `no answer` if the error did not come from the
+    server.
+    """
+    if "previous master is now a slave" in str(error):  # an error of redis-py with Sentinel
         return "READONLY"
-    if "user executing the script can't" in str(error):  # how a script puts NOPERM
+    if "user executing the script can't" in str(error):  # NOPERM within a script
         return "NOPERM"
     code = getattr(error, "status_code", None)
-    if code not in WORDS:
-        # A pipeline puts the command in front.
+    if code not in ERROR_WORDS:
+        # In a pipeline, redis-py puts the command in front of the error.
         found = re.match(r"[A-Z]+\b", str(error).rpartition("caused error: ")[2])
         code = found[0] if found else None
-    if code in WORDS:
+    if code in ERROR_WORDS:
         return str(code)
     return OTHER if isinstance(error, redis.ResponseError) else NO_ANSWER
 
 
 def is_outage(error: object) -> bool:
-    """Whether it is the server's, or there is no server: any other command would meet the same. A key that the account
-    may not touch is that key's alone.
+    """Whether the server is unreachable or refuses because of its own state, so that any other command would fail as
+    well. A key that the account may not access is not an outage.
     """
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
         return True
-    return isinstance(error, redis.RedisError) and says(error) not in ("", OTHER) and not is_barred(error)
+    return isinstance(error, redis.RedisError) and error_word(error) not in ("", OTHER) and not is_forbidden(error)
 
 
-def is_barred(error: object) -> bool:
-    """Whether the account may not touch this key (NOPERM), whatever it may do to others."""
-    return isinstance(error, redis.RedisError) and says(error) == "NOPERM" and "access" in str(error)
+def is_forbidden(error: object) -> bool:
+    """Whether the account may not access this key (NOPERM); it may access others."""
+    return isinstance(error, redis.RedisError) and error_word(error) == "NOPERM" and "access" in str(error)
 
 
 def refuse_cluster(error: Exception) -> None:
     """
     Raises:
-        ConfigurationError: only a node of a Cluster says this.
+        ConfigurationError: `error` is one that only a node of a Cluster returns.
     """
-    if says(error) in _OF_A_CLUSTER:
+    if error_word(error) in _OF_A_CLUSTER:
         raise ConfigurationError(_IS_A_CLUSTER) from None
 
 
-def require_fit(client: redis.Redis, *, first: bool = False) -> None:
-    """One Redis of version 7 or later is wanted: no node of a Cluster, no Sentinel. An account that may not ask is
-    believed.
+def check_server(client: redis.Redis, *, first: bool = False) -> None:
+    """Checks that the server is one Redis of version 7 or later, no node of a Cluster and no Sentinel. If the account
+    may not run INFO, the server is accepted.
 
     Args:
-        first: at the start of a process. By Sentinel, the service must be known.
+        first: whether the process starts: then the password must be right, and with Sentinel the service must be known.
 
     Raises:
-        ConfigurationError: this will not do.
-        redis.RedisError: the server cannot be asked.
+        ConfigurationError: this server cannot be used.
+        redis.RedisError: the server does not answer.
     """
     if first and isinstance(client.connection_pool, SentinelConnectionPool):
-        _require_service(client.connection_pool)
+        _check_service(client.connection_pool)
     try:
         facts = client.info("server")
     except redis.exceptions.NoPermissionError:
@@ -229,7 +232,7 @@ def require_fit(client: redis.Redis, *, first: bool = False) -> None:
         )
 
 
-def _require_service(pool: SentinelConnectionPool) -> None:
+def _check_service(pool: SentinelConnectionPool) -> None:
     known: set[str] = set()
     answered = False
     for sentinel in pool.sentinel_manager.sentinels:
@@ -237,12 +240,12 @@ def _require_service(pool: SentinelConnectionPool) -> None:
             known.update(sentinel.sentinel_masters())
         except redis.AuthenticationError as error:
             raise ConfigurationError(
-                f"REDIS_URL: a Sentinel refuses us: {error}; want ?sentinel_password=… (and sentinel_username)"
+                f"REDIS_URL: a Sentinel refuses the login: {error}; want ?sentinel_password=… (and sentinel_username)"
             ) from None
         except redis.ResponseError as error:
             place = sentinel.connection_pool.connection_kwargs
             raise ConfigurationError(
-                f"REDIS_URL: {place['host']}:{place['port']} is no Sentinel ({error}); want the Sentinels' own ports"
+                f"REDIS_URL: {place['host']}:{place['port']} is not a Sentinel ({error}); want the Sentinels' own ports"
             ) from None
         except redis.RedisError:
             continue
@@ -254,47 +257,50 @@ def _require_service(pool: SentinelConnectionPool) -> None:
         )
 
 
-def require_redis(settings: RedisSettings) -> None:
-    """Asks the server who it is, before anything else is begun. One that is away is no error: it is waited for.
+def check_redis(settings: RedisSettings) -> None:
+    """Checks the server before the process starts anything else. An unreachable server is no error: the process waits
+    for it.
 
     Raises:
-        ConfigurationError: REDIS_URL is no address, or what is there will not do.
+        ConfigurationError: REDIS_URL is not a valid address, or the server cannot be used.
     """
     with connect(settings) as client:
         try:
-            require_fit(client, first=True)
+            check_server(client, first=True)
         except redis.RedisError as error:
             refuse_cluster(error)
 
 
-def answers_of(client: redis.Redis, commands: Iterable[Sequence[Any]]) -> list[Any]:
-    """What Redis answers to each, or the error that it is, in one round trip; where it is full in another one. They are
-    to write a few bytes each, of who works on what.
+def execute_each(client: redis.Redis, commands: Iterable[Sequence[Any]]) -> list[Any]:
+    """Executes commands that write a few bytes each, in one round trip; a full Redis takes a second one.
+
+    Returns:
+        The answer to each command, or its error.
 
     Raises:
-        redis.RedisError: it does not answer.
+        redis.RedisError: Redis does not answer.
     """
     asked = list(commands)
-    answers = _asked_together(client, asked)
+    answers = _pipelined(client, asked)
     refused = [at for at, answer in enumerate(answers) if isinstance(answer, redis.exceptions.OutOfMemoryError)]
-    again = _asked_together(client, [("EVAL", _ANY_WHEN_FULL, 0, *asked[at]) for at in refused])
-    for at, answer in zip(refused, again, strict=True):
+    retried = _pipelined(client, [("EVAL", _ANY_WHEN_FULL, 0, *asked[at]) for at in refused])
+    for at, answer in zip(refused, retried, strict=True):
         answers[at] = answer
     return answers
 
 
-def write(client: redis.Redis, commands: Iterable[Sequence[Any]]) -> None:
-    """The same, where each is to be done.
+def execute_all(client: redis.Redis, commands: Iterable[Sequence[Any]]) -> None:
+    """Executes commands like `execute_each`, and raises the first error.
 
     Raises:
-        redis.RedisError: one was not.
+        redis.RedisError: Redis does not answer, or refuses a command.
     """
-    for answer in answers_of(client, commands):
+    for answer in execute_each(client, commands):
         if isinstance(answer, redis.RedisError):
             raise answer
 
 
-def _asked_together(client: redis.Redis, commands: Sequence[Sequence[Any]]) -> list[Any]:
+def _pipelined(client: redis.Redis, commands: Sequence[Sequence[Any]]) -> list[Any]:
     pipe = client.pipeline(transaction=False)
     for command in commands:
         pipe.execute_command(*command)  # type: ignore[no-untyped-call]
@@ -302,41 +308,38 @@ def _asked_together(client: redis.Redis, commands: Sequence[Sequence[Any]]) -> l
 
 
 class Outage:
-    """Says once that Redis is away, or refuses, and once that it is back; knows how long to wait until the next try."""
+    """Tracks whether Redis is unreachable or refuses: logs each error word once and the recovery once; paces the
+    retries.
+    """
 
     def __init__(self, what: str) -> None:
+        """`what`: what waits while Redis is away, for the log."""
         self._what = what
-        self._pause_s = 0.0
+        self._failures = 0
         self._next_try = 0.0
-        self.says = ""
-        """The server's word (`WORDS`); empty: it answers."""
-        self._told: set[str] = set()
+        self.word = ""
+        """The last error word (`ERROR_WORDS`); empty: Redis answers."""
+        self._logged: set[str] = set()
 
     @property
-    def over(self) -> bool:
-        return self._pause_s == 0.0
-
-    @property
-    def resting(self) -> bool:
+    def paused(self) -> bool:
         """Whether the next try is not due yet."""
         return time.monotonic() < self._next_try
 
-    def again(self, error: Exception) -> None:
-        """One more failure."""
-        word = says(error)
-        if word not in self._told:
-            self._told.add(word)
+    def failed(self, error: Exception) -> None:
+        """Records one more failure."""
+        word = error_word(error)
+        if word not in self._logged:
+            self._logged.add(word)
             state = "Redis is away" if word == NO_ANSWER else f"Redis refuses ({word})"
             log.warning("%s, %s wait: %s", state, self._what, error)
-        self.says = word
-        first, longest = _PAUSES_S
-        self._pause_s = min(longest, max(first, 2 * self._pause_s))
-        self._next_try = time.monotonic() + self._pause_s * random.uniform(0.5, 1.0)
+        self.word = word
+        self._failures += 1
+        self._next_try = time.monotonic() + backoff_s(self._failures, *_PAUSES_S) * random.uniform(0.5, 1.0)
 
-    def ended(self) -> None:
-        """A command was answered."""
-        if not self.over:
+    def recovered(self) -> None:
+        """Records that Redis answered a command."""
+        if self._failures:
             log.info("Redis is back")
-            self._pause_s = self._next_try = 0.0
-            self.says = ""
-            self._told.clear()
+            self._failures, self._next_try, self.word = 0, 0.0, ""
+            self._logged.clear()

@@ -1,13 +1,13 @@
-"""Which worker holds which camera: leases, epochs, and the scripts that check them where frames change state.
+"""Which worker holds which camera: leases, epochs, and the scripts that check them whenever a frame changes its state.
 
-Redis keeps a record of every camera: the epoch and the worker that holds it. A record stands until its worker releases
-it, or another worker takes it; it may be taken once its worker's lease has ended by Redis' own clock. Each time the
-epoch grows. Reading a frame and acknowledging it are one step in Redis with the question whether the record still is
-the one that the frame was read under, and it is asked before an answer goes to Kafka: a worker that stood still finds
-that it is not, whatever its own clock says.
+Redis keeps a record for every camera: the epoch, and the worker that holds the camera. A record stands until its worker
+releases it or another worker takes it. Another worker may take it once the holder's lease has ended by Redis' own
+clock; then the epoch grows. One script checks the record and reads or acknowledges a frame in a single step, and the
+record is checked before a result goes to Kafka. So a worker that stood still finds out that it has lost the camera,
+whatever its own clock says.
 
-An epoch is the time of its beginning, in milliseconds, or one more than the epoch before: it grows even where Redis
-has lost the record.
+An epoch is the time of its beginning in milliseconds, or the epoch before plus one: it grows even if Redis has lost the
+record.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from typing import Any, cast
 import redis
 
 from app.fleet.connection import WHEN_FULL
-from app.fleet.frames import Origin
-from app.fleet.keys import Keys
+from app.fleet.streams import FrameOrigin, Keys
 
 Hold = tuple[str, int]
 """A stream and the epoch that it is held with."""
 
 LOST, GONE, MOVED = -1, -2, -3
-"""What Redis may say instead of taking entries: another worker holds the camera; the stream or its group is gone;
-somebody outside the fleet read from it.
+"""Results of `Leases.take` if it took nothing: another worker holds the camera; the stream or its group is gone; a
+consumer outside the fleet has moved the group.
 """
 
-# A record that is missing counts as ours: Redis has lost it, and nobody has taken the camera since.
+# A missing record counts as held: Redis has lost it, and no worker has taken the camera since.
 _HELD = """
 local function held(stream, epoch, worker)
   local record = redis.call('HGET', KEYS[1], stream)
@@ -116,7 +115,7 @@ while at <= #ARGV do
   local held_still = held(stream, epoch, ARGV[1])
   if held_still then
     local answer = redis.pcall('XACK', stream, ARGV[2], unpack(ARGV, at + 3, at + 2 + count))
-    -- Something else has the stream's name by now: there is nothing to acknowledge any more.
+    -- The key has another type by now: there is nothing left to acknowledge.
     if type(answer) == 'table' and answer.err and not string.find(answer.err, 'WRONGTYPE', 1, true) then
       return answer
     end
@@ -137,7 +136,7 @@ return redis.call('XCLAIM', stream, name, worker, '0', unpack(ARGV, 5))
 """
 )
 
-_BURY = (
+_DEAD_LETTER = (
     _HELD
     + """
 local stream = ARGV[3]
@@ -148,7 +147,7 @@ return 1
 """
 )
 
-# The entries were looked at without being taken. XCLAIM with FORCE puts them among this worker's pending ones.
+# XREAD returned the entries without making them pending. XCLAIM with FORCE puts them on this worker's pending list.
 _TAKE = (
     _HELD
     + _GROUP
@@ -183,7 +182,7 @@ return found
 """
 )
 
-# Only within MULTI with the look at the newest entries: both speak of the same moment.
+# Runs in the same MULTI as the read of the newest entries, so that both describe the same moment.
 _WAITING = (
     _GROUP
     + """
@@ -202,7 +201,7 @@ return found
 """
 )
 
-# Redis counts what MAXLEN has dropped unread as lag for ever; here it is told that nobody will read it any more.
+# Redis counts entries that MAXLEN dropped unread as lag for ever; SETID with ENTRIESREAD corrects its count.
 _POSITION = (
     _GROUP
     + """
@@ -243,88 +242,90 @@ return {last, unread}
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """What is to be taken of one stream: entries that were seen, from its group's place on."""
+class Selection:
+    """The entries to take from one stream, chosen from those that a read has shown."""
 
     stream: str
     epoch: int
     last: str
-    """Where the group stood when they were looked at."""
+    """The group's last-delivered id when the entries were read."""
     following: str
-    """Where it stands once they are taken: all up to here has been seen or is skipped."""
+    """The group's last-delivered id once they are taken: entries up to here are taken or skipped."""
     entries: Sequence[str]
     waiting: int | None = None
-    """Entries beyond `last` up to `following`; None: `entries` are all of them."""
+    """Number of entries after `last` up to `following`; None: `entries` are all of them."""
 
 
 class Leases:
-    """One worker's. Used by one thread, which is not that of another instance: each has a client of its own.
+    """The leases of one worker. One thread uses an instance and its client; other threads need instances of their own.
 
-    All methods raise redis.RedisError where Redis is away or refuses.
+    All methods raise redis.RedisError if Redis does not answer or refuses.
     """
 
-    def __init__(self, client: redis.Redis, name: str, keys: Keys, lasting_ms: float) -> None:
-        """
-        Args:
-            lasting_ms: how long after it was last heard of a worker's cameras stay its own.
-        """
+    def __init__(self, client: redis.Redis, name: str, keys: Keys, lease_ms: float) -> None:
+        """`lease_ms`: how long a silent worker keeps its cameras."""
         self._client = client
         self._name = name
         self._group = keys.group
         self._holders, self._leases, self._dead = keys.holders, keys.leases, keys.dead
-        self._lasting = f"{lasting_ms:.0f}"
+        self._lease_ms = f"{lease_ms:.0f}"
 
     def _eval(self, script: str, keys: Sequence[str], arguments: Iterable[Any]) -> Any:
-        # By its text, not by its hash: Redis may be restarted at any time, and would not know it.
+        # EVAL, not EVALSHA: a restarted Redis would not know the hash.
         given = [*keys, *arguments]
         try:
             return cast("Any", self._client.eval(script, len(keys), *given))
-        except redis.exceptions.OutOfMemoryError:  # said of what a script writes first: nothing was done
+        except redis.exceptions.OutOfMemoryError:  # raised at the script's first write: nothing was done
             return cast("Any", self._client.eval(WHEN_FULL + script, len(keys), *given))
 
     def acquire(self, streams: Collection[str]) -> dict[str, int]:
-        """Takes what nobody holds; the epoch of each that is ours now, or was before. Renews our lease."""
+        """Takes the streams that no other worker holds, and renews this worker's lease; returns the epoch of each
+        stream that it holds now, whether it is new or was held before.
+        """
         wanted = list(streams)
-        epochs = self._eval(_ACQUIRE, [self._holders, self._leases], [self._name, self._lasting, *wanted])
+        epochs = self._eval(_ACQUIRE, [self._holders, self._leases], [self._name, self._lease_ms, *wanted])
         return {stream: epoch for stream, epoch in zip(wanted, epochs, strict=True) if epoch}
 
     def keep(self, holds: Collection[Hold] = ()) -> set[Hold]:
-        """Renews our lease; those that are not ours any more."""
+        """Renews this worker's lease; returns the holds that it has lost."""
         asked = list(holds)
         flat = [part for hold in asked for part in hold]
-        answers = self._eval(_KEEP, [self._holders, self._leases], [self._name, self._lasting, *flat])
+        answers = self._eval(_KEEP, [self._holders, self._leases], [self._name, self._lease_ms, *flat])
         return {hold for hold, ours in zip(asked, answers, strict=True) if not ours}
 
     def release(self, holds: Iterable[Hold]) -> None:
-        """Anybody may take them now."""
+        """Gives streams up, so that any worker may take them."""
         flat = [part for hold in holds for part in hold]
         if flat:
             self._eval(_RELEASE, [self._holders], [self._name, *flat])
 
     def end(self) -> None:
-        """Gives up our lease: whatever we still hold anybody may take."""
+        """Ends this worker's lease, so that any worker may take the streams that it still holds."""
         self._client.zrem(self._leases, self._name)
 
     def waiting(self, pipe: Any, places: Sequence[tuple[str, str]]) -> None:
-        """Asks in a transaction how many entries there are beyond each `(stream, last)`: those that MAXLEN has dropped
-        since are among them.
+        """Adds to a transaction the question how many entries were added after each `(stream, last)`, including those
+        that MAXLEN has dropped since.
         """
         streams = [stream for stream, _ in places]
         pipe.eval(_WAITING, len(streams), *streams, self._group, *(last for _, last in places))
 
-    def take(self, choices: Sequence[Choice]) -> list[int]:
-        """Takes entries of streams that are still ours, all those of a stream or none: for each stream how many were
-        skipped, or LOST, GONE or MOVED.
+    def take(self, selections: Sequence[Selection]) -> list[int]:
+        """Takes the entries of streams that this worker still holds: all of a stream, or none.
+
+        Returns:
+            For each stream the number of entries that were skipped, or LOST, GONE or MOVED.
         """
         arguments: list[Any] = [self._name, self._group]
-        for one in choices:
-            waiting = -1 if one.waiting is None else one.waiting
-            arguments += [one.stream, one.epoch, one.last, one.following, waiting, len(one.entries), *one.entries]
+        for chosen in selections:
+            waiting = -1 if chosen.waiting is None else chosen.waiting
+            arguments += [chosen.stream, chosen.epoch, chosen.last, chosen.following, waiting]
+            arguments += [len(chosen.entries), *chosen.entries]
         found = self._eval(_TAKE, [self._holders], arguments)
         return cast("list[int]", found)
 
-    def acknowledge(self, origins: Iterable[Origin]) -> set[Hold]:
-        """Acknowledges entries of streams that are still ours; those that are not."""
+    def acknowledge(self, origins: Iterable[FrameOrigin]) -> set[Hold]:
+        """Acknowledges entries of streams that this worker still holds; returns the holds that it has lost."""
         entries: dict[Hold, list[str]] = {}
         for origin in origins:
             entries.setdefault((origin.stream, origin.epoch), []).append(origin.entry)
@@ -335,26 +336,29 @@ class Leases:
         return {hold for hold, ours in zip(entries, answers, strict=True) if not ours}
 
     def claim(self, stream: str, epoch: int, entries: Sequence[bytes]) -> list[tuple[bytes, dict[bytes, bytes]]] | None:
-        """Pending entries of a stream that is still ours, with what is in them, counted as one more delivery of each;
-        None: it is not. Redis takes those that were trimmed off the pending list, whoever has them.
+        """Claims pending entries, which counts one more delivery of each.
+
+        Returns:
+            The entries with their fields, without those that were trimmed, which Redis removes from the pending list;
+            None if this worker has lost the stream.
         """
         found = self._eval(_CLAIM, [self._holders], [self._name, self._group, stream, epoch, *entries])
         if found is None:
             return None
         return [(entry, dict(zip(fields[::2], fields[1::2], strict=True))) for entry, fields in found]
 
-    def bury(self, stream: str, epoch: int, entry: bytes, letter: Mapping[bytes, object], most: int) -> bool:
-        """Writes `letter` to the dead letters, of which `most` are kept, and acknowledges the entry, or does neither:
-        whether the stream is still ours.
+    def dead_letter(self, stream: str, epoch: int, entry: bytes, letter: Mapping[bytes, object], most: int) -> bool:
+        """Writes `letter` to the dead-letter stream, which keeps `most`, and acknowledges the entry; does neither, and
+        returns False, if this worker has lost the stream.
         """
         flat = [part for field in letter.items() for part in field]
         arguments = [self._name, self._group, stream, epoch, entry, most, *flat]
-        return bool(self._eval(_BURY, [self._holders, self._dead], arguments))
+        return bool(self._eval(_DEAD_LETTER, [self._holders, self._dead], arguments))
 
     def positions(self, streams: Iterable[str]) -> dict[str, tuple[str, int]]:
-        """Where the group stands in each stream, and how many entries were dropped unread since it was last asked.
+        """For each stream the group's last-delivered id, and the number of entries dropped unread since the last call.
 
-        A stream without the group is left out.
+        A stream without the group is missing in the result.
         """
         asked = list(streams)
         pipe = self._client.pipeline(transaction=False)
@@ -366,9 +370,9 @@ class Leases:
         }
 
     def forget(self, known: Collection[str], older_than_ms: float) -> None:
-        """Removes records of streams that are no more, of an epoch that long ago: those released, and those of workers
-        that were killed. And leases of the latter, once they have ended that long ago: each start of a worker has a
-        name of its own.
+        """Removes old records of streams that no longer exist: those released, and those of workers that were killed.
+        Also removes leases of workers that ended before `older_than_ms`, because every start of a worker uses a new
+        name.
         """
         self._client.zremrangebyscore(self._leases, "-inf", older_than_ms)
         most = 2 * len(known) + 1000

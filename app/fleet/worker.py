@@ -1,114 +1,90 @@
-"""The worker of mode `async`: frames from the reader's thread, batches to the pipeline, answers to the sink."""
+"""One worker: frames from the consumer's thread, batches through the pipeline, results to the Kafka sink.
+
+FLEET_MODE=sync is the same worker with batches of one frame, FLEET_THREADS of them at once.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 import logging
+import multiprocessing
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from app.errors import SightlineError
-from app.fleet.analysis import Analysis, Outcome, stream_settings
-from app.fleet.batcher import Batcher, Limits, fitting, spans
-from app.fleet.frames import CameraFrame
-from app.fleet.inhand import InHand
-from app.fleet.message import Failure, encode
-from app.fleet.reader import Reader
-from app.fleet.roster import lasting_ms
-from app.fleet.sink import Answer, Sink
-from app.fleet.source import PATIENCE, Source, consumer_name
-from app.fleet.tally import Tally
-from app.fleet.vitals import Pulse
+from app.fleet.analysis import Analysis, FrameOutcome, stream_settings
+from app.fleet.batcher import Batcher, BatchLimits, batch_limits, fit_limits
+from app.fleet.connection import ERROR_WORDS
+from app.fleet.consumer import LAG_SHARE, Consumer, ConsumerThread, consumer_name
+from app.fleet.in_flight import InFlight, MetricsBuffer
+from app.fleet.kafka import Failure, KafkaMessage, KafkaSink, encode_value
+from app.fleet.membership import lease_ms
+from app.fleet.streams import CameraFrame
 from app.pipeline.multimodal import Pipeline
-from app.settings import FleetSettings, Settings
+from app.settings import Settings
 
 log = logging.getLogger(__name__)
 
+SILENT_S = 15.0
+"""After this long without a heartbeat a worker hangs."""
 _BEAT_S = 1.0
-
-
-def frames_in_hand(settings: FleetSettings) -> int:
-    """Frames that a worker takes at most: those in batches at work, and as many again that wait for their turn."""
-    _, high = spans(settings)
-    return 2 * high.size * settings.fleet_batches_in_flight
-
-
-def publish(sink: Sink, outcome: Outcome, worker: str) -> None:
-    """Hands on what became of a frame: a value for Kafka, or only its acknowledgement where there is nothing to say."""
-    origin = outcome.frame.origin
-    if outcome.dropped is not None:
-        sink.give_up(origin, outcome.dropped)
-        return
-    age_ms = max(0.0, time.time() * 1000 - origin.captured_at_ms)
-    value = encode(origin, outcome.result, outcome.failure, worker=worker, age_ms=age_ms)
-    sink.send(Answer(origin, value, _stage(outcome.failure)))
-
-
-def beat(pulse: Pulse, source: Source, sink: Sink, *, inference: bool) -> None:
-    """Says that the worker is at work, and what answers it."""
-    pulse.beat(redis_says=source.says or sink.redis_says, kafka=sink.up, inference=inference)
-
-
-def away(sink: Sink, *, inference: bool) -> dict[str, str]:
-    """What `fleet top` is told: what the worker cannot reach, by name, each with why."""
-    found = {"Kafka": sink.trouble, "Triton": "" if inference else "it does not answer"}
-    return {name: why for name, why in found.items() if why}
-
-
-def _stage(failure: Failure | None) -> str | None:
-    """The stage that FRAMES_FAILED counts it under."""
-    if failure is None:
-        return None
-    return "pipeline" if failure.code == "internal" else "inference"
+_FIELDS = 4
 
 
 class Worker:
-    """One worker, from its first read to its last acknowledgement. Made inside a running event loop.
+    """One worker, from its first read to its last acknowledgement. Created inside a running event loop.
 
     Raises:
-        ConfigurationError: settings of Redis or Kafka are no good.
+        ConfigurationError: the settings of Redis or Kafka are wrong.
     """
 
-    def __init__(self, pipeline: Pipeline, settings: Settings, pulse: Pulse) -> None:
+    def __init__(self, pipeline: Pipeline, settings: Settings, heartbeat: WorkerHeartbeat) -> None:
         fleet = settings.fleet
         self._name = consumer_name()
         self._pipeline = pipeline
-        self._pulse = pulse
-        self._most_batches = fleet.fleet_batches_in_flight
+        self._heartbeat = heartbeat
+        if fleet.fleet_mode == "sync":
+            self._low = self._high = BatchLimits(1, 0.0)
+            self._most_batches = least_frames = fleet.fleet_threads
+        else:
+            self._low, self._high = batch_limits(fleet)
+            self._most_batches, least_frames = fleet.fleet_batches_in_flight, self._low.size
+        # The frames in batches at work, and as many again that wait for their turn.
+        most_frames = 2 * self._high.size * self._most_batches
         self._drain_s = settings.server.drain_timeout_s
-        self._low, self._high = spans(fleet)
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         self._moved = asyncio.Event()
         self._failure: str | None = None
-        most = frames_in_hand(fleet)
-        within_s = PATIENCE * fleet.frame_staleness_ms / 1000
-        self._in_hand = InHand(most, least_frames=self._low.size, within_s=within_s)
-        self._tally = Tally()
-        self._analysis = Analysis(pipeline, fleet, stream_settings(fleet, settings.pipeline), self._tally.timed)
-        self._source = Source(
+        within_s = LAG_SHARE * fleet.frame_staleness_ms / 1000
+        self.in_flight = InFlight(most_frames, least_frames=least_frames, within_s=within_s)
+        self._counts = MetricsBuffer()
+        self._analysis = Analysis(pipeline, fleet, stream_settings(fleet, settings.pipeline), self._counts.timed)
+        self._consumer = Consumer(
             self._name,
             settings.redis,
             fleet,
-            self._in_hand,
-            self._tally,
-            on_streams=lambda streams: self._soon(self._analysis.forget, streams),
-            away=lambda: away(self._sink, inference=self._pipeline.client.up),
+            self.in_flight,
+            self._counts,
+            on_streams=lambda streams: self._soon(self._analysis.keep_only, streams),
+            away=self._away,
         )
-        self._sink = Sink(
+        self._sink = KafkaSink(
             self._name,
             settings.kafka,
             settings.redis,
-            lasting_ms(fleet),
-            self._in_hand,
-            self._tally,
+            lease_ms(fleet),
+            self.in_flight,
+            self._counts,
             on_fatal=self._fail,
         )
-        self._reader = Reader(
-            self._source,
-            self._in_hand,
-            least=max(1, most // 4),
+        self._thread = ConsumerThread(
+            self._consumer,
+            self.in_flight,
+            least=max(1, most_frames // 4),
             deliver=lambda frames: self._soon(self._arrived, frames),
             on_failure=self._fail,
         )
@@ -118,11 +94,11 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def stop(self) -> None:
-        """Asks it to end; called in the event loop's thread."""
+        """Asks the worker to end; called in the event loop's thread."""
         self._stopping.set()
 
     def _fail(self, reason: str) -> None:
-        """It cannot go on; called from any thread."""
+        """Ends the worker with an error; called from any thread."""
         self._failure = reason
         self._soon(self._stopping.set)
 
@@ -130,17 +106,22 @@ class Worker:
         """Calls it in the event loop's thread, in the order of these calls."""
         self._loop.call_soon_threadsafe(call, *arguments)
 
+    def _away(self) -> dict[str, str]:
+        """The services that this worker cannot reach, with the reason, for `fleet top`."""
+        services = {"Kafka": self._sink.error, "Triton": "" if self._pipeline.client.up else "it does not answer"}
+        return {name: reason for name, reason in services.items() if reason}
+
     async def run(self) -> None:
-        """Works until `stop`: then reads no more, finishes what is in hand, and leaves nothing pending.
+        """Works until `stop`; then reads no more, finishes the frames in flight, and leaves nothing pending.
 
         Raises:
-            ConfigurationError: Redis is too old, or the password wrong.
-            SightlineError: it could not go on.
+            ConfigurationError: Redis is too old, or its password is wrong.
+            SightlineError: the worker could not go on.
         """
-        await asyncio.to_thread(self._source.check)
+        await asyncio.to_thread(self._consumer.check)
         self._sink.start()
-        self._reader.start()
-        beating = asyncio.create_task(self._beat(), name="beat")
+        self._thread.start()
+        beating = asyncio.create_task(self._beat(), name="heartbeat")
         try:
             await self._stopping.wait()
         finally:
@@ -149,16 +130,16 @@ class Worker:
             raise SightlineError(self._failure)
 
     async def _end(self, beating: asyncio.Task[None]) -> None:
-        await asyncio.to_thread(self._reader.stop)
-        await asyncio.to_thread(self._source.sign_off)
+        await asyncio.to_thread(self._thread.stop)
+        await asyncio.to_thread(self._consumer.sign_off)
         self._analysis.stopping = True
-        self._low = self._high = Limits(self._high.size, 0.0)  # nothing more comes: no batch waits for others
+        self._low = self._high = BatchLimits(self._high.size, 0.0)  # no batch waits, because no more frames come
         self._pump()
         while self._at_work or len(self._batcher):
             self._moved.clear()
             await self._moved.wait()
         await asyncio.to_thread(self._sink.close, self._drain_s)
-        await asyncio.to_thread(self._source.leave)
+        await asyncio.to_thread(self._consumer.leave)
         beating.cancel()
 
     # --- in the event loop ---
@@ -168,18 +149,18 @@ class Worker:
         self._pump()
 
     def _pump(self) -> None:
-        """Begins every batch that is due and has a place; sees to it that the next one is begun in time."""
-        limits = fitting(self._low, self._high, len(self._batcher) + self._source.lag, self._most_batches)
+        """Starts every batch that is due and has a place, and sets the timer for the next one."""
+        limits = fit_limits(self._low, self._high, len(self._batcher) + self._consumer.lag, self._most_batches)
         while self._at_work < self._most_batches:
-            # A batch that the models were too small for is not tried again and again.
+            # A batch size that the models refused is not tried again and again.
             size = min(limits.size, self._pipeline.most_together)
             batch = self._batcher.take(dataclasses.replace(limits, size=size), time.perf_counter())
             if not batch:
                 break
             self._at_work += 1
-            self._tally.batch(len(batch) / self._high.size)
+            self._counts.batch(len(batch) / self._high.size)
             task = asyncio.create_task(self._answer(batch))
-            self._tasks.add(task)  # the loop itself keeps no hard reference
+            self._tasks.add(task)  # the event loop keeps no hard reference
             task.add_done_callback(self._tasks.discard)
         if self._timer is not None:
             self._timer.cancel()
@@ -190,19 +171,103 @@ class Worker:
 
     async def _answer(self, batch: list[CameraFrame]) -> None:
         try:
-            for outcome in await self._analysis.of(batch):
-                publish(self._sink, outcome, self._name)
-        except Exception as error:  # an answer that cannot be written down: ours to mend, and no frame may be lost
-            log.exception("answers could not be handed on")
-            self._fail(f"answers could not be handed on: {type(error).__name__}: {error}")
+            for outcome in await self._analysis.analyze(batch):
+                self._publish(outcome)
+        except Exception as error:  # a result that cannot be encoded is a bug: the worker ends, and no frame is lost
+            log.exception("results could not be handed on")
+            self._fail(f"results could not be handed on: {type(error).__name__}: {error}")
         finally:
             self._at_work -= 1
-            self._in_hand.looked_at(batch)
+            self.in_flight.analyzed(batch)
             self._batcher.done(batch)
             self._pump()
             self._moved.set()
 
+    def _publish(self, outcome: FrameOutcome) -> None:
+        """Sends a frame's result to Kafka; a dropped frame is only acknowledged."""
+        origin = outcome.frame.origin
+        if outcome.dropped is not None:
+            self._sink.drop(origin, outcome.dropped)
+            return
+        age_ms = max(0.0, time.time() * 1000 - origin.captured_at_ms)
+        value = encode_value(origin, outcome.result, outcome.failure, worker=self._name, age_ms=age_ms)
+        self._sink.send(KafkaMessage(origin, value, _failed_stage(outcome.failure)))
+
     async def _beat(self) -> None:
         while True:
-            beat(self._pulse, self._source, self._sink, inference=self._pipeline.client.up)
+            self._heartbeat.beat(
+                redis_error=self._consumer.redis_error or self._sink.redis_error,
+                kafka=self._sink.up,
+                inference=self._pipeline.client.up,
+            )
             await asyncio.sleep(_BEAT_S)
+
+
+def _failed_stage(failure: Failure | None) -> str | None:
+    """The label `stage` of FRAMES_FAILED."""
+    if failure is None:
+        return None
+    return "pipeline" if failure.code == "internal" else "inference"
+
+
+# --- heartbeats ---
+
+
+class WorkerHeartbeats:
+    """The last heartbeat of each worker, for /health. Shared by a parent and its worker processes, which get it at
+    their start.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        context = multiprocessing.get_context("spawn")
+        # Each worker writes its own cells, one double at a time, so that no lock is needed.
+        self._cells: Any = context.Array("d", _FIELDS * workers, lock=False)
+
+    def of(self, worker: int) -> WorkerHeartbeat:
+        return WorkerHeartbeat(self._cells, worker)
+
+    def report(self) -> dict[str, Any]:
+        """The body of /health. `state`: ok, starting, degraded (a service cannot be reached) or silent (a worker hangs,
+        or has ended).
+        """
+        workers = [self._worker(index) for index in range(self.workers)]
+        states = [worker["state"] for worker in workers]
+        worst = max(states, key=("ok", "degraded", "starting", "silent").index)
+        return {"state": worst, "workers": workers}
+
+    def _worker(self, index: int) -> dict[str, Any]:
+        at, word, kafka, inference = self._cells[_FIELDS * index : _FIELDS * (index + 1)]
+        redis_error = ERROR_WORDS[int(word)]
+        reached = {"redis": at > 0 and not redis_error, "kafka": bool(kafka), "inference": bool(inference)}
+        age_s = time.monotonic() - at
+        if at == 0.0:
+            state = "starting"
+        elif age_s > SILENT_S:
+            state = "silent"
+        else:
+            state = "ok" if all(reached.values()) else "degraded"
+        return {"state": state, "age_s": round(age_s, 1) if at else None, **reached, "redis_says": redis_error or None}
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerHeartbeat:
+    """One worker's cells: the time, the number of Redis' error word, and whether Kafka and inference were reachable."""
+
+    cells: Any
+    worker: int
+
+    def beat(self, *, redis_error: str = "", kafka: bool, inference: bool) -> None:
+        """Records that the worker is alive, and which services it reaches.
+
+        Args:
+            redis_error: one of `connection.ERROR_WORDS`; empty: Redis answers.
+        """
+        start, word = _FIELDS * self.worker, float(ERROR_WORDS.index(redis_error))
+        # `time.monotonic` is the same clock in all processes of a machine (CLOCK_MONOTONIC).
+        self.cells[start : start + _FIELDS] = [time.monotonic(), word, float(kafka), float(inference)]
+
+    def clear(self) -> None:
+        """Records that the worker is being started."""
+        start = _FIELDS * self.worker
+        self.cells[start : start + _FIELDS] = [0.0] * _FIELDS

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from app.client import LiveSession, Refused, SessionEnded, connect
 from app.errors import SightlineError
+from app.process import handling_signals
 from app.protocol.messages import Result, encode_result
 from app.send.video import VideoWriter
 from app.sources.address import Address, parse, printable
@@ -155,21 +156,19 @@ class _Sender:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
 
-        def terminate() -> None:
+        def terminate(*_: object) -> None:
             self._terminated = True
-            task.cancel()
+            loop.call_soon_threadsafe(task.cancel)
 
-        loop.add_signal_handler(signal.SIGTERM, terminate)
-        try:
-            # The source first, so that an unreadable one opens no session.
-            with await asyncio.to_thread(self._open) as reader:
-                await self._send(reader, connecting)
-        except asyncio.CancelledError:
-            if self._terminated:
-                raise _Terminated from None
-            raise
-        finally:
-            loop.remove_signal_handler(signal.SIGTERM)
+        with handling_signals(terminate, signal.SIGTERM):
+            try:
+                # The source first, so that an unreadable one opens no session.
+                with await asyncio.to_thread(self._open) as reader:
+                    await self._send(reader, connecting)
+            except asyncio.CancelledError:
+                if self._terminated:
+                    raise _Terminated from None
+                raise
 
     def _open(self) -> Reader:
         request = self._request

@@ -20,7 +20,7 @@ class RedisSettings(Section):
     fleet_stream_prefix: str = Field(
         "frames:",
         min_length=1,
-        description="a camera's stream is this and its id; another one is another fleet, whose keys end in it",
+        description="a camera's stream is this and its id; another prefix is another fleet, whose keys end in it",
     )
     fleet_group: str = Field("inference-workers", min_length=1, description="consumer group of the workers")
 
@@ -31,7 +31,7 @@ class KafkaSettings(Section):
     )
     kafka_topic: str = Field("vision.detections", min_length=1, description="topic of the results, key: camera id")
     kafka_failure_policy: Literal["hold", "ack"] = Field(
-        "hold", description="Kafka away: `hold` waits and reads no more, `ack` gives the frames up, counted"
+        "hold", description="Kafka away: `hold` waits and reads no more, `ack` drops the frames and counts them"
     )
     kafka_options: SecretStr = Field(
         SecretStr("{}"),
@@ -41,7 +41,7 @@ class KafkaSettings(Section):
 
 class FleetSettings(Section):
     fleet_mode: Literal["async", "sync"] = Field(
-        "async", description="`async`: batches to Triton; `sync`: blocking, a pool of threads, for models on the CPU"
+        "async", description="`async`: batches to Triton; `sync`: one frame a request, for models on the CPU"
     )
     fleet_processes: int = Field(1, ge=1, le=64, description="worker processes that `fleet work` starts")
     fleet_profile: Literal["latency", "throughput"] = Field(
@@ -59,7 +59,8 @@ class FleetSettings(Section):
     )
     fleet_stages: Commas = Field(
         ("detect", "pose", "face"),
-        description="what runs on cameras' frames, comma-separated: `detect`, `pose`, `face`, `track`, `motion`, `ocr`",
+        description="stages that run on cameras' frames, comma-separated: `detect`, `pose`, `face`, `track`, `motion`, "
+        "`ocr`",
     )
     fleet_batches_in_flight: int = fixed(4, ge=1, le=64, description="batches of a worker process at work at once")
     frame_staleness_ms: float = Field(
@@ -68,18 +69,22 @@ class FleetSettings(Section):
         description="older frames are skipped and counted; from a quarter of it on newer ones of a camera go first; "
         "claimed ones count from their claim",
     )
-    fleet_shards: int = fixed(32, ge=1, le=32, description="shards that a worker's cameras are spread over at most")
-    fleet_threads: int = fixed(8, ge=1, le=64, description="threads of `sync`")
+    fleet_shards: int = fixed(32, ge=1, le=32, description="most shards that a worker's cameras are spread over")
+    fleet_threads: int = fixed(8, ge=1, le=64, description="frames that a `sync` worker analyses at once")
     fleet_discover_s: float = Field(
-        2.0, gt=0, description="seconds between two looks for new cameras; a worker silent for three loses its own"
+        2.0,
+        gt=0,
+        description="seconds between two refreshes of cameras and workers; a worker silent for three loses its cameras",
     )
     fleet_reclaim_idle_ms: int = Field(
-        60_000, ge=100, description="milliseconds until what somebody outside the fleet read and left is claimed"
+        60_000,
+        ge=100,
+        description="milliseconds until frames that another consumer read and never acknowledged are claimed",
     )
     fleet_reclaim_s: float = fixed(
         default_factory=lambda found: found.get("fleet_reclaim_idle_ms", 60_000) / 2000,
         gt=0,
-        description="seconds between two looks for frames left pending: half of FLEET_RECLAIM_IDLE_MS",
+        description="seconds between two checks for frames left pending: half of FLEET_RECLAIM_IDLE_MS",
     )
     fleet_max_deliveries: int = Field(3, ge=2, description="deliveries after which a frame goes to `frames:dead`")
     metrics_port: int = Field(
@@ -103,9 +108,9 @@ class FleetSettings(Section):
 
 class IngestSettings(Section):
     ingest_fps: float = Field(30.0, gt=0, le=240, description="frames a second taken from a camera at most")
-    ingest_busy_fps: float = fixed(15.0, gt=0, le=240, description="the same once the camera's stream is lagging")
-    ingest_min_fps: float = fixed(1.0, gt=0, le=240, description="the least it falls to while the lag grows")
+    ingest_busy_fps: float = fixed(15.0, gt=0, le=240, description="frames a second once the camera's stream lags")
+    ingest_min_fps: float = fixed(1.0, gt=0, le=240, description="least frames a second while the lag grows")
     ingest_maxlen: int = Field(100, ge=1, description="frames of a camera that Redis keeps (MAXLEN ~)")
     ingest_jpeg_quality: int = fixed(80, ge=1, le=100, description="JPEG quality of ingested frames")
-    ingest_refresh_s: float = fixed(5.0, gt=0, description="seconds between two looks for new sources")
-    ingest_reconnect_max_s: float = fixed(30.0, gt=0, description="longest pause before a lost camera is tried again")
+    ingest_refresh_s: float = fixed(5.0, gt=0, description="seconds between two reads of the list of sources")
+    ingest_reconnect_max_s: float = fixed(30.0, gt=0, description="longest pause before a lost camera is opened again")

@@ -78,7 +78,7 @@ def begin(redis: redis_library.Redis, redis_server: RedisServer) -> Iterator[Beg
 
         def start(name: str, **fleet) -> Life:
             life = Life(redis_server, name, **fleet)
-            stack.callback(life.source.leave)
+            stack.callback(life.consumer.leave)
             return life
 
         yield start

@@ -1,4 +1,4 @@
-"""A worker's source without models and Kafka: frames are answered by the test."""
+"""A worker's consumer without models and Kafka: frames are answered by the test."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 import redis as redis_library
 
-from app.fleet.frames import CameraFrame
-from app.fleet.inhand import InHand
-from app.fleet.source import Source
-from app.fleet.tally import Tally
+from app.fleet.connection import connect
+from app.fleet.consumer import Consumer
+from app.fleet.in_flight import InFlight, MetricsBuffer
+from app.fleet.leases import Leases
+from app.fleet.membership import lease_ms
+from app.fleet.streams import CameraFrame, Keys
 from app.settings import FleetSettings, RedisSettings
 from tests.fleet.work import GROUP
 from tests.support.redis import RedisServer
@@ -19,7 +21,7 @@ ROOM = 128
 
 
 class Life:
-    """A worker's source, from its start until its process is gone."""
+    """A worker's consumer, from its start until its process is gone."""
 
     def __init__(self, server: RedisServer, name: str, **fleet) -> None:
         chosen = {
@@ -28,24 +30,25 @@ class Life:
             "fleet_reclaim_s": 0.1,
             "fleet_reclaim_idle_ms": IDLE_MS,
         }
-        self.in_hand = InHand(ROOM)
-        self.tally = Tally()
-        settings = RedisSettings(redis_url=server.url), FleetSettings(**{**chosen, **fleet})
-        self.source = Source(name, *settings, self.in_hand, self.tally)
+        self.in_flight = InFlight(ROOM)
+        self.counts = MetricsBuffer()
+        self._settings, self._fleet = RedisSettings(redis_url=server.url), FleetSettings(**{**chosen, **fleet})
+        self.consumer = Consumer(name, self._settings, self._fleet, self.in_flight, self.counts)
 
     def read(self, room: int | None = None) -> list[CameraFrame]:
-        return self.source.read(self.in_hand.room(1, 0.1) if room is None else room)
+        return self.consumer.read(self.in_flight.room(1, 0.1) if room is None else room)
 
     def keep(self) -> None:
         """Renews its lease, as a worker that finishes what is in hand."""
-        self.source._leases.keep()
+        with connect(self._settings) as client:
+            Leases(client, self.consumer.name, Keys.of(self._settings), lease_ms(self._fleet)).keep()
 
     def answered(self, client: redis_library.Redis, frames: list[CameraFrame]) -> None:
         for frame in frames:
             client.xack(frame.origin.stream, GROUP, frame.origin.entry)
         if frames:
-            self.in_hand.looked_at(frames)
-        self.in_hand.settle([frame.origin for frame in frames])
+            self.in_flight.analyzed(frames)
+        self.in_flight.acknowledged([frame.origin for frame in frames])
 
 
 Begin = Callable[..., Life]

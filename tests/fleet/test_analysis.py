@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from app.errors import InferenceError
 from app.fleet.analysis import Analysis, stream_settings
-from app.fleet.frames import CameraFrame, Origin
-from app.fleet.tally import Tally
+from app.fleet.in_flight import MetricsBuffer
+from app.fleet.streams import CameraFrame, FrameOrigin
 from app.inference.client import ModelSpec, TensorSpec
 from app.inference.fake import FakeClient
 from app.pipeline.multimodal import Pipeline
@@ -58,7 +58,7 @@ async def opened(tmp_path: Path) -> AsyncIterator[Opened]:
         ocr = Ocr(settings.ocr, state_dir=tmp_path)
         pipelines.append(Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live))
         chosen = stream_settings(settings.fleet, settings.pipeline)
-        analysis = Analysis(pipelines[-1], settings.fleet, chosen, Tally().timed)
+        analysis = Analysis(pipelines[-1], settings.fleet, chosen, MetricsBuffer().timed)
         return analysis, client, sizes
 
     yield make
@@ -73,13 +73,15 @@ def picture(level: int) -> bytes:
 
 def frames(jpegs: list[bytes], *, age_s: float = 0.0) -> list[CameraFrame]:
     captured = (time.time() - age_s) * 1000
-    origins = [Origin(f"frames:{number}", f"{number}-0", str(number), None, captured) for number in range(len(jpegs))]
+    origins = [
+        FrameOrigin(f"frames:{number}", f"{number}-0", str(number), None, captured) for number in range(len(jpegs))
+    ]
     return [CameraFrame(origin, jpeg, time.perf_counter()) for origin, jpeg in zip(origins, jpegs, strict=True)]
 
 
 async def test_a_batch_too_large_for_the_models_memory_is_answered_in_halves(opened: Opened, jpeg: bytes) -> None:
     analysis, _, sizes = opened(lambda batch: len(batch) > 2)
-    outcomes = await analysis.of(frames([jpeg] * CAMERAS))
+    outcomes = await analysis.analyze(frames([jpeg] * CAMERAS))
     assert [one.failure for one in outcomes] == [None] * CAMERAS
     assert all(one.result is not None and len(one.result.objects) == 1 for one in outcomes)
     assert sizes == [8, 4, 2, 2, 4, 2, 2]
@@ -88,7 +90,7 @@ async def test_a_batch_too_large_for_the_models_memory_is_answered_in_halves(ope
 async def test_the_one_frame_that_fails_is_named_and_the_others_are_answered(opened: Opened, jpeg: bytes) -> None:
     analysis, _, sizes = opened(lambda batch: bool((batch[:, 320, 320] == 0).all(axis=-1).any()))
     given = frames([jpeg] * 5 + [picture(0)] + [jpeg] * 2)
-    outcomes = await analysis.of(given)
+    outcomes = await analysis.analyze(given)
     assert [one.frame for one in outcomes] == given
     assert [number for number, one in enumerate(outcomes) if one.failure] == [5]
     failure = outcomes[5].failure
@@ -105,21 +107,21 @@ async def test_an_error_of_our_own_costs_one_frame(opened: Opened, jpeg: bytes) 
         return False
 
     analysis, _, _ = opened(breaks)
-    outcomes = await analysis.of(frames([jpeg, picture(0), jpeg]))
+    outcomes = await analysis.analyze(frames([jpeg, picture(0), jpeg]))
     assert [one.failure and one.failure.code for one in outcomes] == [None, "internal", None]
 
 
 async def test_bad_and_stale_frames_are_told_apart_and_do_not_stop_a_batch(opened: Opened, jpeg: bytes) -> None:
     analysis, _, _ = opened(lambda batch: False, frame_staleness_ms=500)
     given = [*frames([jpeg, b"junk"]), *frames([jpeg], age_s=1)]
-    outcomes = await analysis.of(given)
+    outcomes = await analysis.analyze(given)
     assert [one.dropped for one in outcomes] == [None, "undecodable", "stale"]
 
 
 async def test_while_the_server_is_away_frames_are_kept_until_they_are_stale(opened: Opened, jpeg: bytes) -> None:
     analysis, client, sizes = opened(lambda batch: False, frame_staleness_ms=400)
     client.up = False
-    outcomes = await analysis.of(frames([jpeg] * 3))
+    outcomes = await analysis.analyze(frames([jpeg] * 3))
     assert [one.dropped for one in outcomes] == ["stale"] * 3
     assert sizes == []
 
@@ -127,7 +129,7 @@ async def test_while_the_server_is_away_frames_are_kept_until_they_are_stale(ope
 async def test_a_worker_that_stops_does_not_wait_for_a_server_that_is_away(opened: Opened, jpeg: bytes) -> None:
     analysis, client, _ = opened(lambda batch: False, frame_staleness_ms=3_600_000)
     client.up, analysis.stopping = False, True
-    (outcome,) = await analysis.of(frames([jpeg]))
+    (outcome,) = await analysis.analyze(frames([jpeg]))
     assert outcome.failure is not None
     assert outcome.failure.code == "inference_unavailable"
 
@@ -139,9 +141,9 @@ async def test_a_frame_that_is_tried_again_does_not_meet_itself_in_the_flow(open
     texture = np.kron(rng.integers(0, 255, (60, 80, 3)), np.ones((8, 8, 1))).astype(np.uint8)
     first, second = texture, np.roll(texture, 16, axis=1)
     jpegs = [simplejpeg.encode_jpeg(np.ascontiguousarray(one), quality=90) for one in (first, second)]
-    await analysis.of(frames(jpegs[:1]))
+    await analysis.analyze(frames(jpegs[:1]))
     twice = frames([jpegs[1], jpegs[1]])  # two cameras, so that there are halves
-    outcomes = await analysis.of(twice)
+    outcomes = await analysis.analyze(twice)
     assert outcomes[0].result is not None
     assert outcomes[0].result.motion is not None
     assert outcomes[0].result.motion.camera.dx == pytest.approx(16, abs=4)
@@ -151,11 +153,11 @@ async def test_what_was_claimed_is_fresh_from_its_claim_and_no_part_of_its_camer
     opened: Opened, jpeg: bytes
 ) -> None:
     analysis, _, _ = opened(lambda batch: False, frame_staleness_ms=10_000)
-    await analysis.of(frames([jpeg]))
+    await analysis.analyze(frames([jpeg]))
     (old,) = frames([jpeg], age_s=60)
     claimed = replace(old, claimed=True)
     long_claimed = replace(claimed, arrived=claimed.arrived - 11)
-    outcomes = [(await analysis.of([one]))[0] for one in (old, claimed, long_claimed, *frames([jpeg]))]
+    outcomes = [(await analysis.analyze([one]))[0] for one in (old, claimed, long_claimed, *frames([jpeg]))]
     assert [one.dropped for one in outcomes] == ["stale", None, "stale", None]
     motion = [one.result.stages["motion"].status for one in outcomes if one.result is not None]
     assert motion == ["skipped", "ok"]
@@ -164,12 +166,12 @@ async def test_what_was_claimed_is_fresh_from_its_claim_and_no_part_of_its_camer
 async def test_a_frame_that_waited_while_its_camera_went_away_leaves_no_memory(opened: Opened, jpeg: bytes) -> None:
     analysis, _, _ = opened(lambda batch: False)
     here = frames([jpeg, jpeg])
-    analysis.forget(frozenset({"frames:0", "frames:1"}))
-    await analysis.of(here)
-    analysis.forget(frozenset({"frames:0"}))
-    await analysis.of(here)  # they waited
-    analysis.forget(frozenset({"frames:0", "frames:1"}))  # and it is back
-    again = await analysis.of(here)
+    analysis.keep_only(frozenset({"frames:0", "frames:1"}))
+    await analysis.analyze(here)
+    analysis.keep_only(frozenset({"frames:0"}))
+    await analysis.analyze(here)  # they waited
+    analysis.keep_only(frozenset({"frames:0", "frames:1"}))  # and it is back
+    again = await analysis.analyze(here)
     motion = [one.result.stages["motion"].status for one in again if one.result is not None]
     assert motion == ["ok", "skipped"]
 
@@ -182,15 +184,15 @@ async def test_a_fault_of_ours_in_every_frame_is_told_once(
 
     analysis, _, _ = opened(breaks)
     for _ in range(3):
-        outcomes = await analysis.of(frames([jpeg] * 4))
+        outcomes = await analysis.analyze(frames([jpeg] * 4))
         assert [one.failure and one.failure.message for one in outcomes] == ["RuntimeError: a bug"] * 4
     assert caplog.text.count("could not be analysed") == 1
 
 
 async def test_cameras_that_went_away_are_forgotten(opened: Opened, jpeg: bytes) -> None:
     analysis, _, _ = opened(lambda batch: False)
-    await analysis.of(frames([jpeg, jpeg]))
-    analysis.forget(frozenset({"frames:0"}))
-    again = await analysis.of(frames([jpeg, jpeg]))
+    await analysis.analyze(frames([jpeg, jpeg]))
+    analysis.keep_only(frozenset({"frames:0"}))
+    again = await analysis.analyze(frames([jpeg, jpeg]))
     motion = [one.result.stages["motion"].status for one in again if one.result is not None]
     assert motion == ["ok", "skipped"]

@@ -5,15 +5,15 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.fleet.batcher import LATENCY, THROUGHPUT, Batcher, Limits, fitting, spans
-from app.fleet.frames import CameraFrame, Origin
+from app.fleet.batcher import LATENCY, THROUGHPUT, Batcher, BatchLimits, batch_limits, fit_limits
+from app.fleet.streams import CameraFrame, FrameOrigin
 from app.settings import FleetSettings
 
-FOUR = Limits(4, 0.020)
+FOUR = BatchLimits(4, 0.020)
 
 
 def frame(camera: str, number: int = 0, arrived: float = 0.0) -> CameraFrame:
-    origin = Origin(f"frames:{camera}", f"{number}-0", camera, None, 0.0)
+    origin = FrameOrigin(f"frames:{camera}", f"{number}-0", camera, None, 0.0)
     return CameraFrame(origin, b"", arrived)
 
 
@@ -36,20 +36,20 @@ def test_a_full_batch_is_due_at_once_and_a_part_of_one_when_its_first_frame_has_
 def test_every_camera_has_a_frame_in_before_one_has_two() -> None:
     batcher = Batcher()
     batcher.add([frame("a", 1), frame("a", 2), frame("a", 3), frame("b", 1)])
-    batch = batcher.take(Limits(3, 0.0), now=0.0)
+    batch = batcher.take(BatchLimits(3, 0.0), now=0.0)
     assert [(one.origin.camera_id, one.origin.entry) for one in batch] == [("a", "1-0"), ("b", "1-0"), ("a", "2-0")]
 
 
 def test_a_camera_at_work_waits_and_is_not_what_a_batch_is_due_for() -> None:
     batcher = Batcher()
     batcher.add([frame("a", 1), frame("b", 1)])
-    first = batcher.take(Limits(2, 0.0), now=0.0)
+    first = batcher.take(BatchLimits(2, 0.0), now=0.0)
     batcher.add([frame("a", 2), frame("b", 2)])
-    assert batcher.take(Limits(2, 0.0), now=9.0) == []
-    assert batcher.due(Limits(2, 0.0)) is None
+    assert batcher.take(BatchLimits(2, 0.0), now=9.0) == []
+    assert batcher.due(BatchLimits(2, 0.0)) is None
     assert len(batcher) == 2
     batcher.done(first)
-    assert cameras(batcher.take(Limits(2, 0.0), now=9.0)) == ["a", "b"]
+    assert cameras(batcher.take(BatchLimits(2, 0.0), now=9.0)) == ["a", "b"]
     assert len(batcher) == 0
 
 
@@ -64,7 +64,7 @@ def test_no_frame_is_lost_or_doubled_and_no_camera_is_in_two_batches(steps: list
             given_.append(frame(str(camera), number))
             batcher.add(given_[-1:])
         elif step == "take":
-            batch = batcher.take(Limits(size, 0.0), now=1.0)
+            batch = batcher.take(BatchLimits(size, 0.0), now=1.0)
             assert len(batch) <= size
             assert not set(cameras(batch)) & {camera for other in at_work for camera in cameras(other)}
             if batch:
@@ -80,17 +80,17 @@ def test_no_frame_is_lost_or_doubled_and_no_camera_is_in_two_batches(steps: list
 
 
 def test_batches_grow_from_the_one_profile_to_the_other_with_what_waits() -> None:
-    low, high = spans(FleetSettings())
+    low, high = batch_limits(FleetSettings())
     assert (low, high) == (LATENCY, THROUGHPUT)
-    assert fitting(low, high, waiting=0, batches=4) == Limits(4, 0.020)
-    assert fitting(low, high, waiting=40, batches=4) == Limits(10, 0.0125)
-    assert fitting(low, high, waiting=10_000, batches=4) == Limits(16, 0.005)
+    assert fit_limits(low, high, waiting=0, batches=4) == BatchLimits(4, 0.020)
+    assert fit_limits(low, high, waiting=40, batches=4) == BatchLimits(10, 0.0125)
+    assert fit_limits(low, high, waiting=10_000, batches=4) == BatchLimits(16, 0.005)
 
 
 def test_what_was_set_is_not_adapted() -> None:
-    low, high = spans(FleetSettings(batch_size=8, batch_timeout_ms=50))
-    assert low == high == Limits(8, 0.050)
-    assert spans(FleetSettings(fleet_profile="throughput")) == (THROUGHPUT, THROUGHPUT)
-    low, high = spans(FleetSettings(batch_size=8))
-    assert fitting(low, high, waiting=0, batches=4) == Limits(8, 0.020)
-    assert fitting(low, high, waiting=100, batches=4) == Limits(8, 0.005)
+    low, high = batch_limits(FleetSettings(batch_size=8, batch_timeout_ms=50))
+    assert low == high == BatchLimits(8, 0.050)
+    assert batch_limits(FleetSettings(fleet_profile="throughput")) == (THROUGHPUT, THROUGHPUT)
+    low, high = batch_limits(FleetSettings(batch_size=8))
+    assert fit_limits(low, high, waiting=0, batches=4) == BatchLimits(8, 0.020)
+    assert fit_limits(low, high, waiting=100, batches=4) == BatchLimits(8, 0.005)

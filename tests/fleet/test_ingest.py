@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import redis as redis_library
 
-from app.fleet.ingest_outbox import Outbox, Outgoing
-from app.fleet.keys import Keys
+from app.fleet.ingest import Outbox, OutgoingFrame
+from app.fleet.streams import Keys
 from app.settings import ROOT
 from tests.support import clip
 from tests.support.ingest import PATIENCE_S, entries, frames_counted, ingesting, on_a_terminal, until
@@ -136,9 +136,9 @@ def test_frames_that_still_wait_do_not_bring_a_removed_camera_back(
 ) -> None:
     outbox = Outbox(redis_server.client(), Keys("frames:", "workers"), maxlen=100, register_s=60)
     for camera in ("gone", "back"):
-        outbox.put(Outgoing(camera, "gate", b"1", 0.0))
+        outbox.put(OutgoingFrame(camera, "gate", b"1", 0.0))
         outbox.remove(camera)
-    outbox.put(Outgoing("back", "gate", b"2", 0.0))
+    outbox.put(OutgoingFrame("back", "gate", b"2", 0.0))
     outbox.start()
     assert outbox.close(PATIENCE_S)
     assert redis.smembers("fleet:cameras") == {b"back"}

@@ -84,7 +84,7 @@ def test_a_folder_without_a_single_picture_is_said_to_be_one(
 ) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"nothing")
     with ingesting(redis_server, f"empty={tmp_path}", loop=True) as ingest:
-        until(lambda: ingest.cameras and ingest.cameras["empty"].problem == f"{tmp_path}: no picture in it")
+        until(lambda: ingest.cameras and ingest.cameras["empty"].problem == f"{tmp_path}: it contains no frame")
 
 
 def test_frames_are_given_up_and_counted_while_redis_is_away(film: Path, tmp_path: Path) -> None:

@@ -14,19 +14,17 @@ import pytest
 import redis as redis_library
 from prometheus_client import REGISTRY
 
-from app.fleet.frames import CameraFrame, Origin
-from app.fleet.inhand import InHand
-from app.fleet.keys import Keys
-from app.fleet.leases import LOST, Choice, Leases
-from app.fleet.message import encode
-from app.fleet.sink import Answer, Sink
+from app.fleet.in_flight import InFlight
+from app.fleet.kafka import KafkaMessage, KafkaSink, encode_value
+from app.fleet.leases import LOST, Leases, Selection
+from app.fleet.streams import CameraFrame, FrameOrigin, Keys
 from app.settings import KafkaSettings, RedisSettings
 from tests.fleet.lives import Begin, Life
 from tests.fleet.work import GROUP, eventually, film, pending, topic_values
 from tests.support.kafka import Broker
 from tests.support.redis import RedisServer
 
-LASTING_MS = 150.0
+LEASE_MS = 150.0
 """Of a lease of those that are asked directly."""
 DISCOVER_S = 0.4
 """Where nobody's lease is to end, on a machine that is busy with something else."""
@@ -52,7 +50,7 @@ def leases(redis: redis_library.Redis, redis_server: RedisServer) -> Iterator[di
     keys = Keys.of(RedisSettings())
     with ExitStack() as stack:
         clients = {name: stack.enter_context(redis_server.client()) for name in "ab"}
-        yield {name: Leases(client, name, keys, LASTING_MS) for name, client in clients.items()}
+        yield {name: Leases(client, name, keys, LEASE_MS) for name, client in clients.items()}
 
 
 def test_d5_leases_of_workers_that_were_killed_are_forgotten(
@@ -98,9 +96,9 @@ def test_d5_a_camera_has_one_worker_and_its_epoch_grows_with_every_change(
     a.release([("x", first["x"])])  # not its own any more
     assert b.keep([("x", second["x"])]) == set()
     # Who is silent keeps what nobody else takes; by Redis' clock alone.
-    time.sleep(2 * LASTING_MS / 1000)
+    time.sleep(2 * LEASE_MS / 1000)
     assert a.keep([("y", first["y"])]) == set()
-    time.sleep(2 * LASTING_MS / 1000)
+    time.sleep(2 * LEASE_MS / 1000)
     third = b.acquire(["y"])
     assert third["y"] > first["y"]
     assert a.keep([("y", first["y"])]) == {("y", first["y"])}
@@ -117,12 +115,12 @@ def test_d5_reading_and_acknowledging_are_refused_once_the_camera_is_anothers(
     entries = film(redis, "x", [b"x"] * 3)
     redis.xgroup_create("frames:x", GROUP, id="0")
     (epoch,) = a.acquire(["frames:x"]).values()
-    assert a.take([Choice("frames:x", epoch, "0-0", entries[0], entries[:1])]) == [0]
-    time.sleep(2 * LASTING_MS / 1000)
+    assert a.take([Selection("frames:x", epoch, "0-0", entries[0], entries[:1])]) == [0]
+    time.sleep(2 * LEASE_MS / 1000)
     b.acquire(["frames:x"])
-    assert a.take([Choice("frames:x", epoch, entries[0], entries[1], entries[1:2])]) == [LOST]
+    assert a.take([Selection("frames:x", epoch, entries[0], entries[1], entries[1:2])]) == [LOST]
     assert redis.xinfo_groups("frames:x")[0]["last-delivered-id"].decode() == entries[0]
-    origin = Origin("frames:x", entries[0], "x", None, time.time() * 1000, epoch)
+    origin = FrameOrigin("frames:x", entries[0], "x", None, time.time() * 1000, epoch)
     assert a.acknowledge([origin]) == {("frames:x", epoch)}
     assert pending(redis) == 1
 
@@ -148,7 +146,7 @@ def test_d5_what_a_worker_that_stood_still_had_in_hand_comes_before_newer_frames
     (latest,) = film(redis, "cam", [b"x"])
     # It is back, and has no more to say: not even while the camera is to be its own again.
     assert stopped.read() == []
-    stopped.in_hand.settle([frame.origin for frame in held])
+    stopped.in_flight.acknowledged([frame.origin for frame in held])
     assert [frame.origin.entry for frame in some(other, stopped)] == [latest]
 
 
@@ -195,7 +193,7 @@ def test_d5_a_worker_that_leaves_holds_its_cameras_until_it_is_done_with_them(
     entries = film(redis, "cam", [b"x"] * 3)
     leaving = begin("leaving", fleet_discover_s=DISCOVER_S)
     held = some(leaving)
-    leaving.source.sign_off()
+    leaving.consumer.sign_off()
     (newer,) = film(redis, "cam", [b"x"])
     other = begin("other")
     until = time.monotonic() + 4 * DISCOVER_S
@@ -203,7 +201,7 @@ def test_d5_a_worker_that_leaves_holds_its_cameras_until_it_is_done_with_them(
         leaving.keep()
         assert other.read() == []
     leaving.answered(redis, held)
-    leaving.source.leave()
+    leaving.consumer.leave()
     assert [frame.origin.entry for frame in some(other)] == [newer]
     assert [frame.origin.entry for frame in held] == entries
 
@@ -219,16 +217,16 @@ def test_d5_answers_of_a_camera_that_was_lost_are_not_sent_and_counted(
         frames += some(life)
     topic = f"fence-{uuid.uuid4().hex[:12]}"
     given = KafkaSettings(kafka_bootstrap_servers=kafka.bootstrap, kafka_topic=topic)
-    sink = Sink(
+    sink = KafkaSink(
         "old",
         given,
         RedisSettings(redis_url=redis_server.url),
-        LASTING_MS,
-        life.in_hand,
-        life.tally,
-        on_fatal=lambda reason: pytest.fail(reason),
+        LEASE_MS,
+        life.in_flight,
+        life.counts,
+        on_fatal=pytest.fail,
     )
-    life.in_hand.looked_at(frames)
+    life.in_flight.analyzed(frames)
     redis.hset(Keys.of(RedisSettings()).holders, "frames:lost", f"{frames[0].origin.epoch + 1} new")
     fenced, dropped = (
         counted("fleet_fenced", refused="answer"),
@@ -236,9 +234,9 @@ def test_d5_answers_of_a_camera_that_was_lost_are_not_sent_and_counted(
     )
     sink.start()
     for frame in frames:
-        value = encode(frame.origin, None, None, worker="old", age_ms=1.0)
+        value = encode_value(frame.origin, None, None, worker="old", age_ms=1.0)
         assert orjson.loads(value)["epoch"] == frame.origin.epoch
-        sink.send(Answer(frame.origin, value))
+        sink.send(KafkaMessage(frame.origin, value))
     assert sink.close(20)
     assert {value["key"] for value in topic_values(kafka.bootstrap, topic)} == {"kept"}
     assert counted("fleet_fenced", refused="answer") - fenced == 2
@@ -255,13 +253,13 @@ def test_d5_an_answer_that_was_sent_just_before_the_camera_was_lost_is_counted_a
     topic = f"fence-{uuid.uuid4().hex[:12]}"
     given = KafkaSettings(kafka_bootstrap_servers=kafka.bootstrap, kafka_topic=topic)
     settings = RedisSettings(redis_url=redis_server.url)
-    sink = Sink("old", given, settings, 60_000, life.in_hand, life.tally, on_fatal=lambda reason: pytest.fail(reason))
-    life.in_hand.looked_at(frames)
+    sink = KafkaSink("old", given, settings, 60_000, life.in_flight, life.counts, on_fatal=pytest.fail)
+    life.in_flight.analyzed(frames)
     before = counted("fleet_fenced", refused="acknowledgement")
     redis.execute_command("ACL", "SETUSER", "default", "-xack")
     try:
         sink.start()
-        sink.send(Answer(frames[0].origin, b"{}"))
+        sink.send(KafkaMessage(frames[0].origin, b"{}"))
         eventually(lambda: topic_values(kafka.bootstrap, topic), lambda values: len(values) == 1)
         redis.hset(Keys.of(settings).holders, "frames:cam", f"{frames[0].origin.epoch + 1} new")
     finally:
@@ -279,14 +277,14 @@ def test_d5_all_workers_that_were_silent_together_keep_their_cameras(redis: redi
     while time.monotonic() < until:
         for life in lives:
             life.answered(redis, life.read())
-    before = [life.source._roster.streams for life in lives]
+    before = [life.consumer.membership.streams for life in lives]
     epochs = redis.hgetall(Keys.of(RedisSettings()).holders)
     time.sleep(2.5)  # as where Redis stood still
     until = time.monotonic() + 4 * DISCOVER_S
     while time.monotonic() < until:
         for life in lives:
             life.answered(redis, life.read())
-    assert [life.source._roster.streams for life in lives] == before
+    assert [life.consumer.membership.streams for life in lives] == before
     assert redis.hgetall(Keys.of(RedisSettings()).holders) == epochs
 
 
@@ -302,28 +300,28 @@ def test_d5_an_answer_that_lay_in_kafkas_client_while_its_camera_was_lost_comes_
     newer = [dataclasses.replace(frame.origin, epoch=frame.origin.epoch + 1) for frame in frames]
     before = counted("fleet_fenced", refused="acknowledgement")
 
-    def sink(name: str, in_hand: InHand, **options: int) -> Sink:
+    def open_sink(name: str, in_flight: InFlight, **options: int) -> KafkaSink:
         given = KafkaSettings(
             kafka_bootstrap_servers=kafka.bootstrap, kafka_topic=topic, kafka_options=json.dumps(options)
         )
-        one = Sink(name, given, settings, 60_000, in_hand, life.tally, on_fatal=lambda reason: pytest.fail(reason))
-        one.start()
-        return one
+        sink = KafkaSink(name, given, settings, 60_000, in_flight, life.counts, on_fatal=pytest.fail)
+        sink.start()
+        return sink
 
-    def send(one: Sink, origin: Origin, name: str) -> None:
-        one.send(Answer(origin, encode(origin, None, None, worker=name, age_ms=1.0)))
+    def send(sink: KafkaSink, origin: FrameOrigin, name: str) -> None:
+        sink.send(KafkaMessage(origin, encode_value(origin, None, None, worker=name, age_ms=1.0)))
 
-    old = sink("old", life.in_hand, **{"linger.ms": 900_000})
+    old = open_sink("old", life.in_flight, **{"linger.ms": 900_000})
     send(old, frames[0].origin, "old")
-    eventually(lambda: len(old._producer), lambda queued: queued == 1)
+    eventually(lambda: len(old.producer), lambda queued: queued == 1)
     redis.hset(Keys.of(settings).holders, "frames:cam", f"{newer[0].epoch} new")
-    theirs = InHand(8)
-    theirs.take(newer)
-    new = sink("new", theirs)
+    theirs = InFlight(8)
+    theirs.add(newer)
+    new = open_sink("new", theirs)
     for origin in newer:
         send(new, origin, "new")
     assert new.close(20)
-    old._producer.flush(20)  # as where its process goes on
+    old.producer.flush(20)  # as where its process goes on
     eventually(lambda: counted("fleet_fenced", refused="acknowledgement") - before, lambda refused: refused == 1)
     old.close(0)
     values = topic_values(kafka.bootstrap, topic)

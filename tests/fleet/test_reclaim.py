@@ -9,8 +9,8 @@ import pytest
 import redis as redis_library
 from prometheus_client import REGISTRY
 
-from app.fleet.frames import CameraFrame
-from app.fleet.keys import Keys
+from app.fleet.leases import Leases
+from app.fleet.streams import CameraFrame, Keys
 from app.settings import RedisSettings
 from tests.fleet.lives import IDLE_MS, Begin, Life
 from tests.fleet.work import GROUP, film, pending
@@ -96,13 +96,13 @@ def test_what_was_trimmed_in_the_hands_of_one_that_lives_is_its_own(redis: redis
     held = some(one)
     assert len(held) == 50
     redis.xtrim("frames:a", maxlen=0, approximate=False)
-    one.source.sign_off()  # as one that finishes what is in hand, whose cameras others have by now
+    one.consumer.sign_off()  # as one that finishes what is in hand, whose cameras others have by now
     other = begin("other")
     until = time.monotonic() + IDLE_MS / 2000
     while time.monotonic() < until:
         one.keep()
         assert other.read() == []
-    other.tally.flush()
+    other.counts.flush()
     assert trimmed() == before
     one.answered(redis, held)
 
@@ -119,7 +119,7 @@ def test_a_suspect_that_was_trimmed_meanwhile_is_counted_and_the_next_one_follow
     assert [frame.origin.entry for frame in third] == entries[2:]
     life.answered(redis, third)
     assert pending(redis) == 0
-    life.tally.flush()
+    life.counts.flush()
     assert trimmed() - before == 1
 
 
@@ -146,14 +146,14 @@ def lost_before_it_claims(redis: redis_library.Redis, begin: Begin) -> Life:
     """A worker that has taken camera `a` over, and stood still until another one had it before it claimed anything."""
     life = begin("stood-still")
     deadline = time.monotonic() + 20
-    while "frames:a" not in life.source._held:
+    while "frames:a" not in life.consumer.epochs:
         assert time.monotonic() < deadline
         life.read(0)
-    epoch = life.source._held["frames:a"].epoch
+    epoch = life.consumer.epochs["frames:a"]
     keys = Keys.of(RedisSettings())
     redis.hset(keys.holders, "frames:a", f"{epoch + 1} another")
     redis.zadd(keys.leases, {"another": time.time() * 1000 + 3_600_000})
-    life.source._next_look = math.inf  # where it would find out
+    life.consumer._next_refresh = math.inf  # where it would find out
     return life
 
 
@@ -179,6 +179,8 @@ def test_a_worker_that_has_lost_its_camera_buries_nothing_of_it(
         for _ in range(5):
             assert life.read() == []
     else:
-        life.source._reclaimer._bury("frames:a", entry.encode(), {b"frame": b"x"}, 4)
+        leases = Leases(redis, life.consumer.name, Keys.of(RedisSettings()), 60_000)
+        epoch = life.consumer.epochs["frames:a"]
+        assert not leases.dead_letter("frames:a", epoch, entry.encode(), {b"frame": b"x"}, 1000)
     assert redis.xlen("frames:dead") == 0
     assert pending(redis) == 1

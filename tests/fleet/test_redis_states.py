@@ -17,15 +17,14 @@ import redis as redis_library
 from redis._parsers.base import BaseParser
 
 from app.errors import ConfigurationError
-from app.fleet.acks import Acks
-from app.fleet.connection import OTHER, connect, is_outage, refuse_cluster, require_redis, says
-from app.fleet.frames import CameraFrame, Origin
-from app.fleet.inhand import InHand
-from app.fleet.keys import Keys
+from app.fleet.connection import OTHER, check_redis, connect, error_word, is_outage, refuse_cluster
+from app.fleet.in_flight import InFlight
+from app.fleet.kafka import Acknowledgements
 from app.fleet.leases import Leases
-from app.fleet.vitals import Vitals
+from app.fleet.streams import CameraFrame, FrameOrigin, Keys
+from app.fleet.worker import WorkerHeartbeats
 from app.settings import ROOT, RedisSettings
-from tests.fleet.lives import Life
+from tests.fleet.lives import ROOM, Life
 from tests.fleet.work import GROUP, film
 from tests.support import clip
 from tests.support.ingest import entries, frames_counted, ingesting, until
@@ -102,7 +101,7 @@ def busy(client: redis_library.Redis) -> bool:
     try:
         client.ping()
     except redis_library.ResponseError as error:
-        return says(error) == "BUSY"
+        return error_word(error) == "BUSY"
     return False
 
 
@@ -136,12 +135,12 @@ def test_d2_a_worker_says_what_redis_says_and_reads_on_afterwards(
         film(client, "gate", [b"1"])
         life.answered(client, until(lambda: life.read()))
         with refusing(server, word, tmp_path):
-            until(lambda: life.read() == [] and life.source.says == word)
+            until(lambda: life.read() == [] and life.consumer.redis_error == word)
         film(client, "gate", [b"2"])
         (frame,) = until(lambda: life.read())
         assert frame.jpeg == b"2"
-        assert life.source.says == ""
-    life.source.leave()
+        assert life.consumer.redis_error == ""
+    life.consumer.leave()
 
 
 def test_d2_a_full_redis_is_read_to_its_end_by_workers_that_were_there_join_and_take_over(
@@ -171,7 +170,7 @@ def test_d2_a_full_redis_is_read_to_its_end_by_workers_that_were_there_join_and_
             first.answered(client, begun)
             read(first, 100)
             second = Life(server, "second")
-            until(lambda: (first.read(0), second.read(0), second.source._held)[-1])
+            until(lambda: (first.read(0), second.read(0), second.consumer.epochs)[-1])
             read(second, len(found) + 20)
             # The first dies. Its cameras, and what it had in hand, are the second's once its lease is over.
             left = until(first.read)
@@ -180,8 +179,8 @@ def test_d2_a_full_redis_is_read_to_its_end_by_workers_that_were_there_join_and_
             assert len(set(found)) == len(found) == 320
             assert client.zcard(Keys.of(RedisSettings()).leases) == 2
         assert client.xpending("frames:cam-0", GROUP)["pending"] == 0
-    assert (first.source.says, second.source.says) == ("", "")
-    second.source.leave()
+    assert (first.consumer.redis_error, second.consumer.redis_error) == ("", "")
+    second.consumer.leave()
 
 
 def test_d2_a_full_redis_takes_frames_again_once_workers_have_answered_what_it_holds(
@@ -203,7 +202,7 @@ def test_d2_a_full_redis_takes_frames_again_once_workers_have_answered_what_it_h
         sent = ingest.outbox.sent["film"]
         until(lambda: ingest.outbox.sent["film"] > sent)
         assert client.xlen("frames:film") < before
-        life.source.leave()
+        life.consumer.leave()
     assert ingest.cameras["film"].taken == ingest.outbox.sent["film"] + ingest.outbox.dropped["film"]
 
 
@@ -219,7 +218,7 @@ def test_d2_ingest_that_starts_on_a_full_redis_makes_room_of_what_was_answered(s
         client.config_set("maxmemory", client.info("memory")["used_memory"])
         with ingesting(server, f"film={pan}", loop=True) as ingest:
             until(lambda: ingest.outbox.sent.get("film", 0) > 0)
-        life.source.leave()
+        life.consumer.leave()
 
 
 def test_d2_a_camera_that_lags_is_read_from_its_newest_frames_in_a_full_redis(
@@ -228,32 +227,32 @@ def test_d2_a_camera_that_lags_is_read_from_its_newest_frames_in_a_full_redis(
     with admin(server) as client:
         life = Life(server, "w", frame_staleness_ms=400)
         film(client, "cam", [b"x"])
-        until(lambda: life.read(0) == [] and life.source._held)
+        until(lambda: life.read(0) == [] and life.consumer.epochs)
         entries = film(client, "cam", [b"x"] * 20)
         time.sleep(0.15)  # more than a quarter of it
         with refusing(server, "OOM", tmp_path):
             frames = until(lambda: life.read(4))
             assert frames[-1].origin.entry == entries[-1]
-            assert life.source.says == ""
-    life.source.leave()
+            assert life.consumer.redis_error == ""
+    life.consumer.leave()
 
 
 @pytest.mark.parametrize("word", ["READONLY", "NOREPLICAS", "NOPERM", "BUSY"])
 def test_d2_acknowledgements_wait_for_a_redis_that_refuses(server: RedisServer, tmp_path: Path, word: str) -> None:
     settings = RedisSettings(redis_url=server.url)
-    keys, in_hand, client = Keys.of(settings), InHand(8), connect(settings)
-    acks = Acks(client, Leases(client, "w", keys, 60_000), in_hand)
+    keys, in_flight, client = Keys.of(settings), InFlight(8), connect(settings)
+    acks = Acknowledgements(client, Leases(client, "w", keys, 60_000), in_flight)
     with admin(server) as other:
         (entry,) = film(other, "gate", [b"1"])
         other.xgroup_create("frames:gate", GROUP, id="0")
         other.xreadgroup(GROUP, "w", {"frames:gate": ">"})
         acks.flush(last=True)
-        acks.add(Origin("frames:gate", entry, "gate", None, 0.0), answered=True)
+        acks.add(FrameOrigin("frames:gate", entry, "gate", None, 0.0), delivered=True)
         with refusing(server, word, tmp_path):
-            until(lambda: acks.flush(last=True) or acks.says == word)
+            until(lambda: acks.flush(last=True) or acks.redis_error == word)
             assert len(acks) == 1
         until(lambda: acks.flush(last=True) or not len(acks))
-        assert acks.says == ""
+        assert acks.redis_error == ""
         assert other.xpending("frames:gate", GROUP)["pending"] == 0
     acks.close()
 
@@ -270,11 +269,11 @@ def test_d2_a_key_that_is_barred_hurts_no_other_and_is_said(server: RedisServer,
             life = Life(server, "w")
             film(client, "odd", [b"1"])
             until(lambda: any(frame.origin.camera_id == "even" for frame in life.read()))
-            assert life.source.says == "NOPERM"
+            assert life.consumer.redis_error == "NOPERM"
             client.execute_command("ACL", "SETUSER", "default", "~*")
             until(lambda: ingest.report()["state"] == "ok")
             until(lambda: any(frame.origin.camera_id == "odd" for frame in life.read()))
-            life.source.leave()
+            life.consumer.leave()
 
 
 def test_d2_the_table_of_sources_that_cannot_be_read_is_said(server: RedisServer) -> None:
@@ -303,21 +302,21 @@ def test_d2_the_table_of_sources_that_cannot_be_read_is_said(server: RedisServer
 )
 def test_d2_errors_of_the_server_are_told_from_those_of_a_command(text: str, word: str, outage: bool) -> None:
     error = BaseParser.parse_error(text)
-    assert (says(error), is_outage(error)) == (word, outage)
+    assert (error_word(error), is_outage(error)) == (word, outage)
 
 
 def test_d2_health_of_a_worker_gives_the_servers_word() -> None:
-    vitals = Vitals(2)
-    vitals.pulse(0).beat(kafka=True, inference=True)
-    vitals.pulse(1).beat(redis_says="READONLY", kafka=True, inference=True)
-    report = vitals.report()
+    heartbeats = WorkerHeartbeats(2)
+    heartbeats.of(0).beat(kafka=True, inference=True)
+    heartbeats.of(1).beat(redis_error="READONLY", kafka=True, inference=True)
+    report = heartbeats.report()
     assert report["state"] == "degraded"
     assert [(one["redis"], one["redis_says"]) for one in report["workers"]] == [(True, None), (False, "READONLY")]
 
 
 def test_d2_a_failover_by_sentinel_is_followed(pan: Path, tmp_path: Path) -> None:
     with running_sentinel(tmp_path) as watched:
-        require_redis(RedisSettings(redis_url=watched.url))
+        check_redis(RedisSettings(redis_url=watched.url))
         with ingesting(watched, f"film={pan}", loop=True, ingest_refresh_s=0.2) as ingest:  # type: ignore[arg-type]
             life = Life(watched, "w")  # type: ignore[arg-type]
             until(lambda: life.read())
@@ -327,22 +326,21 @@ def test_d2_a_failover_by_sentinel_is_followed(pan: Path, tmp_path: Path) -> Non
                 until(lambda: client.xinfo_stream("frames:film")["entries-added"] > before + 5)
                 until(lambda: ingest.report()["state"] == "ok")
                 newest = entries(client, "film")[-1][b"captured_at_ms"]
-            life.in_hand = life.source._in_hand = InHand(128)
-            until(lambda: any(frame.origin.captured_at_ms >= float(newest) for frame in life.read()))
-            life.source.leave()
+            until(lambda: any(frame.origin.captured_at_ms >= float(newest) for frame in life.read(ROOM)))
+            life.consumer.leave()
 
 
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("redis+sentinel://host:26379", "no service"),
-        ("redis+sentinel://host:26379/", "no service"),
-        ("redis+sentinel:///cams", "is no host:port"),
-        ("redis+sentinel://host:26379,/cams", "is no host:port"),
+        ("redis+sentinel://host:26379", "is missing after the hosts"),
+        ("redis+sentinel://host:26379/", "is missing after the hosts"),
+        ("redis+sentinel:///cams", "is not host:port"),
+        ("redis+sentinel://host:26379,/cams", "is not host:port"),
         ("redis+sentinel://host:x/cams", "no port from 1 to 65535"),
         ("redis+sentinel://host:70000/cams", "no port from 1 to 65535"),
         ("redis+sentinel://host/cams/one", "the database is 'one'"),
-        ("redis+sentinel://host/cams?colour=red", "nothing is known of the option 'colour'"),
+        ("redis+sentinel://host/cams?colour=red", "the option 'colour' is unknown"),
         ("http://host", "redis+sentinel://user:password@host"),
     ],
 )
@@ -372,12 +370,12 @@ def test_d2_sentinels_are_asked_at_the_start(tmp_path: Path) -> None:
     with running_sentinel(tmp_path) as watched:
         for url, said in (
             (watched.url.replace(SERVICE, "unknown"), f"know no service 'unknown', only {SERVICE}"),
-            (f"redis+sentinel://127.0.0.1:{watched.first.port}/{SERVICE}", "is no Sentinel"),
+            (f"redis+sentinel://127.0.0.1:{watched.first.port}/{SERVICE}", "is not a Sentinel"),
             (f"redis://127.0.0.1:{watched.port}", "the server is a Sentinel"),
         ):
             with pytest.raises(ConfigurationError, match=said):
-                require_redis(RedisSettings(redis_url=url))
-    require_redis(RedisSettings(redis_url=watched.url))  # away: it is waited for
+                check_redis(RedisSettings(redis_url=url))
+    check_redis(RedisSettings(redis_url=watched.url))  # away: it is waited for
 
 
 @pytest.mark.parametrize("command", [("ingest", "0"), ("work",), ("top", "--once")])
@@ -402,17 +400,17 @@ def test_d3_a_cluster_that_shows_only_later_is_refused_too(tmp_path: Path, pan: 
     with running_redis(tmp_path, "--cluster-enabled", "yes") as server:
         server.stop()
         life = Life(server, "w")
-        life.source.check()
+        life.consumer.check()
         assert life.read() == []
         with ingesting(server, f"film={pan}", loop=True) as ingest:
-            until(lambda: ingest.outbox.says == "no answer")
+            until(lambda: ingest.outbox.redis_error == "no answer")
             server.start()
             until(lambda: "Redis Cluster" in ingest.outbox.unfit)
             with pytest.raises(ConfigurationError, match="Redis Cluster"):
                 ingest.until(threading.Event())
         with pytest.raises(ConfigurationError, match="Redis Cluster"):
             until(lambda: life.read() and time.sleep(0.01))
-        life.source.leave()
+        life.consumer.leave()
 
 
 @pytest.mark.parametrize("text", ["MOVED 3999 127.0.0.1:6381", "ASK 3999 127.0.0.1:6381", "CROSSSLOT Keys in request"])

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import pytest
 import redis as redis_library
 
-from app.fleet.keys import Keys
-from app.fleet.roster import Roster
+from app.fleet.membership import Membership
+from app.fleet.streams import Keys
 from app.settings import FleetSettings, RedisSettings
 from tests.fleet.work import film
 
-Sign = Callable[..., Roster]
+Sign = Callable[..., Membership]
 CAMERAS = [f"cam-{number}" for number in range(20)]
 
 
@@ -21,9 +21,9 @@ CAMERAS = [f"cam-{number}" for number in range(20)]
 def sign(redis: redis_library.Redis) -> Sign:
     """Makes workers' views; a look signs them on."""
 
-    def make(name: str, prefix: str = "frames:") -> Roster:
+    def make(name: str, prefix: str = "frames:") -> Membership:
         keys = Keys.of(RedisSettings(fleet_stream_prefix=prefix))
-        return Roster(redis, name, keys, FleetSettings(fleet_discover_s=60))
+        return Membership(redis, name, keys, FleetSettings(fleet_discover_s=60))
 
     return make
 
@@ -39,11 +39,11 @@ def test_a_name_that_is_no_text_is_left_out_and_said_once(
     film(redis, "good", [b"x"])
     redis.xadd(b"frames:\xff\xfe", {"frame": b"x"})
     redis.sadd("fleet:cameras", b"\xfd", "named")
-    roster = sign("one")
+    membership = sign("one")
     with caplog.at_level(logging.ERROR):
-        roster.look()
-        roster.look()
-    assert roster.streams == {"frames:good", "frames:named"}
+        membership.refresh()
+        membership.refresh()
+    assert membership.streams == {"frames:good", "frames:named"}
     assert caplog.text.count("2 streams or cameras are left out, their names are not UTF-8: b'\\xfd'") == 1
 
 
@@ -52,23 +52,23 @@ def test_fleets_of_other_prefixes_share_nothing(redis: redis_library.Redis, sign
         for camera in CAMERAS:
             redis.xadd(prefix + camera, {"frame": b"x"})
     for prefix, name in (("frames:", "one"), ("a:", "two"), ("b[1]:", "three")):
-        roster = sign(name, prefix)
-        roster.look()
-        assert roster.streams == {prefix + camera for camera in CAMERAS}
-        assert roster.workers == {name}
+        membership = sign(name, prefix)
+        membership.refresh()
+        assert membership.streams == {prefix + camera for camera in CAMERAS}
+        assert membership.workers == {name}
 
 
 def test_one_worker_goes_through_the_keys_for_all(redis: redis_library.Redis, sign: Sign) -> None:
     first, second = sign("a-first"), sign("b-second")
-    first.look()
+    first.refresh()
     film(redis, "late", [b"x"])
     for camera in CAMERAS:
         film(redis, camera, [b"x"])
-    first.look()
+    first.refresh()
     before = scans(redis)
-    second.look()
+    second.refresh()
     assert scans(redis) == before
-    first.look()
+    first.refresh()
     assert scans(redis) > before
     every = {f"frames:{camera}" for camera in (*CAMERAS, "late")}
     assert first.streams | second.streams == every
@@ -76,8 +76,8 @@ def test_one_worker_goes_through_the_keys_for_all(redis: redis_library.Redis, si
     # The first leaves: the other has all cameras at its next look, and looks for new ones itself.
     first.leave()
     film(redis, "later", [b"x"])
-    second.look()
+    second.refresh()
     assert second.streams == every | {"frames:later"}
     redis.delete("frames:later")
-    second.look()
+    second.refresh()
     assert second.streams == every

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.fleet.sampling import Sampler, adapt
+from app.fleet.ingest import Sampler, adapt_rate
 from app.settings import IngestSettings
 
 SETTINGS = IngestSettings(ingest_fps=30, ingest_busy_fps=15, ingest_min_fps=1, ingest_maxlen=100)
@@ -16,7 +16,7 @@ def looks(fps: float, *lags: int | None) -> list[float]:
     """Frames a second after each look."""
     found, before = [], None
     for lag in lags:
-        fps = adapt(fps, lag, before, SETTINGS)
+        fps = adapt_rate(fps, lag, before, SETTINGS)
         found.append(round(fps, 2))
         before = lag
     return found
@@ -52,13 +52,13 @@ def test_an_unknown_lag_changes_nothing() -> None:
 
 def test_a_busy_rate_over_the_full_one_is_the_full_one() -> None:
     settings = IngestSettings(ingest_fps=5, ingest_busy_fps=15, ingest_min_fps=8)
-    assert adapt(5, 50, 50, settings) == 5
-    assert adapt(5, 60, 50, settings) == 5
+    assert adapt_rate(5, 50, 50, settings) == 5
+    assert adapt_rate(5, 60, 50, settings) == 5
 
 
 @given(fps=st.floats(1, 30), lag=st.integers(0, 300), before=st.none() | st.integers(0, 300))
 def test_the_rate_stays_within_its_bounds(fps: float, lag: int, before: int | None) -> None:
-    assert 1 <= adapt(fps, lag, before, SETTINGS) <= 30
+    assert 1 <= adapt_rate(fps, lag, before, SETTINGS) <= 30
 
 
 @pytest.mark.parametrize(("source_fps", "wanted", "taken"), [(30, 30, 300), (25, 30, 250), (30, 15, 150), (60, 1, 10)])

@@ -9,7 +9,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.fleet.shards import Turns, assign, spread
+from app.fleet.membership import ReadSchedule, assign, split_shards
 
 CAMERAS = [f"cam-{number}" for number in range(200)]
 names = st.text(min_size=1, max_size=6)
@@ -92,20 +92,20 @@ def test_d6_a_new_assignment_takes_under_50_ms_of_cpu() -> None:
 
 
 def test_shards_are_as_many_as_there_is_work_for() -> None:
-    assert spread([], 32) == []
-    assert [sorted(shard) for shard in spread(CAMERAS[:10], 32)] == [sorted(CAMERAS[:10])]
+    assert split_shards([], 32) == []
+    assert [sorted(shard) for shard in split_shards(CAMERAS[:10], 32)] == [sorted(CAMERAS[:10])]
     many = [f"cam-{number}" for number in range(5000)]
-    shards = spread(many, 32)
+    shards = split_shards(many, 32)
     assert len(shards) == 32
     assert sorted(stream for shard in shards for stream in shard) == sorted(many)
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
-    assert spread(reversed(many), 32) == shards
+    assert split_shards(reversed(many), 32) == shards
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.lists(st.integers(1, 30), min_size=60, max_size=60))
 def test_a_read_never_brings_more_than_fits_and_every_stream_has_its_turn(sizes: list[int], rooms: list[int]) -> None:
     shards = [tuple(f"{number}-{one}" for one in range(size)) for number, size in enumerate(sizes)]
-    turns = Turns(shards)
+    turns = ReadSchedule(shards)
     asked: Counter[str] = Counter()
     for room in rooms:
         streams, count = turns.next(room)

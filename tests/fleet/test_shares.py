@@ -10,7 +10,7 @@ from itertools import pairwise
 import redis as redis_library
 from prometheus_client import REGISTRY
 
-from app.fleet.frames import CameraFrame
+from app.fleet.streams import CameraFrame
 from tests.fleet.lives import Begin, Life
 from tests.fleet.work import GROUP, film, group_of, pending
 
@@ -39,7 +39,7 @@ def books() -> dict[str, float]:
 
 
 def since(before: dict[str, float], life: Life) -> dict[str, float]:
-    life.tally.flush()
+    life.counts.flush()
     return {name: count - before[name] for name, count in books().items()}
 
 
@@ -157,7 +157,7 @@ def test_d4_five_hundred_cameras_that_come_and_go_are_all_in_the_books(
         return 2 * (names if 3 <= number < 9 else names[:250])
 
     seen, filmed = overloaded(life, redis, cameras, rounds=12, able=250)
-    while life.source._roster.streams != {f"frames:{name}" for name in names}:
+    while life.consumer.membership.streams != {f"frames:{name}" for name in names}:
         life.read(0)
     frames = [frame for looked in seen for frame in looked]
     rest = drained(life, redis)

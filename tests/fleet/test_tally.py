@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Histogram
 
 from app import metrics
-from app.fleet.tally import DOOR, FRAMES, Tally
+from app.fleet.in_flight import ENTRY_POINT, FRAMES, MetricsBuffer
 
 
 def test_many_values_at_once_are_as_one_by_one() -> None:
@@ -21,16 +21,19 @@ def test_many_values_at_once_are_as_one_by_one() -> None:
 
 
 def seen() -> float:
-    return metrics.REGISTRY.get_sample_value("sightline_stage_seconds_count", {"entry": DOOR, "stage": "decode"}) or 0.0
+    return (
+        metrics.REGISTRY.get_sample_value("sightline_stage_seconds_count", {"entry": ENTRY_POINT, "stage": "decode"})
+        or 0.0
+    )
 
 
 def test_stages_are_written_a_hundred_frames_at_a_time() -> None:
-    tally, before = Tally(), seen()
-    tally.received(FRAMES)
+    counts, before = MetricsBuffer(), seen()
+    counts.received(FRAMES)
     for _ in range(FRAMES - 1):
-        tally.timed({"decode": 0.001})
-        tally.processed(0.1)
+        counts.timed({"decode": 0.001})
+        counts.processed(0.1)
     assert seen() == before
-    tally.timed({"decode": 0.001})
-    tally.processed(0.1)
+    counts.timed({"decode": 0.001})
+    counts.processed(0.1)
     assert seen() == before + FRAMES

@@ -15,9 +15,8 @@ import pytest
 import redis as redis_library
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
-from app.fleet.keys import Keys
-from app.fleet.top import RedisAway, run
-from app.fleet.top_overview import Observer
+from app.fleet.monitor import FleetObserver, RedisAway, run
+from app.fleet.streams import Keys
 from app.settings import ROOT, RedisSettings, Settings
 from tests.fleet.conftest import Work
 from tests.fleet.work import eventually, film
@@ -57,7 +56,7 @@ def fleet(redis: redis_library.Redis) -> redis_library.Redis:
 
 
 def test_cameras_with_lag_pending_and_age(fleet: redis_library.Redis, redis_server: RedisServer) -> None:
-    overview = Observer(fleet, RedisSettings(redis_url=redis_server.url)).look()
+    overview = FleetObserver(fleet, RedisSettings(redis_url=redis_server.url)).look()
     found = {one.camera_id: (one.lag, one.pending, one.held, one.unread) for one in overview.cameras}
     assert found == {"one": (6, 4, 10, 0), "two": (0, 1, 3, 0), "three": (None, 0, 2, 0)}
     assert all(0 <= one.age_s < 60 for one in overview.cameras)
@@ -66,7 +65,7 @@ def test_cameras_with_lag_pending_and_age(fleet: redis_library.Redis, redis_serv
 
 
 def test_workers_here_and_gone(fleet: redis_library.Redis, redis_server: RedisServer) -> None:
-    overview = Observer(fleet, RedisSettings(redis_url=redis_server.url)).look()
+    overview = FleetObserver(fleet, RedisSettings(redis_url=redis_server.url)).look()
     found = {one.name: (one.cameras, one.pending, one.signed_on, one.idle_s is None) for one in overview.workers}
     assert found == {
         "host-1-aa": (1, 4, True, False),
@@ -76,7 +75,7 @@ def test_workers_here_and_gone(fleet: redis_library.Redis, redis_server: RedisSe
 
 
 def test_rates_are_those_between_two_looks(fleet: redis_library.Redis, redis_server: RedisServer) -> None:
-    observer = Observer(fleet, RedisSettings(redis_url=redis_server.url))
+    observer = FleetObserver(fleet, RedisSettings(redis_url=redis_server.url))
     began = time.monotonic()
     observer.look()
     add(fleet, "one", 20)
@@ -93,7 +92,7 @@ def test_rates_are_those_between_two_looks(fleet: redis_library.Redis, redis_ser
 
 def test_frames_dropped_unread_are_no_lag_and_are_shown(redis: redis_library.Redis, redis_server: RedisServer) -> None:
     redis.xgroup_create("frames:one", GROUP, id="0", mkstream=True)
-    observer = Observer(redis, RedisSettings(redis_url=redis_server.url))
+    observer = FleetObserver(redis, RedisSettings(redis_url=redis_server.url))
     add(redis, "one", 10)
     read(redis, "one", 1, "me")
     add(redis, "one", 40, maxlen=10)
@@ -120,7 +119,7 @@ def test_what_workers_say_of_themselves(redis: redis_library.Redis, redis_server
     server, thread = start_http_server(0, "127.0.0.1", registry)
     try:
         addresses = (f"127.0.0.1:{server.server_port}", "127.0.0.1:1")
-        good, bad = Observer(redis, RedisSettings(redis_url=redis_server.url), addresses).look().services
+        good, bad = FleetObserver(redis, RedisSettings(redis_url=redis_server.url), addresses).look().services
     finally:
         server.shutdown()
         server.server_close()
@@ -166,6 +165,24 @@ def test_it_is_live_on_a_terminal(fleet: redis_library.Redis, redis_server: Redi
         assert "Traceback" not in screen()
 
 
+def test_on_a_terminal_redis_that_goes_away_stays_said_until_it_is_back(tmp_path: Path) -> None:
+    with (
+        running_redis(tmp_path) as server,
+        on_a_terminal("fleet", "top", "--interval", "0.1", REDIS_URL=server.url) as (child, screen),
+    ):
+        until(lambda: "0 cameras:" in screen())
+        server.stop()
+        until(lambda: "Redis does not answer" in screen())
+        said = screen().rindex("Redis does not answer")
+        time.sleep(1)
+        assert "cameras:" not in screen()[said:]
+        server.start()
+        until(lambda: "0 cameras:" in screen()[said:])
+        child.send_signal(signal.SIGINT)
+        assert until(lambda: screen() and child.poll() is not None)
+        assert child.returncode == 0
+
+
 def test_redis_away_is_said_in_one_line() -> None:
     with pytest.raises(RedisAway, match="REDIS_URL: Redis does not answer"):
         run(Settings(redis_url="redis://127.0.0.1:1"), once=True)
@@ -197,7 +214,7 @@ def test_d2_redis_that_refuses_is_said_with_its_word(tmp_path: Path) -> None:
 def test_d12_kafka_away_is_said_by_its_workers_and_by_top(
     work: Work, redis: redis_library.Redis, redis_server: RedisServer, jpeg: bytes, tmp_path: Path
 ) -> None:
-    observer = Observer(redis, RedisSettings(redis_url=redis_server.url))
+    observer = FleetObserver(redis, RedisSettings(redis_url=redis_server.url))
     with running_kafka(tmp_path / "kafka") as broker:
         fleet = work(KAFKA_BOOTSTRAP_SERVERS=broker.bootstrap, FLEET_STAGES="detect")
         film(redis, "gate", [jpeg])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis as redis_library
 
-from app.fleet.inhand import MOST_ANSWERS
+from app.fleet.in_flight import MOST_RESULTS
 from app.settings import TritonSettings
 from benchmarks import canned
 from tests.conftest import SLOW
@@ -49,10 +49,10 @@ def test_kafka_stopped_and_back_loses_nothing(
             down = 'sightline_kafka_publish_errors_total{reason="all_brokers_down"}'
             eventually(fleet.metrics, lambda samples: samples.get(down, 0) > 0, fleet)
             filming.rate = FAST  # what is in hand fills up, and nothing more is read
-            eventually(lambda: pending(redis), lambda held: held > 0.9 * MOST_ANSWERS, fleet)
+            eventually(lambda: pending(redis), lambda held: held > 0.9 * MOST_RESULTS, fleet)
             filming.rate = RATE
             time.sleep(max(0.0, back - time.monotonic()))
-            assert pending(redis) <= MOST_ANSWERS < len(filming.pictures)
+            assert pending(redis) <= MOST_RESULTS < len(filming.pictures)
             broker.start()
             time.sleep(0.5)
         nothing_is_lost(fleet, redis, filming)

@@ -15,8 +15,7 @@ import redis as redis_library
 from numpy.typing import NDArray
 
 from app.errors import InferenceError
-from app.fleet.vitals import Vitals
-from app.fleet.worker import Worker
+from app.fleet.worker import Worker, WorkerHeartbeats
 from app.inference.client import ModelSpec, Reply, TensorSpec
 from app.inference.fake import FakeClient
 from app.pipeline.multimodal import Pipeline
@@ -34,18 +33,21 @@ FOUND = TensorSpec("detections", "FP32", (-1, 300, 6))
 SERVED = ModelSpec("yolo", "1", (PICTURE,), (FOUND,), 16, {"class_names": json.dumps(["person"])})
 
 
-def settings_of(redis_server: RedisServer, kafka: Broker, folder: Path, *, batch_size: int) -> Settings:
-    return Settings(
-        redis_url=redis_server.url,
-        kafka_bootstrap_servers=kafka.bootstrap,
-        kafka_topic=f"worker-{uuid.uuid4().hex[:12]}",
-        batch_size=batch_size,
-        fleet_batches_in_flight=1,
-        fleet_stages=("detect",),
-        frame_staleness_ms=3_600_000,
-        ocr="off",
-        state_dir=folder,
-    )
+def settings_of(
+    redis_server: RedisServer, kafka: Broker, folder: Path, *, batch_size: int, **others: object
+) -> Settings:
+    given: dict[str, Any] = {
+        "redis_url": redis_server.url,
+        "kafka_bootstrap_servers": kafka.bootstrap,
+        "kafka_topic": f"worker-{uuid.uuid4().hex[:12]}",
+        "batch_size": batch_size,
+        "fleet_batches_in_flight": 1,
+        "fleet_stages": ("detect",),
+        "frame_staleness_ms": 3_600_000,
+        "ocr": "off",
+        "state_dir": folder,
+    }
+    return Settings(**{**given, **others})
 
 
 def persons(batch: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
@@ -69,7 +71,7 @@ async def test_a_batch_that_the_models_are_too_small_for_is_not_asked_for_again(
     client, ocr = FakeClient({"yolo": (SERVED, model)}), Ocr(settings.ocr, state_dir=tmp_path)
     pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live)
     try:
-        worker = Worker(pipeline, settings, Vitals(1).pulse(0))
+        worker = Worker(pipeline, settings, WorkerHeartbeats(1).of(0))
         running = asyncio.create_task(worker.run())
         async with asyncio.timeout(40):
             while sum(size for size in sizes if size <= 4) < FRAMES or pending(redis):  # noqa: ASYNC110
@@ -107,12 +109,12 @@ async def test_what_a_worker_has_in_hand_grows_to_two_batches_and_no_further(
     pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live)
     held = []
     try:
-        worker = Worker(pipeline, settings, Vitals(1).pulse(0))
+        worker = Worker(pipeline, settings, WorkerHeartbeats(1).of(0))
         running = asyncio.create_task(worker.run())
         async with asyncio.timeout(40):
             for done in range(7):
                 # The next batch is with the model; what was answered before is acknowledged; nothing more can be read.
-                while client.asked <= done or worker._in_hand.room(1, 0) or not settled(worker):  # noqa: ASYNC110
+                while client.asked <= done or worker.in_flight.room(1, 0) or not settled(worker):  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
                 held.append(pending(redis))
                 client.let.release()
@@ -129,4 +131,35 @@ async def test_what_a_worker_has_in_hand_grows_to_two_batches_and_no_further(
 
 def settled(worker: Worker) -> bool:
     """Whether all frames in hand are with the models, or wait for them."""
-    return len(worker._in_hand) == worker._in_hand._frames > 0
+    return len(worker.in_flight) == worker.in_flight.frames > 0
+
+
+async def test_in_mode_sync_a_request_has_one_frame_and_as_many_as_there_are_threads_are_asked_at_once(
+    redis: redis_library.Redis, redis_server: RedisServer, kafka: Broker, jpeg: bytes, tmp_path: Path
+) -> None:
+    for number in range(10):
+        film(redis, f"cam-{number}", [jpeg] * 2)
+    settings = settings_of(redis_server, kafka, tmp_path, batch_size=8, fleet_mode="sync", fleet_threads=3)
+    client, ocr = Gated(), Ocr(settings.ocr, state_dir=tmp_path)
+    pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live)
+    try:
+        worker = Worker(pipeline, settings, WorkerHeartbeats(1).of(0))
+        running = asyncio.create_task(worker.run())
+        async with asyncio.timeout(40):
+            while client.asked < 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(0.3)
+            assert client.asked == 3
+            for done in range(1, 18):
+                client.let.release()
+                while client.asked < 3 + done:  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+            for _ in range(3):
+                client.let.release()
+            while pending(redis):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        worker.stop()
+        await running
+    finally:
+        pipeline.close()
+    assert client.asked == len(topic_values(kafka.bootstrap, settings.kafka.kafka_topic)) == 20

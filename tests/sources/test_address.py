@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.fleet.sources import from_argument
+from app.fleet.ingest import from_argument
 from app.sources.address import AddressRefused, checked_name, parse, redact, slug, split_name
 
 S = "hunter2"

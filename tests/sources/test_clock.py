@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from app.fleet.sampling import Sampler
+from app.fleet.ingest import Sampler
 from app.sources.clock import Clock
 
 PERIOD = Fraction(1, 25)

@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from app.errors import ConfigurationError
-from app.fleet.sources import from_entry, from_hash, from_yaml
+from app.fleet.ingest import from_entry, from_hash, from_yaml
 from app.sources.options import Options, from_pairs
 
 
@@ -89,15 +89,15 @@ def test_b4_a_broken_list_is_named_without_its_secrets(tmp_path: Path) -> None:
 
 
 def test_b4_two_cameras_that_differ_in_the_query_alone_ask_for_names(tmp_path: Path) -> None:
-    from app.fleet.ingest_listing import Listing
+    from app.fleet.ingest import SourceList
 
     urls = ["rtsp://nvr/cam?channel=1&password=hunter2", "rtsp://nvr/cam?channel=2&password=hunter2"]
     with pytest.raises(ConfigurationError) as caught:
-        Listing(urls, "fleet:sources")
+        SourceList(urls, "fleet:sources")
     assert "two sources have the id 'nvr-cam'" in str(caught.value)
     assert "NAME=SOURCE" in str(caught.value)
     assert "hunter2" not in str(caught.value)
-    Listing([f"one={urls[0]}", f"two={urls[1]}"], "fleet:sources")
+    SourceList([f"one={urls[0]}", f"two={urls[1]}"], "fleet:sources")
 
 
 def test_d10_options_of_a_command_line() -> None:

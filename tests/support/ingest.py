@@ -18,9 +18,8 @@ from typing import Any
 import redis
 from prometheus_client import REGISTRY
 
-from app.fleet.ingest import Ingest
-from app.fleet.ingest_listing import Listing
-from app.fleet.keys import Keys
+from app.fleet.ingest import Ingest, SourceList
+from app.fleet.streams import Keys
 from app.settings import ROOT, Settings
 from tests.support.redis import RedisServer, require_program
 
@@ -32,7 +31,7 @@ def ingesting(server: RedisServer, *sources: str, loop: bool = False, **settings
     """All of `fleet ingest` but its signals and its metrics' port; ended with the block."""
     stop = threading.Event()
     chosen = Settings(redis_url=server.url, **settings)
-    with Ingest(chosen, Listing(sources, Keys.of(chosen.redis).sources, loop=loop)) as ingest:
+    with Ingest(chosen, SourceList(sources, Keys.of(chosen.redis).sources, loop=loop)) as ingest:
         thread = threading.Thread(target=ingest.until, args=(stop,))
         thread.start()
         try:
