@@ -19,7 +19,7 @@ from app.errors import SightlineError
 from app.live import ledger, page, routes, single
 from app.live.door import LiveDoor
 from app.pipeline.multimodal import Pipeline
-from app.pipeline.opening import opened
+from app.pipeline.startup import open_pipeline
 from app.process import freeze_gc, log_while_waiting, tune
 from app.segments import passage
 from app.segments import routes as films
@@ -111,7 +111,7 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
     )
     summaries.check()
     service = await stack.enter_async_context(
-        opened(settings, settings.ocr, on_inference=inference_changed, on_ocr=ocr_changed)
+        open_pipeline(settings, settings.ocr, on_inference=inference_changed, on_ocr=ocr_changed)
     )
     pipeline, client, embedded = service.pipeline, service.client, service.embedded
     stack.push_async_callback(summaries.close)

@@ -30,7 +30,7 @@ from app.errors import ConfigurationError
 from app.inference.shared import end_with_parent, shared_triton
 from app.limits import backoff_s
 from app.logging import configure
-from app.pipeline.opening import check
+from app.pipeline.startup import check_settings
 from app.process import handling_signals, log_while_waiting
 from app.settings import Settings
 
@@ -61,7 +61,7 @@ def run() -> None:
     configure(settings.server)
     signal.signal(signal.SIGTERM, _stop_start)  # until uvicorn sets its own handler
     try:
-        check(settings)
+        check_settings(settings)
         if settings.server.workers > 1:
             _serve_with_workers(settings)
         else:

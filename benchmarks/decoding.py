@@ -21,8 +21,8 @@ import numpy as np
 import simplejpeg
 
 from app.pipeline.boxes import iou
-from app.pipeline.frames import Frame, Job, StreamMemory
-from app.pipeline.opening import opened
+from app.pipeline.startup import open_pipeline
+from app.pipeline.types import Frame, FrameJob, StreamMemory
 from app.protocol.result import FrameResult
 from app.protocol.stream import Stages, StreamSettings
 from app.settings import Settings
@@ -53,12 +53,12 @@ async def results(jpegs: list[bytes], decode: str, folder: Path) -> list[FrameRe
     """Every picture analysed alone."""
     settings = Settings(decode=decode, state_dir=folder, triton_url=None, ocr="off")
     found = []
-    async with opened(settings, settings.ocr, tracking=False) as door:
+    async with open_pipeline(settings, settings.ocr, tracking=False) as door:
         while not door.pipeline.models.detect:  # noqa: ASYNC110
             await asyncio.sleep(0.2)
         for jpeg in jpegs:
             frame = Frame("a", jpeg, time.perf_counter(), 0.0, 1)
-            (one,) = await door.pipeline.analyze([Job(frame, StreamMemory(), WISHES, deadline_s=60.0)])
+            (one,) = await door.pipeline.analyze([FrameJob(frame, StreamMemory(), WISHES, deadline_s=60.0)])
             if not isinstance(one, FrameResult):
                 raise one
             found.append(one)

@@ -36,7 +36,7 @@ from app.inference.fake import FakeClient
 from app.inference.memory import Buffer
 from app.inference.triton import TritonClient
 from app.pipeline.multimodal import Pipeline
-from app.pipeline.ocr import Ocr
+from app.pipeline.stages.ocr import Ocr
 from app.process import freeze_gc, tune
 from app.settings import Settings
 from benchmarks import canned, naive, photographs

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from app.inference.memory import Region
-from app.pipeline.motion import Flow
+from app.pipeline.stages.motion import Flow
 from app.process import tune
 from benchmarks import photographs
 from benchmarks.measure import Window

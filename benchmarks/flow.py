@@ -17,7 +17,7 @@ from rich.console import Console
 
 from app.pipeline.boxes import letterbox
 from app.pipeline.decode import small_grey
-from app.pipeline.motion import Flow
+from app.pipeline.stages.motion import Flow
 from app.process import tune
 from benchmarks import inner, photographs, turns
 from benchmarks.turns import Ratio

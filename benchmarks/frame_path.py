@@ -20,8 +20,7 @@ import simplejpeg
 from rich.console import Console
 
 from app.pipeline.boxes import letterbox
-from app.pipeline.decode import decode_into
-from app.pipeline.jpeg import inspect
+from app.pipeline.decode import decode_into, inspect
 from app.process import tune
 from benchmarks import inner, naive, photographs, turns
 from benchmarks.turns import Ratio

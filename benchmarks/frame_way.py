@@ -31,7 +31,7 @@ from app.inference.fake import FakeClient
 from app.live.door import LiveDoor
 from app.live.session import Session
 from app.pipeline.multimodal import Pipeline
-from app.pipeline.ocr import Ocr
+from app.pipeline.stages.ocr import Ocr
 from app.settings import ROOT, Settings
 from app.summary import Summaries
 from benchmarks import canned, photographs

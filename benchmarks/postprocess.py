@@ -18,7 +18,7 @@ from rich.console import Console
 
 from app.inference.client import ModelSpec, TensorSpec
 from app.pipeline.boxes import Letterbox, letterbox
-from app.pipeline.yolo import Detected, DetectReader, detect_reader
+from app.pipeline.stages.detect import Detected, DetectReader, detect_reader
 from benchmarks import inner, naive, turns
 from benchmarks.harness import BenchmarkError
 from benchmarks.turns import Ratio

@@ -15,10 +15,10 @@ import orjson
 import typer
 import uvloop
 
-from app.pipeline.frames import Frame, Job, StreamMemory
 from app.pipeline.multimodal import Pipeline
-from app.pipeline.opening import opened
-from app.pipeline.turns import Turn, Turns
+from app.pipeline.ordering import Sequencer, Ticket
+from app.pipeline.startup import open_pipeline
+from app.pipeline.types import Frame, FrameJob, StreamMemory
 from app.process import tune
 from app.protocol.result import FrameResult
 from app.protocol.stream import StreamSettings
@@ -43,7 +43,7 @@ async def run(way: str, url: str, film: Path) -> dict[str, float]:
     tune()
     with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name:
         settings = Settings(triton_url=url, ocr="off", state_dir=Path(name) / "state", segment_folder=film.parent)
-        async with opened(settings, settings.ocr) as one:
+        async with open_pipeline(settings, settings.ocr) as one:
             wish = stream_settings(settings.pipeline, "annotate")
             await _bare(one.pipeline, wish, film, WARM_UP)
             if way in get_args(Mode):
@@ -71,13 +71,13 @@ async def _bare(pipeline: Pipeline, settings: StreamSettings, film: Path, most: 
     with av.open(str(film)) as container:
         frames = [encode(frame.to_ndarray(format="rgb24")) for frame in islice(container.decode(video=0), most)]
     batches = [frames[at : at + BATCH] for at in range(0, len(frames), BATCH)]
-    memory, turns, room = StreamMemory(), Turns(), asyncio.Semaphore(IN_FLIGHT)
+    memory, turns, room = StreamMemory(), Sequencer(), asyncio.Semaphore(IN_FLIGHT)
 
-    async def look(jpegs: list[bytes], turn: Turn) -> int:
+    async def look(jpegs: list[bytes], turn: Ticket) -> int:
         try:
             with turn:
-                jobs = [Job(Frame("film", one, time.perf_counter(), 0.0, 1), memory, settings) for one in jpegs]
-                answers = await pipeline.analyze(jobs, door="segments", turn=turn)
+                jobs = [FrameJob(Frame("film", one, time.perf_counter(), 0.0, 1), memory, settings) for one in jpegs]
+                answers = await pipeline.analyze(jobs, entry="segments", ticket=turn)
                 return sum(isinstance(one, FrameResult) and one.stages["detect"].status == "ok" for one in answers)
         finally:
             room.release()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.pipeline.heads import implausible
+from app.pipeline.layouts import implausible
 
 RUN = """
 import sys, numpy as np, onnxruntime

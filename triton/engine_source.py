@@ -26,8 +26,7 @@ from install import DETECT, POSE, VISION, installed_version
 from numpy.typing import NDArray
 
 from app.pipeline.boxes import letterbox
-from app.pipeline.decode import decode_into
-from app.pipeline.jpeg import inspect
+from app.pipeline.decode import decode_into, inspect
 from app.settings import ROOT
 
 PICTURE = ROOT / "app" / "web" / "sample.jpg"

@@ -14,9 +14,9 @@ from app.errors import FrameError
 from app.fleet.in_flight import ENTRY_POINT
 from app.fleet.kafka import Failure
 from app.fleet.streams import CameraFrame
-from app.pipeline.answer import Record
-from app.pipeline.frames import Frame, Job, StreamMemory
 from app.pipeline.multimodal import Pipeline
+from app.pipeline.postprocess import Record
+from app.pipeline.types import Frame, FrameJob, StreamMemory
 from app.protocol.result import FrameResult
 from app.protocol.stream import Stages, StreamSettings
 from app.settings import FleetSettings, OcrSettings, PipelineSettings, Settings
@@ -62,7 +62,7 @@ def is_stale(frame: CameraFrame, staleness_ms: float) -> bool:
     return time.time() * 1000 - frame.origin.captured_at_ms > staleness_ms
 
 
-def job_of(frame: CameraFrame, memory: StreamMemory, settings: StreamSettings, *, faces: bool) -> Job:
+def job_of(frame: CameraFrame, memory: StreamMemory, settings: StreamSettings, *, faces: bool) -> FrameJob:
     """The pipeline's job for a frame.
 
     `received` is the capture time on the monotonic clock, because tracks need real times, and frames that were read
@@ -70,7 +70,7 @@ def job_of(frame: CameraFrame, memory: StreamMemory, settings: StreamSettings, *
     """
     now_ms = time.time() * 1000
     age_s = max(0.0, now_ms - frame.origin.captured_at_ms) / 1000
-    return Job(
+    return FrameJob(
         Frame(
             stream=frame.origin.camera_id,
             jpeg=frame.jpeg,
@@ -163,7 +163,7 @@ class Analysis:
         jobs = [job_of(frame, self._memory(frame), self._settings, faces=self._faces) for frame in frames]
         greys = [job.memory.grey for job in jobs]
         try:
-            results = await self._pipeline.analyze(jobs, door=ENTRY_POINT, record=self._record)
+            results = await self._pipeline.analyze(jobs, entry=ENTRY_POINT, record=self._record)
             outcomes = [outcome_of(frame, result) for frame, result in zip(frames, results, strict=True)]
         except Exception as error:
             # Whatever it is, the next batches must not suffer. A single frame's error is logged.

@@ -35,7 +35,7 @@ from app.fleet.worker import Worker, WorkerHeartbeat, WorkerHeartbeats
 from app.inference.shared import end_with_parent, shared_triton
 from app.limits import backoff_s
 from app.logging import configure
-from app.pipeline.opening import opened
+from app.pipeline.startup import open_pipeline
 from app.process import SHUTDOWN_LOG, freeze_gc, stopping_on_signals, tune
 from app.settings import Settings
 
@@ -139,7 +139,7 @@ async def _run_worker(settings: Settings, heartbeat: WorkerHeartbeat) -> None:
     with stopping_on_signals(on_signal), suppress(asyncio.CancelledError):
         stages = settings.fleet.fleet_stages
         faces = settings.fleet if "face" in stages else None
-        async with opened(settings, ocr_settings(settings), faces=faces, tracking="track" in stages) as service:
+        async with open_pipeline(settings, ocr_settings(settings), faces=faces, tracking="track" in stages) as service:
             worker = Worker(service.pipeline, settings, heartbeat)
             freeze_gc(threshold=YOUNG)
             stop = worker.stop

@@ -17,7 +17,7 @@ from app.live.batches import Batches, Wish
 from app.live.ledger import Ledger
 from app.live.queue import DropQueue
 from app.live.telling import Telling
-from app.pipeline.frames import Frame, Job, StreamMemory
+from app.pipeline.types import Frame, FrameJob, StreamMemory
 from app.protocol.messages import Error, Result, ServerMessage, StreamSettings
 from app.protocol.result import FrameResult
 
@@ -101,7 +101,7 @@ class Answering:
             self._ledger.dropped("stale")
             late = f"waited {waited_ms:.0f} ms; max_age_ms is {settings.max_age_ms:g}"
             return await self._send(Error("stale", late, seq=frame.seq))
-        wish = self._batches.submit(Job(frame, self._memory, settings))
+        wish = self._batches.submit(FrameJob(frame, self._memory, settings))
         if nudge is not None:
             wish.answer.add_done_callback(lambda _: nudge())
         self._begun.append(_Begun(number, frame, settings, wish))

@@ -17,10 +17,10 @@ from operator import itemgetter
 from typing import Any
 
 from app.errors import FrameError
-from app.pipeline.frames import Job
 from app.pipeline.multimodal import Pipeline
-from app.pipeline.prepare import heavy
-from app.pipeline.turns import Turn
+from app.pipeline.ordering import Ticket
+from app.pipeline.preprocess import heavy
+from app.pipeline.types import FrameJob
 from app.protocol.result import FrameResult
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ LARGE = 512 * 1024
 class Wish:
     """One frame that was handed in, and its answer."""
 
-    def __init__(self, job: Job, answer: asyncio.Future[FrameResult | FrameError]) -> None:
+    def __init__(self, job: FrameJob, answer: asyncio.Future[FrameResult | FrameError]) -> None:
         self.job = job
         self.answer = answer
         """Raises what broke on this frame. Whoever wants it no more calls `give_up`."""
@@ -65,14 +65,14 @@ class _Batch:
     def __init__(
         self,
         wishes: list[Wish],
-        analyze: Callable[[list[Wish], Turn], Coroutine[Any, Any, None]],
+        analyze: Callable[[list[Wish], Ticket], Coroutine[Any, Any, None]],
         then: Callable[[], None],
     ) -> None:
         self._wishes = wishes
         memories = [wish.job.memory for wish in wishes]
-        self._turn = Turn({memory.turn for memory in memories if memory.turn is not None}, then)
+        self._turn = Ticket({memory.ticket for memory in memories if memory.ticket is not None}, then)
         for wish, memory in zip(wishes, memories, strict=True):
-            memory.turn = self._turn
+            memory.ticket = self._turn
             wish.joins(self)
         self.task = asyncio.create_task(analyze(wishes, self._turn))
         # Not in the task, which may be cancelled before it begins.
@@ -106,7 +106,7 @@ class Batches:
         """Batches of ours that threads have not prepared yet."""
         self._under_way: set[asyncio.Task[None]] = set()
 
-    def submit(self, job: Job) -> Wish:
+    def submit(self, job: FrameJob) -> Wish:
         """`Pipeline.analyze` of one frame.
 
         Together with others only where the server puts requests together itself: a model on the CPU does a batch one
@@ -144,7 +144,7 @@ class Batches:
 
     def _parted(self, wishes: list[Wish]) -> Iterator[list[Wish]]:
         """In order: of one stream no frame may pass another."""
-        vision = self._pipeline.vision
+        vision = self._pipeline.model_set
         most = min(MOST, self._pipeline.most_together, vision.max_batch) if vision.batched else 1
         batch: list[Wish] = []
         for wish in wishes:
@@ -159,9 +159,9 @@ class Batches:
         if batch:
             yield batch
 
-    async def _run(self, wishes: list[Wish], turn: Turn) -> None:
+    async def _run(self, wishes: list[Wish], turn: Ticket) -> None:
         try:
-            found = await self._pipeline.analyze([wish.job for wish in wishes], turn=turn)
+            found = await self._pipeline.analyze([wish.job for wish in wishes], ticket=turn)
         except Exception as error:  # each frame's own session logs and counts it
             if len(wishes) == 1:
                 wishes[0].failed(error)
@@ -171,7 +171,7 @@ class Batches:
         for wish, one in zip(wishes, found, strict=True):
             self._answer(wish, one)
 
-    async def _one_by_one(self, wishes: list[Wish], turn: Turn, error: Exception) -> None:
+    async def _one_by_one(self, wishes: list[Wish], turn: Ticket, error: Exception) -> None:
         """One frame's fault must not be the others': each is tried again alone."""
         # Said here: alone it may not come again, and then nobody else would tell of it.
         log.error("%d frames together failed; each is tried alone", len(wishes), exc_info=error)

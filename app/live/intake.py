@@ -9,7 +9,7 @@ from app.errors import FrameError, FrameTooLarge
 from app.limits import TokenBucket
 from app.live.ledger import Ledger
 from app.live.queue import DropQueue
-from app.pipeline.frames import Frame
+from app.pipeline.types import Frame
 from app.protocol import header
 from app.protocol.messages import Error, Mode
 from app.settings import LiveSettings

@@ -152,7 +152,7 @@ def _wishes(door: LiveDoor, confidence: float | None, iou: float | None, classes
     except ValidationError as error:
         (first, *_) = error.errors(include_url=False, include_context=False, include_input=False)
         raise ProtocolError(f"classes: {shortened(first['msg'])}", code="invalid_value", field="classes") from None
-    detect = door.pipeline.vision.detect
+    detect = door.pipeline.model_set.detect
     return choices.apply(patch, door.defaults, detect.class_names if detect else ())
 
 

@@ -26,7 +26,7 @@ from app.live.intake import Intake
 from app.live.ledger import Ledger
 from app.live.telling import Telling
 from app.live.voice import Gone, TooSlow, Voice
-from app.pipeline.frames import StreamMemory
+from app.pipeline.types import StreamMemory
 from app.protocol import messages
 from app.protocol.messages import (
     PROTOCOL_VERSION,
@@ -237,7 +237,7 @@ class Session:
             raise ProtocolError("`update` before `init` or a frame", code="not_started", field="type")
 
     def _apply(self, wishes: messages.Patch) -> StreamSettings:
-        detect = self._door.pipeline.vision.detect
+        detect = self._door.pipeline.model_set.detect
         names = detect.class_names if detect is not None else ()
         return choices.apply(wishes, self._settings, names, self._door.summaries.prompt)
 

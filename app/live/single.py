@@ -9,8 +9,8 @@ import uuid
 
 from app import metrics
 from app.errors import FrameError
-from app.pipeline.frames import Frame, Job, StreamMemory
 from app.pipeline.multimodal import Pipeline
+from app.pipeline.types import Frame, FrameJob, StreamMemory
 from app.protocol.messages import Dropped, Result, StreamSettings
 from app.protocol.result import FrameResult, Stage
 
@@ -39,7 +39,7 @@ async def analyze_one(pipeline: Pipeline, picture: bytes, settings: StreamSettin
         # One picture has nothing to be tracked, and no picture before it.
         stages = dataclasses.replace(settings.stages, track=False, motion=False)
         settings = dataclasses.replace(settings, stages=stages)
-        (found,) = await pipeline.analyze([Job(frame, memory, settings, photo=True)], door=DOOR)
+        (found,) = await pipeline.analyze([FrameJob(frame, memory, settings, photo=True)], entry=DOOR)
         if isinstance(found, FrameError):
             metrics.FRAMES_DROPPED.labels(DOOR, found.code).inc()
             accounted = True

@@ -1,8 +1,9 @@
-"""`Pipeline.analyze`: the one path from JPEG bytes to results, whichever door they came in by.
+"""`Pipeline.analyze`: the one way from a frame's bytes to its result, for every entry point.
 
-Decode, letterbox and flow are one task in a worker thread (their libraries free the GIL), with a budget of CPU
-time; the models are one request where the ensemble serves; reading, tracking and writing down are some hundred
-microseconds on the event loop, or a thread's work where there is a crowd.
+A batch of frames is decoded, letterboxed and searched for motion in worker threads, whose libraries free the GIL; a
+budget of CPU time bounds each frame. The models answer in one request where the server has the ensemble. Reading the
+reply, tracking and building the results take some hundred microseconds on the event loop, or run in a thread where
+there are many objects.
 """
 
 from __future__ import annotations
@@ -21,20 +22,16 @@ from numpy.typing import NDArray
 
 from app.errors import FrameError, InferenceError, InferenceTimeout, InferenceUnavailable, ModelRejected
 from app.inference.client import InferenceClient, ModelSpec, Reply
-from app.pipeline.answer import Record, finish, recorder, write_all
-from app.pipeline.batch import Batch, Input, Look, Request
-from app.pipeline.faces import FaceStage
-from app.pipeline.frames import Job
-from app.pipeline.ocr import Ocr
-from app.pipeline.pose import PoseReader
-from app.pipeline.prepare import Preparation, heavy
-from app.pipeline.reading import count, crowded, read, scan
-from app.pipeline.tensors import InputFormat
-from app.pipeline.threads import Piece, Threads, Work
-from app.pipeline.turns import Turn
-from app.pipeline.vision import Vision, describe, trial_picture
-from app.pipeline.watch import ModelWatch
-from app.pipeline.yolo import DetectReader
+from app.pipeline.layouts import InputFormat
+from app.pipeline.models import ModelSet, ModelWatch, describe, trial_image
+from app.pipeline.ordering import Ticket
+from app.pipeline.postprocess import Record, count, crowded, finish, read, recorder, scan, track_all
+from app.pipeline.preprocess import Piece, Preprocessor, Threads, Work, heavy
+from app.pipeline.stages.detect import DetectReader
+from app.pipeline.stages.faces import FaceStage
+from app.pipeline.stages.ocr import Ocr
+from app.pipeline.stages.pose import PoseReader
+from app.pipeline.types import Batch, FrameJob, FrameState, Input, Request
 from app.protocol.messages import Models
 from app.protocol.result import FrameResult, Stage
 from app.settings import FleetSettings, LiveSettings, PipelineSettings, TritonSettings
@@ -43,10 +40,11 @@ log = logging.getLogger(__name__)
 
 
 class Pipeline:
-    """Holds no state of any stream: what a stream remembers comes with its `Job`.
+    """Analyses frames. Holds no state of any stream: what a stream remembers comes with its `FrameJob`.
 
     Args:
-        faces: for a door that has faces embedded (`Job.faces`); None: the server is never asked for such a model.
+        faces: for an entry point that has faces embedded (`FrameJob.faces`). None: the server is never asked for such
+            a model.
     """
 
     def __init__(
@@ -62,223 +60,162 @@ class Pipeline:
         self.ocr = ocr
         self._settings = settings
         self._triton = triton
-        self._limits = limits
         self._cores = len(os.sched_getaffinity(0))
-        self._preparation = Preparation(settings, limits)
-        budget_s = self._preparation.budget_s
+        self._preprocessor = Preprocessor(settings, limits)
+        budget_s = self._preprocessor.budget_s
         self._threads = Threads(settings.decode_threads or max(2, self._cores), "decode", budget_s)
         self._slow = Threads(max(2, self._cores // 2), "decode-heavy", budget_s)
-        """For frames that are costly by what their headers say: no other waits behind them."""
-        self._faces = FaceStage(client, self._threads, self._preparation, faces) if faces is not None else None
-        self._vision = Vision()
+        """For frames whose headers show that they are costly, so that no other frame waits behind them."""
+        self._faces = FaceStage(client, self._threads, self._preprocessor, faces) if faces is not None else None
+        self._model_set = ModelSet()
         self._generation = 0
         self._describing = asyncio.Lock()
         self.watch = ModelWatch(triton.triton_deadline_s)
         self.most_together = sys.maxsize
-        """Frames that a caller who may choose should put in one call: half of a batch that the server refused whole."""
+        """Frames that a caller should put in one call, where it can choose: half of a batch that the server refused."""
 
     def close(self) -> None:
-        """Ends the threads; frames under way are finished, except what would take long."""
+        """Ends the threads. Frames under way are finished, except those that would take long."""
         self._threads.close()
         self._slow.close()
 
-    async def load(self) -> None:
-        """Describes the models, again after every reconnection. Does nothing while the server is away.
-
-        Raises:
-            ModelRejected: a model that we cannot read.
-        """
-        async with self._describing:
-            generation = self.client.generation
-            if not self.client.up or generation == self._generation:
-                return
-            try:
-                face_model = self._faces.model if self._faces is not None else None
-                vision = await describe(self.client, self._triton, face_model)
-                self.watch.forget()
-                # What only a shape speaks for has to show what it is before a frame is read by it.
-                await self._try([reader for reader in vision.readers if not reader.told])
-                self._vision = vision
-            except InferenceUnavailable:
-                return  # asked again soon, and with the next frame
-            except ModelRejected as error:
-                self._vision = Vision(rejected=str(error))
-                self._generation = generation
-                raise
-            self._generation = generation
-            self.most_together = sys.maxsize
-
-    async def try_models(self) -> None:
-        """Asks every model, or only those that fail, about one picture: `watch` then knows which answer.
-
-        Raises:
-            ModelRejected: an answer shows that a model is of another layout than its shape was taken for.
-        """
-        failing = self.watch.failing
-        try:
-            await self._try([one for one in self._vision.readers if not failing or one.spec.name in failing])
-        except ModelRejected as error:
-            self._vision = Vision(rejected=str(error))
-            raise
-
-    async def _try(self, readers: Sequence[DetectReader | PoseReader]) -> None:
-        for reader, reply in zip(readers, await asyncio.gather(*map(self._trial, readers)), strict=True):
-            if reply is not None:
-                reader.check(reply)
-
-    async def _trial(self, reader: DetectReader | PoseReader) -> dict[str, NDArray[Any]] | None:
-        """A copy of what it answers; None where it does not, which `watch` is told."""
-        form, name = reader.input, reader.spec.name
-        buffer = self.client.buffer(form.shape(1), form.dtype)
-        try:
-            buffer.array[...] = trial_picture(form)
-            if buffer.slot is not None:
-                buffer.slot.borders.clear()  # painted over
-            reply = await self.client.infer(reader.spec, buffer, stream="trial")
-        except InferenceUnavailable:
-            return None  # the server went; there will be another trial when it is back
-        except InferenceError as error:
-            self.watch.failed(name, str(error), time.monotonic(), trial=True)
-            return None
-        else:
-            self.watch.answered(name)
-            return {key: value.copy() for key, value in reply.outputs.items()}
-        finally:
-            buffer.release()
-
-    @property
-    def well(self) -> bool:
-        """Whether the server is there and all that it serves answers."""
-        return self.described and not self.watch.failing
-
-    @property
-    def described(self) -> bool:
-        """Whether the server is there and has said what it serves."""
-        return self.client.up and self.client.generation == self._generation
-
-    @property
-    def models(self) -> Models:
-        """What is served now."""
-        vision = self._vision if self.client.up else Vision()
-        return vision.wire(self.ocr.name if self.ocr.available else None)
-
-    @property
-    def vision(self) -> Vision:
-        """What was served last, also while the server is away."""
-        return self._vision
-
-    @property
-    def busy(self) -> bool:
-        """Whether every core, or thread, has a frame to prepare: what is handed in now would only wait for one."""
-        return self._threads.busy >= min(self._cores, len(self._threads))
-
-    def when_less_busy(self, call: Callable[[], None]) -> None:
-        """`call` is called in the loop whenever a thread has done its work."""
-        self._threads.on_done = call
-
     async def analyze(
-        self, jobs: Sequence[Job], *, door: str = "live", record: Record | None = None, turn: Turn | None = None
+        self,
+        jobs: Sequence[FrameJob],
+        *,
+        entry: str = "live",
+        record: Record | None = None,
+        ticket: Ticket | None = None,
     ) -> list[FrameResult | FrameError]:
-        """Analyses frames as one batch; answers in their order, an error in the place of a frame that is none.
+        """Analyses frames as one batch. Returns one answer a frame, in order: a result, or the error of that frame.
 
-        Each frame is of another stream, or at least the frames of one stream are never split over two
-        calls at a time, unless their turns keep the calls in order. More frames than a model takes at once
-        go one batch after the other. A model that fails makes its stage say `error`; the rest of the frame
-        is answered.
+        Frames of one stream must not be in two calls at a time, unless tickets keep the calls in order. More frames
+        than a model takes at once go as several batches, one after the other. When a model fails, its stage says
+        `error` and the rest of the frame is answered.
 
         Args:
-            door: which door's stage times these are.
-            record: takes them instead, for a door that adds them up before they touch a metric.
-            turn: where streams have several calls at a time. See `Turn`.
+            entry: the entry point whose stage times these are.
+            record: receives the stage times instead, for an entry point that sums them up before they reach a metric.
+            ticket: the call's place in the order, where streams have several calls at a time. See `Ticket`.
         """
         if self.client.up and self.client.generation != self._generation:
             try:
                 await self.load()
             except ModelRejected as error:
                 log.error("%s", error)
-        record = record or recorder(door)
-        most = self._vision.max_batch
+        record = record or recorder(entry)
+        most = self._model_set.max_batch
         if len(jobs) <= most:
-            return await self._analyze(jobs, record, turn)
-        if turn is not None:
-            await turn.finish()  # several batches do not overlap with another call's
+            return await self._analyze(jobs, record, ticket)
+        if ticket is not None:
+            await ticket.finish()  # several batches must not overlap with those of another call
         parts = [jobs[at : at + most] for at in range(0, len(jobs), most)]
-        return [answer for part in parts for answer in await self._analyze(part, record, turn, whole=False)]
+        return [answer for part in parts for answer in await self._analyze(part, record, ticket, whole=False)]
 
     async def _analyze(
-        self, jobs: Sequence[Job], record: Record, turn: Turn | None, *, whole: bool = True
+        self, jobs: Sequence[FrameJob], record: Record, ticket: Ticket | None, *, whole: bool = True
     ) -> list[FrameResult | FrameError]:
-        """One batch; all of its turn, or a part."""
-        if turn is not None:
-            await turn.prepare()
+        """The whole way of one batch, which is all of the call (`whole`) or a part."""
+        if ticket is not None:
+            await ticket.prepare()
         started = time.perf_counter()
-        batch = self._batch([*jobs])
+        batch = self._plan(jobs)
         try:
-            await self._prepare(batch, turn)
-            if turn is not None and whole:
-                turn.prepared()
+            await self._prepare(batch, ticket)
+            if ticket is not None and whole:
+                ticket.prepared()
             await self._infer(batch)
             if self._faces is not None:
                 await self._faces.run(batch)
-            if turn is not None:
-                await turn.finish()
-            if any(map(crowded, batch.looks)):
-                await self._thread(batch, partial(write_all, batch), turn=turn)
-            return [finish(look, batch, self.ocr, started, record) for look in batch.looks]
+            if ticket is not None:
+                await ticket.finish()
+            if any(map(crowded, batch.frames)):
+                await self._in_threads(batch, partial(track_all, batch), ticket=ticket)
+            return [finish(state, batch, self.ocr, started, record) for state in batch.frames]
         finally:
             batch.release()
 
-    # --- what is needed, and memory for it ---
+    # --- plan: the requests that the batch needs, and their input memory ---
 
-    def _batch(self, jobs: list[Job]) -> Batch:
-        vision, up = self._vision, self.client.up
-        wants_detect = up and vision.detect is not None and any(job.settings.stages.detect for job in jobs)
-        wants_pose = up and vision.pose is not None and any(job.settings.stages.pose for job in jobs)
-        batch = Batch([Look(job) for job in jobs], vision, up)
-        count = len(jobs)
-        if wants_detect and wants_pose and vision.both is not None:
-            batch.requests.append(Request(self._memory(batch, vision.both[0].input, count), *vision.both))
+    def _plan(self, jobs: Sequence[FrameJob]) -> Batch:
+        models, up = self._model_set, self.client.up
+        batch = Batch([FrameState(job) for job in jobs], models, up)
+        detect = models.detect if up and any(job.settings.stages.detect for job in jobs) else None
+        pose = models.pose if up and any(job.settings.stages.pose for job in jobs) else None
+        if detect is not None and pose is not None and models.both is not None:
+            batch.requests.append(Request(self._memory(batch, models.both[0].input), *models.both))
             return batch
-        if wants_detect and vision.detect is not None:
-            batch.requests.append(Request(self._memory(batch, vision.detect.input, count), vision.detect, None))
-        if wants_pose and vision.pose is not None:
-            batch.requests.append(Request(self._memory(batch, vision.pose.input, count), None, vision.pose))
+        if detect is not None:
+            batch.requests.append(Request(self._memory(batch, detect.input), detect, None))
+        if pose is not None:
+            batch.requests.append(Request(self._memory(batch, pose.input), None, pose))
         return batch
 
-    async def _prepare(self, batch: Batch, turn: Turn | None) -> None:
-        """The idle threads share the frames, but one stream's stay together and in order."""
+    def _memory(self, batch: Batch, form: InputFormat) -> Input:
+        """Input memory of this format, one for all models that take the same."""
+        found = batch.inputs.get(form)
+        if found is None:
+            buffer = self.client.buffer(form.shape(len(batch.frames)), form.dtype)
+            found = batch.inputs[form] = Input(form, buffer)
+        return found
+
+    # --- prepare: in worker threads ---
+
+    async def _prepare(self, batch: Batch, ticket: Ticket | None) -> None:
+        """Divides the frames among the idle threads. Frames of one stream stay together and in order."""
+        piece = partial(self._preprocessor.piece, batch)
+        if len(batch.frames) == 1:
+            threads = self._slow if heavy(batch.frames[0].job) else self._threads
+            await self._in_threads(batch, [piece(0)], ticket=ticket, threads=threads)
+            return
         streams: dict[int, list[int]] = {}
-        for index, look in enumerate(batch.looks):
-            streams.setdefault(id(look.job.memory), []).append(index)
+        for index, state in enumerate(batch.frames):
+            streams.setdefault(id(state.job.memory), []).append(index)
         own = [*streams.values()]
-        slow = [frames for frames in own if any(heavy(batch.looks[index].job) for index in frames)]
+        slow = [frames for frames in own if any(heavy(batch.frames[index].job) for index in frames)]
         quick = [frames for frames in own if frames not in slow] if slow else own
         parts = max(1, min(len(quick), self._cores, self._threads.idle))
         shares = [list(chain.from_iterable(quick[part::parts])) for part in range(parts)] if quick else []
-        piece = partial(self._preparation.piece, batch)
         work: list[Work | list[Piece]] = [[piece(index) for index in share] for share in shares]
         heavies = [[piece(index) for index in frames] for frames in slow]
         if not heavies:
-            await self._thread(batch, *work, turn=turn)
+            await self._in_threads(batch, *work, ticket=ticket)
         elif not work:
-            await self._thread(batch, *heavies, turn=turn, threads=self._slow)
+            await self._in_threads(batch, *heavies, ticket=ticket, threads=self._slow)
         else:
             await asyncio.gather(
-                self._thread(batch, *work, turn=turn),
-                self._thread(batch, *heavies, turn=turn, threads=self._slow),
+                self._in_threads(batch, *work, ticket=ticket),
+                self._in_threads(batch, *heavies, ticket=ticket, threads=self._slow),
             )
 
-    def _memory(self, batch: Batch, form: InputFormat, count: int) -> Input:
-        """Input memory of this format; one for all models that take the same."""
-        found = batch.inputs.get(form)
-        if found is None:
-            found = batch.inputs[form] = Input(form, self.client.buffer(form.shape(count), form.dtype))
-        return found
+    def _in_threads(
+        self,
+        batch: Batch,
+        *work: Work | list[Piece],
+        ticket: Ticket | None = None,
+        threads: Threads | None = None,
+    ) -> asyncio.Future[None]:
+        """Runs the work in threads; await the future at once. Cancelling does not stop the threads.
 
-    # --- at the server ---
+        Until they are done, the batch's memory is held and calls after `ticket` wait.
+        """
+        batch.hold()
+        working = (threads or self._threads).run(*work)
+        if ticket is not None:
+            ticket.work()
+
+        def done(_: asyncio.Future[None]) -> None:
+            batch.release()
+            if ticket is not None:
+                ticket.rest()
+
+        working.add_done_callback(done)
+        return asyncio.shield(working)
+
+    # --- infer: one request a model, or one for all, and reading the reply ---
 
     async def _infer(self, batch: Batch) -> None:
-        if not batch.requests or all(look.error for look in batch.looks):
+        if not batch.requests or all(state.error for state in batch.frames):
             return
         if len(batch.requests) == 1:
             await self._ask(batch, batch.requests[0])
@@ -286,41 +223,38 @@ class Pipeline:
             await asyncio.gather(*(self._ask(batch, request) for request in batch.requests))
 
     async def _ask(self, batch: Batch, request: Request) -> None:
-        readers = [reader for reader in (request.detect, request.pose) if reader is not None]
-        spec = readers[0].spec
+        reader = request.detect or request.pose
+        assert reader is not None
+        spec, frames = reader.spec, batch.frames
         try:
-            reply = await self._reply(spec, request, batch.looks[0].job)
+            reply = await self._reply(spec, request, frames[0].job)
         except InferenceError as error:
-            reason = "inference_unavailable" if isinstance(error, InferenceUnavailable) else str(error)
-            self._refused(len(batch.looks), error)
-            if not isinstance(error, InferenceUnavailable):
+            away = isinstance(error, InferenceUnavailable)
+            self._refused(len(frames), error)
+            if not away:
                 self.watch.failed(spec.name, str(error), time.monotonic())
-            for look in batch.looks:
-                for stage in request.stages:
-                    look.stages[stage] = Stage("error", reason)
+            failed = Stage("error", "inference_unavailable" if away else str(error))
+            for state in frames:
+                state.stages.update(dict.fromkeys(request.stages, failed))
             return
         self.watch.answered(spec.name)
         parsing = time.perf_counter()
         seen = scan(batch, request, reply)
-        reading = partial(read, batch, request, reply, seen, self._settings.max_detections)
         if seen.heavy:
-            await self._thread(batch, reading)
+            most = self._settings.max_detections
+            await self._in_threads(batch, partial(read, batch, request, reply, seen, most))
         else:
-            reading()
-        count(
-            batch,
-            request,
-            detect=self._triton.triton_detect_model,
-            pose=self._triton.triton_pose_model,
-            model=spec.name,
-        )
-        parse_s = (time.perf_counter() - parsing) / len(batch.looks)
-        for look in batch.looks:
-            for name, seconds in (("gate", reply.gate_s), ("infer", reply.infer_s)):
-                look.timings[name] = max(look.timings.get(name, 0.0), seconds)
-            look.timings["parse"] = look.timings.get("parse", 0.0) + parse_s
+            read(batch, request, reply, seen, self._settings.max_detections)
+        detect, pose = self._triton.triton_detect_model, self._triton.triton_pose_model
+        count(batch, request, detect=detect, pose=pose, model=spec.name)
+        parse_s = (time.perf_counter() - parsing) / len(frames)
+        for state in frames:
+            timings = state.timings
+            timings["gate"] = max(timings.get("gate", 0.0), reply.gate_s)
+            timings["infer"] = max(timings.get("infer", 0.0), reply.infer_s)
+            timings["parse"] = timings.get("parse", 0.0) + parse_s
 
-    async def _reply(self, spec: ModelSpec, request: Request, first: Job) -> Reply:
+    async def _reply(self, spec: ModelSpec, request: Request, first: FrameJob) -> Reply:
         buffer, stream, deadline_s = request.input.buffer, first.frame.stream, first.deadline_s
         if deadline_s is None:
             return await self.client.infer(spec, buffer, stream=stream)
@@ -334,25 +268,107 @@ class Pipeline:
             raise InferenceUnavailable(str(error)) from None
 
     def _refused(self, frames: int, error: InferenceError) -> None:
-        """A server that is away or late says nothing about a batch's size."""
+        """Halves `most_together` after a refused batch. A server that is away or late says nothing about its size."""
         if 1 < frames < 2 * self.most_together and not isinstance(error, (InferenceUnavailable, InferenceTimeout)):
             self.most_together = frames // 2
             log.warning("a batch of %d was refused: %s", frames, error)
 
-    async def _thread(
-        self,
-        batch: Batch,
-        *work: Work | list[Piece],
-        turn: Turn | None = None,
-        threads: Threads | None = None,
-    ) -> None:
-        """Has threads do it. Where that is cancelled they go on: until they are done the batch's memory is kept, and
-        whoever comes after `turn` waits.
+    # --- how busy the threads are ---
+
+    @property
+    def busy(self) -> bool:
+        """Whether every core, or every thread, has a frame to prepare: a further frame would only wait for one."""
+        return self._threads.busy >= min(self._cores, len(self._threads))
+
+    def when_less_busy(self, call: Callable[[], None]) -> None:
+        """`call` is called in the event loop whenever a thread has finished its work."""
+        self._threads.on_done = call
+
+    # --- which models are served, and whether they answer ---
+
+    async def load(self) -> None:
+        """Describes the models, again after each reconnection. Does nothing while the server is away.
+
+        Raises:
+            ModelRejected: no reader knows a model.
         """
-        batch.hold()
-        working = (threads or self._threads).run(*work)
-        working.add_done_callback(lambda _: batch.release())
-        if turn is not None:
-            turn.work()
-            working.add_done_callback(lambda _: turn.rest())
-        await asyncio.shield(working)
+        async with self._describing:
+            generation = self.client.generation
+            if not self.client.up or generation == self._generation:
+                return
+            try:
+                face_model = self._faces.model if self._faces is not None else None
+                models = await describe(self.client, self._triton, face_model)
+                self.watch.forget()
+                # Where only the shape suggests a layout, an answer of the model must confirm it before it is used.
+                await self._try([reader for reader in models.readers if not reader.declared])
+                self._model_set = models
+            except InferenceUnavailable:
+                return  # loading is tried again soon, and with the next frame
+            except ModelRejected as error:
+                self._model_set = ModelSet(rejected=str(error))
+                self._generation = generation
+                raise
+            self._generation = generation
+            self.most_together = sys.maxsize
+
+    async def try_models(self) -> None:
+        """Sends one image to every model, or only to those that fail, so that `watch` knows which models answer.
+
+        Raises:
+            ModelRejected: an answer shows that a model has another layout than its shape suggested.
+        """
+        failing = self.watch.failing
+        try:
+            await self._try(
+                [reader for reader in self._model_set.readers if not failing or reader.spec.name in failing]
+            )
+        except ModelRejected as error:
+            self._model_set = ModelSet(rejected=str(error))
+            raise
+
+    async def _try(self, readers: Sequence[DetectReader | PoseReader]) -> None:
+        for reader, reply in zip(readers, await asyncio.gather(*map(self._trial, readers)), strict=True):
+            if reply is not None:
+                reader.check(reply)
+
+    async def _trial(self, reader: DetectReader | PoseReader) -> dict[str, NDArray[Any]] | None:
+        """A copy of the model's answer to one image. None without an answer; `watch` then counts it as failing."""
+        form, name = reader.input, reader.spec.name
+        buffer = self.client.buffer(form.shape(1), form.dtype)
+        try:
+            buffer.array[...] = trial_image(form)
+            if buffer.slot is not None:
+                buffer.slot.borders.clear()  # the image covers them
+            reply = await self.client.infer(reader.spec, buffer, stream="trial")
+        except InferenceUnavailable:
+            return None  # the server is away; there will be another trial after it is back
+        except InferenceError as error:
+            self.watch.failed(name, str(error), time.monotonic(), trial=True)
+            return None
+        else:
+            self.watch.answered(name)
+            return {key: value.copy() for key, value in reply.outputs.items()}
+        finally:
+            buffer.release()
+
+    @property
+    def well(self) -> bool:
+        """Whether the server is connected and all its models answer."""
+        return self.described and not self.watch.failing
+
+    @property
+    def described(self) -> bool:
+        """Whether the server is connected and has described its models."""
+        return self.client.up and self.client.generation == self._generation
+
+    @property
+    def models(self) -> Models:
+        """The models that are served now, for clients."""
+        models = self._model_set if self.client.up else ModelSet()
+        return models.wire(self.ocr.name if self.ocr.available else None)
+
+    @property
+    def model_set(self) -> ModelSet:
+        """The models that were served last, also while the server is away."""
+        return self._model_set

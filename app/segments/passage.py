@@ -18,10 +18,10 @@ from typing import Any
 
 from app import metrics
 from app.errors import FrameError, InferenceError, InferenceUnavailable
-from app.pipeline.frames import Frame, Job, StreamMemory
 from app.pipeline.multimodal import Pipeline
-from app.pipeline.ocr_policy import RUNNING, OcrMemory
-from app.pipeline.turns import Turn, Turns
+from app.pipeline.ordering import Sequencer, Ticket
+from app.pipeline.stages.ocr.policy import RUNNING, OcrMemory
+from app.pipeline.types import Frame, FrameJob, StreamMemory
 from app.protocol.result import OK, FrameResult
 from app.protocol.stream import StreamSettings
 from app.segments.keys import Mode
@@ -70,13 +70,13 @@ class Passage:
         self._pipeline = pipeline
         self._settings = settings
         self._mode = mode
-        self._needed = needed(pipeline.vision, mode)
+        self._needed = needed(pipeline.model_set, mode)
         self._reel = reel
         self._output = output
         self._on_frames = on_frames
         self._stream = uuid.uuid4().hex
         self._memory = StreamMemory()
-        self._turns = Turns()
+        self._turns = Sequencer()
         self._batch = max(1, min(BATCH, _BATCH_PIXELS // (reel.width * reel.height)))
         self._received = self._told = 0
 
@@ -128,12 +128,12 @@ class Passage:
         if given_up := self._received - self._output.frames:
             metrics.FRAMES_FAILED.labels(DOOR, "given_up").inc(given_up)
 
-    async def _look(self, shots: list[Shot], turn: Turn) -> list[Found]:
+    async def _look(self, shots: list[Shot], turn: Ticket) -> list[Found]:
         """A batch through the pipeline; what each frame gave, or why it gave nothing."""
         with turn:
-            jobs = [Job(self._frame(shot), self._memory, self._settings, deadline_s=DEADLINE_S) for shot in shots]
+            jobs = [FrameJob(self._frame(shot), self._memory, self._settings, deadline_s=DEADLINE_S) for shot in shots]
             try:
-                answers = await self._pipeline.analyze(jobs, door=DOOR, turn=turn)
+                answers = await self._pipeline.analyze(jobs, entry=DOOR, ticket=turn)
             except Exception as error:
                 # Whatever it is, the other frames must not suffer.
                 log.exception("frames %d to %d of a film", shots[0].number, shots[-1].number)
@@ -141,7 +141,7 @@ class Passage:
             finally:
                 for shot in shots:
                     shot.pixels = None
-            needed(self._pipeline.vision, self._mode)  # another server may have come meanwhile
+            needed(self._pipeline.model_set, self._mode)  # another server may have come meanwhile
             return [_found(answer, self._needed) for answer in await self._read(answers, float(shots[-1].at))]
 
     async def _read(

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from app.errors import InferenceError, InferenceUnavailable
-from app.pipeline.vision import Vision
+from app.pipeline.models import ModelSet
 from app.segments.keys import Mode
 
 FACE = "face"
 """The class, in any spelling of its letters, whose boxes are faces."""
 
 
-def any_model(vision: Vision) -> bool:
+def any_model(vision: ModelSet) -> bool:
     """Whether anything looks at frames."""
     return vision.detect is not None or vision.pose is not None
 
 
-def needed(vision: Vision, mode: Mode) -> frozenset[str]:
+def needed(vision: ModelSet, mode: Mode) -> frozenset[str]:
     """The stages that every frame of a film has to go through: those whose models are served.
 
     Raises:

@@ -62,7 +62,7 @@ class SegmentService:
             await described(self._pipeline)
         except InferenceUnavailable:
             return False
-        return any_model(self._pipeline.vision)
+        return any_model(self._pipeline.model_set)
 
     async def invoke(self, input_uri: str, output_uri: str, mode: Mode, *, allow_truncated: bool = False) -> Report:
         """Analyses the film at one address and writes it to the other, its results beside it (`.jsonl`).

@@ -28,7 +28,7 @@ from av.stream import Disposition
 from numpy.typing import NDArray
 
 from app.errors import FrameError, FrameTooLarge, SightlineError, UndecodableFrame
-from app.pipeline.jpeg import check_packet, inspect
+from app.pipeline.decode import check_packet, inspect
 from app.sources import orientation
 from app.sources.address import Address, ffmpeg_name, printable
 from app.sources.clock import GAP_S, Clock

@@ -11,8 +11,7 @@ import pytest
 from rich.console import Console
 
 from app.pipeline.boxes import letterbox
-from app.pipeline.decode import decode_into
-from app.pipeline.jpeg import inspect
+from app.pipeline.decode import decode_into, inspect
 from benchmarks import chart, flow, frame_path, inner, overload, plans, postprocess, sessions, turns
 from benchmarks.harness import BenchmarkError
 from benchmarks.photographs import write

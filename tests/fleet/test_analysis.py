@@ -21,7 +21,7 @@ from app.fleet.streams import CameraFrame, FrameOrigin
 from app.inference.client import ModelSpec, TensorSpec
 from app.inference.fake import FakeClient
 from app.pipeline.multimodal import Pipeline
-from app.pipeline.ocr import Ocr
+from app.pipeline.stages.ocr import Ocr
 from app.settings import Settings
 from benchmarks import canned
 

@@ -19,7 +19,7 @@ from app.fleet.worker import Worker, WorkerHeartbeats
 from app.inference.client import ModelSpec, Reply, TensorSpec
 from app.inference.fake import FakeClient
 from app.pipeline.multimodal import Pipeline
-from app.pipeline.ocr import Ocr
+from app.pipeline.stages.ocr import Ocr
 from app.settings import Settings
 from benchmarks import canned
 from tests.fleet.work import film, pending, topic_values

@@ -6,8 +6,8 @@ import asyncio
 import time
 from pathlib import Path
 
-from app.pipeline.frames import Frame, Job, StreamMemory
-from app.pipeline.opening import opened
+from app.pipeline.startup import open_pipeline
+from app.pipeline.types import Frame, FrameJob, StreamMemory
 from app.protocol.messages import Stages, StreamSettings
 from app.protocol.result import FrameResult
 from app.settings import Settings, TritonSettings
@@ -50,7 +50,7 @@ def test_a_smaller_batch_leaves_the_borders_of_the_next_larger_one(tmp_path: Pat
         """What the model says of the pictures' borders, batch by batch."""
         settings = Settings(triton_url=url, triton_shm="on", ocr="off", state_dir=tmp_path / "service")
         said: list[tuple[int, list[int]]] = []
-        async with opened(settings, settings.ocr, tracking=False) as one:
+        async with open_pipeline(settings, settings.ocr, tracking=False) as one:
             async with asyncio.timeout(30):
                 while True:  # the memory that all of these batches share is mapped after the first
                     buffer = one.client.buffer((4, canned.SIZE, canned.SIZE, 3), "UINT8")
@@ -60,7 +60,7 @@ def test_a_smaller_batch_leaves_the_borders_of_the_next_larger_one(tmp_path: Pat
                     await asyncio.sleep(0.02)
             for count in (4, 3, 4, 3, 3, 4):
                 jobs = [
-                    Job(Frame(str(number), jpeg, time.perf_counter(), 0.0, 1), StreamMemory(), wish)
+                    FrameJob(Frame(str(number), jpeg, time.perf_counter(), 0.0, 1), StreamMemory(), wish)
                     for number in range(count)
                 ]
                 answers = await one.pipeline.analyze(jobs)

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from app.pipeline.frames import Frame, Job, StreamMemory
-from app.pipeline.opening import opened
+from app.pipeline.startup import open_pipeline
+from app.pipeline.types import Frame, FrameJob, StreamMemory
 from app.protocol.messages import Stages, StreamSettings
 from app.protocol.result import FrameResult
 from app.settings import ROOT, Settings, TritonSettings
@@ -193,10 +193,10 @@ def test_the_frames_of_a_batch_each_get_their_own(repository: Path, tmp_path: Pa
     async def analyzed(url: str) -> list[object]:
         settings = Settings(triton_url=url, triton_ensemble=ensemble, ocr="off", state_dir=tmp_path / "service")
         wish = StreamSettings(stages=Stages(ocr=False, motion=False, track=False))
-        async with opened(settings, settings.ocr, tracking=False) as one:
-            assert one.pipeline.vision.max_batch >= len(shown)
+        async with open_pipeline(settings, settings.ocr, tracking=False) as one:
+            assert one.pipeline.model_set.max_batch >= len(shown)
             jobs = [
-                Job(Frame(str(number), jpeg, time.perf_counter(), 0.0, 1), StreamMemory(), wish)
+                FrameJob(Frame(str(number), jpeg, time.perf_counter(), 0.0, 1), StreamMemory(), wish)
                 for number, jpeg in enumerate(shown)
             ]
             return list(await one.pipeline.analyze(jobs))

@@ -14,7 +14,7 @@ from app.live.answering import Answering
 from app.live.batches import Wish
 from app.live.ledger import Ledger
 from app.live.queue import DropQueue
-from app.pipeline.frames import Frame, Job, StreamMemory
+from app.pipeline.types import Frame, FrameJob, StreamMemory
 from app.protocol.messages import Error, Result, ServerMessage, StreamSettings
 from app.protocol.result import FrameResult, Image
 
@@ -27,7 +27,7 @@ class Batches:
     def __init__(self) -> None:
         self.wishes: list[Wish] = []
 
-    def submit(self, job: Job) -> Wish:
+    def submit(self, job: FrameJob) -> Wish:
         wish = Wish(job, asyncio.get_running_loop().create_future())
         self.wishes.append(wish)
         return wish

@@ -22,12 +22,10 @@ from app.inference.client import ModelSpec, Reply
 from app.inference.fake import FakeClient
 from app.inference.memory import Buffer
 from app.live.batches import LARGE, Batches, Wish
-from app.pipeline.batch import Batch
-from app.pipeline.frames import Frame, Job, StreamMemory
 from app.pipeline.multimodal import Pipeline
-from app.pipeline.ocr import Ocr
-from app.pipeline.prepare import Preparation
-from app.pipeline.threads import Piece
+from app.pipeline.preprocess import Piece, Preprocessor
+from app.pipeline.stages.ocr import Ocr
+from app.pipeline.types import Batch, Frame, FrameJob, StreamMemory
 from app.protocol.result import FrameResult
 from app.protocol.stream import Stages, StreamSettings
 from app.settings import Settings
@@ -58,7 +56,7 @@ class Counted(FakeClient):
 class Asked(Batches):
     """Asked one frame at a time, as a session asks that waits for each answer."""
 
-    async def analyze(self, job: Job) -> FrameResult | FrameError:
+    async def analyze(self, job: FrameJob) -> FrameResult | FrameError:
         wish = self.submit(job)
         try:
             return await wish.answer
@@ -86,7 +84,7 @@ def run(client: FakeClient, state: Path, use: Callable[[Asked], Awaitable[None]]
     asyncio.run(go())
 
 
-def jobs(count: int) -> list[Job]:
+def jobs(count: int) -> list[FrameJob]:
     """The last one's box is another."""
     return [job(photograph() if i < count - 1 else white(), str(i)) for i in range(count)]
 
@@ -230,7 +228,7 @@ def test_a_bug_in_one_batch_is_told_to_every_frame_of_it(tmp_path: Path) -> None
 
 def test_a_crowd_is_read_and_tracked_off_the_loop_and_answered_alike(tmp_path: Path) -> None:
     """As many boxes as a head has, all apart: the loop goes on meanwhile."""
-    from app.pipeline import reading
+    from app.pipeline import postprocess
 
     rows = np.zeros((300, 6), np.float32)
     rows[:, 0], rows[:, 1] = np.arange(300) % 30 * 20, 90 + np.arange(300) // 30 * 40
@@ -243,7 +241,7 @@ def test_a_crowd_is_read_and_tracked_off_the_loop_and_answered_alike(tmp_path: P
     async def use(batches: Asked) -> None:
         import threading
 
-        real = reading.read
+        real = postprocess.read
 
         def noted(*arguments: object) -> None:
             threads.add(threading.current_thread().name)
@@ -274,7 +272,7 @@ def test_frames_of_one_stream_overlap_at_the_server_and_keep_their_order(tmp_pat
             if number < frames:
                 jpeg = encode(square(number), quality=95)
                 frame = Frame(name, jpeg, time.perf_counter(), 0.0, number, at_s=number / 25)
-                begun.append(batches.submit(Job(frame, memory, settings)))
+                begun.append(batches.submit(FrameJob(frame, memory, settings)))
             if number >= 3 and begun:
                 one = await begun.popleft().answer
                 assert isinstance(one, FrameResult)
@@ -298,13 +296,13 @@ def test_frames_are_gathered_while_every_core_has_one_to_prepare(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = threading.Event()
-    real = Preparation._prepare
+    real = Preprocessor._prepare
 
     def held(*arguments: Any) -> None:
         gate.wait(10)
         real(*arguments)
 
-    monkeypatch.setattr(Preparation, "_prepare", held)
+    monkeypatch.setattr(Preprocessor, "_prepare", held)
     client = Counted()
 
     async def use(batches: Asked) -> None:
@@ -366,7 +364,7 @@ def test_who_hands_in_several_frames_holds_up_nobody_who_hands_in_one(tmp_path: 
         several += [dataclasses.replace(job(white(), "several"), memory=memory) for _ in range(3)]
         answered: list[str] = []
 
-        async def ask(one: Job, name: str) -> None:
+        async def ask(one: FrameJob, name: str) -> None:
             await batches.analyze(one)
             answered.append(name)
 
@@ -386,17 +384,17 @@ def test_a_stream_that_ends_leaves_nobody_waiting_for_its_turn(
     """Its frames share batches with others'. The memory of a stream is never used by two threads at a time."""
     now: Counter[int] = Counter()
     most: list[int] = []
-    real = Preparation._prepare
+    real = Preprocessor._prepare
 
-    def slow(self: Preparation, batch: Batch, index: int, piece: Piece) -> None:
-        streams = {id(batch.looks[index].job.memory)}
+    def slow(self: Preprocessor, batch: Batch, index: int, piece: Piece) -> None:
+        streams = {id(batch.frames[index].job.memory)}
         now.update(streams)
         most.append(max(now.values()))
         time.sleep(0.1)
         real(self, batch, index, piece)
         now.subtract(streams)
 
-    monkeypatch.setattr(Preparation, "_prepare", slow)
+    monkeypatch.setattr(Preprocessor, "_prepare", slow)
 
     async def use(batches: Asked) -> None:
         memory = StreamMemory()

@@ -17,15 +17,13 @@ from numpy.typing import NDArray
 
 from app.errors import FrameError, TooExpensive
 from app.inference.memory import Pool, Region
-from app.pipeline import prepare as preparing
-from app.pipeline.batch import Batch, Look
-from app.pipeline.frames import Frame, Job, StreamMemory
-from app.pipeline.jpeg import inspect
+from app.pipeline import preprocess as preparing
+from app.pipeline.decode import inspect
+from app.pipeline.models import ModelSet
 from app.pipeline.multimodal import Pipeline
-from app.pipeline.ocr import Ocr
-from app.pipeline.prepare import HEAVY, Preparation, heavy
-from app.pipeline.threads import MOST_GIVEN_UP, Piece, Threads
-from app.pipeline.vision import Vision
+from app.pipeline.preprocess import HEAVY, MOST_GIVEN_UP, Piece, Preprocessor, Threads, heavy
+from app.pipeline.stages.ocr import Ocr
+from app.pipeline.types import Batch, Frame, FrameJob, FrameState, StreamMemory
 from app.protocol.result import FrameResult
 from app.protocol.stream import Stages, StreamSettings
 from app.settings import PipelineSettings, Settings
@@ -179,8 +177,8 @@ async def pipeline(client: Sight, folder: Path, **settings: Any) -> AsyncIterato
         await asyncio.to_thread(made.close)
 
 
-def job(jpeg: bytes, memory: StreamMemory | None = None, **more: Any) -> Job:
-    return Job(Frame("a", jpeg, time.perf_counter(), 0.0, 1), memory or StreamMemory(), SETTINGS, **more)
+def job(jpeg: bytes, memory: StreamMemory | None = None, **more: Any) -> FrameJob:
+    return FrameJob(Frame("a", jpeg, time.perf_counter(), 0.0, 1), memory or StreamMemory(), SETTINGS, **more)
 
 
 def ordinary() -> bytes:
@@ -284,12 +282,12 @@ def test_a3_a_jpeg_over_its_budget_is_brought_to_its_end_where_no_pool_prepares_
     spoilt: list[int] = []
     real = preparing._spoil
     monkeypatch.setattr(preparing, "_spoil", lambda coded: (spoilt.append(len(coded)), real(coded)))
-    preparation = Preparation(PipelineSettings(decode_budget_ms=50), Settings().live)
+    preparation = Preprocessor(PipelineSettings(decode_budget_ms=50), Settings().live)
     jpeg = scans(31, marker=0xC2, side=4096)
     for picture, looked_after in ((jpeg, [len(jpeg)]), (ordinary(), [len(jpeg)])):
-        batch = Batch([Look(job(picture))], Vision(), up=False)
+        batch = Batch([FrameState(job(picture))], ModelSet(), up=False)
         preparation.here(batch, 0)
-        assert isinstance(batch.looks[0].error, TooExpensive) == (picture is jpeg)
+        assert isinstance(batch.frames[0].error, TooExpensive) == (picture is jpeg)
         assert spoilt == looked_after
         assert not [one for one in threading.enumerate() if one.name == "decode-watch"]
 

@@ -10,8 +10,7 @@ from skimage import data
 
 from app.errors import FrameTooLarge, TooExpensive, UndecodableFrame
 from app.pipeline.boxes import letterbox
-from app.pipeline.decode import BORDER, decode_grey, decode_into, grey_size, small_grey
-from app.pipeline.jpeg import inspect
+from app.pipeline.decode import BORDER, decode_grey, decode_into, grey_size, inspect, small_grey
 
 ANY = {"max_bytes": 1 << 24, "max_pixels": 1 << 24}
 

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from app.errors import UndecodableFrame
 from app.inference.memory import DTYPES, Buffer, Pool, Region
-from app.pipeline.batch import Batch, Input, Look
-from app.pipeline.frames import Frame, Job, StreamMemory
-from app.pipeline.prepare import Preparation
-from app.pipeline.tensors import InputFormat
-from app.pipeline.vision import Vision
+from app.pipeline.layouts import InputFormat
+from app.pipeline.models import ModelSet
+from app.pipeline.preprocess import Preprocessor
+from app.pipeline.types import Batch, Frame, FrameJob, FrameState, Input, StreamMemory
 from app.protocol.stream import Stages, StreamSettings
 from app.settings import LiveSettings, PipelineSettings
 from tests.support.jpegs import EOI, SOI, by_opencv, encode, letterboxed, photo, segment, sof, sos
@@ -36,13 +35,13 @@ def tensors(
 ) -> list[NDArray[Any]]:
     """A frame's inputs as models get them."""
     frame = Frame("a", jpeg, time.perf_counter(), 0.0, 1, pixels=pixels)
-    batch = Batch([Look(Job(frame, StreamMemory(), WISHES, **job))], Vision(), up=True)
+    batch = Batch([FrameState(FrameJob(frame, StreamMemory(), WISHES, **job))], ModelSet(), up=True)
     for form in forms:
         memory = np.full(form.shape(1), 7, {"UINT8": np.uint8, "FP32": np.float32}[form.dtype])
         batch.inputs[form] = Input(form, Buffer(memory, None, None))
-    Preparation(PipelineSettings(decode=decode), LiveSettings(max_frame_bytes=1 << 25)).here(batch, 0)
-    if batch.looks[0].error is not None:
-        raise batch.looks[0].error
+    Preprocessor(PipelineSettings(decode=decode), LiveSettings(max_frame_bytes=1 << 25)).here(batch, 0)
+    if batch.frames[0].error is not None:
+        raise batch.frames[0].error
     return [tensor.buffer.array[0] for tensor in batch.inputs.values()]
 
 
@@ -204,15 +203,15 @@ def test_c1_a_damaged_frame_leaves_no_strange_border_around_the_next() -> None:
     pool.add(region)
     tall, wide = encode(photo(200, 640)), encode(photo(640, 200))
     damaged = wide[: len(wide) * 2 // 3]
-    preparation = Preparation(PipelineSettings(), LiveSettings())
+    preparation = Preprocessor(PipelineSettings(), LiveSettings())
     errors = []
     for jpeg in (tall, damaged, wide):
         buffer = pool.take(1)
         frame = Frame("a", jpeg, time.perf_counter(), 0.0, 1)
-        batch = Batch([Look(Job(frame, StreamMemory(), WISHES))], Vision(), up=True)
+        batch = Batch([FrameState(FrameJob(frame, StreamMemory(), WISHES))], ModelSet(), up=True)
         batch.inputs[wanted] = Input(wanted, buffer)
         preparation.here(batch, 0)
-        errors.append(type(batch.looks[0].error))
+        errors.append(type(batch.frames[0].error))
         found = buffer.array[0].copy()
         buffer.release()
     assert errors == [type(None), UndecodableFrame, type(None)]

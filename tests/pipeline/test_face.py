@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from app.errors import ModelRejected
 from app.inference.client import ModelSpec, TensorSpec
-from app.pipeline.arcface import decode, encode, face_reader
-from app.pipeline.face import MIN_SIDE, TEMPLATE, align, crop
+from app.pipeline.stages.faces import MIN_SIDE, TEMPLATE, align, crop, decode_embedding, encode_embedding, face_reader
 from tests.support import faces
 
 # --- alignment ---
@@ -190,5 +189,5 @@ def test_embeddings_have_length_1_and_come_back_from_the_wire() -> None:
     unit = face_reader(spec()).read(rows)
     np.testing.assert_allclose(np.linalg.norm(unit[[0, 2]], axis=1), 1, rtol=1e-6)
     assert np.isnan(unit[1]).all()
-    assert len(encode(unit[0])) == 2732
-    np.testing.assert_array_equal(decode(encode(unit[0])), unit[0])
+    assert len(encode_embedding(unit[0])) == 2732
+    np.testing.assert_array_equal(decode_embedding(encode_embedding(unit[0])), unit[0])

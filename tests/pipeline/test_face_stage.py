@@ -17,10 +17,10 @@ from app import metrics
 from app.errors import FrameError, InferenceError
 from app.inference.client import ModelSpec, TensorSpec
 from app.inference.fake import FakeClient, Model
-from app.pipeline.arcface import decode
-from app.pipeline.frames import Frame, Job, StreamMemory
 from app.pipeline.multimodal import Pipeline
-from app.pipeline.ocr import Ocr
+from app.pipeline.stages.faces import decode_embedding
+from app.pipeline.stages.ocr import Ocr
+from app.pipeline.types import Frame, FrameJob, StreamMemory
 from app.protocol.messages import Stages, StreamSettings
 from app.protocol.result import STAGES, FaceDetection, FrameResult
 from app.settings import Settings
@@ -88,11 +88,11 @@ def analyze(
         )
         chosen = StreamSettings(stages=Stages(**stages))
         jobs = [
-            Job(Frame(str(i), jpeg, time.perf_counter(), 0.0, i), StreamMemory(), chosen, faces=wanted)
+            FrameJob(Frame(str(i), jpeg, time.perf_counter(), 0.0, i), StreamMemory(), chosen, faces=wanted)
             for i, jpeg in enumerate(jpegs)
         ]
         try:
-            return await pipeline.analyze(jobs, door="fleet")
+            return await pipeline.analyze(jobs, entry="fleet")
         finally:
             pipeline.close()
 
@@ -115,7 +115,7 @@ def frame_of(seeds: list[int], size: tuple[int, int] = FRAME, zoom: float = 1.0)
 
 def likeness(result: FrameResult, seed: int) -> float:
     """The best of a frame's embeddings against the chart's own."""
-    found = [decode(one.embedding) for one in result.objects if isinstance(one, FaceDetection)]
+    found = [decode_embedding(one.embedding) for one in result.objects if isinstance(one, FaceDetection)]
     return max((float(vector @ faces.embedding(faces.chart(seed))) for vector in found), default=-1.0)
 
 
@@ -131,7 +131,7 @@ def test_each_person_carries_the_embedding_of_its_own_face(tmp_path: Path) -> No
     by_place = sorted(people, key=lambda one: one.box.x1)
     for seed, one in zip((1, 2, 3), by_place, strict=True):
         assert isinstance(one, FaceDetection)
-        vector = decode(one.embedding)
+        vector = decode_embedding(one.embedding)
         alike = [float(vector @ faces.embedding(faces.chart(other))) for other in (1, 2, 3)]
         assert np.argmax(alike) + 1 == seed
         assert alike[seed - 1] > 0.999

@@ -22,10 +22,10 @@ from pathlib import Path
 import pytest
 
 from app.errors import FrameError
-from app.pipeline.frames import Frame, Job, StreamMemory
-from app.pipeline.jpeg import inspect
+from app.pipeline.decode import inspect
 from app.pipeline.multimodal import Pipeline
-from app.pipeline.ocr import Ocr
+from app.pipeline.stages.ocr import Ocr
+from app.pipeline.types import Frame, FrameJob, StreamMemory
 from app.protocol.result import FrameResult
 from app.protocol.stream import Stages, StreamSettings
 from app.settings import LiveSettings, PipelineSettings, Settings
@@ -255,8 +255,8 @@ def test_a3_mutants_crash_nothing_stall_nothing_and_the_books_are_exact(tmp_path
     assert took_s < 4 * BUDGET_MS / 1000, f"mutants {first} to {first + 3} took {took_s:.1f} s of CPU time"
 
 
-def _job(jpeg: bytes, memory: StreamMemory) -> Job:
-    return Job(Frame("a", jpeg, time.perf_counter(), 0.0, 1), memory, SETTINGS)
+def _job(jpeg: bytes, memory: StreamMemory) -> FrameJob:
+    return FrameJob(Frame("a", jpeg, time.perf_counter(), 0.0, 1), memory, SETTINGS)
 
 
 @pytest.mark.parametrize("number", range(min(COUNT, 40)))

@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from app.errors import FrameError, FrameTooLarge, TooExpensive, UndecodableFrame
-from app.pipeline.decode import decode_whole
-from app.pipeline.jpeg import MAX_SCANS, MAX_SEGMENTS, check_packet, exif_orientation, inspect, work_of
+from app.pipeline.decode import MAX_SCANS, MAX_SEGMENTS, check_packet, decode_whole, exif_orientation, inspect, work_of
 from tests.support.jpegs import DHT, DQT, EOI, SOI, encode, photo, scans, segment, sof, sos
 
 ANY = {"max_bytes": 1 << 21, "max_pixels": 1 << 24}

@@ -10,11 +10,10 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from app.pipeline import motion as moving
-from app.pipeline.camera import STILL, Camera
-from app.pipeline.decode import decode_grey
-from app.pipeline.jpeg import inspect
-from app.pipeline.motion import Flow, obstacle
+from app.pipeline.decode import decode_grey, inspect
+from app.pipeline.registration import STILL, Similarity
+from app.pipeline.stages import motion as moving
+from app.pipeline.stages.motion import Flow, obstacle
 
 WIDTH, HEIGHT = 640, 480
 PHOTOS = {}
@@ -197,7 +196,7 @@ def seen_by(name, camera):
 
 
 def camera(dx=0.0, dy=0.0, degrees=0.0, zoom=1.0):
-    return Camera(zoom * complex(math.cos(math.radians(degrees)), math.sin(math.radians(degrees))), complex(dx, dy))
+    return Similarity(zoom * complex(math.cos(math.radians(degrees)), math.sin(math.radians(degrees))), complex(dx, dy))
 
 
 def off(found, true):

@@ -15,9 +15,9 @@ import pytest
 from app.errors import FrameError, UndecodableFrame
 from app.inference.client import ModelSpec, TensorSpec
 from app.inference.fake import FakeClient, Model
-from app.pipeline.frames import Frame, Job, StreamMemory
 from app.pipeline.multimodal import Pipeline
-from app.pipeline.ocr import Ocr
+from app.pipeline.stages.ocr import Ocr
+from app.pipeline.types import Frame, FrameJob, StreamMemory
 from app.protocol.messages import Stages, StreamSettings
 from app.protocol.result import FrameResult
 from app.settings import Settings
@@ -50,7 +50,7 @@ def served(*names: str) -> dict[str, tuple[ModelSpec, Model]]:
     }
 
 
-def analyze(client: FakeClient, jobs: Sequence[Job], state: Path) -> list[FrameResult | FrameError]:
+def analyze(client: FakeClient, jobs: Sequence[FrameJob], state: Path) -> list[FrameResult | FrameError]:
     async def run() -> list[FrameResult | FrameError]:
         settings = Settings(ocr="off")
         pipeline = Pipeline(
@@ -64,9 +64,9 @@ def analyze(client: FakeClient, jobs: Sequence[Job], state: Path) -> list[FrameR
     return asyncio.run(run())
 
 
-def job(jpeg: bytes, stream: str = "a", **stages: bool) -> Job:
+def job(jpeg: bytes, stream: str = "a", **stages: bool) -> FrameJob:
     settings = StreamSettings(stages=dataclasses.replace(Stages(), **stages))
-    return Job(Frame(stream, jpeg, time.perf_counter(), 0.0, 1), StreamMemory(), settings)
+    return FrameJob(Frame(stream, jpeg, time.perf_counter(), 0.0, 1), StreamMemory(), settings)
 
 
 def white() -> bytes:

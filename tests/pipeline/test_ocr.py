@@ -19,8 +19,8 @@ import uvloop
 from prometheus_client import REGISTRY
 
 from app.errors import ConfigurationError
-from app.pipeline import ocr_supervisor
-from app.pipeline.ocr import Ocr, OcrMemory
+from app.pipeline.stages.ocr import Ocr, OcrMemory
+from app.pipeline.stages.ocr import process as ocr_process
 from app.protocol.result import Stage, Text
 from app.settings import ROOT, OcrSettings
 
@@ -426,7 +426,7 @@ def test_the_process_ends_with_a_service_that_is_killed(state: Path):
         """
         import asyncio, sys
         from pathlib import Path
-        from app.pipeline.ocr import Ocr
+        from app.pipeline.stages.ocr import Ocr
         from app.settings import OcrSettings
 
         async def main():
@@ -480,7 +480,7 @@ def test_own_models_are_used_and_broken_ones_named(state: Path, tmp_path: Path):
 def test_a_broken_environment_is_told_and_so_is_its_repair(
     state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(ocr_supervisor, "back_off_s", lambda starts, runs: 0.2 if starts else 0.0)
+    monkeypatch.setattr(ocr_process, "back_off_s", lambda starts, runs: 0.2 if starts else 0.0)
     repaired, python = tmp_path / "repaired", tmp_path / "python"
     python.write_text(f'#!/bin/sh\n[ -e {repaired} ] && exec {PYTHON} "$@"\necho no numpy here >&2\nexit 3\n')
     python.chmod(0o755)

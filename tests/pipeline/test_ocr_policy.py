@@ -1,7 +1,7 @@
 import numpy as np
 
-from app.pipeline.ocr_policy import OcrMemory, changed_cells, due, has_changed, stage, text_cells
-from app.pipeline.ocr_supervisor import back_off_s
+from app.pipeline.stages.ocr.policy import OcrMemory, changed_cells, due, has_changed, stage, text_cells
+from app.pipeline.stages.ocr.process import back_off_s
 from app.protocol.result import Stage, Text
 
 GREY = np.full((120, 160), 128, np.uint8)

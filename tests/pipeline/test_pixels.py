@@ -13,8 +13,8 @@ import pytest
 from app.errors import FrameTooLarge
 from app.pipeline.boxes import letterbox
 from app.pipeline.decode import BORDER, lay_into
-from app.pipeline.frames import Frame, Job, StreamMemory
-from app.pipeline.turns import Turns
+from app.pipeline.ordering import Sequencer
+from app.pipeline.types import Frame, FrameJob, StreamMemory
 from app.protocol.result import FrameResult
 from app.protocol.stream import Stages, StreamSettings
 from tests.support.clip import Pan, decode, encode
@@ -36,7 +36,7 @@ def test_pixels_give_what_their_jpeg_gives(tmp_path: Path) -> None:
                 for number in range(5):
                     jpeg = encode(square(number), quality=95)
                     one = frame(decode(jpeg), number=number) if pixels else frame(None, jpeg, number)
-                    (answer,) = await pipeline.analyze([Job(one, memory, SETTINGS)])
+                    (answer,) = await pipeline.analyze([FrameJob(one, memory, SETTINGS)])
                     assert isinstance(answer, FrameResult)
                     results.append(answer)
                 found.append(results)
@@ -72,7 +72,7 @@ def test_without_models_pixels_still_have_motion_and_a_size(tmp_path: Path) -> N
         off = dataclasses.replace(SETTINGS, stages=Stages(ocr=False, detect=False, pose=False, track=False))
         async with pipeline_of(Sight(), tmp_path) as (pipeline, _):
             pictures = Pan(step=(6, 0), count=4).pictures()
-            jobs = [Job(frame(one, number=i), memory, off) for i, one in enumerate(pictures)]
+            jobs = [FrameJob(frame(one, number=i), memory, off) for i, one in enumerate(pictures)]
             return [one for one in await pipeline.analyze(jobs) if isinstance(one, FrameResult)]
 
     found = asyncio.run(run())
@@ -85,7 +85,7 @@ def test_too_many_pixels_are_refused(tmp_path: Path) -> None:
         async with pipeline_of(Sight(), tmp_path) as (pipeline, settings):
             side = int(settings.live.max_pixels**0.5) + 1
             huge = np.broadcast_to(np.uint8(0), (side, side, 3))
-            return (await pipeline.analyze([Job(frame(huge), StreamMemory(), SETTINGS)]))[0]
+            return (await pipeline.analyze([FrameJob(frame(huge), StreamMemory(), SETTINGS)]))[0]
 
     assert isinstance(asyncio.run(run()), FrameTooLarge)
 
@@ -94,14 +94,14 @@ def test_turns_keep_a_stream_in_order_while_its_calls_overlap(tmp_path: Path) ->
     client = Sight()
 
     async def run() -> list[FrameResult]:
-        memory, turns = StreamMemory(), Turns()
+        memory, turns = StreamMemory(), Sequencer()
         finished: list[int] = []
         async with pipeline_of(client, tmp_path) as (pipeline, _):
 
             async def call(number: int) -> list[FrameResult]:
                 with turns.take() as turn:
-                    jobs = [Job(frame(square(n), number=n), memory, SETTINGS) for n in (number, number + 1)]
-                    answers = await pipeline.analyze(jobs, turn=turn)
+                    jobs = [FrameJob(frame(square(n), number=n), memory, SETTINGS) for n in (number, number + 1)]
+                    answers = await pipeline.analyze(jobs, ticket=turn)
                     finished.append(number)
                     return [one for one in answers if isinstance(one, FrameResult)]
 
@@ -121,7 +121,7 @@ def test_turns_keep_a_stream_in_order_while_its_calls_overlap(tmp_path: Path) ->
 
 def test_a_call_that_fails_holds_up_none_after_it_and_lets_none_pass() -> None:
     async def run() -> None:
-        turns = Turns()
+        turns = Sequencer()
         first, second, third = turns.take(), turns.take(), turns.take()
 
         async def waits() -> None:

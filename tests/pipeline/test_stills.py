@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.errors import FrameTooLarge, UndecodableFrame
-from app.pipeline.stills import decode_still, inspect_still, is_still
+from app.pipeline.decode import decode_still, inspect_still, is_still
 from tests.pipeline.test_exact import form, tensors
 from tests.support.jpegs import encode, letterboxed, photo
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from app.pipeline.boxes import letterbox
-from app.pipeline.heads import implausible
-from app.pipeline.yolo import detect_reader
+from app.pipeline.layouts import implausible
+from app.pipeline.stages.detect import detect_reader
 from tests.support.heads import FLOAT, PREPARED, model
 
 SQUARE = letterbox(640, 640, 640, 640)
@@ -94,4 +94,4 @@ def test_c4_rows_between_0_and_1_are_no_pixels():
     shares = np.random.default_rng(0).uniform(0.1, 0.9, (300, 6)).astype(np.float32)
     assert "RT-DETR" in (implausible(shares, "end_to_end", 0) or "")
     assert implausible(np.zeros((300, 6), np.float32), "end_to_end", 0) is None
-    assert not detect_reader(model(FLOAT, (-1, 300, 6), names=NAMES)).told
+    assert not detect_reader(model(FLOAT, (-1, 300, 6), names=NAMES)).declared

@@ -5,7 +5,7 @@ import pytest
 
 from app.errors import ModelRejected
 from app.inference.client import ModelSpec, TensorSpec
-from app.pipeline.tensors import input_format
+from app.pipeline.layouts import input_format
 
 
 def spec(dtype, shape, **parameters):

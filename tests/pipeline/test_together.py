@@ -10,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from app.inference.client import ModelSpec, TensorSpec
-from app.pipeline import together
+from app.pipeline import layouts
 from app.pipeline.boxes import Letterbox, letterbox
-from app.pipeline.pose import Posed, PoseReader, pose_reader, poses
-from app.pipeline.yolo import Detected, DetectReader, detect_reader, detections
+from app.pipeline.stages.detect import Detected, DetectReader, detect_reader, detections
+from app.pipeline.stages.pose import Posed, PoseReader, pose_reader, poses
 
 BOXES = [letterbox(640, 480, 640, 640), None, letterbox(1920, 1080, 640, 640), letterbox(300, 700, 640, 640)]
 LIMITS: dict[str, Any] = {"confidence": 0.25, "iou": 0.45, "max_detections": 5, "classes": None}
@@ -85,7 +85,7 @@ def test_with_classes_and_with_what_is_not_finite(monkeypatch: pytest.MonkeyPatc
 def test_boxes_of_two_pictures_never_suppress_each_other() -> None:
     head = np.zeros((2, 300, 6), np.float32)
     head[:, 0] = (10, 10, 90, 90, 0.8, 1)
-    found = together.scoring(head, together.picked(head, 0.25), iou=0.45, suppress=True)
+    found = layouts.batch_candidates(head, layouts.scoring_rows(head, 0.25), iou=0.45, suppress=True)
     assert found is not None
     assert found[1].tolist() == [0, 1]
     first: Letterbox | None = BOXES[0]

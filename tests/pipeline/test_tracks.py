@@ -5,9 +5,17 @@ import pytest
 from supervision import Detections
 from trackers import ByteTrackTracker
 
-from app.pipeline.pose import Posed
-from app.pipeline.tracks import FRAME_RATE, LOST_S, MIN_IOU, MIN_SCORE, MIN_SIGHTINGS, StreamTracker, match_poses
-from app.pipeline.yolo import Detected
+from app.pipeline.stages.detect import Detected
+from app.pipeline.stages.pose import Posed
+from app.pipeline.stages.tracking import (
+    FRAME_RATE,
+    LOST_S,
+    MIN_IOU,
+    MIN_SCORE,
+    MIN_SIGHTINGS,
+    StreamTracker,
+    match_poses,
+)
 
 
 def frame(tracker, boxes, classes=None, scores=None, **when):

@@ -1,4 +1,4 @@
-"""Turns: in order where it must be, nobody left waiting, and nothing that grows."""
+"""Sequencer: in order where it must be, nobody left waiting, and nothing that grows."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 
-from app.pipeline import answer
-from app.pipeline.batch import Batch
-from app.pipeline.frames import Job, StreamMemory
-from app.pipeline.prepare import Preparation
-from app.pipeline.turns import Turn, Turns
+from app.pipeline import postprocess
+from app.pipeline.ordering import Sequencer, Ticket
+from app.pipeline.preprocess import Preprocessor
+from app.pipeline.types import Batch, FrameJob, StreamMemory
 from tests.pipeline.test_pixels import SETTINGS, frame
 from tests.support.seeing import Sight, pipeline_of, square
 
@@ -30,8 +29,8 @@ async def settled(*waiting: asyncio.Task[None]) -> list[bool]:
 
 
 async def test_a_turn_of_several_streams_waits_for_all_of_them() -> None:
-    first, second = Turn(), Turn()
-    both = Turn([first, second])
+    first, second = Ticket(), Ticket()
+    both = Ticket([first, second])
     preparing, finishing = asyncio.create_task(both.prepare()), asyncio.create_task(both.finish())
     first.prepared()
     assert await settled(preparing, finishing) == [False, False]
@@ -44,9 +43,9 @@ async def test_a_turn_of_several_streams_waits_for_all_of_them() -> None:
 
 async def test_a_turn_that_ends_while_a_thread_is_at_work_is_over_when_that_is_done() -> None:
     told: list[str] = []
-    first = Turn(then=lambda: told.append("prepared"))
+    first = Ticket(then=lambda: told.append("prepared"))
     first.work()
-    second = Turn([first])
+    second = Ticket([first])
     waiting = asyncio.create_task(second.prepare()), asyncio.create_task(second.finish())
     first.end()
     assert await settled(*waiting) == [False, False]
@@ -57,7 +56,7 @@ async def test_a_turn_that_ends_while_a_thread_is_at_work_is_over_when_that_is_d
 
 
 async def test_turns_that_fail_early_over_and_over_leave_nothing_behind() -> None:
-    turns = Turns()
+    turns = Sequencer()
     slow = turns.take()
     for _ in range(3000):
         turns.take().end()
@@ -71,13 +70,13 @@ async def test_turns_that_fail_early_over_and_over_leave_nothing_behind() -> Non
 
 async def test_streams_that_share_calls_again_and_again_are_waited_for_once_each() -> None:
     """Every turn after every one of the layer before: as many ways as 4 to the power of 30."""
-    layer = [Turn() for _ in range(4)]
+    layer = [Ticket() for _ in range(4)]
     every = [*layer]
     for _ in range(30):
-        layer = [Turn(layer) for _ in range(4)]
+        layer = [Ticket(layer) for _ in range(4)]
         every += layer
     began = time.process_time()
-    last = Turn(layer)
+    last = Ticket(layer)
     assert len(last._all_before()) == len(every)
     for turn in every:
         turn.end()
@@ -109,19 +108,19 @@ async def test_a_cancelled_calls_thread_is_waited_for(
 ) -> None:
     """Also where more frames are handed in than the model takes at once; whether it prepares or writes down."""
     watched = Watched()
-    real_prepare, real_write = Preparation._prepare, answer.write_all
+    real_prepare, real_write = Preprocessor._prepare, postprocess.track_all
 
-    def slow_prepare(preparation: Preparation, batch: Batch, index: int, piece: Any) -> None:
+    def slow_prepare(preparation: Preprocessor, batch: Batch, index: int, piece: Any) -> None:
         if where == "prepare":
-            watched.at({id(batch.looks[index].job.memory)})
+            watched.at({id(batch.frames[index].job.memory)})
         real_prepare(preparation, batch, index, piece)
 
     def slow_write(batch: Batch) -> None:
-        watched.at({id(look.job.memory) for look in batch.looks})
+        watched.at({id(look.job.memory) for look in batch.frames})
         real_write(batch)
 
-    monkeypatch.setattr(Preparation, "_prepare", slow_prepare)
-    monkeypatch.setattr("app.pipeline.multimodal.write_all", slow_write)
+    monkeypatch.setattr(Preprocessor, "_prepare", slow_prepare)
+    monkeypatch.setattr("app.pipeline.multimodal.track_all", slow_write)
     monkeypatch.setattr("app.pipeline.multimodal.crowded", lambda look: where == "write")
     client = Sight()
     client._models = {
@@ -129,12 +128,12 @@ async def test_a_cancelled_calls_thread_is_waited_for(
     }
     async with pipeline_of(client, tmp_path) as (pipeline, _):
         await pipeline.load()
-        memory, turns = StreamMemory(), Turns()
+        memory, turns = StreamMemory(), Sequencer()
 
-        async def call(number: int, turn: Turn) -> None:
+        async def call(number: int, turn: Ticket) -> None:
             with turn:
-                jobs = [Job(frame(square(n), number=n), memory, SETTINGS) for n in (number, number + 1)]
-                await pipeline.analyze(jobs, turn=turn)
+                jobs = [FrameJob(frame(square(n), number=n), memory, SETTINGS) for n in (number, number + 1)]
+                await pipeline.analyze(jobs, ticket=turn)
 
         calls = [asyncio.create_task(call(2 * number, turns.take())) for number in range(3)]
         deadline = time.monotonic() + 5

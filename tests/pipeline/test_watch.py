@@ -1,6 +1,6 @@
 """Which models count as failing."""
 
-from app.pipeline.watch import ModelWatch
+from app.pipeline.models import ModelWatch
 
 
 def test_c5_a_trial_that_fails_and_errors_for_two_deadlines():

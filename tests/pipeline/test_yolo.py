@@ -5,7 +5,7 @@ import pytest
 
 from app.errors import ModelRejected
 from app.pipeline.boxes import iou, letterbox
-from app.pipeline.yolo import Detected, detect_reader, detections
+from app.pipeline.stages.detect import Detected, detect_reader, detections
 from tests.support.heads import FLOAT, PREPARED, model, raw_head, row_head
 
 WIDE = letterbox(1280, 720, 640, 640)  # half size, 140 rows of border above

@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from app.pipeline.opening import opened
+from app.pipeline.startup import open_pipeline
 from app.protocol.result import KEYPOINT_NAMES, Box, Detection, FrameResult, Image, Keypoint, Pose
 from app.segments.analyze import analyze_film, stream_settings
 from app.segments.blur import CELLS, HOLD_S, Faces
@@ -259,7 +259,7 @@ def test_the_real_detector_finds_no_face_where_one_was(tmp_path: Path) -> None:
     async def run() -> list[set[str]]:
         settings = Settings(ocr="off", state_dir=tmp_path / "state")
         found = []
-        async with opened(settings, settings.ocr) as one:
+        async with open_pipeline(settings, settings.ocr) as one:
 
             async def look(source: Path, name: str, mode: Mode) -> set[str]:
                 target, lines = tmp_path / f"{name}.mp4", tmp_path / f"{name}.jsonl"

@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from skimage.transform import SimilarityTransform, warp
 
-from app.pipeline.face import TEMPLATE
+from app.pipeline.stages.faces import TEMPLATE
 
 CELL = 14
 WEIGHTS = np.random.default_rng(11).normal(0, 1, (512, 3 * 64)).astype(np.float32)

@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.auth import Auth, AuthMiddleware
-from app.pipeline.opening import opened
+from app.pipeline.startup import open_pipeline
 from app.segments.routes import router
 from app.segments.service import SegmentService
 from app.settings import Settings
@@ -25,7 +25,7 @@ def answering(settings: Settings) -> Iterator[str]:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with opened(settings, settings.ocr) as one:
+        async with open_pipeline(settings, settings.ocr) as one:
             app.state.segments = SegmentService(
                 one.pipeline,
                 settings.segments,

@@ -17,11 +17,10 @@ from layouts import UnknownLayout
 
 from app.inference.launch import models_of
 from app.inference.triton import TritonClient
-from app.pipeline.arcface import decode, face_reader
-from app.pipeline.face import TEMPLATE
-from app.pipeline.frames import Frame, Job, StreamMemory
 from app.pipeline.multimodal import Pipeline
-from app.pipeline.ocr import Ocr
+from app.pipeline.stages.faces import TEMPLATE, decode_embedding, face_reader
+from app.pipeline.stages.ocr import Ocr
+from app.pipeline.types import Frame, FrameJob, StreamMemory
 from app.protocol.messages import StreamSettings
 from app.protocol.result import FaceDetection, FrameResult
 from app.settings import ROOT, Settings
@@ -104,8 +103,8 @@ def test_a_photograph_of_a_person_gets_the_embedding_of_its_face(
         pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live, faces=settings.fleet)
         try:
             await pipeline.load()
-            job = Job(Frame("a", jpeg, time.perf_counter(), 0.0, 1), StreamMemory(), StreamSettings(), faces=True)
-            (result,) = await pipeline.analyze([job], door="fleet")
+            job = FrameJob(Frame("a", jpeg, time.perf_counter(), 0.0, 1), StreamMemory(), StreamSettings(), faces=True)
+            (result,) = await pipeline.analyze([job], entry="fleet")
             assert isinstance(result, FrameResult)
             # 16 crops, as many as one request may hold.
             reader = face_reader(await client.describe("arcface"))
@@ -124,7 +123,7 @@ def test_a_photograph_of_a_person_gets_the_embedding_of_its_face(
     assert result.stages["face"].status == "ok"
     (person,) = [one for one in result.objects if isinstance(one, FaceDetection)]
     assert person.class_name == "person"
-    vector = decode(person.embedding)
+    vector = decode_embedding(person.embedding)
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
     head = np.array([(point.x, point.y) for point in result.poses[0].keypoints[:5]])
     assert float(vector @ faces.embedding(upright(jpeg, head))) > 0.999

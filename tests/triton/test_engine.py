@@ -28,7 +28,7 @@ from install import DETECT, POSE, install
 from onnx import TensorProto, helper, numpy_helper
 
 from app.inference.triton import TritonClient
-from app.pipeline.vision import describe
+from app.pipeline.models import describe
 from app.settings import ROOT, TritonSettings
 from tests.support import faces
 from tests.support.service import running_triton

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from app.inference.client import Reply
 from app.inference.triton import TritonClient
-from app.pipeline.vision import Vision, describe
+from app.pipeline.models import ModelSet, describe
 from app.settings import ROOT, TritonSettings
 from tests.support.service import running_triton
 
@@ -63,10 +63,10 @@ def url(triton_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield found
 
 
-def ask(url: str, *calls: tuple[str, np.ndarray]) -> tuple[Vision, list[Reply]]:
+def ask(url: str, *calls: tuple[str, np.ndarray]) -> tuple[ModelSet, list[Reply]]:
     """What the service reads of the server, and the answers to requests that are all in flight at once."""
 
-    async def run() -> tuple[Vision, list[Reply]]:
+    async def run() -> tuple[ModelSet, list[Reply]]:
         settings = TritonSettings(triton_max_in_flight=64, triton_deadline_s=30, triton_shm="off")
         client = TritonClient(url, settings)
         await client.open()

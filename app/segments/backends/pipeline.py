@@ -13,7 +13,7 @@ from typing import Any
 
 from app.errors import InferenceError, InferenceUnavailable
 from app.pipeline.multimodal import Pipeline
-from app.pipeline.opening import opened
+from app.pipeline.startup import open_pipeline
 from app.process import tune
 from app.segments.analyze import Report, analyze_film, stream_settings
 from app.segments.backends.backend import BackendUnavailable, Done, SegmentFailed
@@ -151,7 +151,7 @@ class InProcess:
 
     async def _opened(self) -> None:
         try:
-            async with opened(self._settings, self._settings.ocr) as one:
+            async with open_pipeline(self._settings, self._settings.ocr) as one:
                 self._pipeline.set_result(one.pipeline)
                 await self._closing.wait()
         except Exception as error:  # whoever waits for the pipeline is told

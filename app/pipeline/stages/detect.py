@@ -1,4 +1,4 @@
-"""Detections out of a YOLO model's output, in every layout of `heads`. Pure numpy."""
+"""Detection: objects from a YOLO model's output, in every layout of `layouts`. Pure numpy."""
 
 from __future__ import annotations
 
@@ -14,9 +14,22 @@ from numpy.typing import NDArray
 from app.errors import ModelRejected
 from app.inference.client import ModelSpec
 from app.pipeline.boxes import Floats, Letterbox, to_image
-from app.pipeline.heads import Classes, Layout, anchors, candidates, find_head, implausible
-from app.pipeline.tensors import InputFormat, input_format
-from app.pipeline.together import Rows, picked, scoring, to_images
+from app.pipeline.layouts import (
+    Classes,
+    InputFormat,
+    Layout,
+    Rows,
+    Written,
+    anchors,
+    batch_candidates,
+    candidates,
+    find_head,
+    implausible,
+    input_format,
+    rounded,
+    scoring_rows,
+    to_images,
+)
 from app.protocol.result import Box, Detection
 
 KNOWN = (
@@ -25,14 +38,6 @@ KNOWN = (
 )
 _POSE = (56, 57)
 """Rows of a raw, columns of any other pose head: no detections, whatever else they could be."""
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """Numbers as the wire has them, rounded for a whole batch in one go: numpy's price is for a call, not a row."""
-
-    boxes: list[list[float]]
-    confidence: list[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,7 @@ class DetectReader:
     layout: Layout
     class_names: tuple[str, ...]
     """By class id; empty where the model neither brings names nor says how many classes it has."""
-    told: bool = True
+    declared: bool = True
     """Whether the model says itself what its head is; else see `check`."""
 
     def check(self, outputs: Mapping[str, NDArray[Any]]) -> None:
@@ -64,7 +69,7 @@ class DetectReader:
         Raises:
             ModelRejected: it is not.
         """
-        if not self.told:
+        if not self.declared:
             refuse_if(self.spec, implausible(outputs[self.output_name][0], self.layout, len(self.class_names)))
 
     def read(
@@ -101,13 +106,13 @@ class DetectReader:
         max_detections: int,
         rows: Rows | None = None,
     ) -> list[Detected | None]:
-        """`read` of every picture of a batch; None for those without a box. `rows`: as `together.picked` says."""
+        """`read` of every picture of a batch; None for those without a box. `rows`: as `layouts.scoring_rows` says."""
         limits = {"confidence": confidence, "iou": iou}
         found = None
         if self.layout != "raw" and classes is None:
             heads = outputs[self.output_name]
-            rows = rows or picked(heads, confidence)
-            found = scoring(heads, rows, iou=iou, suppress=self.layout == "prepared")
+            rows = rows or scoring_rows(heads, confidence)
+            found = batch_candidates(heads, rows, iou=iou, suppress=self.layout == "prepared")
         if found is None:
             more: Any = {**limits, "classes": classes, "max_detections": max_detections}
             return [None if box is None else self.read(outputs, at, box, **more) for at, box in enumerate(boxes)]
@@ -158,7 +163,7 @@ def detect_reader(spec: ModelSpec, labels: tuple[str, ...] | None = None, *, out
                 f"but {source} names {len(names)}{hint.get(count - len(names), '')}"
             )
         names = names or tuple(f"class_{i}" for i in range(count))
-    return DetectReader(spec, form, tensor.name, layout, names, head.told)
+    return DetectReader(spec, form, tensor.name, layout, names, head.declared)
 
 
 def refuse_if(spec: ModelSpec, why: str | None) -> None:
@@ -207,13 +212,3 @@ def detections(detected: Detected, track_ids: NDArray[Any] | None, class_names: 
             strict=True,
         )
     ]
-
-
-def rounded(values: NDArray[Any], decimals: int) -> list[Any]:
-    """Nested lists of Python floats. Rounded as float64: a rounded float32 would be written with all its digits."""
-    scale = 10.0**decimals
-    # What `np.round` does, without the two layers around it.
-    scaled = np.multiply(values, scale, dtype=np.float64)
-    np.rint(scaled, out=scaled)
-    scaled /= scale
-    return scaled.tolist()  # type: ignore[no-any-return]

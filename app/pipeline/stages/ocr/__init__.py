@@ -20,9 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.metrics import OCR_RUNS, OCR_SECONDS
-from app.pipeline.ocr_policy import OcrMemory, Still, due, has_changed, stage
-from app.pipeline.ocr_process import OcrProcess, OcrProcessError, OcrUnreadable
-from app.pipeline.ocr_supervisor import OcrSupervisor, why_off
+from app.pipeline.stages.ocr.policy import JpegSource, OcrMemory, due, has_changed, stage
+from app.pipeline.stages.ocr.process import OcrProcess, OcrProcessError, OcrSupervisor, OcrUnreadable, why_off
 from app.protocol.result import Stage, Text
 from app.settings import OcrSettings
 
@@ -82,7 +81,7 @@ class Ocr:
         return "PP-OCRv6 small" if self._settings.ocr_models is None else self._settings.ocr_models.name
 
     def attach(
-        self, memory: OcrMemory, still: Still, grey: NDArray[np.uint8] | None, *, now: float
+        self, memory: OcrMemory, still: JpegSource, grey: NDArray[np.uint8] | None, *, now: float
     ) -> tuple[list[Text], Stage]:
         """The stream's last texts and how they relate to this frame; starts a run in the background when one is due.
 

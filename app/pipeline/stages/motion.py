@@ -12,8 +12,22 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from app.pipeline.camera import STILL, Camera, Mask, Points
-from app.pipeline.registration import DenseFlow, Floats, Grey, Pair, Picture, Registration, Way, register, same, shifts
+from app.pipeline.registration import (
+    STILL,
+    DenseFlow,
+    Floats,
+    FlowField,
+    FramePair,
+    Grey,
+    GreyFrame,
+    Mask,
+    Points,
+    Registration,
+    Similarity,
+    register,
+    same,
+    shifts,
+)
 from app.protocol.result import CameraMotion, Motion, MotionGrid
 
 Method = Literal["dis", "farneback"]
@@ -68,7 +82,7 @@ class Flow:
     `farneback`: Farneback 2003 with OpenCV's usual parameters; ten times as slow and no better.
     """
 
-    last: Picture | None = None
+    last: GreyFrame | None = None
     """What `motion` found out about the picture it saw last, which as a rule is the first of its next pair."""
 
     def __init__(self, method: Method) -> None:
@@ -115,9 +129,9 @@ def motion(flow: Flow, previous: Grey, current: Grey, *, width: int, height: int
     """
     before = flow.last
     if before is None or before.grey is not previous:
-        before = Picture(previous)
-    flow.last = after = Picture(current, before)
-    pair = Pair(before, after, width, height)
+        before = GreyFrame(previous)
+    flow.last = after = GreyFrame(current, before)
+    pair = FramePair(before, after, width, height)
     if same(pair):
         none = _grid(np.zeros(pair.layout.points.size, np.complex64), pair) if grid else None
         return Motion(0.0, None, 0.0, CameraMotion(0.0, 0.0), none)
@@ -144,7 +158,7 @@ def motion(flow: Flow, previous: Grey, current: Grey, *, width: int, height: int
     )
 
 
-def _own(pair: Pair, found: Registration, way: Way) -> tuple[Points, Mask]:
+def _own(pair: FramePair, found: Registration, way: FlowField) -> tuple[Points, Mask]:
     """What each cell moves besides the camera, complex64 `[n]`, and which cells move."""
     camera = found.camera
     own = way.vectors
@@ -163,18 +177,18 @@ def _own(pair: Pair, found: Registration, way: Way) -> tuple[Points, Mask]:
     return own, moving
 
 
-def _faster(pair: Pair, flow: DenseFlow, found: Registration, moving: Mask) -> Way | None:
+def _faster(pair: FramePair, flow: DenseFlow, found: Registration, moving: Mask) -> FlowField | None:
     """Looks for what moved too far for flow: the shift of what the camera's motion leaves unlike, if there is one."""
     changed = (found.alike < CHANGED) & ~moving
     mask = cv2.resize(changed.reshape(pair.layout.rows, pair.layout.columns).astype(np.float32), pair.layout.size)
     there = pair.after.half if found.camera is STILL else pair.drawn_back(found.camera)
     for shift in shifts(pair, there, 1, mask):  # type: ignore[arg-type]
         a, t = found.camera
-        return Way(pair, flow, Camera(a, a * shift.t + t))
+        return FlowField(pair, flow, Similarity(a, a * shift.t + t))
     return None
 
 
-def _vectors(pair: Pair, found: Registration, own: Points, moving: Mask) -> Points:
+def _vectors(pair: FramePair, found: Registration, own: Points, moving: Mask) -> Points:
     """Of the cells that can be trusted, the camera's motion in them; 0 elsewhere."""
     camera = found.camera
     path = np.complex64(camera.a - 1) * pair.layout.points + np.complex64(camera.t)
@@ -192,7 +206,7 @@ def _direction(moving: Points, speed: Floats) -> float | None:
     return round(math.degrees(math.atan2(y, x)) % 360, 1) % 360
 
 
-def _grid(vectors: Points, pair: Pair) -> MotionGrid:
+def _grid(vectors: Points, pair: FramePair) -> MotionGrid:
     """Quarter pixels while int8 holds them (to 31.75 pixels), coarser where something is faster."""
     cells = vectors.view(np.float32)
     scale = max(GRID_SCALE, float(np.abs(cells).max()) / 127)

@@ -1,28 +1,129 @@
-"""What detection and pose heads share: which output tensor in which layout, and the candidates in it. Pure numpy.
+"""Layouts of a model's tensors: its input image, its detection or pose head, and reading candidates from that. Pure.
 
-- `raw` `[N, 4 + classes + extra, A]`: anchors in columns; cx, cy, w, h, a score a class, then whatever else;
-- `end_to_end` `[N, K, 6 + extra]`: x1, y1, x2, y2, score, class; overlaps are gone;
-- `prepared` `[N, K, 6 + extra]`: the same columns, overlaps still in.
-
-A model's string parameter `layout` says which; `make models` writes it. Without it rows behind an UINT8 NHWC picture
-are `prepared`. Rows behind any other picture could be an end-to-end YOLO's or those of RT-DETR (cx, cy, w, h from 0 to
-1): they are taken for the former only once an answer of the model has shown it (`implausible`).
+DOC
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import ModelRejected
 from app.inference.client import ModelSpec, TensorSpec
-from app.pipeline.boxes import Floats, nms
-from app.pipeline.tensors import InputFormat
+from app.pipeline.boxes import Floats, Ints, Letterbox, nms
+
+DEFAULT_SIZE = 640
+"""Side of the canvas of a model that leaves its size open, unless its parameter `input_size` says."""
+
+_NUMPY = {"UINT8": np.uint8, "FP16": np.float16, "FP32": np.float32}
+_KNOWN = "UINT8, FP16 or FP32 of [N, H, W, 3] or [N, 3, H, W]"
+
+
+@dataclass(frozen=True, slots=True)
+class InputFormat:
+    """The one input tensor. UINT8 takes pixels as they are, FP16 and FP32 pixels over 255; RGB always."""
+
+    name: str
+    height: int
+    width: int
+    dtype: Literal["UINT8", "FP16", "FP32"]
+    """Triton's name."""
+    layout: Literal["NHWC", "NCHW"]
+
+    @property
+    def is_image(self) -> bool:
+        """Whether one image of the tensor is a canvas itself: decode straight into it, nothing is left to fill."""
+        return self.dtype == "UINT8" and self.layout == "NHWC"
+
+    def shape(self, batch: int) -> tuple[int, int, int, int]:
+        """Of a request with `batch` pictures."""
+        if self.layout == "NHWC":
+            return batch, self.height, self.width, 3
+        return batch, 3, self.height, self.width
+
+    def fill(self, canvas: NDArray[np.uint8], out: NDArray[Any]) -> None:
+        """Writes one picture: canvas RGB uint8 `[H, W, 3]` -> `out`, one image of the tensor, of its dtype.
+
+        Does nothing where the canvas is that image already. Planes are split by OpenCV, then scaled by numpy:
+        1.8 times as fast as `cv2.dnn.blobFromImage`.
+        """
+        if self.is_image and np.may_share_memory(canvas, out):
+            return
+        if self.layout == "NHWC":
+            _scale(canvas, out)
+        else:
+            for plane, target in zip(cv2.split(canvas), out, strict=True):
+                _scale(plane, target)
+
+
+def input_format(spec: ModelSpec) -> InputFormat:
+    """Reads the input's size, type and layout.
+
+    Height or width that the model leaves open (-1) come from its parameter `input_size` (`640`, or `480x640`:
+    height, then width), else are 640.
+
+    Raises:
+        ModelRejected: not one input, or not of a kind known.
+    """
+    if len(spec.inputs) != 1:
+        names = ", ".join(tensor.name for tensor in spec.inputs) or "none"
+        raise ModelRejected(f"model {spec.name!r}: want one input, a picture; it has {len(spec.inputs)} ({names})")
+    (tensor,) = spec.inputs
+    layout: Literal["NHWC", "NCHW"] | None = None
+    if len(tensor.shape) == 4 and tensor.dtype in _NUMPY:
+        if tensor.shape[3] == 3:
+            layout = "NHWC"
+        elif tensor.shape[1] == 3:
+            layout = "NCHW"
+    if layout is None:
+        raise ModelRejected(
+            f"model {spec.name!r}: input {tensor.name!r} is {tensor.dtype} {list(tensor.shape)}; known: {_KNOWN}"
+        )
+    if tensor.shape[0] > 1:
+        raise ModelRejected(
+            f"model {spec.name!r}: input {tensor.name!r} {list(tensor.shape)} takes {tensor.shape[0]} pictures at a "
+            "time, never fewer; export it with an open batch (Ultralytics: dynamic=True) or batch=1, or install it "
+            "with `make models`, which fills such batches up"
+        )
+    height, width = tensor.shape[1:3] if layout == "NHWC" else tensor.shape[2:4]
+    open_height, open_width = _open_size(spec)
+    height, width = height if height > 0 else open_height, width if width > 0 else open_width
+    return InputFormat(tensor.name, height, width, tensor.dtype, layout)  # type: ignore[arg-type]
+
+
+def _open_size(spec: ModelSpec) -> tuple[int, int]:
+    text = spec.parameters.get("input_size")
+    if text is None:
+        return DEFAULT_SIZE, DEFAULT_SIZE
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.strip().isdecimal() and 32 <= int(part) <= 8192 for part in parts):
+        raise ModelRejected(
+            f"model {spec.name!r}: parameter input_size={text!r}; want a side such as 640, or height x width "
+            "such as 480x640, each from 32 to 8192"
+        )
+    return int(parts[0]), int(parts[-1])
+
+
+def _scale(pixels: NDArray[Any], out: NDArray[Any]) -> None:
+    if out.dtype == np.uint8:
+        out[...] = pixels
+    elif out.dtype == np.float16:
+        # numpy's float16 arithmetic is slow, and there are but 256 values: OpenCV looks their bits up.
+        cv2.LUT(pixels, _HALVES, dst=out.view(np.uint16))
+    else:
+        np.multiply(pixels, np.float32(1 / 255), out=out)
+
+
+_HALVES = (np.arange(256, dtype=np.float32) / 255).astype(np.float16).view(np.uint16)[None]
+
+
+# --- output layouts ---
 
 Layout = Literal["raw", "end_to_end", "prepared"]
 Classes = NDArray[np.int32]
@@ -61,7 +162,7 @@ class Head:
 
     tensor: TensorSpec
     layout: Layout
-    told: bool
+    declared: bool
     """Whether the model itself says so. Else only the shape does, and an answer has to bear it out: `implausible`."""
 
 
@@ -235,3 +336,85 @@ def _rows(head: Floats, confidence: float) -> Candidates:
 
 def _take(found: Candidates, at: NDArray[np.int64]) -> Candidates:
     return Candidates(found.xyxy[at], found.confidence[at], found.class_id[at], found.extra[at])
+
+
+# --- all images of a batch at once ---
+
+MOST = 128
+"""Rows of a batch, above which each picture is read by itself: comparing all with all would cost more."""
+
+Rows = tuple[Ints, Ints]
+Found = tuple[Floats, Ints, list[int]]
+"""Rows `[n, 6 + extra]` picture by picture, best first; the picture of each; where each picture's rows begin, and the
+end."""
+
+
+def scoring_rows(heads: NDArray[Any], confidence: float) -> Rows:
+    """Which rows of `[batch, K, 6 + extra]` score: a picture and a row each, in order.
+
+    The one look at all rows, which may lie in another processor's cache: a few hundred KB, not to be done twice.
+    """
+    with np.errstate(invalid="ignore"):
+        picture, row = (heads[..., 4] > confidence).nonzero()
+    return picture, row
+
+
+def batch_candidates(heads: NDArray[Any], rows: Rows, *, iou: float, suppress: bool) -> Found | None:
+    """What `heads.candidates` finds in each picture of `[batch, K, 6 + extra]`, all classes.
+
+    None where that is no gain (too many rows) or wants a closer look (some are not finite): to be read one by one.
+
+    Args:
+        rows: as `scoring_rows` says.
+    """
+    picture, row = rows
+    if picture.size > MOST:
+        return None
+    found: Floats = heads[picture, row].astype(np.float32, copy=False)
+    if picture.size:
+        with np.errstate(invalid="ignore", over="ignore"):
+            if not math.isfinite(found[:, :6].sum()):
+                return None
+    if suppress and picture.size > 1:
+        labels = found[:, 5].astype(np.int64)
+        if len(set((labels + (picture << 32)).tolist())) < picture.size:
+            kept = nms(found[:, :4], found[:, 4], labels, iou, MOST, pictures=picture)
+            kept = kept[picture[kept].argsort(kind="stable")]
+        else:  # no two of a class in a picture: none can suppress another
+            kept = np.lexsort((-found[:, 4], picture))
+        found, picture = found[kept], picture[kept]
+    return found, picture, picture.searchsorted(np.arange(len(heads) + 1)).tolist()
+
+
+def to_images(points: Floats, picture: Ints, boxes: Sequence[Letterbox | None]) -> Floats:
+    """`boxes.points_to_image` of points `[n, m, 2]` in pictures that lie each in its own way."""
+    nowhere = (0, 0, 1, 1, 0, 0)
+    lies = [
+        (b.pad_x, b.pad_y, b.width / b.image_width, b.height / b.image_height, b.image_width, b.image_height)
+        if b
+        else nowhere
+        for b in boxes
+    ]
+    place = np.array(lies, dtype=np.float32)[picture, None]
+    out: Floats = points - place[..., :2]
+    out /= place[..., 2:4]
+    np.maximum(out, np.float32(0), out=out)
+    return np.minimum(out, place[..., 4:], out=out)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Numbers as the wire has them, rounded for a whole batch in one go: numpy's price is for a call, not a row."""
+
+    boxes: list[list[float]]
+    confidence: list[float]
+
+
+def rounded(values: NDArray[Any], decimals: int) -> list[Any]:
+    """Nested lists of Python floats. Rounded as float64: a rounded float32 would be written with all its digits."""
+    scale = 10.0**decimals
+    # What `np.round` does, without the two layers around it.
+    scaled = np.multiply(values, scale, dtype=np.float64)
+    np.rint(scaled, out=scaled)
+    scaled /= scale
+    return scaled.tolist()  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Poses out of a YOLO pose model's output, in every layout of `heads`. Pure numpy."""
+"""Pose: people and their keypoints from a YOLO pose model's output, in every layout of `layouts`. Pure numpy."""
 
 from __future__ import annotations
 
@@ -13,10 +13,21 @@ from numpy.typing import NDArray
 
 from app.inference.client import ModelSpec
 from app.pipeline.boxes import Floats, Letterbox, points_to_image, to_image
-from app.pipeline.heads import Layout, candidates, find_head, implausible
-from app.pipeline.tensors import InputFormat, input_format
-from app.pipeline.together import Rows, picked, scoring, to_images
-from app.pipeline.yolo import Written, refuse_if, rounded
+from app.pipeline.layouts import (
+    InputFormat,
+    Layout,
+    Rows,
+    Written,
+    batch_candidates,
+    candidates,
+    find_head,
+    implausible,
+    input_format,
+    rounded,
+    scoring_rows,
+    to_images,
+)
+from app.pipeline.stages.detect import refuse_if
 from app.protocol.result import KEYPOINT_NAMES, Box, Keypoint, Pose
 
 _KEYPOINTS = len(KEYPOINT_NAMES)
@@ -32,7 +43,7 @@ KNOWN = (
 
 @dataclass(frozen=True, slots=True)
 class Posed:
-    """n persons of one frame, best first."""
+    """n people of one frame, best first."""
 
     xyxy: Floats
     """`[n, 4]`, frame pixels."""
@@ -50,12 +61,12 @@ class PoseReader:
     input: InputFormat
     output_name: str
     layout: Layout
-    told: bool = True
+    declared: bool = True
     """Whether the model says itself what its head is; else see `check`."""
 
     def check(self, outputs: Mapping[str, NDArray[Any]]) -> None:
         """As `DetectReader.check`."""
-        if not self.told:
+        if not self.declared:
             refuse_if(self.spec, implausible(outputs[self.output_name][0], self.layout, 1))
 
     def read(
@@ -69,7 +80,7 @@ class PoseReader:
         max_detections: int,
         classes: frozenset[int] | None = None,
     ) -> Posed:
-        """The persons of picture `index` of a batch; see `heads.candidates`. All are persons, whatever `classes`.
+        """The people of picture `index` of a batch; see `heads.candidates`. All are people, whatever `classes`.
 
         Keypoints keep their place at any confidence (Ultralytics moves those below 0.5 to 0, 0).
         """
@@ -97,13 +108,13 @@ class PoseReader:
         rows: Rows | None = None,
         classes: frozenset[int] | None = None,
     ) -> list[Posed | None]:
-        """`read` of every picture of a batch; None for those without a box. `rows`: as `together.picked` says."""
+        """`read` of every picture of a batch; None for those without a box. `rows`: as `layouts.scoring_rows` says."""
         limits = {"confidence": confidence, "iou": iou}
         found = None
         if self.layout != "raw":
             heads = outputs[self.output_name]
-            rows = rows or picked(heads, confidence)
-            found = scoring(heads, rows, iou=iou, suppress=self.layout == "prepared")
+            rows = rows or scoring_rows(heads, confidence)
+            found = batch_candidates(heads, rows, iou=iou, suppress=self.layout == "prepared")
         if found is None:
             more: Any = {**limits, "max_detections": max_detections}
             return [None if box is None else self.read(outputs, at, box, **more) for at, box in enumerate(boxes)]
@@ -150,7 +161,7 @@ def pose_reader(spec: ModelSpec, *, output: str | None = None) -> PoseReader:
         return rows == _RAW_ROWS
 
     head = find_head(spec, form, columns=_COLUMNS, sure=raw, likely=raw, output=output, known=KNOWN)
-    return PoseReader(spec, form, head.tensor.name, head.layout, head.told)
+    return PoseReader(spec, form, head.tensor.name, head.layout, head.declared)
 
 
 def poses(posed: Posed, track_ids: NDArray[Any] | None) -> list[Pose]:

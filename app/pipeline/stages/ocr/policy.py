@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from app.protocol.result import Stage, Text
 
-Still = bytes | Callable[[], bytes]
+JpegSource = bytes | Callable[[], bytes]
 """A frame's JPEG, or what makes one."""
 PIXEL_STEP = 24
 """Grey levels. Less is noise of the sensor or of JPEG."""
@@ -43,7 +43,7 @@ class OcrMemory:
     """That frame, small and grey."""
     text_cells: NDArray[np.bool_] | None = None
     """Where `texts` stand in it."""
-    waiting: Still | None = None
+    waiting: JpegSource | None = None
     """Its JPEG, or what makes one, as long as it stands in line."""
     running: bool = False
     unreadable: bool = False
@@ -55,14 +55,14 @@ class OcrMemory:
     def pending(self) -> bool:
         return self.running or self.waiting is not None
 
-    def ask(self, still: Still, grey: NDArray[np.uint8] | None, now: float) -> None:
+    def ask(self, still: JpegSource, grey: NDArray[np.uint8] | None, now: float) -> None:
         """Puts a frame in line, in the place of one that stands there."""
         self.waiting = still
         self.asked_at = now
         # The caller's picture may live in memory that the next frame overwrites.
         self.scene = None if grey is None else grey.copy()
 
-    def begin(self) -> Still:
+    def begin(self) -> JpegSource:
         """Takes the frame out of the line."""
         still, self.waiting, self.running = self.waiting, None, True
         assert still is not None

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.pipeline.boxes import Floats
-from app.pipeline.pose import Posed
-from app.pipeline.yolo import Detected
+from app.pipeline.stages.detect import Detected
+from app.pipeline.stages.pose import Posed
 
 Ids = NDArray[np.int64]
 Corners = Sequence[float]

@@ -1,4 +1,4 @@
-"""Opens what every door needs: the inference server, its client, text reading and the pipeline over them."""
+"""Opens what every entry point needs: the inference server, its client, text reading and the pipeline."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from app.errors import ConfigurationError, ModelRejected
 from app.files import writable_folder
 from app.inference.local import LocalTriton
 from app.inference.triton import TritonClient
-from app.pipeline import tracks
+from app.pipeline.models import read_labels
 from app.pipeline.multimodal import Pipeline
-from app.pipeline.ocr import Ocr
-from app.pipeline.vision import read_labels
+from app.pipeline.stages.ocr import Ocr
+from app.pipeline.stages.tracking import load as load_solver
 from app.process import log_while_waiting
 from app.settings import FleetSettings, OcrSettings, Settings
 
 log = logging.getLogger(__name__)
 
-Change = Callable[[bool, str | None], None]
+StatusCallback = Callable[[bool, str | None], None]
 _TRIAL_S = 2.0
-"""Before a model that did not answer is tried again."""
+"""Seconds until a model that did not answer is tried again."""
 _AGAIN_S = 0.5
-"""Before a server that was too busy to describe its models is asked again."""
+"""Seconds until a server that was too busy to describe its models is asked again."""
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenPipeline:
     pipeline: Pipeline
     client: TritonClient
     embedded: LocalTriton | None
     """None where TRITON_URL names a server."""
 
 
-def check(settings: Settings) -> None:
-    """Looks over what can be seen before anything is started: nobody should wait for Triton to be told of it.
+def check_settings(settings: Settings) -> None:
+    """Checks the settings that can be checked without Triton, so that a mistake shows before Triton has started.
 
     Raises:
         ConfigurationError: STATE_DIR or TRITON_LABELS cannot be used.
@@ -50,31 +50,30 @@ def check(settings: Settings) -> None:
 
 
 class _Follower:
-    """Has the models described as soon as the server comes, not only with the next frame.
+    """Loads the models as soon as the server is connected, instead of with the next frame.
 
     Args:
-        tell: called with True or False: whether frames are answered by models now; and why a model is not, where it is
-            one that fails.
+        notify: called with whether models answer frames now, and with the reason where a model fails.
     """
 
-    def __init__(self, tell: Change | None) -> None:
-        self._tell = tell or (lambda up, reason: None)
+    def __init__(self, notify: StatusCallback | None) -> None:
+        self._notify = notify or (lambda up, reason: None)
         self._pipeline: Pipeline | None = None
         self._task: asyncio.Task[None] | None = None
 
     def follow(self, pipeline: Pipeline) -> None:
-        """From now on; what came before, the pipeline has loaded itself."""
+        """Begins to follow a pipeline, which has loaded its models once itself."""
         self._pipeline = pipeline
         pipeline.watch.changed = self._judged
-        if pipeline.client.up and not pipeline.well:  # it was too busy to say what it serves, or a model fails
+        if pipeline.client.up and not pipeline.well:  # the server was too busy to describe its models, or a model fails
             self.changed(True)
 
     def changed(self, up: bool) -> None:
-        """The server came, or went."""
+        """The server was connected, or disconnected."""
         if self._pipeline is None:
             return
         if not up:
-            self._tell(False, None)
+            self._notify(False, None)
         elif self._task is None or self._task.done():
             self._task = asyncio.create_task(self._describe(self._pipeline), name="describe-models")
 
@@ -84,19 +83,19 @@ class _Follower:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def _judged(self) -> None:
-        """A model fails, or answers again."""
+        """`ModelWatch` reports that a model fails, or answers again."""
         assert self._pipeline is not None
         reason = self._pipeline.watch.reason
         if reason is not None:
             log.error("not ready: %s", reason)
-            self._tell(False, reason)
-            self.changed(True)  # which tries until it answers
+            self._notify(False, reason)
+            self.changed(True)  # tries the model until it answers
         elif self._pipeline.described:
             log.info("every model answers again")
-            self._tell(True, None)
+            self._notify(True, None)
 
     async def _describe(self, pipeline: Pipeline) -> None:
-        """Until the models are known, and all of them answer."""
+        """Runs until the models are described and all of them answer."""
         tried = False
         while pipeline.client.up:
             try:
@@ -107,35 +106,35 @@ class _Follower:
             except ModelRejected as error:
                 log.error("%s", error)
             if pipeline.well:
-                self._tell(True, None)
+                self._notify(True, None)
                 return
             await asyncio.sleep(_TRIAL_S if pipeline.described else _AGAIN_S)
 
 
 @asynccontextmanager
-async def opened(
+async def open_pipeline(
     settings: Settings,
     ocr_settings: OcrSettings,
     *,
     faces: FleetSettings | None = None,
     tracking: bool = True,
-    on_inference: Change | None = None,
-    on_ocr: Callable[[bool, str | None], None] | None = None,
-) -> AsyncIterator[Opened]:
-    """The pipeline on the Triton at TRITON_URL, or on an embedded one; closed the other way round.
+    on_inference: StatusCallback | None = None,
+    on_ocr: StatusCallback | None = None,
+) -> AsyncIterator[OpenPipeline]:
+    """Opens the pipeline on the Triton at TRITON_URL, or on an embedded one. Closes everything in reverse order.
 
     Args:
-        faces: where faces are to be embedded; see `Pipeline`.
-        tracking: whether boxes will be tracked.
-        on_inference: called with False whenever the inference server goes, or a model fails (with the reason), with
-            True when it is back and its models are known and answer.
-        on_ocr: called with whether text can be read, and why not.
+        faces: settings of an entry point that has faces embedded; see `Pipeline`.
+        tracking: whether objects will be tracked.
+        on_inference: called with False whenever the inference server is disconnected or a model fails (with the
+            reason), and with True once it is connected again and all its models answer.
+        on_ocr: called with whether text can be read, and with the reason where it cannot.
 
     Raises:
         ConfigurationError: a setting is wrong, or a model cannot be read.
         SightlineError: the embedded Triton cannot be started.
     """
-    check(settings)
+    check_settings(settings)
     folder = settings.server.state_dir
     async with AsyncExitStack() as stack:
         embedded = None
@@ -156,7 +155,7 @@ async def opened(
             raise ConfigurationError(f"OCR='on': {ocr.reason}")
         if tracking:
             with log_while_waiting("the tracker's libraries"):
-                await asyncio.to_thread(tracks.load)  # a second of imports: here, not under the first frame
+                await asyncio.to_thread(load_solver)  # its import would delay the first frame
         pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live, faces)
         stack.push_async_callback(asyncio.to_thread, pipeline.close)
         try:
@@ -169,4 +168,4 @@ async def opened(
         follower.follow(pipeline)
         if pipeline.watch.reason is not None:
             log.error("not ready: %s", pipeline.watch.reason)
-        yield Opened(pipeline, client, embedded)
+        yield OpenPipeline(pipeline, client, embedded)

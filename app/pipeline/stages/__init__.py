@@ -1,0 +1,1 @@
+"""The stages of a frame, one file each."""
