@@ -75,6 +75,10 @@ const BYE_TEXTS = {
   rejected: "The service accepts no further session at the moment.",
 };
 
+/**
+ * A session with the service that survives lost connections. The caller sends a JPEG whenever `wantsFrame` fires and receives
+ * results and states as events (see `Events`).
+ */
 export class SightlineClient extends EventTarget {
   /** @type {State} */
   #state = "idle";
@@ -112,7 +116,7 @@ export class SightlineClient extends EventTarget {
     return this.#serving && !this.#paused && this.#inFlight.free > 0;
   }
 
-  /** Whether a session is running, also one that has stalled. */
+  /** Whether a session is running; a stalled one is. */
   get #serving() {
     return this.#state === "live" || this.#state === "stalled";
   }
@@ -126,7 +130,7 @@ export class SightlineClient extends EventTarget {
     return this.#paused;
   }
 
-  /** `seq` of the latest frame sent, 0 before the first. No `result` that is still to come for an earlier frame exceeds it. */
+  /** `seq` of the latest frame sent, 0 before the first. A later `result` with at most this `seq` is of a frame sent before now. */
   get lastSeq() {
     return this.#seq;
   }
@@ -179,8 +183,8 @@ export class SightlineClient extends EventTarget {
   }
 
   /**
-   * Changes settings from the next frame on, also for later connections. The event `settings` answers, also when the
-   * service refuses the change.
+   * Changes settings from the next frame on, also for later connections. The event `settings` shows the outcome, also when
+   * the service refuses the change.
    * @param {Settings} patch
    */
   update(patch) {
@@ -195,6 +199,7 @@ export class SightlineClient extends EventTarget {
     this.#expectAnswer();
   }
 
+  /** Ends the pause. Where the session was lost meanwhile, the client connects again at once. */
   resume() {
     if (!this.#paused) return;
     this.#paused = false;
@@ -253,7 +258,8 @@ export class SightlineClient extends EventTarget {
   }
 
   /**
-   * @param {boolean} opened
+   * Decides what follows a lost connection: the end, the start of the machine, or another attempt after a wait.
+   * @param {boolean} opened Whether the connection was ever open.
    * @param {string} why
    */
   #lost(opened, why) {
@@ -263,8 +269,8 @@ export class SightlineClient extends EventTarget {
     if (!opened && (!this.#options?.startServer || this.#starting?.running)) void this.#explainRefusal();
     if (!opened && this.#options?.startServer) return void this.#start(this.#options.startServer);
     this.#starting = null;
-    const byDefault = opened ? "The connection was lost." : "The service cannot be reached.";
-    const text = bye ? byeText(bye.reason, bye.message) : why || byDefault;
+    const fallback = opened ? "The connection was lost." : "The service cannot be reached.";
+    const text = bye ? byeText(bye.reason, bye.message) : why || fallback;
     const reason = bye?.reason ?? (opened ? "lost" : "unreachable");
     if (this.#paused) return this.#enter("waiting", { reason, why: text });
     const delay = retryDelay(this.#attempt++, bye?.retry_after_s);
@@ -272,7 +278,10 @@ export class SightlineClient extends EventTarget {
     this.#enter("waiting", { reason, why: text, retryAt: performance.now() + delay });
   }
 
-  /** A service that refuses the connection is running. So the client stops waiting for its start and shows the reason it gives. */
+  /**
+   * Asks the service why it refuses the connection. A service with an answer is running, so that the client stops waiting for
+   * its start and shows the reason, because the user can act on that.
+   */
   async #explainRefusal() {
     const options = this.#options;
     const why = options && (await refusal(socketUrl(this.#starting?.url ?? options.url)));

@@ -71,10 +71,12 @@ export class Overlay {
     new ResizeObserver(([entry]) => this.#resize(entry.contentRect)).observe(canvas);
   }
 
+  /** Starts to draw. */
   start() {
     if (!this.#request) this.#request = requestAnimationFrame((now) => this.#draw(now));
   }
 
+  /** Stops drawing, forgets the tracks and clears the canvas. */
   stop() {
     cancelAnimationFrame(this.#request);
     this.#request = 0;
@@ -175,6 +177,7 @@ export function paint(context, scene, place, skeleton) {
 }
 
 /**
+ * Draws the box of an object.
  * @param {Context} context
  * @param {SceneObject} object
  * @param {Place} place
@@ -188,7 +191,8 @@ function paintBox(context, { box, class_id, alpha }, place) {
 }
 
 /**
- * Draws a skeleton without the keypoints on the very edge of the image: they were clipped, so that their position is unknown.
+ * Draws a skeleton. Keypoints on the very edge of the image were clipped to it, so that their real position is unknown; those
+ * are left out.
  * @param {Context} context
  * @param {Scene} scene
  * @param {ScenePose} pose
@@ -250,6 +254,7 @@ function paintText(context, { polygon, stale, alpha }, { x, y, scale, unit }) {
 }
 
 /**
+ * A box of the scene in pixels of the canvas.
  * @param {{x1: number, y1: number, x2: number, y2: number}} box
  * @param {Place} place
  * @returns {Rectangle}
@@ -263,7 +268,10 @@ function area({ x1, y1, x2, y2 }) {
   return (x2 - x1) * (y2 - y1);
 }
 
-/** @param {[number, number][]} polygon */
+/**
+ * The box around a polygon.
+ * @param {[number, number][]} polygon
+ */
 function around(polygon) {
   const xs = polygon.map(([x]) => x);
   const ys = polygon.map(([, y]) => y);
@@ -418,7 +426,7 @@ function samePlace(a, b) {
  */
 function paintArrows(context, { width, height }, { columns, rows, vectors }, { x, y, scale, unit }) {
   const [across, down] = [width / columns, height / rows];
-  const step = Math.max(1, Math.ceil((ARROW_SPACE_PX * unit) / (across * scale))); // on a small image arrows have room in every few cells only
+  const step = Math.max(1, Math.ceil((ARROW_SPACE_PX * unit) / (across * scale))); // fewer arrows on a small image
   context.lineJoin = context.lineCap = "round";
   context.save();
   context.beginPath();

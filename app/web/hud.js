@@ -9,7 +9,7 @@ import { bytes, inViewText } from "./text.js";
 
 const EVERY_MS = 250;
 const ANNOUNCE_MS = 4000; // shortest time between two announcements of what is in view
-const FORGOTTEN_MS = 1000; // how long the last announcement stays, because a video that begins again shows something at once
+const FORGOTTEN_MS = 1000; // a sentence stays this long after a jump, because a video that begins again shows something at once
 
 /** Shows the figures four times a second: rates, ages of results, shares of the time, totals, what is in view. */
 export class Hud {
@@ -90,6 +90,7 @@ export class Hud {
   }
 
   /**
+   * Takes a result.
    * @param {Events["result"]} event
    * @param {Result | null} seen The parts of the result that belong to what the page shows.
    */
@@ -102,7 +103,10 @@ export class Hud {
     this.#chart.add(sharesOf(result, ageMs, roundTripMs));
   }
 
-  /** @param {Refusal} refusal */
+  /**
+   * Counts a refused frame.
+   * @param {Refusal} refusal
+   */
   refused({ code, seq }) {
     if (seq === null) return;
     if (code === "internal") this.#failed += 1;
@@ -202,7 +206,10 @@ function countsText(counts) {
   return counts.map(([reason, count]) => `${reason.replaceAll("_", " ")} ${count}`).join(", ") || "none";
 }
 
-/** @param {Motion | null} motion */
+/**
+ * The moving share of the image and an arrow of its direction.
+ * @param {Motion | null} motion
+ */
 function motionText(motion) {
   if (!motion) return "–";
   const { moving_fraction, direction_deg } = motion;
@@ -223,7 +230,10 @@ export class RateMeter {
     this.total = 0;
   }
 
-  /** @param {number} now */
+  /**
+   * Counts an event.
+   * @param {number} now
+   */
   tick(now) {
     this.total += 1;
     this.#times.push(now);
@@ -370,10 +380,11 @@ class Chart {
    */
   get means() {
     if (!this.#bars.length) return null;
-    const sum = (/** @type {string} */ name) => this.#bars.reduce((so, bar) => so + bar[name], 0);
+    const sum = (/** @type {string} */ name) => this.#bars.reduce((total, bar) => total + bar[name], 0);
     return Object.fromEntries(PARTS.map(({ name }) => [name, sum(name) / this.#bars.length]));
   }
 
+  /** Draws the chart where it has changed. */
   draw() {
     if (!this.#changed) return;
     this.#changed = false;

@@ -7,7 +7,8 @@ import { paint } from "./drawing.js";
 /** @import { Source } from "./source.js" */
 
 const MOST_RESULTS = 5000;
-const FORMATS = ["video/webm;codecs=vp8", "video/webm;codecs=vp9", "video/webm", "video/mp4"]; // vp8 first, because it leaves the most time for drawing
+/** Formats of a recording, the preferred one first. VP8 is, because its encoder leaves the most time for drawing. */
+const FORMATS = ["video/webm;codecs=vp8", "video/webm;codecs=vp9", "video/webm", "video/mp4"];
 const VIDEO_BITS_PER_S = 5_000_000;
 const HEAD_BYTES = 4096; // the part of a recording that holds its metadata
 
@@ -30,6 +31,7 @@ export class Results {
     this.#latest = [];
   }
 
+  /** Saves the results that it holds. */
   save() {
     const lines = this.#latest.map((result) => `${JSON.stringify(result)}\n`);
     download(new Blob(lines, { type: "application/x-ndjson" }), "jsonl");
@@ -122,6 +124,7 @@ function compose(source, overlay, canvas) {
 }
 
 /**
+ * Saves a blob as a file named after the time.
  * @param {Blob} blob
  * @param {string} ending
  */

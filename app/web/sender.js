@@ -32,7 +32,7 @@ export class Sender {
   #rateControl;
   /** @type {Source | null} */
   #source = null;
-  /** Counts the calls of `discardPending`, so that a frame encoded across one is recognised. */
+  /** Counts the calls of `discardPending`, so that `#offer` recognises a frame whose encoding began before the last one. */
   #discards = 0;
   /** @type {Map<number, number>} How long encoding took, milliseconds, by `seq`. */
   #encodeMs = new Map();
@@ -69,12 +69,14 @@ export class Sender {
     return ms;
   }
 
+  /** Resets the counts, because a new session begins. */
   reset() {
     this.counts = { frames: 0, sent: 0, skipped: {} };
     this.#encodeMs.clear();
   }
 
   /**
+   * Sends a frame of the source or counts why not.
    * @param {Source} source
    * @param {number} capturedAt
    */
@@ -103,6 +105,7 @@ export class Sender {
   }
 
   /**
+   * Why the sender skips a frame.
    * @param {number} now
    * @returns {Skip | null} Null: the frame is to be sent.
    */
@@ -113,7 +116,10 @@ export class Sender {
     return this.#rateControl.due(now) ? null : "rate limit";
   }
 
-  /** @returns {Skip | null} */
+  /**
+   * Why the client wants no frame.
+   * @returns {Skip | null} Null: it wants one.
+   */
   #unwanted() {
     if (this.#client.paused) return "hidden";
     if (this.#client.state !== "live" && this.#client.state !== "stalled") return "not connected";
@@ -292,7 +298,10 @@ export class RateControl {
   #qualityAt = 0;
   #sizeAt = 0;
 
-  /** @param {SendOptions} options */
+  /**
+   * Sets options by hand, or back to automatic.
+   * @param {SendOptions} options The others stay as they are.
+   */
   set(options) {
     this.#byHand = { ...this.#byHand, ...options };
   }
@@ -328,13 +337,19 @@ export class RateControl {
     return now >= this.#nextAt - 4; // a camera of 30 frames a second is sometimes a little early
   }
 
-  /** @param {number} now */
+  /**
+   * Takes note of a frame sent.
+   * @param {number} now
+   */
   sent(now) {
     const interval = 1000 / this.rate;
     this.#nextAt = Math.max(this.#nextAt, now - interval) + interval;
   }
 
-  /** @param {Answered} answer */
+  /**
+   * Adapts to the measurements of an answered frame.
+   * @param {Answered} answer
+   */
   answered(answer) {
     this.#networkMs = blend(this.#networkMs, Math.max(0, answer.roundTripMs - answer.serverMs));
     this.#encodeMs = blend(this.#encodeMs, answer.encodeMs);
@@ -343,7 +358,7 @@ export class RateControl {
     this.#answeredAt = answer.now;
   }
 
-  /** Discards all measurements, because a new session begins. */
+  /** Starts again at the highest rate, because a new session begins. Quality and size stay. */
   reset() {
     this.#rate = RATE.most;
     this.#networkMs = this.#waiting = this.#intervalMs = this.#answeredAt = this.#nextAt = this.#fellAt = 0;
@@ -369,7 +384,10 @@ export class RateControl {
     }
   }
 
-  /** @param {number} now */
+  /**
+   * Adapts quality and size.
+   * @param {number} now
+   */
   #adaptFrame(now) {
     if (now - this.#qualityAt < 1000) return;
     this.#qualityAt = now;
@@ -383,8 +401,9 @@ export class RateControl {
   }
 
   /**
+   * Changes the size, unless it changed a moment ago.
    * @param {number} now
-   * @param {number} step
+   * @param {number} step Of `SIZES`.
    */
   #resize(now, step) {
     const size = Math.min(SIZES.length - 1, Math.max(0, this.#size + step));
@@ -395,6 +414,7 @@ export class RateControl {
 }
 
 /**
+ * Exponential smoothing.
  * @param {number} before
  * @param {number} now
  * @param {number} [share] Weight of the latest value.

@@ -220,7 +220,10 @@ class ClassFilter {
     return chip;
   }
 
-  /** @param {number} id */
+  /**
+   * How `classes` names a class: by its name where that is unique.
+   * @param {number} id
+   */
   #nameOrId(id) {
     const name = this.#names[id];
     const unique = classLabel(name, id) === name && this.#names.indexOf(name) === this.#names.lastIndexOf(name);
@@ -257,8 +260,8 @@ class ClassFilter {
 
 /** @type {Record<string, {expects: string, read: (text: string) => Settings | null}>} */
 const PARAMETERS = {
-  confidence: { expects: "a number from 0 to 1, as in confidence=0.5", read: (text) => share("confidence", text) },
-  iou: { expects: "a number from 0 to 1, as in iou=0.7", read: (text) => share("iou", text) },
+  confidence: { expects: "a number from 0 to 1, as in confidence=0.5", read: (text) => readShare("confidence", text) },
+  iou: { expects: "a number from 0 to 1, as in iou=0.7", read: (text) => readShare("iou", text) },
   classes: { expects: "names or numbers of classes, as in classes=person,dog", read: readClasses },
 };
 const MOST_SHOWN = 40;
@@ -284,7 +287,10 @@ export function readQuery(search) {
   return { settings, problems };
 }
 
-/** @param {string} name */
+/**
+ * A sentence about a parameter that the page does not know.
+ * @param {string} name
+ */
 function unknownText(name) {
   const names = Object.keys(PARAMETERS);
   const near = names.find((other) => alike(name.toLowerCase(), other));
@@ -320,16 +326,18 @@ function distance(a, b) {
 }
 
 /**
+ * Reads a number from 0 to 1.
  * @param {"confidence" | "iou"} name
  * @param {string} text
  * @returns {Settings | null}
  */
-function share(name, text) {
+function readShare(name, text) {
   const value = Number(text);
   return text && value >= 0 && value <= 1 ? { [name]: value } : null;
 }
 
 /**
+ * Reads a list of classes.
  * @param {string} text
  * @returns {Settings | null}
  */

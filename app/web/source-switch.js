@@ -8,7 +8,7 @@ import { clock } from "./text.js";
 /** @import { StateMachine } from "./state-machine.js" */
 /** @typedef {{title: string, text: string}} Problem */
 
-const ASKED_MS = 600; // a camera that the user has allowed before opens within this time
+const PROMPT_MS = 600; // a camera that the user has allowed earlier opens within this time, so that the page shows no prompt
 /** @type {Record<string, string>} */
 const PROMPTS = {
   camera: "The browser asks whether this page may use the camera.",
@@ -47,13 +47,17 @@ export class SourceSwitch {
     this.#acceptFiles();
   }
 
-  /** @param {CameraChoice} [choice] By default the last choice. */
+  /**
+   * Opens a camera.
+   * @param {CameraChoice} [choice] By default the last choice.
+   */
   async camera(choice = this.#choice) {
     this.#choice = choice;
     await this.#open("camera", () => this.#openChosen(choice));
     if (this.source?.kind === "camera") await this.#offerCameras();
   }
 
+  /** Opens the built-in sample. */
   sample() {
     return this.#open("sample", () => openSample(new URL("scene.jpg", import.meta.url).href));
   }
@@ -80,6 +84,7 @@ export class SourceSwitch {
   }
 
   /**
+   * Opens a source, unless the user asks for another or stops meanwhile.
    * @param {Source["kind"]} kind
    * @param {() => Promise<Source>} open
    */
@@ -90,10 +95,10 @@ export class SourceSwitch {
     if (kind === "camera" && this.source?.kind === "camera") this.#close(); // a phone opens only one camera at a time
     this.#machine.sourceOpening();
     this.onchange();
-    const asked = setTimeout(() => {
+    const promptTimer = setTimeout(() => {
       if (this.source || attempt !== this.#attempt) return;
       this.#machine.prompting(PROMPTS[kind] ?? "The source is being opened.");
-    }, ASKED_MS);
+    }, PROMPT_MS);
     try {
       const source = await open();
       if (attempt !== this.#attempt) return source.stop(); // the user asked for another source meanwhile
@@ -105,7 +110,7 @@ export class SourceSwitch {
       this.opening = false;
       this.#fail(problemOf(error, kind, location));
     } finally {
-      clearTimeout(asked);
+      clearTimeout(promptTimer);
     }
   }
 
@@ -123,7 +128,10 @@ export class SourceSwitch {
     }
   }
 
-  /** @param {Source} source */
+  /**
+   * Shows a source until it ends.
+   * @param {Source} source
+   */
   #show(source) {
     this.source = source;
     source.onend = (why) => {
@@ -152,6 +160,7 @@ export class SourceSwitch {
     element("cameras", HTMLElement).hidden = this.#flip.hidden = true;
   }
 
+  /** Offers the other cameras: a button to flip on a phone, else a list. */
   async #offerCameras() {
     const cameras = await listCameras();
     if (this.source?.kind !== "camera") return;
@@ -165,6 +174,7 @@ export class SourceSwitch {
     this.#cameras.replaceChildren(...options);
   }
 
+  /** Opens files that the user chooses or drops on the page. */
   #acceptFiles() {
     const input = element("file", HTMLInputElement);
     const open = (/** @type {File | undefined} */ file) => {

@@ -4,7 +4,7 @@
  * @typedef {object} Source
  * @property {"camera" | "screen" | "video" | "image" | "sample"} kind
  * @property {string} label
- * @property {string} [deviceId] Of a camera.
+ * @property {string} [deviceId] Id of the device of a camera.
  * @property {HTMLVideoElement | HTMLCanvasElement} view The element to show.
  * @property {number} width Of the current frame, pixels; 0 while unknown.
  * @property {number} height
@@ -13,11 +13,11 @@
  * @property {() => void} [onjump] Called when a video continues at another position: the user sought in it, or it began again.
  * @property {() => void} stop
  */
-/** @typedef {"video" | "image"} FileKind A recording of sound counts as a video; opening it fails when it plays. */
+/** @typedef {"video" | "image"} FileKind A sound file counts as a video here; `VideoSource.start` rejects it. */
 
 const CAMERA = { width: { ideal: 1280 }, height: { ideal: 720 }, frameRate: { ideal: 30 } };
 const STILL_FRAMES_PER_S = 5; // of an image or a paused video, so that changed settings show
-const LEARN_MS = 10_000;
+const DURATION_MS = 10_000; // longest wait for the duration of a video
 
 /** The file plays but has no video track: it is a recording of sound. */
 class NoVideoTrackError extends Error {
@@ -36,7 +36,7 @@ class VideoSource {
   onjump = () => {};
   view = Object.assign(document.createElement("video"), { muted: true, playsInline: true });
   /**
-   * Of a camera.
+   * Id of the device of a camera.
    * @type {string | undefined}
    */
   deviceId;
@@ -68,6 +68,7 @@ class VideoSource {
   /**
    * Starts to play.
    * @returns {Promise<this>}
+   * @throws {NoVideoTrackError}
    */
   async start() {
     try {
@@ -102,6 +103,7 @@ class VideoSource {
     }, 1000 / STILL_FRAMES_PER_S);
   }
 
+  /** Reports each frame that the element shows. */
   #watch() {
     if (this.#stopped) return;
     if ("requestVideoFrameCallback" in this.view) {
@@ -189,7 +191,10 @@ export async function openFile(file) {
   return source.start();
 }
 
-/** @param {File} file */
+/**
+ * @param {File} file
+ * @throws {BrokenImageError}
+ */
 async function decode(file) {
   try {
     return await createImageBitmap(file);
@@ -199,14 +204,14 @@ async function decode(file) {
 }
 
 /**
- * Finds the duration of a video whose file does not name it, as browsers record them, by seeking to its end. With the
- * duration known, the user can seek in the video.
+ * Finds the duration of a video by seeking to its end, so that the user can seek in it. Recordings of browsers do not contain
+ * their duration.
  * @param {HTMLVideoElement} video Plays; plays from its beginning afterwards.
  */
 async function learnDuration(video) {
   video.pause();
   await new Promise((resolve) => {
-    const late = setTimeout(resolve, LEARN_MS); // then the duration stays unknown
+    const late = setTimeout(resolve, DURATION_MS); // then the duration stays unknown
     video.ondurationchange = () => {
       if (video.duration === Infinity) return;
       clearTimeout(late);
@@ -228,6 +233,7 @@ export async function listCameras() {
 }
 
 /**
+ * Plays a stream as a source.
  * @param {"camera" | "screen"} kind
  * @param {MediaStream} stream
  * @param {string} ended The sentence for `onend`.
@@ -242,8 +248,9 @@ function fromStream(kind, stream, ended) {
 }
 
 /**
+ * Checks that the browser offers a method.
  * @param {"getUserMedia" | "getDisplayMedia"} method
- * @throws {DOMException} If the browser does not offer it, or not on an insecure page.
+ * @throws {DOMException} If the browser does not offer it at all, or not to an insecure page.
  */
 function requireMedia(method) {
   if (navigator.mediaDevices?.[method]) return;
@@ -394,7 +401,10 @@ class SampleSource {
   }
 }
 
-/** @param {string} url Address of the photograph. */
+/**
+ * Opens the built-in sample.
+ * @param {string} url Address of the photograph.
+ */
 export async function openSample(url) {
   const response = await fetch(url);
   if (!response.ok) throw new Error(`the sample's photograph could not be loaded: status ${response.status}`);

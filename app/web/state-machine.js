@@ -61,14 +61,17 @@ export class StateMachine {
   #bar = make("progress");
   /** @type {Events["state"]} */
   #session = { state: "idle", previous: "idle", reason: null, why: null, retryAt: null, silentSince: null };
-  /** Whether the session was live, so that its loss is called one. */
+  /** Whether there has been a live session, so that the header says “Connection lost” and not “Not connected”. */
   #served = false;
   /**
-   * The place in the queue, and the estimated time of the session's begin.
+   * The place in the queue, and the estimated time at which the session starts.
    * @type {{queued: Queued, until: number | null} | null}
    */
   #place = null;
-  /** @type {{starting: Events["starting"], until: number | null} | null} */
+  /**
+   * The state of the start, and the estimated time of its end.
+   * @type {{starting: Events["starting"], until: number | null} | null}
+   */
   #start = null;
   /**
    * The report of the session that ended, as a table.
@@ -82,7 +85,7 @@ export class StateMachine {
   #instead = null;
   #notice = "";
   /**
-   * What the notice is about: it goes with the source or with the session.
+   * What the notice is about. The notice disappears with it.
    * @type {"source" | "session"}
    */
   #noticeOf = "session";
@@ -100,6 +103,7 @@ export class StateMachine {
   }
 
   /**
+   * The page is complete.
    * @param {string} host Host of the service.
    * @param {string[]} warnings Parts of the page's address that have no effect.
    */
@@ -206,6 +210,7 @@ export class StateMachine {
 
   // --- what the page shows ---
 
+  /** Renders the whole state; every change calls it. */
   #render() {
     const view = this.#view();
     const { state, why, retryAt } = this.#session;
@@ -307,7 +312,7 @@ export class StateMachine {
           when = left > 0 ? `About ${duration(left).replace("about ", "")} to go.` : "Any moment now.";
         }
         const stopping = starting?.state === "stopping";
-        const what = stopping ? "It is being switched off at the moment and starts after that." : "It was switched off.";
+        const what = stopping ? "It is being switched off and starts again after that." : "It was switched off.";
         this.#card.setText([what, when, starting?.message].filter(Boolean).join(" "));
       },
     };
@@ -351,7 +356,10 @@ export class StateMachine {
   }
 }
 
-/** @param {number | null} since */
+/**
+ * Whole seconds since a time.
+ * @param {number | null} since
+ */
 function wholeSeconds(since) {
   return since === null ? 0 : Math.floor((performance.now() - since + 50) / 1000);
 }
@@ -384,7 +392,10 @@ class Card {
     return !this.#root.hidden;
   }
 
-  /** @param {Content} content */
+  /**
+   * Shows a card. The focus stays where only its text differs from the card before.
+   * @param {Content} content
+   */
   show({ title, text, tone = "calm", actions = [], body = [] }) {
     const key = JSON.stringify([title, tone, actions.map(({ label }) => label)]);
     this.#title.textContent = title;
@@ -417,7 +428,10 @@ class Card {
     else if (main && tone !== "start" && nothingFocused()) main.focus({ preventScroll: true });
   }
 
-  /** @param {string} text */
+  /**
+   * Changes the text of the shown card.
+   * @param {string} text
+   */
   setText(text) {
     setText(this.#text, text);
   }
@@ -429,6 +443,7 @@ class Card {
   }
 }
 
+/** Whether no enabled element has the focus. */
 function nothingFocused() {
   const at = document.activeElement;
   return !at || at === document.body || at.matches(":disabled");

@@ -5,7 +5,7 @@
 /**
  * @param {Span} span
  * @param {string} key
- * @returns {string | null}
+ * @returns {string | null} Null where nothing is stored.
  */
 export function load(span, key) {
   try {

@@ -2,8 +2,8 @@
 
 /** @import { Result, Stage } from "./protocol.js" */
 
-const MOST = 10; // classes and texts that are listed, the rest is counted
-const LONGEST = 60; // characters of each
+const MOST = 10; // number of classes, and of texts, that a sentence lists; it counts the others
+const LONGEST = 60; // characters of each class and text
 
 /** @type {Record<string, string>} */
 const STAGES = { detect: "Objects", pose: "Poses", ocr: "Text", motion: "Motion", track: "Tracks" };
@@ -18,7 +18,10 @@ const STAGE_REASONS = {
   inference_unavailable: "models unavailable",
 };
 
-/** @param {string} name Of a stage, as in the protocol. */
+/**
+ * The title of a stage.
+ * @param {string} name As in the protocol.
+ */
 export function stageTitle(name) {
   return STAGES[name] ?? name;
 }
@@ -70,7 +73,10 @@ export function classLabel(name, id) {
   return /^\d*$/.test(trimmed) ? `class ${trimmed || id}` : trimmed;
 }
 
-/** @param {number} size Bytes. */
+/**
+ * A number of bytes as text.
+ * @param {number} size
+ */
 export function bytes(size) {
   if (size < 1e6) return `${Math.round(size / 1000)} kB`;
   return size < 1e9 ? `${(size / 1e6).toFixed(1)} MB` : `${(size / 1e9).toFixed(2)} GB`;

@@ -90,6 +90,7 @@ export class Tracks {
   #intervalMs = HOLD_MS;
 
   /**
+   * Updates the tracks and texts from a result.
    * @param {Result} result
    * @param {number} capturedAt Capture time of its frame.
    * @param {number} now
@@ -113,6 +114,7 @@ export class Tracks {
     this.#poses = follow(this.#poses, poses, () => "pose", image, capturedAt, now);
   }
 
+  /** Forgets everything. */
   clear() {
     this.#objects = [];
     this.#poses = [];
@@ -188,8 +190,9 @@ export class Tracks {
   }
 
   /**
-   * @param {number} across
-   * @param {number} down
+   * The flow in pixels of the shown image.
+   * @param {number} across Pixels of the shown image per pixel of the frame, horizontally.
+   * @param {number} down Pixels of the shown image per pixel of the frame, vertically.
    */
   #scaledFlow(across, down) {
     if (!this.#flow) return null;
@@ -276,6 +279,7 @@ function iou(a, b) {
 }
 
 /**
+ * The opacity of a track that has just begun or was lost.
  * @param {Track} track
  * @param {number} now
  */
@@ -412,7 +416,10 @@ function scaled({ columns, rows, vectors }, across, down) {
   return { columns, rows, vectors: vectors.map((value, i) => value * (i % 2 ? down : across)) };
 }
 
-/** @param {{alpha: number}} item */
+/**
+ * Whether an item is opaque enough to draw.
+ * @param {{alpha: number}} item
+ */
 function visible({ alpha }) {
   return alpha > 0.01;
 }
@@ -457,6 +464,7 @@ class Interpolation {
   }
 
   /**
+   * Takes an observation; ignores one that is not newer than the last.
    * @param {ArrayLike<number>} values
    * @param {number} capturedAt Capture time of the frame that shows them.
    * @param {number} now
@@ -514,10 +522,11 @@ function remaining(correctedAt, now) {
 
 // --- the camera's motion ---
 
-const REMEMBERED_MS = 60_000; // the position of a text that was read earlier is unknown
+const REMEMBERED_MS = 60_000; // length of the path; the position of a text that was read earlier is unknown
 const STILL = { turn: { x: 1, y: 0 }, shift: { x: 0, y: 0 } };
 
 /**
+ * The camera's motion as a similarity.
  * @param {CameraMotion} camera In pixels of a frame.
  * @param {number} width Of that frame, pixels.
  * @returns {Similarity}
@@ -556,6 +565,7 @@ class CameraPath {
   #steps = [];
 
   /**
+   * Takes the step of a result; ignores one that is not newer than the last.
    * @param {Similarity | null} step The motion from the last result's frame to this one's; null where it is unknown.
    * @param {number} capturedAt
    * @param {number} now
@@ -663,7 +673,7 @@ function textFreshness(ageMs, readMs) {
 
 /**
  * @param {number} ageMs
- * @param {number} fadedMs
+ * @param {number} fadedMs Age of the lowest opacity.
  */
 function fade(ageMs, fadedMs) {
   const faded = Math.min(1, Math.max(0, (ageMs - FRESH_MS) / (fadedMs - FRESH_MS)));
