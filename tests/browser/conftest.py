@@ -37,7 +37,7 @@ Launch = Callable[..., Browser]
 
 @pytest.fixture(scope="package")
 def chromium() -> Path:
-    """The browser; skips by name at home, fails in CI, when it is not installed."""
+    """Path of the browser. Where it is not installed, tests skip at home and fail in CI."""
     if not CHROMIUM.exists():
         message = f"{CHROMIUM} is missing: install what tests/system-packages.txt names"
         if os.environ.get("CI"):
@@ -54,8 +54,8 @@ def playwright() -> Iterator[Playwright]:
 
 
 @pytest.fixture(scope="session")
-def film() -> list[Pixels]:
-    """A window that goes to and fro over a person and a sign, slowly; the last picture leads to the first."""
+def video_frames() -> list[Pixels]:
+    """A window that moves slowly to and fro over a person and a sign; the last frame leads to the first."""
     there = clip.Pan((4, 2), 12).pictures()
     return there + there[-2:0:-1]
 
@@ -76,15 +76,15 @@ def launch(chromium: Path, playwright: Playwright) -> Iterator[Launch]:
 
 
 @pytest.fixture(scope="package")
-def browser(launch: Launch, film: list[Pixels], tmp_path_factory: pytest.TempPathFactory) -> Browser:
-    """One whose camera plays the film, and may be used without asking."""
-    camera = write_y4m(tmp_path_factory.mktemp("camera") / "camera.y4m", film, CAMERA_FPS)
+def browser(launch: Launch, video_frames: list[Pixels], tmp_path_factory: pytest.TempPathFactory) -> Browser:
+    """A browser whose camera plays the video and needs no permission."""
+    camera = write_y4m(tmp_path_factory.mktemp("camera") / "camera.y4m", video_frames, CAMERA_FPS)
     return launch(*FAKE_CAMERA, f"--use-file-for-fake-video-capture={camera}")
 
 
 @pytest.fixture
 def look(browser: Browser) -> Iterator[Look]:
-    """Opens the page of a service in a profile of its own; at the end, nothing unexpected must have been said."""
+    """Opens the page of a service in a profile of its own; at the end, `Sight.check` must find nothing unexpected."""
     opened: list[Sight] = []
 
     def open_page(service: Service | str, *, within: Browser = browser, opening: bool = True, **context: Any) -> Sight:

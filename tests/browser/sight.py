@@ -1,4 +1,4 @@
-"""The client's page in a browser, watched: what it says on the console, and whom it talks to."""
+"""The page in a browser: the test reads it, and watches its console and its requests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support import clip
 SCREENSHOTS = ROOT / ".state" / "screenshots"
 PATIENCE_S = 20.0
 SOCKET_FAILED = r"WebSocket connection to .* failed|Failed to load resource: .*/ws/inference"
-"""What Chromium itself writes on the console when nobody answers at a socket's address, or who does refuses."""
+"""Chromium writes this on the console when a WebSocket cannot be opened."""
 
 WATCH = """() => {
     globalThis.seen = { last: null, said: [] };
@@ -32,7 +32,7 @@ WATCH = """() => {
 }"""
 
 MOMENT = """() => new Promise((done) => requestAnimationFrame(() => {
-    // The overlay's own callback was asked for before this one: what it drew is of the same moment.
+    // The overlay's own callback was requested before this callback, so that both see the same moment.
     const { width, height, objects, poses, texts } = sightline.overlay.model;
     const copy = Object.assign(document.createElement("canvas"), { width, height });
     copy.getContext("2d").drawImage(document.querySelector("#view > *"), 0, 0);
@@ -43,14 +43,14 @@ MOMENT = """() => new Promise((done) => requestAnimationFrame(() => {
 
 @dataclass
 class Sight:
-    """One page. `check` says what went wrong on it that no test asked for."""
+    """One page. `check` fails on errors and requests that the test did not expect."""
 
     page: Page
     origin: str
     expected: list[str] = field(default_factory=list)
     """Patterns of console messages that a test provokes."""
     permitted: set[str] = field(default_factory=set)
-    """Origins beside the page's own that it is told to talk to."""
+    """Origins beside its own that the page may talk to."""
     said: list[str] = field(default_factory=list)
     asked: set[str] = field(default_factory=set)
 
@@ -65,10 +65,10 @@ class Sight:
             self.said.append(f"{message.type}: {message.text} ({message.location['url']})")
 
     def check(self) -> None:
-        unexpected = [one for one in self.said if not any(re.search(pattern, one) for pattern in self.expected)]
+        unexpected = [line for line in self.said if not any(re.search(pattern, line) for pattern in self.expected)]
         assert unexpected == [], unexpected
         hosts = {urlsplit(url).netloc for url in self.asked if not url.startswith(("blob:", "data:"))}
-        assert hosts - {urlsplit(one).netloc for one in (self.origin, *self.permitted)} == set()
+        assert hosts - {urlsplit(origin).netloc for origin in (self.origin, *self.permitted)} == set()
 
     # --- what a person does ---
 
@@ -84,7 +84,7 @@ class Sight:
         return self.live(results=results)
 
     def live(self, *, results: int = 1) -> Sight:
-        """Waits until the session is live, and for so many more results."""
+        """Waits until the session is live, then for this many results."""
         self.until("sightline.client.state === 'live'")
         count = self.ask("sightline.hud.results.total")
         self.until(f"sightline.hud.results.total >= {count + results} || sightline.hud.results.total < {count}")
@@ -114,11 +114,11 @@ class Sight:
         self.page.get_by_role("button", name=name, exact=True).click()
 
     def text(self, selector: str) -> str:
-        """What is to be read there, on one line."""
+        """The visible text of an element, on one line."""
         return " ".join(self.page.inner_text(selector).split())
 
     def shows(self, selector: str, words: str) -> str:
-        """Waits until these words are to be read there; returns all that is."""
+        """Waits until an element shows these words; returns its whole text."""
         deadline = time.monotonic() + PATIENCE_S
         while words not in (text := self.text(selector)):
             assert time.monotonic() < deadline, f"{words!r} is not in {text!r}\n{self._state()}"
@@ -126,8 +126,8 @@ class Sight:
         return text
 
     def events(self, kind: str) -> list[dict[str, Any]]:
-        """What the client said so far, of one type."""
-        return [one for one in self.ask("seen.said") if one["type"] == kind]
+        """The events of one type that the client has sent so far."""
+        return [event for event in self.ask("seen.said") if event["type"] == kind]
 
     def moment(self) -> Moment:
         got = self.page.evaluate(MOMENT)
@@ -141,7 +141,7 @@ class Sight:
 
 @dataclass
 class Moment:
-    """What was drawn at one moment, and the picture that it was drawn over."""
+    """The overlay at one moment, and the frame below it."""
 
     objects: list[dict[str, Any]]
     poses: list[dict[str, Any]]
@@ -152,12 +152,12 @@ class Moment:
     """RGBA of the overlay's canvas."""
 
     def box(self, name: str) -> NDArray[np.float64]:
-        """x1, y1, x2, y2 of the only object of this class, in the picture's pixels."""
-        (found,) = (one["box"] for one in self.objects if one["class_name"] == name)
+        """x1, y1, x2, y2 of the only object of this class, in pixels of the frame."""
+        (found,) = (found["box"] for found in self.objects if found["class_name"] == name)
         return np.array([found[key] for key in ("x1", "y1", "x2", "y2")])
 
     def corner(self) -> NDArray[np.float64]:
-        """Where in `clip.scene` the shown picture's upper left corner is, found by looking for its middle there."""
+        """Upper left corner of the shown frame in `clip.scene`, found by searching for the frame's centre."""
         middle = np.ascontiguousarray(self.shown[120:400, 100:460, :3])
         match = cv2.matchTemplate(clip.scene(), middle, cv2.TM_CCOEFF_NORMED)
         _, best, _, (x, y) = cv2.minMaxLoc(match)
@@ -165,7 +165,7 @@ class Moment:
         return np.array([x - 100.0, y - 120.0])
 
     def truth(self, place: NDArray[np.float64]) -> NDArray[np.float64]:
-        """A place of the scene (x, y, x, y, ...) in the shown picture, clipped to it."""
+        """Coordinates of the scene (x, y, x, y, ...) as coordinates of the shown frame, clipped to it."""
         moved = place.reshape(-1, 2) - self.corner()
         return np.clip(moved, 0, self.shown.shape[1::-1]).ravel()
 
@@ -175,7 +175,7 @@ class Moment:
         Lines of other things may cross it, labels may hide some of it. What is old is faded, and its line's dark edge
         shines through: the colour counts relative to its brightest part.
         """
-        # Where `object-fit: contain` puts the picture that the canvas lies over.
+        # The rectangle of the frame under the canvas, by `object-fit: contain`.
         size, room = np.array(self.shown.shape[1::-1]), np.array(self.drawn.shape[1::-1])
         scale = (room / size).min()
         x1, y1, x2, y2 = self.box(name) * scale + np.tile((room - size * scale) / 2, 2)

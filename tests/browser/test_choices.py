@@ -1,4 +1,4 @@
-"""What is chosen on the page takes effect in the results, and the page shows what is in force."""
+"""The settings chosen on the page take effect in the results, and the page shows those in force."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.conftest import Serve
 from tests.support import clip
 from tests.support.service import Service
 
-NAMES = "sightline.overlay.model.objects.map((one) => one.class_name).sort().join()"
+NAMES = "sightline.overlay.model.objects.map((object) => object.class_name).sort().join()"
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_each_stage_goes_and_comes(real: Service, look: Look) -> None:
         "pose": f"{model}.poses.length === 1",
         "ocr": f"{model}.texts.some(({{ text }}) => text === '{clip.WORDS}')",
         "motion": f"{model}.motion",
-        "track": f"{model}.objects.some((one) => one.track_id !== null)",
+        "track": f"{model}.objects.some((object) => object.track_id !== null)",
     }
     for seen in there.values():
         sight.until(seen, 60)  # a busy machine takes its time to load the text reader
@@ -65,7 +65,7 @@ def test_summaries_come_as_cards_by_the_prompt_chosen(serve: Serve, look: Look) 
     sight.shows("#summaries", "person")
     assert "digest" in sight.text("#summaries li .mark")
     sight.page.select_option("#prompt select", "security")
-    sight.until("seen.said.some((one) => one.type === 'settings' && one.summary_prompt === 'security')")
+    sight.until("seen.said.some((event) => event.type === 'settings' && event.summary_prompt === 'security')")
     sight.screenshot("summaries")
     press(sight, "summary")
     sight.until("document.getElementById('prompt').hidden")  # once the service has said so
@@ -125,7 +125,7 @@ def test_a_late_answer_does_not_undo_what_was_pressed_since(service: Service, lo
     sight.press("dog")
     press(sight, "motion")
     checked = "['pose', 'motion'].map((name) => document.getElementById(`stage-${name}`).checked).join()"
-    dog = "[...document.querySelectorAll('.chip')].find((one) => one.textContent === 'dog').ariaPressed"
+    dog = "[...document.querySelectorAll('.chip')].find((chip) => chip.textContent === 'dog').ariaPressed"
     status_is(sight, "motion", "disabled")
     for _ in range(3):
         assert sight.ask(checked) == "false,false"
@@ -146,7 +146,7 @@ def test_size_quality_and_rate_by_hand(sight: Sight) -> None:
     sight.page.select_option("#size", "320")
     sight.until("seen.last.image.width === 320 && seen.last.image.height === 240")
     sight.page.wait_for_timeout(500)  # a new size has new tracks: the old ones fade
-    # Boxes are drawn on the picture as it is shown, whatever the size that was sent.
+    # Boxes are drawn on the shown image, whatever size was sent.
     person = sight.moment().box("person")
     sight.page.select_option("#size", "640")
     sight.until("seen.last.image.width === 640")

@@ -1,4 +1,4 @@
-"""What stands before a session: the waiting room, a token, a service that is switched off."""
+"""Before a session: the waiting room, a token, a service that is switched off."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_token_is_asked_for_and_kept_in_the_tab(serve: Serve, look: Look) -> N
     sight.page.keyboard.type("open-barley")
     sight.press("Start again")
     sight.until("seen.said.filter(({ type }) => type === 'bye').length === 2")
-    assert {one["reason"] for one in sight.events("bye")} == {"unauthorized"}
+    assert {event["reason"] for event in sight.events("bye")} == {"unauthorized"}
     sight.shows("#card", "A token is needed")
     sight.page.fill("#token", "open-sesame")
     sight.press("Start again")

@@ -1,4 +1,4 @@
-"""`client.js` in a page of someone else's, on an origin of its own: the README's own lines and files."""
+"""`client.js` in another page on another origin, with the README's own lines and files."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def test_the_readmes_lines_in_a_page_of_ones_own(files: Path, serve: Serve, look
             if len(logged) >= 5:
                 break
             sight.page.wait_for_timeout(50)
-        age, objects = (one.json_value() for one in logged[4].args)
+        age, objects = (argument.json_value() for argument in logged[4].args)
         assert 0 < age < 5000
-        assert [one["class_name"] for one in objects] == ["person", "dog"]
+        assert [found["class_name"] for found in objects] == ["person", "dog"]
 
 
 def test_a_page_that_was_not_named_gets_nothing(files: Path, serve: Serve, look: Look) -> None:

@@ -1,4 +1,4 @@
-"""Films: paused, sought in, recorded by a browser, long and narrow; and files that are none."""
+"""Video files: paused, sought in, recorded by a browser, long and narrow; and files that are no video."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ RESULTS = "sightline.hud.results.total"
 # What a browser's own recorder writes: WebM that says nowhere how long it is.
 RECORD = """async () => {
     const canvas = Object.assign(document.createElement("canvas"), { width: 160, height: 120 });
-    const pen = canvas.getContext("2d");
+    const context = canvas.getContext("2d");
     const recorder = new MediaRecorder(canvas.captureStream(10), { mimeType: "video/webm;codecs=vp8" });
     const pieces = [];
     recorder.ondataavailable = ({ data }) => pieces.push(data);
     recorder.start(500);
     for (let turn = 0; turn < 30; turn += 1) {
-        pen.fillStyle = `rgb(${turn * 8} 90 90)`;
-        pen.fillRect(0, 0, 160, 120);
+        context.fillStyle = `rgb(${turn * 8} 90 90)`;
+        context.fillRect(0, 0, 160, 120);
         await new Promise((done) => setTimeout(done, 100));
     }
     await new Promise((done) => { recorder.onstop = done; recorder.stop(); });
@@ -38,14 +38,14 @@ RECORD = """async () => {
 
 @pytest.fixture(scope="module")
 def ramp(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six seconds that get lighter and lighter: the grey tells the time."""
-    pictures: list[Pixels] = [np.full((120, 160, 3), 20 + 3 * number, np.uint8) for number in range(60)]
-    return write_webm(tmp_path_factory.mktemp("ramp") / "ramp.webm", pictures)
+    """A video of six seconds that gets lighter: its grey value gives the time."""
+    frames: list[Pixels] = [np.full((120, 160, 3), 20 + 3 * number, np.uint8) for number in range(60)]
+    return write_webm(tmp_path_factory.mktemp("ramp") / "ramp.webm", frames)
 
 
-def opened(service: Service, look: Look, film: Path) -> Sight:
+def opened(service: Service, look: Look, video: Path) -> Sight:
     sight = look(service)
-    sight.page.set_input_files("#file", film)
+    sight.page.set_input_files("#file", video)
     return sight.live(results=2)
 
 
@@ -54,7 +54,7 @@ def seek(sight: Sight, s: float) -> None:
     sight.until(f"!{FILM}.seeking && Math.abs({FILM}.currentTime - {s}) < 0.3")
 
 
-def test_e6_a_film_is_paused_sought_in_and_played_on(service: Service, look: Look, ramp: Path) -> None:
+def test_e6_a_video_is_paused_sought_in_and_played_on(service: Service, look: Look, ramp: Path) -> None:
     sight = opened(service, look, ramp)
     assert sight.page.is_visible("#player")
     sight.press("Pause")
@@ -63,22 +63,22 @@ def test_e6_a_film_is_paused_sought_in_and_played_on(service: Service, look: Loo
     seek(sight, 4)
     assert sight.text("#player output") == "0:04 / 0:06"
     assert sight.page.get_attribute("#player input", "aria-valuetext") == "0:04 of 0:06"
-    # A film that stands still is a picture: it is looked at, and what is chosen takes effect.
+    # The page sends a paused video like an image, so that changed settings take effect.
     count = sight.ask(RESULTS)
     sight.until(f"{RESULTS} >= {count + 4}")
     sight.until("sightline.overlay.model.objects.length === 2")
     assert sight.moment().shown[60, 80, 0] == pytest.approx(20 + 3 * 40, abs=9)
     assert sight.text("#status") == "Live"
-    sight.screenshot("film-paused")
+    sight.screenshot("video-paused")
     sight.press("Play")
     sight.until(f"!{FILM}.paused && {FILM}.currentTime > 4.2")
     assert sight.text("#player button") == "Pause"
-    # Where there is no film, there is nothing to pause.
+    # Without a video there is nothing to pause.
     sight.start("#sample", results=2)
     assert not sight.page.is_visible("#player")
 
 
-def test_e6_a_film_by_keyboard(service: Service, look: Look, ramp: Path) -> None:
+def test_e6_a_video_by_keyboard(service: Service, look: Look, ramp: Path) -> None:
     sight = opened(service, look, ramp)
     sight.ask("document.activeElement.blur()")
     sight.page.keyboard.press("k")
@@ -96,7 +96,7 @@ def test_e6_a_film_by_keyboard(service: Service, look: Look, ramp: Path) -> None
     sight.until(f"!{FILM}.paused")
 
 
-def test_e6_a_film_by_touch(service: Service, look: Look, ramp: Path) -> None:
+def test_e6_a_video_by_touch(service: Service, look: Look, ramp: Path) -> None:
     sight = look(service, viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True)
     sight.page.set_input_files("#file", ramp)
     sight.live(results=2)
@@ -108,7 +108,7 @@ def test_e6_a_film_by_touch(service: Service, look: Look, ramp: Path) -> None:
     sight.page.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     sight.until(f"Math.abs({FILM}.currentTime - 3) < 0.5")
     assert sight.ask("document.documentElement.scrollWidth") <= 360
-    sight.screenshot("film-phone")
+    sight.screenshot("video-phone")
 
 
 def test_e6_what_was_seen_before_a_jump_is_not_drawn_after_it(service: Service, look: Look, ramp: Path) -> None:
@@ -142,10 +142,10 @@ def test_e6_a_recording_without_a_duration(service: Service, look: Look, tmp_pat
     sight.until(f"{FILM}.currentTime < 0.5")  # and it begins again
 
 
-def test_e6_a_notice_about_a_film_goes_with_the_next_one(
+def test_e6_a_notice_about_a_video_goes_with_the_next_one(
     service: Service, look: Look, ramp: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "broken.webm").write_text("no film")
+    (tmp_path / "broken.webm").write_text("no video")
     (tmp_path / "notes.txt").write_text("a shopping list")
     sight = look(service).start("#sample", results=2)
     sight.page.set_input_files("#file", tmp_path / "broken.webm")
@@ -157,7 +157,7 @@ def test_e6_a_notice_about_a_film_goes_with_the_next_one(
     sight.shows("#banner", "This file cannot be opened. “notes.txt” is neither a video nor an image.")
     sight.start("#sample", results=2)
     assert not sight.page.is_visible("#banner")
-    # The same of what is said in the picture's place.
+    # The same holds for a card in place of the image.
     sight.page.click("#stop")
     sight.shows("#card", "The session has ended")
     sight.page.set_input_files("#file", tmp_path / "notes.txt")

@@ -1,4 +1,4 @@
-"""A tab that another one hides. Playwright's own pages never are: this browser is started without its emulation."""
+"""A tab that another tab hides. Playwright keeps its pages visible; this browser is started without that emulation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.conftest import Serve
 
 @pytest.fixture
 def tabs(chromium: Path, playwright: Playwright, tmp_path: Path) -> Iterator[BrowserContext]:
-    """A window whose tabs hide one another, as a person's do."""
+    """A window whose tabs hide each other, as a user's do."""
     profile = tmp_path / "profile"
     arguments = [chromium, *ARGUMENTS, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
     process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
@@ -44,7 +44,7 @@ def test_a_hidden_tab_pauses_and_keeps_its_session(serve: Serve, tabs: BrowserCo
     sight.until("document.hidden")
     sight.page.wait_for_timeout(300)  # what was in flight is answered
     received = service.frames()["received"]
-    # Twice as long as a session may be idle: one that is paused may.
+    # Twice as long as a session may be idle; a paused session may be idle longer.
     sight.page.wait_for_timeout(2000)
     assert service.frames()["received"] == received
     other.close()
@@ -63,7 +63,7 @@ def test_hidden_for_too_long_it_comes_back_when_it_is_looked_at(serve: Serve, ta
     other = tabs.new_page()
     sight.until("sightline.client.state === 'waiting'")
     sight.page.wait_for_timeout(1500)
-    assert sight.ask("sightline.client.state") == "waiting"  # nobody looks: the place is another's
+    assert sight.ask("sightline.client.state") == "waiting"  # a hidden page leaves its slot to others
     other.close()
     sight.page.bring_to_front()
     sight.until(f"seen.last.session_id !== '{session}'")

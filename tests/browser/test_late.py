@@ -1,4 +1,4 @@
-"""What is drawn when answers are late: faded, and nowhere that nobody has seen it; texts with the camera."""
+"""The overlay when answers are late: it fades, boxes stop where they were last seen, texts move with the camera."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def test_e1_results_a_second_late_are_drawn_in_no_full_colour(service: Service, 
     assert late.ask("sightline.hud.ages.quantile(0.5)") > LATE_MS
     rows = late.page.evaluate(RECORD, 2000)
     late.screenshot("late")
-    assert max(rows) < 0.5  # each picture that was drawn, however few on a busy machine
+    assert max(rows) < 0.5  # of every drawn frame, however few they are on a busy machine
     drawn = late.moment().drawn[..., 3]
     assert 60 < drawn.max() < 255  # also where lines and labels lie over each other
 
 
 SPEED = np.array([0.03, -0.01])
-"""Of the whole picture, its pixels a millisecond."""
+"""Speed of the whole image, pixels per millisecond."""
 SIGN = np.array([[100, 300], [180, 300], [180, 320], [100, 320]], float)
 MIDDLES = """() => {
     // Beyond 300 ms it stands still: a busy machine's answers may be older.
@@ -68,14 +68,14 @@ MIDDLES = """() => {
 
 
 def test_e2_texts_go_with_the_camera(service: Service, look: Look) -> None:
-    """A text that is read every two seconds while the camera pans: the service's words are the test's."""
+    """A text that is read every two seconds while the camera pans; the test changes the service's results."""
     started: float = 0
     read_at: float = 0
     told_at: float = 0
     before: float = 0
 
-    def tell(message: dict[str, Any]) -> None:
-        """As if the whole picture went by at `SPEED`."""
+    def pan(message: dict[str, Any]) -> None:
+        """Adds camera motion as if the whole image moved at `SPEED`."""
         nonlocal started, read_at, told_at, before
         at = message["captured_at_ms"]
         started = started or at
@@ -95,10 +95,10 @@ def test_e2_texts_go_with_the_camera(service: Service, look: Look) -> None:
 
     def between(socket: WebSocketRoute) -> None:
         def answer(message: str | bytes) -> None:
-            told = json.loads(message)
-            if told["type"] == "result":
-                tell(told)
-            socket.send(json.dumps(told))
+            answer = json.loads(message)
+            if answer["type"] == "result":
+                pan(answer)
+            socket.send(json.dumps(answer))
 
         socket.connect_to_server().on_message(answer)
 

@@ -16,35 +16,35 @@ CONTROLS = "button, input, select, summary, a[href]"
 PHONES = {"390x844": (390, 844), "360x740": (360, 740)}
 
 OUTSIDE = f"""() => [...document.querySelectorAll({CONTROLS!r})]
-    .filter((one) => one.checkVisibility())
-    .map((one) => [one.id || one.textContent || one.outerHTML, one.getBoundingClientRect()])
+    .filter((node) => node.checkVisibility())
+    .map((node) => [node.id || node.textContent || node.outerHTML, node.getBoundingClientRect()])
     .filter(([, {{ left, right, height }}]) => left < 0 || right > innerWidth + 0.5 || height < 16)
     .map(([name, {{ left, right, height }}]) => [name, left, right, height])"""
 
-CUT_OFF = """() => [...document.querySelectorAll("button, h1, h2, dt, dd, #status, #seen, .words, .hint, option")]
-    .filter((one) => one.checkVisibility() && one.scrollWidth > one.clientWidth + 1 && one.clientWidth > 0)
-    .filter((one) => getComputedStyle(one).overflowX !== "visible" || one.getBoundingClientRect().right > innerWidth)
-    .map((one) => one.id || one.textContent)"""
+CUT_OFF = """() => [...document.querySelectorAll("button, h1, h2, dt, dd, #status, #seen, .state, .hint, option")]
+    .filter((node) => node.checkVisibility() && node.scrollWidth > node.clientWidth + 1 && node.clientWidth > 0)
+    .filter((node) => getComputedStyle(node).overflowX !== "visible" || node.getBoundingClientRect().right > innerWidth)
+    .map((node) => node.id || node.textContent)"""
 
 # As axe's `scrollable-region-focusable`: what scrolls has the focus, or holds something that may have it.
 UNREACHABLE = f"""() => [...document.querySelectorAll("body, body *")]
-    .filter((one) => one.checkVisibility() && !one.matches("input, select"))
-    .filter((one) => one.scrollHeight > one.clientHeight + 14 || one.scrollWidth > one.clientWidth + 14)
-    .filter((one) => {{
-        const {{ overflowX, overflowY }} = getComputedStyle(one);
+    .filter((node) => node.checkVisibility() && !node.matches("input, select"))
+    .filter((node) => node.scrollHeight > node.clientHeight + 14 || node.scrollWidth > node.clientWidth + 14)
+    .filter((node) => {{
+        const {{ overflowX, overflowY }} = getComputedStyle(node);
         return [overflowX, overflowY].some((way) => way === "auto" || way === "scroll");
     }})
-    .filter((one) => one.tabIndex < 0 && ![...one.querySelectorAll({CONTROLS!r})].some((inner) =>
+    .filter((node) => node.tabIndex < 0 && ![...node.querySelectorAll({CONTROLS!r})].some((inner) =>
         inner.checkVisibility() && !inner.disabled && inner.tabIndex >= 0))
-    .map((one) => one.id || one.outerHTML.slice(0, 80))"""
+    .map((node) => node.id || node.outerHTML.slice(0, 80))"""
 
 FOCUS = """() => {
-    const one = document.activeElement;
-    const shown = one.closest(".button") ?? one;
+    const node = document.activeElement;
+    const shown = node.closest(".button") ?? node;
     const { outlineStyle, outlineWidth } = getComputedStyle(shown);
     const { top, bottom, left, right } = shown.getBoundingClientRect();
     const inView = bottom > 0 && top < innerHeight && right > 0 && left < innerWidth;
-    return [one.dataset.number ?? null, outlineStyle !== "none" && parseFloat(outlineWidth) >= 1.5, inView];
+    return [node.dataset.number ?? null, outlineStyle !== "none" && parseFloat(outlineWidth) >= 1.5, inView];
 }"""
 
 # WCAG 2.2, 1.4.3: https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio
@@ -55,21 +55,21 @@ FAINT = """() => {
             .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
         return 0.2126 * r + 0.7152 * g + 0.0722 * b;
     };
-    const ground = (one) => {
-        for (let at = one; at; at = at.parentElement) {
+    const ground = (node) => {
+        for (let at = node; at; at = at.parentElement) {
             const colour = getComputedStyle(at).backgroundColor;
             if ((numbers(colour)[3] ?? 1) === 1) return colour;
         }
         return "rgb(255, 255, 255)";
     };
     return [...document.querySelectorAll("body *")]
-        .filter((one) => one.checkVisibility() && !one.closest("#stage, dialog, noscript, .unseen, :disabled"))
-        .filter((one) => [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim()))
-        .map((one) => {
-            const { color, fontSize, fontWeight } = getComputedStyle(one);
-            const [a, b] = [light(color), light(ground(one))].sort((x, y) => y - x);
+        .filter((node) => node.checkVisibility() && !node.closest("#stage, dialog, noscript, .unseen, :disabled"))
+        .filter((node) => [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim()))
+        .map((node) => {
+            const { color, fontSize, fontWeight } = getComputedStyle(node);
+            const [a, b] = [light(color), light(ground(node))].sort((x, y) => y - x);
             const large = parseFloat(fontSize) >= (fontWeight >= 700 ? 18.66 : 24);
-            return [one.textContent.trim().slice(0, 30), (a + 0.05) / (b + 0.05), large ? 3 : 4.5];
+            return [node.textContent.trim().slice(0, 30), (a + 0.05) / (b + 0.05), large ? 3 : 4.5];
         })
         .filter(([, ratio, least]) => ratio < least);
 }"""
@@ -137,8 +137,8 @@ def test_everything_by_keyboard(service: Service, look: Look) -> None:
     sight = look(service).start("#sample")
     sight.page.click("#access summary")
     wanted = sight.page.evaluate(f"""() => [...document.querySelectorAll({CONTROLS!r})]
-        .filter((one) => one.checkVisibility() && !one.disabled && one.tabIndex >= 0)
-        .map((one, index) => (one.dataset.number = String(index)))""")
+        .filter((node) => node.checkVisibility() && !node.disabled && node.tabIndex >= 0)
+        .map((node, index) => (node.dataset.number = String(index)))""")
     assert len(wanted) > 20
     reached = []
     sight.ask("document.activeElement.blur()")
@@ -174,7 +174,7 @@ def test_start_look_and_stop_without_a_mouse(service: Service, look: Look) -> No
         sight.page.keyboard.press("ArrowRight")
     sight.until("sightline.overlay.model.objects.length === 0")  # 95%
     saved: list[str] = []
-    sight.page.on("download", lambda one: saved.append(one.suggested_filename))
+    sight.page.on("download", lambda download: saved.append(download.suggested_filename))
     for _ in range(5):
         sight.page.keyboard.down("p")  # a key that is held says so again and again
     sight.page.keyboard.up("p")
@@ -202,13 +202,14 @@ def test_every_control_has_a_name(service: Service, look: Look) -> None:
         for node in nodes
         if not node["ignored"]
         and node["role"]["value"] != "RootWebArea"
-        and any(one["name"] == "focusable" and one["value"]["value"] for one in node.get("properties", []))
+        and any(found["name"] == "focusable" and found["value"]["value"] for found in node.get("properties", []))
     ]
     assert len(focusable) > 20
     assert [node["role"]["value"] for node in focusable if not node["name"]["value"].strip()] == []
-    live = sight.ask("[...document.querySelectorAll('[role=status], [role=alert], [aria-live]')].map((one) => one.id)")
+    live = sight.ask("[...document.querySelectorAll('[role=status], [role=alert], [aria-live]')].map((it) => it.id)")
     assert {"status", "seen", "notices"} <= set(live)
-    # A region that comes with its words is not read out by all: this one is there before them. Seconds are not read.
+    # Some screen readers ignore a region that appears together with its text, so the region exists before.
+    # They do not announce the seconds.
     assert sight.ask("document.getElementById('notices').checkVisibility()")
     assert not sight.page.is_visible("#banner")
     assert sight.ask("document.querySelector('#notices #banner p [aria-hidden=true]') !== null")
@@ -256,7 +257,7 @@ SIZES = {"1280x900": (1280, 900), "390x844": (390, 844), "844x390": (844, 390)}
 
 @pytest.fixture(scope="module")
 def quick(serve: Serve) -> Service:
-    """Summaries come one after the other."""
+    """Summaries come in quick succession."""
     return serve(SUMMARY_MIN_INTERVAL_S="0.3", SUMMARY_MAX_INTERVAL_S="0.6")
 
 
@@ -290,7 +291,7 @@ def test_e6_all_that_scrolls_is_reached_by_keyboard(quick: Service, look: Look, 
 
 
 def test_e6_any_model_fits_on_a_phone(service: Service, look: Look) -> None:
-    """Names that are numbers or as long as a sentence, 300 things, none: all of it in words, and nothing cut off."""
+    """Numbers for names, names as long as a sentence, 300 objects, none: the page cuts nothing off."""
     sight = look(service, opening=False, viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True)
     sight.page.add_init_script(CROWDED)
     sight.open().start("#sample", results=2)

@@ -30,7 +30,7 @@ def test_a_cut_network_comes_back_with_what_was_chosen(service: Service, look: L
         drawn = sight.ask("sightline.hud.drawn.total")
         sight.until("!sightline.overlay.model.objects.length")  # what is not known any more is not shown
         assert sight.page.is_visible("#view canvas")
-        assert sight.ask("sightline.hud.drawn.total") > drawn  # the picture goes on
+        assert sight.ask("sightline.hud.drawn.total") > drawn  # the video goes on
         sight.screenshot("lost")
         # Until a pause is so long that the button comes first.
         sight.until("seen.said.findLast(({ type }) => type === 'state')?.retryAt > performance.now() + 6000")
@@ -70,7 +70,7 @@ def test_a_killed_service_is_waited_for(canned_triton: str, look: Look, tmp_path
         service.process.kill()
         service.process.wait()
         sight.shows("#banner", "Connecting again in")
-        # Three attempts in vain, each after a longer wait on average; then whoever waits has had enough.
+        # Three failed attempts, each after a longer wait on average; then the user stops.
         sight.until("seen.said.filter(({ type, state }) => type === 'state' && state === 'connecting').length >= 4")
         sight.page.click("#stop")
         sight.shows("#card", "The session was stopped")
@@ -118,7 +118,7 @@ def test_frames_that_are_refused_are_counted_by_reason(serve: Serve, look: Look)
     sight.page.click("#sample")
     sight.until("sightline.sender.counts.sent >= 5")  # every refusal gives its credit back
     sight.until("seen.said.filter(({ type }) => type === 'refused').length >= 5")
-    assert {one["code"] for one in sight.events("refused")} == {"too_large"}
+    assert {event["code"] for event in sight.events("refused")} == {"too_large"}
     assert "too large" in sight.shows("#session", "Dropped by the service too large")
 
 
@@ -129,7 +129,7 @@ def test_a_machine_that_was_offline_connects_at_once_when_it_is_back(service: Se
         wire.cut()
         sight.shows("#banner", "Connecting again in")
         sight.page.context.set_offline(True)
-        # In vain a few times, so that the next wait would be a long one.
+        # A few failed attempts, so that the next wait would be long.
         sight.until("seen.said.filter(({ state }) => state === 'connecting').length >= 4")
         wire.mend()
         sight.page.context.set_offline(False)
@@ -150,13 +150,13 @@ def test_a_network_that_swallows_everything_is_noticed(service: Service, look: L
         sight.live(results=2)
 
 
-# What a screen reader is told of the word in the header: all that changes there but what is hidden from it.
+# The announcements of a screen reader about the status: all changes but those hidden from it.
 WATCH_STATUS = """() => {
-    globalThis.told = [];
+    globalThis.announced = [];
     const status = document.getElementById("status");
     const heard = (node) => !(node.parentElement ?? node).closest("[aria-hidden=true]") && !node.ariaHidden;
     new MutationObserver((changes) => {
-        if (changes.some(({ target }) => heard(target))) told.push(status.innerText);
+        if (changes.some(({ target }) => heard(target))) announced.push(status.innerText);
     }).observe(status, { subtree: true, childList: true, characterData: true });
 }"""
 WORD = "document.getElementById('status').innerText"
@@ -179,10 +179,10 @@ def test_e4_a_network_that_stalls_is_said_and_over_when_it_flows_again(service: 
         sight.live(results=3)
         sight.until(f"{WORD} === 'Live'")
         assert sight.ask("sightline.client.lastSeq") > 0
-        told = sight.ask("told")
-        assert len(told) == 2, told  # once that it stalls, once that it is live: not the seconds
-        assert told[0].startswith("No answer")
-        assert told[1] == "Live"
+        announced = sight.ask("announced")
+        assert len(announced) == 2, announced  # one that it stalls, one that it is live, none of the seconds
+        assert announced[0].startswith("No answer")
+        assert announced[1] == "Live"
 
 
 def test_e4_a_session_that_nobody_waits_for_does_not_stall(service: Service, look: Look) -> None:
@@ -197,7 +197,7 @@ def test_e4_a_session_that_nobody_waits_for_does_not_stall(service: Service, loo
         wire.mend()
         sight.ask("sightline.client.resume()")
         sight.live(results=3)
-        assert [one for one in sight.events("state") if one["state"] == "stalled"] == []
+        assert [event for event in sight.events("state") if event["state"] == "stalled"] == []
 
 
 def test_e4_a_stall_ends_in_a_lost_connection_or_in_stop(service: Service, look: Look) -> None:

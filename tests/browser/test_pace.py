@@ -1,4 +1,4 @@
-"""The picture is drawn at the display's rate, whatever the service's."""
+"""The page draws at the display's rate, whatever the service's rate is."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def test_a_slow_service_does_not_slow_the_picture(
         drawn, results, callbacks, longest = sight.page.evaluate(COUNT)
         with capsys.disabled():
             print(
-                f"\n{source}: {drawn:.1f} pictures a second drawn, {callbacks:.1f} frame callbacks, "
+                f"\n{source}: {drawn:.1f} frames a second drawn, {callbacks:.1f} frame callbacks, "
                 f"{results:.1f} results a second, longest pause {longest:.0f} ms"
             )
         if drawn >= 30:
             break
     assert 1 <= results <= 3
     assert drawn >= 5 * results
-    assert drawn >= 20  # a picture that waits for results stands still at two a second
-    assert sight.ask("sightline.overlay.model.objects.length") == 2  # a result is shown until the next one comes
+    assert drawn >= 20  # a page that waited for results would draw two a second
+    assert sight.ask("sightline.overlay.model.objects.length") == 2  # a result stays until the next comes

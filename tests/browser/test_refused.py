@@ -1,4 +1,4 @@
-"""No camera, none allowed, none offered: each says what is wrong and what to do, and the sample is at hand."""
+"""No camera, no permission, no offer: each card says what is wrong and what to do, and offers the sample."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a source to boxes on the picture, against the real models: what is drawn lies where the things are."""
+"""From a source to boxes on the image, with the real models: the overlay lies on the objects."""
 
 from __future__ import annotations
 
@@ -30,33 +30,34 @@ CHART_COLOURS = """() => {
     return new Set(new Uint32Array(data.buffer)).size;
 }"""
 DROP = """(base64) => {
-    const bytes = Uint8Array.from(atob(base64), (one) => one.charCodeAt(0));
+    const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
     const dataTransfer = new DataTransfer();
-    dataTransfer.items.add(new File([bytes], "picture.png", { type: "image/png" }));
+    dataTransfer.items.add(new File([bytes], "image.png", { type: "image/png" }));
     document.getElementById("stage").dispatchEvent(new DragEvent("drop", { bubbles: true, dataTransfer }));
 }"""
 
 
 def colour_of(sight: Sight, moment: Moment, name: str) -> tuple[int, int, int]:
     """The class's colour as the overlay paints it, RGB."""
-    (class_id,) = (one["class_id"] for one in moment.objects if one["class_name"] == name)
+    (class_id,) = (found["class_id"] for found in moment.objects if found["class_name"] == name)
     red, green, blue = sight.ask(f"""async () => {{
         const {{ classColour }} = await import("/web/drawing.js");
-        const pen = document.createElement("canvas").getContext("2d");
-        pen.fillStyle = classColour({class_id});
-        pen.fillRect(0, 0, 1, 1);
-        return [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3);
+        const context = document.createElement("canvas").getContext("2d");
+        context.fillStyle = classColour({class_id});
+        context.fillRect(0, 0, 1, 1);
+        return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);
     }}""")
     return red, green, blue
 
 
 def moments(sight: Sight, count: int) -> list[Moment]:
-    """Some, a while apart, each with everything in view and nothing fading."""
+    """Moments some time apart, each with everything in view and nothing fading."""
     found: list[Moment] = []
     deadline = time.monotonic() + PATIENCE_S
     while len(found) < count:
         moment = sight.moment()
-        names = sorted(one["class_name"] for one in moment.objects if one["alpha"] > 0.3)  # old ones fade that far
+        # An old box fades to 0.35.
+        names = sorted(item["class_name"] for item in moment.objects if item["alpha"] > 0.3)
         if names == ["face", "person"] and len(moment.objects) == 2 and len(moment.poses) == len(moment.texts) == 1:
             found.append(moment)
         assert time.monotonic() < deadline, f"{moment.objects} {moment.texts} {len(moment.poses)}"
@@ -74,7 +75,7 @@ def assert_drawn_where_she_is(sight: Sight, count: int) -> None:
 
 
 def _drawn_where_she_is(sight: Sight, count: int) -> None:
-    """Every box, the skeleton's face and the sign's text, against where the shown picture itself has them.
+    """Every box, the skeleton's face and the sign's text, against their positions in the shown frame.
 
     The view turns round once a second, and what is drawn in between is foretold: now and then it is off for a moment,
     the more so the busier the machine.
@@ -93,7 +94,7 @@ def _drawn_where_she_is(sight: Sight, count: int) -> None:
         # Read up to a second or two ago: the sign has moved a little since.
         sign = moment.truth(clip.words_box()).reshape(2, 2).mean(axis=0)
         assert np.hypot(*(np.mean(text["polygon"], axis=0) - sign)) < 60
-        assert (moment.drawn[..., 3] > 0).mean() < 0.3  # the picture is still to be seen
+        assert (moment.drawn[..., 3] > 0).mean() < 0.3  # the frame stays visible
     assert min(persons) > 0.6
     assert np.median(persons) > 0.72
     assert min(faces) > 0.35
@@ -126,11 +127,11 @@ def test_the_camera_shows_what_the_service_sees(real: Service, look: Look) -> No
     assert {words[name] for name in ("detect", "pose", "track")} == {"ok"}
     assert re.fullmatch(r"ok, score \d\.\d{3}|first frame|size changed", words["motion"])
     assert re.fullmatch(r"(ok|stale \d+\.\d s)(, [\w ]+)?", words["ocr"])
-    shares = [float(one.split()[-2]) for one in sight.page.locator("#legend li").all_inner_texts()]
+    shares = [float(text.split()[-2]) for text in sight.page.locator("#legend li").all_inner_texts()]
     assert len(shares) == 6
     assert max(shares) > 1
     assert sight.page.evaluate(CHART_COLOURS) > 4
-    # A slow machine is sent a smaller picture, of the camera's own proportions.
+    # On a slow machine the frame is smaller, with the camera's aspect ratio.
     pace = re.search(r"(\d+) × (\d+), quality \d+%, \d+ kB a frame", sight.text("#pace"))
     assert pace is not None
     width, height = map(int, pace.groups())
@@ -146,30 +147,32 @@ def test_the_sample_needs_no_camera(real: Service, look: Look) -> None:
     shown = moments(sight, 2)
     sight.screenshot("sample")
     for moment in shown:
-        # The very picture that was on the page, asked about by itself.
+        # The same frame that was on the page, analyzed alone.
         jpeg = io.BytesIO()
         Image.fromarray(moment.shown[..., :3]).save(jpeg, "JPEG", quality=90)
         alone = httpx.post(f"{real.url}/v1/frames", content=jpeg.getvalue(), timeout=30).json()
-        boxes = {one["class_name"]: np.array(list(one["box"].values())) for one in alone["objects"]}
-        assert sorted(one["class_name"] for one in moment.objects) == sorted(boxes)
+        boxes = {found["class_name"]: np.array(list(found["box"].values())) for found in alone["objects"]}
+        assert sorted(found["class_name"] for found in moment.objects) == sorted(boxes)
         for name, box in boxes.items():
             assert iou(moment.box(name), box) > 0.75
             assert moment.outlined(name, colour_of(sight, moment, name)) > 0.8
-        assert [one["text"] for one in alone["texts"]] == [clip.WORDS]
+        assert [found["text"] for found in alone["texts"]] == [clip.WORDS]
 
 
 @pytest.mark.parametrize("kind", ["mp4", "webm"])
-def test_a_film_from_the_disk(real: Service, look: Look, film: list[Pixels], tmp_path: Path, kind: str) -> None:
-    path = (clip.write_mp4 if kind == "mp4" else write_webm)(tmp_path / f"film.{kind}", film)
+def test_a_video_from_the_disk(
+    real: Service, look: Look, video_frames: list[Pixels], tmp_path: Path, kind: str
+) -> None:
+    path = (clip.write_mp4 if kind == "mp4" else write_webm)(tmp_path / f"video.{kind}", video_frames)
     sight = look(real)
     sight.page.set_input_files("#file", path)
     sight.live(results=5)
     assert_drawn_where_she_is(sight, 3)
 
 
-def test_a_picture_that_is_dropped_on_the_page(real: Service, look: Look, film: list[Pixels]) -> None:
+def test_an_image_that_is_dropped_on_the_page(real: Service, look: Look, video_frames: list[Pixels]) -> None:
     png = io.BytesIO()
-    Image.fromarray(film[0]).save(png, "PNG")
+    Image.fromarray(video_frames[0]).save(png, "PNG")
     sight = look(real)
     sight.page.evaluate(DROP, base64.b64encode(png.getvalue()).decode())
     sight.live(results=2)
@@ -177,7 +180,7 @@ def test_a_picture_that_is_dropped_on_the_page(real: Service, look: Look, film: 
 
 
 def test_a_shared_screen(real: Service, look: Look) -> None:
-    # The browser's stand-in for a screen: what matters is that its pictures arrive.
+    # The browser's stand-in for a screen; its frames must arrive.
     sight = look(real).start("#screen", results=3)
     assert sight.ask("seen.last.image.width") > 300
     sight.page.click("#stop")
@@ -185,7 +188,7 @@ def test_a_shared_screen(real: Service, look: Look) -> None:
 
 
 def test_a_file_that_is_none_is_named(real: Service, look: Look, tmp_path: Path) -> None:
-    (tmp_path / "notes.webm").write_text("no film")
+    (tmp_path / "notes.webm").write_text("no video")
     sight = look(real)
     sight.page.set_input_files("#file", tmp_path / "notes.webm")
     assert "video.webm" in sight.shows("#card", "This video cannot be shown")
@@ -193,7 +196,7 @@ def test_a_file_that_is_none_is_named(real: Service, look: Look, tmp_path: Path)
     sight.live()
 
 
-def test_e3_flow_is_drawn_for_who_asks_for_it_and_without_the_cameras(real: Service, look: Look) -> None:
+def test_e3_flow_is_drawn_when_switched_on_and_without_the_cameras(real: Service, look: Look) -> None:
     sight = look(real).start("#camera", results=3)
     assert not sight.page.is_checked("#stage-flow")
     assert sight.ask("seen.last.motion?.grid ?? null") is None

@@ -1,4 +1,4 @@
-"""The page keeps to itself: nothing loaded from elsewhere, nothing run that is not its own."""
+"""The page loads nothing from elsewhere and runs only its own scripts."""
 
 from __future__ import annotations
 

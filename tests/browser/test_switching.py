@@ -1,4 +1,4 @@
-"""Picture and session live together: one is changed, lost, refused or stopped while the other goes on."""
+"""Source and session depend on each other: one is changed, lost, refused or stopped while the other goes on."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ BUSY = """() => {
     const busy = () => Promise.reject(new DOMException("Could not start video source", "NotReadableError"));
     navigator.mediaDevices.getUserMedia = busy;
 }"""
-# A camera whose pictures are the test's own: it may be turned.
+# A camera whose frames the test draws, so that it can be turned.
 DRAWN_CAMERA = """() => {
     const canvas = Object.assign(document.createElement("canvas"), { width: 640, height: 480 });
-    const pen = canvas.getContext("2d");
-    const draw = () => { pen.fillRect(0, 0, 50, 50); requestAnimationFrame(draw); };
+    const context = canvas.getContext("2d");
+    const draw = () => { context.fillRect(0, 0, 50, 50); requestAnimationFrame(draw); };
     draw();
     globalThis.turn = (width, height) => Object.assign(canvas, { width, height });
     navigator.mediaDevices.getUserMedia = async () => canvas.captureStream(30);
@@ -54,8 +54,8 @@ WATCH_OLD = """() => {
 }"""
 
 
-def picture_is_to_be_seen(sight: Sight) -> None:
-    """Live, with no card over it."""
+def source_is_visible(sight: Sight) -> None:
+    """The session is live, and no card covers the image."""
     sight.until("document.getElementById('card').hidden")
     assert sight.text("#status") == "Live"
     assert sight.page.locator("#view > *").count() == 1
@@ -80,20 +80,20 @@ def test_an_unplugged_camera_ends_the_session_and_says_so(serve: Serve, look: Lo
     assert sessions(service) == 0
     sight.page.wait_for_timeout(2500)  # more than a session without frames lasts
     assert sight.ask("sightline.client.state") == "ended"
-    assert len([one for one in sight.events("state") if one["state"] == "connecting"]) == 1
+    assert len([event for event in sight.events("state") if event["state"] == "connecting"]) == 1
     assert "The source has ended" in sight.text("#card")
     sight.press("Use the sample")
     sight.live(results=2)
-    picture_is_to_be_seen(sight)
+    source_is_visible(sight)
 
 
 def test_a_source_that_is_shown_in_a_session_takes_its_card_away(service: Service, look: Look) -> None:
-    """As when the camera was unplugged, and somebody was quicker than `bye`."""
+    """As when the camera was unplugged and the user started again before `bye` came."""
     sight = look(service).start("#camera", results=2)
     sight.ask(f"{UNPLUG}; document.querySelector('#card button:last-child').click()")
     sight.until("document.querySelector('#view canvas')")
     sight.live(results=2)
-    picture_is_to_be_seen(sight)
+    source_is_visible(sight)
 
 
 def test_a_camera_that_takes_its_time_is_seen_once_it_is_there(service: Service, look: Look) -> None:
@@ -107,25 +107,26 @@ def test_a_camera_that_takes_its_time_is_seen_once_it_is_there(service: Service,
     sight.ask("allow()")
     sight.until("document.querySelector('#view video')")
     sight.live(results=2)
-    picture_is_to_be_seen(sight)
+    source_is_visible(sight)
     assert sight.ask("seen.last.session_id") == session
 
 
-def test_a_session_waits_for_a_picture_without_being_idle(serve: Serve, look: Look) -> None:
+def test_a_session_waits_for_a_source_without_being_idle(serve: Serve, look: Look) -> None:
     service = serve(IDLE_TIMEOUT_S="1", MAX_PAUSE_S="3")
     sight = look(service).start("#camera", results=2)
     sight.page.evaluate(LATE_CAMERA)
     sight.page.click("#camera")
     sight.page.wait_for_timeout(2000)
     assert sight.events("bye") == []
-    # Nobody answers the browser for so long that the place is another's: nothing comes back before there is a picture.
+    # The browser's prompt stays open so long that another session gets the slot.
+    # The page connects again once there is a source.
     sight.until("sightline.client.state === 'waiting'")
     sight.page.wait_for_timeout(1500)
     assert sight.ask("sightline.client.state") == "waiting"
     assert "The browser asks whether" in sight.text("#card")
     sight.ask("allow()")
     sight.live(results=2)
-    picture_is_to_be_seen(sight)
+    source_is_visible(sight)
 
 
 def test_asking_may_be_given_up(service: Service, look: Look) -> None:
@@ -163,11 +164,11 @@ def test_stop_and_start_at_once(serve: Serve, look: Look, keys: bool) -> None:
         sight.ask("document.getElementById('stop').click(); document.getElementById('sample').click()")
     sight.until(f"seen.last.session_id !== '{first}'")
     sight.live(results=3)
-    picture_is_to_be_seen(sight)
+    source_is_visible(sight)
     assert not sight.page.is_disabled("#stop")
 
 
-def test_what_was_seen_in_the_last_picture_is_not_drawn_on_the_next(serve: Serve, look: Look, tmp_path: Path) -> None:
+def test_what_was_seen_in_the_last_source_is_not_drawn_on_the_next(serve: Serve, look: Look, tmp_path: Path) -> None:
     service = serve(**SLOW)
     sight = look(service).start("#sample", results=2)
     sight.page.evaluate(WATCH_OLD)
@@ -197,7 +198,7 @@ def test_a_recording_of_sound_is_none_to_look_at(service: Service, look: Look, t
     sight.page.set_input_files("#file", tmp_path / "tone.wav")
     sight.shows("#banner", "This file has no video")
     sight.live(results=2)  # what runs goes on
-    picture_is_to_be_seen(sight)
+    source_is_visible(sight)
 
 
 LABEL = "document.querySelector('#view video')?.srcObject.getVideoTracks()[0].label"
@@ -216,7 +217,7 @@ def test_the_camera_that_was_chosen_is_chosen_again(service: Service, look: Look
     sight.until(f"{LABEL} === 'fake_device_2'")
     sight.page.click("#stop")
     sight.shows("#card", "The session has ended")
-    # It is unplugged meanwhile: another one is better than none.
+    # It is unplugged meanwhile, so that the page takes any other camera.
     sight.page.evaluate("""() => {
         const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
         navigator.mediaDevices.getUserMedia = async ({ video, audio }) =>

@@ -1,4 +1,4 @@
-"""What stands between a browser and a service: a network that can be cut, and a `start-server` of a test's own."""
+"""A network between browser and service that a test can cut, and a `start-server` for tests."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from typing import Any
 from tests.support.service import Service
 
 RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER: closing tells the other side nothing but RST."""
+"""SO_LINGER: closing sends only RST."""
 
 
 def free_port() -> int:
-    with closing(socket.socket()) as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
         return port
 
 
@@ -40,7 +40,7 @@ class Wire:
         threading.Thread(target=self._take, daemon=True).start()
 
     def cut(self) -> None:
-        """Every connection is reset, and none is let through until `mend`."""
+        """Resets every connection and refuses new ones until `mend`."""
         self._up = False
         for end in self._ends:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -50,11 +50,11 @@ class Wire:
         self._ends.clear()
 
     def hush(self) -> None:
-        """Nothing gets through any more, and neither side is told: a radio that is out of reach."""
+        """Drops everything without telling either side, like a radio out of reach."""
         self._hushed = True
 
     def hold(self) -> None:
-        """Nothing gets through until `mend`, and nothing is lost: a network that stalls."""
+        """Holds everything until `mend` without losing any, like a network that stalls."""
         self._flowing.clear()
 
     def mend(self) -> None:
@@ -99,7 +99,7 @@ def wired(service: Service) -> Iterator[Wire]:
 
 @dataclass
 class Starter:
-    """Answers as `start-server` does, and notes what it was asked."""
+    """Answers like `start-server` and records the calls."""
 
     url: str
     answer: dict[str, Any]
@@ -134,7 +134,7 @@ def start_server(**answer: Any) -> Iterator[Starter]:
             self.send_header("Access-Control-Allow-Headers", "authorization, content-type")
 
         def log_message(self, *_: object) -> None:
-            """Nothing on stderr."""
+            """Writes nothing on stderr."""
 
     with _served(Door) as origin:
         starter = Starter(f"{origin}/start", answer)
@@ -143,14 +143,14 @@ def start_server(**answer: Any) -> Iterator[Starter]:
 
 @contextmanager
 def folder_served(folder: Path) -> Iterator[str]:
-    """A folder's files over HTTP; yields the origin."""
+    """Serves a folder's files over HTTP; yields the origin."""
 
     class Files(SimpleHTTPRequestHandler):
         def __init__(self, *request: Any) -> None:
             super().__init__(*request, directory=str(folder))
 
         def log_message(self, *_: object) -> None:
-            """Nothing on stderr."""
+            """Writes nothing on stderr."""
 
     with _served(Files) as origin:
         yield origin

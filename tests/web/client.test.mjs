@@ -1,4 +1,4 @@
-// The client against a socket that the test holds: credits, settings, how it ends and how it comes back.
+// The client with a fake socket: credits, settings, how a session ends and how the client connects again.
 
 import assert from "node:assert/strict";
 import { beforeEach, mock, test } from "node:test";
@@ -53,7 +53,7 @@ beforeEach(() => {
   mock.timers.reset();
   mock.timers.enable({ apis: ["setTimeout"] });
   globalThis.WebSocket = Socket;
-  globalThis.fetch = () => Promise.reject(new TypeError("nobody there"));
+  globalThis.fetch = () => Promise.reject(new TypeError("no server"));
   Socket.opened = [];
 });
 
@@ -97,7 +97,7 @@ test("sends no more than the credits allow; an answer acknowledges all frames be
   assert.equal(socket.sent.filter((message) => message instanceof Uint8Array).length, 4);
 });
 
-test("a refused frame returns its credit and is told", () => {
+test("a refused frame returns its credit and fires an event", () => {
   const { client, socket } = live();
   const refused = [];
   client.on("refused", (event) => refused.push(event.code));
@@ -198,7 +198,7 @@ test("waits as long as the service asks before it comes back", () => {
   assert.equal(Socket.opened.length, 2);
 });
 
-test("tells the place in the waiting room, then goes live", () => {
+test("reports the place in the waiting room, then goes live", () => {
   const client = new SightlineClient();
   const queued = [];
   client.on("queued", (event) => queued.push(event.position));
@@ -248,7 +248,7 @@ test("a service that does not answer is tried again", () => {
   assert.equal(Socket.opened.length, 2);
 });
 
-test("classes that another model does not know are given up, not the session", () => {
+test("classes that another model does not know are withdrawn, and the session goes on", () => {
   const client = new SightlineClient();
   client.connect({ url: "http://sight.test", settings: { classes: ["zebra"], confidence: 0.4 } });
   Socket.last.accept();
@@ -271,7 +271,7 @@ test("a session that is being stopped does not go live any more", () => {
   assert.equal(client.state, "ended");
 });
 
-test("a new session may begin before the last one has said bye, and is not ended by it", () => {
+test("a new session may begin before the last one's bye, and is not ended by it", () => {
   const { client, states, socket } = live();
   client.stop();
   client.connect({ url: "http://sight.test" });
@@ -288,7 +288,7 @@ test("without a session there is nothing to stop", () => {
   assert.equal(client.state, "idle");
 });
 
-test("what init asks for in vain is given up, wish by wish, and the rest is asked for again", () => {
+test("a setting that init asks for in vain is withdrawn, each in turn, and init is sent again with the rest", () => {
   const client = new SightlineClient();
   const settings = { stages: { ocr: false, pose: "no" }, summary: { prompt: "nope" }, confidence: 0.4 };
   client.connect({ url: "http://sight.test", settings, mode: "lossless" });
@@ -307,7 +307,7 @@ test("what init asks for in vain is given up, wish by wish, and the rest is aske
 });
 
 for (const field of ["protocol", "confidence", null]) {
-  test(`an init that is refused for ${field}, which was not asked for or was given up, ends it with the words`, () => {
+  test(`an init that is refused for ${field}, which was not asked for or is withdrawn, ends it with the service's message`, () => {
     const client = new SightlineClient();
     const whys = [];
     client.on("state", ({ reason, why }) => whys.push([reason, why]));
@@ -324,27 +324,27 @@ for (const field of ["protocol", "confidence", null]) {
   });
 }
 
-test("what is in force is told once every change was answered", () => {
+test("the settings in force are reported once every change is answered", () => {
   const { client, socket } = live();
-  const told = [];
-  client.on("settings", (settings) => told.push(settings));
+  const reported = [];
+  client.on("settings", (settings) => reported.push(settings));
   client.update({ stages: { pose: false } });
   client.update({ stages: { motion: false } });
   socket.say({ type: "settings", settings: { step: 1 } });
-  assert.deepEqual([told, client.settled], [[], false]);
+  assert.deepEqual([reported, client.settled], [[], false]);
   socket.say({ type: "settings", settings: { step: 2 } });
-  assert.deepEqual([told, client.settled], [[{ step: 2 }], true]);
+  assert.deepEqual([reported, client.settled], [[{ step: 2 }], true]);
 });
 
-test("a change that was refused is answered, too: what was in force stays so", () => {
+test("a refused change counts as answered, and the settings in force stay", () => {
   const { client, socket } = live();
-  const told = [];
-  client.on("settings", (settings) => told.push(settings));
+  const reported = [];
+  client.on("settings", (settings) => reported.push(settings));
   client.update({ confidence: 0.5 });
   client.update({ classes: ["zebra"] });
   socket.say({ type: "settings", settings: { confidence: 0.5 } });
   socket.say({ type: "error", code: "invalid_value", message: "no", field: "classes.0", seq: null, fatal: false });
-  assert.deepEqual(told, [{ confidence: 0.5 }]);
+  assert.deepEqual(reported, [{ confidence: 0.5 }]);
   assert.equal(client.state, "live");
   // A frame's error answers no change.
   client.update({ confidence: 0.6 });
@@ -352,7 +352,7 @@ test("a change that was refused is answered, too: what was in force stays so", (
   assert.equal(client.settled, false);
 });
 
-test("what is changed before anybody is served is said once there is", () => {
+test("a change made before the session is live is sent once it is", () => {
   const client = new SightlineClient();
   client.connect({ url: "http://sight.test" });
   Socket.last.accept();
@@ -370,7 +370,7 @@ test("what is changed before anybody is served is said once there is", () => {
   assert.equal(settled, false); // what `ready` says is older than that
 });
 
-test("a door that was never reached is not called lost", () => {
+test("a service that was never reached is not called lost", () => {
   const client = new SightlineClient();
   const whys = [];
   client.on("state", ({ reason, why }) => whys.push([reason, why]));
@@ -395,7 +395,7 @@ function refusing(message, status = 403) {
   return asked;
 }
 
-test("b3: a refused socket is asked for its reason, which is said", async () => {
+test("b3: a refused socket is asked for its reason, which the state event carries", async () => {
   const asked = refusing("pages of http://page.test may not use this service");
   const client = new SightlineClient();
   const whys = [];
@@ -448,8 +448,8 @@ test("has a service started that is switched off, and connects when it is there"
     return new Response(JSON.stringify(answers[Math.min(calls.length, 2) - 1]));
   });
   const client = new SightlineClient();
-  const told = [];
-  client.on("starting", ({ state, etaS }) => told.push([state, etaS]));
+  const reported = [];
+  client.on("starting", ({ state, etaS }) => reported.push([state, etaS]));
   client.connect({ url: "http://sight.test", startServer: { url: "http://start.test/", token: "t" } });
   Socket.last.end();
   assert.equal(client.state, "starting");
@@ -466,7 +466,7 @@ test("has a service started that is switched off, and connects when it is there"
     ["http://start.test/", "POST", "Bearer t"],
     ["http://start.test/", "GET", "Bearer t"],
   ]);
-  assert.deepEqual(told, [
+  assert.deepEqual(reported, [
     ["starting", 40],
     ["running", 0],
   ]);
@@ -489,7 +489,7 @@ test("a start that could not be made now is asked for again", async () => {
   assert.deepEqual(methods, ["POST", "POST", "GET"]);
 });
 
-test("a machine that went off again while one waits is started again", async () => {
+test("a machine that is switched off again during the wait is started again", async () => {
   const methods = [];
   const states = ["starting", "stopping", "stopped", "starting", "starting"];
   mock.method(globalThis, "fetch", async (url, { method }) => {
@@ -543,7 +543,7 @@ test("e4: a frame without an answer for three seconds is a session that stalls",
   assert.equal(client.state, "live");
   mock.timers.tick(200);
   assert.equal(client.state, "stalled");
-  assert.equal(client.sendFrame(JPEG), 2); // there is a credit: it is the one that shows when the network is back
+  assert.equal(client.sendFrame(JPEG), 2); // there is a credit; this frame shows when the network is back
   socket.say({ type: "ping", t: 1 }); // is no answer
   client.update({ confidence: 0.6 }); // takes effect when it gets through
   assert.equal(socket.sent.at(-1).type, "update");
@@ -577,7 +577,7 @@ test("e4: nothing stalls that sent nothing, waits in line, or is paused", () => 
   assert.deepEqual(stalls, []);
   mock.timers.tick(200);
   assert.equal(client.state, "stalled");
-  client.pause(); // nobody looks
+  client.pause(); // the page is hidden
   assert.equal(client.state, "live");
   mock.timers.tick(5000);
   client.resume();

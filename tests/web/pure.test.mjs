@@ -55,7 +55,7 @@ test("quantiles are of the last values only", () => {
   assert.equal(samples.quantile(0.95), 15);
 });
 
-/** Runs a rate control against a service that needs `serviceMs` a frame and holds one more in its inbox. */
+/** Runs a rate control against a service that needs `serviceMs` a frame and holds another in its inbox. */
 function drive(control, { serviceMs, networkMs = 2, seconds }) {
   let [now, free, waited] = [0, 0, []];
   const until = seconds * 1000;
@@ -69,7 +69,7 @@ function drive(control, { serviceMs, networkMs = 2, seconds }) {
     control.answered({ now: free, roundTripMs: serverMs + networkMs, serverMs, waitedMs, encodeMs: 5, dropped: 0 });
     waited.push(waitedMs);
   }
-  return { rate: waited.length / seconds, waitedMs: waited.slice(-20).reduce((sum, one) => sum + one, 0) / 20 };
+  return { rate: waited.length / seconds, waitedMs: waited.slice(-20).reduce((sum, value) => sum + value, 0) / 20 };
 }
 
 test("a slow service is sent what it can do, and frames hardly wait there", () => {
@@ -147,7 +147,7 @@ test("the shares of a result add up to its age", () => {
   const timings_ms = { queue: 3, decode: 2, prepare: 1, motion: 4, gate: 1, infer: 20, parse: 1, total: 29 };
   const shares = sharesOf({ age_ms: 35, timings_ms }, 60, 45);
   assert.deepEqual(shares, { encode: 15, network: 10, wait: 4, prepare: 7, infer: 20, rest: 4 });
-  assert.equal(Object.values(shares).reduce((sum, one) => sum + one, 0), 60);
+  assert.equal(Object.values(shares).reduce((sum, value) => sum + value, 0), 60);
 });
 
 test("every problem with a camera says what to do", () => {

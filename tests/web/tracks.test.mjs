@@ -1,4 +1,4 @@
-// What is drawn between two results.
+// The scene between two results.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -29,7 +29,7 @@ function walk(tracks, every, until) {
   for (let at = 0; at <= until; at += every) tracks.observe(result([person(100 + at / 10)]), at, at + 80);
 }
 
-test("coordinates are of the picture that is shown, whatever size was sent", () => {
+test("coordinates are of the shown image, whatever size was sent", () => {
   const tracks = new Tracks();
   tracks.observe(result([person(100)]), 0, 0);
   const [{ box, class_name, track_id }] = tracks.at(100, SIZE).objects;
@@ -56,7 +56,7 @@ test("a correction is worked in without a jump", () => {
   assert.ok(Math.abs(tracks.at(1700, SIZE).objects[0].box.x1 - before) > 10);
 });
 
-test("nothing runs out of the picture while answers are missing", () => {
+test("nothing moves out of the image while answers are missing", () => {
   const tracks = new Tracks();
   walk(tracks, 1000, 5000);
   const [{ box }] = tracks.at(6900, SIZE).objects;
@@ -166,7 +166,7 @@ test("e1: 300 ms after its frame a box stands still", () => {
   const tracks = new Tracks();
   walk(tracks, 100, 1000); // the last result came at 1080, its correction is worked in by 1600
   const places = [1600, 1650, 1700, 1790].map((now) => {
-    tracks.observe(result([person(200)]), 1000, now); // one more of the same frame changes nothing
+    tracks.observe(result([person(200)]), 1000, now); // another result of the same frame changes nothing
     return tracks.at(now, SIZE).objects[0].box.x1;
   });
   for (const place of places) assert.ok(Math.abs(place - 2 * (200 + 30)) < 0.5, `${places}`);
@@ -217,7 +217,7 @@ function near([x, y], [wantedX, wantedY], within = 0.01) {
 test("e2: a text goes with the camera's shift, summed up since its frame", () => {
   const tracks = new Tracks();
   for (let ms = 0; ms <= 400; ms += 100) tracks.observe(signs({ camera: { dx: 30, dy: -3 }, texts: [] }), ms, ms);
-  // Read at 200, told at 500: three steps since. (Ages are measured at the service: a little off.)
+  // Read at 200, in the result of 500: three steps since. (Ages are measured at the service: a little off.)
   tracks.observe(signs({ camera: { dx: 30, dy: -3 }, age: 304 }), 500, 500);
   near(corner(tracks, 500), [390, 211]);
   tracks.observe(signs({ camera: { dx: -10, dy: 0 }, age: 397 }), 600, 600);
@@ -234,7 +234,7 @@ test("e2: between results it goes on with the camera, for 300 ms at most", () =>
   near([at(990), 0], [390, 0], 0.5);
 });
 
-test("e2: a text turns and grows about the picture's middle where the camera does", () => {
+test("e2: a text turns and grows about the centre of the image as the camera does", () => {
   const tracks = new Tracks();
   const camera = { dx: 0, dy: 0, rotation_deg: 90, zoom: 2 };
   tracks.observe(signs({ camera: null, texts: [] }), 0, 0);
@@ -252,7 +252,7 @@ test("e2: a text that has not changed is where it was read anew", () => {
   near(corner(tracks, 500), [300, 220], 3); // `ok`: where it stood nothing has changed
 });
 
-test("e2: without the camera's motion a text stays, and beyond the picture there is none", () => {
+test("e2: without the camera's motion a text stays, and outside the image there is none", () => {
   const tracks = new Tracks();
   for (let ms = 0; ms <= 300; ms += 100) tracks.observe(signs({ age: ms }), ms, ms);
   near(corner(tracks, 350), [300, 220]);
