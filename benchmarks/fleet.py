@@ -1,7 +1,8 @@
 """A fleet worker against the plain loop, and against decoding alone; from 1 camera to 256.
 
-Redis is filled beforehand; Kafka is librdkafka's mock cluster; the models' time is taken out with the client that ships
-for tests, and left in once with canned models on a real Triton. In turns A B C A B C, every variant a fresh process.
+Redis is filled beforehand, and Kafka is librdkafka's mock cluster. The fake inference client answers at once, so that
+the models' time is left out; one variant includes it, with canned models on a real Triton. The variants run in turns A
+B C A B C, each in a fresh process.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from benchmarks.harness import BenchmarkError, Cores
 from benchmarks.turns import Figures, Ratio
 
 MOST_PER_S = 3000
-"""Frames a second that are laid in: more than any variant takes on one core."""
+"""Frames per second of the plan that Redis is filled with: more than any variant analyses on one core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Stand:
-    """What all variants of a run share."""
+    """The servers and frames that all variants of a run share."""
 
     plan: Plan
     cores: Cores
@@ -51,7 +52,7 @@ class Measured:
     frames: int
     seconds: float
     cpu_s: float
-    """User and system time of the process under test, all its threads."""
+    """User and system time of all threads of the process under test."""
 
     @property
     def rate(self) -> float:
@@ -77,10 +78,10 @@ class Variant:
     per_s: int = MOST_PER_S
 
     def run(self, stand: Stand) -> Measured:
-        """One turn.
+        """Measures one turn.
 
         Raises:
-            BenchmarkError: it failed, or an answer is missing.
+            BenchmarkError: the process failed, or a result is missing.
         """
         plan = stand.plan
         arguments = [f"--seconds={plan.seconds}", f"--warm-up={plan.warm_up_s}", f"--state={stand.folder}"]
@@ -97,7 +98,7 @@ class Variant:
         found = Measured(**self._answer(stand, arguments, patience_s))
         read, answered = fleet_servers.acknowledged(stand.redis), fleet_servers.written(stand.kafka) - before
         if read != answered:
-            raise BenchmarkError(f"{self.title}: {read} frames were read, {answered} answers are in Kafka")
+            raise BenchmarkError(f"{self.title}: {read} frames were read, {answered} results are in Kafka")
         return found
 
     def _answer(self, stand: Stand, arguments: list[str], patience_s: float) -> dict[str, Any]:
@@ -113,7 +114,9 @@ VARIANTS = {
     "floor": Variant("floor: decode and letterbox alone", "floor"),
 }
 
-_WORKERS = {name: one.title for name, one in VARIANTS.items() if one.loop == "worker" and not one.triton}
+_WORKERS = {
+    name: variant.title for name, variant in VARIANTS.items() if variant.loop == "worker" and not variant.triton
+}
 RATIOS = (
     *(
         Ratio(f"a fleet worker, {title}: over the plain loop, by CPU", "cpu_us", "plain-32", name, at_least=3)
@@ -130,10 +133,10 @@ RATIOS = (
 
 
 def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Runs the plan; everything that was measured.
+    """Runs the plan and returns all measurements.
 
     Raises:
-        BenchmarkError: a process failed, or answers are missing.
+        BenchmarkError: a process failed, or results are missing.
     """
     places = harness.cores()
     with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name:
@@ -153,12 +156,12 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
 
 
 def show(results: dict[str, Any], console: Console) -> None:
-    """The tables."""
+    """Prints the tables."""
     columns = {"rate": "frames/s", "cpu_us": "CPU µs a frame", "busy": "core busy"}
     titles = {name: variant.title for name, variant in VARIANTS.items()}
     turns.show(results, "fleet: one worker on one core", titles, columns, console)
 
 
 def plan_from(**given: Any) -> Plan:
-    """The plan with what was asked for; None leaves a default."""
+    """The plan with these values; None leaves a default."""
     return turns.plan_from(Plan, given)

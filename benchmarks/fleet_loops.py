@@ -1,4 +1,4 @@
-"""One variant of the benchmark `fleet`, in a process of its own; prints what it measured as one JSON object.
+"""Runs one variant of the benchmark `fleet` in this process; prints the measurements as one JSON object.
 
 python -m benchmarks.fleet_loops worker --redis URL --kafka HOST:PORT [--triton HOST:PORT]
 python -m benchmarks.fleet_loops plain  --redis URL --kafka HOST:PORT
@@ -48,7 +48,7 @@ POSES = canned.poses([canned.person_pose()])
 
 @dataclass
 class Window:
-    """Frames and CPU seconds between its opening and its closing, `warm_up_s` after the first frame."""
+    """Frames and CPU seconds of a period of `seconds`, which begins `warm_up_s` after the first frame."""
 
     warm_up_s: float
     seconds: float
@@ -58,7 +58,7 @@ class Window:
     closed: tuple[float, float, int] | None = None
 
     def add(self, count: int) -> None:
-        """Frames that were looked at. One thread at a time."""
+        """Counts analysed frames. Not thread-safe."""
         now = time.perf_counter()
         self.frames += count
         self.first = self.first or now
@@ -69,13 +69,13 @@ class Window:
 
     def measured(self) -> dict[str, float]:
         if self.opened is None or self.closed is None:
-            sys.exit(f"the frames were over ({self.frames}) before the time was: fill Redis with more")
+            sys.exit(f"all {self.frames} frames were analysed before the time was over: fill Redis with more")
         seconds, cpu_s, frames = (b - a for a, b in zip(self.opened, self.closed, strict=True))
         return {"frames": frames, "seconds": seconds, "cpu_s": cpu_s}
 
 
 class Counted:
-    """An inference client that counts the frames it is shown."""
+    """An inference client that counts the frames of its requests."""
 
     def __init__(self, client: InferenceClient, window: Window) -> None:
         self._client = client
@@ -92,11 +92,11 @@ class Counted:
 
 
 def fake() -> FakeClient:
-    """Answers a person with a pose and a dog at once, by the prepared models' tensors."""
+    """A client that answers at once with a person, its pose and a dog, in the prepared models' tensors."""
     answers = {"detections": DETECTIONS, "poses": POSES}
-    batches = {count: {name: np.stack([one] * count) for name, one in answers.items()} for count in range(1, 65)}
+    batches = {count: {name: np.stack([output] * count) for name, output in answers.items()} for count in range(1, 65)}
     picture = (TensorSpec("images", "UINT8", (-1, canned.SIZE, canned.SIZE, 3)),)
-    heads = {name: TensorSpec(name, "FP32", (-1, *one.shape)) for name, one in answers.items()}
+    heads = {name: TensorSpec(name, "FP32", (-1, *output.shape)) for name, output in answers.items()}
     names = {"class_names": json.dumps(["person", *(f"class_{number}" for number in range(1, 80))])}
     served = {"yolo": ("detections",), "yolo_pose": ("detections",), "vision": ("detections", "poses")}
     poses = TensorSpec("detections", "FP32", heads["poses"].shape)
@@ -114,13 +114,13 @@ def fake() -> FakeClient:
 
 
 async def worker(options: argparse.Namespace) -> dict[str, float]:
-    """`fleet work` in one process, its own profile for many frames; the models as asked for."""
+    """`fleet work` in one process with FLEET_PROFILE=throughput; on a fake client or a Triton."""
     tune()
     settings = Settings(
         redis_url=options.redis,
         kafka_bootstrap_servers=options.kafka,
         fleet_profile="throughput",
-        frame_staleness_ms=1e9,  # the frames were laid in beforehand
+        frame_staleness_ms=1e9,  # Redis was filled beforehand
         ocr="off",
     )
     window = Window(options.warm_up, options.seconds)
@@ -133,14 +133,14 @@ async def worker(options: argparse.Namespace) -> dict[str, float]:
     ocr = Ocr(settings.ocr, state_dir=Path(options.state))
     pipeline = Pipeline(Counted(client, window), ocr, settings.pipeline, settings.triton, settings.live)  # type: ignore[arg-type]
     await pipeline.load()
-    one = Worker(pipeline, settings, WorkerHeartbeats(1).of(0))
+    fleet_worker = Worker(pipeline, settings, WorkerHeartbeats(1).of(0))
     freeze_gc(threshold=YOUNG)
-    running = asyncio.create_task(one.run())
+    running = asyncio.create_task(fleet_worker.run())
     while window.closed is None and not running.done():
         await asyncio.sleep(0.05)
         if window.first and time.perf_counter() - window.first > options.warm_up + 4 * options.seconds + 10:
             break
-    one.stop()
+    fleet_worker.stop()
     await running
     await asyncio.to_thread(pipeline.close)
     await client.close()
@@ -148,7 +148,7 @@ async def worker(options: argparse.Namespace) -> dict[str, float]:
 
 
 def plain(options: argparse.Namespace) -> dict[str, float]:
-    """What a day with the tutorials gives; nothing in it is slow on purpose: it does not flush after every message."""
+    """The loop that the tutorials show, without needless slowness: it does not flush after every message."""
     window = Window(options.warm_up, options.seconds)
     client = redis.Redis.from_url(options.redis)
     producer = Producer({"bootstrap.servers": options.kafka})
@@ -180,7 +180,7 @@ def plain(options: argparse.Namespace) -> dict[str, float]:
 
 
 def floor(options: argparse.Namespace) -> dict[str, float]:
-    """Decode and letterbox alone, one thread a core: what no worker on these cores can beat."""
+    """Decode and letterbox only, one thread per core: no worker on these cores can be faster."""
     window, lock = Window(options.warm_up, options.seconds), threading.Lock()
     clips = photographs.read(options.frames)
     top = (canned.SIZE - photographs.HEIGHT) // 2

@@ -1,8 +1,9 @@
-"""Twice as many frames as a fleet worker can look at: how evenly its cameras are served, a hundred and five hundred.
+"""Twice as many frames as a fleet worker can analyse: how evenly it serves its cameras, 100 and 500 of them.
 
-`fleet work` as it comes, a process of its own, on Redis, librdkafka's mock cluster and canned models on Triton; cameras
-that write as ingest does. First what it can do is measured, with more than that coming in; then twice as much comes
-in. What each camera has is counted by its answers in Kafka, with the times at which they were handed over.
+`fleet work` with default settings runs in a process of its own, on Redis, librdkafka's mock cluster and canned models
+on Triton; cameras write as ingest does. The benchmark first measures the worker's capacity with more frames than that,
+then sends twice the capacity. A camera's share is the number of its results in Kafka; their timestamps are those of the
+hand-over to Kafka's client.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from rich.console import Console
 
 from benchmarks import canned, fleet_servers, harness, photographs, turns
 from benchmarks.fleet_servers import TOPIC
-from benchmarks.fleet_soak import filming, port_of
+from benchmarks.fleet_soak import port_of, sending_cameras
 from benchmarks.harness import BenchmarkError, Cores
 from benchmarks.turns import Figures, Ratio
 
 MORE_THAN_ENOUGH_PER_S = 1500.0
-"""Frames a second that come in while it is measured what the worker can do."""
+"""Frames per second while the capacity is measured."""
 VARIANTS = {"cameras-100": "100 cameras", "cameras-500": "500 cameras"}
 RATIOS = tuple(
     ratio
@@ -61,22 +62,22 @@ class Stand:
 
 
 def jain(shares: Sequence[float]) -> float:
-    """Jain's index of fairness: 1 where all have the same, 1/n where one of n has everything."""
+    """Jain's index of fairness: 1 if all shares are equal, 1/n if one of n has everything."""
     squares = sum(share * share for share in shares)
     return sum(shares) ** 2 / (len(shares) * squares) if squares else 0.0
 
 
 def silence(times: Sequence[float], begin: float, end: float) -> float:
-    """The longest time without an answer between the two."""
+    """The longest time without a result between `begin` and `end`, in seconds."""
     marks = [begin, *sorted(times), end]
     return max(later - earlier for earlier, later in pairwise(marks))
 
 
-def one(stand: Stand, variant: str) -> Figures:
-    """One turn, with servers of its own.
+def run_turn(stand: Stand, variant: str) -> Figures:
+    """Measures one turn, with servers of its own.
 
     Raises:
-        BenchmarkError: something did not start, or a frame is unaccounted for.
+        BenchmarkError: a process did not start, or a frame is unaccounted for.
     """
     plan, cameras = stand.plan, int(variant.rpartition("-")[2])
     with tempfile.TemporaryDirectory(dir=stand.folder) as name, ExitStack() as stack:
@@ -92,26 +93,26 @@ def one(stand: Stand, variant: str) -> Figures:
             harness.check(child, log, deadline)
             time.sleep(0.1)
         metrics = f"http://127.0.0.1:{port}/metrics"
-        with filming(url, stand.clips, cameras, MORE_THAN_ENOUGH_PER_S):
-            while _books(metrics)["processed"] == 0:
+        with sending_cameras(url, stand.clips, cameras, MORE_THAN_ENOUGH_PER_S):
+            while _counts(metrics)["processed"] == 0:
                 harness.check(child, log, deadline)
                 time.sleep(0.2)
             time.sleep(plan.warm_up_s)
-            before, began = _books(metrics), time.monotonic()
+            before, began = _counts(metrics), time.monotonic()
             time.sleep(plan.warm_up_s)
-            capacity = (_books(metrics)["processed"] - before["processed"]) / (time.monotonic() - began)
-        time.sleep(3)  # what is left is too old by then
-        with filming(url, stand.clips, cameras, 2 * capacity):
+            capacity = (_counts(metrics)["processed"] - before["processed"]) / (time.monotonic() - began)
+        time.sleep(3)  # until the frames that are left are stale
+        with sending_cameras(url, stand.clips, cameras, 2 * capacity):
             time.sleep(plan.warm_up_s)
-            before, begin = _books(metrics), time.time()
+            before, begin = _counts(metrics), time.time()
             time.sleep(plan.seconds)
-            after, end = _books(metrics), time.time()
+            after, end = _counts(metrics), time.time()
         time.sleep(3)
-        final = _books(metrics)
+        final = _counts(metrics)
         if final["received"] != final["processed"] + final["dropped"] + final["failed"]:
             raise BenchmarkError(f"the counts do not add up: {final}")
-        answers = _answers(kafka, begin, end)
-    times = [answers.get(f"cam{number:03}", []) for number in range(cameras)]
+        results = _results(kafka, begin, end)
+    times = [results.get(f"cam{number:03}", []) for number in range(cameras)]
     grown = {figure: after[figure] - before[figure] for figure in after}
     read = grown["received"] - grown["skipped"]
     return {
@@ -125,14 +126,14 @@ def one(stand: Stand, variant: str) -> Figures:
     }
 
 
-def _books(url: str) -> dict[str, float]:
-    words = ("received", "processed", "dropped", "failed")
-    found = dict.fromkeys((*words, "stale", "skipped"), 0.0)
+def _counts(url: str) -> dict[str, float]:
+    outcomes = ("received", "processed", "dropped", "failed")
+    found = dict.fromkeys((*outcomes, "stale", "skipped"), 0.0)
     for family in text_string_to_metric_families(httpx.get(url, timeout=10, trust_env=False).text):
-        word = family.name.removeprefix("sightline_frames_")
+        outcome = family.name.removeprefix("sightline_frames_")
         for sample in family.samples:
-            if word in words and sample.labels.get("entry") == "fleet":
-                found[word] += sample.value
+            if outcome in outcomes and sample.labels.get("entry") == "fleet":
+                found[outcome] += sample.value
                 if sample.labels.get("reason") == "stale":
                     found["stale"] += sample.value
             elif family.name == "sightline_fleet_skipped":
@@ -140,8 +141,8 @@ def _books(url: str) -> dict[str, float]:
     return found
 
 
-def _answers(address: str, begin: float, end: float) -> dict[str, list[float]]:
-    """When each camera's answers were handed to Kafka, between the two."""
+def _results(address: str, begin: float, end: float) -> dict[str, list[float]]:
+    """The times between `begin` and `end` at which each camera's results were handed to Kafka."""
     consumer = Consumer({"bootstrap.servers": address, "group.id": "shares", "log_level": 0})
     found: dict[str, list[float]] = {}
     try:
@@ -152,7 +153,7 @@ def _answers(address: str, begin: float, end: float) -> dict[str, list[float]]:
         while left > 0:
             messages = consumer.consume(500, timeout=10)
             if not messages:
-                raise BenchmarkError(f"{left} answers could not be read from Kafka")
+                raise BenchmarkError(f"{left} results could not be read from Kafka")
             left -= len(messages)
             for message in messages:
                 at = message.timestamp()[1] / 1000
@@ -164,10 +165,10 @@ def _answers(address: str, begin: float, end: float) -> dict[str, list[float]]:
 
 
 def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Runs the plan; everything that was measured.
+    """Runs the plan and returns all measurements.
 
     Raises:
-        BenchmarkError: something did not start, or a frame is unaccounted for.
+        BenchmarkError: a process did not start, or a frame is unaccounted for.
     """
     places = harness.cores()
     with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name, ExitStack() as stack:
@@ -176,11 +177,11 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
         models = canned.write(folder / "repository")
         triton, _ = stack.enter_context(harness.triton(models, folder / "triton", places.triton))
         stand = Stand(plan, places, folder, triton, clips)
-        return turns.run("fleet_overload", plan, lambda variant: one(stand, variant), RATIOS, say, shown="jain")
+        return turns.run("fleet_overload", plan, lambda variant: run_turn(stand, variant), RATIOS, say, shown="jain")
 
 
 def show(results: dict[str, Any], console: Console) -> None:
-    """The tables."""
+    """Prints the tables."""
     columns = {"capacity": "capacity", "rate": "frames/s", "skipped_per_s": "skipped/s", "jain": "Jain"}
     columns |= {"silence_s": "silence s", "stale_share": "stale of read"}
     seconds = results["plan"]["seconds"]
@@ -188,5 +189,5 @@ def show(results: dict[str, Any], console: Console) -> None:
 
 
 def plan_from(**given: Any) -> Plan:
-    """The plan with what was asked for; None leaves a default."""
+    """The plan with these values; None leaves a default."""
     return turns.plan_from(Plan, given)

@@ -1,6 +1,6 @@
-"""Redis with frames in it, and Kafka as librdkafka's mock cluster: what is measured is the worker, not a broker's disk.
+"""Redis filled with frames, and librdkafka's mock cluster as Kafka, so that no broker's disk is measured.
 
-python -m benchmarks.fleet_servers FILE       the mock cluster; writes its address into FILE, ends with SIGTERM
+python -m benchmarks.fleet_servers FILE       runs the mock cluster until SIGTERM; writes its address into FILE
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GROUP, TOPIC = "inference-workers", "vision.detections"
 
 @contextmanager
 def redis_server(folder: Path, on: frozenset[int]) -> Iterator[str]:
-    """`redis-server` in RAM alone, on these cores: its URL.
+    """Runs `redis-server` on these cores, without persistence; yields its URL.
 
     Raises:
         BenchmarkError: it is not installed, or does not start.
@@ -56,7 +56,7 @@ def redis_server(folder: Path, on: frozenset[int]) -> Iterator[str]:
 
 @contextmanager
 def kafka(folder: Path, on: frozenset[int]) -> Iterator[str]:
-    """The mock cluster in a process of its own: `host:port`."""
+    """Runs the mock cluster in a process of its own; yields its `host:port`."""
     place, log = folder / "kafka-address", folder / "kafka.log"
     place.unlink(missing_ok=True)
     with harness.process(["benchmarks.fleet_servers", str(place)], on, log) as child:
@@ -68,7 +68,7 @@ def kafka(folder: Path, on: frozenset[int]) -> Iterator[str]:
 
 
 def fill(url: str, clips: Sequence[Sequence[bytes]], cameras: int, frames: int) -> None:
-    """Empties Redis; then `frames` in all, evenly over cameras, in the fields that ingest writes."""
+    """Empties Redis, and adds `frames` frames, evenly over the cameras, with the fields that ingest writes."""
     with redis.Redis.from_url(url) as client:
         client.flushall()
         names = [f"cam{number:03}" for number in range(cameras)]
@@ -87,7 +87,7 @@ def fill(url: str, clips: Sequence[Sequence[bytes]], cameras: int, frames: int) 
 
 
 def acknowledged(url: str) -> int:
-    """Frames that were read, all cameras together.
+    """The number of frames that were read of all cameras.
 
     Raises:
         BenchmarkError: some were not acknowledged.
@@ -102,7 +102,7 @@ def acknowledged(url: str) -> int:
 
 
 def written(address: str) -> int:
-    """Messages in the topic."""
+    """The number of messages in the topic."""
     consumer = Consumer({"bootstrap.servers": address, "group.id": "count", "log_level": 0})
     try:
         topic = consumer.list_topics(TOPIC, timeout=10).topics[TOPIC]

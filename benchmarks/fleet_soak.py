@@ -1,9 +1,9 @@
-"""A fleet worker for ten minutes: whether its memory stays as it is, and whether its counts add up in the end.
+"""A fleet worker for ten minutes: whether its memory stays constant, and whether its counts add up in the end.
 
-`fleet work` as it comes, in a process of its own, on Redis, librdkafka's mock cluster and canned models on Triton;
-cameras that write as ingest does. The slope is that of a straight line by least squares through the worker's own
-resident memory after the first fifth of the time. Memory shared with Triton is bounded by its budget and left out: how
-much of it counts as resident is up to the kernel. Not among all benchmarks.
+`fleet work` with default settings runs in a process of its own, on Redis, librdkafka's mock cluster and canned models
+on Triton; cameras write as ingest does. The slope is that of a least-squares line through the worker's own resident
+memory after the first fifth of the time. Memory shared with Triton is left out, because its budget bounds it and the
+kernel decides how much of it counts as resident. The command `benchmarks` without names does not run it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MB = 1e6
 class Plan:
     seconds: float = 600.0
     rate: float = 100.0
-    """Frames a second, all cameras together."""
+    """Frames per second of all cameras together."""
     cameras: int = 32
     look_s: float = 2.0
     turns: int = 1
@@ -45,8 +45,8 @@ class Plan:
 
 
 @contextmanager
-def filming(url: str, clips: Sequence[Sequence[bytes]], cameras: int, rate: float) -> Iterator[None]:
-    """Cameras that write as ingest does, `rate` frames a second in all, while the block lasts."""
+def sending_cameras(url: str, clips: Sequence[Sequence[bytes]], cameras: int, rate: float) -> Iterator[None]:
+    """Adds frames as ingest does, `rate` a second over all cameras, while the block lasts."""
     ended = threading.Event()
 
     def run() -> None:
@@ -60,8 +60,8 @@ def filming(url: str, clips: Sequence[Sequence[bytes]], cameras: int, rate: floa
                     name, clip = names[number % cameras], clips[number % cameras % len(clips)]
                     now = f"{time.time() * 1000:.3f}"
                     fields = {"camera_id": name, "camera_type": "bench", "ingest_ts": now, "captured_at_ms": now}
-                    picture = clip[number // cameras % len(clip)]
-                    pipe.xadd(f"frames:{name}", {**fields, "frame": picture}, maxlen=100, approximate=True)  # type: ignore[dict-item]
+                    jpeg = clip[number // cameras % len(clip)]
+                    pipe.xadd(f"frames:{name}", {**fields, "frame": jpeg}, maxlen=100, approximate=True)  # type: ignore[dict-item]
                     number += 1
                 pipe.execute()
 
@@ -75,16 +75,16 @@ def filming(url: str, clips: Sequence[Sequence[bytes]], cameras: int, rate: floa
 
 
 def port_of(log: Path) -> int | None:
-    """Where the worker says that its metrics are, once it does."""
+    """The port of the worker's metrics; None until its log names it."""
     found = re.search(r"metrics on http://127\.0\.0\.1:(\d+)/", log.read_text(errors="replace"))
     return int(found[1]) if found else None
 
 
 def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Runs the plan; everything that was measured.
+    """Runs the plan and returns all measurements.
 
     Raises:
-        BenchmarkError: something did not start, or a frame is unaccounted for.
+        BenchmarkError: a process did not start, or a frame is unaccounted for.
     """
     places, noise = harness.cores(), Noise()
     with tempfile.TemporaryDirectory(prefix="sightline-soak-") as name, ExitStack() as stack:
@@ -105,16 +105,16 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
                 harness.check(child, log, deadline)
                 time.sleep(0.1)
             metrics = f"http://127.0.0.1:{port}"
-            with filming(url, clips, plan.cameras, plan.rate):
+            with sending_cameras(url, clips, plan.cameras, plan.rate):
                 looks = list(_looks(plan, child.pid, metrics, say, lambda: harness.check(child, log, float("inf"))))
-            time.sleep(3)  # what is in flight comes in, and is written to the metrics
+            time.sleep(3)  # until frames in flight are done, and written to the metrics
             final = ledger.read(metrics, "fleet")
         if not final.adds_up:
             raise BenchmarkError(f"the counts do not add up: {final}")
-        said = log.read_text(errors="replace").splitlines()
-    steady = [one for one in looks if memory.WARM_UP * plan.seconds < one["at_s"] <= plan.seconds]
+        lines = log.read_text(errors="replace").splitlines()
+    steady = [look for look in looks if memory.WARM_UP * plan.seconds < look["at_s"] <= plan.seconds]
     slopes = {"worker": memory.slopes(steady, {"own_slope_mb": "worker"})}
-    own = asdict(harness.spread([one["worker"] for one in steady]))
+    own = asdict(harness.spread([look["worker"] for look in steady]))
     return {
         "benchmark": "fleet_soak",
         "machine": harness.machine(),
@@ -123,7 +123,7 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
         "variants": {"worker": {"own_mb": own, **memory.trend(slopes["worker"])}},
         "ratios": memory.judged(RATIOS, slopes),
         "ledger": asdict(final),
-        "samples": {"looks": looks, "log": said[-100:]},
+        "samples": {"looks": looks, "log": lines[-100:]},
         "turns": slopes,
     }
 
@@ -131,37 +131,37 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
 def _looks(
     plan: Plan, pid: int, metrics: str, say: Callable[[str], None], check: Callable[[], None]
 ) -> Iterator[Figures]:
-    began, told = time.monotonic(), 0
+    began, reports = time.monotonic(), 0
     while (at := time.monotonic() - began) < plan.seconds:
         time.sleep(plan.look_s)
         check()
         own = memory.resident([pid])[1] / MB
         yield {"at_s": at, "worker": own}
-        if at >= told * plan.seconds / 20:
-            told += 1
+        if at >= reports * plan.seconds / 20:
+            reports += 1
             frames = ledger.read(metrics, "fleet")
             say(f"{at:.0f} s: the worker {own:.1f} MB of its own; {frames.processed:,} frames")
 
 
 def show(results: dict[str, Any], console: Console) -> None:
-    """The table, and the books."""
+    """Prints the table and the frame counts."""
     minutes = round(results["plan"]["seconds"] / 60, 1)
     columns = {"own_mb": "its own MB", "own_slope_mb": "MB a minute"}
     caption, looks = "slope: over all looks (over either half)", "the looks after the warm-up"
     turns.show(results, f"fleet_soak: {minutes:g} minutes", VARIANTS, columns, console, caption, spread_of=looks)
-    books, plan = results["ledger"], results["plan"]
+    counts, plan = results["ledger"], results["plan"]
     console.print(
-        f"{books['received']:,} frames received = {books['processed']:,} processed + {books['dropped']:,} dropped "
-        f"+ {books['failed']:,} failed; {plan['cameras']} cameras, {plan['rate']:g} frames a second",
+        f"{counts['received']:,} frames received = {counts['processed']:,} processed + {counts['dropped']:,} dropped "
+        f"+ {counts['failed']:,} failed; {plan['cameras']} cameras, {plan['rate']:g} frames a second",
         highlight=False,
     )
 
 
 def draw(results: dict[str, Any], axes: Any) -> None:
-    """Memory over time, its line by least squares."""
+    """Draws memory over time with its least-squares line."""
     memory.draw(axes, results["samples"]["looks"], VARIANTS, "worker", results["plan"]["seconds"])
 
 
 def plan_from(**given: Any) -> Plan:
-    """The plan with what was asked for; None leaves a default."""
+    """The plan with these values; None leaves a default."""
     return turns.plan_from(Plan, {**given, "turns": None, "variants": None})

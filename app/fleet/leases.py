@@ -211,9 +211,9 @@ if not group or about.err then return nil end
 local facts = {}
 for at = 1, #about, 2 do facts[about[at]] = about[at + 1] end
 local last, lag, unread = group['last-delivered-id'], group['lag'], 0
-local function before(one, other)
-  local a, b = string.match(one, '^(%d+)%-(%d+)$')
-  local c, d = string.match(other, '^(%d+)%-(%d+)$')
+local function before(left, right)
+  local a, b = string.match(left, '^(%d+)%-(%d+)$')
+  local c, d = string.match(right, '^(%d+)%-(%d+)$')
   if #a ~= #c then return #a < #c end
   if a ~= c then return a < c end
   if #b ~= #d then return #b < #d end
@@ -291,7 +291,7 @@ class Leases:
         asked = list(holds)
         flat = [part for hold in asked for part in hold]
         answers = self._eval(_KEEP, [self._holders, self._leases], [self._name, self._lease_ms, *flat])
-        return {hold for hold, ours in zip(asked, answers, strict=True) if not ours}
+        return {hold for hold, held in zip(asked, answers, strict=True) if not held}
 
     def release(self, holds: Iterable[Hold]) -> None:
         """Gives streams up, so that any worker may take them."""
@@ -333,7 +333,7 @@ class Leases:
         for (stream, epoch), ids in entries.items():
             arguments += [stream, epoch, len(ids), *ids]
         answers = self._eval(_ACKNOWLEDGE, [self._holders], arguments)
-        return {hold for hold, ours in zip(entries, answers, strict=True) if not ours}
+        return {hold for hold, held in zip(entries, answers, strict=True) if not held}
 
     def claim(self, stream: str, epoch: int, entries: Sequence[bytes]) -> list[tuple[bytes, dict[bytes, bytes]]] | None:
         """Claims pending entries, which counts one more delivery of each.

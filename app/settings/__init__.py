@@ -147,6 +147,8 @@ def ignored_variables() -> list[str]:
 def _explain(error: ValidationError) -> list[str]:
     lines = []
     for detail in error.errors():
+        if detail["type"] == "default_factory_not_called":  # its default follows from a wrong value
+            continue
         name = str(detail["loc"][0]).upper() if detail["loc"] else "settings"
         seen = "a secret" if name in SECRETS else repr(detail["input"])
         message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ").partition(", unable")[0]

@@ -74,7 +74,7 @@ def _greet(client: socket.socket, sdp: bytes, wanted: str, sends_from: int | Non
     with client.makefile("rb") as requests:
         while line := requests.readline():
             method = line.split()[0].decode()
-            fields = dict(one.decode().strip().split(": ", 1) for one in iter(requests.readline, b"\r\n"))
+            fields = dict(line.decode().strip().split(": ", 1) for line in iter(requests.readline, b"\r\n"))
             more, body, status = "", b"", "200 OK"
             asked = fields.get("Transport", "")
             if method != "OPTIONS" and fields.get("Authorization") != wanted:

@@ -82,8 +82,8 @@ def frames(jpegs: list[bytes], *, age_s: float = 0.0) -> list[CameraFrame]:
 async def test_a_batch_too_large_for_the_models_memory_is_answered_in_halves(opened: Opened, jpeg: bytes) -> None:
     analysis, _, sizes = opened(lambda batch: len(batch) > 2)
     outcomes = await analysis.analyze(frames([jpeg] * CAMERAS))
-    assert [one.failure for one in outcomes] == [None] * CAMERAS
-    assert all(one.result is not None and len(one.result.objects) == 1 for one in outcomes)
+    assert [outcome.failure for outcome in outcomes] == [None] * CAMERAS
+    assert all(outcome.result is not None and len(outcome.result.objects) == 1 for outcome in outcomes)
     assert sizes == [8, 4, 2, 2, 4, 2, 2]
 
 
@@ -91,8 +91,8 @@ async def test_the_one_frame_that_fails_is_named_and_the_others_are_answered(ope
     analysis, _, sizes = opened(lambda batch: bool((batch[:, 320, 320] == 0).all(axis=-1).any()))
     given = frames([jpeg] * 5 + [picture(0)] + [jpeg] * 2)
     outcomes = await analysis.analyze(given)
-    assert [one.frame for one in outcomes] == given
-    assert [number for number, one in enumerate(outcomes) if one.failure] == [5]
+    assert [outcome.frame for outcome in outcomes] == given
+    assert [number for number, outcome in enumerate(outcomes) if outcome.failure] == [5]
     failure = outcomes[5].failure
     assert failure is not None
     assert (failure.code, failure.message) == ("inference", "detect: CUDA out of memory")
@@ -108,21 +108,21 @@ async def test_an_error_of_our_own_costs_one_frame(opened: Opened, jpeg: bytes) 
 
     analysis, _, _ = opened(breaks)
     outcomes = await analysis.analyze(frames([jpeg, picture(0), jpeg]))
-    assert [one.failure and one.failure.code for one in outcomes] == [None, "internal", None]
+    assert [outcome.failure and outcome.failure.code for outcome in outcomes] == [None, "internal", None]
 
 
 async def test_bad_and_stale_frames_are_told_apart_and_do_not_stop_a_batch(opened: Opened, jpeg: bytes) -> None:
     analysis, _, _ = opened(lambda batch: False, frame_staleness_ms=500)
     given = [*frames([jpeg, b"junk"]), *frames([jpeg], age_s=1)]
     outcomes = await analysis.analyze(given)
-    assert [one.dropped for one in outcomes] == [None, "undecodable", "stale"]
+    assert [outcome.dropped for outcome in outcomes] == [None, "undecodable", "stale"]
 
 
 async def test_while_the_server_is_away_frames_are_kept_until_they_are_stale(opened: Opened, jpeg: bytes) -> None:
     analysis, client, sizes = opened(lambda batch: False, frame_staleness_ms=400)
     client.up = False
     outcomes = await analysis.analyze(frames([jpeg] * 3))
-    assert [one.dropped for one in outcomes] == ["stale"] * 3
+    assert [outcome.dropped for outcome in outcomes] == ["stale"] * 3
     assert sizes == []
 
 
@@ -140,7 +140,7 @@ async def test_a_frame_that_is_tried_again_does_not_meet_itself_in_the_flow(open
     rng = np.random.default_rng(7)
     texture = np.kron(rng.integers(0, 255, (60, 80, 3)), np.ones((8, 8, 1))).astype(np.uint8)
     first, second = texture, np.roll(texture, 16, axis=1)
-    jpegs = [simplejpeg.encode_jpeg(np.ascontiguousarray(one), quality=90) for one in (first, second)]
+    jpegs = [simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=90) for image in (first, second)]
     await analysis.analyze(frames(jpegs[:1]))
     twice = frames([jpegs[1], jpegs[1]])  # two cameras, so that there are halves
     outcomes = await analysis.analyze(twice)
@@ -157,9 +157,9 @@ async def test_what_was_claimed_is_fresh_from_its_claim_and_no_part_of_its_camer
     (old,) = frames([jpeg], age_s=60)
     claimed = replace(old, claimed=True)
     long_claimed = replace(claimed, arrived=claimed.arrived - 11)
-    outcomes = [(await analysis.analyze([one]))[0] for one in (old, claimed, long_claimed, *frames([jpeg]))]
-    assert [one.dropped for one in outcomes] == ["stale", None, "stale", None]
-    motion = [one.result.stages["motion"].status for one in outcomes if one.result is not None]
+    outcomes = [(await analysis.analyze([frame]))[0] for frame in (old, claimed, long_claimed, *frames([jpeg]))]
+    assert [outcome.dropped for outcome in outcomes] == ["stale", None, "stale", None]
+    motion = [outcome.result.stages["motion"].status for outcome in outcomes if outcome.result is not None]
     assert motion == ["skipped", "ok"]
 
 
@@ -172,7 +172,7 @@ async def test_a_frame_that_waited_while_its_camera_went_away_leaves_no_memory(o
     await analysis.analyze(here)  # they waited
     analysis.keep_only(frozenset({"frames:0", "frames:1"}))  # and it is back
     again = await analysis.analyze(here)
-    motion = [one.result.stages["motion"].status for one in again if one.result is not None]
+    motion = [outcome.result.stages["motion"].status for outcome in again if outcome.result is not None]
     assert motion == ["ok", "skipped"]
 
 
@@ -185,7 +185,7 @@ async def test_a_fault_of_ours_in_every_frame_is_told_once(
     analysis, _, _ = opened(breaks)
     for _ in range(3):
         outcomes = await analysis.analyze(frames([jpeg] * 4))
-        assert [one.failure and one.failure.message for one in outcomes] == ["RuntimeError: a bug"] * 4
+        assert [outcome.failure and outcome.failure.message for outcome in outcomes] == ["RuntimeError: a bug"] * 4
     assert caplog.text.count("could not be analysed") == 1
 
 
@@ -194,5 +194,5 @@ async def test_cameras_that_went_away_are_forgotten(opened: Opened, jpeg: bytes)
     await analysis.analyze(frames([jpeg, jpeg]))
     analysis.keep_only(frozenset({"frames:0"}))
     again = await analysis.analyze(frames([jpeg, jpeg]))
-    motion = [one.result.stages["motion"].status for one in again if one.result is not None]
+    motion = [outcome.result.stages["motion"].status for outcome in again if outcome.result is not None]
     assert motion == ["ok", "skipped"]

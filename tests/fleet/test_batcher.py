@@ -18,7 +18,7 @@ def frame(camera: str, number: int = 0, arrived: float = 0.0) -> CameraFrame:
 
 
 def cameras(batch: list[CameraFrame]) -> list[str]:
-    return [one.origin.camera_id for one in batch]
+    return [frame.origin.camera_id for frame in batch]
 
 
 def test_a_full_batch_is_due_at_once_and_a_part_of_one_when_its_first_frame_has_waited() -> None:
@@ -37,7 +37,11 @@ def test_every_camera_has_a_frame_in_before_one_has_two() -> None:
     batcher = Batcher()
     batcher.add([frame("a", 1), frame("a", 2), frame("a", 3), frame("b", 1)])
     batch = batcher.take(BatchLimits(3, 0.0), now=0.0)
-    assert [(one.origin.camera_id, one.origin.entry) for one in batch] == [("a", "1-0"), ("b", "1-0"), ("a", "2-0")]
+    assert [(frame.origin.camera_id, frame.origin.entry) for frame in batch] == [
+        ("a", "1-0"),
+        ("b", "1-0"),
+        ("a", "2-0"),
+    ]
 
 
 def test_a_camera_at_work_waits_and_is_not_what_a_batch_is_due_for() -> None:
@@ -75,8 +79,8 @@ def test_no_frame_is_lost_or_doubled_and_no_camera_is_in_two_batches(steps: list
     assert len(batcher) == 0
     assert sorted(map(id, out)) == sorted(map(id, given_))
     for camera in set(cameras(out)):
-        mine = [one for one in out if one.origin.camera_id == camera]
-        assert mine == [one for one in given_ if one.origin.camera_id == camera]
+        mine = [frame for frame in out if frame.origin.camera_id == camera]
+        assert mine == [frame for frame in given_ if frame.origin.camera_id == camera]
 
 
 def test_batches_grow_from_the_one_profile_to_the_other_with_what_waits() -> None:

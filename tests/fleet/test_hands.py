@@ -11,7 +11,7 @@ import pytest
 import redis as redis_library
 
 from tests.fleet.conftest import Work
-from tests.fleet.filming import Filming
+from tests.fleet.sending import SendingCameras
 from tests.fleet.work import GROUP, Fleet, eventually, holders, pending
 from tests.support.service import assert_adds_up
 
@@ -90,9 +90,9 @@ def test_d5_workers_that_join_leave_die_and_stand_still_lose_nothing_and_keep_ea
     work: Work, redis: redis_library.Redis, jpeg: bytes, mode: str
 ) -> None:
     given = {**GIVEN, **MODES[mode], "FLEET_MODE": mode, "KAFKA_OPTIONS": LINGER % 200}
-    filming = Filming(cameras=8, rate=2, every=8)
+    cameras = SendingCameras(cameras=8, rate=2, every=8)
     counts: Counter[str] = Counter()
-    with filming.on(redis, jpeg):
+    with cameras.on(redis, jpeg):
         hanging, leaving = work(**{**given, "KAFKA_OPTIONS": LINGER % 1500}), work(**given)
         answers_of(hanging)
         answers_of(leaving)
@@ -115,18 +115,18 @@ def test_d5_workers_that_join_leave_die_and_stand_still_lose_nothing_and_keep_ea
         dying.process.kill()
         dying.process.wait()
         handed_over(redis, dying, hanging)
-        filming.bad = [b"no picture"] * 2
-        eventually(lambda: len(filming.broken), lambda shown: shown == 2, hanging)
+        cameras.bad = [b"no picture"] * 2
+        eventually(lambda: len(cameras.broken), lambda shown: shown == 2, hanging)
 
-    eventually(lambda: ids_of(hanging.values()), filming.pictures.issubset, hanging)
+    eventually(lambda: ids_of(hanging.values()), cameras.frames.issubset, hanging)
     eventually(lambda: pending(redis), lambda left: left == 0, hanging)
-    eventually(hanging.metrics, lambda samples: samples.get(UNDECODABLE) == len(filming.broken), hanging)
+    eventually(hanging.metrics, lambda samples: samples.get(UNDECODABLE) == len(cameras.broken), hanging)
     assert_adds_up(hanging, "fleet")
     counts.update(hanging.metrics())
     values = hanging.values()
     kept, late = in_strict_order(values)
     # Nothing is lost; each camera's in the order of capture.
-    assert set(kept) == filming.pictures
+    assert set(kept) == cameras.frames
     for camera in {camera for camera, _ in kept}:
         places = [tuple(map(int, entry.split("-"))) for of, entry in kept if of == camera]
         assert places == sorted(places), camera

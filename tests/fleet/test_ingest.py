@@ -189,7 +189,9 @@ def test_the_command_tells_its_health_and_ends_on_sigterm(
             until(lambda: entries(redis, "pictures") and entries(redis, "two"))
             address = re.search(r"metrics on (http://127.0.0.1:\d+)/metrics", log.read_text())
             assert address, log.read_text()
-            health = until(lambda: (one := httpx.get(f"{address[1]}/health/ready")).status_code == 200 and one.json())
+            health = until(
+                lambda: (response := httpx.get(f"{address[1]}/health/ready")).status_code == 200 and response.json()
+            )
             assert health["sources"] == {"connecting": 0, "running": 2, "retrying": 0, "ended": 0}
             assert 'sightline_ingest_frames_total{outcome="sent"}' in httpx.get(f"{address[1]}/metrics").text
             child.send_signal(signal.SIGTERM)

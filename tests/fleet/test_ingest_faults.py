@@ -55,7 +55,7 @@ def test_an_rtsp_camera_is_read_live_with_its_password_and_missed_when_it_hangs_
             (first, *_) = until(lambda: len(seen := entries(redis, "gate")) >= 10 and seen)
             assert clip.decode(first[b"frame"]).shape == (480, 640, 3)
             assert first[b"camera_type"] == b"rtsp"
-            seen = [float(one[b"captured_at_ms"]) for one in entries(redis, "gate")]
+            seen = [float(fields[b"captured_at_ms"]) for fields in entries(redis, "gate")]
             assert seen == sorted(seen)
             plugged.close()
             until(lambda: ingest.cameras["gate"].state == "retrying")

@@ -48,7 +48,7 @@ def test_c12_joined_recordings_keep_their_pace(
     with ingesting(redis_server, str(film), ingest_fps=60, ingest_maxlen=1000) as ingest:
         until(lambda: ingest.cameras and ingest.cameras["three"].state == "ended")
         seen = until(lambda: len(entries(redis, "three")) == 75 and entries(redis, "three"))
-    times = [float(one[b"captured_at_ms"]) for one in seen]
+    times = [float(fields[b"captured_at_ms"]) for fields in seen]
     assert times[-1] - times[0] >= 74 * 40 - 150  # nothing is rushed: three seconds, not one
     assert max(np.diff(times)) < 2000  # and nothing stands still
 
@@ -83,7 +83,7 @@ def live_playlist(film: Path, folder: Path, *, at_once: int) -> Iterator[str]:
             there = pieces[: at_once + int((time.monotonic() - began) / 2)]
             if name == "live.m3u8":
                 lines = ["#EXTM3U", "#EXT-X-VERSION:3", "#EXT-X-TARGETDURATION:2", "#EXT-X-MEDIA-SEQUENCE:0"]
-                body = "\n".join([*lines, *(f"#EXTINF:2.0,\n{one}" for one in there), ""]).encode()
+                body = "\n".join([*lines, *(f"#EXTINF:2.0,\n{segment}" for segment in there), ""]).encode()
             else:
                 body = (folder / name).read_bytes()
             self.send_response(200)
@@ -118,7 +118,7 @@ def test_c11_live_hls_is_sampled_by_the_pictures_own_times(
         assert gate.taken == pytest.approx(120, abs=6)
         until(lambda: frames_counted("sent") - sent >= gate.taken - 4)
     # Not seconds at once: workers would lag, and Redis would drop what is too much.
-    times = [float(one[b"captured_at_ms"]) for one in entries(redis, "gate")]
+    times = [float(fields[b"captured_at_ms"]) for fields in entries(redis, "gate")]
     assert np.median(np.diff(times)) > 30
 
 
@@ -158,13 +158,17 @@ def test_b4_no_secret_of_a_source_is_in_redis_metrics_or_log(
         camera(film, tmp_path / "camera", password=password) as rtsp,
         ingesting(redis_server, url, rtsp, f"http://127.0.0.1:1/user=admin&password={quote(password)}") as ingest,
     ):
-        until(lambda: sorted(one.state for one in ingest.cameras.values()) == ["retrying", "running", "running"])
-        until(lambda: all(entries(redis, one.source.camera_id) for one in ingest.cameras.values() if one.taken))
+        until(lambda: sorted(camera.state for camera in ingest.cameras.values()) == ["retrying", "running", "running"])
+        until(
+            lambda: all(entries(redis, camera.source.camera_id) for camera in ingest.cameras.values() if camera.taken)
+        )
         held = b"\n".join(redis.keys("*")) + b"".join(  # type: ignore[arg-type]
-            value for one in ingest.cameras for fields in entries(redis, one) for key, value in fields.items()
+            value for camera in ingest.cameras for fields in entries(redis, camera) for key, value in fields.items()
             if key != b"frame"
         )  # fmt: skip
-        shown = " ".join(f"{one.source.shown} {one.source!r} {one.problem}" for one in ingest.cameras.values())
+        shown = " ".join(
+            f"{camera.source.shown} {camera.source!r} {camera.problem}" for camera in ingest.cameras.values()
+        )
     everything = caplog.text + shown + held.decode() + generate_latest(REGISTRY).decode()
     assert "hunter2" not in everything
     assert "127.0.0.1:1/" in everything
@@ -185,7 +189,7 @@ def test_a1_a_jpeg_that_costs_too_much_is_left_out_and_counted(
     (tmp_path / "film.mjpeg").write_bytes(clip.Pan().jpegs()[0] + evil + clip.Pan().jpegs()[1])
     before = frames_counted("too_expensive")
     with ingesting(redis_server, str(folder), str(tmp_path / "film.mjpeg")) as ingest:
-        until(lambda: len(ingest.cameras) == 2 and all(one.state == "ended" for one in ingest.cameras.values()))
+        until(lambda: len(ingest.cameras) == 2 and all(camera.state == "ended" for camera in ingest.cameras.values()))
         until(lambda: len(entries(redis, "pictures")) == 2)
         until(lambda: len(entries(redis, "film")) == 2)
     assert frames_counted("too_expensive") - before == 2

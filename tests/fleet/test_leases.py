@@ -20,7 +20,7 @@ from app.fleet.leases import LOST, Leases, Selection
 from app.fleet.streams import CameraFrame, FrameOrigin, Keys
 from app.settings import KafkaSettings, RedisSettings
 from tests.fleet.lives import Begin, Life
-from tests.fleet.work import GROUP, eventually, film, pending, topic_values
+from tests.fleet.work import GROUP, add_frames, eventually, pending, topic_values
 from tests.support.kafka import Broker
 from tests.support.redis import RedisServer
 
@@ -112,7 +112,7 @@ def test_d5_reading_and_acknowledging_are_refused_once_the_camera_is_anothers(
     redis: redis_library.Redis, leases: dict[str, Leases]
 ) -> None:
     a, b = leases["a"], leases["b"]
-    entries = film(redis, "x", [b"x"] * 3)
+    entries = add_frames(redis, "x", [b"x"] * 3)
     redis.xgroup_create("frames:x", GROUP, id="0")
     (epoch,) = a.acquire(["frames:x"]).values()
     assert a.take([Selection("frames:x", epoch, "0-0", entries[0], entries[:1])]) == [0]
@@ -128,12 +128,12 @@ def test_d5_reading_and_acknowledging_are_refused_once_the_camera_is_anothers(
 def test_d5_what_a_worker_that_stood_still_had_in_hand_comes_before_newer_frames_and_not_from_it(
     redis: redis_library.Redis, begin: Begin
 ) -> None:
-    entries = film(redis, "cam", [b"x"] * 4)
+    entries = add_frames(redis, "cam", [b"x"] * 4)
     stopped = begin("a-stopped")
     held = some(stopped)
     assert [frame.origin.entry for frame in held] == entries
     stopped.answered(redis, held[:1])
-    newer = film(redis, "cam", [b"x"] * 3)
+    newer = add_frames(redis, "cam", [b"x"] * 3)
     other = begin("b-other")
     found: list[CameraFrame] = []
     while len(found) < 6:
@@ -143,7 +143,7 @@ def test_d5_what_a_worker_that_stood_still_had_in_hand_comes_before_newer_frames
     assert [frame.origin.entry for frame in found] == entries[1:] + newer
     assert {frame.origin.epoch for frame in found} == {found[0].origin.epoch}
     assert found[0].origin.epoch > held[0].origin.epoch
-    (latest,) = film(redis, "cam", [b"x"])
+    (latest,) = add_frames(redis, "cam", [b"x"])
     # It is back, and has no more to say: not even while the camera is to be its own again.
     assert stopped.read() == []
     stopped.in_flight.acknowledged([frame.origin for frame in held])
@@ -153,7 +153,7 @@ def test_d5_what_a_worker_that_stood_still_had_in_hand_comes_before_newer_frames
 def test_d5_a_worker_that_joins_waits_for_what_the_other_has_in_hand(redis: redis_library.Redis, begin: Begin) -> None:
     cameras = [f"cam-{number}" for number in range(8)]
     for camera in cameras:
-        film(redis, camera, [b"x"] * 2)
+        add_frames(redis, camera, [b"x"] * 2)
     first = begin("first", fleet_discover_s=DISCOVER_S)
     held: list[CameraFrame] = []
     while len(held) < 16:
@@ -163,7 +163,7 @@ def test_d5_a_worker_that_joins_waits_for_what_the_other_has_in_hand(redis: redi
     while time.monotonic() < until:
         assert first.read() + second.read() == []
     for camera in cameras:
-        film(redis, camera, [b"new"])
+        add_frames(redis, camera, [b"new"])
     read: dict[str, list[CameraFrame]] = {"first": [], "second": []}
     until = time.monotonic() + 0.5
     while time.monotonic() < until:
@@ -190,11 +190,11 @@ def test_d5_a_worker_that_joins_waits_for_what_the_other_has_in_hand(redis: redi
 def test_d5_a_worker_that_leaves_holds_its_cameras_until_it_is_done_with_them(
     redis: redis_library.Redis, begin: Begin
 ) -> None:
-    entries = film(redis, "cam", [b"x"] * 3)
+    entries = add_frames(redis, "cam", [b"x"] * 3)
     leaving = begin("leaving", fleet_discover_s=DISCOVER_S)
     held = some(leaving)
     leaving.consumer.sign_off()
-    (newer,) = film(redis, "cam", [b"x"])
+    (newer,) = add_frames(redis, "cam", [b"x"])
     other = begin("other")
     until = time.monotonic() + 4 * DISCOVER_S
     while time.monotonic() < until:
@@ -209,8 +209,8 @@ def test_d5_a_worker_that_leaves_holds_its_cameras_until_it_is_done_with_them(
 def test_d5_answers_of_a_camera_that_was_lost_are_not_sent_and_counted(
     redis: redis_library.Redis, redis_server: RedisServer, kafka: Broker, begin: Begin
 ) -> None:
-    film(redis, "lost", [b"x"] * 2)
-    film(redis, "kept", [b"x"] * 2)
+    add_frames(redis, "lost", [b"x"] * 2)
+    add_frames(redis, "kept", [b"x"] * 2)
     life = begin("old")
     frames: list[CameraFrame] = []
     while len(frames) < 4:
@@ -247,7 +247,7 @@ def test_d5_answers_of_a_camera_that_was_lost_are_not_sent_and_counted(
 def test_d5_an_answer_that_was_sent_just_before_the_camera_was_lost_is_counted_as_sent_twice(
     redis: redis_library.Redis, redis_server: RedisServer, kafka: Broker, begin: Begin
 ) -> None:
-    film(redis, "cam", [b"x"])
+    add_frames(redis, "cam", [b"x"])
     life = begin("old")
     frames = some(life)
     topic = f"fence-{uuid.uuid4().hex[:12]}"
@@ -271,7 +271,7 @@ def test_d5_an_answer_that_was_sent_just_before_the_camera_was_lost_is_counted_a
 
 def test_d5_all_workers_that_were_silent_together_keep_their_cameras(redis: redis_library.Redis, begin: Begin) -> None:
     for number in range(8):
-        film(redis, f"cam-{number}", [b"x"])
+        add_frames(redis, f"cam-{number}", [b"x"])
     lives = [begin(name, fleet_discover_s=DISCOVER_S) for name in ("first", "second")]
     until = time.monotonic() + 8 * DISCOVER_S
     while time.monotonic() < until:
@@ -291,7 +291,7 @@ def test_d5_all_workers_that_were_silent_together_keep_their_cameras(redis: redi
 def test_d5_an_answer_that_lay_in_kafkas_client_while_its_camera_was_lost_comes_late_with_the_lower_epoch(
     redis: redis_library.Redis, redis_server: RedisServer, kafka: Broker, begin: Begin
 ) -> None:
-    entries = film(redis, "cam", [b"x"] * 2)
+    entries = add_frames(redis, "cam", [b"x"] * 2)
     topic = f"fence-{uuid.uuid4().hex[:12]}"
     life = begin("old")
     frames = some(life)

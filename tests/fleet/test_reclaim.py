@@ -13,7 +13,7 @@ from app.fleet.leases import Leases
 from app.fleet.streams import CameraFrame, Keys
 from app.settings import RedisSettings
 from tests.fleet.lives import IDLE_MS, Begin, Life
-from tests.fleet.work import GROUP, film, pending
+from tests.fleet.work import GROUP, add_frames, pending
 
 
 def some(life: Life) -> list[CameraFrame]:
@@ -31,7 +31,7 @@ def trimmed() -> float:
 
 def left_twice(redis: redis_library.Redis, begin: Begin, count: int) -> list[str]:
     """Frames of camera `a` that two workers had in hand when they ended."""
-    entries = film(redis, "a", [b"old"] * count)
+    entries = add_frames(redis, "a", [b"old"] * count)
     for name in ("first", "second"):
         life, seen = begin(name), 0
         while seen < count:
@@ -43,8 +43,10 @@ def left_twice(redis: redis_library.Redis, begin: Begin, count: int) -> list[str
 def test_of_all_that_was_in_hand_only_the_frame_that_ends_processes_is_buried(
     redis: redis_library.Redis, begin: Begin, most: int
 ) -> None:
-    given = [("frames:" + camera, entry) for camera in ("a", "b") for entry in film(redis, camera, [b"fine"] * 40)]
-    (poison,) = film(redis, "b", [b"poison"])
+    given = [
+        ("frames:" + camera, entry) for camera in ("a", "b") for entry in add_frames(redis, camera, [b"fine"] * 40)
+    ]
+    (poison,) = add_frames(redis, "b", [b"poison"])
     answered: list[tuple[str, str]] = []
     deaths = 0
     life = begin("life-0", fleet_max_deliveries=most)
@@ -72,8 +74,8 @@ def test_suspects_come_one_by_one_before_their_cameras_newer_frames_and_other_ca
     entries = left_twice(redis, begin, 3)
     life = begin("third")
     first = some(life)
-    (newer,) = film(redis, "a", [b"new"])
-    film(redis, "b", [b"other"] * 4)
+    (newer,) = add_frames(redis, "a", [b"new"])
+    add_frames(redis, "b", [b"other"] * 4)
     others: list[CameraFrame] = []
     until = time.monotonic() + 1.5 * IDLE_MS / 1000
     while len(others) < 4 or time.monotonic() < until:
@@ -91,20 +93,20 @@ def test_suspects_come_one_by_one_before_their_cameras_newer_frames_and_other_ca
 
 def test_what_was_trimmed_in_the_hands_of_one_that_lives_is_its_own(redis: redis_library.Redis, begin: Begin) -> None:
     before = trimmed()
-    film(redis, "a", [b"x"] * 50)
-    one = begin("one")
-    held = some(one)
+    add_frames(redis, "a", [b"x"] * 50)
+    leaving = begin("one")
+    held = some(leaving)
     assert len(held) == 50
     redis.xtrim("frames:a", maxlen=0, approximate=False)
-    one.consumer.sign_off()  # as one that finishes what is in hand, whose cameras others have by now
+    leaving.consumer.sign_off()  # as a worker that finishes its frames in flight while others have its cameras
     other = begin("other")
     until = time.monotonic() + IDLE_MS / 2000
     while time.monotonic() < until:
-        one.keep()
+        leaving.keep()
         assert other.read() == []
     other.counts.flush()
     assert trimmed() == before
-    one.answered(redis, held)
+    leaving.answered(redis, held)
 
 
 def test_a_suspect_that_was_trimmed_meanwhile_is_counted_and_the_next_one_follows(
@@ -126,7 +128,7 @@ def test_a_suspect_that_was_trimmed_meanwhile_is_counted_and_the_next_one_follow
 def test_what_comes_after_a_suspect_in_its_camera_waits_for_it_though_it_was_delivered_less(
     redis: redis_library.Redis, begin: Begin
 ) -> None:
-    entries = film(redis, "a", [b"old"] * 3)
+    entries = add_frames(redis, "a", [b"old"] * 3)
     assert len(some(begin("first"))) == 3
     second = begin("second")
     deadline = time.monotonic() + 20
@@ -158,20 +160,20 @@ def lost_before_it_claims(redis: redis_library.Redis, begin: Begin) -> Life:
 
 
 def test_a_worker_that_has_lost_its_camera_claims_nothing_of_it(redis: redis_library.Redis, begin: Begin) -> None:
-    film(redis, "a", [b"x"] * 3)
+    add_frames(redis, "a", [b"x"] * 3)
     assert len(some(begin("first"))) == 3
     life = lost_before_it_claims(redis, begin)
     for _ in range(5):
         assert life.read() == []
     left = redis.xpending_range("frames:a", GROUP, "-", "+", 10)
-    assert [(one["consumer"], one["times_delivered"]) for one in left] == [(b"first", 1)] * 3
+    assert [(entry["consumer"], entry["times_delivered"]) for entry in left] == [(b"first", 1)] * 3
 
 
 @pytest.mark.parametrize("when", ["before it claims", "before it buries"])
 def test_a_worker_that_has_lost_its_camera_buries_nothing_of_it(
     redis: redis_library.Redis, begin: Begin, when: str
 ) -> None:
-    (entry,) = film(redis, "a", [b"x"])
+    (entry,) = add_frames(redis, "a", [b"x"])
     some(begin("first"))
     redis.xclaim("frames:a", GROUP, "first", 0, [entry], retrycount=3)
     life = lost_before_it_claims(redis, begin)

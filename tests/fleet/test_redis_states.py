@@ -25,7 +25,7 @@ from app.fleet.streams import CameraFrame, FrameOrigin, Keys
 from app.fleet.worker import WorkerHeartbeats
 from app.settings import ROOT, RedisSettings
 from tests.fleet.lives import ROOM, Life
-from tests.fleet.work import GROUP, film
+from tests.fleet.work import GROUP, add_frames
 from tests.support import clip
 from tests.support.ingest import entries, frames_counted, ingesting, until
 from tests.support.redis import RedisServer, free_port, running_redis
@@ -132,11 +132,11 @@ def test_d2_a_worker_says_what_redis_says_and_reads_on_afterwards(
 ) -> None:
     life = Life(server, "w")
     with admin(server) as client:
-        film(client, "gate", [b"1"])
+        add_frames(client, "gate", [b"1"])
         life.answered(client, until(lambda: life.read()))
         with refusing(server, word, tmp_path):
             until(lambda: life.read() == [] and life.consumer.redis_error == word)
-        film(client, "gate", [b"2"])
+        add_frames(client, "gate", [b"2"])
         (frame,) = until(lambda: life.read())
         assert frame.jpeg == b"2"
         assert life.consumer.redis_error == ""
@@ -150,12 +150,12 @@ def test_d2_a_full_redis_is_read_to_its_end_by_workers_that_were_there_join_and_
     with admin(server) as client:
         first = Life(server, "first")
         for camera in cameras:
-            film(client, camera, [b"x"])
+            add_frames(client, camera, [b"x"])
         begun: list[CameraFrame] = []
         while len(begun) < 8:
             begun += until(first.read)
         for camera in cameras:
-            film(client, camera, [b"x"] * 40)
+            add_frames(client, camera, [b"x"] * 40)
         found: list[tuple[str, str]] = []
 
         def read(life: Life, in_all: int) -> None:
@@ -166,7 +166,7 @@ def test_d2_a_full_redis_is_read_to_its_end_by_workers_that_were_there_join_and_
 
         with refusing(server, "OOM", tmp_path):
             with pytest.raises(redis_library.exceptions.OutOfMemoryError):
-                film(client, "cam-0", [b"x"])
+                add_frames(client, "cam-0", [b"x"])
             first.answered(client, begun)
             read(first, 100)
             second = Life(server, "second")
@@ -209,9 +209,9 @@ def test_d2_a_full_redis_takes_frames_again_once_workers_have_answered_what_it_h
 def test_d2_ingest_that_starts_on_a_full_redis_makes_room_of_what_was_answered(server: RedisServer, pan: Path) -> None:
     with admin(server) as client:
         life = Life(server, "w")
-        film(client, "film", [b"x"])
+        add_frames(client, "film", [b"x"])
         life.answered(client, until(life.read))
-        film(client, "film", [b"x" * 10_000] * 100)
+        add_frames(client, "film", [b"x" * 10_000] * 100)
         while frames := life.read():
             life.answered(client, frames)
         assert client.xpending("frames:film", GROUP)["pending"] == 0
@@ -226,9 +226,9 @@ def test_d2_a_camera_that_lags_is_read_from_its_newest_frames_in_a_full_redis(
 ) -> None:
     with admin(server) as client:
         life = Life(server, "w", frame_staleness_ms=400)
-        film(client, "cam", [b"x"])
+        add_frames(client, "cam", [b"x"])
         until(lambda: life.read(0) == [] and life.consumer.epochs)
-        entries = film(client, "cam", [b"x"] * 20)
+        entries = add_frames(client, "cam", [b"x"] * 20)
         time.sleep(0.15)  # more than a quarter of it
         with refusing(server, "OOM", tmp_path):
             frames = until(lambda: life.read(4))
@@ -243,7 +243,7 @@ def test_d2_acknowledgements_wait_for_a_redis_that_refuses(server: RedisServer, 
     keys, in_flight, client = Keys.of(settings), InFlight(8), connect(settings)
     acks = Acknowledgements(client, Leases(client, "w", keys, 60_000), in_flight)
     with admin(server) as other:
-        (entry,) = film(other, "gate", [b"1"])
+        (entry,) = add_frames(other, "gate", [b"1"])
         other.xgroup_create("frames:gate", GROUP, id="0")
         other.xreadgroup(GROUP, "w", {"frames:gate": ">"})
         acks.flush(last=True)
@@ -267,7 +267,7 @@ def test_d2_a_key_that_is_barred_hurts_no_other_and_is_said(server: RedisServer,
             assert frames_counted("refused") > refused
             assert ingest.outbox.dropped.get("even", 0) == 0
             life = Life(server, "w")
-            film(client, "odd", [b"1"])
+            add_frames(client, "odd", [b"1"])
             until(lambda: any(frame.origin.camera_id == "even" for frame in life.read()))
             assert life.consumer.redis_error == "NOPERM"
             client.execute_command("ACL", "SETUSER", "default", "~*")
@@ -311,7 +311,10 @@ def test_d2_health_of_a_worker_gives_the_servers_word() -> None:
     heartbeats.of(1).beat(redis_error="READONLY", kafka=True, inference=True)
     report = heartbeats.report()
     assert report["state"] == "degraded"
-    assert [(one["redis"], one["redis_says"]) for one in report["workers"]] == [(True, None), (False, "READONLY")]
+    assert [(worker["redis"], worker["redis_says"]) for worker in report["workers"]] == [
+        (True, None),
+        (False, "READONLY"),
+    ]
 
 
 def test_d2_a_failover_by_sentinel_is_followed(pan: Path, tmp_path: Path) -> None:
@@ -358,8 +361,8 @@ def test_d2_an_address_of_sentinels_is_taken_apart() -> None:
         assert (options["username"], options["password"], options["db"]) == ("me", "p@ss", 3)
         assert client.connection_pool.service_name == "cams"  # type: ignore[attr-defined]
         manager = client.connection_pool.sentinel_manager  # type: ignore[attr-defined]
-        found = [one.connection_pool.connection_kwargs for one in manager.sentinels]
-        assert [(one["host"], one["port"], one["password"]) for one in found] == [
+        found = [sentinel.connection_pool.connection_kwargs for sentinel in manager.sentinels]
+        assert [(sentinel["host"], sentinel["port"], sentinel["password"]) for sentinel in found] == [
             ("one", 26379, "other"),
             ("::1", 5000, "other"),
         ]

@@ -11,7 +11,7 @@ import redis as redis_library
 from app.fleet.membership import Membership
 from app.fleet.streams import Keys
 from app.settings import FleetSettings, RedisSettings
-from tests.fleet.work import film
+from tests.fleet.work import add_frames
 
 Sign = Callable[..., Membership]
 CAMERAS = [f"cam-{number}" for number in range(20)]
@@ -36,7 +36,7 @@ def scans(redis: redis_library.Redis) -> int:
 def test_a_name_that_is_no_text_is_left_out_and_said_once(
     redis: redis_library.Redis, sign: Sign, caplog: pytest.LogCaptureFixture
 ) -> None:
-    film(redis, "good", [b"x"])
+    add_frames(redis, "good", [b"x"])
     redis.xadd(b"frames:\xff\xfe", {"frame": b"x"})
     redis.sadd("fleet:cameras", b"\xfd", "named")
     membership = sign("one")
@@ -61,9 +61,9 @@ def test_fleets_of_other_prefixes_share_nothing(redis: redis_library.Redis, sign
 def test_one_worker_goes_through_the_keys_for_all(redis: redis_library.Redis, sign: Sign) -> None:
     first, second = sign("a-first"), sign("b-second")
     first.refresh()
-    film(redis, "late", [b"x"])
+    add_frames(redis, "late", [b"x"])
     for camera in CAMERAS:
-        film(redis, camera, [b"x"])
+        add_frames(redis, camera, [b"x"])
     first.refresh()
     before = scans(redis)
     second.refresh()
@@ -75,7 +75,7 @@ def test_one_worker_goes_through_the_keys_for_all(redis: redis_library.Redis, si
     assert not first.streams & second.streams
     # The first leaves: the other has all cameras at its next look, and looks for new ones itself.
     first.leave()
-    film(redis, "later", [b"x"])
+    add_frames(redis, "later", [b"x"])
     second.refresh()
     assert second.streams == every | {"frames:later"}
     redis.delete("frames:later")

@@ -104,7 +104,7 @@ def test_shards_are_as_many_as_there_is_work_for() -> None:
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.lists(st.integers(1, 30), min_size=60, max_size=60))
 def test_a_read_never_brings_more_than_fits_and_every_stream_has_its_turn(sizes: list[int], rooms: list[int]) -> None:
-    shards = [tuple(f"{number}-{one}" for one in range(size)) for number, size in enumerate(sizes)]
+    shards = [tuple(f"{number}-{stream}" for stream in range(size)) for number, size in enumerate(sizes)]
     turns = ReadSchedule(shards)
     asked: Counter[str] = Counter()
     for room in rooms:

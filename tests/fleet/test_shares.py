@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 
 from app.fleet.streams import CameraFrame
 from tests.fleet.lives import Begin, Life
-from tests.fleet.work import GROUP, film, group_of, pending
+from tests.fleet.work import GROUP, add_frames, group_of, pending
 
 STALENESS_MS = 2000.0
 ROUND_S = 0.04
@@ -56,7 +56,7 @@ def overloaded(
     A round takes ROUND_S at least: on a fast machine nothing would lag otherwise.
     """
     seen: list[list[CameraFrame]] = []
-    filmed = 0
+    sent = 0
     began = time.monotonic()
     for number in range(rounds):
         time.sleep(max(0.0, began + number * ROUND_S - time.monotonic()))
@@ -64,7 +64,7 @@ def overloaded(
         for camera in cameras(number):
             now_ms = f"{time.time() * 1000:.3f}"
             pipe.xadd(f"frames:{camera}", {"captured_at_ms": now_ms, "frame": b"x" * 100}, maxlen=100)
-            filmed += 1
+            sent += 1
         pipe.execute()
         looked: list[CameraFrame] = []
         empty = 0
@@ -74,7 +74,7 @@ def overloaded(
             life.answered(redis, frames)
             looked += frames
         seen.append(looked)
-    return seen, filmed
+    return seen, sent
 
 
 def drained(life: Life, redis: redis_library.Redis) -> list[CameraFrame]:
@@ -98,7 +98,7 @@ def test_d4_a_hundred_cameras_at_twice_what_a_worker_can_have_equal_shares_of_th
     before = books()
     life = begin("one", frame_staleness_ms=STALENESS_MS, fleet_discover_s=0.5)
     life.read(0)
-    seen, filmed = overloaded(life, redis, lambda _: names + names, rounds=50, able=100)
+    seen, sent = overloaded(life, redis, lambda _: names + names, rounds=50, able=100)
     frames = [frame for looked in seen for frame in looked]
     shares = Counter(frame.origin.camera_id for frame in frames)
     assert jain([shares[name] for name in names]) >= 0.99
@@ -111,8 +111,8 @@ def test_d4_a_hundred_cameras_at_twice_what_a_worker_can_have_equal_shares_of_th
         assert ids == sorted(set(ids))
     rest = drained(life, redis)
     found = since(before, life)
-    assert found["received"] == filmed == 50 * 200
-    assert found["skipped"] == found["stale"] == filmed - len(frames) - len(rest) > 0.2 * filmed
+    assert found["received"] == sent == 50 * 200
+    assert found["skipped"] == found["stale"] == sent - len(frames) - len(rest) > 0.2 * sent
     assert pending(redis) == 0
     for name in names:
         (group,) = redis.xinfo_groups(f"frames:{name}")
@@ -133,7 +133,7 @@ def test_d4_slow_and_fast_cameras_and_one_that_bursts_each_have_what_is_theirs(
     def cameras(number: int) -> list[str]:
         return 3 * fast + (slow if number % 4 == 0 else []) + (["burst"] * 60 if number == 30 else [])
 
-    seen, filmed = overloaded(life, redis, cameras, rounds=60, able=30)
+    seen, sent = overloaded(life, redis, cameras, rounds=60, able=30)
     shares = Counter(frame.origin.camera_id for looked in seen for frame in looked)
     rest = drained(life, redis)
     assert jain([shares[name] for name in fast]) >= 0.95
@@ -142,8 +142,8 @@ def test_d4_slow_and_fast_cameras_and_one_that_bursts_each_have_what_is_theirs(
     assert all(every[name] >= 13 for name in slow), every
     assert every["burst"] >= 1
     found = since(before, life)
-    assert found["received"] == filmed
-    assert found["skipped"] == filmed - sum(every.values())
+    assert found["received"] == sent
+    assert found["skipped"] == sent - sum(every.values())
 
 
 def test_d4_five_hundred_cameras_that_come_and_go_are_all_in_the_books(
@@ -156,18 +156,20 @@ def test_d4_five_hundred_cameras_that_come_and_go_are_all_in_the_books(
     def cameras(number: int) -> list[str]:
         return 2 * (names if 3 <= number < 9 else names[:250])
 
-    seen, filmed = overloaded(life, redis, cameras, rounds=12, able=250)
+    seen, sent = overloaded(life, redis, cameras, rounds=12, able=250)
     while life.consumer.membership.streams != {f"frames:{name}" for name in names}:
         life.read(0)
     frames = [frame for looked in seen for frame in looked]
     rest = drained(life, redis)
     found = since(before, life)
-    assert found["received"] == filmed == sum(redis.xinfo_stream(f"frames:{name}")["entries-added"] for name in names)
-    assert found["skipped"] == filmed - len(frames) - len(rest)
+    assert found["received"] == sent == sum(redis.xinfo_stream(f"frames:{name}")["entries-added"] for name in names)
+    assert found["skipped"] == sent - len(frames) - len(rest)
 
 
 def test_d4_a_burst_that_can_be_caught_up_with_loses_nothing(redis: redis_library.Redis, begin: Begin) -> None:
-    given = [(f"cam-{camera}", entry) for camera in range(4) for entry in film(redis, f"cam-{camera}", [b"x"] * 25)]
+    given = [
+        (f"cam-{camera}", entry) for camera in range(4) for entry in add_frames(redis, f"cam-{camera}", [b"x"] * 25)
+    ]
     life = begin("one", frame_staleness_ms=60_000, fleet_discover_s=0.5)
     frames = drained(life, redis)
     assert sorted((frame.origin.camera_id, frame.origin.entry) for frame in frames) == sorted(given)
@@ -177,7 +179,7 @@ def test_d4_what_redis_dropped_unread_is_in_the_books(redis: redis_library.Redis
     life = begin("one", fleet_discover_s=0.5)
     redis.sadd("fleet:cameras", "cam")
     life.read(0)
-    film(redis, "cam", [b"x"] * 30)
+    add_frames(redis, "cam", [b"x"] * 30)
     redis.xtrim("frames:cam", maxlen=5, approximate=False)
     before = books()
     frames = drained(life, redis)
@@ -194,7 +196,7 @@ def test_d4_a_camera_whose_frames_come_late_is_not_taken_for_one_that_lags(
     redis: redis_library.Redis, begin: Begin
 ) -> None:
     life = begin("one", frame_staleness_ms=10_000, fleet_discover_s=0.5)
-    film(redis, "cam", [b"x"] * 40, captured_at_ms=time.time() * 1000 - 6000)
+    add_frames(redis, "cam", [b"x"] * 40, captured_at_ms=time.time() * 1000 - 6000)
     assert len(drained(life, redis)) == 40
 
 
@@ -203,7 +205,7 @@ def test_d4_a_camera_whose_clock_is_ahead_lags_like_any_other(redis: redis_libra
     group_of(redis, "cam")
     life.read(0)
     before = books()
-    entries = film(redis, "cam", [b"x"] * 40, captured_at_ms=time.time() * 1000 + 3_600_000)
+    entries = add_frames(redis, "cam", [b"x"] * 40, captured_at_ms=time.time() * 1000 + 3_600_000)
     time.sleep(0.3)  # more than a quarter
     frames = drained(life, redis)
     assert frames[-1].origin.entry == entries[-1]
@@ -219,12 +221,12 @@ def test_d4_ids_that_are_no_times_are_not_taken_for_old(redis: redis_library.Red
 
 
 def test_d4_a_group_that_somebody_moved_is_followed(redis: redis_library.Redis, begin: Begin) -> None:
-    film(redis, "cam", [b"x"] * 3)
+    add_frames(redis, "cam", [b"x"] * 3)
     life = begin("one", fleet_discover_s=0.05)
     assert len(drained(life, redis)) == 3
-    film(redis, "cam", [b"x"] * 3)
+    add_frames(redis, "cam", [b"x"] * 3)
     redis.xgroup_setid("frames:cam", GROUP, "$")
-    (newer,) = film(redis, "cam", [b"new"])
+    (newer,) = add_frames(redis, "cam", [b"new"])
     frames: list[CameraFrame] = []
     deadline = time.monotonic() + 20
     while not frames:

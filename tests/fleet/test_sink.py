@@ -19,7 +19,7 @@ from app.fleet.kafka import Failure, KafkaMessage, KafkaSink, encode_value, prod
 from app.fleet.streams import CameraFrame, FrameOrigin
 from app.protocol.result import OK, FrameResult, Image
 from app.settings import KafkaSettings, RedisSettings
-from tests.fleet.work import eventually, film, group_of, left_by_the_dead, pending, topic_values
+from tests.fleet.work import add_frames, eventually, group_of, left_by_the_dead, pending, topic_values
 from tests.support.kafka import Broker
 from tests.support.redis import RedisServer, free_port
 
@@ -55,10 +55,10 @@ def opened(redis: redis_library.Redis, redis_server: RedisServer, kafka: Broker)
 
 def read(redis: redis_library.Redis, in_flight: InFlight, count: int) -> list[FrameOrigin]:
     """Frames of camera `cam` in a worker's hands."""
-    film(redis, "cam", [b"x"] * count)
+    add_frames(redis, "cam", [b"x"] * count)
     group_of(redis, "cam")
     now_ms = time.time() * 1000
-    origins = [FrameOrigin("frames:cam", one, "cam", None, now_ms) for one in left_by_the_dead(redis, "cam", count)]
+    origins = [FrameOrigin("frames:cam", entry, "cam", None, now_ms) for entry in left_by_the_dead(redis, "cam", count)]
     in_flight.add(origins)
     in_flight.analyzed([CameraFrame(origin, b"x", time.perf_counter()) for origin in origins])
     return origins

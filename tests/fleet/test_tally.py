@@ -17,7 +17,7 @@ def test_many_values_at_once_are_as_one_by_one() -> None:
         alone.observe(value)
     metrics.observe_all(together, values)
     metrics.observe_all(together, [])
-    assert [one.samples for one in together.collect()] == [one.samples for one in alone.collect()]
+    assert [metric.samples for metric in together.collect()] == [metric.samples for metric in alone.collect()]
 
 
 def seen() -> float:

@@ -19,7 +19,7 @@ from app.fleet.monitor import FleetObserver, RedisAway, run
 from app.fleet.streams import Keys
 from app.settings import ROOT, RedisSettings, Settings
 from tests.fleet.conftest import Work
-from tests.fleet.work import eventually, film
+from tests.fleet.work import add_frames, eventually
 from tests.support.ingest import on_a_terminal, until
 from tests.support.kafka import running_kafka
 from tests.support.redis import RedisServer, running_redis
@@ -57,16 +57,19 @@ def fleet(redis: redis_library.Redis) -> redis_library.Redis:
 
 def test_cameras_with_lag_pending_and_age(fleet: redis_library.Redis, redis_server: RedisServer) -> None:
     overview = FleetObserver(fleet, RedisSettings(redis_url=redis_server.url)).look()
-    found = {one.camera_id: (one.lag, one.pending, one.held, one.unread) for one in overview.cameras}
+    found = {camera.camera_id: (camera.lag, camera.pending, camera.held, camera.unread) for camera in overview.cameras}
     assert found == {"one": (6, 4, 10, 0), "two": (0, 1, 3, 0), "three": (None, 0, 2, 0)}
-    assert all(0 <= one.age_s < 60 for one in overview.cameras)
-    assert all(one.fps_in is None for one in overview.cameras)  # there was no look before
+    assert all(0 <= camera.age_s < 60 for camera in overview.cameras)
+    assert all(camera.fps_in is None for camera in overview.cameras)  # there was no look before
     assert overview.dead_letters == 1
 
 
 def test_workers_here_and_gone(fleet: redis_library.Redis, redis_server: RedisServer) -> None:
     overview = FleetObserver(fleet, RedisSettings(redis_url=redis_server.url)).look()
-    found = {one.name: (one.cameras, one.pending, one.signed_on, one.idle_s is None) for one in overview.workers}
+    found = {
+        worker.name: (worker.cameras, worker.pending, worker.signed_on, worker.idle_s is None)
+        for worker in overview.workers
+    }
     assert found == {
         "host-1-aa": (1, 4, True, False),
         "host-2-bb": (1, 1, False, False),
@@ -81,13 +84,13 @@ def test_rates_are_those_between_two_looks(fleet: redis_library.Redis, redis_ser
     add(fleet, "one", 20)
     read(fleet, "one", 10, "host-1-aa")
     time.sleep(0.2)
-    one = next(camera for camera in observer.look().cameras if camera.camera_id == "one")
+    state = next(camera for camera in observer.look().cameras if camera.camera_id == "one")
     seconds = time.monotonic() - began
-    assert one.fps_in is not None
-    assert one.fps_out is not None
-    assert 20 / seconds <= one.fps_in <= 20 / 0.2
-    assert one.fps_out == pytest.approx(one.fps_in / 2)
-    assert one.lag == 16
+    assert state.fps_in is not None
+    assert state.fps_out is not None
+    assert 20 / seconds <= state.fps_in <= 20 / 0.2
+    assert state.fps_out == pytest.approx(state.fps_in / 2)
+    assert state.lag == 16
 
 
 def test_frames_dropped_unread_are_no_lag_and_are_shown(redis: redis_library.Redis, redis_server: RedisServer) -> None:
@@ -96,14 +99,14 @@ def test_frames_dropped_unread_are_no_lag_and_are_shown(redis: redis_library.Red
     add(redis, "one", 10)
     read(redis, "one", 1, "me")
     add(redis, "one", 40, maxlen=10)
-    (one,) = observer.look().cameras
-    assert (one.lag, one.held) == (10, 10)
+    (state,) = observer.look().cameras
+    assert (state.lag, state.held) == (10, 10)
     read(redis, "one", 100, "me")
-    (one,) = observer.look().cameras
-    assert (one.lag, one.unread) == (0, 39)
+    (state,) = observer.look().cameras
+    assert (state.lag, state.unread) == (0, 39)
     add(redis, "one", 3, maxlen=10)
-    (one,) = observer.look().cameras
-    assert (one.lag, one.unread) == (3, 39)
+    (state,) = observer.look().cameras
+    assert (state.lag, state.unread) == (3, 39)
 
 
 def test_what_workers_say_of_themselves(redis: redis_library.Redis, redis_server: RedisServer) -> None:
@@ -149,7 +152,7 @@ def test_an_empty_fleet_says_what_starts_it(redis: redis_library.Redis, redis_se
 
 def test_the_command_prints_json(fleet: redis_library.Redis, redis_server: RedisServer) -> None:
     found = orjson.loads(command(redis_server, "--once", "--json", "--interval", "0.2"))
-    assert [one["camera_id"] for one in found["cameras"]] == ["one", "three", "two"]
+    assert [camera["camera_id"] for camera in found["cameras"]] == ["one", "three", "two"]
     assert found["cameras"][0]["fps_in"] == 0
     assert found["services"] == []
 
@@ -217,17 +220,19 @@ def test_d12_kafka_away_is_said_by_its_workers_and_by_top(
     observer = FleetObserver(redis, RedisSettings(redis_url=redis_server.url))
     with running_kafka(tmp_path / "kafka") as broker:
         fleet = work(KAFKA_BOOTSTRAP_SERVERS=broker.bootstrap, FLEET_STAGES="detect")
-        film(redis, "gate", [jpeg])
+        add_frames(redis, "gate", [jpeg])
         eventually(fleet.values, lambda values: len(values) == 1, fleet)
-        assert [one.away for one in observer.look().workers] == [{}]
+        assert [worker.away for worker in observer.look().workers] == [{}]
         broker.stop()
-        film(redis, "gate", [jpeg])
-        eventually(lambda: [list(one.away) for one in observer.look().workers], lambda away: away == [["Kafka"]], fleet)
+        add_frames(redis, "gate", [jpeg])
+        eventually(
+            lambda: [list(worker.away) for worker in observer.look().workers], lambda away: away == [["Kafka"]], fleet
+        )
         said = command(redis_server, "--once", "--interval", "0.1")
         assert "Kafka is away: 1 of 1 worker cannot reach it (" in said
         assert "here, Kafka away" in said
         broker.start()
-        eventually(lambda: [one.away for one in observer.look().workers], lambda away: away == [{}], fleet)
+        eventually(lambda: [worker.away for worker in observer.look().workers], lambda away: away == [{}], fleet)
     redis.hset(Keys("frames:", GROUP).away, "long-gone", "{}")
     eventually(lambda: redis.hlen(Keys("frames:", GROUP).away), lambda left: left == 0, fleet)
 

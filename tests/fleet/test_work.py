@@ -10,7 +10,7 @@ import redis as redis_library
 
 from tests.conftest import SLOW
 from tests.fleet.conftest import Work
-from tests.fleet.work import GROUP, eventually, film, group_of, left_by_the_dead, pending
+from tests.fleet.work import GROUP, add_frames, eventually, group_of, left_by_the_dead, pending
 from tests.support import clip
 from tests.support.ingest import entries, ingesting
 from tests.support.redis import RedisServer
@@ -20,22 +20,22 @@ from tests.support.service import process
 def test_every_frame_comes_out_once_and_in_its_cameras_order(
     work: Work, redis: redis_library.Redis, jpeg: bytes
 ) -> None:
-    filmed = {f"cam-{number}": film(redis, f"cam-{number}", [jpeg] * 10) for number in range(6)}
+    sent = {f"cam-{number}": add_frames(redis, f"cam-{number}", [jpeg] * 10) for number in range(6)}
     fleet = work()
     values = fleet.values_once(60)
     assert len(values) == 60
-    for camera, filmed_ids in filmed.items():
-        assert [value["frame_id"] for value in values if value["key"] == camera] == filmed_ids
-    one = values[0]
-    assert one["schema"] == "sightline.frame.v1"
-    assert one["key"] == one["camera_id"]
-    assert one["camera_type"] == "gate"
-    assert one["error"] is None
-    assert [found["class_name"] for found in one["objects"]] == ["person", "dog"]
-    assert len(one["poses"]) == 1
-    assert one["image"] == {"width": 640, "height": 480}
-    assert one["stages"]["detect"]["status"] == one["stages"]["pose"]["status"] == "ok"
-    assert one["stages"]["ocr"] == {"status": "disabled", "reason": "off", "age_ms": None}
+    for camera, sent_ids in sent.items():
+        assert [value["frame_id"] for value in values if value["key"] == camera] == sent_ids
+    first = values[0]
+    assert first["schema"] == "sightline.frame.v1"
+    assert first["key"] == first["camera_id"]
+    assert first["camera_type"] == "gate"
+    assert first["error"] is None
+    assert [found["class_name"] for found in first["objects"]] == ["person", "dog"]
+    assert len(first["poses"]) == 1
+    assert first["image"] == {"width": 640, "height": 480}
+    assert first["stages"]["detect"]["status"] == first["stages"]["pose"]["status"] == "ok"
+    assert first["stages"]["ocr"] == {"status": "disabled", "reason": "off", "age_ms": None}
     eventually(lambda: pending(redis), lambda count: count == 0, fleet)
     counts = fleet.counted(60)
     assert counts["received"] == counts["processed"] == 60
@@ -51,7 +51,7 @@ def test_a_film_that_ingest_reads_comes_out_of_kafka_picture_by_picture(
         assert ingest.outbox.sent == {"gate": 20}
     assert [value["frame_id"].encode() for value in values] == [entry for entry, _ in redis.xrange("frames:gate")]
     assert {(value["key"], value["camera_type"], value["error"]) for value in values} == {("gate", "file", None)}
-    sent = [float(one[b"captured_at_ms"]) for one in entries(redis, "gate")]
+    sent = [float(fields[b"captured_at_ms"]) for fields in entries(redis, "gate")]
     assert [value["captured_at_ms"] for value in values] == sent == sorted(sent)
     counts = fleet.counted(20)
     assert counts["received"] == counts["processed"] == 20
@@ -59,9 +59,9 @@ def test_a_film_that_ingest_reads_comes_out_of_kafka_picture_by_picture(
 
 def test_bad_and_stale_frames_are_counted_and_acknowledged(work: Work, redis: redis_library.Redis, jpeg: bytes) -> None:
     old_ms = (time.time() - 7200) * 1000
-    good = film(redis, "cam-1", [jpeg] * 97)
-    film(redis, "cam-1", [jpeg[:5000], b"no picture at all", b""])
-    film(redis, "cam-2", [jpeg] * 5, captured_at_ms=old_ms)
+    good = add_frames(redis, "cam-1", [jpeg] * 97)
+    add_frames(redis, "cam-1", [jpeg[:5000], b"no picture at all", b""])
+    add_frames(redis, "cam-2", [jpeg] * 5, captured_at_ms=old_ms)
     fleet = work()
     values = fleet.values_once(97)
     eventually(lambda: pending(redis), lambda count: count == 0, fleet)
@@ -80,7 +80,7 @@ def test_a_camera_that_comes_later_is_found_and_what_runs_is_up_to_the_operator(
     redis.sadd("fleet:cameras", "odd", "silent")
     fleet = work(FLEET_STAGES="detect,track,motion")
     assert "the stream frames:odd cannot be read: WRONGTYPE" in fleet.log
-    film(redis, "late", [jpeg] * 4)
+    add_frames(redis, "late", [jpeg] * 4)
     values = fleet.values_once(4)
     assert [value["stages"]["track"]["status"] for value in values] == ["ok"] * 4
     assert [value["stages"]["motion"]["status"] for value in values] == ["skipped", "ok", "ok", "ok"]
@@ -89,33 +89,33 @@ def test_a_camera_that_comes_later_is_found_and_what_runs_is_up_to_the_operator(
     assert len({value["objects"][0]["track_id"] for value in values[1:]}) == 1
     assert values[-1]["objects"][0]["track_id"] is not None
     redis.delete("frames:odd")
-    film(redis, "odd", [jpeg])  # mended: it is a camera from now on
+    add_frames(redis, "odd", [jpeg])  # mended: it is a camera from now on
     assert fleet.values_once(5)[-1]["key"] == "odd"
     redis.delete("frames:late")
     redis.set("frames:late", "no stream any more")
-    film(redis, "odd", [jpeg])
+    add_frames(redis, "odd", [jpeg])
     assert len(fleet.values_once(6)) == 6
 
 
 def test_frames_that_were_dropped_unread_are_no_lag(work: Work, redis: redis_library.Redis, jpeg: bytes) -> None:
-    film(redis, "cam", [jpeg])
+    add_frames(redis, "cam", [jpeg])
     group_of(redis, "cam")
     (first,) = left_by_the_dead(redis, "cam", 1)
     redis.xack("frames:cam", GROUP, first)
-    film(redis, "cam", [jpeg] * 30)
+    add_frames(redis, "cam", [jpeg] * 30)
     redis.xtrim("frames:cam", maxlen=5, approximate=False)
     fleet = work()
     assert len(fleet.values_once(5)) == 5
     # Redis 7.0 itself goes on counting the 25 that nobody will ever read.
     eventually(lambda: fleet.metrics()["sightline_fleet_lag_frames"], lambda lag: lag == 0, fleet)
-    film(redis, "cam", [jpeg] * 3)
+    add_frames(redis, "cam", [jpeg] * 3)
     assert len(fleet.values_once(8)) == 8
     eventually(lambda: fleet.metrics()["sightline_fleet_lag_frames"], lambda lag: lag == 0, fleet)
 
 
 def test_a_stop_leaves_nothing_pending(work: Work, redis: redis_library.Redis, jpeg: bytes) -> None:
     for number in range(40):
-        film(redis, f"cam-{number}", [jpeg] * 3)
+        add_frames(redis, f"cam-{number}", [jpeg] * 3)
     # 0.3 s a batch of 2; how many are in hand then is looked at in test_worker.
     fleet = work(**SLOW, BATCH_SIZE="2")
     eventually(lambda: pending(redis), lambda held: held >= 2, fleet)
@@ -132,7 +132,7 @@ def test_a_stop_leaves_nothing_pending(work: Work, redis: redis_library.Redis, j
 def test_a_worker_that_finishes_what_is_in_hand_has_given_its_cameras_away(
     work: Work, redis: redis_library.Redis, jpeg: bytes
 ) -> None:
-    film(redis, "cam", [jpeg] * 3)
+    add_frames(redis, "cam", [jpeg] * 3)
     fleet = work(KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1", DRAIN_TIMEOUT_S="30", FLEET_DISCOVER_S="20")
     eventually(lambda: pending(redis), lambda count: count == 3, fleet)
     workers = f"fleet:workers:{GROUP}"
@@ -148,12 +148,12 @@ def test_a_burst_is_taken_in_larger_batches_and_kafkas_full_queue_is_waited_for(
 ) -> None:
     fleet = work(KAFKA_OPTIONS='{"queue.buffering.max.messages": 10, "linger.ms": 20}')
     for camera in range(8):
-        film(redis, f"cam-{camera}", [jpeg] * 50)
+        add_frames(redis, f"cam-{camera}", [jpeg] * 50)
     values = fleet.values_once(400)
     assert len(values) == 400
     for camera in range(8):
         ids = [value["frame_id"] for value in values if value["key"] == f"cam-{camera}"]
-        assert ids == sorted(ids, key=lambda one: tuple(map(int, one.split("-"))))
+        assert ids == sorted(ids, key=lambda entry: tuple(map(int, entry.split("-"))))
     assert fleet.counted(400)["processed"] == 400
     # Stages' times are added up before they are written, and none is lost.
     samples = fleet.metrics()
@@ -168,13 +168,13 @@ def test_a_burst_is_taken_in_larger_batches_and_kafkas_full_queue_is_waited_for(
 def test_in_mode_sync_a_pool_of_threads_gives_the_same_answers(
     work: Work, redis: redis_library.Redis, jpeg: bytes
 ) -> None:
-    filmed = {f"cam-{number}": film(redis, f"cam-{number}", [jpeg] * 8) for number in range(4)}
-    film(redis, "cam-0", [b"broken"])
+    sent = {f"cam-{number}": add_frames(redis, f"cam-{number}", [jpeg] * 8) for number in range(4)}
+    add_frames(redis, "cam-0", [b"broken"])
     fleet = work(FLEET_MODE="sync", FLEET_STAGES="detect,pose,motion")
     values = fleet.values_once(32)
-    for camera, filmed_ids in filmed.items():
-        assert [value["frame_id"] for value in values if value["key"] == camera] == filmed_ids
-    assert all([one["class_name"] for one in value["objects"]] == ["person", "dog"] for value in values)
+    for camera, sent_ids in sent.items():
+        assert [value["frame_id"] for value in values if value["key"] == camera] == sent_ids
+    assert all([found["class_name"] for found in value["objects"]] == ["person", "dog"] for value in values)
     assert sum(value["stages"]["motion"]["status"] == "ok" for value in values) == 28
     eventually(lambda: pending(redis), lambda count: count == 0, fleet)
     counts = fleet.counted(33)

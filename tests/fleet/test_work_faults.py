@@ -11,7 +11,7 @@ import redis as redis_library
 
 from tests.conftest import SLOW
 from tests.fleet.conftest import Work
-from tests.fleet.work import GROUP, eventually, film, group_of, holders, left_by_the_dead, pending
+from tests.fleet.work import GROUP, add_frames, eventually, group_of, holders, left_by_the_dead, pending
 from tests.support.redis import running_redis
 
 QUICK = {"FLEET_RECLAIM_IDLE_MS": "800"}
@@ -27,7 +27,7 @@ def test_what_a_killed_worker_had_in_hand_comes_out_of_another(
     first, second = work(**SLOW, **QUICK), work(**SLOW, **QUICK)
     given = set()
     for number in range(12):
-        given |= {(f"cam-{number}", entry) for entry in film(redis, f"cam-{number}", [jpeg] * 4)}
+        given |= {(f"cam-{number}", entry) for entry in add_frames(redis, f"cam-{number}", [jpeg] * 4)}
     eventually(lambda: holders(redis), lambda names: len(names) == 2, first)
     first.process.send_signal(signal.SIGKILL)
     first.process.wait()
@@ -44,7 +44,7 @@ def test_left_behind_frames_are_answered_trimmed_ones_counted_and_poison_is_buri
 ) -> None:
     hour_ago_ms = (time.time() - 3600) * 1000
     for camera in ("plain", "cut", "poison"):
-        film(redis, camera, [jpeg] * 3, captured_at_ms=hour_ago_ms)
+        add_frames(redis, camera, [jpeg] * 3, captured_at_ms=hour_ago_ms)
         group_of(redis, camera)
         left_by_the_dead(redis, camera, 3)
     redis.xtrim("frames:cut", maxlen=1, approximate=False)
@@ -71,7 +71,7 @@ def test_left_behind_frames_are_answered_trimmed_ones_counted_and_poison_is_buri
 
 def test_a_frame_in_hand_for_long_is_not_claimed_by_others(work: Work, redis: redis_library.Redis, jpeg: bytes) -> None:
     # One camera, 0.3 s a frame, and 0.8 s until a frame counts as left behind: most wait longer than that.
-    film(redis, "cam", [jpeg] * 16)
+    add_frames(redis, "cam", [jpeg] * 16)
     first = work(**SLOW, **QUICK, BATCH_SIZE="2")
     work(**SLOW, **QUICK)
     values = first.values_once(16)
@@ -83,13 +83,13 @@ def test_redis_restarted_empty_is_met_with_new_groups(work: Work, jpeg: bytes, t
     with running_redis(tmp_path / "own") as server:
         fleet = work(REDIS_URL=server.url)
         with server.client() as client:
-            film(client, "cam", [jpeg] * 5)
+            add_frames(client, "cam", [jpeg] * 5)
         fleet.values_once(5)
         server.stop(signal.SIGKILL)
         eventually(lambda: fleet.log, lambda text: "Redis is away" in text, fleet)
         server.start()
         with server.client() as client:
-            film(client, "cam", [jpeg] * 5)
+            add_frames(client, "cam", [jpeg] * 5)
             assert len(fleet.values_once(10)) == 10
             eventually(lambda: pending(client), lambda count: count == 0, fleet)
         assert fleet.counted(10)["processed"] == 10
@@ -102,7 +102,9 @@ def test_redis_killed_in_the_middle_and_back_with_what_it_had_saved_loses_nothin
 ) -> None:
     with running_redis(tmp_path / "own") as server, server.client() as client:
         fleet = work(**SLOW, **QUICK, REDIS_URL=server.url, BATCH_SIZE="2")
-        given = {(f"cam-{number}", entry) for number in range(4) for entry in film(client, f"cam-{number}", [jpeg] * 5)}
+        given = {
+            (f"cam-{number}", entry) for number in range(4) for entry in add_frames(client, f"cam-{number}", [jpeg] * 5)
+        }
         eventually(lambda: pending(client), lambda count: count >= 4, fleet)
         client.save()  # of what is in hand, some will be answered and acknowledged, which this file will not know
         eventually(fleet.values, lambda values: len(values) >= 4, fleet)
@@ -126,9 +128,11 @@ def test_a_dead_process_of_several_is_replaced_and_the_counts_still_add_up(
     # Frames that are there before would all be the first one's.
     eventually(lambda: fleet.log.count("reads 3 cameras; workers signed on: 2"), lambda said: said == 2, fleet)
     for number in range(6):
-        film(redis, f"cam-{number}", [jpeg] * 3)
+        add_frames(redis, f"cam-{number}", [jpeg] * 3)
     eventually(lambda: holders(redis), lambda names: len(names) == 2, fleet)
-    workers = [one for one in psutil.Process(fleet.process.pid).children() if "spawn_main" in " ".join(one.cmdline())]
+    workers = [
+        child for child in psutil.Process(fleet.process.pid).children() if "spawn_main" in " ".join(child.cmdline())
+    ]
     assert len(workers) == 2
     victim = workers[0]
     victim.kill()
@@ -140,4 +144,4 @@ def test_a_dead_process_of_several_is_replaced_and_the_counts_still_add_up(
     assert len(values) >= 18
     fleet.process.send_signal(signal.SIGTERM)
     assert fleet.process.wait(30) == 0
-    assert not [one for one in workers if one.is_running()]
+    assert not [worker for worker in workers if worker.is_running()]

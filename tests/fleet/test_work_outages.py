@@ -15,7 +15,7 @@ from app.settings import TritonSettings
 from benchmarks import canned
 from tests.conftest import SLOW
 from tests.fleet.conftest import Work
-from tests.fleet.filming import Filming
+from tests.fleet.sending import SendingCameras
 from tests.fleet.work import Fleet, eventually, pending
 from tests.support.kafka import running_kafka
 from tests.support.service import require_environment
@@ -25,12 +25,12 @@ RATE, FAST = 10.0, 50.0
 AWAY_S = 20.0
 
 
-def nothing_is_lost(fleet: Fleet, redis: redis_library.Redis, filming: Filming) -> list[dict[str, Any]]:
+def nothing_is_lost(fleet: Fleet, redis: redis_library.Redis, cameras: SendingCameras) -> list[dict[str, Any]]:
     """Every picture came out of Kafka, as kcat reads it, once; nothing is pending; the metrics add up."""
-    good, bad = len(filming.pictures), len(filming.broken)
+    good, bad = len(cameras.frames), len(cameras.broken)
     values = fleet.values_once(good)
     assert len(values) == good
-    assert {(value["key"], value["frame_id"]) for value in values} == filming.pictures
+    assert {(value["key"], value["frame_id"]) for value in values} == cameras.frames
     eventually(lambda: pending(redis), lambda left: left == 0, fleet)
     assert fleet.counted(good + bad) == {"received": good + bad, "processed": good, "dropped": bad, "failed": 0}
     return values
@@ -41,21 +41,21 @@ def test_kafka_stopped_and_back_loses_nothing(
 ) -> None:
     with running_kafka(tmp_path / "kafka") as broker:
         fleet = work(KAFKA_BOOTSTRAP_SERVERS=broker.bootstrap)
-        filming = Filming(rate=RATE)
-        with filming.on(redis, jpeg):
+        cameras = SendingCameras(rate=RATE)
+        with cameras.on(redis, jpeg):
             eventually(fleet.values, lambda values: len(values) > 8, fleet)
             broker.stop()
             back = time.monotonic() + AWAY_S
             down = 'sightline_kafka_publish_errors_total{reason="all_brokers_down"}'
             eventually(fleet.metrics, lambda samples: samples.get(down, 0) > 0, fleet)
-            filming.rate = FAST  # what is in hand fills up, and nothing more is read
+            cameras.rate = FAST  # what is in hand fills up, and nothing more is read
             eventually(lambda: pending(redis), lambda held: held > 0.9 * MOST_RESULTS, fleet)
-            filming.rate = RATE
+            cameras.rate = RATE
             time.sleep(max(0.0, back - time.monotonic()))
-            assert pending(redis) <= MOST_RESULTS < len(filming.pictures)
+            assert pending(redis) <= MOST_RESULTS < len(cameras.frames)
             broker.start()
             time.sleep(0.5)
-        nothing_is_lost(fleet, redis, filming)
+        nothing_is_lost(fleet, redis, cameras)
         assert fleet.log.count("brokers are down") == 1, "it is said once"
         fleet.process.send_signal(signal.SIGTERM)
         assert fleet.process.wait(30) == 0
@@ -68,13 +68,13 @@ def test_triton_killed_and_back_loses_nothing_that_is_fresh(
     require_environment(TritonSettings().triton_python, "make triton-env")
     with mortal(canned.write(tmp_path / "repository"), tmp_path / "triton") as triton:
         fleet = work(TRITON_URL=triton.url, FLEET_MODE=mode)
-        filming = Filming(rate=RATE)
-        with filming.on(redis, jpeg):
+        cameras = SendingCameras(rate=RATE)
+        with cameras.on(redis, jpeg):
             eventually(fleet.values, lambda values: len(values) > 8, fleet)
             triton.kill()
             before = len(fleet.values())
             eventually(fleet.values, lambda values: len(values) > before + 20, fleet)
-        values = nothing_is_lost(fleet, redis, filming)
+        values = nothing_is_lost(fleet, redis, cameras)
         assert all(value["error"] is None and value["stages"]["detect"]["status"] == "ok" for value in values)
         assert fleet.log.count("waiting for Triton") <= 1, "it is said once"
 
@@ -84,14 +84,14 @@ def test_a_burst_of_five_times_the_rate_with_broken_frames_in_it_is_caught_up_wi
 ) -> None:
     # Batches of 4 at the least and 16 at the most, 0.3 s each: 13 to 53 frames a second, of 40 and then 200 that come.
     fleet = work(**SLOW)
-    filming = Filming(rate=RATE, bad=[jpeg[:-3000], b"", b"no picture at all", jpeg[:5000]] * 3)
-    with filming.on(redis, jpeg):
+    cameras = SendingCameras(rate=RATE, bad=[jpeg[:-3000], b"", b"no picture at all", jpeg[:5000]] * 3)
+    with cameras.on(redis, jpeg):
         eventually(fleet.values, lambda values: len(values) > 8, fleet)
-        filming.rate = 5 * RATE
-        eventually(lambda: len(filming.pictures), lambda filmed: filmed > 250, fleet)
-        filming.rate = RATE / 2
+        cameras.rate = 5 * RATE
+        eventually(lambda: len(cameras.frames), lambda sent: sent > 250, fleet)
+        cameras.rate = RATE / 2
         eventually(lambda: fleet.metrics()["sightline_fleet_lag_frames"], lambda lag: lag > 20, fleet)
         eventually(lambda: fleet.metrics()["sightline_fleet_lag_frames"], lambda lag: lag == 0, fleet)
-    nothing_is_lost(fleet, redis, filming)
+    nothing_is_lost(fleet, redis, cameras)
     undecodable = fleet.metrics()['sightline_frames_dropped_total{entry="fleet",reason="undecodable"}']
-    assert undecodable == len(filming.broken) > 1
+    assert undecodable == len(cameras.broken) > 1

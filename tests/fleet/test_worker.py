@@ -22,7 +22,7 @@ from app.pipeline.multimodal import Pipeline
 from app.pipeline.stages.ocr import Ocr
 from app.settings import Settings
 from benchmarks import canned
-from tests.fleet.work import film, pending, topic_values
+from tests.fleet.work import add_frames, pending, topic_values
 from tests.support.kafka import Broker
 from tests.support.redis import RedisServer
 
@@ -67,7 +67,7 @@ async def test_a_batch_that_the_models_are_too_small_for_is_not_asked_for_again(
 
     settings = settings_of(redis_server, kafka, tmp_path, batch_size=8)
     for number in range(FRAMES):
-        film(redis, f"cam-{number}", [jpeg])
+        add_frames(redis, f"cam-{number}", [jpeg])
     client, ocr = FakeClient({"yolo": (SERVED, model)}), Ocr(settings.ocr, state_dir=tmp_path)
     pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live)
     try:
@@ -103,7 +103,7 @@ async def test_what_a_worker_has_in_hand_grows_to_two_batches_and_no_further(
     redis: redis_library.Redis, redis_server: RedisServer, kafka: Broker, jpeg: bytes, tmp_path: Path
 ) -> None:
     for number in range(40):
-        film(redis, f"cam-{number}", [jpeg] * 3)
+        add_frames(redis, f"cam-{number}", [jpeg] * 3)
     settings = settings_of(redis_server, kafka, tmp_path, batch_size=2)
     client, ocr = Gated(), Ocr(settings.ocr, state_dir=tmp_path)
     pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live)
@@ -138,7 +138,7 @@ async def test_in_mode_sync_a_request_has_one_frame_and_as_many_as_there_are_thr
     redis: redis_library.Redis, redis_server: RedisServer, kafka: Broker, jpeg: bytes, tmp_path: Path
 ) -> None:
     for number in range(10):
-        film(redis, f"cam-{number}", [jpeg] * 2)
+        add_frames(redis, f"cam-{number}", [jpeg] * 2)
     settings = settings_of(redis_server, kafka, tmp_path, batch_size=8, fleet_mode="sync", fleet_threads=3)
     client, ocr = Gated(), Ocr(settings.ocr, state_dir=tmp_path)
     pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live)

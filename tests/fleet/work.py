@@ -78,7 +78,7 @@ def eventually(ask: Callable[[], Any], enough: Callable[[Any], bool], fleet: Fle
     return answer
 
 
-def film(
+def add_frames(
     redis: redis_library.Redis, camera: str, pictures: list[bytes], *, captured_at_ms: float | None = None
 ) -> list[str]:
     """Frames of a camera as ingest writes them; returns their ids."""
@@ -107,9 +107,9 @@ def holders(redis: redis_library.Redis) -> dict[str, int]:
     found: dict[str, int] = {}
     for key in redis.scan_iter(match="frames:*", _type="stream"):
         if any(group["name"] == GROUP.encode() for group in redis.xinfo_groups(key)):
-            for one in redis.xpending(key, GROUP)["consumers"]:
-                name = one["name"].decode()
-                found[name] = found.get(name, 0) + one["pending"]
+            for consumer in redis.xpending(key, GROUP)["consumers"]:
+                name = consumer["name"].decode()
+                found[name] = found.get(name, 0) + consumer["pending"]
     return found
 
 

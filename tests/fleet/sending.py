@@ -10,21 +10,21 @@ from itertools import count
 
 import redis as redis_library
 
-from tests.fleet.work import film
+from tests.fleet.work import add_frames
 
 
 @dataclass
-class Filming:
-    """Cameras that go on while the block lasts."""
+class SendingCameras:
+    """Cameras that send frames while the block of `on` lasts."""
 
     cameras: int = 4
     rate: float = 10.0
     """Frames a second of each camera."""
     bad: list[bytes] = field(default_factory=list)
-    """Shown once each instead of a picture, one for every `every` frames."""
+    """Each is sent once in the place of the JPEG, one in every `every` frames."""
     every: int = 100
-    pictures: set[tuple[str, str]] = field(default_factory=set)
-    """Camera and entry of what was filmed."""
+    frames: set[tuple[str, str]] = field(default_factory=set)
+    """Camera and entry of what was sent."""
     broken: set[tuple[str, str]] = field(default_factory=set)
 
     @contextmanager
@@ -35,9 +35,9 @@ class Filming:
             for number in count():
                 camera = f"cam-{number % self.cameras}"
                 spoilt = self.bad and number % self.every == self.every // 2
-                picture = self.bad.pop() if spoilt else jpeg
-                (entry,) = film(redis, camera, [picture])
-                (self.broken if spoilt else self.pictures).add((camera, entry))
+                data = self.bad.pop() if spoilt else jpeg
+                (entry,) = add_frames(redis, camera, [data])
+                (self.broken if spoilt else self.frames).add((camera, entry))
                 if ended.wait(1 / self.rate / self.cameras):
                     return
 
