@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
+import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -115,6 +117,21 @@ def stopping_on_signals(stop: Callable[[], None]) -> Iterator[None]:
 
     with handling_signals(handle):
         yield
+
+
+def end_with_parent() -> None:
+    """Sends this worker process SIGTERM once its parent has ended.
+
+    A parent that was killed cannot end its workers: they would run on, and keep the port.
+    """
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="end-with-parent", daemon=True).start()
 
 
 class ShutdownLog:

@@ -27,11 +27,11 @@ from app.addresses import bracketed
 from app.auth import require_tokens
 from app.connections import DescriptorWatch, HttpConnection, LiveSocket, ServerConfig, raise_descriptor_limit
 from app.errors import ConfigurationError
-from app.inference.shared import end_with_parent, shared_triton
+from app.inference.embedded import shared_triton
 from app.limits import backoff_s
 from app.logging import configure
 from app.pipeline.startup import check_settings
-from app.process import handling_signals, log_while_waiting
+from app.process import end_with_parent, handling_signals, log_while_waiting
 from app.settings import Settings
 
 log = logging.getLogger(__name__)

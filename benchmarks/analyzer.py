@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.inference.launch import probe
+from app.inference.embedded import probe
 from app.settings import ROOT, TritonSettings
 from benchmarks.harness import BenchmarkError
 

@@ -33,7 +33,7 @@ from app.fleet.supervisor import YOUNG
 from app.fleet.worker import Worker, WorkerHeartbeats
 from app.inference.client import InferenceClient, ModelSpec, Reply, TensorSpec
 from app.inference.fake import FakeClient
-from app.inference.memory import Buffer
+from app.inference.shared_memory import Buffer
 from app.inference.triton import TritonClient
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.stages.ocr import Ocr

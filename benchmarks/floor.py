@@ -32,7 +32,7 @@ import uvloop
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from app.inference.memory import Region
+from app.inference.shared_memory import Region
 from app.pipeline.stages.motion import Flow
 from app.process import tune
 from benchmarks import photographs

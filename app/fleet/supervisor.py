@@ -32,11 +32,11 @@ from app.fleet.analysis import ocr_settings
 from app.fleet.connection import check_redis
 from app.fleet.in_flight import ENTRY_POINT
 from app.fleet.worker import Worker, WorkerHeartbeat, WorkerHeartbeats
-from app.inference.shared import end_with_parent, shared_triton
+from app.inference.embedded import shared_triton
 from app.limits import backoff_s
 from app.logging import configure
 from app.pipeline.startup import open_pipeline
-from app.process import SHUTDOWN_LOG, freeze_gc, stopping_on_signals, tune
+from app.process import SHUTDOWN_LOG, end_with_parent, freeze_gc, stopping_on_signals, tune
 from app.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
-"""The one client of the inference server, its gate, its shared memory, and the embedded server."""
+"""The clients of the inference server, the memory shared with it, and the embedded server."""
 
 import os
 
-# gRPC's handlers around fork would only complain: what we start (Triton, OCR) is another program at once.
+# gRPC's fork handlers would only log complaints: our child processes (Triton, OCR) are other programs at once.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

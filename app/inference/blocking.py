@@ -1,4 +1,4 @@
-"""An inference client whose calls block: for threads that do one frame at a time, with no event loop anywhere."""
+"""An inference client whose calls block, for threads that analyse one frame at a time without an event loop."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from app import metrics
 from app.errors import InferenceError
 from app.inference.client import ModelSpec, Reply
-from app.inference.failures import failure, undescribed
-from app.inference.memory import DTYPES, Buffer
-from app.inference.requests import infer_method, outputs, plain_request, read_spec
+from app.inference.requests import description_failure, failure, infer_method, outputs, plain_request, read_spec
+from app.inference.shared_memory import DTYPES, Buffer
 from app.settings import TritonSettings
 
 _PROBE_DEADLINE_S = 2.0
@@ -24,13 +23,13 @@ _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
-    # gRPC takes http_proxy for loopback as well; Triton is a neighbour.
+    # gRPC uses http_proxy for loopback, too; Triton is near.
     ("grpc.enable_http_proxy", 0),
 ]
 
 
 class BlockingClient:
-    """Thread-safe. How many requests are in flight is up to the threads that call: there is no gate."""
+    """Thread-safe. There is no concurrency limit: each calling thread has one request in flight."""
 
     def __init__(self, url: str, settings: TritonSettings) -> None:
         self.url = url
@@ -41,7 +40,7 @@ class BlockingClient:
 
     @property
     def up(self) -> bool:
-        """Asks the server whether it is ready."""
+        """Whether the server says that it is ready; asks it with each access."""
         try:
             answer = self._stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=_PROBE_DEADLINE_S)
         except grpc.RpcError:
@@ -54,21 +53,21 @@ class BlockingClient:
         self._channel.close()
 
     async def describe(self, model: str) -> ModelSpec | None:
-        """See `InferenceClient.describe`, whose form it has: it blocks all the same, and never awaits."""
-        named: dict[str, Any] = {"name": model}
+        """See `InferenceClient.describe`, whose signature it has. It blocks and never awaits."""
+        name: dict[str, Any] = {"name": model}
         try:
-            if not self._stub.ModelReady(service_pb2.ModelReadyRequest(**named), timeout=_PROBE_DEADLINE_S).ready:
+            if not self._stub.ModelReady(service_pb2.ModelReadyRequest(**name), timeout=_PROBE_DEADLINE_S).ready:
                 return None
-            about = self._stub.ModelMetadata(service_pb2.ModelMetadataRequest(**named), timeout=_PROBE_DEADLINE_S)
-            answer = self._stub.ModelConfig(service_pb2.ModelConfigRequest(**named), timeout=_PROBE_DEADLINE_S)
+            about = self._stub.ModelMetadata(service_pb2.ModelMetadataRequest(**name), timeout=_PROBE_DEADLINE_S)
+            answer = self._stub.ModelConfig(service_pb2.ModelConfigRequest(**name), timeout=_PROBE_DEADLINE_S)
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
                 return None
-            raise undescribed(self._failure(model, error)) from None
-        return read_spec(model, about, answer.config)  # its callers send one picture at a time, batched or not
+            raise description_failure(self._failure(model, error)) from None
+        return read_spec(model, about, answer.config)  # `batched` does not matter: callers send one image at a time
 
     def infer(self, model: ModelSpec, buffer: Buffer) -> Reply:
-        """Runs `model` on the buffer as its only input; blocks until it has answered.
+        """Runs `model` on the buffer as its only input; blocks until the answer.
 
         Raises:
             InferenceTimeout: the deadline passed.
@@ -91,5 +90,5 @@ class BlockingClient:
 
 
 def empty(shape: tuple[int, ...], dtype: str) -> Buffer:
-    """Heap memory for one request's input; `dtype` is Triton's name."""
+    """Heap memory for one request's input; `dtype` is Triton's name, as UINT8."""
     return Buffer(np.empty(shape, DTYPES[dtype]), None, None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 
 from app.settings import Settings
 
@@ -24,22 +23,22 @@ async def _run(settings: Settings) -> None:
         SightlineError: Triton cannot be started.
     """
     from app.files import writable_folder
-    from app.inference.local import LocalTriton
+    from app.inference.embedded import EmbeddedTriton
+    from app.process import handling_signals
 
-    server = LocalTriton(settings.triton, writable_folder(settings.server.state_dir, "STATE_DIR"))
-    stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    try:
-        starting = asyncio.ensure_future(server.start())
-        waiting = asyncio.ensure_future(stopped.wait())
-        await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
-            print(f"gRPC     {starting.result()}     TRITON_URL={starting.result()}")
-            print(f"HTTP     {server.http_url}")
-            print(f"metrics  {server.metrics_url}", flush=True)
-            await waiting
-        else:
-            starting.cancel()
-    finally:
-        await server.stop()
+    server = EmbeddedTriton(settings.triton, writable_folder(settings.server.state_dir, "STATE_DIR"))
+    stopped, loop = asyncio.Event(), asyncio.get_running_loop()
+    with handling_signals(lambda *_: loop.call_soon_threadsafe(stopped.set)):
+        try:
+            starting = asyncio.ensure_future(server.start())
+            waiting = asyncio.ensure_future(stopped.wait())
+            await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                print(f"gRPC     {starting.result()}     TRITON_URL={starting.result()}")
+                print(f"HTTP     {server.http_url}")
+                print(f"metrics  {server.metrics_url}", flush=True)
+                await waiting
+            else:
+                starting.cancel()
+        finally:
+            await server.stop()

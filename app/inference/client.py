@@ -1,17 +1,19 @@
-"""What the pipeline asks of an inference client. `triton.TritonClient` is the real one, `fake.FakeClient` a stand-in.
+"""`InferenceClient`: what the pipeline needs of an inference client, and the types that it exchanges.
 
-One client a process, opened by the lifespan and handed down.
+`triton.TritonClient` is the real client, `fake.FakeClient` the one for tests. A process has one client; the lifespan
+opens it and passes it on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
-from app.inference.memory import Buffer
+if TYPE_CHECKING:
+    from app.inference.shared_memory import Buffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +24,13 @@ class TensorSpec:
     dtype: str
     """Triton's name: UINT8, FP16, FP32."""
     shape: tuple[int, ...]
-    """With the batch dimension first; -1 where the server leaves it open."""
+    """With the batch dimension first; -1 if the server leaves a dimension open."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
+    """A model as the server describes it."""
+
     name: str
     version: str
     inputs: tuple[TensorSpec, ...]
@@ -34,35 +38,39 @@ class ModelSpec:
     max_batch: int
     """Largest batch of one request; at least 1."""
     parameters: Mapping[str, str] = field(default_factory=dict)
-    """The model configuration's string parameters. We read `display_name` (what really answers) and
-    `class_names` (a JSON array of names in the order of class ids)."""
+    """The model configuration's string parameters. We read `display_name` (the name of the network) and `class_names`
+    (a JSON array of names in the order of class ids)."""
     batched: bool = False
-    """Whether the server puts requests together by itself (dynamic batching)."""
+    """Whether the server batches requests by itself (dynamic batching)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
+    """The answer to one request."""
+
     outputs: Mapping[str, NDArray[Any]]
-    """By output name. Views of the request's buffer where memory is shared: valid until its `release`."""
+    """By output name. With shared memory these are views of the request's buffer, valid until its `release`."""
     gate_s: float
-    """Waited at the gate."""
+    """Seconds that the request waited for the inference concurrency limit."""
     infer_s: float
-    """From sent to answered."""
+    """Seconds from sending to the answer."""
 
 
 class InferenceClient(Protocol):
+    """Bound to one event loop."""
+
     @property
     def up(self) -> bool:
-        """Whether the server answered last."""
+        """Whether the server answered the last time."""
         ...
 
     @property
     def generation(self) -> int:
-        """Grows with every (re)connection: what was described before may be out of date."""
+        """Increases with every connection: descriptions from before may be out of date."""
         ...
 
     async def describe(self, model: str) -> ModelSpec | None:
-        """The model's tensors; None where the server does not serve it.
+        """The model's description; None if the server does not serve it.
 
         Raises:
             InferenceUnavailable: the server cannot be reached.
@@ -76,11 +84,11 @@ class InferenceClient(Protocol):
     async def infer(self, model: ModelSpec, buffer: Buffer, *, stream: str, deadline_s: float | None = None) -> Reply:
         """Runs `model` on the buffer as its only input.
 
-        Waits at the gate (fair between streams), then for the answer. When the awaiting task is
-        cancelled the request itself runs on to its own deadline and its answer is dropped.
+        Waits for the inference concurrency limit (fair between streams), then for the answer. If the awaiting task is
+        cancelled, the request itself runs on until its deadline, and its answer is dropped.
 
         Args:
-            deadline_s: that it has from when it is sent; None: TRITON_DEADLINE_S.
+            deadline_s: from sending to the answer; None: TRITON_DEADLINE_S.
 
         Raises:
             InferenceTimeout: the deadline passed.
@@ -89,4 +97,6 @@ class InferenceClient(Protocol):
         """
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Waits for requests in flight and closes the connection."""
+        ...

@@ -1,4 +1,7 @@
-"""A stand-in for tests and for trying a pipeline without a server: models are plain functions."""
+"""An inference client without a server, whose models are plain functions.
+
+It is part of the product, so that your tests can use it as ours do: pass `FakeClient` where a `TritonClient` would go.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,15 @@ from numpy.typing import NDArray
 
 from app.errors import InferenceUnavailable
 from app.inference.client import ModelSpec, Reply
-from app.inference.gate import Gate
-from app.inference.memory import DTYPES, Buffer, Pool, Region, pooled_shape
+from app.inference.shared_memory import DTYPES, Buffer, Pool, Region, pooled_shape
+from app.inference.triton import FairSemaphore
 
 Model = Callable[[NDArray[Any]], Mapping[str, NDArray[Any]]]
+"""From the input batch to outputs by name."""
 
 
-class _Private(Region):
-    """One slot that nobody else maps: memory is lent and comes back as with the real client."""
+class _PrivateRegion(Region):
+    """One slot that no other process maps, so that memory is lent and returned as with the real client."""
 
     def __init__(self, slot_bytes: int) -> None:
         self.name = ""
@@ -30,18 +34,18 @@ class _Private(Region):
 class FakeClient:
     """An `InferenceClient` whose models are functions from the input batch to outputs by name.
 
-    `up`, `latency_s` and `calls` are there to be set and read by a test.
+    A test may set `up` and `latency_s`, and read `calls`.
     """
 
     def __init__(self, models: Mapping[str, tuple[ModelSpec, Model]], *, max_in_flight: int = 8) -> None:
         self._models = dict(models)
-        self._gate = Gate(max_in_flight)
+        self._concurrency = FairSemaphore(max_in_flight)
         self.up = True
         self.generation = 1
         self.latency_s = 0.0
         self._pools: dict[tuple[tuple[int, ...], str], Pool] = {}
         self.calls: list[tuple[str, str]] = []
-        """(model, stream) of every request, in the order of their start."""
+        """(model, stream) of all requests, in the order of their start."""
 
     async def describe(self, model: str) -> ModelSpec | None:
         """See `InferenceClient.describe`."""
@@ -51,15 +55,15 @@ class FakeClient:
 
     def buffer(self, shape: tuple[int, ...], dtype: str) -> Buffer:
         """See `InferenceClient.buffer`."""
-        room = pooled_shape(shape)
-        pool = self._pools.setdefault((room, dtype), Pool(room, DTYPES[dtype], output_bytes=0))
+        slot_shape = pooled_shape(shape)
+        pool = self._pools.setdefault((slot_shape, dtype), Pool(slot_shape, DTYPES[dtype], output_bytes=0))
         if not pool.free:
-            pool.add(_Private(pool.slot_bytes))
+            pool.add(_PrivateRegion(pool.slot_bytes))
         return pool.take(shape[0])
 
     async def infer(self, model: ModelSpec, buffer: Buffer, *, stream: str, deadline_s: float | None = None) -> Reply:
         """See `InferenceClient.infer`."""
-        await self._gate.acquire(stream)
+        await self._concurrency.acquire(stream)
         try:
             self.calls.append((model.name, stream))
             if self.latency_s:
@@ -68,7 +72,7 @@ class FakeClient:
                 raise InferenceUnavailable("the fake is down")
             return Reply(self._models[model.name][1](buffer.array), gate_s=0.0, infer_s=self.latency_s)
         finally:
-            self._gate.release()
+            self._concurrency.release()
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """Does nothing: there is no connection."""

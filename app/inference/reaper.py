@@ -1,10 +1,10 @@
-"""Runs one command and ends it, and all that it started, when its parent is gone, however the parent went.
+"""Runs one command, and ends it with all its processes when the parent is gone, however the parent ended.
 
     python -S -E reaper.py --parent PID --log FILE --shm PREFIX --grace SECONDS --set NAME=VALUE -- command...
 
-Standard library only, started by `local.LocalTriton` with a pipe as stdin that nobody writes to: end-of-file
-means that the parent closed it or died, SIGKILL included. Prints the command's process id as its first and
-only line, then lives until the command ends and answers with its exit code (128 + signal when killed).
+Uses only the standard library. `embedded.EmbeddedTriton` starts it with a pipe as stdin that carries no data: end of
+file means that the parent closed it or died, also by SIGKILL. It prints the command's process id as its only line, runs
+until the command ends, and ends with the command's exit code (128 + signal if it was killed).
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def main() -> int:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            # Nothing is inherited: the service's secrets stay its own.
+            # Nothing is inherited, so that the service's secrets stay with the service.
             env=dict(pair.split("=", 1) for pair in options.set),
             start_new_session=True,
             preexec_fn=_die_with_reaper,
         )
     print(child.pid, flush=True)
-    # Nobody reads further; a closed pipe must not end the reaper.
+    # The parent reads no further; a closed pipe must not end the reaper.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     try:
         while child.poll() is None and not _asked_to_end(wake_read, options.parent):
@@ -61,9 +61,14 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--parent", type=int, required=True, help="its process id: whoever else adopts us is not it")
-    parser.add_argument("--log", type=Path, required=True, help="the command's output is appended to it")
-    parser.add_argument("--shm", required=True, help="files in /dev/shm that begin with it go with the command")
+    parser.add_argument(
+        "--parent",
+        type=int,
+        required=True,
+        help="the parent's process id, to notice its end",
+    )
+    parser.add_argument("--log", type=Path, required=True, help="takes the command's output, appended")
+    parser.add_argument("--shm", required=True, help="prefix of files in /dev/shm that are removed at the end")
     parser.add_argument("--grace", type=float, default=5.0, help="seconds between SIGTERM and SIGKILL")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="the command's environment")
     parser.add_argument("command", nargs="+")
@@ -71,27 +76,27 @@ def _options() -> argparse.Namespace:
 
 
 def _die_with_reaper() -> None:
-    """In the child, before exec: should the reaper itself be killed, the kernel ends the command."""
+    """Runs in the child before exec. If the reaper itself is killed, the kernel ends the command."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _asked_to_end(wake: int, parent: int) -> bool:
-    """Waits up to a second for the parent's end, a signal to us, or the child's end (then False)."""
+    """Waits up to a second for the parent's end or a signal (then True), or for the child's end."""
     readable, _, _ = select.select([0, wake], [], [], 1.0)
     if wake in readable:
-        seen = os.read(wake, 64)
-        if any(number in seen for number in SIGNALS):
+        signals = os.read(wake, 64)
+        if any(number in signals for number in SIGNALS):
             return True
     if 0 in readable and not os.read(0, 64):
         return True
-    # A fork of the parent may still hold the pipe open: being adopted says it, too.
+    # A fork of the parent may still hold the pipe open; then a new parent process id is the sign.
     return os.getppid() != parent
 
 
 def _end(child: subprocess.Popen[bytes], grace: float) -> None:
-    """SIGTERM to the command, SIGKILL to whatever is left of its group after `grace` seconds or once it ended."""
+    """Sends SIGTERM to the command, and SIGKILL to the rest of its group once it ended or `grace` seconds passed."""
     if child.poll() is None:
-        # The server alone first: it stops its backend processes itself, in order.
+        # Only the server first, because it stops its backend processes in order.
         child.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(grace)
@@ -108,7 +113,7 @@ def _end(child: subprocess.Popen[bytes], grace: float) -> None:
 
 
 def _alive(group: int) -> bool:
-    """Whether a process of the group still runs; one that ended and waits for init to collect it does not."""
+    """Whether a process of the group still runs; a zombie that init has not collected does not."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
@@ -120,14 +125,14 @@ def _alive(group: int) -> bool:
 
 
 def sweep(prefix: str) -> None:
-    """Removes the shared memory files whose names begin so; whoever has one mapped keeps it."""
+    """Removes the shared memory files with this prefix; a process that has one mapped keeps its mapping."""
     for region in Path("/dev/shm").glob(f"{prefix}*"):
         with contextlib.suppress(OSError):
             region.unlink()
 
 
 def _bound_log(path: Path) -> None:
-    """Keeps the last part of a log that has grown past its limit. The child appends, so it goes on at the new end."""
+    """Cuts a log that is longer than its limit to its last part. The child appends, so it continues at the new end."""
     with contextlib.suppress(OSError):
         if path.stat().st_size <= LOG_LIMIT:
             return

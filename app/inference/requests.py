@@ -1,6 +1,6 @@
-"""Triton's messages: what a model is, requests whose tensors lie in shared memory or in themselves, and their answers.
+"""Triton's protocol without I/O: models' descriptions, requests, answers, and gRPC's errors as ours.
 
-Pure.
+A request's tensors lie in shared memory or in the message itself.
 """
 
 from __future__ import annotations
@@ -9,19 +9,21 @@ import math
 from functools import lru_cache
 from typing import Any
 
+import grpc
 import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 
-from app.errors import InferenceError
+from app import metrics
+from app.errors import InferenceError, InferenceTimeout, InferenceUnavailable
 from app.inference.client import ModelSpec, TensorSpec
-from app.inference.memory import DTYPES, Buffer, output_bytes
+from app.inference.shared_memory import DTYPES, Buffer, output_bytes
 
 _RAW = service_pb2.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number
 _RAW_TAG = bytes([_RAW << 3 | 2])  # wire type 2: a length, then so many bytes
 
 Placed = dict[str, tuple[int, tuple[int, ...]]]
-"""Where outputs land: by name, bytes from the slot's start, and their shape."""
+"""Outputs in shared memory: name -> (bytes from the start of the slot, shape)."""
 
 
 def read_spec(name: str, metadata: Any, config: Any, *, batched: bool = False) -> ModelSpec:
@@ -38,7 +40,7 @@ def read_spec(name: str, metadata: Any, config: Any, *, batched: bool = False) -
 
 
 def infer_method(channel: Any) -> Any:
-    """ModelInfer on a channel of grpc or grpc.aio, for requests in bytes: what does not change is written once."""
+    """ModelInfer on a channel of grpc or grpc.aio, for serialized requests: their fixed part is written only once."""
     return channel.unary_unary(
         "/inference.GRPCInferenceService/ModelInfer",
         response_deserializer=service_pb2.ModelInferResponse.FromString,
@@ -46,9 +48,9 @@ def infer_method(channel: Any) -> Any:
 
 
 def plain_request(model: ModelSpec, array: NDArray[Any]) -> bytes:
-    """A request with its pixels in it, copied once: set into a message they would be copied again as it is written.
+    """A request that carries its pixels, copied once; a protobuf message would copy them again when it is serialized.
 
-    The pixels' field follows the others', which is where protobuf takes it from as well
+    The pixels' field follows the other fields; protobuf accepts fields in any order
     (https://protobuf.dev/programming-guides/encoding/).
     """
     tensor = model.inputs[0]
@@ -58,11 +60,11 @@ def plain_request(model: ModelSpec, array: NDArray[Any]) -> bytes:
 
 @lru_cache(maxsize=256)
 def _head(model: str, tensor: str, dtype: str, shape: tuple[int, ...]) -> bytes:
-    """All of a request but its pixels."""
+    """A serialized request without its pixels."""
     request = service_pb2.ModelInferRequest(model_name=model)
     request.inputs.add(name=tensor, datatype=dtype).shape.extend(shape)
-    written: bytes = request.SerializeToString()
-    return written
+    serialized: bytes = request.SerializeToString()
+    return serialized
 
 
 def _varint(number: int) -> bytes:
@@ -74,13 +76,12 @@ def _varint(number: int) -> bytes:
     return bytes(out)
 
 
-def item_bytes(spec: ModelSpec) -> int:
-    """Bytes of all outputs for a batch of one; 0 where they are not known beforehand."""
-    return output_bytes([(t.dtype, (1, *t.shape[1:])) for t in spec.outputs]) or 0
-
-
 def shared_request(model: ModelSpec, buffer: Buffer) -> tuple[bytes, Placed, int]:
-    """A request whose input, and outputs where they fit, are in the buffer's slot; and where the next one's may go."""
+    """A request whose input, and outputs if they fit, are in the buffer's slot.
+
+    Returns:
+        The serialized request, where its outputs will be, and the new `cursor`: where the next request's may go.
+    """
     slot = buffer.slot
     assert slot is not None
     array, region = buffer.array, slot.region
@@ -91,7 +92,11 @@ def shared_request(model: ModelSpec, buffer: Buffer) -> tuple[bytes, Placed, int
     shapes = {t.name: (array.shape[0], *t.shape[1:]) for t in model.outputs}
     size = output_bytes([(t.dtype, shapes[t.name]) for t in model.outputs])
     if size is None or buffer.cursor + size > region.slot_bytes:
-        return request.SerializeToString(), {}, buffer.cursor  # open or too large: the outputs travel in the answer
+        return (
+            request.SerializeToString(),
+            {},
+            buffer.cursor,
+        )  # an open shape, or too large: the outputs come in the answer
     placed: Placed = {}
     cursor = buffer.cursor
     for output in model.outputs:
@@ -111,11 +116,11 @@ def _place(tensor: Any, region: str, offset: int, size: int) -> None:
 
 
 def outputs(answer: Any, model: ModelSpec, buffer: Buffer, placed: Placed) -> dict[str, NDArray[Any]]:
-    """The answer's tensors by name: views of the slot, or of the message where they travelled in it.
+    """The answer's tensors by name: views of the slot, or of the message that carried them.
 
     Raises:
-        InferenceError: a type that we do not read; or not all that the model has, or of other shapes. Triton leaves
-            outputs out of an ensemble's answer, without an error, where a process of one of its models came back.
+        InferenceError: an output is missing, or has a type that we do not read or another shape. Triton leaves
+            outputs out of an ensemble's answer, without an error, after a process of one of its models restarted.
     """
     out: dict[str, NDArray[Any]] = {}
     raw = iter(answer.raw_output_contents)
@@ -145,7 +150,7 @@ def outputs(answer: Any, model: ModelSpec, buffer: Buffer, placed: Placed) -> di
             raise InferenceError(f"{answer.model_name}: the answer lacks its output {expected.name!r}")
         if not _fits(found.shape, (count, *expected.shape[1:])):
             raise InferenceError(
-                f"{answer.model_name}: output {expected.name!r} is {list(found.shape)} for {count} pictures; "
+                f"{answer.model_name}: output {expected.name!r} is {list(found.shape)} for {count} images; "
                 f"want {[count, *expected.shape[1:]]}"
             )
     return out
@@ -153,3 +158,26 @@ def outputs(answer: Any, model: ModelSpec, buffer: Buffer, placed: Placed) -> di
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return len(shape) == len(wanted) and all(b in (-1, a) for a, b in zip(shape, wanted, strict=True))
+
+
+# --- errors ---
+
+
+def failure(model: str, error: Any, *, url: str, deadline_s: float) -> InferenceError:
+    """Counts gRPC's error, of either kind of channel, and returns the error to raise for it."""
+    details = error.details() or error.code().name
+    if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+        metrics.INFERENCE_ERRORS.labels("timeout").inc()
+        return InferenceTimeout(f"{model}: no answer within TRITON_DEADLINE_S={deadline_s:g} seconds")
+    if error.code() == grpc.StatusCode.UNAVAILABLE:
+        metrics.INFERENCE_ERRORS.labels("unavailable").inc()
+        return InferenceUnavailable(f"Triton at {url}: {details}")
+    metrics.INFERENCE_ERRORS.labels("refused").inc()
+    return InferenceError(f"{model}: {details}")
+
+
+def description_failure(error: InferenceError) -> InferenceError:
+    """The error to raise if a description could not be had: a server that is too busy to give it counts as away."""
+    if isinstance(error, InferenceTimeout):
+        return InferenceUnavailable("the server did not say in time what it serves")
+    return error

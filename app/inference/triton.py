@@ -1,4 +1,4 @@
-"""The singleton Triton client: one grpc.aio channel, a fair gate, deadlines, reconnection, shared memory."""
+"""The Triton client: one grpc.aio channel, a concurrency limit, deadlines, reconnection, shared memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +16,18 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from app import metrics
 from app.errors import ConfigurationError, InferenceError, InferenceTimeout, InferenceUnavailable
 from app.inference.client import ModelSpec, Reply
-from app.inference.failures import failure, undescribed
-from app.inference.gate import Gate
-from app.inference.memory import Buffer
-from app.inference.regions import Regions
-from app.inference.requests import Placed, infer_method, outputs, plain_request, read_spec, shared_request
+from app.inference.requests import (
+    Placed,
+    description_failure,
+    failure,
+    infer_method,
+    outputs,
+    plain_request,
+    read_spec,
+    shared_request,
+)
+from app.inference.shared_memory import Buffer, SharedMemory
+from app.limits import backoff_s
 from app.settings import TritonSettings
 
 log = logging.getLogger(__name__)
@@ -30,34 +38,91 @@ _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
-    # gRPC takes http_proxy for loopback as well; Triton is a neighbour.
+    # gRPC uses http_proxy for loopback, too; Triton is near.
     ("grpc.enable_http_proxy", 0),
-    # Channels to the same address share connections by default; ours must die with its client.
+    # By default, channels to the same address share connections; ours must end with its client.
     ("grpc.use_local_subchannel_pool", 1),
 ]
 _LEFT_OPEN = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-"""What a request ends with that the server may still be at. All else it says itself, once it is done."""
+"""Results of a request on which the server may still work. Every other error comes from the server when it is done."""
 _REST_S = 60.0
-"""How long the memory of such a request is lent to nobody, or four deadlines where that is longer. The server drops
-what nobody waits for any more unless it is at it already; a hung one has been started anew by then, with new memory.
+"""Seconds for which the memory of such a request stays out of use, or four deadlines if that is longer. The server
+drops cancelled requests unless it works on them already; a hung server has been restarted by then, with new memory.
 """
 _PROBE_INTERVAL_S = 5.0
 _PROBE_DEADLINE_S = 2.0
+_RECONNECT_S = (0.1, 2.0)
+"""The first wait between two probes of a server that is away, and the longest."""
+
+
+class FairSemaphore:
+    """The inference concurrency limit: a semaphore that is fair between streams.
+
+    It serves waiting streams round robin, and each stream's requests first in, first out. With one queue for all, a
+    stream with many waiting requests would hold up a stream with a single one. Bound to one event loop; not
+    thread-safe.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._free = size
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    @property
+    def waiting(self) -> int:
+        """Number of requests that wait."""
+        return sum(map(len, self._waiting.values()))
+
+    async def acquire(self, stream: str) -> None:
+        """Waits until fewer than `size` requests hold the semaphore. A cancelled wait leaks nothing."""
+        if self._free > 0:  # then no request waits: `release` hands a place on directly
+            self._free -= 1
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(stream, deque()).append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():
+                self.release()  # the place was granted in the same tick as the cancellation
+            else:
+                self._remove(stream, waiter)
+            raise
+
+    def release(self) -> None:
+        """Gives the place to the next request, or back if none waits."""
+        while self._waiting:
+            stream, waiters = self._waiting.popitem(last=False)
+            waiter = waiters.popleft()
+            if waiters:
+                self._waiting[stream] = waiters
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+        self._free += 1
+
+    def _remove(self, stream: str, waiter: asyncio.Future[None]) -> None:
+        """Removes a cancelled request, so that it does not cost its stream a round."""
+        waiters = self._waiting.get(stream)
+        if waiters is None or waiter not in waiters:
+            return
+        waiters.remove(waiter)
+        if not waiters:
+            del self._waiting[stream]
 
 
 class TritonClient:
-    """`InferenceClient` on a real Triton. Made inside a running event loop; `open` before use.
+    """`InferenceClient` on a real Triton. Create it inside a running event loop, and call `open` before use.
 
     Args:
         url: `host:port` of Triton's gRPC.
-        on_change: called with True or False whenever the server comes or goes.
+        on_change: called with True when the server becomes ready, with False when it is lost.
     """
 
     def __init__(self, url: str, settings: TritonSettings, *, on_change: Callable[[bool], None] | None = None) -> None:
         self.url = url
         self._settings = settings
         self._on_change = on_change
-        self._gate = Gate(settings.triton_max_in_flight)
+        self._concurrency = FairSemaphore(settings.triton_max_in_flight)
         self._channel = grpc.aio.insecure_channel(url, options=_OPTIONS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._infer = infer_method(self._channel)
@@ -67,7 +132,7 @@ class TritonClient:
         self._lost_memory = False
         self._watchers: list[asyncio.Task[None]] = []
         self._calls: set[asyncio.Task[Reply]] = set()
-        self._regions = Regions(self._stub, url, settings.triton_shm, self._calls)
+        self._memory = SharedMemory(self._stub, url, settings.triton_shm, self._calls)
 
     @property
     def up(self) -> bool:
@@ -80,10 +145,10 @@ class TritonClient:
     @property
     def shared_memory(self) -> bool:
         """Whether tensors go through shared memory."""
-        return self._regions.works and self._up
+        return self._memory.works and self._up
 
     async def open(self) -> None:
-        """Connects and begins to watch the server. A server that is away is no error: it is waited for.
+        """Connects and begins to watch the server. A server that is away is not an error: the client waits for it.
 
         Raises:
             ConfigurationError: TRITON_SHM=on, and the server cannot map our memory.
@@ -95,49 +160,49 @@ class TritonClient:
             metrics.INFERENCE_UP.set(0)
         self._watchers = [
             asyncio.create_task(self._watch(), name="triton-watch"),
-            asyncio.create_task(self._notice(), name="triton-notice"),
+            asyncio.create_task(self._watch_channel(), name="triton-channel"),
         ]
 
     async def close(self) -> None:
-        """Lets the requests in flight end (their deadline bounds it), unregisters the memory, closes the channel."""
+        """Waits for requests in flight (at most until their deadline), unregisters the memory, closes the channel."""
         for watcher in self._watchers:
             watcher.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
         if self._calls:
             await asyncio.wait(self._calls, timeout=self._settings.triton_deadline_s + 1)
-        await self._regions.close(up=self._up)
+        await self._memory.close(up=self._up)
         await self._channel.close()
 
-    # --- what a model looks like ---
+    # --- descriptions of models ---
 
     async def describe(self, model: str) -> ModelSpec | None:
         """See `InferenceClient.describe`."""
         try:
-            named = {"name": model}
-            ready = await self._stub.ModelReady(service_pb2.ModelReadyRequest(**named), timeout=_PROBE_DEADLINE_S)
+            name = {"name": model}
+            ready = await self._stub.ModelReady(service_pb2.ModelReadyRequest(**name), timeout=_PROBE_DEADLINE_S)
             if not ready.ready:
                 return None
             metadata = await self._stub.ModelMetadata(
-                service_pb2.ModelMetadataRequest(**named), timeout=_PROBE_DEADLINE_S
+                service_pb2.ModelMetadataRequest(**name), timeout=_PROBE_DEADLINE_S
             )
-            answer = await self._stub.ModelConfig(service_pb2.ModelConfigRequest(**named), timeout=_PROBE_DEADLINE_S)
+            answer = await self._stub.ModelConfig(service_pb2.ModelConfigRequest(**name), timeout=_PROBE_DEADLINE_S)
             batched = await self._batched(answer.config)
         except grpc.aio.AioRpcError as error:
             if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
                 return None
-            raise undescribed(self._failure(model, error)) from None
+            raise description_failure(self._failure(model, error)) from None
         spec = read_spec(model, metadata, answer.config, batched=batched)
-        self._regions.answers(spec, alone=model == self._settings.triton_ensemble)
+        self._memory.reserve_outputs(spec, alone=model == self._settings.triton_ensemble)
         return spec
 
     async def _batched(self, config: Any) -> bool:
-        """Whether the server puts requests to a model together itself; of an ensemble, to each of its parts."""
+        """Whether the server batches requests to a model by itself; for an ensemble, to all of its parts."""
         parts = {step.model_name for step in config.ensemble_scheduling.step}
         if not parts:
             return bool(config.HasField("dynamic_batching"))
         for part in parts:
-            asked = service_pb2.ModelConfigRequest(name=part)
-            answer = await self._stub.ModelConfig(asked, timeout=_PROBE_DEADLINE_S)
+            request = service_pb2.ModelConfigRequest(name=part)
+            answer = await self._stub.ModelConfig(request, timeout=_PROBE_DEADLINE_S)
             if not await self._batched(answer.config):
                 return False
         return True
@@ -146,7 +211,7 @@ class TritonClient:
 
     def buffer(self, shape: tuple[int, ...], dtype: str) -> Buffer:
         """See `InferenceClient.buffer`."""
-        return self._regions.buffer(shape, dtype, grow=self._up)
+        return self._memory.buffer(shape, dtype, grow=self._up)
 
     # --- requests ---
 
@@ -155,18 +220,18 @@ class TritonClient:
         if not self._up:
             raise InferenceUnavailable(f"Triton at {self.url} does not answer")
         arrived = time.perf_counter()
-        await self._gate.acquire(stream)
+        await self._concurrency.acquire(stream)
         gate_s = time.perf_counter() - arrived
         buffer.hold()
-        # A task of its own, shielded: grpc.aio leaks when the awaiter of a call is cancelled
-        # (https://github.com/grpc/grpc/issues/43360), and Triton may write into the slot until the call ends.
+        # The call is a shielded task, because grpc.aio leaks if the awaiter of a call is cancelled
+        # (https://github.com/grpc/grpc/issues/43360), and because Triton may write into the slot until the call ends.
         call = asyncio.create_task(self._call(model, buffer, gate_s, deadline_s))
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
         try:
             return await asyncio.shield(call)
         except asyncio.CancelledError:
-            call.add_done_callback(_forget)
+            call.add_done_callback(_drop_result)
             raise
 
     async def _call(self, model: ModelSpec, buffer: Buffer, gate_s: float, deadline_s: float | None) -> Reply:
@@ -184,14 +249,14 @@ class TritonClient:
         finally:
             metrics.IN_FLIGHT.dec()
             buffer.release()
-            self._gate.release()
+            self._concurrency.release()
 
     def _request(self, model: ModelSpec, buffer: Buffer) -> tuple[bytes, Placed]:
-        """The request, and where its outputs land in the slot: name -> (offset in the slot, shape)."""
+        """The serialized request, and where its outputs will be in the slot: name -> (offset in the slot, shape)."""
         slot = buffer.slot
-        if slot is None or slot.region not in self._regions:
-            # Memory that this life of the server has not mapped: the pixels travel in the message.
-            if self._regions.works:
+        if slot is None or slot.region not in self._memory:
+            # The server has not mapped this memory since its start: the request carries the pixels.
+            if self._memory.works:
                 metrics.INFERENCE_UNSHARED.inc()
             return plain_request(model, buffer.array), {}
         key = (model.name, model.version, len(buffer.array), buffer.cursor)
@@ -205,7 +270,7 @@ class TritonClient:
     def _failure(self, model: str, error: grpc.aio.AioRpcError, deadline_s: float | None = None) -> InferenceError:
         away = error.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
         if not away and "shared memory region" in (error.details() or ""):
-            self._lost_memory = away = True  # restarted between two probes: what was registered is forgotten
+            self._lost_memory = away = True  # the server restarted between two probes and lost what was registered
         if away:
             self._suspect.set()
         if deadline_s is not None and error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -213,25 +278,25 @@ class TritonClient:
             return InferenceTimeout(f"{model}: no answer within {deadline_s:g} seconds")
         return failure(model, error, url=self.url, deadline_s=self._settings.triton_deadline_s)
 
-    # --- whether it is there ---
+    # --- whether the server answers ---
 
     async def _watch(self) -> None:
-        wait = _PROBE_INTERVAL_S
+        failures = 0
         while True:
-            # Not `wait_for`: until Python 3.12 it forgets a cancellation that comes together with the event.
+            # Not `wait_for`: before Python 3.12 it loses a cancellation that comes together with the event.
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait):
+                async with asyncio.timeout(backoff_s(failures, *_RECONNECT_S) or _PROBE_INTERVAL_S):
                     await self._suspect.wait()
             self._suspect.clear()
-            if not await self._back():
-                self._gone()
-                wait = min(2.0, wait * 2 if wait < _PROBE_INTERVAL_S else 0.1)
+            if not await self._reachable():
+                self._disconnected()
+                failures += 1
                 continue
-            wait = _PROBE_INTERVAL_S
-            await asyncio.sleep(0.05)  # a burst of failures asks once
+            failures = 0
+            await asyncio.sleep(0.05)  # so that a burst of failures causes one probe
 
-    async def _notice(self) -> None:
-        """Notices at once when the connection breaks: a quick restart would pass between two probes."""
+    async def _watch_channel(self) -> None:
+        """Notices at once if the connection breaks, because a quick restart could happen between two probes."""
         while True:
             state = self._channel.get_state()
             await self._channel.wait_for_state_change(state)
@@ -239,8 +304,8 @@ class TritonClient:
                 self._lost_memory = True
                 self._suspect.set()
 
-    async def _back(self) -> bool:
-        """Whether the server answers and, after it was away, could be connected to again."""
+    async def _reachable(self) -> bool:
+        """Whether the server answers; connects again if it was away."""
         if not await self._probe():
             return False
         try:
@@ -258,7 +323,7 @@ class TritonClient:
             return False
         return bool(answer.ready)
 
-    def _gone(self) -> None:
+    def _disconnected(self) -> None:
         if not self._up:
             return
         self._up = False
@@ -269,16 +334,16 @@ class TritonClient:
 
     async def _connected(self) -> None:
         self._lost_memory = False
-        await self._regions.connected()
+        await self._memory.connected()
         self._up = True
         self._generation += 1
         metrics.INFERENCE_UP.set(1)
-        log.info("Triton at %s is ready (%s)", self.url, "shared memory" if self._regions.works else "gRPC tensors")
+        log.info("Triton at %s is ready (%s)", self.url, "shared memory" if self._memory.works else "gRPC tensors")
         if self._on_change is not None:
             self._on_change(True)
 
 
-def _forget(call: asyncio.Task[Reply]) -> None:
-    """The awaiter is gone: the answer, or the error, is dropped."""
+def _drop_result(call: asyncio.Task[Reply]) -> None:
+    """Drops the answer or the error of a call whose awaiter was cancelled."""
     if not call.cancelled():
         call.exception()

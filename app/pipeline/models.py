@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from app.errors import ModelRejected
 from app.inference.client import InferenceClient, ModelSpec
 from app.inference.liveness import DEADLINES
-from app.inference.memory import DTYPES
+from app.inference.shared_memory import DTYPES
 from app.pipeline.layouts import InputFormat
 from app.pipeline.stages.detect import DetectReader, detect_reader
 from app.pipeline.stages.faces import FaceReader, face_reader

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from app.errors import ConfigurationError, ModelRejected
 from app.files import writable_folder
-from app.inference.local import LocalTriton
+from app.inference.embedded import EmbeddedTriton
 from app.inference.triton import TritonClient
 from app.pipeline.models import read_labels
 from app.pipeline.multimodal import Pipeline
@@ -32,7 +32,7 @@ _AGAIN_S = 0.5
 class OpenPipeline:
     pipeline: Pipeline
     client: TritonClient
-    embedded: LocalTriton | None
+    embedded: EmbeddedTriton | None
     """None where TRITON_URL names a server."""
 
 
@@ -140,7 +140,7 @@ async def open_pipeline(
         embedded = None
         url = settings.triton.triton_url
         if url is None:
-            embedded = LocalTriton(settings.triton, folder)
+            embedded = EmbeddedTriton(settings.triton, folder)
             stack.push_async_callback(embedded.stop)
             with log_while_waiting("the embedded Triton and its models"):
                 url = await embedded.start()

@@ -18,7 +18,7 @@ from app.protocol.messages import StreamSettings
 from app.protocol.result import Detection, Motion, Pose, Stage
 
 if TYPE_CHECKING:
-    from app.inference.memory import Buffer
+    from app.inference.shared_memory import Buffer
     from app.pipeline.boxes import Letterbox
     from app.pipeline.layouts import InputFormat
     from app.pipeline.models import ModelSet

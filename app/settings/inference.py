@@ -14,7 +14,7 @@ class TritonSettings(Section):
     triton_url: str | None = Field(
         None, description="`host:port` of a Triton's gRPC; unset: a Triton of its own on the CPU (the embedded one)"
     )
-    triton_max_in_flight: int = Field(8, ge=1, le=1024, description="requests in flight over all sessions (the gate)")
+    triton_max_in_flight: int = Field(8, ge=1, le=1024, description="requests in flight over all sessions")
     triton_deadline_s: float = Field(5.0, gt=0, le=600, description="seconds a request may take; a film's has 60")
     triton_shm: Literal["auto", "off", "on"] = Field(
         "auto", description="tensors through shared memory: `auto` tries it, `on` refuses to start without, `off` never"

@@ -18,9 +18,9 @@ from prometheus_client import REGISTRY
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from app.errors import ConfigurationError, InferenceError, InferenceTimeout, InferenceUnavailable
-from app.inference import memory, triton
+from app.inference import shared_memory, triton
 from app.inference.client import ModelSpec, TensorSpec
-from app.inference.memory import Buffer
+from app.inference.shared_memory import Buffer
 from app.inference.triton import TritonClient
 from app.settings import ROOT, TritonSettings
 from benchmarks import canned
@@ -43,7 +43,7 @@ async def one_loop(anyio_backend: str) -> None:
 async def client(
     url: str, on_change: Callable[[bool], None] | None = None, **settings: object
 ) -> AsyncIterator[TritonClient]:
-    """An open client; afterwards nothing of it is held at the gate."""
+    """An open client; afterwards no request of its holds the concurrency limit."""
     one = TritonClient(url, TritonSettings(**settings), on_change=on_change)  # type: ignore[arg-type]
     await one.open()
     try:
@@ -98,7 +98,7 @@ async def regions(url: str) -> set[str]:
 
 
 def in_shm() -> set[str]:
-    ours = memory.region_name().rpartition("-")[0]
+    ours = shared_memory.region_name().rpartition("-")[0]
     return {name for name in os.listdir("/dev/shm") if name.startswith(f"{ours}-")}
 
 
@@ -269,7 +269,7 @@ async def test_without_shared_memory_the_pixels_travel(canned_triton: str) -> No
 
 
 async def test_a_full_memory_is_done_without(canned_triton: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_SHM", "/proc/nowhere")
+    monkeypatch.setattr(shared_memory, "_SHM", "/proc/nowhere")
     async with client(canned_triton) as one:
         assert not one.shared_memory
         assert await ask(one, await described(one)) is False
@@ -282,7 +282,7 @@ async def test_a_full_memory_is_done_without(canned_triton: str, monkeypatch: py
 def test_a_name_that_a_killed_process_left_is_unlinked(canned_triton: str) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
-    mine = memory.region_name()
+    mine = shared_memory.region_name()
     left = Path("/dev/shm", mine.replace(f"-{os.getpid()}.", f"-{dead.pid}."))
     alive = Path("/dev/shm", mine)
     left.touch()
@@ -401,7 +401,7 @@ async def test_requests_given_up_in_flight_leak_neither_places_nor_memory(canned
         await mapped(one)
         buffers = [one.buffer(SHAPE, "UINT8") for _ in range(6)]
         tasks = [asyncio.create_task(one.infer(slow, buffer, stream="s")) for buffer in buffers]
-        await asyncio.sleep(SLOW_S / 3)  # two are at the server, four at the gate
+        await asyncio.sleep(SLOW_S / 3)  # two are at the server, four wait for the concurrency limit
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)

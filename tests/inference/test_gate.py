@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.inference.gate import Gate
+from app.inference.triton import FairSemaphore
 
 pytestmark = pytest.mark.anyio
 STREAMS = "abcd"
@@ -21,7 +21,7 @@ async def settled() -> None:
 
 
 async def test_no_more_are_let_through_than_its_size() -> None:
-    gate = Gate(2)
+    gate = FairSemaphore(2)
     inside, most = 0, 0
 
     async def pass_through(stream: str) -> None:
@@ -43,7 +43,7 @@ async def test_a_stream_with_many_waiting_does_not_hold_up_one_with_a_single() -
 
 
 async def test_within_a_stream_the_first_is_first() -> None:
-    gate = Gate(1)
+    gate = FairSemaphore(1)
     await gate.acquire("a")
     done: list[int] = []
 
@@ -60,7 +60,7 @@ async def test_within_a_stream_the_first_is_first() -> None:
 
 
 async def test_a_turn_given_up_costs_its_stream_nothing() -> None:
-    gate = Gate(1)
+    gate = FairSemaphore(1)
     await gate.acquire("first")
     order: list[str] = []
     quitters = [asyncio.create_task(gate.acquire("a")) for _ in range(3)]
@@ -77,7 +77,7 @@ async def test_a_turn_given_up_costs_its_stream_nothing() -> None:
 
 
 async def test_a_place_that_comes_together_with_the_cancellation_is_passed_on() -> None:
-    gate = Gate(1)
+    gate = FairSemaphore(1)
     await gate.acquire("a")
     quitter = asyncio.create_task(gate.acquire("b"))
     await settled()
@@ -89,7 +89,7 @@ async def test_a_place_that_comes_together_with_the_cancellation_is_passed_on() 
         await gate.acquire("c")
 
 
-async def log_turn(gate: Gate, stream: str, order: list[str]) -> None:
+async def log_turn(gate: FairSemaphore, stream: str, order: list[str]) -> None:
     await gate.acquire(stream)
     order.append(stream)
     await asyncio.sleep(0)
@@ -98,7 +98,7 @@ async def log_turn(gate: Gate, stream: str, order: list[str]) -> None:
 
 async def served(streams: list[str]) -> list[str]:
     """The order in which those who wait are served, one at a time."""
-    gate = Gate(1)
+    gate = FairSemaphore(1)
     await gate.acquire("before all")
     order: list[str] = []
     tasks = [asyncio.create_task(log_turn(gate, stream, order)) for stream in streams]
@@ -132,7 +132,7 @@ def test_whoever_comes_goes_or_gives_up_no_place_is_lost(size: int, steps: list[
 
 
 async def walk(size: int, steps: list[tuple[str, int]]) -> None:
-    gate = Gate(size)
+    gate = FairSemaphore(size)
     tasks: list[asyncio.Task[None]] = []
 
     def inside() -> list[asyncio.Task[None]]:

@@ -18,9 +18,9 @@ import pytest
 from prometheus_client import REGISTRY
 
 from app.errors import ConfigurationError, InferenceUnavailable
-from app.inference import launch
-from app.inference.local import _LOOK_S, LocalTriton
-from app.inference.stubs import Stub, stubs_of
+from app.inference import embedded
+from app.inference.embedded import BACKENDS_CHECK_S, EmbeddedTriton
+from app.inference.liveness import BackendProcess, backend_processes
 from app.settings import ROOT, TritonSettings
 from tests.support.service import require_environment
 
@@ -53,19 +53,19 @@ def settings_of(repository: Path, **more: object) -> TritonSettings:
     return TritonSettings(triton_repository=repository, triton_start_timeout_s=60, **more)  # type: ignore[arg-type]
 
 
-def echo(triton: LocalTriton) -> list[float]:
+def echo(triton: EmbeddedTriton) -> list[float]:
     answer = httpx.post(f"{triton.http_url}/v2/models/echo/infer", json=ECHO, timeout=10)
     return answer.json()["outputs"][0]["data"]
 
 
-def ready(triton: LocalTriton) -> bool:
+def ready(triton: EmbeddedTriton) -> bool:
     try:
         return httpx.get(f"{triton.http_url}/v2/health/ready").status_code == 200
     except httpx.TransportError:
         return False
 
 
-def metrics(triton: LocalTriton) -> str:
+def metrics(triton: EmbeddedTriton) -> str:
     return httpx.get(triton.metrics_url, timeout=10).text
 
 
@@ -93,7 +93,7 @@ def wait_for(what: Callable[[], object], seconds: float = 30) -> None:
 
 def test_starts_answers_and_leaves_nothing_behind(repository: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    triton = LocalTriton(settings_of(repository), tmp_path / "state", progress=said.append)
+    triton = EmbeddedTriton(settings_of(repository), tmp_path / "state", progress=said.append)
 
     async def life() -> list[psutil.Process]:
         address = await triton.start()
@@ -118,7 +118,7 @@ def test_starts_answers_and_leaves_nothing_behind(repository: Path, tmp_path: Pa
 
 def test_listens_on_loopback_only(repository: Path, tmp_path: Path) -> None:
     async def addresses() -> set[str]:
-        triton = LocalTriton(settings_of(repository), tmp_path / "state")
+        triton = EmbeddedTriton(settings_of(repository), tmp_path / "state")
         await triton.start()
         try:
             assert triton.pid is not None
@@ -132,7 +132,7 @@ def test_listens_on_loopback_only(repository: Path, tmp_path: Path) -> None:
 
 def test_killed_it_comes_back_at_the_same_address(repository: Path, tmp_path: Path) -> None:
     async def life() -> None:
-        triton = LocalTriton(settings_of(repository), tmp_path / "state")
+        triton = EmbeddedTriton(settings_of(repository), tmp_path / "state")
         address = await triton.start()
         try:
             assert triton.pid is not None
@@ -158,7 +158,7 @@ def test_a_backend_process_that_dies_is_noticed_and_replaced(
     """Triton goes on to say that it is ready, and fails whatever falls to that process."""
 
     async def life() -> None:
-        triton = LocalTriton(settings_of(repository), tmp_path / "state")
+        triton = EmbeddedTriton(settings_of(repository), tmp_path / "state")
         await triton.start()
         try:
             assert triton.pid is not None
@@ -168,7 +168,7 @@ def test_a_backend_process_that_dies_is_noticed_and_replaced(
             assert await asyncio.to_thread(echo, triton) == [3, 4]
             assert not running([server, stub])
             # One that nobody replaced: a long life is not ended for what the first one lost.
-            await asyncio.sleep(3 * _LOOK_S)
+            await asyncio.sleep(3 * BACKENDS_CHECK_S)
             assert triton.restarts == 1
         finally:
             await triton.stop()
@@ -181,12 +181,12 @@ def test_a_backend_process_that_dies_is_noticed_and_replaced(
 
 
 def test_other_processes_are_no_models(repository: Path, tmp_path: Path) -> None:
-    async def life() -> tuple[Stub, ...]:
-        triton = LocalTriton(settings_of(repository), tmp_path / "state")
+    async def life() -> tuple[BackendProcess, ...]:
+        triton = EmbeddedTriton(settings_of(repository), tmp_path / "state")
         await triton.start()
         try:
             assert triton.pid is not None
-            return stubs_of(triton.pid)
+            return backend_processes(triton.pid)
         finally:
             await triton.stop()
 
@@ -194,7 +194,7 @@ def test_other_processes_are_no_models(repository: Path, tmp_path: Path) -> None
     assert stub.model == "echo"
     assert not stub.alive
     with subprocess.Popen(["sleep", "60"]) as child:
-        assert stubs_of(os.getpid()) == ()
+        assert backend_processes(os.getpid()) == ()
         assert not dataclasses.replace(stub, pid=child.pid).alive  # another of that number
         child.kill()
 
@@ -202,11 +202,11 @@ def test_other_processes_are_no_models(repository: Path, tmp_path: Path) -> None
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from app.inference.local import LocalTriton
+from app.inference.embedded import EmbeddedTriton
 from app.settings import TritonSettings
 
 async def main():
-    triton = LocalTriton(TritonSettings(triton_repository=sys.argv[1]), Path(sys.argv[2]))
+    triton = EmbeddedTriton(TritonSettings(triton_repository=sys.argv[1]), Path(sys.argv[2]))
     await triton.start()
     print(triton.pid, flush=True)
     await asyncio.sleep(600)
@@ -234,7 +234,7 @@ def test_goes_with_its_parent_however_that_went(repository: Path, tmp_path: Path
 
 def test_server_ends_when_the_reaper_itself_is_killed(repository: Path, tmp_path: Path) -> None:
     async def life() -> None:
-        triton = LocalTriton(settings_of(repository), tmp_path / "state")
+        triton = EmbeddedTriton(settings_of(repository), tmp_path / "state")
         await triton.start()
         assert triton.pid is not None
         processes = family(triton.pid)
@@ -252,13 +252,13 @@ def test_a_port_taken_meanwhile_is_replaced(repository: Path, tmp_path: Path, mo
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        free = launch.free_ports()
-        stolen = launch.Ports(grpc=taken.getsockname()[1], http=free.http, metrics=free.metrics)
-        offers = iter([stolen, launch.free_ports()])
-        monkeypatch.setattr(launch, "free_ports", lambda: next(offers))
+        free = embedded.free_ports()
+        stolen = embedded.Ports(grpc=taken.getsockname()[1], http=free.http, metrics=free.metrics)
+        offers = iter([stolen, embedded.free_ports()])
+        monkeypatch.setattr(embedded, "free_ports", lambda: next(offers))
 
         async def life() -> None:
-            triton = LocalTriton(settings_of(repository), tmp_path / "state")
+            triton = EmbeddedTriton(settings_of(repository), tmp_path / "state")
             address = await triton.start()
             try:
                 assert address != f"127.0.0.1:{stolen.grpc}"
@@ -271,7 +271,7 @@ def test_a_port_taken_meanwhile_is_replaced(repository: Path, tmp_path: Path, mo
 
 def test_several_at_once(repository: Path, tmp_path: Path) -> None:
     async def life() -> None:
-        tritons = [LocalTriton(settings_of(repository), tmp_path / "state") for _ in range(2)]
+        tritons = [EmbeddedTriton(settings_of(repository), tmp_path / "state") for _ in range(2)]
         try:
             addresses = await asyncio.gather(*(triton.start() for triton in tritons))
             assert len(set(addresses)) == 2
@@ -286,7 +286,7 @@ def test_several_at_once(repository: Path, tmp_path: Path) -> None:
 
 def refusal(settings: TritonSettings, state: Path, kind: type[Exception]) -> str:
     with pytest.raises(kind) as refused:
-        asyncio.run(LocalTriton(settings, state).start())
+        asyncio.run(EmbeddedTriton(settings, state).start())
     return str(refused.value)
 
 
@@ -325,7 +325,7 @@ def test_a_start_that_takes_too_long_is_ended(repository: Path, tmp_path: Path) 
     assert not regions(os.getpid())
 
 
-def stub_of(triton: LocalTriton, number: int = 0) -> psutil.Process:
+def stub_of(triton: EmbeddedTriton, number: int = 0) -> psutil.Process:
     assert triton.pid is not None
     return sorted(family(triton.pid)[1:], key=lambda one: one.pid)[number]
 
@@ -339,7 +339,7 @@ def test_d7_what_a_signal_stopped_is_noticed_and_replaced(
     (repository / "echo" / "config.pbtxt").write_text(CONFIG.replace("KIND_CPU", f"KIND_CPU count: {instances}"))
 
     async def life() -> None:
-        triton = LocalTriton(settings_of(repository, triton_deadline_s=1), tmp_path / "state")
+        triton = EmbeddedTriton(settings_of(repository, triton_deadline_s=1), tmp_path / "state")
         await triton.start()
         try:
             assert triton.pid is not None
@@ -385,7 +385,7 @@ def test_d7_a_model_that_hangs_without_being_stopped_is_noticed(
     (repository / "echo" / "config.pbtxt").write_text(CONFIG.replace("KIND_CPU", f"KIND_CPU count: {instances}"))
 
     async def life() -> None:
-        triton = LocalTriton(settings_of(repository, triton_deadline_s=1), tmp_path / "state")
+        triton = EmbeddedTriton(settings_of(repository, triton_deadline_s=1), tmp_path / "state")
         await triton.start()
         try:
             await asyncio.sleep(2)  # a model that has never answered is not started anew
@@ -406,7 +406,7 @@ def test_d7_a_short_stop_and_a_slow_model_are_no_hang(repository: Path, tmp_path
     (repository / "echo" / "1" / "model.py").write_text(slow)
 
     async def life() -> None:
-        triton = LocalTriton(settings_of(repository, triton_deadline_s=1), tmp_path / "state")
+        triton = EmbeddedTriton(settings_of(repository, triton_deadline_s=1), tmp_path / "state")
         await triton.start()
         try:
             # Others' requests before its own questions: every answer takes many deadlines.

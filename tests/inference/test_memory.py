@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from app.inference.client import ModelSpec, TensorSpec
-from app.inference.memory import DTYPES, Pool, Region, pooled_shape
-from app.inference.requests import item_bytes, shared_request
+from app.inference.requests import shared_request
+from app.inference.shared_memory import DTYPES, Pool, Region, item_bytes, pooled_shape
 
 SPEC = ModelSpec(
     "vision",
@@ -45,7 +45,7 @@ def test_d7_a_slot_that_rests_is_lent_again_once_its_time_is_up(monkeypatch: pyt
     region.unlink()
     pool.add(region)
     now = 1000.0
-    monkeypatch.setattr("app.inference.memory.time.monotonic", lambda: now)
+    monkeypatch.setattr("app.inference.shared_memory.time.monotonic", lambda: now)
     buffer = pool.take(1)
     slot = buffer.slot
     buffer.hold()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 
-from app.inference.vitals import Vitals
+from app.inference.liveness import LivenessProbe
 
 
 def test_d7_a_connection_that_breaks_is_no_silence() -> None:
@@ -27,7 +27,9 @@ def test_d7_a_connection_that_breaks_is_no_silence() -> None:
         server = await asyncio.start_server(answer, "127.0.0.1", 0)
         async with server:
             port = server.sockets[0].getsockname()[1]
-            watching = asyncio.ensure_future(Vitals(f"http://127.0.0.1:{port}", os.getpid(), (), 1.0).until_hung())
+            watching = asyncio.ensure_future(
+                LivenessProbe(f"http://127.0.0.1:{port}", os.getpid(), (), 1.0).until_hung()
+            )
             done, _ = await asyncio.wait({watching}, timeout=5)
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)

@@ -1,6 +1,6 @@
 """Many sessions at once against a model whose answer depends on every pixel: each must get its own.
 
-Shared memory, the gate, cancelled requests and broken sockets all have their chance to swap two pictures.
+Shared memory, the concurrency limit, cancelled requests and broken sockets all have their chance to swap two pictures.
 """
 
 from __future__ import annotations

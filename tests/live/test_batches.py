@@ -20,7 +20,7 @@ import pytest
 from app.errors import FrameError, InferenceError, UndecodableFrame
 from app.inference.client import ModelSpec, Reply
 from app.inference.fake import FakeClient
-from app.inference.memory import Buffer
+from app.inference.shared_memory import Buffer
 from app.live.batches import LARGE, Batches, Wish
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.preprocess import Piece, Preprocessor

@@ -295,7 +295,7 @@ async def test_leaving_in_the_middle_of_inference_frees_the_slot(
         lives = [await stack.enter_async_context(ready(slow, mode=mode)) for _ in range(2)]
         for live in lives:
             await live.frame(jpeg)
-        await asyncio.sleep(0.1)  # now one is at the model, and one at the gate
+        await asyncio.sleep(0.1)  # now one is at the model, and one waits for the concurrency limit
         for live in lives:
             if how == "close":
                 await live.connection.close()

@@ -16,7 +16,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from app.errors import FrameError, TooExpensive
-from app.inference.memory import Pool, Region
+from app.inference.shared_memory import Pool, Region
 from app.pipeline import preprocess as preparing
 from app.pipeline.decode import inspect
 from app.pipeline.models import ModelSet

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from app.errors import UndecodableFrame
-from app.inference.memory import DTYPES, Buffer, Pool, Region
+from app.inference.shared_memory import DTYPES, Buffer, Pool, Region
 from app.pipeline.layouts import InputFormat
 from app.pipeline.models import ModelSet
 from app.pipeline.preprocess import Preprocessor

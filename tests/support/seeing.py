@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from app.errors import InferenceError
 from app.inference.client import ModelSpec, Reply, TensorSpec
 from app.inference.fake import FakeClient
-from app.inference.memory import Buffer
+from app.inference.shared_memory import Buffer
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.stages.ocr import Ocr
 from app.settings import Settings

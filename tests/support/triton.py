@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from app.inference.local import LocalTriton
+from app.inference.embedded import EmbeddedTriton
 from app.settings import TritonSettings
 
 
@@ -21,7 +21,7 @@ class Mortal:
     def __init__(self, repository: Path, state: Path) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._triton = LocalTriton(TritonSettings(triton_repository=repository), state)
+        self._triton = EmbeddedTriton(TritonSettings(triton_repository=repository), state)
         self.url = ""
 
     @property

@@ -15,7 +15,7 @@ from arcface import ARCFACE, install_arcface, read_arcface
 from install import DETECT, POSE, compose, remove
 from layouts import UnknownLayout
 
-from app.inference.launch import models_of
+from app.inference.embedded import models_of
 from app.inference.triton import TritonClient
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.stages.faces import TEMPLATE, decode_embedding, face_reader

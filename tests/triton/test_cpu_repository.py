@@ -13,7 +13,7 @@ import skimage.data
 import tritonclient.grpc as grpcclient
 from install import DETECT, POSE, VISION, compose, install, remove
 
-from app.inference.local import LocalTriton
+from app.inference.embedded import EmbeddedTriton
 from app.settings import ROOT, TritonSettings
 
 REPOSITORY = ROOT / "triton" / "cpu_repository"
@@ -59,7 +59,7 @@ class Served:
     def __init__(self, repository: Path, state: Path) -> None:
         self._runner = asyncio.Runner()
         settings = TritonSettings(triton_repository=repository, triton_start_timeout_s=60)
-        self._triton = LocalTriton(settings, state)
+        self._triton = EmbeddedTriton(settings, state)
         self.client = grpcclient.InferenceServerClient(self._runner.run(self._triton.start()))
 
     def infer(self, model: str, *images: np.ndarray) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ import graphs
 import numpy as np
 import pytest
 
-from app.inference.launch import models_of
+from app.inference.embedded import models_of
 from app.settings import ROOT
 
 NAMES = {"names": "{0: 'crane', 1: 'truck'}", "task": "detect"}

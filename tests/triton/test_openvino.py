@@ -14,7 +14,7 @@ from install import DETECT, install
 from test_cpu_repository import Served
 
 from app.errors import SightlineError
-from app.inference.local import LocalTriton
+from app.inference.embedded import EmbeddedTriton
 from app.settings import TritonSettings
 
 SPREAD = np.random.default_rng(5)
@@ -91,7 +91,7 @@ def test_a_word_that_it_does_not_know_is_refused(
     openvino: None, parameters: dict[str, str], said: str, tmp_path: Path
 ) -> None:
     models = repository(tmp_path / "wrong", **parameters)
-    triton = LocalTriton(TritonSettings(triton_repository=models, triton_start_timeout_s=60), tmp_path / "state")
+    triton = EmbeddedTriton(TritonSettings(triton_repository=models, triton_start_timeout_s=60), tmp_path / "state")
 
     async def start() -> None:
         try:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from app import metrics
 from app.errors import FrameError, InferenceError, InferenceUnavailable, ModelRejected
 from app.inference.client import InferenceClient, ModelSpec
-from app.inference.memory import Buffer
+from app.inference.shared_memory import Buffer
 from app.pipeline.boxes import Floats
 from app.pipeline.decode import picture_of
 from app.pipeline.preprocess import Piece, Preprocessor, Threads
