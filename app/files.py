@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from app.errors import ConfigurationError
@@ -35,7 +38,23 @@ def writable_folder(folder: Path, setting: str) -> Path:
 def partial_path(path: Path) -> Path:
     """A hidden name in the same folder for a file that is renamed to `path` once it is complete.
 
-    The name contains the process id and is short enough for any file system.
+    The name is a new one at each call, so that several threads and processes may write the same file at once.
+    It is short enough for any file system.
     """
     stem = os.fsencode(path.name)[:_LONGEST_STEM].decode("ascii", "replace").replace("\ufffd", "_")
-    return path.with_name(f".{stem}.{os.getpid()}.part")
+    return path.with_name(f".{stem}.{os.getpid()}-{secrets.token_hex(4)}.part")
+
+
+@contextmanager
+def written_atomically(path: Path) -> Iterator[Path]:
+    """Yields the path of a temporary file in the same folder, and renames it to `path` at the end of the `with` block.
+
+    Makes the folder if it does not exist. After an error no temporary file is left and `path` is unchanged.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = partial_path(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.errors import InferenceError, InferenceUnavailable, ModelRejected
+from app.files import written_atomically
 from app.pipeline.multimodal import Pipeline
 from app.protocol.stream import StreamSettings
 from app.segments.footage import opened
-from app.segments.joining import whole
 from app.segments.keys import Mode
 from app.segments.output import Output
 from app.segments.passage import Passage
@@ -98,8 +98,8 @@ async def analyze_film(
     started = time.perf_counter()
     with ExitStack() as stack:
         # The film takes its name last: who waits for it finds the results, too.
-        picture = None if target is None else stack.enter_context(whole(target))
-        lines = stack.enter_context(whole(results))
+        picture = None if target is None else stack.enter_context(written_atomically(target))
+        lines = stack.enter_context(written_atomically(results))
         film = stack.enter_context(opened(source, max_pixels=max_pixels, on_damage=damaged))
         reel = Reel(film)
         output = Output(lines, picture, film, mode)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
 
+from app.files import written_atomically
 from app.segments.containers import form_of, options
 from app.segments.footage import FilmError, Footage, explained, opened
 from app.sources.address import ffmpeg_name
@@ -30,25 +29,13 @@ def concat(parts: Sequence[Path], target: Path) -> None:
         raise FilmError(f"{target.name}: there are no parts to put together")
     with opened(parts[0]) as first:
         form = form_of([first.video, *first.audio])
-    with whole(target) as temporary, explained(target), _Joint(temporary, form) as joint:
+    with written_atomically(target) as temporary, explained(target), _Joint(temporary, form) as joint:
         for path in parts:
             with opened(path) as part:
                 joint.expect(part)
         for path in parts:
             with opened(path) as part:
                 joint.add(part)
-
-
-@contextmanager
-def whole(target: Path) -> Iterator[Path]:
-    """A file beside the target to write to, which takes its name at the end; nothing is left of it on an error."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        yield temporary
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class _Joint:
