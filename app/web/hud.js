@@ -148,7 +148,7 @@ export class Hud {
     if (!size) return;
     const { quality, rate } = this.#rateControl;
     const frame = `${width} × ${height}, quality ${Math.round(quality * 100)}%, ${bytes(size)} a frame`;
-    setText(element("pace", HTMLParagraphElement), `${frame}, up to ${rate.toFixed(rate < 10 ? 1 : 0)} a second`);
+    setText(element("sent-frame", HTMLParagraphElement), `${frame}, up to ${rate.toFixed(rate < 10 ? 1 : 0)} a second`);
   }
 
   #session() {

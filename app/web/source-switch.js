@@ -76,7 +76,7 @@ export class SourceSwitch {
     this.onchange();
   }
 
-  /** Closes the shown source; one being opened goes on opening. */
+  /** Closes the shown source; a source being opened is not affected. */
   release() {
     if (!this.source) return;
     this.#close();

@@ -163,4 +163,4 @@ def test_size_quality_and_rate_by_hand(sight: Sight) -> None:
     sent = sight.ask("sightline.sender.counts.sent")
     sight.page.wait_for_timeout(2000)
     assert sight.ask("sightline.sender.counts.sent") - sent <= 13
-    sight.shows("#pace", "up to 5.0 a second")
+    sight.shows("#sent-frame", "up to 5.0 a second")

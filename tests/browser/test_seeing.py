@@ -132,9 +132,9 @@ def test_the_camera_shows_what_the_service_sees(real: Service, look: Look) -> No
     assert max(shares) > 1
     assert sight.page.evaluate(CHART_COLOURS) > 4
     # On a slow machine the frame is smaller, with the camera's aspect ratio.
-    pace = re.search(r"(\d+) × (\d+), quality \d+%, \d+ kB a frame", sight.text("#pace"))
-    assert pace is not None
-    width, height = map(int, pace.groups())
+    frame = re.search(r"(\d+) × (\d+), quality \d+%, \d+ kB a frame", sight.text("#sent-frame"))
+    assert frame is not None
+    width, height = map(int, frame.groups())
     assert 0 < width <= 640
     assert abs(width / height - 640 / 480) < 0.02
     assert re.search(r"Frames sent \d+ of \d+", sight.text("#session"))

@@ -1,4 +1,4 @@
-"""The page's own `instance-starter.js` in a real browser, against the real function behind what stands for its URL."""
+"""The page's own `instance-starter.js` in a real browser, with the real function behind a stand-in for its URL."""
 
 from __future__ import annotations
 
