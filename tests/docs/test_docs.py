@@ -56,3 +56,37 @@ def test_make_targets_named_in_the_texts_exist() -> None:
     for name in ("README.md", "CONTRIBUTING.md"):
         for target in re.findall(r"`make ([a-z-]+)", (ROOT / name).read_text()):
             assert target in targets, f"{name} names `make {target}`"
+
+
+def test_every_decision_is_listed() -> None:
+    folder = ROOT / "docs" / "decisions"
+    records = {path.name: path.read_text() for path in folder.glob("[0-9]*.md")}
+    assert len(records) >= 60
+    rows = re.findall(r"^\| \[(\d+)\]\(([^)]+)\) \| (.+?) \|", (folder / "README.md").read_text(), re.M)
+    assert [name for _, name, _ in rows] == sorted(records)
+    assert [int(number) for number, _, _ in rows] == list(range(1, len(rows) + 1)), (
+        "numbers are used once, without gaps"
+    )
+    for number, name, title in rows:
+        assert re.fullmatch(rf"{int(number):04d}-[a-z0-9-]+\.md", name)
+        assert records[name].startswith(f"# {number}. {title}\n"), name
+        assert re.findall(r"^\*\*(\w+)\.\*\*", records[name], re.M) == ["Context", "Decision", "Consequence"], name
+
+
+UNDER = re.compile(r"(?:app|benchmarks|docs|infra|nginx|prometheus|requirements|tests|triton)/[\w./-]*[/\w]")
+
+
+def paths_named(text: str) -> set[str]:
+    """What stands in backticks and begins with a folder of the repository."""
+    return {found for found in re.findall(r"`([^`\s*{}<>…=]+)`", text) if UNDER.fullmatch(found)}
+
+
+def test_paths_named_in_the_texts_exist() -> None:
+    texts = [ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    missing = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in texts
+        for name in paths_named(path.read_text())
+        if not ((ROOT / name).exists() or (ROOT / f"{name}.py").exists())
+    ]
+    assert missing == []
