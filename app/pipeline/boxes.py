@@ -1,6 +1,6 @@
 """Boxes: letterbox and back, overlap, non-maximum suppression. Pure numpy.
 
-Boxes are float32 `[n, 4]`: x1, y1, x2, y2. The *canvas* is the model's input picture, the *frame* what was sent.
+Boxes are float32 `[n, 4]`: x1, y1, x2, y2. The *canvas* is the model's input image, the *frame* what was sent.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Letterbox:
     canvas_height: int
     scale: float
     width: int
-    """Of the frame's picture on the canvas."""
+    """Of the frame's image on the canvas."""
     height: int
     pad_x: int
-    """Left edge of the picture on the canvas."""
+    """Left edge of the image on the canvas."""
     pad_y: int
     """Top edge."""
 
@@ -123,7 +123,7 @@ def nms(
     iou_threshold: float,
     max_detections: int,
     *,
-    pictures: NDArray[Any] | None = None,
+    images: NDArray[Any] | None = None,
 ) -> Ints:
     """Greedy non-maximum suppression within each class: indices of the boxes kept, best first.
 
@@ -135,11 +135,11 @@ def nms(
     cost a full matrix.
 
     Args:
-        pictures: `[n]` of which picture each box is; None: all of one. No box suppresses one of another picture.
+        images: `[n]` of which image each box is; None: all of one. No box suppresses one of another image.
     """
     least = _just_below(iou_threshold)
     apart = xyxy + (class_ids.astype(np.float32) * _APART)[:, None]
-    kinds = class_ids if pictures is None else class_ids.astype(np.int64) + (pictures << 32)
+    kinds = class_ids if images is None else class_ids.astype(np.int64) + (images << 32)
     order = (-scores).argsort(kind="stable")
     kept: list[Ints] = []
     count = 0

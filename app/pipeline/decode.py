@@ -1,6 +1,13 @@
-"""Image bytes to pixels: what a JPEG's markers say and what it would cost, then decoding it, PNG and WebP.
+"""Image bytes to pixels. First the markers of a JPEG, which show what it is and what it costs; then decoding.
 
-DOC
+Markers are found as libjpeg finds them (ITU-T T.81, B.1.1; libjpeg's jdmarker.c): fill bytes and bytes of no marker
+are skipped, and so are TEM and RSTn, which have no length; the payload of a segment is skipped by its length; after SOS
+follows coded data up to the next marker that is not RSTn. Therefore the content of a payload or a thumbnail does not
+count, and everything that the decoder will read does.
+
+`exact` gives the pixels that OpenCV gives, to the level: `cv2.imdecode`, then `cv2.resize` with `INTER_LINEAR` from the
+full size, as Ultralytics prepares an image. Fast decoding differs by up to 37 levels: it uses libjpeg's quick DCT and
+upsampling, and the codec itself shrinks an image that is at least twice too large. The codecs free the GIL.
 """
 
 from __future__ import annotations
@@ -21,26 +28,27 @@ from app.pipeline.boxes import Letterbox
 
 Pixels = NDArray[np.uint8]
 
-# --- what a JPEG says of itself ---
+# --- the markers of a JPEG ---
 
 SOI = b"\xff\xd8"
 MAX_SCANS = 100
-"""Of a progressive JPEG, whatever its size. Encoders write about ten; a sequential JPEG has one a component at most."""
+"""Scans of a progressive JPEG of any size. Encoders write about ten; a sequential JPEG has at most one a component."""
 MAX_SEGMENTS = 1024
-"""Of one JPEG. A photograph of a telephone, with its profiles and preview pictures, has under a hundred."""
+"""Segments of one JPEG. A phone's photograph, with its profiles and previews, has fewer than a hundred."""
 WORK_A_PIXEL = 32
-"""Samples of all scans together, for each pixel of the largest frame. A progressive JPEG comes to 8 at 4:2:0 and to 16
-at 4:4:4."""
+"""Samples of all scans together, for each pixel of the largest frame. A progressive JPEG reaches 8 at 4:2:0 and 16 at
+4:4:4."""
 PLANNED_BYTES = 65_536
-"""That `work_of` searches for markers, besides the segments that it skips: a millisecond for the worst."""
+"""Bytes that `work_of` searches for markers, besides the segments that it skips: a millisecond in the worst case."""
 ENDLESS = 1 << 40
+"""The work of a JPEG that `work_of` cannot settle."""
 ARITHMETIC = 64
-"""An arithmetic-coded sample may cost as much as so many others: a coefficient is up to thirty decisions, which may
-take no bytes at all."""
+"""An arithmetic-coded sample may cost as much as this many Huffman-coded ones: a coefficient takes up to thirty
+decisions, which may take no bytes at all."""
 
 _MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
 _MARKERS = {bytes((0xFF, code)) for code in (*range(0xC0, 0xD0), *range(0xD8, 0xFF))}
-"""The same, all of them."""
+"""All markers that `_MARKER` finds."""
 _STEP = 65_536
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _KNOWN = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive", 0xC9: "arithmetic", 0xCA: "arithmetic, progressive"}
@@ -49,7 +57,7 @@ _SUBSAMPLINGS = {(1, 1): "444", (2, 1): "422", (2, 2): "420", (1, 2): "440", (4,
 
 
 class _Unsettled(Exception):
-    """Planning has looked at as much as it may."""
+    """Planning has read as much as it may."""
 
 
 Colorspace = Literal["YCbCr", "Gray", "RGB", "CMYK", "YCCK"]
@@ -57,10 +65,10 @@ Colorspace = Literal["YCbCr", "Gray", "RGB", "CMYK", "YCCK"]
 
 @dataclass(frozen=True, slots=True)
 class JpegInfo:
-    """What a JPEG's markers say."""
+    """What the markers of a JPEG say."""
 
     width: int
-    """As it is coded: an orientation is not applied."""
+    """As coded: the orientation is not applied."""
     height: int
     colorspace: Colorspace
     subsampling: str
@@ -68,11 +76,11 @@ class JpegInfo:
     progressive: bool
     scans: int = 1
     work: int = 0
-    """Samples over all scans: what decoding costs, but for the bytes. See `WORK_A_PIXEL`."""
+    """Samples over all scans: the cost of decoding, apart from the bytes. See `WORK_A_PIXEL`."""
     whole: bool = True
-    """Whether its end was found (EOI)."""
+    """Whether the end marker (EOI) was found."""
     orientation: int = 1
-    """EXIF's: 1 to 8."""
+    """The EXIF orientation, 1 to 8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,24 +91,21 @@ class _Header:
     height: int
     progressive: bool
     names: bytes
-    """Of the components, a byte each."""
+    """The component identifiers, a byte each."""
     samples: tuple[int, ...]
-    """What one scan of each component costs: its samples in blocks of 8x8, as they are coded, weighed."""
+    """The cost of one scan of each component: its samples in coded blocks of 8x8, weighted."""
     subsampling: str
-
-    @property
-    def work(self) -> int:
-        """Of one scan of all components."""
-        return sum(self.samples)
+    work: int
+    """The cost of one scan of all components."""
 
 
 def inspect(jpeg: bytes, *, max_bytes: int, max_pixels: int) -> JpegInfo:
-    """Reads the markers alone: some 30 microseconds for a camera's frame, milliseconds for the worst.
+    """Reads only the markers: some 30 microseconds for a camera's frame, milliseconds in the worst case.
 
     Raises:
         FrameTooLarge: more bytes or pixels than allowed.
-        TooExpensive: so many scans over so many pixels that they are meant to hurt.
-        UndecodableFrame: not a JPEG, of a kind that nobody decodes, or its markers are damaged.
+        TooExpensive: so many scans over so many pixels that they can only be an attack.
+        UndecodableFrame: not a JPEG, of a kind that no decoder here reads, or its markers are damaged.
     """
     if len(jpeg) > max_bytes:
         raise FrameTooLarge(f"the frame has {len(jpeg):,} bytes; at most {max_bytes:,} are taken (MAX_FRAME_BYTES)")
@@ -110,10 +115,10 @@ def inspect(jpeg: bytes, *, max_bytes: int, max_pixels: int) -> JpegInfo:
 
 
 def work_of(jpeg: bytes) -> int:
-    """`JpegInfo.work` for who plans; 0 of what will be refused. Microseconds: of a sequential JPEG its header alone.
+    """An estimate of `JpegInfo.work` for planning; 0 for a JPEG that will be refused.
 
-    It is asked in the event loop. What is not settled within `PLANNED_BYTES`, a long progressive JPEG or a flood of
-    fill bytes, counts as endless.
+    Takes microseconds, because it runs in the event loop: of a sequential JPEG only the header is read. A JPEG that is
+    not settled within `PLANNED_BYTES` (a long progressive one, or a flood of fill bytes) counts as `ENDLESS`.
     """
     try:
         return _walk(jpeg, 1 << 32, planning=True).work if jpeg[:2] == SOI else 0
@@ -124,11 +129,11 @@ def work_of(jpeg: bytes) -> int:
 
 
 def check_packet(packet: bytes, *, max_pixels: int) -> None:
-    """Bounds what a packet of Motion JPEG may cost FFmpeg, which finds markers otherwise than libjpeg.
+    """Bounds the cost of a Motion JPEG packet for FFmpeg, which finds markers differently from libjpeg.
 
-    It looks into the payload of segments that it does not know, and reads on behind an end: so whatever may be a scan
-    counts. A packet holds a frame, or its two fields, and perhaps preview pictures. What else is wrong with it is
-    left to FFmpeg.
+    FFmpeg reads the payload of segments that it does not know, and reads on after an end marker. Therefore everything
+    that may be a scan counts. A packet holds a frame, or its two fields, and perhaps previews. FFmpeg itself reports
+    all other errors.
 
     Raises:
         TooExpensive: too many scans or frame headers.
@@ -140,7 +145,7 @@ def check_packet(packet: bytes, *, max_pixels: int) -> None:
     if len(headers) > MAX_SCANS:
         raise TooExpensive(f"a frame of Motion JPEG has {len(headers):,} frame headers; at most {MAX_SCANS} are read")
     if scans > _PACKET_SCANS:
-        pixels = max((int.from_bytes(one[3:5]) * int.from_bytes(one[5:7]) for one in headers), default=max_pixels)
+        pixels = max((int.from_bytes(sof[3:5]) * int.from_bytes(sof[5:7]) for sof in headers), default=max_pixels)
         if scans * pixels > _PACKET_SCANS * max_pixels:
             raise TooExpensive(
                 f"a frame of Motion JPEG has {scans} scans over {pixels:,} pixels; at most {_PACKET_SCANS} times "
@@ -155,21 +160,28 @@ _ANY_SOF = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]")
 def _walk(jpeg: bytes, max_pixels: int, *, planning: bool = False) -> JpegInfo:
     header: _Header | None = None
     adobe: int | None = None
-    room = PLANNED_BYTES
+    room = PLANNED_BYTES if planning else len(jpeg) + 2
+    """Bytes that may still be searched for markers."""
     at, segments, scans, work, orientation, whole = 2, 0, 0, 0, 1, False
-    while (found := _behind_marker(jpeg, at, at + room if planning else len(jpeg))) is not None:
+    while True:
+        if room >= 2 and jpeg[at : at + 2] in _MARKERS:  # almost always: a search takes a microsecond to begin
+            found: int | None = at + 2
+        else:
+            found = _after_marker(jpeg, at, min(at + room, len(jpeg)))
+        if found is None:
+            break
         room -= found - at
         at = found
         marker = jpeg[at - 1]
         if marker == _EOI:
             whole = True
             break
-        if marker == _RESERVED:  # a second SOI: every decoder gives up here
+        if marker == _RESERVED:  # a second SOI: every decoder stops here
             break
         segments += 1
         if segments > MAX_SEGMENTS:
             raise UndecodableFrame(f"the JPEG has more than {MAX_SEGMENTS:,} segments")
-        # A length under 2 skips itself alone, as libjpeg does it.
+        # A length below 2 skips only itself, as in libjpeg.
         end = at + max(2, int.from_bytes(jpeg[at : at + 2]))
         if marker == _SOS:
             if header is None:
@@ -177,7 +189,7 @@ def _walk(jpeg: bytes, max_pixels: int, *, planning: bool = False) -> JpegInfo:
             scans += 1
             work += _scanned(header, jpeg[at + 2 : end])
             if planning and not header.progressive:
-                # As one scan of all, which several of some come to.
+                # Several scans of some components cost as much as one scan of all.
                 work = header.work
                 break
             if not header.progressive and scans > len(header.names):
@@ -185,7 +197,8 @@ def _walk(jpeg: bytes, max_pixels: int, *, planning: bool = False) -> JpegInfo:
                     f"the sequential JPEG has more scans than its {len(header.names)} components, "
                     "and each is coded once"
                 )
-            _bound(work, scans, header.width, header.height, max_pixels)
+            if scans > MAX_SCANS or work > WORK_A_PIXEL * max_pixels:
+                raise _too_many_scans(work, scans, header, max_pixels)
         elif marker in _SOF:
             if header is not None:
                 raise UndecodableFrame("the JPEG's header is damaged: it has two frame headers")
@@ -203,7 +216,7 @@ def _walk(jpeg: bytes, max_pixels: int, *, planning: bool = False) -> JpegInfo:
     if planning and not settled and at + room < len(jpeg):
         raise _Unsettled
     if header is None or not scans:
-        raise UndecodableFrame("the JPEG's header is damaged, or cut short: no picture follows")
+        raise UndecodableFrame("the JPEG's header is damaged, or cut short: no image follows")
     return JpegInfo(
         header.width,
         header.height,
@@ -217,30 +230,27 @@ def _walk(jpeg: bytes, max_pixels: int, *, planning: bool = False) -> JpegInfo:
     )
 
 
-def _behind_marker(jpeg: bytes, at: int, end: int) -> int | None:
-    """Where the next marker ends that begins at `at` or behind and ends at `end` or before.
+def _after_marker(jpeg: bytes, at: int, end: int) -> int | None:
+    """The end of the next marker that begins at `at` or later and ends at `end` or earlier.
 
-    In steps: a search holds the GIL, and one through two megabytes of fill bytes takes tens of milliseconds.
+    Searches in steps, because a search holds the GIL and one through two megabytes of fill bytes takes tens of
+    milliseconds.
     """
-    if at + 2 <= end and jpeg[at : at + 2] in _MARKERS:  # as most are; a search takes a microsecond to begin
-        return at + 2
     while at < end:
         found = _MARKER.search(jpeg, at, min(end, at + _STEP))
         if found is not None or at + _STEP >= end:
             return found and found.end()
-        at += _STEP - 1  # a marker may lie across
+        at += _STEP - 1  # a marker may lie across the boundary of two steps
     return None
 
 
-def _bound(work: int, scans: int, width: int, height: int, max_pixels: int) -> None:
+def _too_many_scans(work: int, scans: int, header: _Header, max_pixels: int) -> TooExpensive:
     if scans > MAX_SCANS:
-        raise TooExpensive(f"the JPEG has {scans} or more scans; at most {MAX_SCANS} are decoded")
-    most = WORK_A_PIXEL * max_pixels
-    if work > most:
-        raise TooExpensive(
-            f"the JPEG codes its {width}x{height} pixels in {scans} scans or more: {work:,} samples in all, weighed by "
-            f"their coding; at most {most:,} are decoded, {WORK_A_PIXEL} times MAX_PIXELS"
-        )
+        return TooExpensive(f"the JPEG has {scans} or more scans; at most {MAX_SCANS} are decoded")
+    return TooExpensive(
+        f"the JPEG codes its {header.width}x{header.height} pixels in {scans} scans or more: {work:,} samples in all, "
+        f"weighed by their coding; at most {WORK_A_PIXEL * max_pixels:,} are decoded, {WORK_A_PIXEL} times MAX_PIXELS"
+    )
 
 
 def too_many_pixels(width: int, height: int, most: int) -> FrameTooLarge:
@@ -251,10 +261,10 @@ def too_many_pixels(width: int, height: int, most: int) -> FrameTooLarge:
 
 @lru_cache(maxsize=256)
 def _header(marker: int, segment: bytes) -> _Header:
-    """Reads a frame header (T.81, B.2.2). A camera's is the same on every frame.
+    """Reads a frame header (T.81, B.2.2). Cached, because all frames of a camera have the same one.
 
     Raises:
-        UndecodableFrame: damaged, or of a kind that is not decoded.
+        UndecodableFrame: the header is damaged, or of a kind that is not decoded.
     """
     if marker not in _KNOWN:
         kind = "lossless" if marker in (0xC3, 0xCB) else "hierarchical"
@@ -274,13 +284,15 @@ def _header(marker: int, segment: bytes) -> _Header:
         raise UndecodableFrame("the JPEG's header is damaged: a sampling factor is not from 1 to 4")
     most_h, most_v = max(h for _, h, _ in sampling), max(v for _, _, v in sampling)
     weight = ARITHMETIC if marker in (0xC9, 0xCA) else 1
+    samples = tuple(_padded(width * h, most_h) * _padded(height * v, most_v) * weight for _, h, v in sampling)
     return _Header(
         width,
         height,
         marker in (0xC2, 0xCA),
         bytes(name for name, _, _ in sampling),
-        tuple(_padded(width * h, most_h) * _padded(height * v, most_v) * weight for _, h, v in sampling),
+        samples,
         _subsampling([(h, v) for _, h, v in sampling]),
+        sum(samples),
     )
 
 
@@ -289,12 +301,12 @@ def _padded(side: int, over: int) -> int:
 
 
 def _scanned(header: _Header, segment: bytes) -> int:
-    """What a scan costs: samples of the components that it names (T.81, B.2.3), weighed."""
+    """The cost of a scan: the weighted samples of the components that it names (T.81, B.2.3)."""
     count = segment[0] if segment else 0
     named = segment[1 : 1 + 2 * count : 2]
     if named == header.names and len(set(named)) == count:
         return header.work
-    # Decoders differ in which of two components of one name is meant.
+    # Where two components have one name, decoders differ in which one they take: the dearer one counts.
     return sum(
         max(
             (samples for own, samples in zip(header.names, header.samples, strict=True) if own == name),
@@ -305,7 +317,7 @@ def _scanned(header: _Header, segment: bytes) -> int:
 
 
 def _colorspace(header: _Header, adobe: int | None) -> Colorspace:
-    """As libjpeg guesses it (jdapimin.c)."""
+    """The colour space that libjpeg guesses (jdapimin.c)."""
     count = len(header.names)
     if count == 1:
         return "Gray"
@@ -318,7 +330,7 @@ def _subsampling(factors: list[tuple[int, int]]) -> str:
     first, *others = factors
     if not others:
         return "Gray"
-    # The fourth of CMYK is as fine as the first.
+    # The fourth component of CMYK must be as fine as the first.
     chroma = others[:2]
     if len(others) == 3 and others[2] != first:
         return "other"
@@ -326,7 +338,7 @@ def _subsampling(factors: list[tuple[int, int]]) -> str:
 
 
 def exif_orientation(exif: bytes) -> int:
-    """How the picture is to be turned: tag 0x0112 of the first directory of a TIFF; 1, as it lies, where nothing says.
+    """The EXIF orientation: tag 0x0112 of the first directory of a TIFF; 1 (as it lies) where the tag is missing.
 
     Exif 2.32, 4.5.4 and 4.6.4: 1 as it is, 2 mirrored, 3 by 180 degrees, 4 upside down, 5 transposed, 6 by 90 degrees
     clockwise, 7 transposed the other way, 8 by 90 degrees counter-clockwise.
@@ -363,7 +375,7 @@ _KINDS = (
 
 
 def kind_of(data: bytes) -> str:
-    """What it is instead, as far as its first bytes tell."""
+    """The kind of file that the first bytes show, for messages."""
     if not data:
         return "empty"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
@@ -377,14 +389,14 @@ def kind_of(data: bytes) -> str:
 # --- JPEG to pixels ---
 
 Coded = bytes | bytearray
-"""A JPEG's bytes; a bytearray where it may be spoilt while it is decoded, so that the codec comes to an end."""
+"""A JPEG's bytes. A bytearray where another thread may overwrite it during decoding, so that the codec ends soon."""
 
 BORDER = 114
-"""Grey of the canvas around the picture, as the models were trained with."""
+"""Grey level of the canvas around the image; the models were trained with it."""
 LONGEST = 160
-"""Longest side of the grey picture that motion is measured on."""
+"""Longest side of the grey frame that motion is measured on, pixels."""
 SHORTEST = 16
-"""Its shorter side is not made smaller than this: dense flow needs that much."""
+"""Least length of its shorter side, pixels: dense flow needs that much."""
 _HARMLESS = (
     "extraneous bytes",
     "Invalid SOS parameters",
@@ -392,7 +404,7 @@ _HARMLESS = (
     "unknown JFIF revision",
     "Unknown Adobe color transform",
 )
-"""What libjpeg warns of though the picture is whole; cameras' MJPEG is full of the first two."""
+"""Warnings of libjpeg about images that are whole; the MJPEG of cameras often causes the first two."""
 
 
 def decode_into(
@@ -400,47 +412,46 @@ def decode_into(
 ) -> None:
     """Decodes into a canvas, letterboxed: RGB uint8 `[canvas height, canvas width, 3]`, C-contiguous.
 
-    What the canvas held before does not matter; with `border` False, it is the border already around the picture.
-    Only the picture is written then, also of a frame that turns out to be damaged. A frame that fits its rows is
-    decoded in place.
+    The former content of the canvas does not matter. With `border` False the border must already be there, and only the
+    image is written, also for a frame that turns out to be damaged. A frame that fills the rows is decoded in place.
 
     Raises:
-        UndecodableFrame: damaged or cut short. The canvas then holds anything.
+        UndecodableFrame: the frame is damaged or cut short. The content of the canvas is then undefined.
     """
     if border:
         _border(canvas, box)
-    picture = picture_of(canvas, box)
+    image = image_of(canvas, box)
     if fits(info, box) if exact else _fits_reduced(info, box):
-        _decode(jpeg, info, "RGB", box.width, box.height, buffer=picture, exact=exact)
+        _decode(jpeg, info, "RGB", box.width, box.height, buffer=image, exact=exact)
     else:
-        _resize(_decode(jpeg, info, "RGB", box.width, box.height, exact=exact), box, picture)
+        _resize(_decode(jpeg, info, "RGB", box.width, box.height, exact=exact), box, image)
 
 
 def decode_whole(jpeg: Coded, info: JpegInfo, *, exact: bool = True) -> Pixels:
-    """The picture at its full size, as it is coded: RGB uint8 `[h, w, 3]`.
+    """The image at its full size, as coded: RGB uint8 `[h, w, 3]`.
 
     Raises:
-        UndecodableFrame: damaged or cut short.
+        UndecodableFrame: the frame is damaged or cut short.
     """
     return _decode(jpeg, info, "RGB", info.width, info.height, exact=exact)
 
 
 def upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Turns and mirrors an image as its EXIF orientation asks for, 1 to 8. C-contiguous, as a copy; 1: as it is."""
+    """The image turned and mirrored by its EXIF orientation, 1 to 8: a C-contiguous copy, or for 1 the image itself."""
     if orientation in (5, 6, 7, 8):
         pixels = cv2.transpose(pixels)  # type: ignore[assignment]
-    # By OpenCV's flip: 0 upside down, 1 left and right, -1 both.
+    # Codes of cv2.flip: 0 upside down, 1 left and right, -1 both.
     flip = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)
     return pixels if flip is None else cv2.flip(pixels, flip)  # type: ignore[return-value]
 
 
 def fits(info: JpegInfo, box: Letterbox) -> bool:
-    """Whether the frame is as large as its place in the canvas, whose rows it fills: `exact` decodes in place."""
+    """Whether the frame has the size of its place in the canvas and fills the rows, so that it is decoded in place."""
     return (box.width, box.height) == (info.width, info.height) and box.width == box.canvas_width
 
 
 def described(pixels: Pixels, *, max_pixels: int) -> JpegInfo:
-    """What `inspect` says of a JPEG, of a picture that came decoded: RGB uint8 `[h, w, 3]`.
+    """The `JpegInfo` of an image that came decoded, RGB uint8 `[h, w, 3]`.
 
     Raises:
         FrameTooLarge: more pixels than allowed.
@@ -452,40 +463,40 @@ def described(pixels: Pixels, *, max_pixels: int) -> JpegInfo:
 
 
 def lay_into(pixels: Pixels, box: Letterbox, canvas: Pixels, *, border: bool = True, exact: bool = True) -> None:
-    """`decode_into` for a picture that came decoded: RGB uint8 `[h, w, 3]`."""
-    picture = picture_of(canvas, box)
+    """`decode_into` for an image that came decoded, RGB uint8 `[h, w, 3]`."""
+    image = image_of(canvas, box)
     if border:
         _border(canvas, box)
-    # Halved first where it is at least twice too large: bilinear alone would skip pixels.
+    # Halve it first where it is at least twice too large, because bilinear scaling alone would skip pixels.
     while not exact and pixels.shape[0] >= 2 * box.height and pixels.shape[1] >= 2 * box.width:
         half = (pixels.shape[1] // 2, pixels.shape[0] // 2)
         pixels = cv2.resize(pixels, half, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
-    _resize(pixels, box, picture)
+    _resize(pixels, box, image)
 
 
-def _resize(pixels: Pixels, box: Letterbox, picture: Pixels) -> None:
-    if pixels.shape == picture.shape:
-        picture[:] = pixels
+def _resize(pixels: Pixels, box: Letterbox, image: Pixels) -> None:
+    if pixels.shape == image.shape:
+        image[:] = pixels
     else:
-        cv2.resize(pixels, (box.width, box.height), dst=picture, interpolation=cv2.INTER_LINEAR)
+        cv2.resize(pixels, (box.width, box.height), dst=image, interpolation=cv2.INTER_LINEAR)
 
 
 def grey_of(pixels: Pixels, longest: int = LONGEST) -> Pixels:
-    """`decode_grey` for a picture that came decoded: RGB uint8 `[h, w, 3]`."""
+    """`decode_grey` for an image that came decoded, RGB uint8 `[h, w, 3]`."""
     height, width = pixels.shape[:2]
     return _shrink(pixels, *grey_size(width, height, longest))
 
 
 def small_grey(canvas: Pixels, box: Letterbox, longest: int = LONGEST) -> Pixels:
     """The frame in a canvas, small and grey: uint8 `[h, w]` of `grey_size`. The pixels are copied."""
-    return _shrink(picture_of(canvas, box), *grey_size(box.image_width, box.image_height, longest))
+    return _shrink(image_of(canvas, box), *grey_size(box.image_width, box.image_height, longest))
 
 
 def decode_grey(jpeg: Coded, info: JpegInfo, longest: int = LONGEST) -> Pixels:
-    """The same without a canvas: the codec leaves colour out and decodes smaller. Never exact: no model sees it.
+    """`small_grey` without a canvas: the codec omits colour and decodes smaller. Never exact: no model sees it.
 
     Raises:
-        UndecodableFrame: damaged or cut short.
+        UndecodableFrame: the frame is damaged or cut short.
     """
     width, height = grey_size(info.width, info.height, longest)
     if _rare(info):
@@ -494,38 +505,35 @@ def decode_grey(jpeg: Coded, info: JpegInfo, longest: int = LONGEST) -> Pixels:
 
 
 def grey_size(image_width: int, image_height: int, longest: int = LONGEST) -> tuple[int, int]:
-    """Width and height of a frame's small grey picture: its proportions, except that no side gets under `SHORTEST`.
-
-    Never larger than the frame.
-    """
+    """Width and height of the small grey frame: in proportion, but no side below `SHORTEST` or above the frame's."""
     scale = min(1.0, longest / max(image_width, image_height))
     width, height = (min(side, max(SHORTEST, round(side * scale))) for side in (image_width, image_height))
     return width, height
 
 
-def _shrink(picture: Pixels, width: int, height: int) -> Pixels:
-    """To grey of that size, in steps of at most 2 on the longer side.
+def _shrink(image: Pixels, width: int, height: int) -> Pixels:
+    """Converts to grey of that size, in steps of at most 2 on the longer side.
 
-    Bilinear at half size is the mean of 2x2, and OpenCV's fastest path; one step over more would skip pixels.
-    Three times as fast as one step of `INTER_AREA`.
+    Bilinear scaling to half the size is the mean of 2x2 pixels and OpenCV's fastest path; a larger step would skip
+    pixels. This takes a third of the time of one `INTER_AREA` step.
     """
-    if picture.ndim == 3:
-        # First, though it is four times the pixels: one channel is halved faster than three, by a fifth in all.
-        picture = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)  # type: ignore[assignment]
+    if image.ndim == 3:
+        # Before halving, though on four times the pixels: one channel halves faster than three, by a fifth in all.
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)  # type: ignore[assignment]
     halvings = 0
-    while max(picture.shape[1] / width, picture.shape[0] / height) > 2 << halvings:
+    while max(image.shape[1] / width, image.shape[0] / height) > 2 << halvings:
         halvings += 1
-    # A strip of 65500x16 is halved along its length alone, and not first blown up across it.
-    widest, highest = max(width, 2 * picture.shape[1]), max(height, 2 * picture.shape[0])
+    # A strip of 65500x16 is halved only along its length, and not enlarged across it first.
+    widest, highest = max(width, 2 * image.shape[1]), max(height, 2 * image.shape[0])
     for step in range(halvings, -1, -1):
         size = (min(width << step, widest), min(height << step, highest))
-        if size != picture.shape[1::-1]:
-            picture = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)  # type: ignore[assignment]
-    return np.ascontiguousarray(picture)
+        if size != image.shape[1::-1]:
+            image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)  # type: ignore[assignment]
+    return np.ascontiguousarray(image)
 
 
-def picture_of(canvas: Pixels, box: Letterbox) -> Pixels:
-    """The frame's own part of a canvas: a view `[box.height, box.width, 3]`."""
+def image_of(canvas: Pixels, box: Letterbox) -> Pixels:
+    """The part of a canvas that the frame covers: a view `[box.height, box.width, 3]`."""
     return canvas[box.pad_y : box.pad_y + box.height, box.pad_x : box.pad_x + box.width]
 
 
@@ -539,9 +547,9 @@ def _border(canvas: Pixels, box: Letterbox) -> None:
 
 
 def _factor(info: JpegInfo, width: int, height: int) -> int:
-    """8, 4, 2 or 1: how much smaller the codec may decode and still be no smaller than wanted.
+    """8, 4, 2 or 1: by how much the codec may shrink the image and still return at least the wanted size.
 
-    Only these have fast code in libjpeg-turbo; at 3/8 it takes longer than at 1/2.
+    Only these factors have fast code in libjpeg-turbo; 3/8 takes longer than 1/2.
     """
     return next((f for f in (8, 4, 2) if info.width >= f * width and info.height >= f * height), 1)
 
@@ -565,7 +573,7 @@ def _decode(
     buffer: Pixels | None = None,
     exact: bool,
 ) -> Pixels:
-    """Pixels, `[h, w, 3 or 1]`: of the full size where exact, else at least as large. What is not whole is refused."""
+    """Pixels `[h, w, 3 or 1]` of the full size where exact, else at least `width` x `height`. Refuses damage."""
     pixels: Pixels
     if _rare(info):
         pixels = _by_opencv(jpeg, info)
@@ -580,7 +588,7 @@ def _decode(
         try:
             pixels = simplejpeg.decode_jpeg(jpeg, colorspace, **options)
         except ValueError as error:
-            # The decoder tells its first warning only: that the data goes on to the end was seen before.
+            # The decoder reports only its first warning; that the data continue to the end was checked before.
             if not (info.whole and any(words in str(error) for words in _HARMLESS)):
                 raise
             pixels = simplejpeg.decode_jpeg(jpeg, colorspace, strict=False, **options)
@@ -590,12 +598,12 @@ def _decode(
 
 
 def _rare(info: JpegInfo) -> bool:
-    """Whether it is subsampled in a way that TurboJPEG does not know, and OpenCV does."""
+    """Whether TurboJPEG does not know its subsampling. OpenCV decodes it."""
     return info.subsampling == "other"
 
 
 def _by_opencv(jpeg: Coded, info: JpegInfo) -> Pixels:
-    """RGB of the full size. OpenCV does not say what is damaged in it: only that it ends is sure."""
+    """RGB of the full size. OpenCV reports no damage; the only check is that the JPEG has an end."""
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         found = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags) if info.whole else None
@@ -607,7 +615,7 @@ def _by_opencv(jpeg: Coded, info: JpegInfo) -> Pixels:
 
 
 def encode_jpeg(pixels: NDArray[np.uint8]) -> bytes:
-    """RGB `[height, width, 3]` as a JPEG without subsampling, for the reading of text."""
+    """RGB `[height, width, 3]` as a JPEG without subsampling, for reading text."""
     jpeg: bytes = simplejpeg.encode_jpeg(pixels, quality=90, colorsubsampling="444")
     return jpeg
 
@@ -616,25 +624,25 @@ def encode_jpeg(pixels: NDArray[np.uint8]) -> bytes:
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-"""Chunks that make the picture. The others - profiles, texts, an animation's frames - do not reach the codec."""
+"""Chunks that make up the image. All others (profiles, texts, frames of an animation) are kept from the codec."""
 _MOST_CHUNKS = 10_000
 _STRIP = 256
-"""Rows that are laid on white at a time: a large picture is not held several times."""
+"""Rows that are blended with white at a time, so that memory does not hold a large image several times."""
 
 
 @dataclass(frozen=True, slots=True)
 class StillImage:
-    """A picture that was looked over, and not decoded yet."""
+    """A PNG or WebP whose headers were checked, not decoded yet."""
 
     width: int
     height: int
     data: bytes
     clear: int | None = None
-    """The level that is transparent, of a grey PNG with such a one: OpenCV leaves it as it is."""
+    """The transparent level of a grey PNG that has one: OpenCV ignores it."""
 
 
 def is_still(data: bytes) -> bool:
-    """Whether its first bytes are a PNG's or a WebP's."""
+    """Whether the first bytes are those of a PNG or WebP."""
     return data.startswith(_PNG) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
 
 
@@ -643,27 +651,27 @@ def inspect_still(data: bytes, *, max_bytes: int, max_pixels: int) -> StillImage
 
     Raises:
         FrameTooLarge: more bytes or pixels than allowed.
-        UndecodableFrame: damaged, cut short, or an animated WebP.
+        UndecodableFrame: it is damaged, cut short, or an animated WebP.
     """
     if len(data) > max_bytes:
-        raise FrameTooLarge(f"the picture has {len(data):,} bytes; at most {max_bytes:,} are taken (MAX_FRAME_BYTES)")
+        raise FrameTooLarge(f"the image has {len(data):,} bytes; at most {max_bytes:,} are taken (MAX_FRAME_BYTES)")
     return _png(data, max_pixels) if data.startswith(_PNG) else _webp(data, max_pixels)
 
 
 def decode_still(still: StillImage) -> Pixels:
-    """RGB uint8 `[h, w, 3]`: grey as three like channels, 16 bits rounded to 8, transparency laid on white.
+    """RGB uint8 `[h, w, 3]`: grey as three equal channels, 16 bits rounded to 8, transparency blended with white.
 
     Raises:
-        UndecodableFrame: damaged.
+        UndecodableFrame: it is damaged.
     """
     try:
         found = cv2.imdecode(np.frombuffer(still.data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
-        raise UndecodableFrame(f"the picture is damaged: {error.err}") from None
+        raise UndecodableFrame(f"the image is damaged: {error.err}") from None
     if found is None:
-        raise UndecodableFrame("the picture is damaged or cut short")
+        raise UndecodableFrame("the image is damaged or cut short")
     if found.shape[:2] != (still.height, still.width):
-        raise UndecodableFrame("the picture is damaged: its header gives another size than its data")
+        raise UndecodableFrame("the image is damaged: its header gives another size than its data")
     if still.clear is not None and found.ndim == 2:
         found[found == still.clear] = 65_535 if found.dtype == np.uint16 else 255
     pixels = np.empty((still.height, still.width, 3), np.uint8)
@@ -673,7 +681,7 @@ def decode_still(still: StillImage) -> Pixels:
 
 
 def _rgb(part: NDArray[Any]) -> Pixels:
-    """A strip as OpenCV decoded it: grey, BGR or BGRA."""
+    """Converts a strip as OpenCV decoded it: grey, BGR or BGRA."""
     if part.dtype == np.uint16:
         part = cv2.convertScaleAbs(part, alpha=1 / 257)
     if part.ndim == 2:
@@ -686,12 +694,12 @@ def _rgb(part: NDArray[Any]) -> Pixels:
 
 
 def _png(data: bytes, max_pixels: int) -> StillImage:
-    """The picture alone: of an animation the one that is shown where animations are not (W3C PNG, 4.9 and 5)."""
+    """The still image; of an animation the one for viewers without animation (W3C PNG, 4.9 and 5)."""
     if data[12:16] != b"IHDR" or len(data) < 33:
         raise UndecodableFrame("the PNG is damaged or cut short: its header does not come first")
     width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
     _check_size(width, height, max_pixels, "PNG")
-    kept, at, count, pictured, clear = [_PNG], len(_PNG), 0, False, None
+    kept, at, count, has_image, clear = [_PNG], len(_PNG), 0, False, None
     while True:
         length, kind = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
         end = at + 12 + length
@@ -705,21 +713,21 @@ def _png(data: bytes, max_pixels: int) -> StillImage:
                 raise UndecodableFrame(f"the PNG is damaged: the checksum of its {kind.decode()} is wrong")
             kept.append(data[at:end])
             if kind == b"tRNS" and length == 2 and data[25] == 0:
-                # A sample of up to 16 bits; those of 1, 2 and 4 come out of the codec as 8 (W3C PNG, 11.3.1.1).
+                # A sample of up to 16 bits; the codec returns those of 1, 2 and 4 bits as 8 (W3C PNG, 11.3.1.1).
                 clear = int.from_bytes(data[at + 8 : at + 10]) * (255 // ((1 << data[24]) - 1) if data[24] < 8 else 1)
-        elif not kind[:1].islower():  # critical, and unknown to the standard
+        elif not kind[:1].islower():  # a critical chunk that the standard does not know
             raise UndecodableFrame("the PNG is damaged: it has a chunk that no decoder knows")
-        pictured = pictured or kind == b"IDAT"
+        has_image = has_image or kind == b"IDAT"
         if kind == b"IEND":
             break
         at = end
-    if not pictured:
-        raise UndecodableFrame("the PNG has no picture in it")
+    if not has_image:
+        raise UndecodableFrame("the PNG has no image in it")
     return StillImage(width, height, b"".join(kept), clear)
 
 
 def _webp(data: bytes, max_pixels: int) -> StillImage:
-    """RFC 9649, 2.5 to 2.7: the size is in the header of the picture's own chunk, and in VP8X where there is one."""
+    """RFC 9649, 2.5 to 2.7: the size stands in the header of the image's own chunk, and in VP8X where there is one."""
     if 8 + int.from_bytes(data[4:8], "little") > len(data):
         raise UndecodableFrame("the WebP is cut short")
     at, canvas = 12, None
@@ -730,11 +738,11 @@ def _webp(data: bytes, max_pixels: int) -> StillImage:
             break
         if kind == b"VP8X":
             if body[0] & 2:
-                raise UndecodableFrame("the WebP is animated; want a single picture")
+                raise UndecodableFrame("the WebP is animated; want a single image")
             canvas = 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
             _check_size(*canvas, max_pixels, "WebP")
         elif kind in (b"VP8 ", b"VP8L"):
-            if kind == b"VP8 ":  # RFC 6386, 9.1: 14 bits each, the rest is scaling
+            if kind == b"VP8 ":  # RFC 6386, 9.1: 14 bits each, the other two are scaling
                 width, height = (int.from_bytes(body[i : i + 2], "little") & 0x3FFF for i in (6, 8))
             else:  # RFC 9649, 3.4: 14 bits each, less one
                 bits = int.from_bytes(body[1:5], "little")
@@ -744,7 +752,7 @@ def _webp(data: bytes, max_pixels: int) -> StillImage:
                 raise UndecodableFrame("the WebP is damaged: its headers give two sizes")
             return StillImage(width, height, data)
         at += 8 + length + length % 2
-    raise UndecodableFrame("the WebP is damaged or cut short: there is no picture in it")
+    raise UndecodableFrame("the WebP is damaged or cut short: there is no image in it")
 
 
 def _check_size(width: int, height: int, max_pixels: int, kind: str) -> None:

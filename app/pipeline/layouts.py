@@ -1,13 +1,21 @@
-"""Layouts of a model's tensors: its input image, its detection or pose head, and reading candidates from that. Pure.
+"""The layouts of a model's tensors: its input image, and its detection or pose head with the candidates in it. Pure.
 
-DOC
+A head has one of three layouts:
+
+- `raw` `[N, 4 + classes + extra, A]`: anchors in columns; cx, cy, w, h, one score a class, then further rows;
+- `end_to_end` `[N, K, 6 + extra]`: x1, y1, x2, y2, score, class; the model has removed overlapping boxes;
+- `prepared` `[N, K, 6 + extra]`: the same columns; overlapping boxes are still there.
+
+A model's string parameter `layout` names it; `make models` writes that parameter. Without it, rows that follow a UINT8
+NHWC image are `prepared`. Rows that follow another image could be those of an end-to-end YOLO or of RT-DETR (cx, cy, w,
+h from 0 to 1): they count as the former only after an answer of the model has confirmed it (`implausible`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import cv2
@@ -19,7 +27,7 @@ from app.inference.client import ModelSpec, TensorSpec
 from app.pipeline.boxes import Floats, Ints, Letterbox, nms
 
 DEFAULT_SIZE = 640
-"""Side of the canvas of a model that leaves its size open, unless its parameter `input_size` says."""
+"""Side of the canvas where the model leaves its size open and has no parameter `input_size`."""
 
 _NUMPY = {"UINT8": np.uint8, "FP16": np.float16, "FP32": np.float32}
 _KNOWN = "UINT8, FP16 or FP32 of [N, H, W, 3] or [N, 3, H, W]"
@@ -27,7 +35,7 @@ _KNOWN = "UINT8, FP16 or FP32 of [N, H, W, 3] or [N, 3, H, W]"
 
 @dataclass(frozen=True, slots=True)
 class InputFormat:
-    """The one input tensor. UINT8 takes pixels as they are, FP16 and FP32 pixels over 255; RGB always."""
+    """A model's only input tensor, RGB. UINT8 takes pixels as they are, FP16 and FP32 take pixels divided by 255."""
 
     name: str
     height: int
@@ -35,23 +43,23 @@ class InputFormat:
     dtype: Literal["UINT8", "FP16", "FP32"]
     """Triton's name."""
     layout: Literal["NHWC", "NCHW"]
+    is_image: bool = field(init=False, compare=False)
+    """Whether the tensor holds images as a canvas does. Frames are then decoded into it, and `fill` does nothing."""
 
-    @property
-    def is_image(self) -> bool:
-        """Whether one image of the tensor is a canvas itself: decode straight into it, nothing is left to fill."""
-        return self.dtype == "UINT8" and self.layout == "NHWC"
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_image", self.dtype == "UINT8" and self.layout == "NHWC")
 
     def shape(self, batch: int) -> tuple[int, int, int, int]:
-        """Of a request with `batch` pictures."""
+        """Shape of the tensor in a request with `batch` images."""
         if self.layout == "NHWC":
             return batch, self.height, self.width, 3
         return batch, 3, self.height, self.width
 
     def fill(self, canvas: NDArray[np.uint8], out: NDArray[Any]) -> None:
-        """Writes one picture: canvas RGB uint8 `[H, W, 3]` -> `out`, one image of the tensor, of its dtype.
+        """Writes a canvas, RGB uint8 `[H, W, 3]`, to `out`: one image of the tensor, of its dtype.
 
-        Does nothing where the canvas is that image already. Planes are split by OpenCV, then scaled by numpy:
-        1.8 times as fast as `cv2.dnn.blobFromImage`.
+        Does nothing where the canvas lies in the tensor. OpenCV splits the planes and numpy scales them, which is 1.8
+        times as fast as `cv2.dnn.blobFromImage`.
         """
         if self.is_image and np.may_share_memory(canvas, out):
             return
@@ -63,17 +71,17 @@ class InputFormat:
 
 
 def input_format(spec: ModelSpec) -> InputFormat:
-    """Reads the input's size, type and layout.
+    """Reads size, type and layout of the input from a model's metadata.
 
     Height or width that the model leaves open (-1) come from its parameter `input_size` (`640`, or `480x640`:
     height, then width), else are 640.
 
     Raises:
-        ModelRejected: not one input, or not of a kind known.
+        ModelRejected: the model has several inputs, or one of an unknown kind.
     """
     if len(spec.inputs) != 1:
         names = ", ".join(tensor.name for tensor in spec.inputs) or "none"
-        raise ModelRejected(f"model {spec.name!r}: want one input, a picture; it has {len(spec.inputs)} ({names})")
+        raise ModelRejected(f"model {spec.name!r}: want one input, an image; it has {len(spec.inputs)} ({names})")
     (tensor,) = spec.inputs
     layout: Literal["NHWC", "NCHW"] | None = None
     if len(tensor.shape) == 4 and tensor.dtype in _NUMPY:
@@ -87,7 +95,7 @@ def input_format(spec: ModelSpec) -> InputFormat:
         )
     if tensor.shape[0] > 1:
         raise ModelRejected(
-            f"model {spec.name!r}: input {tensor.name!r} {list(tensor.shape)} takes {tensor.shape[0]} pictures at a "
+            f"model {spec.name!r}: input {tensor.name!r} {list(tensor.shape)} takes {tensor.shape[0]} images at a "
             "time, never fewer; export it with an open batch (Ultralytics: dynamic=True) or batch=1, or install it "
             "with `make models`, which fills such batches up"
         )
@@ -114,7 +122,7 @@ def _scale(pixels: NDArray[Any], out: NDArray[Any]) -> None:
     if out.dtype == np.uint8:
         out[...] = pixels
     elif out.dtype == np.float16:
-        # numpy's float16 arithmetic is slow, and there are but 256 values: OpenCV looks their bits up.
+        # numpy's float16 arithmetic is slow; there are only 256 values, so OpenCV looks up their bits.
         cv2.LUT(pixels, _HALVES, dst=out.view(np.uint16))
     else:
         np.multiply(pixels, np.float32(1 / 255), out=out)
@@ -129,14 +137,14 @@ Layout = Literal["raw", "end_to_end", "prepared"]
 Classes = NDArray[np.int32]
 
 LAYOUTS = ("raw", "end_to_end", "prepared")
-"""What a model's string parameter `layout` may say."""
+"""Values of a model's string parameter `layout`."""
 _NORMALISED = 1.5
-"""Boxes in pixels reach beyond this somewhere."""
+"""Boxes in pixels exceed this somewhere."""
 _MOST_SURE = 1.01
-"""No score is above 1, but for rounding."""
+"""Scores do not exceed 1, apart from rounding."""
 
 MAX_NMS = 30_000
-"""The best candidates that go into the suppression at all, as in Ultralytics."""
+"""The best candidates that enter the suppression, as in Ultralytics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,18 +160,19 @@ class Candidates:
 
 
 def anchors(form: InputFormat) -> int:
-    """Columns of a raw head over a picture of this size: one a cell at strides 8, 16 and 32."""
+    """Columns of a raw head for an image of this size: one a cell at strides 8, 16 and 32."""
     return sum(-(-form.height // stride) * -(-form.width // stride) for stride in (8, 16, 32))
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The output to read, and how."""
+    """The output tensor to read, and its layout."""
 
     tensor: TensorSpec
     layout: Layout
     declared: bool
-    """Whether the model itself says so. Else only the shape does, and an answer has to bear it out: `implausible`."""
+    """Whether the model declares the layout. Else only the shape suggests it, and an answer must confirm it
+    (`implausible`)."""
 
 
 def find_head(
@@ -176,39 +185,39 @@ def find_head(
     output: str | None,
     known: str,
 ) -> Head:
-    """The output tensor to read, and how.
+    """Picks the output tensor to read, and its layout.
 
     Args:
-        columns: of the layouts with rows.
-        sure: whether `[N, a, b]` is a raw head beyond doubt.
-        likely: whether it is one unless something else fits better.
-        output: its name, where it is known.
-        known: the shapes known, for the message.
+        columns: columns of the layouts with rows.
+        sure: whether `[N, a, b]` is certainly a raw head.
+        likely: whether it is a raw head unless another layout fits better.
+        output: name of the output; None: any.
+        known: the known shapes, for the message.
 
     Raises:
-        ModelRejected: none fits, or more than one.
+        ModelRejected: no output fits, or several do.
     """
-    told = spec.parameters.get("layout")
-    if told is not None and told not in LAYOUTS:
-        raise ModelRejected(f"model {spec.name!r}: parameter layout={told!r}; want {', '.join(LAYOUTS)}")
+    declared = spec.parameters.get("layout")
+    if declared is not None and declared not in LAYOUTS:
+        raise ModelRejected(f"model {spec.name!r}: parameter layout={declared!r}; want {', '.join(LAYOUTS)}")
     given = [t for t in spec.outputs if output in (None, t.name)]
     heads = [t for t in given if len(t.shape) == 3 and t.dtype in ("FP32", "FP16")]
     cells = anchors(form)
     raws = [t for t in heads if sure(t.shape[1], t.shape[2])]
-    rows = [t for t in heads if t.shape[2] == columns and (told or t.shape[1] not in (cells, 3 * cells))]
+    rows = [t for t in heads if t.shape[2] == columns and (declared or t.shape[1] not in (cells, 3 * cells))]
     maybe = [t for t in heads if likely(t.shape[1], t.shape[2]) and t.shape[2] != 3 * cells]
     as_rows: Layout = "prepared" if form.is_image else "end_to_end"
     tiers: list[tuple[list[TensorSpec], Layout]] = [(raws, "raw"), (rows, as_rows), (maybe, "raw")]
     if form.is_image:
         tiers[:2] = tiers[1::-1]
-    if told == "raw":
+    if declared == "raw":
         tiers = [(raws, "raw"), (maybe, "raw")]
-    elif told is not None:
-        tiers = [(rows, told)]  # type: ignore[list-item]
+    elif declared is not None:
+        tiers = [(rows, declared)]  # type: ignore[list-item]
     found, layout = next(((tensors, layout) for tensors, layout in tiers if tensors), ([], as_rows))
     strange = _strange(spec, form) if layout == "raw" and output is None else None
     if len(found) == 1 and strange is None:
-        return Head(found[0], layout, told is not None or form.is_image)
+        return Head(found[0], layout, declared is not None or form.is_image)
     shapes = ", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in spec.outputs) or "none"
     why = (
         f"; {' and '.join(t.name for t in found)} could each be it"
@@ -217,16 +226,16 @@ def find_head(
         if strange or _strange(spec, form)
         else f"; {output!r} is wanted"
         if output
-        else f"; its parameter layout={told!r} fits none of them"
-        if told
+        else f"; its parameter layout={declared!r} fits none of them"
+        if declared
         else ""
     )
-    picture = f"{form.dtype} {form.layout} {form.width}x{form.height}"
-    raise ModelRejected(f"model {spec.name!r}: outputs {shapes} for a picture {picture}; known: {known}{why}")
+    image = f"{form.dtype} {form.layout} {form.width}x{form.height}"
+    raise ModelRejected(f"model {spec.name!r}: outputs {shapes} for an image {image}; known: {known}{why}")
 
 
 def _strange(spec: ModelSpec, form: InputFormat) -> str | None:
-    """What a model of another family looks like, in words; None where nothing tells."""
+    """Describes a model of another family by its outputs; None where nothing shows the family."""
     outputs, cells = spec.outputs, anchors(form)
     names = {t.name.lower() for t in outputs}
     if any(len(t.shape) == 4 for t in outputs):
@@ -242,14 +251,15 @@ def _strange(spec: ModelSpec, form: InputFormat) -> str | None:
     if any(len(t.shape) == 3 and t.shape[2] == 7 for t in outputs):
         return "seven columns: oriented boxes with an angle, which are not read"
     if outputs and all(len(t.shape) == 2 for t in outputs):
-        return "one vector a picture: a classification model"
+        return "one vector an image: a classification model"
     return None
 
 
 def implausible(head: NDArray[Any], layout: Layout, class_count: int) -> str | None:
-    """Why one picture's head `[4 + classes + extra, A]` (raw) or `[K, 6 + extra]` cannot be of that layout, if so.
+    """Why the head of one image, `[4 + classes + extra, A]` (raw) or `[K, 6 + extra]`, cannot have that layout.
 
-    Asked about the first answer of a model that does not say what it is. No class count (0): scores are not looked at.
+    None where it can. Checks the first answer of a model that does not declare its layout; with a class count of 0,
+    scores are not checked.
     """
     head = head.astype(np.float32, copy=False)
     boxes = head[:4] if layout == "raw" else head[:, :4]
@@ -258,7 +268,7 @@ def implausible(head: NDArray[Any], layout: Layout, class_count: int) -> str | N
         largest = np.abs(boxes).max(initial=0.0)
         if 0 < largest <= _NORMALISED:
             return (
-                f"its boxes lie between 0 and {largest:.2f}: shares of the picture, not pixels. That is RT-DETR's head "
+                f"its boxes lie between 0 and {largest:.2f}: shares of the image, not pixels. That is RT-DETR's head "
                 "(cx, cy, w, h), which is not read; or an export with normalised boxes: export it as ONNX without"
             )
         if layout != "raw":
@@ -284,17 +294,18 @@ def candidates(
     classes: frozenset[int] | None,
     max_detections: int,
 ) -> Candidates:
-    """Reads one picture's head: `[4 + classes + extra, A]` (raw) or `[K, 6 + extra]`.
+    """Reads the head of one image: `[4 + classes + extra, A]` (raw) or `[K, 6 + extra]`.
 
-    Ultralytics' `non_max_suppression` (ultralytics/utils/nms.py) with `multi_label=False`: the best class of a
-    box counts, its score must exceed `confidence`; then `classes` are kept; then boxes that overlap a better
-    one of their class by more than `iou` go, except out of an end-to-end head. Boxes that are not finite go.
+    As Ultralytics' `non_max_suppression` (ultralytics/utils/nms.py) with `multi_label=False`: only the best class of a
+    box counts, and its score must exceed `confidence`; then only `classes` are kept; then boxes that overlap a better
+    box of their class by more than `iou` are removed, except from an end-to-end head. Boxes with numbers that are not
+    finite are removed.
     """
     head = head.astype(np.float32, copy=False)
     with np.errstate(invalid="ignore", over="ignore"):
         found = _raw(head, class_count, confidence) if layout == "raw" else _rows(head, confidence)
         count = found.confidence.size
-        # Almost always all are finite, and then so is their sum: one look at it costs less than one at each box.
+        # Almost always all numbers are finite, and so is their sum, which is cheaper to check than each box.
         if count and not math.isfinite(found.xyxy.sum() + found.confidence.sum()):
             found = _take(found, np.flatnonzero(np.isfinite(found.xyxy.sum(axis=1) + found.confidence)))
     if count and classes is not None:
@@ -310,7 +321,7 @@ def candidates(
 
 
 def _raw(head: Floats, class_count: int, confidence: float) -> Candidates:
-    # The threshold first: of 8,400 columns a few dozen are worth transposing.
+    # Apply the threshold first: of 8,400 columns only a few dozen are worth transposing.
     scores = head[4 : 4 + class_count]
     at = np.flatnonzero(scores.max(axis=0) > confidence)
     columns = head[:, at]
@@ -341,53 +352,55 @@ def _take(found: Candidates, at: NDArray[np.int64]) -> Candidates:
 # --- all images of a batch at once ---
 
 MOST = 128
-"""Rows of a batch, above which each picture is read by itself: comparing all with all would cost more."""
+"""Rows of a batch above which each image is read separately, because comparing all rows with all would cost more."""
 
 Rows = tuple[Ints, Ints]
 Found = tuple[Floats, Ints, list[int]]
-"""Rows `[n, 6 + extra]` picture by picture, best first; the picture of each; where each picture's rows begin, and the
-end."""
+"""Rows `[n, 6 + extra]`, image by image, best first; the image index of each; and where the rows of each image begin,
+followed by the end."""
 
 
 def scoring_rows(heads: NDArray[Any], confidence: float) -> Rows:
-    """Which rows of `[batch, K, 6 + extra]` score: a picture and a row each, in order.
+    """The rows of `[batch, K, 6 + extra]` that score: an image index and a row index each, in order.
 
-    The one look at all rows, which may lie in another processor's cache: a few hundred KB, not to be done twice.
+    This is the only pass over all rows. They take a few hundred KB and may lie in another processor's cache, so a
+    second pass would be dear.
     """
     with np.errstate(invalid="ignore"):
-        picture, row = (heads[..., 4] > confidence).nonzero()
-    return picture, row
+        image, row = (heads[..., 4] > confidence).nonzero()
+    return image, row
 
 
 def batch_candidates(heads: NDArray[Any], rows: Rows, *, iou: float, suppress: bool) -> Found | None:
-    """What `heads.candidates` finds in each picture of `[batch, K, 6 + extra]`, all classes.
+    """The results of `candidates` for all images of `[batch, K, 6 + extra]` at once, for all classes.
 
-    None where that is no gain (too many rows) or wants a closer look (some are not finite): to be read one by one.
+    numpy's cost is that of a call and not that of a row, so one pass is cheaper while few rows score. Returns None
+    where it is not (too many rows) or where some numbers are not finite: then read each image with `candidates`.
 
     Args:
-        rows: as `scoring_rows` says.
+        rows: the result of `scoring_rows`.
     """
-    picture, row = rows
-    if picture.size > MOST:
+    image, row = rows
+    if image.size > MOST:
         return None
-    found: Floats = heads[picture, row].astype(np.float32, copy=False)
-    if picture.size:
+    found: Floats = heads[image, row].astype(np.float32, copy=False)
+    if image.size:
         with np.errstate(invalid="ignore", over="ignore"):
             if not math.isfinite(found[:, :6].sum()):
                 return None
-    if suppress and picture.size > 1:
+    if suppress and image.size > 1:
         labels = found[:, 5].astype(np.int64)
-        if len(set((labels + (picture << 32)).tolist())) < picture.size:
-            kept = nms(found[:, :4], found[:, 4], labels, iou, MOST, pictures=picture)
-            kept = kept[picture[kept].argsort(kind="stable")]
-        else:  # no two of a class in a picture: none can suppress another
-            kept = np.lexsort((-found[:, 4], picture))
-        found, picture = found[kept], picture[kept]
-    return found, picture, picture.searchsorted(np.arange(len(heads) + 1)).tolist()
+        if len(set((labels + (image << 32)).tolist())) < image.size:
+            kept = nms(found[:, :4], found[:, 4], labels, iou, MOST, images=image)
+            kept = kept[image[kept].argsort(kind="stable")]
+        else:  # no two boxes of one class in an image: none can suppress another
+            kept = np.lexsort((-found[:, 4], image))
+        found, image = found[kept], image[kept]
+    return found, image, image.searchsorted(np.arange(len(heads) + 1)).tolist()
 
 
-def to_images(points: Floats, picture: Ints, boxes: Sequence[Letterbox | None]) -> Floats:
-    """`boxes.points_to_image` of points `[n, m, 2]` in pictures that lie each in its own way."""
+def to_images(points: Floats, image: Ints, boxes: Sequence[Letterbox | None]) -> Floats:
+    """`boxes.points_to_image` for points `[n, m, 2]` of several images, each with a letterbox of its own."""
     nowhere = (0, 0, 1, 1, 0, 0)
     lies = [
         (b.pad_x, b.pad_y, b.width / b.image_width, b.height / b.image_height, b.image_width, b.image_height)
@@ -395,7 +408,7 @@ def to_images(points: Floats, picture: Ints, boxes: Sequence[Letterbox | None]) 
         else nowhere
         for b in boxes
     ]
-    place = np.array(lies, dtype=np.float32)[picture, None]
+    place = np.array(lies, dtype=np.float32)[image, None]
     out: Floats = points - place[..., :2]
     out /= place[..., 2:4]
     np.maximum(out, np.float32(0), out=out)
@@ -404,16 +417,16 @@ def to_images(points: Floats, picture: Ints, boxes: Sequence[Letterbox | None]) 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """Numbers as the wire has them, rounded for a whole batch in one go: numpy's price is for a call, not a row."""
+    """Numbers as the wire has them, rounded for a whole batch in one call of numpy."""
 
     boxes: list[list[float]]
     confidence: list[float]
 
 
 def rounded(values: NDArray[Any], decimals: int) -> list[Any]:
-    """Nested lists of Python floats. Rounded as float64: a rounded float32 would be written with all its digits."""
+    """Nested lists of Python floats, rounded as float64, because a rounded float32 would be written with all digits."""
     scale = 10.0**decimals
-    # What `np.round` does, without the two layers around it.
+    # The steps of `np.round`, without its two layers of Python.
     scaled = np.multiply(values, scale, dtype=np.float64)
     np.rint(scaled, out=scaled)
     scaled /= scale

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,24 +43,22 @@ class ModelSet:
     """Why the server's face model is not used."""
     rejected: str | None = None
     """Why one of the server's models is not used."""
+    max_batch: int = field(init=False)
+    """Frames that every model takes in one request."""
+    batched: bool = field(init=False)
+    """Whether the server itself batches requests to these models (dynamic batching)."""
+
+    def __post_init__(self) -> None:
+        readers = [reader for reader in (self.detect, self.pose, *(self.both or ())) if reader is not None]
+        object.__setattr__(self, "max_batch", min((reader.spec.max_batch for reader in readers), default=sys.maxsize))
+        asked = self.both or readers[:2]
+        object.__setattr__(self, "batched", bool(asked) and all(reader.spec.batched for reader in asked))
 
     @property
     def readers(self) -> tuple[DetectReader | PoseReader, ...]:
         """One reader for each model that receives frames; of the ensemble the first."""
         readers = (self.detect, self.pose, *(self.both or ())[:1])
         return tuple(reader for reader in readers if reader is not None)
-
-    @property
-    def max_batch(self) -> int:
-        """Frames that every model takes in one request."""
-        readers = (self.detect, self.pose, *(self.both or ()))
-        return min((reader.spec.max_batch for reader in readers if reader is not None), default=sys.maxsize)
-
-    @property
-    def batched(self) -> bool:
-        """Whether the server itself batches requests to these models (dynamic batching)."""
-        readers = self.both or tuple(reader for reader in (self.detect, self.pose) if reader is not None)
-        return bool(readers) and all(reader.spec.batched for reader in readers)
 
     def wire(self, ocr: str | None) -> Models:
         """The models as `ready` and `GET /v1/models` show them."""

@@ -140,8 +140,9 @@ class Pipeline:
     def _plan(self, jobs: Sequence[FrameJob]) -> Batch:
         models, up = self._model_set, self.client.up
         batch = Batch([FrameState(job) for job in jobs], models, up)
-        detect = models.detect if up and any(job.settings.stages.detect for job in jobs) else None
-        pose = models.pose if up and any(job.settings.stages.pose for job in jobs) else None
+        chosen = [job.settings.stages for job in jobs]
+        detect = models.detect if up and True in [stages.detect for stages in chosen] else None
+        pose = models.pose if up and True in [stages.pose for stages in chosen] else None
         if detect is not None and pose is not None and models.both is not None:
             batch.requests.append(Request(self._memory(batch, models.both[0].input), *models.both))
             return batch
@@ -215,7 +216,7 @@ class Pipeline:
     # --- infer: one request a model, or one for all, and reading the reply ---
 
     async def _infer(self, batch: Batch) -> None:
-        if not batch.requests or all(state.error for state in batch.frames):
+        if not batch.requests or None not in [state.error for state in batch.frames]:
             return
         if len(batch.requests) == 1:
             await self._ask(batch, batch.requests[0])

@@ -53,7 +53,7 @@ class Scan:
 
 def scan(batch: Batch, request: Request, reply: Reply) -> Scan:
     """Takes microseconds a frame."""
-    confidence = min(state.job.settings.confidence for state in batch.frames)
+    confidence = min([state.job.settings.confidence for state in batch.frames])
     rows: dict[str, Rows] = {}
     raw = False
     for reader in (request.detect, request.pose):
@@ -63,7 +63,7 @@ def scan(batch: Batch, request: Request, reply: Reply) -> Scan:
             raw = True
         else:
             rows[reader.output_name] = scoring_rows(reply.outputs[reader.output_name], confidence)
-    return Scan(rows, raw or sum(image.size for image, _ in rows.values()) > CROWD)
+    return Scan(rows, raw or sum([images.size for images, _ in rows.values()]) > CROWD)
 
 
 def read(batch: Batch, request: Request, reply: Reply, seen: Scan, max_detections: int) -> None:

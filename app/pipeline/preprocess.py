@@ -1,6 +1,10 @@
-"""From image bytes to input tensors, the small grey frame and the flow, in worker threads.
+"""From image bytes to input tensors, the small grey frame and its optical flow, in worker threads.
 
-DOC
+A frame that came decoded is laid into the same canvases as the others. One call of `Threads.run` costs half of
+`run_in_executor`, which makes two futures and chains them. A codec cannot be stopped from outside; therefore each
+frame has a budget of CPU time, and a thread that exceeds it is given up: its piece counts as over, another thread takes
+its place, and nothing that it still does touches what others use. It ends by itself and holds the piece's memory until
+then.
 """
 
 from __future__ import annotations
@@ -47,24 +51,23 @@ from app.protocol.result import OK, Stage
 from app.settings import LiveSettings, PipelineSettings
 
 HEAVY = 40_000_000
-"""Samples over all scans (`JpegInfo.work`) from which a frame goes to threads of its own: ordinary ones, of up to
-3840x2160 or progressive 1920x1080, never wait behind it."""
-_WATCH_S = 0.02
-"""Between two looks at how much a costly frame has taken."""
+"""Samples over all scans (`JpegInfo.work`) from which a frame goes to separate threads, so that ordinary frames (up to
+3840x2160, or progressive 1920x1080) never wait behind it."""
 _EOI = b"\xff\xd9"
 
 
 def heavy(job: FrameJob) -> bool:
-    """Whether preparing it may take a tenth of a second and more. Microseconds."""
-    if job.frame.pixels is not None:
-        return False
-    return (job.photo and is_still(job.frame.jpeg)) or work_of(job.frame.jpeg) > HEAVY
+    """Whether preparing the frame may take a tenth of a second or more. Takes microseconds, once a job."""
+    if job.heavy is None:
+        frame = job.frame
+        job.heavy = frame.pixels is None and ((job.photo and is_still(frame.jpeg)) or work_of(frame.jpeg) > HEAVY)
+    return job.heavy
 
 
 class Preprocessor:
-    """How frames are prepared, by the settings.
+    """Prepares frames as the settings say.
 
-    Raises nothing: what is wrong with a frame is its `FrameState.error`.
+    Raises nothing: an unusable frame gets a `FrameState.error`.
     """
 
     def __init__(self, settings: PipelineSettings, limits: LiveSettings) -> None:
@@ -75,65 +78,37 @@ class Preprocessor:
         self.budget_s = settings.decode_budget_ms / 1000
 
     def piece(self, batch: Batch, index: int) -> Piece:
-        """One frame's work, for a thread."""
+        """The work on one frame, for a thread."""
 
         def given_up() -> None:
             batch.frames[index].error = self.too_expensive()
-            batch.hold()  # the thread may still write where this frame was to lie
+            batch.hold()  # the thread may still write to this frame's canvas
 
         return Piece(partial(self._prepare, batch, index), given_up, batch.release)
-
-    def here(self, batch: Batch, index: int) -> None:
-        """Prepares a frame in the thread that calls. One over its budget is refused as well, once it is done: a costly
-        JPEG, which another thread watches, soon after.
-        """
-        state = batch.frames[index]
-        piece = Piece(partial(self._prepare, batch, index), lambda: None, lambda: None)
-        if not heavy(state.job):
-            piece.work(piece)
-            return
-        ended = threading.Event()
-        watch = threading.Thread(target=self._watch, args=(piece, threading.get_ident(), ended), name="decode-watch")
-        watch.start()
-        try:
-            piece.work(piece)
-        finally:
-            ended.set()
-            watch.join()
-        if not piece.keep():
-            state.error = self.too_expensive()
-
-    def _watch(self, piece: Piece, thread: int, ended: threading.Event) -> None:
-        clock = time.pthread_getcpuclockid(thread)
-        until_s = time.clock_gettime(clock) + self.budget_s
-        while not ended.wait(_WATCH_S):
-            if time.clock_gettime(clock) > until_s:
-                if piece.give_up() and piece.spoil is not None:
-                    piece.spoil()
-                return
 
     def _prepare(self, batch: Batch, index: int, piece: Piece) -> None:
         state = batch.frames[index]
         try:
-            self._look(state, index, batch, piece)
+            self._fill(state, index, batch, piece)
         except FrameError as error:
             if piece.keep():
                 state.error = error
 
-    def _look(self, state: FrameState, index: int, batch: Batch, piece: Piece) -> None:
+    def _fill(self, state: FrameState, index: int, batch: Batch, piece: Piece) -> None:
+        """Decodes the frame into each input tensor, then shrinks it and measures its motion."""
         cpu_s, clock = time.thread_time(), time.perf_counter()
         settings, memory = state.job.settings, state.job.memory
-        picture = self._read(state.job, piece)
-        info = picture.info
+        image = self._read(state.job, piece)
+        info = image.info
         wants_grey = settings.stages.motion or settings.stages.ocr
         grey = None
-        if picture.pixels is not state.job.frame.pixels:
+        if image.pixels is not state.job.frame.pixels:
             clock = state.time("decode", clock)
         for form, tensor in batch.inputs.items():
             box = letterbox(info.width, info.height, form.width, form.height)
             border = tensor.place(index, box)
             canvas = tensor.canvas(index)
-            decoded = self._lay(picture, box, canvas, border=border)
+            decoded = self._lay(image, box, canvas, border=border)
             tensor.laid(index, box)
             if decoded:
                 clock = state.time("decode", clock)
@@ -142,9 +117,9 @@ class Preprocessor:
             form.fill(canvas, tensor.buffer.array[index])
             clock = state.time("prepare", clock)
         if not batch.inputs:
-            # Decoded even where nothing wants its pixels: a frame that is none must not pass for one.
-            pixels = picture.pixels
-            grey = decode_grey(picture.coded, info) if pixels is None else grey_of(pixels)
+            # Decoded even where no stage needs pixels, because an unusable frame must not count as good.
+            pixels = image.pixels
+            grey = decode_grey(image.coded, info) if pixels is None else grey_of(pixels)
             clock = state.time("decode", clock)
         if time.thread_time() - cpu_s > self.budget_s:
             raise self.too_expensive()
@@ -152,56 +127,56 @@ class Preprocessor:
             return
         state.info, state.grey = info, grey
         if state.job.faces:
-            state.pixels = picture.pixels
-        if picture.remade:
+            state.pixels = image.pixels
+        if image.remade:
             state.still = partial(self._again, state.job)
         if settings.stages.motion:
             self._flow(state)
             state.time("motion", clock)
-        # None where nobody looked: the next flow must not start from a picture of long ago.
+        # None where no stage used it: the next flow must not start from an old image.
         memory.grey = state.grey if wants_grey else None
 
     def whole(self, job: FrameJob, info: JpegInfo) -> Pixels:
-        """A frame's picture at its full size once more, where it is a JPEG that lies upright: RGB uint8 `[h, w, 3]`."""
+        """Decodes an upright JPEG again, at its full size: RGB uint8 `[h, w, 3]`."""
         return decode_whole(job.frame.jpeg, info, exact=self._exact)
 
-    def _read(self, job: FrameJob, piece: Piece | None = None) -> _Picture:
-        """A frame's bytes looked over; decoded where they are no JPEG, or one that must be turned."""
+    def _read(self, job: FrameJob, piece: Piece | None = None) -> _Image:
+        """Checks a frame's bytes; decodes them where they are no JPEG, or a JPEG that must be turned."""
         jpeg, pixels, limits = job.frame.jpeg, job.frame.pixels, self._limits
         if pixels is not None:
-            return _Picture(jpeg, described(pixels, max_pixels=limits.max_pixels), pixels)
+            return _Image(jpeg, described(pixels, max_pixels=limits.max_pixels), pixels)
         if job.photo and is_still(jpeg):
             still = inspect_still(jpeg, max_bytes=limits.max_frame_bytes, max_pixels=limits.max_pixels)
             pixels = decode_still(still)
-            return _Picture(jpeg, described(pixels, max_pixels=limits.max_pixels), pixels, remade=True)
+            return _Image(jpeg, described(pixels, max_pixels=limits.max_pixels), pixels, remade=True)
         if job.photo and not jpeg.startswith(SOI):
-            raise UndecodableFrame(f"the picture is {kind_of(jpeg)}; want a JPEG, PNG or WebP")
+            raise UndecodableFrame(f"the image is {kind_of(jpeg)}; want a JPEG, PNG or WebP")
         info = inspect(jpeg, max_bytes=limits.max_frame_bytes, max_pixels=limits.max_pixels)
         coded: Coded = jpeg
         if piece is not None and info.work > HEAVY:
             coded = bytearray(jpeg)
             piece.spoil = partial(_spoil, coded)
         if info.orientation == 1 or not (self._orientation == "on" or (self._orientation == "auto" and job.photo)):
-            return _Picture(coded, info)
+            return _Image(coded, info)
         pixels = upright(decode_whole(coded, info, exact=self._exact), info.orientation)
         height, width = pixels.shape[:2]
-        return _Picture(coded, dataclasses.replace(info, width=width, height=height), pixels, remade=True)
+        return _Image(coded, dataclasses.replace(info, width=width, height=height), pixels, remade=True)
 
-    def _lay(self, picture: _Picture, box: Letterbox, canvas: Pixels, *, border: bool) -> bool:
-        """Into a canvas; whether the codec was needed for it."""
-        if picture.pixels is None and self._exact and not fits(picture.info, box):
-            # Once, for all canvases and for faces: `exact` wants the full size anyway.
-            picture.pixels = decode_whole(picture.coded, picture.info)
-            lay_into(picture.pixels, box, canvas, border=border)
+    def _lay(self, image: _Image, box: Letterbox, canvas: Pixels, *, border: bool) -> bool:
+        """Lays the frame into a canvas; returns whether the codec was needed."""
+        if image.pixels is None and self._exact and not fits(image.info, box):
+            # Decoded once, for all canvases and for faces, because `exact` needs the full size anyway.
+            image.pixels = decode_whole(image.coded, image.info)
+            lay_into(image.pixels, box, canvas, border=border)
             return True
-        if picture.pixels is None:
-            decode_into(picture.coded, picture.info, box, canvas, border=border, exact=self._exact)
+        if image.pixels is None:
+            decode_into(image.coded, image.info, box, canvas, border=border, exact=self._exact)
             return True
-        lay_into(picture.pixels, box, canvas, border=border, exact=self._exact)
+        lay_into(image.pixels, box, canvas, border=border, exact=self._exact)
         return False
 
     def _again(self, job: FrameJob) -> bytes:
-        """A JPEG for the reading of text of a picture whose own bytes are none, or lie on their side."""
+        """A JPEG for text reading, where the frame's own bytes are no JPEG or lie on their side."""
         pixels = self._read(job).pixels
         assert pixels is not None
         return encode_jpeg(pixels)
@@ -215,9 +190,9 @@ class Preprocessor:
         memory, info = state.job.memory, state.info
         assert info is not None
         assert state.grey is not None
-        why_not = obstacle(memory.grey, state.grey)
-        if why_not is not None:
-            state.stages["motion"] = Stage("skipped", why_not)
+        reason = obstacle(memory.grey, state.grey)
+        if reason is not None:
+            state.stages["motion"] = Stage("skipped", reason)
             return
         assert memory.grey is not None
         if memory.flow is None:
@@ -234,20 +209,20 @@ class Preprocessor:
 
 
 @dataclass(slots=True)
-class _Picture:
-    """A frame that was looked over."""
+class _Image:
+    """A frame whose bytes were checked."""
 
     coded: Coded
     info: JpegInfo
-    """Its size is that of the upright picture."""
+    """With the size of the upright image."""
     pixels: Pixels | None = None
-    """At its full size, upright, where it was decoded so."""
+    """The upright image at its full size, where it was decoded so."""
     remade: bool = False
-    """Whether `pixels` are not what a decoder of JPEGs makes of `coded`."""
+    """Whether `pixels` differ from what a JPEG decoder makes of `coded`."""
 
 
 def _spoil(coded: bytearray) -> None:
-    """Writes ends over a JPEG that a codec is at: the next that it reads is the end of the data, and soon its own."""
+    """Overwrites a JPEG with end markers while a codec reads it, so that the codec soon comes to an end."""
     coded[:] = (_EOI * (len(coded) // 2 + 1))[: len(coded)]
 
 
@@ -256,18 +231,18 @@ def _spoil(coded: bytearray) -> None:
 Work = Callable[[], None]
 
 MOST_GIVEN_UP = 8
-"""Threads of one pool that are replaced while they still run: beyond it the others have to do."""
+"""Threads of one pool that may be replaced while they still run. Further ones are not replaced."""
 _CLOSING_S = 1.0
-"""How long `close` waits for threads that are at work."""
+"""Seconds that `close` waits for threads that are at work."""
 
 
 class Piece:
-    """One piece of work with a budget, and whether what its thread does still counts.
+    """Work with a budget of CPU time, and whether its result still counts.
 
     Args:
-        work: is told this piece. Before it changes anything that outlives it, it must ask `keep`.
-        given_up: called in the event loop when it is over its budget, with the rest of it still running.
-        ended: called in the event loop when a piece that was given up has come to its end.
+        work: receives this piece. It must call `keep` before it changes anything that outlives the piece.
+        given_up: called in the event loop when the work exceeds its budget; its thread still runs then.
+        ended: called in the event loop when the thread of a piece that was given up has ended.
     """
 
     __slots__ = ("_lock", "_state", "ended", "given_up", "spoil", "work")
@@ -277,19 +252,19 @@ class Piece:
         self.given_up = given_up
         self.ended = ended
         self.spoil: Work | None = None
-        """What the work sets to be called when it is given up: it brings the codec to an end soon."""
+        """Set by the work; called when the piece is given up, so that the codec ends soon."""
         self._lock = threading.Lock()
         self._state = "running"
 
     def keep(self) -> bool:
-        """From here on it is not given up any more. False: it was, and must touch nothing of anybody's."""
+        """Protects the piece from being given up. False: it was given up already and must change nothing any more."""
         with self._lock:
             if self._state == "running":
                 self._state = "kept"
             return self._state == "kept"
 
     def give_up(self) -> bool:
-        """Whether it was still to be given up, and is now."""
+        """Gives the piece up. False: it is kept, or was given up before."""
         with self._lock:
             if self._state != "running":
                 return False
@@ -298,8 +273,8 @@ class Piece:
 
 
 @dataclass(slots=True)
-class _Errand:
-    """What one call of `run` handed in."""
+class _WorkSet:
+    """All parts of one call of `run`."""
 
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[None]
@@ -307,21 +282,21 @@ class _Errand:
     error: BaseException | None = None
 
 
-_Item = tuple[_Errand, deque[Work | Piece]]
+_Item = tuple[_WorkSet, deque[Work | Piece]]
 
 
 @dataclass(slots=True, eq=False)
 class _Worker:
-    """A thread, and what it is at."""
+    """A thread and its current work."""
 
     clock: int = -1
-    """Its CPU clock (clock_gettime(2)), once it runs."""
+    """Its CPU clock (clock_gettime(2)), set once it runs."""
     item: _Item | None = None
     piece: Piece | None = None
     began_s: float = 0.0
-    """On its CPU clock."""
+    """CPU clock at the start of the piece."""
     lost: bool = False
-    """It was given up, and has not come to its end."""
+    """Whether it was given up and still runs."""
     thread: threading.Thread | None = field(default=None, repr=False)
 
 
@@ -329,8 +304,8 @@ class Threads:
     """Runs plain functions for one event loop at a time.
 
     Args:
-        count: threads that stand ready.
-        budget_s: CPU seconds that a `Piece` may take; None: as many as it likes.
+        count: number of threads.
+        budget_s: CPU seconds that a `Piece` may take; None: no limit.
     """
 
     def __init__(self, count: int, name: str, budget_s: float | None = None) -> None:
@@ -342,10 +317,10 @@ class Threads:
         self._made = 0
         self._closed = False
         self.on_done: Callable[[], None] | None = None
-        """Called in the loop whenever a piece of work is done."""
+        """Called in the event loop whenever a part of the work is done."""
         self._lock = threading.Lock()
         self._workers: set[_Worker] = set()
-        """Those that take work, and those that were given up and still run."""
+        """Threads that take work, and threads that were given up and still run."""
         self._watching: asyncio.AbstractEventLoop | None = None
         for _ in range(count):
             self._start()
@@ -355,38 +330,38 @@ class Threads:
 
     @property
     def busy(self) -> int:
-        """Pieces of work that are being done or wait for a thread."""
+        """Parts of work that run or wait for a thread."""
         return self._busy
 
     @property
     def idle(self) -> int:
-        """Threads that have nothing to do."""
+        """Threads without work."""
         return max(0, self._count - self._busy)
 
     @property
     def given_up(self) -> int:
-        """Threads that are still at a piece that was given up."""
+        """Threads that still run a piece that was given up."""
         with self._lock:
             return sum(worker.lost for worker in self._workers)
 
     def run(self, *work: Work | Iterable[Work | Piece]) -> asyncio.Future[None]:
-        """Runs each part in the next free thread; done when all are. Cancelling the future does not stop them.
+        """Runs each part in the next free thread. The future is done when all parts are; cancelling it stops none.
 
-        A part is a function, or pieces that one thread does in their order; where one of them is given up, another
-        thread goes on with the rest.
+        A part is a function, or pieces that one thread runs in order; when one of them is given up, another thread
+        continues with the rest.
         """
         loop = asyncio.get_running_loop()
-        errand = _Errand(loop, loop.create_future(), len(work))
+        work_set = _WorkSet(loop, loop.create_future(), len(work))
         self._busy += len(work)
         for part in work:
-            self._queue.put((errand, deque((part,) if callable(part) else part)))
+            self._queue.put((work_set, deque((part,) if callable(part) else part)))
         if self._budget_s is not None and self._watching is not loop:
             self._watching = loop
             loop.call_later(self._pause_s, self._watch, loop)
-        return errand.future
+        return work_set.future
 
     def close(self) -> None:
-        """Waits until all work handed in is done; for what hangs no longer than a second."""
+        """Waits until all work is done, but for hanging work no longer than a second."""
         self._closed = True
         with self._lock:
             workers = list(self._workers)
@@ -427,8 +402,8 @@ class Threads:
             with self._lock:
                 self._workers.discard(worker)
 
-    def _do(self, worker: _Worker, errand: _Errand, pieces: deque[Work | Piece]) -> bool:
-        """One part of an errand. False: this thread was given up on the way, and the errand is no longer its own."""
+    def _do(self, worker: _Worker, work_set: _WorkSet, pieces: deque[Work | Piece]) -> bool:
+        """Runs one part. False: this thread was given up meanwhile, and another one has taken over the rest."""
         error: BaseException | None = None
         while pieces and error is None:
             work = pieces.popleft()
@@ -440,21 +415,21 @@ class Threads:
                     worker.began_s = time.thread_time()
                     worker.piece = piece
                     piece.work(piece)
-            except BaseException as raised:  # whoever awaits the future gets it
+            except BaseException as raised:  # the caller of `run` gets it from the future
                 error = raised
             if piece is not None:
                 worker.piece = None
                 if not piece.keep():
-                    _call(errand.loop, piece.ended)
+                    _call(work_set.loop, piece.ended)
                     return False
-        _call(errand.loop, self._settle, errand, error)
+        _call(work_set.loop, self._settle, work_set, error)
         return True
 
     def _back(self, worker: _Worker) -> bool:
-        """Whether a thread that was given up is wanted again, now that it has come to its end."""
+        """Whether a thread that was given up may take work again, now that its piece has ended."""
         with self._lock:
             worker.lost = False
-            wanted = sum(not one.lost for one in self._workers) <= self._count
+            wanted = sum(not other.lost for other in self._workers) <= self._count
         DECODE_GIVEN_UP.dec()
         return wanted and not self._closed
 
@@ -490,16 +465,16 @@ class Threads:
     def _give_up(self, worker: _Worker, piece: Piece) -> None:
         item = worker.item
         if item is None or worker.piece is not piece or not piece.give_up():
-            return  # it is done, or as good as done
+            return  # the piece is done, or is being kept
         worker.lost = True
         DECODE_GIVEN_UP.inc()
         if piece.spoil is not None:
             piece.spoil()
         piece.given_up()
-        errand, rest = item
+        work_set, rest = item
         replaced = self.given_up <= MOST_GIVEN_UP and not self._closed
         if rest:
-            item = errand, deque(rest)
+            item = work_set, deque(rest)
             if replaced:
                 self._start(item)
             else:
@@ -507,21 +482,21 @@ class Threads:
             return
         if replaced:
             self._start()
-        self._settle(errand, None)
+        self._settle(work_set, None)
 
-    def _settle(self, errand: _Errand, error: BaseException | None) -> None:
+    def _settle(self, work_set: _WorkSet, error: BaseException | None) -> None:
         self._busy -= 1
-        errand.left -= 1
-        errand.error = errand.error or error
-        if not errand.left and not errand.future.done():
-            if errand.error is None:
-                errand.future.set_result(None)
+        work_set.left -= 1
+        work_set.error = work_set.error or error
+        if not work_set.left and not work_set.future.done():
+            if work_set.error is None:
+                work_set.future.set_result(None)
             else:
-                errand.future.set_exception(errand.error)
+                work_set.future.set_exception(work_set.error)
         if self.on_done is not None:
             self.on_done()
 
 
 def _call(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments: object) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+    with contextlib.suppress(RuntimeError):  # the loop is closed, so nothing waits for this
         loop.call_soon_threadsafe(call, *arguments)

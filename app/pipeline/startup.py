@@ -159,7 +159,7 @@ async def open_pipeline(
         pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live, faces)
         stack.push_async_callback(asyncio.to_thread, pipeline.close)
         try:
-            with log_while_waiting("the models to say what they take and give, and to answer a picture"):
+            with log_while_waiting("the models to say what they take and give, and to answer an image"):
                 await pipeline.load()
                 await pipeline.try_models()
         except ModelRejected as error:

@@ -68,7 +68,7 @@ class StreamMemory:
     """The ticket of the last call, where an entry point makes several calls at a time."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class FrameJob:
     """One frame to analyse, with its stream's memory and settings."""
 
@@ -84,6 +84,8 @@ class FrameJob:
     """Seconds that an inference request may take, for an entry point that can wait: a request that takes longer is
     repeated once; then the server counts as unavailable. None: TRITON_DEADLINE_S applies, and the stage says `error`.
     """
+    heavy: bool | None = None
+    """Whether preparing the frame takes long; `preprocess.heavy` determines it once."""
 
 
 # --- on its way ---

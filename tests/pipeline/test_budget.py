@@ -276,20 +276,24 @@ def test_a3_costly_frames_have_threads_of_their_own(tmp_path: Path, monkeypatch:
     assert names == {True: {"decode-heavy"}, False: {"decode"}}
 
 
-def test_a3_a_jpeg_over_its_budget_is_brought_to_its_end_where_no_pool_prepares_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a3_a_jpeg_over_its_budget_is_brought_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     spoilt: list[int] = []
     real = preparing._spoil
     monkeypatch.setattr(preparing, "_spoil", lambda coded: (spoilt.append(len(coded)), real(coded)))
-    preparation = Preprocessor(PipelineSettings(decode_budget_ms=50), Settings().live)
+    preprocessor = Preprocessor(PipelineSettings(decode_budget_ms=50), Settings().live)
     jpeg = scans(31, marker=0xC2, side=4096)
-    for picture, looked_after in ((jpeg, [len(jpeg)]), (ordinary(), [len(jpeg)])):
-        batch = Batch([FrameState(job(picture))], ModelSet(), up=False)
-        preparation.here(batch, 0)
-        assert isinstance(batch.frames[0].error, TooExpensive) == (picture is jpeg)
-        assert spoilt == looked_after
-        assert not [one for one in threading.enumerate() if one.name == "decode-watch"]
+
+    async def prepared(image: bytes) -> Batch:
+        batch = Batch([FrameState(job(image))], ModelSet(), up=False)
+        pool = Threads(1, "budget", preprocessor.budget_s)
+        await pool.run([preprocessor.piece(batch, 0)])
+        await asyncio.to_thread(pool.close)
+        return batch
+
+    for image in (jpeg, ordinary()):
+        assert isinstance(asyncio.run(prepared(image)).frames[0].error, TooExpensive) == (image is jpeg)
+        assert spoilt[:1] == [len(jpeg)]
+        assert set(spoilt) == {len(jpeg)}
 
 
 def test_a3_a_jpeg_that_is_given_up_is_brought_to_its_end() -> None:

@@ -39,7 +39,8 @@ def tensors(
     for form in forms:
         memory = np.full(form.shape(1), 7, {"UINT8": np.uint8, "FP32": np.float32}[form.dtype])
         batch.inputs[form] = Input(form, Buffer(memory, None, None))
-    Preprocessor(PipelineSettings(decode=decode), LiveSettings(max_frame_bytes=1 << 25)).here(batch, 0)
+    piece = Preprocessor(PipelineSettings(decode=decode), LiveSettings(max_frame_bytes=1 << 25)).piece(batch, 0)
+    piece.work(piece)
     if batch.frames[0].error is not None:
         raise batch.frames[0].error
     return [tensor.buffer.array[0] for tensor in batch.inputs.values()]
@@ -203,14 +204,15 @@ def test_c1_a_damaged_frame_leaves_no_strange_border_around_the_next() -> None:
     pool.add(region)
     tall, wide = encode(photo(200, 640)), encode(photo(640, 200))
     damaged = wide[: len(wide) * 2 // 3]
-    preparation = Preprocessor(PipelineSettings(), LiveSettings())
+    preprocessor = Preprocessor(PipelineSettings(), LiveSettings())
     errors = []
     for jpeg in (tall, damaged, wide):
         buffer = pool.take(1)
         frame = Frame("a", jpeg, time.perf_counter(), 0.0, 1)
         batch = Batch([FrameState(FrameJob(frame, StreamMemory(), WISHES))], ModelSet(), up=True)
         batch.inputs[wanted] = Input(wanted, buffer)
-        preparation.here(batch, 0)
+        piece = preprocessor.piece(batch, 0)
+        piece.work(piece)
         errors.append(type(batch.frames[0].error))
         found = buffer.array[0].copy()
         buffer.release()

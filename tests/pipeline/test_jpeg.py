@@ -136,7 +136,7 @@ def test_many_segments_are_refused_and_as_many_as_a_photograph_has_are_not() -> 
         (SOI + DQT + sof(0xC0, 64, 64) + sof(0xC0, 64, 64) + sos([1]) + EOI, "two frame headers"),
         (SOI + DQT + sos([1]) + EOI, "a scan before the frame header"),
         (SOI + DQT + sof(0xC0, 64, 64)[:12], "another length"),
-        (SOI + DQT + sof(0xC0, 64, 64) + EOI, "no picture follows"),
+        (SOI + DQT + sof(0xC0, 64, 64) + EOI, "no image follows"),
     ],
 )
 def test_what_nobody_decodes_is_refused_by_name(jpeg: bytes, says: str) -> None:

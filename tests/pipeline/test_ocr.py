@@ -292,7 +292,7 @@ def test_what_is_no_picture_is_an_error_of_that_frame_alone(state: Path):
             texts, stage = stream.frame()
             assert texts == []
             assert stage.status == "error"
-            assert "not a picture" in str(stage.reason)
+            assert "not an image" in str(stage.reason)
 
         stream.now += 1.0
         stream.jpeg = good

@@ -87,7 +87,7 @@ def test_e7_a_grey_level_that_is_transparent_is_laid_on_white(depth: int, level:
 def test_e7_an_animated_png_is_its_first_picture_and_an_animated_webp_is_refused() -> None:
     others = {"save_all": True, "append_images": [Image.fromarray(PHOTO[::-1])]}
     assert (decoded(coded(Image.fromarray(PHOTO), **others)) == PHOTO).all()
-    with pytest.raises(UndecodableFrame, match="animated; want a single picture"):
+    with pytest.raises(UndecodableFrame, match="animated; want a single image"):
         decoded(coded(Image.fromarray(PHOTO), "WEBP", **others))
 
 

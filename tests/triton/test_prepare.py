@@ -263,7 +263,7 @@ def test_c3_class_ids_out_of_a_topk_are_an_end_to_end_head(tmp_path: Path) -> No
 @pytest.mark.parametrize("indexed", [False, True])
 def test_c4_rt_detr_is_refused_by_name(tmp_path: Path, shares: bool, metadata: dict[str, str], indexed: bool) -> None:
     boxes = SHARES if shares else corners()
-    with pytest.raises(UnknownLayout, match=r"RT-DETR's head.*shares of the picture"):
+    with pytest.raises(UnknownLayout, match=r"RT-DETR's head.*shares of the image"):
         prepare(rows_of(tmp_path / "own.onnx", boxes, shares=shares, indexed=indexed, **metadata), tmp_path / "p.onnx")
 
 
@@ -277,7 +277,7 @@ def constant_rows(path: Path, boxes: np.ndarray) -> Path:
 @pytest.mark.parametrize(
     ("boxes", "why"),
     [
-        (SHARES, "lie between 0 and 0.90: shares of the picture"),
+        (SHARES, "lie between 0 and 0.90: shares of the image"),
         (np.tile([100.0, 90.0, 20.0, 10.0], (300, 1)), "no corners"),
     ],
 )

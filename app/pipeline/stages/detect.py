@@ -34,10 +34,10 @@ from app.protocol.result import Box, Detection
 
 KNOWN = (
     "[N, 4 + classes, A] (layout raw: YOLOv8, YOLO11), [N, K, 6] (layout end_to_end: YOLOv10, YOLO26, exports with "
-    "nms=True; or layout prepared, behind a UINT8 picture [N, H, W, 3]), FP32 or FP16"
+    "nms=True; or layout prepared, behind a UINT8 image [N, H, W, 3]), FP32 or FP16"
 )
 _POSE = (56, 57)
-"""Rows of a raw, columns of any other pose head: no detections, whatever else they could be."""
+"""Rows of a raw pose head and columns of any other pose head: such an output never holds detections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Detected:
     confidence: Floats
     class_id: Classes
     written: Written | None = None
-    """Where a whole batch was read at once."""
+    """Set where a whole batch was read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +59,15 @@ class DetectReader:
     output_name: str
     layout: Layout
     class_names: tuple[str, ...]
-    """By class id; empty where the model neither brings names nor says how many classes it has."""
+    """By class id; empty where the model has no names and does not show the number of its classes."""
     declared: bool = True
-    """Whether the model says itself what its head is; else see `check`."""
+    """Whether the model declares the layout of its head; else `check` must confirm it."""
 
     def check(self, outputs: Mapping[str, NDArray[Any]]) -> None:
-        """Looks whether an answer is of the layout that the shape was taken for; nothing is to be seen in an empty one.
+        """Checks that an answer has the layout that the shape suggested. An answer without boxes confirms anything.
 
         Raises:
-            ModelRejected: it is not.
+            ModelRejected: it has another layout.
         """
         if not self.declared:
             refuse_if(self.spec, implausible(outputs[self.output_name][0], self.layout, len(self.class_names)))
@@ -83,7 +83,7 @@ class DetectReader:
         classes: frozenset[int] | None,
         max_detections: int,
     ) -> Detected:
-        """The objects of picture `index` of a batch. `classes`: ids to keep, None keeps all. See `heads.candidates`."""
+        """The objects of image `index` of a batch; see `layouts.candidates`. `classes`: ids to keep, None keeps all."""
         found = candidates(
             outputs[self.output_name][index],
             self.layout,
@@ -106,7 +106,7 @@ class DetectReader:
         max_detections: int,
         rows: Rows | None = None,
     ) -> list[Detected | None]:
-        """`read` of every picture of a batch; None for those without a box. `rows`: as `layouts.scoring_rows` says."""
+        """`read` for all images of a batch; None for images without a box. `rows`: result of `layouts.scoring_rows`."""
         limits = {"confidence": confidence, "iou": iou}
         found = None
         if self.layout != "raw" and classes is None:
@@ -116,14 +116,14 @@ class DetectReader:
         if found is None:
             more: Any = {**limits, "classes": classes, "max_detections": max_detections}
             return [None if box is None else self.read(outputs, at, box, **more) for at, box in enumerate(boxes)]
-        best, picture, bounds = found
-        xyxy = to_images(best[:, :4].reshape(-1, 2, 2), picture, boxes).reshape(-1, 4)
+        best, image, bounds = found
+        xyxy = to_images(best[:, :4].reshape(-1, 2, 2), image, boxes).reshape(-1, 4)
         labels = best[:, 5].astype(np.int32)
         scores = best[:, 4]
-        sides, told = rounded(xyxy, 2), rounded(scores, 4)
+        corners, confidences = rounded(xyxy, 2), rounded(scores, 4)
         parts = [slice(start, min(end, start + max_detections)) for start, end in pairwise(bounds)]
         return [
-            None if box is None else Detected(xyxy[at], scores[at], labels[at], Written(sides[at], told[at]))
+            None if box is None else Detected(xyxy[at], scores[at], labels[at], Written(corners[at], confidences[at]))
             for box, at in zip(boxes, parts, strict=True)
         ]
 
@@ -134,10 +134,10 @@ def detect_reader(spec: ModelSpec, labels: tuple[str, ...] | None = None, *, out
     Class names are the model's parameter `class_names`, else `labels`, else `class_0`, `class_1`, ...
 
     Args:
-        output: name of the output tensor; without it the one whose shape fits is taken.
+        output: name of the output tensor; None takes the one whose shape fits.
 
     Raises:
-        ModelRejected: no layout that we know, or names that are not as many as the classes.
+        ModelRejected: the layout is unknown, or there are more or fewer names than classes.
     """
     form = input_format(spec)
     names, source = _names(spec, labels)
@@ -147,8 +147,8 @@ def detect_reader(spec: ModelSpec, labels: tuple[str, ...] | None = None, *, out
         return rows == 4 + len(names) if names else columns == cells and rows >= 5 and rows not in _POSE
 
     def likely(rows: int, columns: int) -> bool:
-        # More anchors than rows: [N, 25200, 85] is YOLOv5's, [N, A, 4 + classes] a raw head turned over, [N, 100, 4] a
-        # detector's boxes alone.
+        # A raw head has more anchors than rows: [N, 25200, 85] is YOLOv5's, [N, A, 4 + classes] a transposed raw head,
+        # [N, 100, 4] the boxes of a detector whose scores stand elsewhere.
         open_or_more = columns < 0 or columns > rows
         return rows >= 5 and rows not in (*_POSE, cells, 3 * cells) and columns not in _POSE and open_or_more
 
@@ -167,7 +167,7 @@ def detect_reader(spec: ModelSpec, labels: tuple[str, ...] | None = None, *, out
 
 
 def refuse_if(spec: ModelSpec, why: str | None) -> None:
-    """Raises ModelRejected where there is a reason."""
+    """Raises ModelRejected with the reason `why`, where there is one."""
     if why is not None:
         raise ModelRejected(
             f"model {spec.name!r}: {why}. Its parameter `layout` says what it is, where that is known: {KNOWN}"
@@ -175,7 +175,7 @@ def refuse_if(spec: ModelSpec, why: str | None) -> None:
 
 
 def _names(spec: ModelSpec, labels: tuple[str, ...] | None) -> tuple[tuple[str, ...], str]:
-    """The class names and where they are from; empty where nobody says."""
+    """The class names and their origin; no names where neither the model nor TRITON_LABELS has any."""
     text = spec.parameters.get("class_names")
     if text is None:
         return labels or (), "TRITON_LABELS"
@@ -192,7 +192,7 @@ def _names(spec: ModelSpec, labels: tuple[str, ...] | None) -> tuple[tuple[str, 
 
 
 def detections(detected: Detected, track_ids: NDArray[Any] | None, class_names: tuple[str, ...]) -> list[Detection]:
-    """The wire's objects: pixels to 2 decimals, confidence to 4. `track_ids` `[n]`: -1 where there is none."""
+    """Objects as the wire has them: pixels to 2 decimals, confidence to 4. `track_ids` `[n]`: -1 means no id."""
     count = len(detected.class_id)
     ids = [-1] * count if track_ids is None else track_ids.tolist()
     written = detected.written or Written(rounded(detected.xyxy, 2), rounded(detected.confidence, 4))

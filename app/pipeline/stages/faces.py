@@ -22,7 +22,7 @@ from app.errors import FrameError, InferenceError, InferenceUnavailable, ModelRe
 from app.inference.client import InferenceClient, ModelSpec
 from app.inference.shared_memory import Buffer
 from app.pipeline.boxes import Floats
-from app.pipeline.decode import picture_of
+from app.pipeline.decode import image_of
 from app.pipeline.preprocess import Piece, Preprocessor, Threads
 from app.pipeline.stages.tracking import match_poses
 from app.pipeline.types import Batch, FrameState
@@ -188,11 +188,11 @@ def _frontal(nose: complex, left: complex, right: complex) -> bool:
     return abs(place.real) <= MAX_ASIDE and NOSE_DROP[0] <= place.imag <= NOSE_DROP[1]
 
 
-def crop(picture: NDArray[np.uint8], matrices: list[Matrix]) -> Crops:
-    """Cuts faces out of one RGB picture `[h, w, 3]`: `[n, 112, 112, 3]`, black beyond its edges (InsightFace's way)."""
+def crop(image: NDArray[np.uint8], matrices: list[Matrix]) -> Crops:
+    """Cuts faces out of one RGB image `[h, w, 3]`: `[n, 112, 112, 3]`, black beyond its edges (InsightFace's way)."""
     out = np.empty((len(matrices), SIDE, SIDE, 3), np.uint8)
     for matrix, one in zip(matrices, out, strict=True):
-        cv2.warpAffine(picture, matrix, (SIDE, SIDE), dst=one, flags=cv2.INTER_LINEAR)
+        cv2.warpAffine(image, matrix, (SIDE, SIDE), dst=one, flags=cv2.INTER_LINEAR)
     return out
 
 
@@ -248,7 +248,7 @@ class FaceStage:
 
         def work(piece: Piece) -> None:
             try:
-                crops = crop(self._picture(faces.state, faces.index, batch), faces.matrices)
+                crops = crop(self._image(faces.state, faces.index, batch), faces.matrices)
             except FrameError as error:
                 faces.error = error
                 return
@@ -276,14 +276,14 @@ class FaceStage:
                 one.state.stages[FACE] = OK
                 metrics.MODEL_FRAMES.labels(reader.spec.name).inc()
 
-    def _picture(self, state: FrameState, index: int, batch: Batch) -> NDArray[np.uint8]:
+    def _image(self, state: FrameState, index: int, batch: Batch) -> NDArray[np.uint8]:
         """The frame at its full size, RGB: where it lies decoded, else decoded once more."""
         info = state.info
         assert info is not None
         for form, tensor in batch.inputs.items():
             box = tensor.boxes[index]
             if form.is_image and (box.width, box.height) == (info.width, info.height):
-                return picture_of(tensor.canvas(index), box)
+                return image_of(tensor.canvas(index), box)
         pixels = state.pixels if state.pixels is not None else state.job.frame.pixels
         return self._preparation.whole(state.job, info) if pixels is None else pixels
 

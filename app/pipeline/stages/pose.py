@@ -34,16 +34,16 @@ _KEYPOINTS = len(KEYPOINT_NAMES)
 _RAW_ROWS = 4 + 1 + 3 * _KEYPOINTS
 _COLUMNS = 6 + 3 * _KEYPOINTS
 _DIGITS = np.array((100.0, 100.0, 10_000.0))
-"""Of x, y and confidence, to round all three in one go."""
+"""Scales of x, y and confidence, so that one call rounds all three."""
 KNOWN = (
     f"[N, {_RAW_ROWS}, A] (layout raw: YOLOv8-pose, YOLO11-pose), [N, K, {_COLUMNS}] (layout end_to_end; or prepared, "
-    f"behind a UINT8 picture [N, H, W, 3]), FP32 or FP16: one class, COCO's {_KEYPOINTS} keypoints of x, y, confidence"
+    f"behind a UINT8 image [N, H, W, 3]), FP32 or FP16: one class, COCO's {_KEYPOINTS} keypoints of x, y, confidence"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Posed:
-    """n people of one frame, best first."""
+    """n people in one frame, best first."""
 
     xyxy: Floats
     """`[n, 4]`, frame pixels."""
@@ -52,7 +52,8 @@ class Posed:
     """`[n, 17, 3]`: x, y in frame pixels, confidence."""
     written: Written | None = None
     columns: list[list[list[float]]] | None = None
-    """Of each person x, y and confidence, 17 each, as the wire has them; both where a whole batch was read at once."""
+    """For each person x, y and confidence, 17 each, as the wire has them. Set, with `written`, where a whole
+    batch was read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +63,10 @@ class PoseReader:
     output_name: str
     layout: Layout
     declared: bool = True
-    """Whether the model says itself what its head is; else see `check`."""
+    """Whether the model declares the layout of its head; else `check` must confirm it."""
 
     def check(self, outputs: Mapping[str, NDArray[Any]]) -> None:
-        """As `DetectReader.check`."""
+        """Checks an answer as `DetectReader.check` does. Raises ModelRejected."""
         if not self.declared:
             refuse_if(self.spec, implausible(outputs[self.output_name][0], self.layout, 1))
 
@@ -80,9 +81,9 @@ class PoseReader:
         max_detections: int,
         classes: frozenset[int] | None = None,
     ) -> Posed:
-        """The people of picture `index` of a batch; see `heads.candidates`. All are people, whatever `classes`.
+        """The people in image `index` of a batch; see `layouts.candidates`. `classes` is ignored: a pose is a person.
 
-        Keypoints keep their place at any confidence (Ultralytics moves those below 0.5 to 0, 0).
+        Keypoints keep their place at any confidence; Ultralytics moves those below 0.5 to 0, 0.
         """
         found = candidates(
             outputs[self.output_name][index],
@@ -108,7 +109,7 @@ class PoseReader:
         rows: Rows | None = None,
         classes: frozenset[int] | None = None,
     ) -> list[Posed | None]:
-        """`read` of every picture of a batch; None for those without a box. `rows`: as `layouts.scoring_rows` says."""
+        """`read` for all images of a batch; None for images without a box. `rows`: result of `layouts.scoring_rows`."""
         limits = {"confidence": confidence, "iou": iou}
         found = None
         if self.layout != "raw":
@@ -118,28 +119,28 @@ class PoseReader:
         if found is None:
             more: Any = {**limits, "max_detections": max_detections}
             return [None if box is None else self.read(outputs, at, box, **more) for at, box in enumerate(boxes)]
-        best, picture, bounds = found
-        xyxy = to_images(best[:, :4].reshape(-1, 2, 2), picture, boxes).reshape(-1, 4)
+        best, image, bounds = found
+        xyxy = to_images(best[:, :4].reshape(-1, 2, 2), image, boxes).reshape(-1, 4)
         keypoints = _finite(best[:, 6:].reshape(-1, _KEYPOINTS, 3))
-        keypoints[..., :2] = to_images(keypoints[..., :2], picture, boxes)
+        keypoints[..., :2] = to_images(keypoints[..., :2], image, boxes)
         scores = best[:, 4]
-        sides, told, columns = rounded(xyxy, 2), rounded(scores, 4), _columns(keypoints)
+        corners, confidences, columns = rounded(xyxy, 2), rounded(scores, 4), _columns(keypoints)
         parts = [slice(start, min(end, start + max_detections)) for start, end in pairwise(bounds)]
         return [
             None
             if box is None
-            else Posed(xyxy[at], scores[at], keypoints[at], Written(sides[at], told[at]), columns[at])
+            else Posed(xyxy[at], scores[at], keypoints[at], Written(corners[at], confidences[at]), columns[at])
             for box, at in zip(boxes, parts, strict=True)
         ]
 
 
 def _columns(keypoints: Floats) -> list[list[list[float]]]:
-    """`[n, 17, 3]` to x, y and confidence of each person, pixels to 2 decimals, confidences to 4."""
+    """`[n, 17, 3]` to x, y and confidence for each person; pixels to 2 decimals, confidences to 4."""
     return (np.rint(keypoints * _DIGITS) / _DIGITS).transpose(0, 2, 1).tolist()  # type: ignore[no-any-return]
 
 
 def _finite(keypoints: Floats) -> Floats:
-    """A copy with finite numbers in it."""
+    """A copy in which numbers that are not finite are replaced."""
     with np.errstate(invalid="ignore", over="ignore"):
         if not math.isfinite(keypoints.sum()):
             return np.nan_to_num(keypoints)
@@ -150,10 +151,10 @@ def pose_reader(spec: ModelSpec, *, output: str | None = None) -> PoseReader:
     """Picks the reader for a model from its metadata.
 
     Args:
-        output: name of the output tensor; without it the one whose shape fits is taken.
+        output: name of the output tensor; None takes the one whose shape fits.
 
     Raises:
-        ModelRejected: no layout that we know.
+        ModelRejected: the layout is unknown.
     """
     form = input_format(spec)
 
@@ -165,7 +166,7 @@ def pose_reader(spec: ModelSpec, *, output: str | None = None) -> PoseReader:
 
 
 def poses(posed: Posed, track_ids: NDArray[Any] | None) -> list[Pose]:
-    """The wire's poses: pixels to 2 decimals, confidences to 4. `track_ids` `[n]`: -1 where there is none."""
+    """Poses as the wire has them: pixels to 2 decimals, confidences to 4. `track_ids` `[n]`: -1 means no id."""
     ids = [-1] * len(posed.confidence) if track_ids is None else track_ids.tolist()
     written = posed.written or Written(rounded(posed.xyxy, 2), rounded(posed.confidence, 4))
     return [

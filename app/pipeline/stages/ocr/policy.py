@@ -1,6 +1,6 @@
 """When to read text, and how to say how fresh it is. Decides; does no I/O and reads no clock.
 
-Change is counted in cells of a small grey picture, not in pixels: letters are thin, so a sign may change
+Change is counted in cells of a small grey frame, not in pixels: letters are thin, so a sign may change
 all its words and yet hardly a pixel in a hundred. Where text was read last, a single cell is enough.
 """
 
@@ -20,7 +20,7 @@ JpegSource = bytes | Callable[[], bytes]
 PIXEL_STEP = 24
 """Grey levels. Less is noise of the sensor or of JPEG."""
 CELL = 8
-"""Side of a cell, pixels of the small picture."""
+"""Side of a cell, pixels of the small image."""
 CELL_SHARE = 2 / CELL**2
 """Of a cell's pixels; when fewer changed, the cell did not."""
 RUNNING = Stage("skipped", "running")
@@ -59,7 +59,7 @@ class OcrMemory:
         """Puts a frame in line, in the place of one that stands there."""
         self.waiting = still
         self.asked_at = now
-        # The caller's picture may live in memory that the next frame overwrites.
+        # The caller's image may live in memory that the next frame overwrites.
         self.scene = None if grey is None else grey.copy()
 
     def begin(self) -> JpegSource:
@@ -79,7 +79,7 @@ class OcrMemory:
 
 
 def has_changed(memory: OcrMemory, grey: NDArray[np.uint8] | None, *, threshold: float) -> bool:
-    """Whether the scene is another than the last run's: `threshold` of the picture, or anything where text stood."""
+    """Whether the scene is another than the last run's: `threshold` of the image, or anything where text stood."""
     cells = changed_cells(memory.scene, grey)
     if memory.text_cells is not None and memory.text_cells.shape == cells.shape and (cells & memory.text_cells).any():
         return True
@@ -102,7 +102,7 @@ def changed_cells(before: NDArray[np.uint8] | None, after: NDArray[np.uint8] | N
 
 
 def text_cells(texts: list[Text], width: int, height: int, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """The cells that the texts of a frame of this width and height touch in a grey picture of that shape."""
+    """The cells that the texts of a frame of this width and height touch in a grey frame of that shape."""
     rows, columns = grid(shape)
     cells = np.zeros((rows, columns), np.bool_)
     for text in texts:

@@ -112,10 +112,10 @@ def open_reader(cache: Path, models: Path | None) -> Callable[[bytes], dict[str,
 
     def read(jpeg: bytes) -> dict[str, Any]:
         if not jpeg:
-            raise ValueError("not a picture: no bytes at all")
+            raise ValueError("not an image: no bytes at all")
         image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if image is None:
-            raise ValueError("not a picture that can be decoded")
+            raise ValueError("not an image that can be decoded")
         height, width = image.shape[:2]
         (page,) = pipeline.predict(image)
         read_once = [
@@ -137,8 +137,8 @@ def open_reader(cache: Path, models: Path | None) -> Callable[[bytes], dict[str,
     # PaddleOCR's own pipeline, for single lines: what it cuts out, and its reader (PaddleX is pinned).
     inside = pipeline.paddlex_pipeline._pipeline
 
-    def recognise(picture: Any) -> tuple[str, float]:
-        (line,) = inside.text_rec_model([picture])
+    def recognise(image: Any) -> tuple[str, float]:
+        (line,) = inside.text_rec_model([image])
         return line["rec_text"], float(line["rec_score"])
 
     return read
@@ -292,7 +292,7 @@ GAIN = 0.1
 _LEAST = 2
 """Letters and digits of a line that is taken another way round on its own."""
 MOST = 12
-"""Lines of one picture that are read again, the largest: each costs as much as the first reading of a line."""
+"""Lines of one image that are read again, the largest: each costs as much as the first reading of a line."""
 TALL = 1.5
 """Height over width from which a crop comes turned on its side (PaddleX's `get_rotate_crop_image`)."""
 
@@ -303,7 +303,7 @@ class Line(NamedTuple):
     text: str
     score: float
     polygon: Any
-    """`[4, 2]`, clockwise from the corner at the upper left of the picture."""
+    """`[4, 2]`, clockwise from the corner at the upper left of the image."""
     turns: int
     """That `text` was read at, 0 to 3."""
 
@@ -313,27 +313,27 @@ def upright(lines: Sequence[tuple[str, float, Any]], crop: Callable[[Any], Any],
 
     Args:
         lines: text, score and polygon, as PaddleOCR reads them.
-        crop: gives the picture of a polygon as PaddleOCR cuts it out, turned on its side where that is tall.
-        recognise: reads such a picture.
+        crop: gives the image of a polygon as PaddleOCR cuts it out, turned on its side where that is tall.
+        recognise: reads such an image.
     """
     found = [Line(text, score, polygon, _first(polygon)) for text, score, polygon in lines]
     doubtful = sorted((i for i, line in enumerate(found) if line.score < SURE), key=lambda i: -_area(found[i].polygon))
-    pictures: dict[int, Any] = {}
+    images: dict[int, Any] = {}
     for i in doubtful[:MOST]:
-        pictures[i] = crop(found[i].polygon)
-        found[i] = _best(found[i], _others(found[i].polygon), pictures[i], recognise, GAIN)
-    # What reads one way and the other ("NOON", "69") goes with the rest of the picture.
+        images[i] = crop(found[i].polygon)
+        found[i] = _best(found[i], _others(found[i].polygon), images[i], recognise, GAIN)
+    # What reads one way and the other ("NOON", "69") goes with the rest of the image.
     way = _way(found)
-    left = MOST - len(pictures)
+    left = MOST - len(images)
     for i, line in enumerate(found):
-        if left > 0 and i not in pictures and line.turns != way and way in _others(line.polygon):
+        if left > 0 and i not in images and line.turns != way and way in _others(line.polygon):
             left -= 1
             found[i] = _best(line, (way,), crop(line.polygon), recognise, -GAIN)
     return found
 
 
 def in_order(lines: Sequence[Line], width: int, height: int) -> list[Line]:
-    """In reading order for one who holds the picture so that most of its text is upright."""
+    """In reading order for one who holds the image so that most of its text is upright."""
     way = _way(lines)
     if way == 0:
         return list(lines)
@@ -349,16 +349,16 @@ def corners(line: Line) -> Any:
     return np.roll(np.asarray(line.polygon), -line.turns, axis=0)
 
 
-def _best(line: Line, turns: Sequence[int], picture: Any, recognise: Recognise, gain: float) -> Line:
+def _best(line: Line, turns: Sequence[int], image: Any, recognise: Recognise, gain: float) -> Line:
     """The best of these ways round, where it is sure and scores more than the line does by `gain`.
 
     The best of several readings of what nobody can read scores up to 0.85; a lone sign, which a shadow may be,
-    up to 0.91: it is taken the other way round only where the rest of the picture stands so (`gain` below 0).
+    up to 0.91: it is taken the other way round only where the rest of the image stands so (`gain` below 0).
     """
     first = _first(line.polygon)
     best, bar = line, max(SURE, line.score + gain)
     for turn in turns:
-        text, score = recognise(np.ascontiguousarray(np.rot90(picture, turn - first)))
+        text, score = recognise(np.ascontiguousarray(np.rot90(image, turn - first)))
         if sum(map(str.isalnum, text)) >= (_LEAST if gain > 0 else 1) and score > bar:
             best, bar = Line(text, score, line.polygon, turn), score
             break
@@ -398,7 +398,7 @@ def _way(lines: Sequence[Line]) -> int:
 
 
 def _turned(points: Any, turns: int, width: int, height: int) -> Any:
-    """Where points of the picture lie once it is turned by so many quarters, anticlockwise."""
+    """Where points of the image lie once it is turned by so many quarters, anticlockwise."""
     x, y = points[:, 0], points[:, 1]
     if turns == 1:
         return np.stack((y, width - x), -1)
