@@ -13,6 +13,7 @@ NAMES = (
     "triton_wire",
     "live",
     "sessions",
+    "lone",
     "overload",
     "workers",
     "to_the_limit",
@@ -33,6 +34,7 @@ TOGETHER = [name for name in BENCHMARKS if name not in ALONE]
 BRIEF: dict[str, dict[str, Any]] = {
     "live": {"seconds": 2.0},
     "sessions": {"turns": 2, "seconds": 4.0},
+    "lone": {"turns": 2, "seconds": 4.0},
     "overload": {"turns": 2, "seconds": 6.0},
     "workers": {"turns": 2},
     "to_the_limit": {"turns": 2},

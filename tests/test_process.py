@@ -26,7 +26,9 @@ def said(log: Path) -> list[str]:
 @pytest.mark.parametrize("command", ["work", "reassemble"])
 def test_d11_recorded_film_ends_in_order_and_says_so(tmp_path: Path, command: str) -> None:
     settings = {"STATE_DIR": str(tmp_path / "state"), "METRICS_PORT": "0", "INFERENCE_BACKEND": "stub"}
-    with process(["segments", "--local", str(tmp_path / "films"), command], settings, tmp_path / "log") as child:
+    with process(
+        ["segments", "--local", str(tmp_path / "films"), command], settings, tmp_path / "log", anew=True
+    ) as child:
         wait_for_line(child, tmp_path / "log", "metrics on http")
         time.sleep(0.5)
         child.send_signal(signal.SIGTERM)
@@ -39,7 +41,7 @@ def test_e7_a_start_says_what_it_waits_for(tmp_path: Path) -> None:
     repository = canned.write(tmp_path / "repository")
     (repository / "yolo" / "1" / "model.py").write_text("import time\ntime.sleep(120)\n")
     settings = {"TRITON_REPOSITORY": str(repository), "OCR": "off", "PORT": "0", "STATE_DIR": str(tmp_path / "state")}
-    with process(["serve"], settings, tmp_path / "log") as child:
+    with process(["serve"], settings, tmp_path / "log", anew=True) as child:
         for seconds in (3, 6):
             wait_for_line(
                 child, tmp_path / "log", rf"waiting for the embedded Triton and its models, {seconds} s so far"

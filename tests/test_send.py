@@ -27,7 +27,7 @@ from benchmarks import canned
 from tests.conftest import SLOW, Serve
 from tests.segments.test_kinds import coded, combs, interlaced
 from tests.segments.test_truncated import cut_off, fast
-from tests.support import clip
+from tests.support import clip, forks
 from tests.support.movie import heard, movie, picture, shown
 from tests.support.service import Service
 
@@ -54,8 +54,7 @@ def results(lines: bytes) -> list[Result]:
 
 
 def sightline(*arguments: object) -> Done:
-    command = [sys.executable, "-m", "app", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=False)
+    done = forks.run(*map(str, arguments))
     return Done(done.returncode, done.stdout, done.stderr.decode())
 
 

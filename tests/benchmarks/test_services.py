@@ -11,7 +11,19 @@ import pytest
 from rich.console import Console
 
 from app.settings import TritonSettings
-from benchmarks import chart, harness, live, overload, service, sessions, to_the_limit, triton_wire, turns, workers
+from benchmarks import (
+    chart,
+    harness,
+    live,
+    lone,
+    overload,
+    service,
+    sessions,
+    to_the_limit,
+    triton_wire,
+    turns,
+    workers,
+)
 from benchmarks.measure import Measured
 from tests.support.service import require_environment
 
@@ -105,3 +117,11 @@ def test_two_workers_share_the_sessions(stand: service.Bench) -> None:
     (ratio,) = found["ratios"]
     assert ratio["label"].startswith("sessions of the fullest")
     assert "two workers, 24 sessions" in shown(workers, found)
+
+
+def test_a_lone_session_is_measured_beside_one_of_eight(stand: service.Bench) -> None:
+    plan = lone.Plan(seconds=1.0, warm_up_s=0.5)
+    found = lone.one(stand, plan, "lone15")
+    assert found["answered"] > 0.5
+    assert found["cpu_us"] > 0
+    assert {name for ratio in lone.RATIOS for name in (ratio.over, ratio.under)} == set(lone.LOADS)

@@ -120,7 +120,7 @@ def test_a_start_that_takes_long_is_given_up_when_told_to(tmp_path: Path, number
     (repository / "yolo" / "1" / "model.py").write_text(SLOW_TO_LOAD)
     state = tmp_path / "state"
     settings = {"TRITON_REPOSITORY": str(repository), "OCR": "off", "PORT": "0", "STATE_DIR": str(state)}
-    with process(["serve"], {**settings, "WORKERS": workers}, tmp_path / "log") as child:
+    with process(["serve"], {**settings, "WORKERS": workers}, tmp_path / "log", anew=True) as child:
         wait_for_line(child, tmp_path / "log", "models loaded")
         started = psutil.Process(child.pid)
         processes = started.children(recursive=True)
@@ -166,7 +166,7 @@ async def test_d11_an_end_that_was_asked_for_is_no_failure_and_is_said(
 
 def test_d11_sigterm_before_anything_is_imported_is_heeded_too(tmp_path: Path) -> None:
     settings = {"STATE_DIR": str(tmp_path), "PORT": "0", "TRITON_URL": "127.0.0.1:9"}
-    with process(["serve"], settings, tmp_path / "log") as child:
+    with process(["serve"], settings, tmp_path / "log", anew=True) as child:
         deadline = time.monotonic() + 5 * PATIENCE_S
         while not heeds_sigterm(child.pid) and child.poll() is None:
             assert time.monotonic() < deadline
@@ -213,7 +213,7 @@ def test_d8_a_worker_that_cannot_become_ready_in_its_time_is_replaced_and_it_is_
     )
     settings = {"TRITON_URL": canned_triton, "OCR": "off", "WORKERS": "2", "PYTHONPATH": str(tmp_path), "PORT": "0"}
     settings |= {"TRITON_START_TIMEOUT_S": "3", "DRAIN_TIMEOUT_S": "1", "STATE_DIR": str(tmp_path / "state")}
-    with process(["serve"], settings, tmp_path / "log") as child:
+    with process(["serve"], settings, tmp_path / "log", anew=True) as child:
         wait_for_line(
             child, tmp_path / "log", r"was not ready after 3 s, which TRITON_START_TIMEOUT_S gives; starting another"
         )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -13,8 +11,8 @@ from typing import Any
 import orjson
 import pytest
 
-from app.settings import ROOT
 from tests.conftest import SLOW, Serve, photograph
+from tests.support import forks
 from tests.support.live import ready
 from tests.support.service import Service, assert_adds_up, serving
 
@@ -23,20 +21,7 @@ def load(service: Service | str, folder: Path, *options: str) -> tuple[int, dict
     """Exit code, figures, what it said."""
     url = service if isinstance(service, str) else service.url
     told = folder / "figures.json"
-    command = [
-        sys.executable,
-        "-m",
-        "app",
-        "load",
-        url,
-        "--ramp",
-        "0.5",
-        "--warm-up",
-        "0.5",
-        f"--json={told}",
-        *options,
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=False)
+    done = forks.run("load", url, "--ramp", "0.5", "--warm-up", "0.5", f"--json={told}", *options)
     figures = orjson.loads(told.read_bytes())["figures"] if told.exists() else {}
     return done.returncode, figures, done.stderr.decode()
 

@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from app.settings import ROOT, SECRETS, SECTIONS
+from tests.support import forks
 
 START_S = 90.0
 _OWN = {name.upper() for section in SECTIONS for name in section.model_fields} | {"PROMETHEUS_MULTIPROC_DIR"}
@@ -82,18 +83,23 @@ def assert_adds_up(service: Service, entry: str = "live") -> dict[str, float]:
 
 
 @contextmanager
-def process(arguments: list[str], settings: Mapping[str, str], log_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`python -m app …` with these settings; SIGTERM at the end, SIGKILL when that does not do."""
+def process(
+    arguments: list[str], settings: Mapping[str, str], log_path: Path, *, anew: bool = False
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`python -m app …` with these settings; SIGTERM at the end, SIGKILL when that does not do.
+
+    Args:
+        anew: starts Python for it, rather than fork a process that has imported the application.
+    """
     environment = {key: value for key, value in os.environ.items() if key not in _OWN}
     environment |= {"PYTHONUNBUFFERED": "1", **settings}
+    child: subprocess.Popen[bytes]
     with log_path.open("wb") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "app", *arguments],
-            env=environment,
-            cwd=ROOT,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+        if anew:
+            command = [sys.executable, "-m", "app", *arguments]
+            child = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        else:
+            child = forks.start(arguments, environment, stdout=log.fileno(), stderr=log.fileno())  # type: ignore[assignment]
     try:
         yield child
     finally:
