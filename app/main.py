@@ -21,9 +21,9 @@ from app.live.door import LiveDoor
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.startup import open_pipeline
 from app.process import freeze_gc, log_while_waiting, tune
-from app.segments import passage
 from app.segments import routes as films
 from app.segments.service import SegmentService
+from app.segments.video import processor
 from app.settings import Settings
 from app.summary import Summaries
 
@@ -166,7 +166,7 @@ async def _publish() -> None:
         await asyncio.sleep(1.0)
         ledger.PACE.publish()
         single.PACE.publish()
-        passage.PACE.publish()
+        processor.PACE.publish()
         metrics.write_gathered()
 
 

@@ -1,102 +1,143 @@
-"""Faces made unrecognisable, also in the moments before and after they are found."""
+"""Makes faces unrecognizable, also shortly before and after they are found.
+
+Faces come from the detector's class `face`, from the heads of poses, and from the boxes of people for whom neither
+gives a face.
+"""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
+import numpy as np
+from numpy.typing import NDArray
 
-from app.protocol.result import FrameResult
-from app.segments.faces import Face, faces, followed
-from app.segments.sheet import Plane, Sheet
+from app.pipeline.boxes import Floats, iou
+from app.protocol.result import Box, FrameResult, Keypoint, Pose
+from app.segments.video.writer import Plane, YuvFrame
 
+FACE_CLASS = "face"
+"""The class, in any spelling of its letters, whose boxes are faces."""
 HOLD_S = 0.5
-"""How long a face is blurred before it was first seen and after it was last seen, seconds of the film."""
-MOST_PIXELS = 64_000_000
-"""Of the pictures that wait for faces yet to be found: half a second of 1920x1080 at 60 frames a second, less of larger
-ones. 1.5 bytes each."""
+"""How long a face is blurred before it is first found and after it is last found, seconds of the video."""
+MAX_HELD_PIXELS = 64_000_000
+"""Pixels of the frames that are held, at 1.5 bytes each: half a second of 1920x1080 at 60 frames per second, less of
+larger frames."""
 CELLS = 6
-"""A face is brought down to so many cells across before it is blurred: what is gone is gone."""
+"""A face is scaled down to this many cells across before it is blurred, so that the lost detail cannot be restored."""
+_MIN_CONFIDENCE = 0.2
+"""Of a keypoint. Lower than for drawing, because an unneeded blur does no harm."""
+_DETECTOR_MARGIN = 1.3
+"""By which a detected face's box grows, because detectors draw it tightly."""
+_ASPECT = 1.15
+"""A face's height divided by its width."""
+_MAX_SIZE_RATIO = 2.0
+"""Two faces whose sizes differ by more than this factor belong to different people."""
+_MIN_IOU = 0.3
+"""Two boxes of the same thing overlap by at least this."""
+_NOSE, _LEFT_EYE, _RIGHT_EYE, _LEFT_EAR, _RIGHT_EAR, _LEFT_SHOULDER, _RIGHT_SHOULDER = range(7)
+_REACH = {
+    (_LEFT_EAR, _RIGHT_EAR): 0.9,
+    (_LEFT_EYE, _RIGHT_EYE): 2.1,
+    (_NOSE, _LEFT_EAR): 1.2,
+    (_NOSE, _RIGHT_EAR): 1.2,
+    (_LEFT_EYE, _LEFT_EAR): 1.7,
+    (_RIGHT_EYE, _RIGHT_EAR): 1.7,
+    (_NOSE, _LEFT_EYE): 2.8,
+    (_NOSE, _RIGHT_EYE): 2.8,
+    (_LEFT_SHOULDER, _RIGHT_SHOULDER): 0.33,
+}
+"""The head's radius divided by the distance between two keypoints. Turning or bowing a head brings some pairs closer
+together and leaves others, so the largest radius counts."""
 
 
-class Faces:
-    """The faces of one film, in the order of its frames.
+class FaceBlur:
+    """Blurs the faces of one video, whose frames are added in order.
 
-    A face that is found all at once was there before: pictures are kept for HOLD_S, so that it can be blurred in them.
+    A face that is suddenly found was there before. So frames are held for HOLD_S, to be able to blur it in them.
 
     Args:
-        most_pixels: of the pictures that are kept.
+        max_pixels: of the frames that are held.
     """
 
-    def __init__(self, most_pixels: int = MOST_PIXELS) -> None:
-        self._most_pixels = most_pixels
-        self._held: list[tuple[Face, float]] = []
-        """Each face where it was last seen, and when."""
-        self._kept: deque[tuple[float, Sheet]] = deque()
+    def __init__(self, max_pixels: int = MAX_HELD_PIXELS) -> None:
+        self._max_pixels = max_pixels
+        self._faces: list[tuple[Face, float]] = []
+        """Each face where it was last found, and when."""
+        self._held: deque[tuple[float, YuvFrame]] = deque()
         self._pixels = 0
 
-    def hide(self, sheet: Sheet, found: FrameResult | None, at_s: float) -> list[Sheet]:
-        """Blurs every face that was found, and those found a moment ago, or in a moment; everything where `found` is
-        None: nobody knows where the faces are in a frame that was not analysed.
+    def add(self, frame: YuvFrame, result: FrameResult | None, at_s: float) -> list[YuvFrame]:
+        """Blurs the faces found in the next frame, and those found shortly before; blurs faces that are new in the held
+        frames, too.
+
+        Args:
+            result: None if the frame could not be analysed. Then the whole frame is blurred, because its faces are
+                unknown.
+            at_s: the frame's time, seconds of the video.
 
         Returns:
-            The sheets, this one or earlier ones, that nothing more is to be blurred on; each once, in their order.
+            The frames, this one or earlier ones, that are finished: each once, in their order.
         """
-        self._keep(sheet, at_s)
-        if found is None:
-            blur(sheet, 0, 0, sheet.width, sheet.height)
+        self._held.append((at_s, frame))
+        self._pixels += frame.width * frame.height
+        if result is None:
+            _blur_box(frame, 0, 0, frame.width, frame.height)
         else:
-            self._follow(faces(found), at_s)
-            for face, last in self._held:
-                _hide(sheet, face, at_s - last)
-        return self._done(at_s)
+            self._follow(_faces(result), at_s)
+            for face, found_at in self._faces:
+                _blur_face(frame, face, at_s - found_at)
+        return self._finished(at_s)
 
-    def rest(self) -> list[Sheet]:
-        """The sheets that are still kept: there are no more frames."""
-        left = [sheet for _, sheet in self._kept]
-        self._kept.clear()
+    def flush(self) -> list[YuvFrame]:
+        """The frames that are still held. To be called after the last frame."""
+        left = [frame for _, frame in self._held]
+        self._held.clear()
         return left
 
-    def _follow(self, seen: list[Face], at_s: float) -> None:
-        """Those that were seen before have moved; the others were there before, too."""
-        held = [(face, last) for face, last in self._held if at_s - last < HOLD_S]
-        same = followed([face for face, _ in held], seen)
-        for face, before in zip(seen, same, strict=True):
-            since = at_s - HOLD_S if before is None else held[before][1]
-            for at, sheet in self._kept:
-                if since < at < at_s:
-                    _hide(sheet, face, at_s - at)
-        moved = set(same)
-        missed = [one for index, one in enumerate(held) if index not in moved]
-        self._held = [*missed, *((face, at_s) for face in seen)]
+    def _follow(self, found: list[Face], at_s: float) -> None:
+        """Updates the faces. A face that moved is blurred in the held frames since it was last found, a new face in all
+        of the last HOLD_S.
+        """
+        known = [(face, found_at) for face, found_at in self._faces if at_s - found_at < HOLD_S]
+        matches = _matches([face for face, _ in known], found)
+        for face, match in zip(found, matches, strict=True):
+            since = at_s - HOLD_S if match is None else known[match][1]
+            for held_at, frame in self._held:
+                if since < held_at < at_s:
+                    _blur_face(frame, face, at_s - held_at)
+        matched = set(matches)
+        missed = [entry for index, entry in enumerate(known) if index not in matched]
+        self._faces = [*missed, *((face, at_s) for face in found)]
 
-    def _keep(self, sheet: Sheet, at_s: float) -> None:
-        self._kept.append((at_s, sheet))
-        self._pixels += sheet.width * sheet.height
-
-    def _done(self, at_s: float) -> list[Sheet]:
-        done = []
-        while self._kept and (self._kept[0][0] <= at_s - HOLD_S or self._pixels > self._most_pixels):
-            _, sheet = self._kept.popleft()
-            self._pixels -= sheet.width * sheet.height
-            done.append(sheet)
-        return done
+    def _finished(self, at_s: float) -> list[YuvFrame]:
+        finished = []
+        while self._held and (self._held[0][0] <= at_s - HOLD_S or self._pixels > self._max_pixels):
+            _, frame = self._held.popleft()
+            self._pixels -= frame.width * frame.height
+            finished.append(frame)
+        return finished
 
 
-def _hide(sheet: Sheet, face: Face, apart_s: float) -> None:
-    """Blurs a face that was seen so many seconds before or after: it may have moved meanwhile."""
-    blur(sheet, *face.box(1 + 0.5 * apart_s / HOLD_S))
+# --- blurring ---
 
 
-def blur(sheet: Sheet, x1: float, y1: float, x2: float, y2: float) -> None:
-    """Blurs a box for good: down to a few cells, then smooth."""
-    y, *colours = sheet.planes
-    _blur(y, x1, y1, x2, y2)
+def _blur_face(frame: YuvFrame, face: Face, apart_s: float) -> None:
+    """Blurs a face that was found `apart_s` seconds before or after; the box grows, because the face may have moved."""
+    _blur_box(frame, *face.box(1 + 0.5 * apart_s / HOLD_S))
+
+
+def _blur_box(frame: YuvFrame, x1: float, y1: float, x2: float, y2: float) -> None:
+    """Scales a box down to a few cells and up again, in all planes."""
+    y, *colours = frame.planes
+    _blur_plane(y, x1, y1, x2, y2)
     for plane in colours:
-        _blur(plane, x1 / 2, y1 / 2, x2 / 2, y2 / 2)
+        _blur_plane(plane, x1 / 2, y1 / 2, x2 / 2, y2 / 2)
 
 
-def _blur(plane: Plane, x1: float, y1: float, x2: float, y2: float) -> None:
+def _blur_plane(plane: Plane, x1: float, y1: float, x2: float, y2: float) -> None:
     height, width = plane.shape
     left, top = max(0, int(x1)), max(0, int(y1))
     part = plane[top : min(height, int(y2) + 1), left : min(width, int(x2) + 1)]
@@ -106,3 +147,136 @@ def _blur(plane: Plane, x1: float, y1: float, x2: float, y2: float) -> None:
     cell = max(rows, columns) / CELLS
     small = cv2.resize(part, (max(1, round(columns / cell)), max(1, round(rows / cell))), interpolation=cv2.INTER_AREA)
     part[:] = cv2.resize(small, (columns, rows), interpolation=cv2.INTER_CUBIC)
+
+
+# --- where the faces are ---
+
+
+@dataclass(frozen=True, slots=True)
+class Face:
+    """A face's centre and radius, pixels of the frame."""
+
+    x: float
+    y: float
+    radius: float
+
+    def box(self, scale: float = 1.0) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom."""
+        across, down = scale * self.radius, scale * _ASPECT * self.radius
+        return self.x - across, self.y - down, self.x + across, self.y + down
+
+
+def _faces(result: FrameResult) -> list[Face]:
+    """All faces of a frame.
+
+    For a person or pose without a known face it is the top of the box: as high as the box is wide, and at least a third
+    of its height.
+    """
+    detected = [_from_box(found.box) for found in result.objects if found.class_name.casefold() == FACE_CLASS]
+    heads = [(pose, head) for pose in result.poses if (head := _head(pose)) is not None]
+    people = [found.box for found in result.objects if found.class_name.casefold() == "person"]
+    people += [pose.box for pose in result.poses if _head(pose) is None]
+    tops = [_top(box) for box in _faceless(people, heads, detected)]
+    return [*detected, *(head for _, head in heads), *tops]
+
+
+def _from_box(box: Box) -> Face:
+    radius = _DETECTOR_MARGIN * max(box.x2 - box.x1, box.y2 - box.y1) / 2
+    return Face((box.x1 + box.x2) / 2, (box.y1 + box.y2) / 2, radius)
+
+
+def _top(box: Box) -> Face:
+    width, height = box.x2 - box.x1, box.y2 - box.y1
+    radius = max(width, height / 3) / 2
+    return Face((box.x1 + box.x2) / 2, box.y1 + radius, radius)
+
+
+def _head(pose: Pose) -> Face | None:
+    """The face of a pose whose nose, eyes or ears are known."""
+    known = {index: point for index, point in enumerate(pose.keypoints[:7]) if point.confidence > _MIN_CONFIDENCE}
+    head = [point for index, point in known.items() if index <= _RIGHT_EAR]
+    if not head:
+        return None
+    radii = (factor * _distance(known[a], known[b]) for (a, b), factor in _REACH.items() if a in known and b in known)
+    box = pose.box
+    side = max(box.x2 - box.x1, box.y2 - box.y1)
+    radius = min(max(max(radii, default=0.0), 0.06 * side, 4.0), 0.75 * side)
+    return Face(sum(point.x for point in head) / len(head), sum(point.y for point in head) / len(head), radius)
+
+
+def _faceless(people: list[Box], heads: list[tuple[Pose, Face]], detected: list[Face]) -> list[Box]:
+    """The people who have neither a pose with a head nor a detected face of their own."""
+    if not people:
+        return []
+    of_pose = _pairs(_over(iou(_boxes(people), _boxes([pose.box for pose, _ in heads])), _MIN_IOU))
+    with_head = {person for person, _ in of_pose}
+    # A face and a head of the same person are one face, so that this face cannot serve for another person.
+    used = {face for _, face in _pairs(_similarity([heads[pose][1] for _, pose in of_pose], detected))}
+    left = [index for index in range(len(people)) if index not in with_head]
+    free = [face for index, face in enumerate(detected) if index not in used]
+    with_face = {left[person] for person, _ in _pairs(_closeness([people[index] for index in left], free))}
+    return [people[index] for index in left if index not in with_face]
+
+
+def _matches(before: Sequence[Face], now: Sequence[Face]) -> list[int | None]:
+    """For each face of `now` the index of the same face in `before`: one of similar size that overlaps.
+
+    Each face is matched once, so that a missed face is not taken for a found one beside it.
+    """
+    if not before or not now:
+        return [None] * len(now)
+    matched = dict(_pairs(_similarity(now, before)))
+    return [matched.get(index) for index in range(len(now))]
+
+
+def _similarity(some: Sequence[Face], others: Sequence[Face]) -> Floats:
+    """IoU `[some, others]`; 0 for faces that cannot be the same."""
+    if not some or not others:
+        return np.zeros((len(some), len(others)), np.float32)
+    overlap = iou(
+        np.array([face.box() for face in some], np.float32), np.array([face.box() for face in others], np.float32)
+    )
+    radius, other = np.array([face.radius for face in some])[:, None], np.array([face.radius for face in others])
+    alike = (radius <= _MAX_SIZE_RATIO * other) & (other <= _MAX_SIZE_RATIO * radius)
+    return np.where(alike, _over(overlap, _MIN_IOU), np.float32(0))
+
+
+def _closeness(people: Sequence[Box], faces: Sequence[Face]) -> Floats:
+    """How near each face is to the top centre of each person's box `[people, faces]`: 1 there, 0 outside the upper
+    half.
+    """
+    closeness = np.zeros((len(people), len(faces)), np.float32)
+    for row, box in enumerate(people):
+        width, height = max(box.x2 - box.x1, 1.0), max(box.y2 - box.y1, 1.0)
+        for column, face in enumerate(faces):
+            aside, down = abs(face.x - (box.x1 + box.x2) / 2) / width, (face.y - box.y1) / height
+            if aside <= 0.5 and 0 <= down <= 0.5 and face.radius <= _DETECTOR_MARGIN * width:
+                closeness[row, column] = 1 - aside - down / 2
+    return closeness
+
+
+def _pairs(scores: Floats) -> list[tuple[int, int]]:
+    """Matches rows and columns one to one, the largest score first; never where the score is 0."""
+    rows, columns = np.nonzero(scores > 0)
+    pairs: list[tuple[int, int]] = []
+    used_rows, used_columns = set[int](), set[int]()
+    for position in np.argsort(-scores[rows, columns], kind="stable").tolist():
+        row, column = int(rows[position]), int(columns[position])
+        if row not in used_rows and column not in used_columns:
+            used_rows.add(row)
+            used_columns.add(column)
+            pairs.append((row, column))
+    return pairs
+
+
+def _over(scores: NDArray[np.float32], least: float) -> Floats:
+    """The scores, 0 for those that are not larger than `least`."""
+    return np.where(scores > least, scores, np.float32(0))
+
+
+def _boxes(boxes: Sequence[Box]) -> Floats:
+    return np.array([(box.x1, box.y1, box.x2, box.y2) for box in boxes], np.float32).reshape(-1, 4)
+
+
+def _distance(a: Keypoint, b: Keypoint) -> float:
+    return float(((a.x - b.x) ** 2 + (a.y - b.y) ** 2) ** 0.5)

@@ -17,11 +17,11 @@ from app.metrics import SEGMENT_MESSAGES
 from app.process import SHUTDOWN_LOG, stopping_on_signals
 from app.segments.attempts import MOST_DELIVERIES
 from app.segments.depot import Depot, on_aws
-from app.segments.film import FilmError, concat
 from app.segments.heartbeat import Heartbeat
 from app.segments.keys import SegmentId, beside, check_job_id, final_results_uri, final_uri, output_uri
 from app.segments.ports import Job, Message, MessageGone, ObjectMissing
 from app.segments.pulse import Pulse
+from app.segments.video import VideoError, concat
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class Reassembler:
             return self._given_up(job_id, f"delivered {message.deliveries - 1} times, and nobody could end it")
         try:
             return self.put_together(job_id)
-        except (FilmError, ObjectMissing) as error:  # it would be the same the next time
+        except (VideoError, ObjectMissing) as error:  # it would be the same the next time
             return self._given_up(job_id, str(error))
         except Exception as error:  # whatever S3, the store or the disk has against this job: it comes again
             if message.deliveries >= _TRIES:
@@ -115,7 +115,7 @@ class Reassembler:
         """Makes the film of a job whose segments are all done; returns what became of it.
 
         Raises:
-            FilmError: the segments do not fit together.
+            VideoError: the segments do not fit together.
             ObjectMissing: one of them is not there.
         """
         depot = self._depot

@@ -19,10 +19,10 @@ from starlette.requests import ClientDisconnect
 
 from app import bodies
 from app.errors import MAX_LONG_MESSAGE, MAX_VALUE, InferenceUnavailable, SightlineError, shortened
-from app.segments.footage import FilmError, Truncated
 from app.segments.keys import Mode, beside
 from app.segments.ports import AddressRefused, ObjectMissing
 from app.segments.service import Busy, SegmentService
+from app.segments.video import TruncatedVideo, VideoError
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +34,8 @@ _STATUS: tuple[tuple[type[SightlineError], int, str], ...] = (
     (InferenceUnavailable, 503, "inference_unavailable"),
     (ObjectMissing, 404, "object_missing"),
     (AddressRefused, 403, "address_refused"),
-    (Truncated, 422, "truncated_film"),
-    (FilmError, 422, "unreadable_film"),
+    (TruncatedVideo, 422, "truncated_film"),
+    (VideoError, 422, "unreadable_film"),
 )
 
 

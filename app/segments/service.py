@@ -13,12 +13,11 @@ from typing import TypeVar
 from app import metrics
 from app.errors import MAX_MESSAGE, InferenceUnavailable, SightlineError, shortened
 from app.pipeline.multimodal import Pipeline
-from app.segments.analyze import Report, analyze_film, described, stream_settings
-from app.segments.footage import Truncated
 from app.segments.keys import Mode, beside
 from app.segments.objects import AnyObjects
 from app.segments.ports import AddressRefused, Objects
-from app.segments.served import any_model
+from app.segments.video import TruncatedVideo
+from app.segments.video.processor import VideoReport, analyze_video, load_models, serves_any, stream_settings
 from app.settings import AwsSettings, LiveSettings, PipelineSettings, SegmentSettings
 from app.sources.truncation import truncation
 
@@ -59,12 +58,14 @@ class SegmentService:
     async def ready(self) -> bool:
         """Whether films would be analysed now: the inference server is there, and serves a model that we can read."""
         try:
-            await described(self._pipeline)
+            await load_models(self._pipeline)
         except InferenceUnavailable:
             return False
-        return any_model(self._pipeline.model_set)
+        return serves_any(self._pipeline.model_set)
 
-    async def invoke(self, input_uri: str, output_uri: str, mode: Mode, *, allow_truncated: bool = False) -> Report:
+    async def invoke(
+        self, input_uri: str, output_uri: str, mode: Mode, *, allow_truncated: bool = False
+    ) -> VideoReport:
         """Analyses the film at one address and writes it to the other, its results beside it (`.jsonl`).
 
         Args:
@@ -75,8 +76,8 @@ class SegmentService:
             InferenceUnavailable: the inference server is away, or serves no model.
             InferenceError: the film cannot be analysed in this mode by the models that are served.
             ObjectMissing, AddressRefused: of the addresses.
-            FilmError: what lies there is no film.
-            Truncated: its file was cut off, and that is not allowed.
+            VideoError: what lies there is no film.
+            TruncatedVideo: its file was cut off, and that is not allowed.
         """
         _expect(input_uri, "INPUT_BUCKET_NAME", self._input_bucket)
         _expect(output_uri, "OUTPUT_BUCKET_NAME", self._output_bucket)
@@ -99,7 +100,7 @@ class SegmentService:
             metrics.SEGMENTS_IN_FLIGHT.labels(BACKEND).dec()
             metrics.SEGMENTS.labels(BACKEND, outcome).inc()
 
-    async def _analyze(self, input_uri: str, output_uri: str, mode: Mode, allow_truncated: bool) -> Report:
+    async def _analyze(self, input_uri: str, output_uri: str, mode: Mode, allow_truncated: bool) -> VideoReport:
         folder = tempfile.TemporaryDirectory(prefix="sightline-film-")
         try:
             target, results = Path(folder.name) / "out.mp4", Path(folder.name) / "out.jsonl"
@@ -108,9 +109,9 @@ class SegmentService:
             await _thread(self._objects.download, input_uri, source)
             lacks = await _thread(truncation, source)
             if lacks is not None and not allow_truncated:
-                raise Truncated(f"{lacks}; nothing was analysed. With allow_truncated what is there is taken")
+                raise TruncatedVideo(f"{lacks}; nothing was analysed. With allow_truncated what is there is taken")
             settings = stream_settings(self._settings, mode)
-            report = await analyze_film(
+            report = await analyze_video(
                 source, target, results, mode, self._pipeline, settings, max_pixels=self._max_pixels
             )
             # The film last: its appearing is what others wait for.

@@ -18,12 +18,11 @@ from pathlib import Path
 from app.errors import SightlineError
 from app.segments.completion import Completions
 from app.segments.depot import Depot
-from app.segments.film import Truncated, cut, probe
 from app.segments.keys import Mode, SegmentKey, input_uri
 from app.segments.ports import Job
 from app.segments.progress import Board
 from app.segments.reassemble import final_address
-from app.segments.sound import sound_left_out
+from app.segments.video import TruncatedVideo, cut, dropped_audio, probe
 from app.sources.truncation import truncation
 
 log = logging.getLogger(__name__)
@@ -62,8 +61,8 @@ def record(depot: Depot, wish: Wish, board: Board | None = None, stopping: threa
     """The film's job: a new one; or the one that is there, unless it has ended and is to be begun anew.
 
     Raises:
-        FilmError: it cannot be read.
-        Truncated: it was cut off; the job has failed for that, until the film is submitted with `allow_truncated`.
+        VideoError: it cannot be read.
+        TruncatedVideo: it was cut off; the job has failed for that, until the film is submitted with `allow_truncated`.
         Interrupted: `stopping` was set meanwhile.
     """
     board, stopping = board or Board(), stopping or threading.Event()
@@ -82,7 +81,7 @@ def record(depot: Depot, wish: Wish, board: Board | None = None, stopping: threa
         if last is None:
             depot.store.put_job(Job(base, wish.mode, wish.film.name, time.time()))
             depot.store.mark(base, "failed", lacks)
-        raise Truncated(f"{lacks}; nothing was analysed. With --allow-truncated what is there is taken")
+        raise TruncatedVideo(f"{lacks}; nothing was analysed. With --allow-truncated what is there is taken")
     if last is not None and not (_ended(last) and wish.again) and not (last.status == "done" and _gone(depot, last)):
         return last
     depot.store.put_job(Job(job_id, wish.mode, wish.film.name, time.time()))
@@ -93,7 +92,7 @@ def upload(depot: Depot, wish: Wish, job: Job, board: Board, stopping: threading
     """Cuts and uploads what of a film is not yet where the workers find it.
 
     Raises:
-        FilmError: it cannot be cut.
+        VideoError: it cannot be cut.
         Interrupted: `stopping` was set meanwhile.
     """
     board.job(job)
@@ -157,7 +156,7 @@ def _wanting(wish: Wish, stopping: threading.Event) -> str | None:
     """What the new film will lack, in words."""
     found = [truncation(wish.film, check=lambda: _heed(stopping))] if wish.allow_truncated else []
     if wish.mode != "results_only":
-        found += [f"the sound ({codec}) is left out: MP4 does not take it" for codec in sound_left_out(wish.film)]
+        found += [f"the sound ({codec}) is left out: MP4 does not take it" for codec in dropped_audio(wish.film)]
     return "; ".join(words for words in found if words) or None
 
 

@@ -18,7 +18,7 @@ from app.errors import SightlineError
 from app.files import partial_path
 from app.protocol.messages import Result
 from app.sources.address import ffmpeg_name, printable
-from app.sources.copying import copied, takes
+from app.sources.copying import accepts, add_copy
 from app.sources.reader import Container, Reader, Shot
 
 FORMAT = "mp4"
@@ -115,8 +115,8 @@ class VideoWriter:
             self._stream.codec_context.sample_aspect_ratio = 1 / shape if shot.turn.transposed else shape
         self._lead = source.lead if source.lead <= _MAX_LEAD else Fraction(0)
         for number, stream in enumerate(source.sound.streams):
-            if takes(FORMAT, [stream]):
-                self._tracks[number] = copied(self._container, stream)
+            if accepts(FORMAT, [stream]):
+                self._tracks[number] = add_copy(self._container, stream)
             else:
                 self._on_note(f"left out: the sound, {stream.codec_context.name}; MP4 does not take it")
         for problem in source.left_out:

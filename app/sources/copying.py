@@ -16,7 +16,7 @@ _LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "
 """FFmpeg's own by number of channels."""
 
 
-def takes(form: str, streams: Sequence[Any]) -> bool:
+def accepts(form: str, streams: Sequence[Any]) -> bool:
     """Whether a container takes these streams as they are: their head is written, to nowhere."""
     codecs = [stream.codec_context for stream in streams]
     if None in codecs or (form == "mov" and any(codec.name == "rawvideo" for codec in codecs)):
@@ -24,14 +24,14 @@ def takes(form: str, streams: Sequence[Any]) -> bool:
     try:
         with av.open(io.BytesIO(), "w", format=form) as out:
             for stream in streams:
-                copied(out, stream)
+                add_copy(out, stream)
             out.start_encoding()
     except (av.error.FFmpegError, ValueError):
         return False
     return True
 
 
-def copied(out: Any, stream: Any) -> Any:
+def add_copy(out: Any, stream: Any) -> Any:
     """A new stream of an output, for packets of this one as they are.
 
     Raises:

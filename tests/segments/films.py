@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from app.segments.film import probe
+from app.segments.video import probe
 from tests.support.movie import movie, packets
 from tests.support.service import process
 

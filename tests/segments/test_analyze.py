@@ -16,10 +16,9 @@ from prometheus_client import REGISTRY
 from app.errors import InferenceError, InferenceTimeout, InferenceUnavailable
 from app.inference.client import TensorSpec
 from app.inference.fake import FakeClient
-from app.segments.analyze import Report, analyze_film, stream_settings
-from app.segments.film import FilmError, concat, cut, probe
 from app.segments.keys import MODES, Mode
-from app.segments.passage import DEADLINE_S
+from app.segments.video import VideoError, concat, cut, probe
+from app.segments.video.processor import DEADLINE_S, VideoReport, analyze_video, stream_settings
 from tests.support.clip import Pixels
 from tests.support.movie import heard, movie, packets, shown
 from tests.support.seeing import SIDE, Sight, pipeline_of, place, square, squares
@@ -35,12 +34,12 @@ def analyzed(
     client: FakeClient | None = None,
     name: str = "out",
     **options: Any,
-) -> tuple[Report, Path, Lines]:
-    async def run() -> Report:
+) -> tuple[VideoReport, Path, Lines]:
+    async def run() -> VideoReport:
         async with pipeline_of(client or Sight(), folder / "state") as (pipeline, settings):
             wish = stream_settings(settings.pipeline, mode)
             target, results = folder / f"{name}.mp4", folder / f"{name}.jsonl"
-            return await analyze_film(film, target, results, mode, pipeline, wish, **options)
+            return await analyze_video(film, target, results, mode, pipeline, wish, **options)
 
     report = asyncio.run(run())
     lines = [json.loads(line) for line in (folder / f"{name}.jsonl").read_bytes().splitlines()]
@@ -293,7 +292,7 @@ def test_a_film_that_is_given_up_leaves_nothing_and_is_accounted_for(tmp_path: P
             wish = stream_settings(settings.pipeline, "annotate")
             paths = tmp_path / "out.mp4", tmp_path / "out.jsonl"
             work = asyncio.create_task(
-                analyze_film(film, *paths, "annotate", pipeline, wish, on_frames=lambda _: started.set())
+                analyze_video(film, *paths, "annotate", pipeline, wish, on_frames=lambda _: started.set())
             )
             await started.wait()
             work.cancel()
@@ -382,10 +381,10 @@ def test_a_model_that_goes_on_the_way_fails_its_frames(tmp_path: Path) -> None:
 def test_what_is_no_film_or_too_large_is_refused(tmp_path: Path) -> None:
     text = tmp_path / "text.mp4"
     text.write_text("not a film")
-    with pytest.raises(FilmError, match=r"text\.mp4: no video that can be read"):
+    with pytest.raises(VideoError, match=r"text\.mp4: no video that can be read"):
         analyzed(text, tmp_path)
     film = squares(tmp_path / "in.mp4", 3)
-    with pytest.raises(FilmError, match=r"in\.mp4: its pictures are 320x240; at most 70,000 pixels .* MAX_PIXELS"):
+    with pytest.raises(VideoError, match=r"in\.mp4: its pictures are 320x240; at most 70,000 pixels .* MAX_PIXELS"):
         analyzed(film, tmp_path, max_pixels=70_000)
     assert square(0).shape == (240, 320, 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "text.mp4"]

@@ -8,13 +8,13 @@ import pytest
 
 from app.protocol.result import KEYPOINT_NAMES, Box, Detection, FrameResult, Image, Keypoint, Pose, Text
 from app.segments.annotate import annotate
-from app.segments.sheet import Sheet
+from app.segments.video.writer import YuvFrame
 from tests.support.clip import Pixels
 
 
 def drawn(found: FrameResult, width: int = 320, height: int = 240) -> Pixels:
     """The picture, grey before, as RGB."""
-    one = Sheet(av.VideoFrame.from_ndarray(np.full((height, width, 3), 100, np.uint8), format="rgb24"))
+    one = YuvFrame(av.VideoFrame.from_ndarray(np.full((height, width, 3), 100, np.uint8), format="rgb24"))
     annotate(one, found)
     picture: Pixels = one.frame.to_ndarray(format="rgb24")
     return picture

@@ -1,4 +1,4 @@
-"""Faces in a film are hidden for good, also in the frames in which nobody finds them."""
+"""Faces in a video are blurred irreversibly, also in the frames in which they are not found."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 
 from app.pipeline.startup import open_pipeline
 from app.protocol.result import KEYPOINT_NAMES, Box, Detection, FrameResult, Image, Keypoint, Pose
-from app.segments.analyze import analyze_film, stream_settings
-from app.segments.blur import CELLS, HOLD_S, Faces
+from app.segments.blur import CELLS, HOLD_S, FaceBlur
 from app.segments.keys import Mode
-from app.segments.sheet import Sheet
+from app.segments.video.processor import analyze_video, stream_settings
+from app.segments.video.writer import YuvFrame
 from app.settings import Settings, TritonSettings
 from tests.segments.test_analyze import analyzed
 from tests.support.clip import Pixels
@@ -27,14 +27,14 @@ from tests.support.service import require_environment
 NOISE = np.random.default_rng(2).integers(0, 255, (240, 320, 3), np.uint8)
 
 
-def sheet() -> Sheet:
-    """Noise: whatever is blurred is seen to be."""
-    return Sheet(av.VideoFrame.from_ndarray(NOISE, format="rgb24"))
+def noise() -> YuvFrame:
+    """A frame of noise, in which every blurred block shows."""
+    return YuvFrame(av.VideoFrame.from_ndarray(NOISE, format="rgb24"))
 
 
-def detail(one: Sheet) -> Pixels:
-    """Of each 8x8 block, how rough it is: rows and columns of blocks."""
-    y = one.planes[0].astype(float)
+def detail(frame: YuvFrame) -> Pixels:
+    """Whether each 8x8 block has detail: rows and columns of blocks."""
+    y = frame.planes[0].astype(float)
     return y.reshape(30, 8, 40, 8).std(axis=(1, 3)) > 10
 
 
@@ -51,123 +51,123 @@ def result(*, face: Box | None = None, nose: tuple[float, float] | None = None) 
 
 
 def found(*boxes: Box | None, name: str = "face") -> FrameResult:
-    """Boxes of one class; None: one that is missed."""
-    one = FrameResult(Image(320, 240))
-    one.objects.extend(Detection(1, name, 0.8, box) for box in boxes if box is not None)
-    return one
+    """A result with boxes of one class; None stands for a face that is missed."""
+    frame_result = FrameResult(Image(320, 240))
+    frame_result.objects.extend(Detection(1, name, 0.8, box) for box in boxes if box is not None)
+    return frame_result
 
 
-def rough(one: Sheet, box: Box) -> float:
-    """Share of the blocks in the box that can be made out."""
+def rough(frame: YuvFrame, box: Box) -> float:
+    """The share of the blocks in the box that still have detail."""
     x1, y1, x2, y2 = (int(side) // 8 for side in (box.x1, box.y1, box.x2, box.y2))
-    return float(detail(one)[y1:y2, x1:x2].mean())
+    return float(detail(frame)[y1:y2, x1:x2].mean())
 
 
 def test_a_detected_face_is_blurred_with_a_margin_and_nothing_else_is() -> None:
-    one = sheet()
-    Faces().hide(one, result(face=Box(80, 80, 120, 128)), 0.0)
-    rough = detail(one)
+    frame = noise()
+    FaceBlur().add(frame, result(face=Box(80, 80, 120, 128)), 0.0)
+    rough = detail(frame)
     assert not rough[10:16, 10:15].any()
     assert rough[:5].all()
     assert rough[21:].all()
     assert rough[:, 20:].all()
-    for plane, half in zip(one.planes, (1, 2, 2), strict=True):
+    for plane, half in zip(frame.planes, (1, 2, 2), strict=True):
         part = plane[80 // half : 128 // half, 80 // half : 120 // half].astype(float)
         assert np.abs(np.diff(part, axis=0)).max() < 16, "no detail is left, also in the colours"
 
 
 def test_a_head_is_known_by_its_pose_alone() -> None:
-    one = sheet()
-    Faces().hide(one, result(nose=(160, 120)), 0.0)
-    rough = detail(one)
+    frame = noise()
+    FaceBlur().add(frame, result(nose=(160, 120)), 0.0)
+    rough = detail(frame)
     assert not rough[11:17, 17:23].any()
     assert rough[:, :10].all()
     assert rough[26:].all()
 
 
 def test_a_face_that_flickers_stays_blurred_a_while_and_no_longer() -> None:
-    faces, face = Faces(), result(face=Box(80, 80, 120, 120))
-    faces.hide(sheet(), face, 1.0)
+    blur, face = FaceBlur(), result(face=Box(80, 80, 120, 120))
+    blur.add(noise(), face, 1.0)
     for at, hidden in ((1.04, True), (1.0 + HOLD_S - 0.01, True), (1.0 + HOLD_S + 0.01, False)):
-        one = sheet()
-        faces.hide(one, result(), at)
-        assert bool(detail(one)[11:14, 11:14].any()) is not hidden, at
+        frame = noise()
+        blur.add(frame, result(), at)
+        assert bool(detail(frame)[11:14, 11:14].any()) is not hidden, at
 
 
 def test_a_face_that_moves_is_not_blurred_where_it_was() -> None:
-    faces = Faces()
-    faces.hide(sheet(), result(face=Box(80, 80, 140, 140)), 1.0)
-    one = sheet()
-    faces.hide(one, result(face=Box(90, 80, 150, 140)), 1.04)
-    assert detail(one)[:, :8].all()
+    blur = FaceBlur()
+    blur.add(noise(), result(face=Box(80, 80, 140, 140)), 1.0)
+    frame = noise()
+    blur.add(frame, result(face=Box(90, 80, 150, 140)), 1.04)
+    assert detail(frame)[:, :8].all()
 
 
 def test_a_face_that_is_found_late_is_blurred_where_it_was_before() -> None:
-    faces, face = Faces(), Box(80, 80, 120, 120)
+    blur, face = FaceBlur(), Box(80, 80, 120, 120)
     times = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
-    sheets = [sheet() for _ in times]
-    for at, one in zip(times, sheets, strict=True):
-        faces.hide(one, found(face if at == 0.7 else None), at)
-    for at, one in zip(times, sheets, strict=True):
-        assert rough(one, face) == (0 if 0.7 - at < HOLD_S else 1), at
+    frames = [noise() for _ in times]
+    for at, frame in zip(times, frames, strict=True):
+        blur.add(frame, found(face if at == 0.7 else None), at)
+    for at, frame in zip(times, frames, strict=True):
+        assert rough(frame, face) == (0 if 0.7 - at < HOLD_S else 1), at
 
 
 def test_between_two_finds_a_face_is_blurred_and_not_before_the_first_of_them_again() -> None:
-    faces, before, after = Faces(), Box(80, 80, 120, 120), Box(88, 80, 128, 120)
-    sheets = [sheet() for _ in range(4)]
-    for number, one in enumerate(sheets):
-        faces.hide(one, found({1: before, 3: after}.get(number)), 10 + number / 10)
-    assert [rough(one, Box(88, 88, 120, 112)) for one in sheets] == [0, 0, 0, 0]
-    assert detail(sheets[1])[:, 15:].all(), "where it was seen it is not looked for elsewhere"
-    assert not detail(sheets[2])[10:15, 10:16].any(), "in between it may be where it was, or where it comes to be"
+    blur, before, after = FaceBlur(), Box(80, 80, 120, 120), Box(88, 80, 128, 120)
+    frames = [noise() for _ in range(4)]
+    for number, frame in enumerate(frames):
+        blur.add(frame, found({1: before, 3: after}.get(number)), 10 + number / 10)
+    assert [rough(frame, Box(88, 88, 120, 112)) for frame in frames] == [0, 0, 0, 0]
+    assert detail(frames[1])[:, 15:].all(), "where it was seen it is not looked for elsewhere"
+    assert not detail(frames[2])[10:15, 10:16].any(), "in between it may be where it was, or where it comes to be"
 
 
-def test_pictures_are_handed_back_in_order_once_no_face_can_come_any_more() -> None:
-    faces = Faces()
-    sheets = [sheet() for _ in range(8)]
-    back = [faces.hide(one, found(), number / 8) for number, one in enumerate(sheets)]
+def test_frames_are_handed_back_in_order_once_no_face_can_come_any_more() -> None:
+    blur = FaceBlur()
+    frames = [noise() for _ in range(8)]
+    back = [blur.add(frame, found(), number / 8) for number, frame in enumerate(frames)]
     assert [len(some) for some in back] == [0, 0, 0, 0, 1, 1, 1, 1]
-    assert [one for some in (*back, faces.rest()) for one in some] == sheets
-    assert faces.rest() == []
+    assert [frame for some in (*back, blur.flush()) for frame in some] == frames
+    assert blur.flush() == []
 
 
-def test_no_more_pictures_are_kept_than_there_is_room_for() -> None:
-    faces = Faces(most_pixels=3 * 320 * 240)
-    back = [len(faces.hide(sheet(), found(), number / 1000)) for number in range(6)]
+def test_no_more_frames_are_held_than_there_is_room_for() -> None:
+    blur = FaceBlur(max_pixels=3 * 320 * 240)
+    back = [len(blur.add(noise(), found(), number / 1000)) for number in range(6)]
     assert back == [0, 0, 0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("behind", [Box(176, 104, 232, 160), Box(174, 104, 220, 150)])
 def test_a_face_beside_one_that_is_found_is_not_forgotten(behind: Box) -> None:
-    faces, close = Faces(), Box(20, 40, 180, 200)
+    blur, close = FaceBlur(), Box(20, 40, 180, 200)
     middle = Box(184, 112, 216, 144)
-    faces.hide(sheet(), found(close, behind), 0.0)
+    blur.add(noise(), found(close, behind), 0.0)
     for number, boxes in enumerate([(close,), (Box(0, 40, 160, 200),), ()], 1):
-        one = sheet()
-        faces.hide(one, found(*boxes), number * 0.04)
-        assert rough(one, middle) == 0, number
+        frame = noise()
+        blur.add(frame, found(*boxes), number * 0.04)
+        assert rough(frame, middle) == 0, number
 
 
 def test_one_find_stands_for_one_face_alone() -> None:
-    faces, left, right = Faces(), Box(80, 80, 140, 140), Box(100, 80, 160, 140)
-    faces.hide(sheet(), found(left, right), 0.0)
-    one = sheet()
-    faces.hide(one, found(right), 0.04)
-    assert rough(one, Box(72, 88, 152, 136)) == 0
+    blur, left, right = FaceBlur(), Box(80, 80, 140, 140), Box(100, 80, 160, 140)
+    blur.add(noise(), found(left, right), 0.0)
+    frame = noise()
+    blur.add(frame, found(right), 0.04)
+    assert rough(frame, Box(72, 88, 152, 136)) == 0
 
 
 def test_a_person_without_a_face_is_blurred_above() -> None:
-    one = sheet()
-    Faces().hide(one, found(Box(120, 30, 200, 230), name="person"), 0.0)
-    assert rough(one, Box(128, 32, 192, 104)) == 0
-    assert detail(one)[16:].all()
+    frame = noise()
+    FaceBlur().add(frame, found(Box(120, 30, 200, 230), name="person"), 0.0)
+    assert rough(frame, Box(128, 32, 192, 104)) == 0
+    assert detail(frame)[16:].all()
 
 
 @pytest.mark.parametrize("squat", [Box(40, 40, 280, 200), Box(80, 40, 240, 240)])
 def test_of_a_person_seen_close_or_lying_more_is_blurred(squat: Box) -> None:
-    one = sheet()
-    Faces().hide(one, found(squat, name="Person"), 0.0)
-    assert rough(one, Box(squat.x1 + 8, squat.y1 + 8, squat.x2 - 8, squat.y1 + 100)) == 0
+    frame = noise()
+    FaceBlur().add(frame, found(squat, name="Person"), 0.0)
+    assert rough(frame, Box(squat.x1 + 8, squat.y1 + 8, squat.x2 - 8, squat.y1 + 100)) == 0
 
 
 def test_of_a_person_with_a_face_the_face_alone_is_blurred() -> None:
@@ -175,35 +175,35 @@ def test_of_a_person_with_a_face_the_face_alone_is_blurred() -> None:
     with_pose.objects.append(Detection(0, "person", 0.9, Box(105, 65, 215, 275)))
     with_face.objects.append(Detection(1, "face", 0.9, Box(144, 40, 176, 72)))
     for seen in (with_pose, with_face):
-        one = sheet()
-        Faces().hide(one, seen, 0.0)
-        assert 0.01 < 1 - detail(one).mean() < 0.12
+        frame = noise()
+        FaceBlur().add(frame, seen, 0.0)
+        assert 0.01 < 1 - detail(frame).mean() < 0.12
 
 
-def test_a_face_hides_no_other_persons() -> None:
-    """Two persons, one before the other: a pose with its head, and its face, are one's alone."""
+def test_a_face_hides_no_other_people() -> None:
+    """Two people, one in front of the other: a pose with its head, and its face, belong to one of them only."""
     seen = result(nose=(160, 120), face=Box(145, 100, 175, 135))
     for x in (0, 60):
         seen.objects.append(Detection(0, "person", 0.9, Box(110 + x, 70, 210 + x, 270)))
-    one = sheet()
-    Faces().hide(one, seen, 0.0)
-    assert rough(one, Box(184, 80, 256, 160)) == 0
+    frame = noise()
+    FaceBlur().add(frame, seen, 0.0)
+    assert rough(frame, Box(184, 80, 256, 160)) == 0
 
 
 def test_a_pose_without_a_head_is_blurred_above() -> None:
     seen = FrameResult(Image(320, 240))
     points = tuple(Keypoint(name, 160.0, 60.0, 0.1) for name in KEYPOINT_NAMES)
     seen.poses.append(Pose(0.9, Box(120, 30, 200, 230), points))
-    one = sheet()
-    Faces().hide(one, seen, 0.0)
-    assert rough(one, Box(128, 32, 192, 104)) == 0
+    frame = noise()
+    FaceBlur().add(frame, seen, 0.0)
+    assert rough(frame, Box(128, 32, 192, 104)) == 0
 
 
-def test_edges_of_the_picture_and_boxes_beyond_it() -> None:
+def test_edges_of_the_frame_and_boxes_beyond_it() -> None:
     for box in (Box(-50, -50, 20, 20), Box(300, 220, 400, 400), Box(500, 500, 600, 600), Box(5, 5, 5, 5)):
-        one = sheet()
-        Faces().hide(one, result(face=box), 0.0)
-        assert detail(one)[8:20, 8:30].all()
+        frame = noise()
+        FaceBlur().add(frame, result(face=box), 0.0)
+        assert detail(frame)[8:20, 8:30].all()
 
 
 def test_a_frame_that_was_not_analysed_is_blurred_as_a_whole(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_frame_that_was_not_analysed_is_blurred_as_a_whole(tmp_path: Path) -> 
             assert len(picture) / CELLS > 30
 
 
-def test_a_film_whose_face_is_found_late_shows_it_nowhere(tmp_path: Path) -> None:
+def test_a_video_whose_face_is_found_late_shows_it_nowhere(tmp_path: Path) -> None:
     """The square is the face; it is missed in the first six frames, and in some on the way."""
 
     class Late(Sight):
@@ -259,12 +259,12 @@ def test_the_real_detector_finds_no_face_where_one_was(tmp_path: Path) -> None:
     async def run() -> list[set[str]]:
         settings = Settings(ocr="off", state_dir=tmp_path / "state")
         found = []
-        async with open_pipeline(settings, settings.ocr) as one:
+        async with open_pipeline(settings, settings.ocr) as opened:
 
             async def look(source: Path, name: str, mode: Mode) -> set[str]:
                 target, lines = tmp_path / f"{name}.mp4", tmp_path / f"{name}.jsonl"
                 wish = stream_settings(settings.pipeline, mode)
-                await analyze_film(source, target, lines, mode, one.pipeline, wish)
+                await analyze_video(source, target, lines, mode, opened.pipeline, wish)
                 return names(lines)
 
             found.append(await look(film, "before", "results_only"))
@@ -280,12 +280,12 @@ def test_the_real_detector_finds_no_face_where_one_was(tmp_path: Path) -> None:
 def names(lines: Path) -> set[str]:
     every: list[dict[str, Any]] = [json.loads(line) for line in lines.read_bytes().splitlines()]
     assert len(every) == 10
-    return {one["class_name"] for line in every for one in line["objects"]}
+    return {found["class_name"] for line in every for found in line["objects"]}
 
 
 @pytest.mark.parametrize("size", [(16, 16), (64, 2)])
-def test_tiny_pictures(size: tuple[int, int]) -> None:
-    one = Sheet(av.VideoFrame.from_ndarray(np.zeros((*size, 3), np.uint8), format="rgb24"))
-    Faces().hide(one, result(face=Box(0, 0, 10, 10), nose=(3, 3)), 0.0)
-    Faces().hide(one, None, 0.0)
-    assert one.planes[0].shape == size
+def test_tiny_frames(size: tuple[int, int]) -> None:
+    frame = YuvFrame(av.VideoFrame.from_ndarray(np.zeros((*size, 3), np.uint8), format="rgb24"))
+    FaceBlur().add(frame, result(face=Box(0, 0, 10, 10), nose=(3, 3)), 0.0)
+    FaceBlur().add(frame, None, 0.0)
+    assert frame.planes[0].shape == size

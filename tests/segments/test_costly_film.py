@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from app import metrics
-from app.segments.footage import opened
-from app.segments.reel import DOOR, Reel, damaged
+from app.segments.video.reader import ENTRY, VideoReader, count_undecodable, open_video
 from app.sources.address import parse
 from app.sources.reader import open_source
 from tests.support.jpegs import encode, photo, scans
@@ -42,13 +41,13 @@ def test_a1_a_costly_frame_of_a_film_is_left_out_and_counted(
     tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = film(tmp_path / f"a.{kind}", [GOOD, *HOSTILE, GOOD])
-    failed = metrics.FRAMES_FAILED.labels(DOOR, "decode")
+    failed = metrics.FRAMES_FAILED.labels(ENTRY, "decode")
     before, began = failed._value.get(), time.process_time()
-    with opened(path, on_damage=damaged) as footage:
-        reel = Reel(footage)
-        shots = reel.read(10)
+    with open_video(path, on_damage=count_undecodable) as media:
+        reader = VideoReader(media)
+        frames = reader.read(10)
     assert time.process_time() - began < 3
-    assert (len(shots), reel.undecodable) == (2, 2)
+    assert (len(frames), reader.undecodable) == (2, 2)
     assert failed._value.get() == before + 2
     assert f"a frame is left out: a.{kind}: a frame of Motion JPEG has" in caplog.text
 

@@ -13,7 +13,7 @@ import av
 import numpy as np
 import pytest
 
-from app.segments.film import FilmError, Position, concat, cut, probe
+from app.segments.video import Position, VideoError, concat, cut, probe
 from tests.support.movie import TONE_HZ, heard, movie, packets, shown
 
 
@@ -135,7 +135,7 @@ def test_times_that_go_back_are_refused_with_a_remedy(tmp_path: Path, sound_s: f
     film = tmp_path / "twice.ts"
     film.write_bytes(2 * one.read_bytes())
     with pytest.raises(
-        FilmError, match=r"twice\.ts: its times go back at 0:0[12]; remux it: ffmpeg .* -i FILM -c copy"
+        VideoError, match=r"twice\.ts: its times go back at 0:0[12]; remux it: ffmpeg .* -i VIDEO -c copy"
     ):
         list(cut(film, tmp_path / "parts", 0.5))
 
@@ -151,7 +151,7 @@ def test_sound_whose_times_go_back_is_refused_too(tmp_path: Path) -> None:
             packet.pts, packet.dts, packet.stream = packet.pts + later, packet.dts + later, streams[packet.stream_index]
             out.mux(packet)
     film.write_bytes(one.read_bytes() + more.read_bytes())
-    with pytest.raises(FilmError, match=r"twice\.ts: its times go back at 0:0[012]; remux it"):
+    with pytest.raises(VideoError, match=r"twice\.ts: its times go back at 0:0[012]; remux it"):
         list(cut(film, tmp_path / "parts", 0.5))
 
 
@@ -183,10 +183,10 @@ def test_parts_that_say_nothing_go_one_after_the_other(tmp_path: Path) -> None:
 
 def test_parts_that_are_coded_otherwise_are_refused_and_leave_nothing(tmp_path: Path) -> None:
     one, other = movie(tmp_path / "a.mp4", seconds=1), movie(tmp_path / "b.mp4", seconds=1, width=160)
-    with pytest.raises(FilmError, match=r"b\.mp4: its video is coded otherwise than .* \(h264 160x240\)"):
+    with pytest.raises(VideoError, match=r"b\.mp4: its video is encoded differently from .* \(h264 160x240\)"):
         concat([one, other], tmp_path / "final.mp4")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]
-    with pytest.raises(FilmError, match="there are no parts"):
+    with pytest.raises(VideoError, match="there are no parts to join"):
         concat([], tmp_path / "final.mp4")
 
 
@@ -210,9 +210,9 @@ def test_what_is_no_film_is_refused_in_words(tmp_path: Path, jpeg: bytes) -> Non
     empty.write_bytes(b"")
     listing.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\n{whole}\n#EXT-X-ENDLIST\n")
     for path in (torn, text, empty, listing, tmp_path / "missing.mp4"):
-        with pytest.raises(FilmError, match=path.name):
+        with pytest.raises(VideoError, match=path.name):
             probe(path)
-        with pytest.raises(FilmError, match=path.name):
+        with pytest.raises(VideoError, match=path.name):
             list(cut(path, tmp_path / "parts", 1.0))
     sound = tmp_path / "sound.mp4"
     with av.open(str(whole)) as source, av.open(str(sound), "w") as out:
@@ -221,5 +221,5 @@ def test_what_is_no_film_is_refused_in_words(tmp_path: Path, jpeg: bytes) -> Non
             if packet.dts is not None:
                 packet.stream = stream
                 out.mux(packet)
-    with pytest.raises(FilmError, match=r"sound\.mp4: there is no video in it"):
+    with pytest.raises(VideoError, match=r"sound\.mp4: there is no video in it"):
         probe(sound)

@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.segments.film import probe
+from app.segments.video import probe
 from app.settings import Settings
 from tests.segments.test_analyze import counters
 from tests.segments.test_truncated import cut_off, fast

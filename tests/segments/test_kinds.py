@@ -11,9 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-from app.segments.film import concat, cut, probe
 from app.segments.keys import Mode
-from app.segments.sound import sound_left_out
+from app.segments.video import concat, cut, dropped_audio, probe
 from tests.segments.films import assert_lines, run
 from tests.segments.test_analyze import analyzed
 from tests.support.clip import Pixels
@@ -97,7 +96,7 @@ def test_c15_codecs_that_mp4_does_not_take_are_taken(
 @pytest.mark.parametrize(("sound", "lost"), [("pcm_alaw", True), ("pcm_s16le", False), ("libopus", False)])
 def test_c15_sound_that_mp4_does_not_take_is_left_out_and_said(tmp_path: Path, sound: str, lost: bool) -> None:
     film = coded(tmp_path / "a.nut", "libx264", "yuv420p", sound)
-    assert sound_left_out(film) == ([sound] if lost else [])
+    assert dropped_audio(film) == ([sound] if lost else [])
     final, lines = through(film, tmp_path)
     assert len(lines) == 50
     assert probe(final).audio is not lost

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from app.segments.depot import Depot
-from app.segments.film import cut
 from app.segments.keys import Mode, SegmentId, beside, final_results_uri, final_uri, output_uri
 from app.segments.ports import Completion, Job
 from app.segments.reassemble import Reassembler
+from app.segments.video import cut
 from app.settings import SegmentSettings
 from tests.segments.films import film
 from tests.support.aws import Aws

@@ -12,13 +12,13 @@ import pytest
 from app.segments.completion import Completions
 from app.segments.depot import Depot, on_aws
 from app.segments.events import read
-from app.segments.film import FilmError
 from app.segments.keys import SegmentId, SegmentKey, final_uri, input_uri, output_uri, parse_input
 from app.segments.local import LocalFolder
 from app.segments.ports import Completion, Job, Queue
 from app.segments.progress import Board
 from app.segments.queue_sqs import SqsQueue
 from app.segments.submit import Interrupted, JobFailed, Wish, follow, record, upload
+from app.segments.video import VideoError
 from app.settings import AwsSettings, SegmentSettings
 from tests.segments.films import film
 from tests.support.aws import REGION, Aws
@@ -313,6 +313,6 @@ def test_waiting_ends_when_it_is_told_to(watched: Watched, wish: Wish) -> None:
 def test_what_is_no_film_leaves_no_job(watched: Watched, tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     path.write_text("not a film")
-    with pytest.raises(FilmError, match=r"a\.mp4"):
+    with pytest.raises(VideoError, match=r"a\.mp4"):
         record(watched.depot, Wish(path))
     assert watched.depot.store.waiting_jobs() == []

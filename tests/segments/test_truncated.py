@@ -10,9 +10,9 @@ from typing import Any
 import av
 import pytest
 
-from app.segments.film import Truncated
 from app.segments.local import LocalFolder
 from app.segments.submit import Wish, record
+from app.segments.video import TruncatedVideo
 from app.settings import SegmentSettings
 from app.sources.truncation import truncation
 from tests.segments.films import assert_lines, run
@@ -147,7 +147,7 @@ def test_c14_the_job_says_that_its_film_is_truncated(tmp_path: Path) -> None:
     film = cut_off(fast(tmp_path, seconds=3))
     local = LocalFolder(tmp_path / "out", SegmentSettings())
     try:
-        with pytest.raises(Truncated, match=r"of the 3\.00 s .* --allow-truncated"):
+        with pytest.raises(TruncatedVideo, match=r"of the 3\.00 s .* --allow-truncated"):
             record(local.depot, Wish(film))
         allowed = record(local.depot, Wish(film, allow_truncated=True))
         assert allowed.status == "failed"  # the same job: what is missing of it is tried when it is allowed

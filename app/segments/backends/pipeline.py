@@ -15,11 +15,11 @@ from app.errors import InferenceError, InferenceUnavailable
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.startup import open_pipeline
 from app.process import tune
-from app.segments.analyze import Report, analyze_film, stream_settings
 from app.segments.backends.backend import BackendUnavailable, Done, SegmentFailed
-from app.segments.film import FilmError, probe
 from app.segments.keys import SegmentKey, beside
 from app.segments.ports import ObjectMissing, Objects
+from app.segments.video import VideoError, probe
+from app.segments.video.processor import VideoReport, analyze_video, stream_settings
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class InProcess:
         try:
             with tempfile.TemporaryDirectory(prefix="segment-") as folder:
                 self._analyse(segment, input_uri, output_uri, Path(folder))
-        except (FilmError, ObjectMissing) as error:
+        except (VideoError, ObjectMissing) as error:
             raise SegmentFailed(str(error)) from None
         except CancelledError:
             raise BackendUnavailable("stopped before the segment was done") from None
@@ -93,7 +93,7 @@ class InProcess:
         pipeline = self._pipeline.result()
         wish = stream_settings(self._settings.pipeline, segment.mode)
         most = self._settings.live.max_pixels
-        analysis = analyze_film(
+        analysis = analyze_video(
             source, target, results, segment.mode, pipeline, wish, max_pixels=most, on_frames=on_frames
         )
         report = asyncio.run_coroutine_threadsafe(self._tracked(analysis), self._loop).result()
@@ -104,7 +104,7 @@ class InProcess:
         if target.exists():
             self._objects.upload(target, output_uri)
 
-    async def _tracked(self, analysis: Coroutine[Any, Any, Report]) -> Report:
+    async def _tracked(self, analysis: Coroutine[Any, Any, VideoReport]) -> VideoReport:
         if self._stopped:
             analysis.close()
             raise asyncio.CancelledError

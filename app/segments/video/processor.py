@@ -1,0 +1,473 @@
+"""Analyses a video: every frame in order, decoded, analysed in batches, drawn on and encoded; none is dropped.
+
+`analyze_video` is the whole way. Three things happen at once: the next frames are decoded in one thread, some batches
+are in the pipeline, and analysed batches are drawn on and encoded in another thread. Frames are handed on batch by
+batch, so that only a few are in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from app import metrics
+from app.errors import FrameError, InferenceError, InferenceUnavailable, ModelRejected
+from app.files import written_atomically
+from app.pipeline.models import ModelSet
+from app.pipeline.multimodal import Pipeline
+from app.pipeline.ordering import Sequencer, Ticket
+from app.pipeline.stages.ocr.policy import RUNNING, OcrMemory
+from app.pipeline.types import Frame, FrameJob, StreamMemory
+from app.protocol.result import OK, FrameResult
+from app.protocol.stream import StreamSettings
+from app.segments.annotate import annotate
+from app.segments.blur import FACE_CLASS, FaceBlur
+from app.segments.keys import Mode
+from app.segments.video.reader import ENTRY, MediaFile, VideoFrame, VideoReader, count_undecodable, open_video
+from app.segments.video.writer import VideoEncoder, YuvFrame
+from app.settings import PipelineSettings
+
+log = logging.getLogger(__name__)
+
+PACE = metrics.Pace(ENTRY)
+MAX_PIXELS = 4096 * 4096
+"""The largest frame, pixels, unless the caller sets another limit."""
+IN_FLIGHT = 4
+"""Batches in the pipeline at once."""
+BATCH = 4
+"""Frames per batch."""
+MAX_TEXT_LAG_S = 1.0
+"""How old a text reading may be, seconds of the video, before frames wait for the next one."""
+DEADLINE_S = 60.0
+"""For one inference request. Nobody waits for a live answer, and a slow answer of a busy machine is better than an
+unanalysed frame."""
+_POLL_S = 0.01
+_BATCH_PIXELS = 8_000_000
+"""Pixels per batch at most, so that batches of large frames contain fewer of them."""
+_BLUR_CONFIDENCE = 0.2
+"""Lower than for drawing, because a face that is not detected stays visible."""
+
+AnalysisResult = FrameResult | Exception
+"""What the pipeline returned for a frame, or why it returned nothing."""
+
+
+class FrameFailed(InferenceError):
+    """A model failed on this frame."""
+
+    code = "inference"
+
+
+@dataclass(frozen=True, slots=True)
+class VideoReport:
+    """What an analysis did."""
+
+    frames: int
+    """Frames of the video. The results and the new video contain all of them."""
+    failed: int
+    """How many of these have an error in place of a result."""
+    undecodable: int
+    """Pieces of the video that could not be decoded. Neither the results nor the new video contain them."""
+    first_frame: int
+    """The number of the first frame in the whole video, if this one is a part of it."""
+    start_s: float
+    duration_s: float
+    """From the beginning to the last frame's time, seconds."""
+    elapsed_s: float
+    """How long the analysis took."""
+    truncated: str | None = None
+    """What the file lacks of what it declares, in words; None if it lacks nothing or the caller did not check."""
+
+
+# --- what the models can do ---
+
+
+def stream_settings(pipeline: PipelineSettings, mode: Mode) -> StreamSettings:
+    """The settings for analysing a video. As in a live session, frames carry the last texts that were read."""
+    confidence = min(pipeline.confidence, _BLUR_CONFIDENCE) if mode == "blur_faces" else pipeline.confidence
+    return StreamSettings(mode="lossless", confidence=confidence, iou=pipeline.iou)
+
+
+async def load_models(pipeline: Pipeline) -> None:
+    """Loads the models' descriptions, unless they are loaded.
+
+    Raises:
+        InferenceUnavailable: the inference server cannot be reached.
+    """
+    with contextlib.suppress(ModelRejected):  # `ModelSet.rejected` has the reason
+        await pipeline.load()
+    if not pipeline.client.up:
+        raise InferenceUnavailable("the inference server is away")
+
+
+def serves_any(models: ModelSet) -> bool:
+    """Whether a detection or a pose model is loaded."""
+    return models.detect is not None or models.pose is not None
+
+
+def required_stages(models: ModelSet, mode: Mode) -> frozenset[str]:
+    """The stages that must succeed on every frame: those whose models are loaded.
+
+    Raises:
+        InferenceUnavailable: no model is loaded.
+        InferenceError: the model that this mode needs is not loaded.
+    """
+    if not serves_any(models):
+        reason = f": {models.rejected}" if models.rejected else ""
+        raise InferenceUnavailable(f"this server serves neither a detection nor a pose model{reason}")
+    classes = () if models.detect is None else models.detect.class_names
+    if mode == "blur_faces" and models.pose is None and FACE_CLASS not in {name.casefold() for name in classes}:
+        raise InferenceError("this server serves neither poses nor a class `face`: faces cannot be hidden")
+    loaded = {"detect": models.detect, "pose": models.pose}
+    return frozenset(name for name, model in loaded.items() if model is not None)
+
+
+# --- the whole way ---
+
+
+async def analyze_video(
+    source: Path,
+    target: Path | None,
+    results: Path,
+    mode: Mode,
+    pipeline: Pipeline,
+    settings: StreamSettings,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    on_frames: Callable[[int], None] | None = None,
+) -> VideoReport:
+    """Analyses a video; writes `results` (JSONL) and, unless its mode is `results_only`, the new video `target` (MP4).
+
+    Both files appear once they are complete. A frame that cannot be analysed is written unchanged – in mode
+    `blur_faces` blurred as a whole – and its line in the results has the error.
+
+    Args:
+        target: None: no video is written, whatever the mode.
+        max_pixels: largest frame that is decoded, pixels.
+        on_frames: called on the event loop with the number of frames that were written since the last call.
+
+    Raises:
+        VideoError: the file has no video, or it ends unexpectedly.
+        InferenceUnavailable: the inference server cannot be reached or serves no model. The caller should try again
+            later, because a video without results would be useless.
+        InferenceError: not one frame could be analysed, or the model that the mode needs is not served; a video in
+            which nothing looked for faces must not be taken for one whose faces are hidden.
+    """
+    await load_models(pipeline)
+    if mode == "results_only":
+        target = None
+    started = time.perf_counter()
+    with ExitStack() as stack:
+        # The video is renamed last, so that whoever waits for it finds the results, too.
+        video_path = None if target is None else stack.enter_context(written_atomically(target))
+        results_path = stack.enter_context(written_atomically(results))
+        media = stack.enter_context(open_video(source, max_pixels=max_pixels, on_damage=count_undecodable))
+        reader = VideoReader(media)
+        output = _Output(results_path, video_path, media, mode)
+        stack.callback(output.close)
+        await VideoProcessor(pipeline, settings, mode, reader, output, on_frames).run()
+        if output.frames == output.failed:
+            raise InferenceError(f"not one of {output.frames} frames could be analysed; the last: {output.last_error}")
+        await asyncio.to_thread(output.complete)
+        return VideoReport(
+            frames=output.frames,
+            failed=output.failed,
+            undecodable=reader.undecodable,
+            first_frame=media.position.first_frame,
+            start_s=float(media.position.start),
+            duration_s=round(float(output.until - media.position.start), 6),
+            elapsed_s=round(time.perf_counter() - started, 3),
+        )
+
+
+class VideoProcessor:
+    """Takes one video's frames from the reader through the pipeline to the output.
+
+    Raises:
+        InferenceUnavailable: no model is served.
+        InferenceError: the model that the mode needs is not served.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        settings: StreamSettings,
+        mode: Mode,
+        reader: VideoReader,
+        output: _Output,
+        on_frames: Callable[[int], None] | None,
+    ) -> None:
+        self._pipeline = pipeline
+        self._settings = settings
+        self._mode = mode
+        self._required = required_stages(pipeline.model_set, mode)
+        self._reader = reader
+        self._output = output
+        self._on_frames = on_frames
+        self._stream = uuid.uuid4().hex
+        self._memory = StreamMemory()
+        self._sequencer = Sequencer()
+        self._batch = max(1, min(BATCH, _BATCH_PIXELS // (reader.width * reader.height)))
+        self._received = self._reported = 0
+
+    async def run(self) -> None:
+        """Processes all frames.
+
+        Raises:
+            VideoError: the file ends unexpectedly, or not one of its frames can be decoded.
+            InferenceUnavailable: the inference server went away.
+            InferenceError: the model that the mode needs is not served any more.
+        """
+        loop = asyncio.get_running_loop()
+        in_flight: deque[tuple[list[VideoFrame], asyncio.Task[list[AnalysisResult]]]] = deque()
+        with ThreadPoolExecutor(2, "video") as threads:
+            reading = loop.run_in_executor(threads, self._reader.read, self._batch)
+            writing: asyncio.Future[None] = loop.create_future()
+            writing.set_result(None)
+            try:
+                while frames := await asyncio.shield(reading):
+                    reading = loop.run_in_executor(threads, self._reader.read, self._batch)
+                    self._count_received(len(frames))
+                    in_flight.append((frames, asyncio.create_task(self._analyze(frames, self._sequencer.take()))))
+                    if len(in_flight) == IN_FLIGHT:
+                        writing = await self._write_next(*in_flight.popleft(), writing, threads)
+                while in_flight:
+                    writing = await self._write_next(*in_flight.popleft(), writing, threads)
+                await asyncio.shield(writing)
+                self._report_progress()
+            finally:
+                await self._end([task for _, task in in_flight], reading, writing)
+
+    async def _write_next(
+        self,
+        frames: list[VideoFrame],
+        task: asyncio.Task[list[AnalysisResult]],
+        writing: asyncio.Future[None],
+        threads: ThreadPoolExecutor,
+    ) -> asyncio.Future[None]:
+        """Waits for a batch's results and for the batch before it to be written; then starts writing this one."""
+        try:
+            results = await task
+            await asyncio.shield(writing)
+        finally:
+            task.cancel()  # has an effect only if this coroutine was cancelled; otherwise the task is done
+            await asyncio.gather(task, return_exceptions=True)
+        self._report_progress()
+        return asyncio.get_running_loop().run_in_executor(threads, self._output.write, frames, results)
+
+    async def _end(self, tasks: list[asyncio.Task[list[AnalysisResult]]], *threads: asyncio.Future[Any]) -> None:
+        """Cancels what still runs and waits for its end. Frames that were received and not written count as failed,
+        because the video was given up.
+        """
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*threads, *tasks, return_exceptions=True)
+        self._pipeline.ocr.forget(self._memory.ocr)
+        if given_up := self._received - self._output.frames:
+            metrics.FRAMES_FAILED.labels(ENTRY, "given_up").inc(given_up)
+
+    async def _analyze(self, frames: list[VideoFrame], ticket: Ticket) -> list[AnalysisResult]:
+        """Analyses a batch; returns each frame's result, or the error in place of it."""
+        with ticket:
+            jobs = [self._job(frame) for frame in frames]
+            try:
+                results = await self._pipeline.analyze(jobs, entry=ENTRY, ticket=ticket)
+            except Exception as error:
+                # Whatever the error is, the other frames must not suffer.
+                log.exception("frames %d to %d of a video", frames[0].number, frames[-1].number)
+                return [error] * len(frames)
+            finally:
+                for frame in frames:
+                    frame.pixels = None
+            required_stages(self._pipeline.model_set, self._mode)  # another server may have taken over meanwhile
+            return [_checked(result, self._required) for result in await self._with_texts(results, frames[-1].at)]
+
+    def _job(self, frame: VideoFrame) -> FrameJob:
+        pipeline_frame = Frame(
+            stream=self._stream,
+            jpeg=b"",
+            received=time.perf_counter(),
+            received_at_ms=time.time() * 1000,
+            seq=frame.number,
+            pixels=frame.pixels,
+            at_s=float(frame.at),
+        )
+        return FrameJob(pipeline_frame, self._memory, self._settings, deadline_s=DEADLINE_S)
+
+    async def _with_texts(
+        self, results: Sequence[FrameResult | FrameError], at: Fraction
+    ) -> Sequence[FrameResult | FrameError]:
+        """Waits until text reading has caught up; returns the results with its texts.
+
+        Text reading runs beside the frames, so it would fall behind where these are fast. Waits for the video's first
+        reading, and for one that is older than MAX_TEXT_LAG_S of the video; OCR's own time limits bound the wait.
+
+        Args:
+            at: the time of the last frame, seconds of the video.
+        """
+        memory, waited = self._memory.ocr, False
+        while memory.pending and memory.problem is None and _text_lags(memory, float(at)):
+            await asyncio.sleep(_POLL_S)
+            waited = True
+        if not waited or memory.problem is not None:
+            return results
+        return [
+            dataclasses.replace(result, texts=memory.texts, stages={**result.stages, "ocr": OK})
+            if isinstance(result, FrameResult) and result.stages["ocr"] == RUNNING
+            else result
+            for result in results
+        ]
+
+    def _count_received(self, count: int) -> None:
+        self._received += count
+        metrics.FRAMES_RECEIVED.labels(ENTRY).inc(count)
+        metrics.LAST_ACTIVITY.set_to_current_time()
+
+    def _report_progress(self) -> None:
+        """Counts and reports the frames that were written since the last call."""
+        new = self._output.frames - self._reported
+        self._reported += new
+        for _ in range(new):
+            PACE.add()
+        if new and self._on_frames is not None:
+            self._on_frames(new)
+
+
+def _text_lags(memory: OcrMemory, at_s: float) -> bool:
+    return memory.read_at is None or (memory.asked_at is not None and at_s - memory.asked_at >= MAX_TEXT_LAG_S)
+
+
+def _checked(result: FrameResult | FrameError, required: frozenset[str]) -> AnalysisResult:
+    """The result; or an error if a required stage failed or was skipped, because a video is not played a second time.
+
+    Args:
+        required: names of the stages that must have run.
+
+    Raises:
+        InferenceUnavailable: the inference server cannot be reached, and the next frames would fail as well.
+    """
+    if isinstance(result, FrameError):
+        return result
+    for name in ("detect", "pose"):
+        stage = result.stages[name]
+        if stage.status == "error" or (stage.status == "disabled" and name in required):
+            if stage.reason == "inference_unavailable":
+                raise InferenceUnavailable(
+                    "the inference server went away, or was too slow, while the video was analysed"
+                )
+            return FrameFailed(f"{name}: {stage.reason}")
+    return result
+
+
+# --- what is written ---
+
+
+class _Output:
+    """Writes every frame of a video in order, to the results and to the new video, and counts. One thread uses it.
+
+    Args:
+        results_path: file for the results.
+        video_path: file for the new video; None: none is written.
+    """
+
+    def __init__(self, results_path: Path, video_path: Path | None, media: MediaFile, mode: Mode) -> None:
+        self._stack = ExitStack()
+        self._results = self._stack.enter_context(results_path.open("wb"))
+        self._encoder = None if video_path is None else VideoEncoder(video_path, media)
+        self._blur = FaceBlur() if mode == "blur_faces" else None
+        self._unwritten: deque[VideoFrame] = deque()
+        """Frames that are not encoded yet, because faces that are found soon may have to be blurred in them, too."""
+        self._complete = False
+        self.frames = self.failed = 0
+        self.until: Fraction = media.position.start
+        """The last frame's time, seconds of the whole video."""
+        self.last_error: Exception | None = None
+
+    def write(self, frames: list[VideoFrame], results: list[AnalysisResult]) -> None:
+        """Writes the next frames."""
+        for frame, result in zip(frames, results, strict=True):
+            self._results.write(_result_line(frame, result))
+            if self._encoder is not None:
+                self._encode(self._encoder, frame, result)
+            self.frames += 1
+            self.until = frame.at
+            if isinstance(result, FrameResult):
+                metrics.FRAMES_PROCESSED.labels(ENTRY).inc()
+            else:
+                self._count_failed(frame, result)
+
+    def complete(self) -> None:
+        """Writes the remaining frames and audio, and closes the files. All frames must have been given to `write`."""
+        if self._encoder is not None and self._blur is not None:
+            for yuv in self._blur.flush():
+                self._encoder.write(yuv, self._unwritten.popleft())
+        self._complete = True
+        self.close()
+
+    def close(self) -> None:
+        """Closes the files as they are."""
+        encoder, self._encoder = self._encoder, None
+        if encoder is not None:
+            self._stack.callback(encoder.close, complete=self._complete)
+        self._stack.close()
+
+    def _encode(self, encoder: VideoEncoder, frame: VideoFrame, result: AnalysisResult) -> None:
+        clock = time.perf_counter()
+        ready = [yuv := YuvFrame(frame.decoded, frame.turn)]
+        if self.frames:
+            frame.decoded = None  # the encoder needs the colours of the first frame only
+        self._unwritten.append(frame)
+        found = result if isinstance(result, FrameResult) else None
+        if self._blur is not None:
+            ready = self._blur.add(yuv, found, float(frame.at))
+        elif found is not None:
+            annotate(yuv, found)
+        drawn = time.perf_counter()
+        for finished in ready:
+            encoder.write(finished, self._unwritten.popleft())
+        metrics.STAGE_SECONDS.labels(ENTRY, "draw").observe(drawn - clock)
+        metrics.STAGE_SECONDS.labels(ENTRY, "encode").observe(time.perf_counter() - drawn)
+
+    def _count_failed(self, frame: VideoFrame, error: Exception) -> None:
+        metrics.FRAMES_FAILED.labels(ENTRY, "pipeline").inc()
+        if not self.failed:
+            log.warning(
+                "frame %d of the video could not be analysed (only the first is logged): %s", frame.number, error
+            )
+        self.failed += 1
+        self.last_error = error
+
+
+def _result_line(frame: VideoFrame, result: AnalysisResult) -> bytes:
+    """One line of the results, JSON.
+
+    `frame_id` and `pts_s` count from the whole video's beginning, so that the concatenated results of its parts are
+    those of the video. `track_id` and `motion` begin anew in each part, because parts are analysed separately.
+    """
+    place = {"frame_id": frame.number, "pts_s": round(float(frame.at), 6)}
+    if isinstance(result, FrameResult):
+        content: dict[str, object] = {
+            "image": result.image,
+            "objects": result.objects,
+            "poses": result.poses,
+            "texts": result.texts,
+            "motion": result.motion,
+            "stages": result.stages,
+            "timings_ms": result.timings_ms,
+        }
+    else:
+        content = {"error": {"code": getattr(result, "code", "internal"), "message": str(result)}}
+    return orjson.dumps({**place, **content}, option=orjson.OPT_APPEND_NEWLINE)
