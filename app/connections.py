@@ -27,7 +27,7 @@ from websockets.server import ServerProtocol
 from app import metrics
 from app.errors import shortened
 from app.limits import Latch
-from app.live.voice import CONNECTION
+from app.live.sender import CONNECTION
 from app.settings import LiveSettings
 
 try:

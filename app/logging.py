@@ -1,18 +1,41 @@
-"""Logging: text on a terminal, one JSON object per line elsewhere. Nothing is logged per frame."""
+"""Logging: text on a terminal, one JSON object per line elsewhere. Nothing is logged per frame.
+
+A record carries the id of the session or camera on whose behalf the code runs, by `SESSION_ID` and `CAMERA_ID`. Tasks
+and `asyncio.to_thread` inherit the values; a plain thread starts without them.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
+from contextvars import ContextVar
 from datetime import UTC, datetime
 
 import orjson
 
 from app.settings import ServerSettings, ignored_variables
 
+SESSION_ID: ContextVar[str | None] = ContextVar("session_id", default=None)
+"""The live session on whose behalf this task runs."""
+CAMERA_ID: ContextVar[str | None] = ContextVar("camera_id", default=None)
+"""The camera on whose behalf this task or thread runs."""
+_CONTEXT = (SESSION_ID, CAMERA_ID)
+
+
+class _Context(logging.Filter):
+    """Adds `session_id` and `camera_id` to each record that has one; for the console also as the text `context`.
+
+    A filter of the handler runs in the thread and task that logs.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        found = {variable.name: value for variable in _CONTEXT if (value := variable.get()) is not None}
+        record.__dict__.update(found, context="".join(f" [{name}={value}]" for name, value in found.items()))
+        return True
+
 
 class JsonFormatter(logging.Formatter):
-    """`time`, `level`, `logger`, `message`, and `error` with a traceback if there is one."""
+    """`time`, `level`, `logger`, `message`; `session_id`, `camera_id` and `error`, a traceback, if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry = {
@@ -21,6 +44,9 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        for variable in _CONTEXT:
+            if hasattr(record, variable.name):
+                entry[variable.name] = getattr(record, variable.name)
         if record.exc_info:
             entry["error"] = self.formatException(record.exc_info)
         try:
@@ -60,9 +86,9 @@ def configure(settings: ServerSettings) -> None:
     plain = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler()
     handler.addFilter(_Bounded())
-    handler.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S") if plain else JsonFormatter()
-    )
+    handler.addFilter(_Context())
+    console = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s%(context)s", "%H:%M:%S")
+    handler.setFormatter(console if plain else JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())

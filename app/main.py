@@ -16,8 +16,8 @@ from app.activity import ActivityPublisher
 from app.auth import Auth, AuthMiddleware, require_tokens
 from app.connections import ConnectionLimitMiddleware
 from app.errors import SightlineError
-from app.live import ledger, page, routes, single
-from app.live.door import LiveDoor
+from app.live import page, routes, stats
+from app.live.session import LiveEntryPoint
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.startup import open_pipeline
 from app.process import freeze_gc, log_while_waiting, tune
@@ -90,15 +90,15 @@ async def _unless_stopped(opening: asyncio.Future[None], stopping: Callable[[], 
 
 async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None:
     """Opens everything in order; the stack closes it in reverse."""
-    door: LiveDoor | None = None
+    live: LiveEntryPoint | None = None
 
     def inference_changed(up: bool, why: str | None) -> None:
-        if door is not None:
-            door.inference_changed(up, why)
+        if live is not None:
+            live.inference_changed(up, why)
 
     def ocr_changed(available: bool, reason: str | None) -> None:
-        if door is not None:
-            door.ocr_changed(available, reason)
+        if live is not None:
+            live.ocr_changed(available, reason)
 
     # Settings are checked first, so that a wrong one is reported before Triton starts.
     server = settings.server
@@ -118,7 +118,7 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
     with log_while_waiting("the summaries' backlog on disk"):
         await summaries.open()
     _say_ready(pipeline, getattr(app.state, "address", ""))
-    door = LiveDoor(
+    live = LiveEntryPoint(
         pipeline,
         summaries,
         settings.live,
@@ -128,7 +128,7 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
         inference_deadline_s=settings.triton.triton_deadline_s,
         ocr_timeout_s=settings.ocr.ocr_timeout_s,
     )
-    app.state.door = door
+    app.state.live = live
     app.state.segments = SegmentService(
         pipeline,
         settings.segments,
@@ -136,7 +136,7 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
         pipeline_settings=settings.pipeline,
         limits=settings.live,
     )
-    activity = ActivityPublisher(settings.activity, settings.aws, lambda: door.open_now)
+    activity = ActivityPublisher(settings.activity, settings.aws, lambda: live.open_now)
     publishing = asyncio.create_task(activity.run(), name="activity")
     stack.callback(publishing.cancel)
     pacing = asyncio.create_task(_publish(), name="pace")
@@ -164,8 +164,8 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
 async def _publish() -> None:
     while True:
         await asyncio.sleep(1.0)
-        ledger.PACE.publish()
-        single.PACE.publish()
+        stats.PACE.publish()
+        routes.PACE.publish()
         processor.PACE.publish()
         metrics.write_gathered()
 

@@ -28,8 +28,7 @@ from starlette.websockets import WebSocket
 from app.auth import Auth
 from app.inference.client import ModelSpec, TensorSpec
 from app.inference.fake import FakeClient
-from app.live.door import LiveDoor
-from app.live.session import Session
+from app.live.session import LiveEntryPoint, Session
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.stages.ocr import Ocr
 from app.settings import ROOT, Settings
@@ -148,7 +147,7 @@ async def _run(state: Path, jpegs: Sequence[bytes]) -> Way:
     pipeline = Pipeline(_client(), ocr, settings.pipeline, settings.triton, settings.live)
     await pipeline.load()
     summaries = Summaries(settings.summary, settings.llm, state)
-    door = LiveDoor(
+    entry_point = LiveEntryPoint(
         pipeline,
         summaries,
         settings.live,
@@ -173,7 +172,7 @@ async def _run(state: Path, jpegs: Sequence[bytes]) -> Way:
         "extensions": {"sightline.connection": connection},
     }
     incoming.put_nowait({"type": "websocket.connect"})
-    session = asyncio.create_task(Session(WebSocket(scope, incoming.get, send), door).run())
+    session = asyncio.create_task(Session(WebSocket(scope, incoming.get, send), entry_point).run())
     try:
         for number in range(_WARM_UP + _TRACED):
             if number >= _WARM_UP:

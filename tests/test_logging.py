@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 import warnings
 from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Literal
 
 import orjson
 import pytest
 
-from app.logging import JsonFormatter, configure
+from app.logging import CAMERA_ID, SESSION_ID, JsonFormatter, configure
 from app.settings import ServerSettings
 
 
@@ -56,3 +59,39 @@ def test_warnings_are_lines_like_all_others(capsys: pytest.CaptureFixture[str]) 
         logging.captureWarnings(True)
         warnings.warn("old ways", DeprecationWarning, stacklevel=1)
     assert "DeprecationWarning: old ways" in orjson.loads(capsys.readouterr().err)["message"]
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_record_carries_the_session_or_camera_of_its_task(
+    log_format: Literal["json", "console"], capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure(ServerSettings(log_format=log_format))
+    logging.getLogger().handlers[0].setStream(sys.stderr)  # type: ignore[attr-defined]  # the one of the capture
+    log = logging.getLogger("app.somewhere")
+
+    async def work(variable: ContextVar[str | None], value: str) -> None:
+        variable.set(value)
+        await asyncio.sleep(0)
+        await asyncio.to_thread(log.warning, "in %s", value)
+
+    async def run() -> None:
+        await asyncio.gather(work(SESSION_ID, "s1"), work(SESSION_ID, "s2"), work(CAMERA_ID, "c1"))
+        log.warning("in none")
+
+    asyncio.run(run())
+    lines = {line for line in capsys.readouterr().err.splitlines() if "in " in line}
+    if log_format == "json":
+        said = {entry["message"]: entry for entry in map(orjson.loads, lines)}
+        assert [said[f"in {name}"]["session_id"] for name in ("s1", "s2")] == ["s1", "s2"]
+        assert said["in c1"]["camera_id"] == "c1"
+        assert "session_id" not in said["in c1"]
+        assert {"session_id", "camera_id"}.isdisjoint(said["in none"])
+    else:
+        ends = {line.partition("app.somewhere: ")[2] for line in lines}
+        assert ends == {
+            "in s1 [session_id=s1]",
+            "in s2 [session_id=s2]",
+            "in c1 [camera_id=c1]",
+            "in none",
+        }

@@ -1,4 +1,4 @@
-"""The wire without a socket: header, messages, schema, and the ledger behind the report."""
+"""The wire without a socket: header, messages, schema, and the counts behind the report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jsonschema import Draft202012Validator
 from app.client import decode
 from app.errors import ProtocolError, SightlineError, UndecodableFrame
 from app.limits import TokenBucket
-from app.live.ledger import Ledger
+from app.live.stats import SessionStats
 from app.protocol import header, messages
 from app.protocol.result import STAGES, Box, CameraMotion, Detection, FrameResult, Image, Motion, Stage
 
@@ -162,52 +162,52 @@ def test_every_reason_to_part_has_a_close_code() -> None:
     assert all(code in (1000, 1001, 1013) or 4000 <= code < 5000 for code in messages.CLOSE_CODES.values())
 
 
-# --- the ledger ---
+# --- the counts of a session ---
 
 STEPS = st.sampled_from(["received", "processed", "failed", "superseded", "stale", "tell"])
 
 
 @given(st.lists(STEPS, max_size=60))
 def test_received_is_processed_and_dropped_and_failed_and_in_flight(steps: list[str]) -> None:
-    ledger = Ledger()
+    stats = SessionStats()
     told = 0
     for step in steps:
         if step == "received":
-            ledger.received(10)
+            stats.received(10)
         elif step == "tell":
-            dropped = ledger.tell_dropped()
+            dropped = stats.report_dropped()
             told += dropped.since_last
             assert dropped.total == told
-        elif ledger.in_flight:
+        elif stats.in_flight:
             if step == "processed":
-                ledger.processed(0.01, {"total": 1.0})
+                stats.processed(0.01, {"total": 1.0})
             elif step == "failed":
-                ledger.failed("pipeline")
+                stats.failed("pipeline")
             else:
-                ledger.dropped(step)
-        report = ledger.report()
-        accounted = report.processed + report.failed + sum(report.dropped.values()) + ledger.in_flight
+                stats.dropped(step)
+        report = stats.report()
+        accounted = report.processed + report.failed + sum(report.dropped.values()) + stats.in_flight
         assert report.received == accounted
-    ledger.settle("disconnected")
-    report = ledger.report()
-    assert ledger.in_flight == 0
+    stats.settle("disconnected")
+    report = stats.report()
+    assert stats.in_flight == 0
     assert report.received == report.processed + report.failed + sum(report.dropped.values())
     assert report.bytes == 10 * report.received
 
 
 def test_the_reports_times_are_the_nearest_rank() -> None:
-    ledger = Ledger()
+    stats = SessionStats()
     for number in range(100, 0, -1):
-        ledger.received(1)
-        ledger.processed(0.0, {"total": float(number)})
-    assert ledger.report().stages == {"total": messages.StageTimes(50.0, 95.0)}
+        stats.received(1)
+        stats.processed(0.0, {"total": float(number)})
+    assert stats.report().stages == {"total": messages.StageTimes(50.0, 95.0)}
 
 
 def test_one_sample_is_both_times() -> None:
-    ledger = Ledger()
-    ledger.received(1)
-    ledger.processed(0.0, {"decode": 4.0})
-    assert ledger.report().stages == {"decode": messages.StageTimes(4.0, 4.0)}
+    stats = SessionStats()
+    stats.received(1)
+    stats.processed(0.0, {"decode": 4.0})
+    assert stats.report().stages == {"decode": messages.StageTimes(4.0, 4.0)}
 
 
 # --- the rate ---

@@ -56,7 +56,9 @@ class FakeClient:
     def buffer(self, shape: tuple[int, ...], dtype: str) -> Buffer:
         """See `InferenceClient.buffer`."""
         slot_shape = pooled_shape(shape)
-        pool = self._pools.setdefault((slot_shape, dtype), Pool(slot_shape, DTYPES[dtype], output_bytes=0))
+        pool = self._pools.get((slot_shape, dtype))
+        if pool is None:
+            pool = self._pools[slot_shape, dtype] = Pool(slot_shape, DTYPES[dtype], output_bytes=0)
         if not pool.free:
             pool.add(_PrivateRegion(pool.slot_bytes))
         return pool.take(shape[0])

@@ -1,1 +1,1 @@
-"""The live door: WebSocket sessions, admission, and the plain HTTP routes beside them."""
+"""The live entry point: WebSocket sessions, admission, and the HTTP routes beside them."""

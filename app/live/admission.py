@@ -1,4 +1,4 @@
-"""Who is served, who waits and who is turned away."""
+"""Admission: which sessions are served, which wait for a slot, and which are rejected."""
 
 from __future__ import annotations
 
@@ -12,72 +12,74 @@ from app import metrics
 from app.errors import SightlineError
 from app.settings import AccessSettings, LiveSettings
 
-_PICTURE_S = 1.0
-"""After which a place for a picture may be free."""
+_IMAGE_RETRY_S = 1.0
+"""Seconds after which another image by HTTP may be accepted."""
 
 
 class Rejected(SightlineError):
-    """No place, not even to wait. `retry_after_s` says when it may be worth another try."""
+    """There is no slot and no place to wait. Another try may succeed after `retry_after_s`."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
 
-class Place:
-    """A session's place in the line, then its slot."""
+class WaitingSession:
+    """A session that waits for a slot, or has one."""
 
     def __init__(self) -> None:
         self.granted = False
         self.moved = asyncio.Event()
-        """Set whenever the position changes, also to a slot."""
+        """Set whenever `position` changes, also when the session gets its slot."""
         self.position = 0
-        """1 is next; 0 has a slot."""
+        """1 is the next one to get a slot; 0 has a slot."""
 
 
 class Admission:
-    """Slots for sessions, first come first served, and a bounded line in front of them."""
+    """Slots for sessions, first come first served, and a bounded queue of sessions that wait."""
 
     def __init__(self, live: LiveSettings, access: AccessSettings) -> None:
         self._live = live
         self._access = access
-        self._line: deque[Place] = deque()
+        self._queue: deque[WaitingSession] = deque()
         self._active = 0
         self._by_token: Counter[str] = Counter()
         self._by_address: Counter[str] = Counter()
-        self._lasted: deque[float] = deque(maxlen=32)
+        self._durations: deque[float] = deque(maxlen=32)
 
     @property
     def active(self) -> int:
+        """Number of sessions with a slot."""
         return self._active
 
     @property
     def waiting(self) -> int:
-        return len(self._line)
+        """Number of sessions that wait for a slot."""
+        return len(self._queue)
 
     @contextmanager
-    def place(self, *, token: str | None, address: str) -> Iterator[Place]:
-        """A slot at once, or a place in the line; given back at the end.
+    def admit(self, *, token: str | None, address: str) -> Iterator[WaitingSession]:
+        """Gives a session a slot, or a place in the queue, for as long as the block lasts.
 
         Raises:
-            Rejected: the waiting room is full, or too many sessions come from this token or address.
+            Rejected: the queue is full, or this token or address has too many sessions.
         """
         retry = self.eta_s(1) or 5.0
         self._check(token, address, retry)
         full = self._active >= self._live.max_sessions
-        if full and len(self._line) >= self._live.max_waiting:
+        if full and len(self._queue) >= self._live.max_waiting:
             raise Rejected("all sessions are taken and the waiting room is full", retry)
         with self._counted(token, address):
-            yield from self._placed()
+            yield from self._admitted()
 
     @contextmanager
-    def picture(self, *, token: str | None, address: str) -> Iterator[None]:
-        """A picture by HTTP: as long as it is in hand it counts as a session of its token and of its address.
+    def admit_image(self, *, token: str | None, address: str) -> Iterator[None]:
+        """Counts an image by HTTP as a session of its token and address for as long as the block lasts.
 
         Raises:
-            Rejected: too many come from this token or address.
+            Rejected: this token or address has too many sessions.
         """
-        self._check(token, address, _PICTURE_S)
+        self._check(token, address, _IMAGE_RETRY_S)
         with self._counted(token, address):
             yield
 
@@ -93,24 +95,24 @@ class Admission:
             if token is not None:
                 self._by_token -= Counter({token: 1})
 
-    def _placed(self) -> Iterator[Place]:
-        place = Place()
-        if self._active < self._live.max_sessions and not self._line:
-            self._grant(place)
+    def _admitted(self) -> Iterator[WaitingSession]:
+        session = WaitingSession()
+        if self._active < self._live.max_sessions and not self._queue:
+            self._grant(session)
         else:
-            self._line.append(place)
+            self._queue.append(session)
             self._renumber()
         started = time.monotonic()
         try:
-            yield place
+            yield session
         finally:
-            self._leave(place, started)
+            self._leave(session, started)
 
     def eta_s(self, position: int) -> float | None:
-        """When the place at `position` may be served, from how long sessions lasted lately; None while unknown."""
-        if not self._lasted:
+        """Seconds until the session at `position` may get a slot, by how long recent ones lasted; None if unknown."""
+        if not self._durations:
             return None
-        average = sum(self._lasted) / len(self._lasted)
+        average = sum(self._durations) / len(self._durations)
         return round(average * position / self._live.max_sessions, 1)
 
     def _check(self, token: str | None, address: str, retry: float) -> None:
@@ -124,27 +126,27 @@ class Admission:
                 f"this address has {access.max_sessions_per_address} sessions open, which is its limit", retry
             )
 
-    def _grant(self, place: Place) -> None:
+    def _grant(self, session: WaitingSession) -> None:
         self._active += 1
-        place.position = 0
-        place.granted = True
-        place.moved.set()
+        session.position = 0
+        session.granted = True
+        session.moved.set()
         metrics.SESSIONS_ACTIVE.inc()
 
-    def _leave(self, place: Place, started: float) -> None:
-        if place.granted:
+    def _leave(self, session: WaitingSession, started: float) -> None:
+        if session.granted:
             self._active -= 1
             metrics.SESSIONS_ACTIVE.dec()
-            self._lasted.append(time.monotonic() - started)
-            while self._line and self._active < self._live.max_sessions:
-                self._grant(self._line.popleft())
+            self._durations.append(time.monotonic() - started)
+            while self._queue and self._active < self._live.max_sessions:
+                self._grant(self._queue.popleft())
         else:
-            self._line.remove(place)
+            self._queue.remove(session)
         self._renumber()
 
     def _renumber(self) -> None:
-        for position, place in enumerate(self._line, 1):
-            if place.position != position:
-                place.position = position
-                place.moved.set()
-        metrics.SESSIONS_WAITING.set(len(self._line))
+        for position, session in enumerate(self._queue, 1):
+            if session.position != position:
+                session.position = position
+                session.moved.set()
+        metrics.SESSIONS_WAITING.set(len(self._queue))

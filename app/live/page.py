@@ -1,4 +1,4 @@
-"""The browser client: its files, what it must know, and the headers that keep it to itself."""
+"""The web page: its files, its configuration, and the headers that restrict what it may load."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _HOST = re.compile(r"[A-Za-z0-9.\-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 
 @router.get("/")
 async def page(request: Request) -> Response:
-    """The page."""
+    """The page itself."""
     headers = security_headers(request.headers.get("host"), request.app.state.settings.web)
     return FileResponse(_WEB / "index.html", headers=headers)
 
 
 @router.get("/config.json")
 async def config(request: Request) -> Response:
-    """Where the page finds the service, and what starts it. Null: where the page came from; nothing does."""
+    """The addresses of the service and of what starts it. Null: the page's own address; nothing starts it."""
     web: WebSettings = request.app.state.settings.web
     return JSONResponse(
         {"service_url": web.service_url, "start_server_url": web.start_server_url},
@@ -40,7 +40,7 @@ async def config(request: Request) -> Response:
 
 
 class WebFiles(StaticFiles):
-    """The page's modules. The worker among them obeys its own headers, so that each file carries them."""
+    """The page's modules. Each file has the headers, because a worker obeys those of its own file."""
 
     def __init__(self, web: WebSettings) -> None:
         super().__init__(directory=_WEB)
@@ -55,11 +55,11 @@ class WebFiles(StaticFiles):
 
 
 def security_headers(host: str | None, web: WebSettings) -> dict[str, str]:
-    """Headers of the page and its files: nothing is loaded from elsewhere, nothing runs inline, nobody frames it.
+    """Headers of the page and its files: no foreign files, no inline scripts, no frames around the page.
 
     Args:
-        host: as the browser called this service; browsers that do not count a web socket under `'self'` need it.
-        web: says which other addresses the page may talk to.
+        host: this service's address as the browser sent it, for browsers in which `'self'` covers no web sockets.
+        web: names the other addresses to which the page may connect.
     """
     policy: Mapping[str, Any] = {
         "default-src": "'none'",
@@ -68,7 +68,7 @@ def security_headers(host: str | None, web: WebSettings) -> dict[str, str]:
         "img-src": "'self' blob: data:",
         "media-src": "'self' blob:",
         "worker-src": "'self'",
-        "connect-src": " ".join(["'self'", *_reachable(host, web)]),
+        "connect-src": " ".join(["'self'", *_connectable(host, web)]),
         "base-uri": "'none'",
         "form-action": "'none'",
         "frame-ancestors": "'none'",
@@ -82,7 +82,7 @@ def security_headers(host: str | None, web: WebSettings) -> dict[str, str]:
     }
 
 
-def _reachable(host: str | None, web: WebSettings) -> list[str]:
+def _connectable(host: str | None, web: WebSettings) -> list[str]:
     sources = [f"ws://{host}", f"wss://{host}"] if host and _HOST.fullmatch(host) else []
     if web.service_url is not None:
         address = urlsplit(web.service_url)

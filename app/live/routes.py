@@ -1,12 +1,15 @@
-"""The live door's routes: the socket, and plain HTTP beside it."""
+"""The routes of the live entry point: the socket, and images, health and metrics by HTTP."""
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import difflib
 import math
 import re
 import shutil
 import time
+import uuid
 from functools import cache
 from typing import Annotated, Any
 
@@ -21,23 +24,31 @@ from starlette.websockets import WebSocket
 from app import __version__, bodies, metrics
 from app.auth import LIVE, address_of, bearer
 from app.errors import MAX_LONG_MESSAGE, FrameError, FrameTooLarge, ProtocolError, TooExpensive, shortened
-from app.live import choices
 from app.live.admission import Rejected
-from app.live.door import LiveDoor
-from app.live.session import Session
-from app.live.single import analyze_one, count_refused
+from app.live.session import LiveEntryPoint, Session, apply_patch
+from app.pipeline.multimodal import Pipeline
+from app.pipeline.types import Frame, FrameJob, StreamMemory
 from app.protocol import messages
-from app.protocol.messages import StreamSettings
+from app.protocol.messages import Dropped, Result, StreamSettings
+from app.protocol.result import FrameResult, Stage
 from app.settings import LiveSettings
 
 router = APIRouter()
 _STARTED = time.time()
 _ID = re.compile("[0-9]{1,9}")
 _MOST_SHOWN = 40
+"""Characters of an unknown parameter's name that are repeated."""
+_LEAST_FREE = 64 * 1024 * 1024
+"""Bytes of free disk below which the service is not ready."""
+ENTRY = "http"
+"""This entry point's value of the metrics' label."""
+PACE = metrics.Pace(ENTRY)
+_POLL_S = 0.01
+"""Between two looks whether an image's text is read."""
 
 
 async def invalid_query(request: Request, error: Exception) -> Response:
-    """A wrong query parameter, in the shape of our other errors. FastAPI's handler of `RequestValidationError`."""
+    """Handles FastAPI's `RequestValidationError`: reports a wrong query parameter in the form of our other errors."""
     assert isinstance(error, RequestValidationError)
     detail = error.errors()[0]  # of our own few parameters
     field = str(detail["loc"][-1])
@@ -45,10 +56,10 @@ async def invalid_query(request: Request, error: Exception) -> Response:
 
 
 async def _known_query(request: Request) -> None:
-    """A parameter that a route does not know is a misspelt one: it is said, not ignored.
+    """Refuses a query parameter that the route does not know, because it is probably misspelt.
 
     Raises:
-        RequestValidationError: names it, and what was probably meant.
+        RequestValidationError: names the parameter, and the one that was probably meant.
     """
     known = [field.alias for field in request.scope["route"].dependant.query_params]
     for name in request.query_params:
@@ -62,9 +73,9 @@ async def _known_query(request: Request) -> None:
         raise RequestValidationError([{"loc": ("query", shown), "msg": words, "type": "unknown"}])
 
 
-def _door(request: Request | WebSocket) -> LiveDoor:
-    door: LiveDoor = request.app.state.door
-    return door
+def _entry_point(request: Request | WebSocket) -> LiveEntryPoint:
+    entry_point: LiveEntryPoint = request.app.state.live
+    return entry_point
 
 
 def _json(value: Any, status: int = 200) -> Response:
@@ -78,22 +89,22 @@ def _problem(status: int, code: str, message: str, field: str | None = None) -> 
 @router.websocket(LIVE)
 async def inference(socket: WebSocket) -> None:
     """The live protocol, version 1."""
-    await Session(socket, _door(socket)).run()
+    await Session(socket, _entry_point(socket)).run()
 
 
 @router.websocket("/{path:path}")
 async def no_socket(socket: WebSocket) -> None:
-    """An upgrade anywhere else: said and counted, as every other handshake that leads to nothing."""
+    """Refuses and counts an upgrade at any other path."""
     metrics.CONNECTIONS_REFUSED.labels("bad_upgrade").inc()
     await socket.send_denial_response(_problem(404, "not_found", f"there is no socket here; it is at {LIVE}"))
 
 
 @router.post(LIVE)
 async def why_not(request: Request) -> Response:
-    """Why a socket would be refused here: the refusal, in plain HTTP; 204: nothing stands against it.
+    """Answers with the refusal that a handshake would get here, in plain HTTP; 204 if it would be accepted.
 
-    A browser keeps from a page why its handshake was refused. What bounds connections, and `auth`, have looked at this
-    request before, as they look at a handshake.
+    A browser does not tell a page why its handshake was refused. The limits on connections and `auth` have checked this
+    request already, as they check a handshake.
     """
     return Response(status_code=204)
 
@@ -107,83 +118,155 @@ async def frames(
 ) -> Response:
     """One JPEG, PNG or WebP in, as the body or as the part `file` of a form; one result out.
 
-    Text is read too and waited for, since nobody else is held up by it.
+    The answer waits until text is read, because it delays no other frame.
     """
-    door = _door(request)
-    if door.pictures >= door.live.max_sessions:
-        answer = _problem(503, "rejected", f"{door.pictures} pictures are being analysed, as many as MAX_SESSIONS")
+    live = _entry_point(request)
+    if live.images >= live.live.max_sessions:
+        answer = _problem(503, "rejected", f"{live.images} images are being analysed, as many as MAX_SESSIONS")
         answer.headers["Retry-After"] = "1"
-        count_refused("rejected")
+        _count_refused("rejected")
         return answer
     token = bearer(request.scope)
-    door.pictures += 1
+    live.images += 1
     try:
-        with door.admission.picture(token=token, address=address_of(request.scope)):
-            settings = _wishes(door, confidence, iou, classes)
-            jpeg = await _picture(request, door.live)
-            result = await analyze_one(door.pipeline, jpeg, settings, ocr_timeout_s=door.ocr_timeout_s)
+        with live.admission.admit_image(token=token, address=address_of(request.scope)):
+            settings = _settings(live, confidence, iou, classes)
+            image = await _read_image(request, live.live)
+            result = await _analyze(live.pipeline, image, settings, ocr_timeout_s=live.ocr_timeout_s)
     except Rejected as error:
         answer = _problem(429, "rejected", str(error))
         answer.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
-        count_refused("rejected")
+        _count_refused("rejected")
         return answer
     except ProtocolError as error:
         return _problem(422, error.code, str(error), error.field)
     except bodies.BodyTooSlow as error:
         answer = _problem(408, "timeout", str(error))
-        answer.headers["Connection"] = "close"  # the rest of it is no request
+        answer.headers["Connection"] = "close"  # the rest of the body is no request
         return answer
     except (FrameTooLarge, TooExpensive) as error:
         return _problem(413, error.code, str(error))
     except FrameError as error:
         return _problem(415, error.code, str(error))
     except ClientDisconnect:
-        return Response(status_code=400)  # nobody reads it
+        return Response(status_code=400)  # the client does not read it
     finally:
-        door.pictures -= 1
+        live.images -= 1
     return Response(messages.encode(result), media_type="application/json")
 
 
-def _wishes(door: LiveDoor, confidence: float | None, iou: float | None, classes: str | None) -> StreamSettings:
+def _settings(live: LiveEntryPoint, confidence: float | None, iou: float | None, classes: str | None) -> StreamSettings:
     """The settings in force for a request; `classes` as in `person,16`."""
-    wanted = None if not classes else [int(one) if _ID.fullmatch(one) else one for one in classes.split(",")]
+    wanted = None if not classes else [int(name) if _ID.fullmatch(name) else name for name in classes.split(",")]
     try:
         patch = messages.Patch.model_validate({"confidence": confidence, "iou": iou, "classes": wanted})
     except ValidationError as error:
         (first, *_) = error.errors(include_url=False, include_context=False, include_input=False)
         raise ProtocolError(f"classes: {shortened(first['msg'])}", code="invalid_value", field="classes") from None
-    detect = door.pipeline.model_set.detect
-    return choices.apply(patch, door.defaults, detect.class_names if detect else ())
+    detect = live.pipeline.model_set.detect
+    return apply_patch(patch, live.defaults, detect.class_names if detect else ())
 
 
-async def _picture(request: Request, live: LiveSettings) -> bytes:
-    """The picture: the body itself, or the part `file` of a form."""
+async def _read_image(request: Request, live: LiveSettings) -> bytes:
+    """Reads the image: the body itself, or the part `file` of a form."""
     most, kind = live.max_frame_bytes, request.headers.get("content-type")
     form = bodies.is_form(kind)
     try:
         body = await bodies.read(
             request, most=bodies.max_form_bytes(most) if form else most, within_s=live.init_timeout_s
         )
-        picture = bodies.file_in(body, kind or "") if form else body
+        image = bodies.file_in(body, kind or "") if form else body
     except bodies.BodyTooSlow:
-        count_refused("timeout")
+        _count_refused("timeout")
         raise
     except bodies.BodyTooLarge as error:
-        count_refused("too_large")
+        _count_refused("too_large")
         raise FrameTooLarge(f"{error}; MAX_FRAME_BYTES is {most}") from None
     except ProtocolError as error:
-        count_refused(error.code)
+        _count_refused(error.code)
         raise
-    if len(picture) > most:
-        count_refused("too_large")
-        raise FrameTooLarge(f"{len(picture)} bytes; MAX_FRAME_BYTES is {most}")
-    return picture
+    if len(image) > most:
+        _count_refused("too_large")
+        raise FrameTooLarge(f"{len(image)} bytes; MAX_FRAME_BYTES is {most}")
+    return image
+
+
+async def _analyze(pipeline: Pipeline, image: bytes, settings: StreamSettings, *, ocr_timeout_s: float) -> Result:
+    """Analyses one JPEG, PNG or WebP, and waits until its text is read.
+
+    Args:
+        ocr_timeout_s: seconds that one OCR run may take. This waits for the image's own run, and for one before it.
+
+    Raises:
+        FrameError: the image cannot be used.
+    """
+    metrics.FRAMES_RECEIVED.labels(ENTRY).inc()
+    metrics.LAST_ACTIVITY.set_to_current_time()
+    received, stream = time.perf_counter(), uuid.uuid4().hex
+    now_ms = time.time() * 1000
+    frame = Frame(stream=stream, jpeg=image, received=received, received_at_ms=now_ms, seq=1)
+    counted = False
+    try:
+        memory = StreamMemory()
+        # With one image there is nothing to track, and no motion.
+        stages = dataclasses.replace(settings.stages, track=False, motion=False)
+        settings = dataclasses.replace(settings, stages=stages)
+        (result,) = await pipeline.analyze([FrameJob(frame, memory, settings, photo=True)], entry=ENTRY)
+        if isinstance(result, FrameError):
+            metrics.FRAMES_DROPPED.labels(ENTRY, result.code).inc()
+            counted = True
+            raise result
+        result = await _read_text(pipeline, memory, frame, result, ocr_timeout_s)
+        age_s = time.perf_counter() - received
+        metrics.FRAMES_PROCESSED.labels(ENTRY).inc()
+        PACE.add()
+        metrics.FRAME_AGE.labels(ENTRY).observe(age_s)
+        counted = True
+    finally:
+        if not counted:
+            metrics.FRAMES_FAILED.labels(ENTRY, "pipeline").inc()
+    return Result(
+        session_id=stream,
+        frame_id=1,
+        seq=1,
+        captured_at_ms=now_ms,
+        frame=result,
+        age_ms=round(age_s * 1000, 3),
+        dropped=Dropped(0, 0),
+    )
+
+
+def _count_refused(reason: str) -> None:
+    """Counts an image that was refused before it arrived whole."""
+    metrics.FRAMES_RECEIVED.labels(ENTRY).inc()
+    metrics.FRAMES_DROPPED.labels(ENTRY, reason).inc()
+
+
+async def _read_text(
+    pipeline: Pipeline, memory: StreamMemory, frame: Frame, result: FrameResult, timeout_s: float
+) -> FrameResult:
+    """Waits for the OCR run of the frame, which may queue behind others; returns the result with its texts."""
+    if not memory.ocr.pending:
+        return result
+    try:
+        async with asyncio.timeout(2 * timeout_s) as clock:
+            while memory.ocr.pending:
+                await asyncio.sleep(_POLL_S)
+                if pipeline.ocr.health()["state"] == "starting":  # the start has a time limit of its own
+                    clock.reschedule(asyncio.get_running_loop().time() + 2 * timeout_s)
+    except TimeoutError:
+        late = Stage("error", f"its turn did not come within {2 * timeout_s:g} seconds, twice OCR_TIMEOUT_S")
+        return dataclasses.replace(result, stages={**result.stages, "ocr": late})
+    finally:
+        pipeline.ocr.forget(memory.ocr)
+    texts, stage = pipeline.ocr.attach(memory.ocr, frame.jpeg, memory.grey, now=time.perf_counter())
+    return dataclasses.replace(result, texts=texts, stages={**result.stages, "ocr": stage})
 
 
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
-    """What is served now: the names behind each stage, classes, keypoints."""
-    return _json(_door(request).pipeline.models)
+    """The models that are served now: the names for each stage, classes, keypoints."""
+    return _json(_entry_point(request).pipeline.models)
 
 
 @router.get("/v1/sessions/{session_id}/summaries", dependencies=[Depends(_known_query)])
@@ -192,8 +275,8 @@ async def summaries(
     session_id: Annotated[str, Path(pattern="^[0-9a-f]{32}$")],
     last: Annotated[int, Query(ge=1, le=1000)] = 20,
 ) -> Response:
-    """The last summaries of a session, oldest first, also after its end; twenty at most."""
-    kept = await _door(request).summaries.last(session_id, last)
+    """The last summaries of a session, oldest first, also after its end; at most twenty."""
+    kept = await _entry_point(request).summaries.last(session_id, last)
     return _json({"session_id": session_id, "summaries": kept})
 
 
@@ -205,7 +288,7 @@ async def schema() -> Response:
 
 @cache
 def _schema() -> bytes:
-    """Made once: it takes as long as several frames, and anybody may ask for it."""
+    """Made once, because it takes as long as several frames, and every client may ask for it."""
     return orjson.dumps(messages.schema())
 
 
@@ -222,20 +305,17 @@ async def ready(request: Request) -> Response:
     disk = shutil.disk_usage(state.settings.server.state_dir)
     parts = {
         "inference": state.inference_health(),
-        "ocr": _door(request).pipeline.ocr.health(),
-        "summaries": _door(request).summaries.health(),
+        "ocr": _entry_point(request).pipeline.ocr.health(),
+        "summaries": _entry_point(request).summaries.health(),
         "disk": {"state": "ok" if disk.free > _LEAST_FREE else "full", "free_bytes": disk.free},
     }
     well = parts["inference"]["state"] == "ok" and parts["disk"]["state"] == "ok"
     return _json({"status": "ready" if well else "unavailable", **parts}, 200 if well else 503)
 
 
-_LEAST_FREE = 64 * 1024 * 1024
-
-
 @router.get("/status")
 async def status() -> Response:
-    """How busy the service is, over all workers: what an idle stop reads."""
+    """How busy the service is, over all workers; an automatic stop of idle machines reads it."""
     registry = metrics.registry()
     last = registry.get_sample_value("sightline_last_activity_timestamp_seconds") or 0.0
     return _json(

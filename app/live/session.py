@@ -1,31 +1,30 @@
-"""One live session: a socket, from its upgrade to its `bye`.
+"""One live session: a socket from its upgrade to `bye`; and what all sessions share.
 
-Three tasks: `_read` takes what the client sends, `_serve` waits for a slot and then has frames
-answered, `_keep_time` watches the clocks. Any of them may `end` the session; the
-last word, with the report, is said in one place.
+A session has three tasks: `_read` takes the client's messages, `_serve` waits for a slot and then sends results,
+`_watch_time` checks the timeouts. Each of them may `end` the session. `bye`, with the report, is sent in one place.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
 import uuid
+from collections.abc import Callable, Sequence
 
 from starlette.websockets import WebSocket
 
 from app import metrics
-from app.auth import LIVE, Refusal, address_of, bearer
-from app.errors import MAX_LONG_MESSAGE, ProtocolError, shortened
-from app.live import choices
-from app.live.admission import Place, Rejected
-from app.live.answering import AHEAD, Answering
-from app.live.clocks import Clocks
-from app.live.door import LiveDoor
-from app.live.intake import Intake
-from app.live.ledger import Ledger
-from app.live.telling import Telling
-from app.live.voice import Gone, TooSlow, Voice
+from app.auth import LIVE, Auth, Refusal, address_of, bearer
+from app.errors import MAX_LONG_MESSAGE, ProtocolError, quoted, shortened
+from app.live.admission import Admission, Rejected, WaitingSession
+from app.live.batching import Batcher
+from app.live.receiver import Receiver
+from app.live.sender import AHEAD, Gone, Results, Sender, SummaryStream, TooSlow
+from app.live.stats import SessionStats
+from app.logging import SESSION_ID
+from app.pipeline.multimodal import Pipeline
 from app.pipeline.types import StreamMemory
 from app.protocol import messages
 from app.protocol.messages import (
@@ -34,12 +33,13 @@ from app.protocol.messages import (
     ByeReason,
     Error,
     Init,
+    Limits,
     Notice,
+    Patch,
     Pause,
     Ping,
     Queued,
     Ready,
-    Result,
     Resume,
     ServerMessage,
     SettingsInForce,
@@ -47,38 +47,137 @@ from app.protocol.messages import (
     StreamSettings,
     Update,
 )
+from app.settings import AccessSettings, LiveSettings, PipelineSettings
+from app.summary import Summaries
 
 log = logging.getLogger(__name__)
 
 _TICK_S = 0.5
-_NOT_ITS_FAULT = ("stale", "internal")
-"""What a frame is answered that may be as good as any."""
+"""Between two checks of the timeouts."""
+_MAX_REASON = 500
+"""Characters of a model's own error message in a notice."""
+
+
+class LiveEntryPoint:
+    """What all live sessions share: pipeline, summaries, settings, admission, and the sessions that are open."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        summaries: Summaries,
+        live: LiveSettings,
+        access: AccessSettings,
+        defaults: PipelineSettings,
+        auth: Auth,
+        *,
+        inference_deadline_s: float,
+        ocr_timeout_s: float,
+    ) -> None:
+        self.pipeline = pipeline
+        self.batcher = Batcher(pipeline)
+        self.summaries = summaries
+        self.live = live
+        self.auth = auth
+        self.admission = Admission(live, access)
+        self.sessions: set[Session] = set()
+        self.answer_s = inference_deadline_s + live.send_timeout_s
+        """Seconds that a frame in flight may take: at the models, and until the client has read the result."""
+        self.ocr_timeout_s = ocr_timeout_s
+        self.images = 0
+        """Images that came by HTTP and are being analysed."""
+        self.defaults = StreamSettings(confidence=defaults.confidence, iou=defaults.iou, max_age_ms=live.max_age_ms)
+        """The settings of a client that asks for nothing."""
+        self.limits = Limits(
+            max_frame_bytes=live.max_frame_bytes,
+            max_pixels=live.max_pixels,
+            max_messages_per_s=live.max_messages_per_s,
+            idle_timeout_s=live.idle_timeout_s,
+            max_pause_s=live.max_pause_s,
+            max_session_s=live.max_session_s,
+        )
+        self._inference_up = pipeline.well
+        self._inference_reason = pipeline.watch.reason
+
+    @property
+    def open_now(self) -> int:
+        """Sessions, served and waiting, and images being analysed. A machine with any must not be stopped."""
+        return self.admission.active + self.admission.waiting + self.images
+
+    def notify(self, notice: Notice) -> None:
+        """Sends a notice to all sessions."""
+        for session in [*self.sessions]:
+            session.notify(notice)
+
+    def notices(self) -> list[Notice]:
+        """Notices of what is degraded now, for a session that begins."""
+        found = []
+        if not self._inference_up:
+            found.append(_inference_unavailable(self._inference_reason))
+        if self.pipeline.ocr.broken is not None:
+            found.append(_ocr_unavailable(self.pipeline.ocr.broken))
+        return found
+
+    def inference_changed(self, up: bool, reason: str | None) -> None:
+        """Notifies sessions that the inference server came back or was lost, or that a model fails.
+
+        Args:
+            reason: the model's error; None if the server itself was lost, or all is well.
+        """
+        if up == self._inference_up and (up or reason is None):
+            return
+        before, self._inference_up, self._inference_reason = self._inference_reason, up, reason
+        if up:
+            self.notify(Notice("inference_restored", "detection and pose are back"))
+        elif before is None or before != reason:
+            self.notify(_inference_unavailable(reason))
+
+    def ocr_changed(self, available: bool, reason: str | None) -> None:
+        """Notifies sessions that OCR came back or was lost."""
+        self.notify(Notice("ocr_restored", "text reading is back") if available else _ocr_unavailable(reason))
+
+
+def _inference_unavailable(reason: str | None) -> Notice:
+    if reason is None:
+        return Notice("inference_unavailable", "no detection or pose until it is back; motion goes on")
+    return Notice("inference_unavailable", f"a model does not answer: {reason[:_MAX_REASON]}")
+
+
+def _ocr_unavailable(reason: str | None) -> Notice:
+    return Notice("ocr_unavailable", f"no text reading: {reason}")
 
 
 class Session:
     """Runs one client's session over an upgraded socket."""
 
-    def __init__(self, socket: WebSocket, door: LiveDoor) -> None:
+    def __init__(self, socket: WebSocket, entry_point: LiveEntryPoint) -> None:
         self.id = uuid.uuid4().hex
         self._socket = socket
-        self._door = door
-        self._live = door.live
-        self._voice = Voice(socket, door.live.send_timeout_s)
+        self._entry_point = entry_point
+        self._live = entry_point.live
+        self._sender = Sender(socket, entry_point.live.send_timeout_s)
         self._token = bearer(socket.scope)
         self.address = address_of(socket.scope)
         self._refused: Refusal | None = None
-        """Of the token in the header; it is looked at once, as the socket opens."""
-        self._settings: StreamSettings = door.defaults
+        """The refusal of the header's token, which is checked once, when the socket opens."""
         self._memory = StreamMemory()
-        self._ledger = Ledger()
-        self._intake = Intake(self.id, door.live, self._ledger)
-        telling = self._telling = Telling(self.id, door.summaries, self._send)
-        self._answering = Answering(self.id, door.batches, self._memory, self._ledger, telling, self._answered)
+        self._stats = SessionStats()
+        self._receiver = Receiver(self.id, entry_point.live, self._stats)
+        self._timeouts = Timeouts(entry_point.live, time.monotonic())
+        self._summaries = SummaryStream(self.id, entry_point.summaries, self._send)
+        self._results = Results(
+            self.id,
+            entry_point.batcher,
+            self._memory,
+            self._stats,
+            self._summaries,
+            self._send,
+            entry_point.defaults,
+            self._timeouts.judged,
+        )
         self._begun = asyncio.Event()
-        """The first message came, with a token where one is asked for."""
+        """Set by the first message, with a valid token if the service asks for one."""
         self._turned_away = False
         self._ready = False
-        self._clocks = Clocks(door.live, time.monotonic())
         self._ending = asyncio.Event()
         self._reason: ByeReason | None = None
         self._message: str | None = None
@@ -88,100 +187,108 @@ class Session:
         self._serving: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Serves the session until either side ends it. Raises nothing that is the client's doing."""
-        self._door.enter(self)
+        """Serves the session until either side ends it. Raises no error that the client causes."""
+        SESSION_ID.set(self.id)
+        self._entry_point.sessions.add(self)
         try:
             await self._socket.accept()
             await self._run()
         finally:
-            self._door.leave(self)
+            self._entry_point.sessions.discard(self)
 
     async def _run(self) -> None:
         if self._token is not None:
-            self._refused = self._look_at(self._token)
+            self._refused = self._check(self._token)
         if self._trusted:
-            self._voice.trust()
-        self._voice.on_shutdown(self._shut_down)
+            self._sender.trust()
+        self._sender.on_shutdown(self._shut_down)
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
                 serving = self._serving = tasks.create_task(self._serve())
-                reading, timing = tasks.create_task(self._read()), tasks.create_task(self._keep_time())
+                reading, watching = tasks.create_task(self._read()), tasks.create_task(self._watch_time())
                 await self._ending.wait()
                 if self._ready and self._reason in ("stopped", "shutdown", "max_session"):
-                    # Each frame in flight has its time. Reading ends when the client leaves: then nobody waits.
-                    patience_s = self._door.answer_s * (1 + len(self._intake.line) + len(self._answering))
-                    await asyncio.wait({serving, reading}, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
-                for task in (serving, reading, timing):
+                    # Frames in flight are answered, each within its time. Reading ends when the client leaves; then no
+                    # answer is needed.
+                    frames = len(self._receiver.queue) + len(self._results)
+                    timeout_s = self._entry_point.answer_s * (1 + frames)
+                    await asyncio.wait({serving, reading}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+                for task in (serving, reading, watching):
                     task.cancel()
-        except* Exception:  # the door's boundary: one session's fault is logged and counted, the service goes on
+        except* Exception:  # the boundary of one session: its fault is logged and counted, the service goes on
             log.exception("session %s failed", self.id)
             self._outcome = "crashed"
             self._reason = self._reason or "protocol_error"
         finally:
             self._tasks = None
-            self._door.pipeline.ocr.forget(self._memory.ocr)
+            self._entry_point.pipeline.ocr.forget(self._memory.ocr)
             try:
-                await self._farewell()
+                await self._close()
             finally:
                 metrics.SESSIONS.labels(self._outcome).inc()
 
     def end(self, reason: ByeReason | None, message: str | None = None, *, retry_after_s: float | None = None) -> None:
-        """Ends the session; the first reason stays. None: the client is gone, there is nobody to say `bye` to."""
+        """Ends the session; only the first call counts.
+
+        Args:
+            reason: None if the client has left, so that no `bye` is sent.
+        """
         if self._ending.is_set():
             return
         self._reason, self._message, self._retry_after_s = reason, message, retry_after_s
         self._outcome = reason or "disconnected"
         self._ending.set()
-        self._intake.line.close()
+        self._receiver.queue.close()
 
     def _shut_down(self, within_s: float) -> None:
-        """The service stops: half of the time is for what is in flight, half for the last words."""
+        """Ends the session because the service stops: half of the time is for frames in flight, half for `bye`."""
         self.end("shutdown")
         if self._serving is not None:
             asyncio.get_running_loop().call_later(within_s / 2, self._serving.cancel)
 
-    def notice(self, notice: Notice) -> None:
-        """Tells the client, soon."""
+    def notify(self, notice: Notice) -> None:
+        """Sends a notice soon, without waiting."""
         if self._ready and self._tasks is not None and not self._ending.is_set():
             self._tasks.create_task(self._send(notice))
 
-    # --- what the client sends ---
+    # --- from the client ---
 
     async def _read(self) -> None:
-        while not self._turned_away:  # whose words are not listened to any more
+        receiver = self._receiver
+        while not self._turned_away:  # a client that was refused is not read any more
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
                 self.end(None)
                 return
             data = message.get("bytes")
             if data is not None:
-                await self._frame(data)
+                await self._receive_frame(data)
             else:
-                await self._control(message.get("text") or "")
-            await self._intake.room()
+                await self._receive_text(message.get("text") or "")
+            if receiver.lossless:
+                await receiver.space()
 
-    async def _frame(self, data: bytes) -> None:
+    async def _receive_frame(self, data: bytes) -> None:
         if not self._begun.is_set():
-            if not self._let_in(None):
-                self._ledger.received(len(data))
+            if not self._authorize(None):
+                self._stats.received(len(data))
                 return
             self._begun.set()
-        refusal = await self._intake.take(data)
+        refusal = await self._receiver.receive(data)
         if refusal is None:
-            self._clocks.frame(time.monotonic())
+            self._timeouts.frame(time.monotonic())
         else:
             await self._send(refusal)
 
-    async def _control(self, text: str) -> None:
-        await self._intake.turn()
+    async def _receive_text(self, text: str) -> None:
+        await self._receiver.within_rate()
         try:
-            message = messages.parse(text)
-            await self._obey(message)
+            await self._apply(messages.parse(text))
         except ProtocolError as error:
             await self._send(Error(error.code, shortened(str(error), MAX_LONG_MESSAGE), field=error.field))
 
-    async def _obey(self, message: messages.ClientMessage) -> None:
+    async def _apply(self, message: messages.ClientMessage) -> None:
         if self._ending.is_set():
             return
         if isinstance(message, Stop):
@@ -189,90 +296,56 @@ class Session:
         elif isinstance(message, Init):
             self._init(message)
         elif isinstance(message, Update):
-            self._require_begun()
-            self._settings = self._apply(message)
+            if not self._begun.is_set():
+                raise ProtocolError("`update` before `init` or a frame", code="not_started", field="type")
+            self._results.settings = self._patched(message)
             if self._ready:
-                await self._send(SettingsInForce(self._settings))
+                await self._send(SettingsInForce(self._results.settings))
         elif isinstance(message, Pause):
-            self._clocks.pause(time.monotonic())
+            self._timeouts.pause(time.monotonic())
         elif isinstance(message, Resume):
-            self._clocks.resume(time.monotonic())
+            self._timeouts.resume(time.monotonic())
 
     def _init(self, message: Init) -> None:
         if self._begun.is_set():
             raise ProtocolError(
                 "`init` comes once, before the first frame; use `update`", code="already_started", field="type"
             )
-        if self._let_in(message.token):
-            self._settings = self._apply(message)
-            self._intake.choose(self._settings.mode)
+        if self._authorize(message.token):
+            self._results.settings = self._patched(message)
+            self._receiver.set_mode(self._results.settings.mode)
             self._begun.set()
+
+    def _patched(self, patch: Patch) -> StreamSettings:
+        detect = self._entry_point.pipeline.model_set.detect
+        names = detect.class_names if detect is not None else ()
+        return apply_patch(patch, self._results.settings, names, self._entry_point.summaries.prompt)
+
+    # --- whether the client may use the service ---
 
     @property
     def _trusted(self) -> bool:
-        """Whether the client may use the service by what came with the handshake."""
-        return not self._door.auth.asks or (self._token is not None and self._refused is None)
+        """Whether the handshake alone allows the client to use the service."""
+        return not self._entry_point.auth.asks or (self._token is not None and self._refused is None)
 
-    def _look_at(self, token: str | None) -> Refusal | None:
-        return self._door.auth.token(token, self.address, f"WEBSOCKET {LIVE}")
+    def _check(self, token: str | None) -> Refusal | None:
+        return self._entry_point.auth.token(token, self.address, f"WEBSOCKET {LIVE}")
 
-    def _let_in(self, token: str | None) -> bool:
-        """Looks at the token, before anything that came with it or after it: an answer may tell of our classes.
+    def _authorize(self, token: str | None) -> bool:
+        """Checks the token before the rest of its message and all later ones, because an answer may name our classes.
 
         Args:
-            token: of `init`, which wins over the header's; None: there is none in it.
+            token: that of `init`, which goes before the header's; None if `init` has none.
         """
         if token:
-            self._token, self._refused = token, self._look_at(token)
+            self._token, self._refused = token, self._check(token)
         elif not self._token:
-            self._refused = self._look_at(None)
+            self._refused = self._check(None)
         if self._refused is None:
-            self._voice.trust()
+            self._sender.trust()
             return True
         self._turn_away(self._refused)
         return False
-
-    def _require_begun(self) -> None:
-        if not self._begun.is_set():
-            raise ProtocolError("`update` before `init` or a frame", code="not_started", field="type")
-
-    def _apply(self, wishes: messages.Patch) -> StreamSettings:
-        detect = self._door.pipeline.model_set.detect
-        names = detect.class_names if detect is not None else ()
-        return choices.apply(wishes, self._settings, names, self._door.summaries.prompt)
-
-    # --- what the client gets ---
-
-    async def _serve(self) -> None:
-        if not await self._begin():
-            return
-        try:
-            with self._door.admission.place(token=self._token, address=self.address) as place:
-                await self._wait(place)
-                self._ready = True
-                self._clocks.serve(time.monotonic())
-                greeting: list[ServerMessage] = [self._welcome(), *self._door.troubles()]
-                for message in greeting:
-                    if not await self._send(message):
-                        return
-                at_once = min(AHEAD, self._live.credits) if self._settings.mode == "lossless" else 1
-                await self._answering.run(self._intake.line, lambda: self._settings, at_once)
-        except Rejected as error:
-            self.end("rejected", str(error), retry_after_s=error.retry_after_s)
-
-    async def _begin(self) -> bool:
-        """Waits for the first message; whether the client may go on."""
-        try:
-            async with asyncio.timeout(self._live.init_timeout_s):
-                await self._begun.wait()
-        except TimeoutError:
-            within_s = self._live.init_timeout_s
-            if self._trusted:
-                self.end("idle", f"nothing came within {within_s:g} seconds")
-            else:
-                self._turn_away(self._door.auth.late(self.address, f"WEBSOCKET {LIVE}", within_s))
-            return False
-        return True
 
     def _turn_away(self, refusal: Refusal) -> None:
         self._turned_away = True
@@ -281,29 +354,62 @@ class Session:
         else:
             self.end("rejected", refusal.message, retry_after_s=refusal.retry_after_s)
 
-    async def _wait(self, place: Place) -> None:
-        while not place.granted:
-            place.moved.clear()
-            position = place.position
-            if not await self._send(Queued(position, position - 1, self._door.admission.eta_s(position))):
-                await asyncio.Event().wait()  # the session is over; `run` cancels this task
-            await place.moved.wait()
+    # --- to the client ---
 
-    def _welcome(self) -> Ready:
+    async def _serve(self) -> None:
+        if not await self._begin():
+            return
+        try:
+            with self._entry_point.admission.admit(token=self._token, address=self.address) as waiting:
+                await self._wait_for_slot(waiting)
+                self._ready = True
+                self._timeouts.serve(time.monotonic())
+                greeting: list[ServerMessage] = [self._ready_message(), *self._entry_point.notices()]
+                for message in greeting:
+                    if not await self._send(message):
+                        return
+                at_once = min(AHEAD, self._live.credits) if self._results.settings.mode == "lossless" else 1
+                await self._results.run(self._receiver.queue, at_once)
+        except Rejected as error:
+            self.end("rejected", str(error), retry_after_s=error.retry_after_s)
+
+    async def _begin(self) -> bool:
+        """Waits for the first message; returns whether it came in time."""
+        try:
+            async with asyncio.timeout(self._live.init_timeout_s):
+                await self._begun.wait()
+        except TimeoutError:
+            within_s = self._live.init_timeout_s
+            if self._trusted:
+                self.end("idle", f"nothing came within {within_s:g} seconds")
+            else:
+                self._turn_away(self._entry_point.auth.late(self.address, f"WEBSOCKET {LIVE}", within_s))
+            return False
+        return True
+
+    async def _wait_for_slot(self, waiting: WaitingSession) -> None:
+        while not waiting.granted:
+            waiting.moved.clear()
+            position = waiting.position
+            if not await self._send(Queued(position, position - 1, self._entry_point.admission.eta_s(position))):
+                await asyncio.Event().wait()  # the session is over: `_run` cancels this task
+            await waiting.moved.wait()
+
+    def _ready_message(self) -> Ready:
         return Ready(
             protocol=PROTOCOL_VERSION,
             session_id=self.id,
-            models=self._door.pipeline.models,
-            settings=self._settings,
-            limits=self._door.limits,
+            models=self._entry_point.pipeline.models,
+            settings=self._results.settings,
+            limits=self._entry_point.limits,
             credits=self._live.credits,
-            prompts=self._door.summaries.prompt_names,
+            prompts=self._entry_point.summaries.prompt_names,
         )
 
     async def _send(self, message: ServerMessage) -> bool:
-        """Sends; False when the session is over, because the client is gone or does not read."""
+        """Sends; returns False if the session is over, because the client has left or does not read."""
         try:
-            await self._voice.say(message)
+            await self._sender.send(message)
         except TooSlow:
             self.end("slow_reader", f"nothing was read for {self._live.send_timeout_s:g} seconds")
             return False
@@ -312,30 +418,141 @@ class Session:
             return False
         return True
 
-    async def _answered(self, message: ServerMessage) -> bool:
-        """Sends what became of a frame, and has the clocks know whether it was of use."""
-        if isinstance(message, Result):
-            self._clocks.judged(True, time.monotonic())
-        elif isinstance(message, Error) and message.code not in _NOT_ITS_FAULT:
-            self._clocks.judged(False, time.monotonic())
-        return await self._send(message)
-
-    async def _keep_time(self) -> None:
+    async def _watch_time(self) -> None:
         while True:
             await asyncio.sleep(min(_TICK_S, self._live.ping_interval_s))
             now = time.monotonic()
-            if self._clocks.ping_due(now):
+            if self._timeouts.ping_due(now):
                 await self._send(Ping(time.time() * 1000))
-            over = self._clocks.over(now)
+            over = self._timeouts.over(now)
             if over is not None:
                 self.end(*over)
-            if not self._ready and self._voice.left:  # in line, and not read since its inbox is full
+            # A session that waits for a slot is not read once its queue is full, so that only this shows its end.
+            if not self._ready and self._sender.left:
                 self.end(None)
 
-    async def _farewell(self) -> None:
+    async def _close(self) -> None:
         reason = self._reason
-        self._ledger.settle("disconnected" if reason is None else reason)
-        last = await self._telling.finish()
+        self._stats.settle("disconnected" if reason is None else reason)
+        summary = await self._summaries.finish()
         if reason is not None:
-            report = self._ledger.report(last)
-            await self._voice.farewell(Bye(reason, report, self._message, self._retry_after_s))
+            await self._sender.close(Bye(reason, self._stats.report(summary), self._message, self._retry_after_s))
+
+
+class Timeouts:
+    """Decides when a session has lasted long enough. `now` is monotonic seconds everywhere; there is no I/O.
+
+    Only frames keep a session's slot, and all pauses together may last MAX_PAUSE_S. Other messages keep no slot.
+    """
+
+    def __init__(self, live: LiveSettings, now: float) -> None:
+        self._live = live
+        self._started = self._last_frame = now
+        self._next_ping = now + live.ping_interval_s
+        self._paused_at: float | None = None
+        self._paused_s = 0.0
+        """Seconds of the pauses that are over, since the session got its slot."""
+        self._serving = False
+        self._useful = True
+        """Whether the last frame that was judged was of use."""
+
+    def serve(self, now: float) -> None:
+        """Records that the session has its slot: it must send frames from now on. Earlier pauses do not count."""
+        self._serving = True
+        self._last_frame = now
+        self._paused_s = 0.0
+        if self._paused_at is not None:
+            self._paused_at = now
+
+    def frame(self, now: float) -> None:
+        """Records a frame. It does not end a pause. After a useless frame, the next one counts once it is judged."""
+        if self._useful:
+            self._last_frame = now
+
+    def judged(self, useful: bool, now: float) -> None:
+        """Records whether a frame got a result, or was none: not an image, or a larger one than is accepted."""
+        self._useful = useful
+        if useful:
+            self._last_frame = now
+
+    def pause(self, now: float) -> None:
+        """Stops the idle timeout. A second pause does not lengthen the first."""
+        if self._paused_at is None:
+            self._paused_at = now
+
+    def resume(self, now: float) -> None:
+        """Continues the idle timeout from where it stopped. Without a pause nothing changes."""
+        if self._paused_at is not None:
+            paused_s = now - self._paused_at
+            self._paused_s += paused_s
+            # A frame that came during the pause counts from then.
+            self._last_frame += min(paused_s, now - self._last_frame)
+            self._paused_at = None
+
+    def ping_due(self, now: float) -> bool:
+        """Whether a `ping` is due; if so, the next one is due an interval from now."""
+        due = now >= self._next_ping
+        if due:
+            self._next_ping = now + self._live.ping_interval_s
+        return due
+
+    def over(self, now: float) -> tuple[ByeReason, str] | None:
+        """The reason why the session ends now, and its description; None if it may go on."""
+        live = self._live
+        if now - self._started > live.max_session_s:
+            return "max_session", f"sessions last {live.max_session_s:g} seconds at most"
+        if not self._serving:
+            return None
+        if self._paused_at is not None:
+            if self._paused_s + now - self._paused_at > live.max_pause_s:
+                return "idle", f"paused for more than {live.max_pause_s:g} seconds"
+        elif now - self._last_frame > live.idle_timeout_s:
+            return "idle", f"no frame for {live.idle_timeout_s:g} seconds"
+        return None
+
+
+def apply_patch(
+    patch: Patch,
+    settings: StreamSettings,
+    class_names: Sequence[str],
+    prompt: Callable[[str | None], str] | None = None,
+) -> StreamSettings:
+    """Applies a client's settings patch to the settings in force.
+
+    Args:
+        prompt: `Summaries.prompt`, from the prompt that a client names to the one in force; None if there are no
+            summaries.
+
+    Raises:
+        ProtocolError: the model does not know a class, or the operator has no such prompt.
+    """
+    given = patch.model_dump(
+        exclude_none=True, include={"mode", "confidence", "iou", "motion_grid", "max_age_ms"}, warnings=False
+    )
+    if patch.stages is not None:
+        given["stages"] = dataclasses.replace(settings.stages, **patch.stages.model_dump(exclude_none=True))
+    if patch.classes is not None:
+        given["classes"] = _class_ids(patch.classes, class_names)
+    if patch.summary is not None and prompt is not None:
+        given["summary_prompt"] = prompt(patch.summary.prompt)
+    changed: StreamSettings = dataclasses.replace(settings, **given)
+    if prompt is None:  # because the settings in force say what really runs
+        return dataclasses.replace(changed, stages=dataclasses.replace(changed.stages, summary=False))
+    return dataclasses.replace(changed, summary_prompt=prompt(changed.summary_prompt))
+
+
+def _class_ids(wanted: Sequence[int | str], names: Sequence[str]) -> tuple[int, ...] | None:
+    """Ids of the wanted classes; None, which keeps all classes, for an empty list."""
+    ids = {name.lower(): number for number, name in enumerate(names)}
+    found: set[int] = set()
+    for index, name in enumerate(wanted):
+        number = name if isinstance(name, int) else ids.get(name.lower(), -1)
+        if not 0 <= number < len(names):
+            known = ", ".join(names[:100]) or "none, since no detection model is served now"
+            raise ProtocolError(
+                f"classes.{index}: {quoted(name)} is no class of this model; known: {known}",
+                code="invalid_value",
+                field=f"classes.{index}",
+            )
+        found.add(number)
+    return tuple(sorted(found)) or None

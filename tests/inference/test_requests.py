@@ -51,7 +51,7 @@ def answered(**shapes: tuple[int, ...]) -> service_pb2.ModelInferResponse:
     [
         ({"detections": (2, 3, 6)}, "lacks its output 'poses'"),
         ({}, "lacks its output 'detections'"),
-        ({"detections": (2, 3, 6), "poses": (1, 4, 57)}, r"'poses' is \[1, 4, 57\] for 2 pictures"),
+        ({"detections": (2, 3, 6), "poses": (1, 4, 57)}, r"'poses' is \[1, 4, 57\] for 2 images"),
         ({"detections": (2, 4, 6), "poses": (2, 4, 57)}, "'detections' is"),
         ({"detections": (2, 18), "poses": (2, 4, 57)}, "'detections' is"),
     ],

@@ -21,7 +21,8 @@ from app.errors import FrameError, InferenceError, UndecodableFrame
 from app.inference.client import ModelSpec, Reply
 from app.inference.fake import FakeClient
 from app.inference.shared_memory import Buffer
-from app.live.batches import LARGE, Batches, Wish
+from app.live.batching import LARGE, Batcher, PendingFrame
+from app.logging import SESSION_ID
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.preprocess import Piece, Preprocessor
 from app.pipeline.stages.ocr import Ocr
@@ -53,15 +54,15 @@ class Counted(FakeClient):
         return await super().infer(model, buffer, stream=stream)
 
 
-class Asked(Batches):
+class Asked(Batcher):
     """Asked one frame at a time, as a session asks that waits for each answer."""
 
     async def analyze(self, job: FrameJob) -> FrameResult | FrameError:
-        wish = self.submit(job)
+        pending = self.submit(job)
         try:
-            return await wish.answer
+            return await pending.answer
         finally:
-            wish.give_up()
+            pending.cancel()
 
 
 @asynccontextmanager
@@ -102,6 +103,23 @@ def test_what_comes_in_one_turn_is_one_request_and_each_gets_its_own(tmp_path: P
 
     run(client, tmp_path, use)
     assert client.sizes == [5, 1]
+
+
+def test_log_lines_of_a_batch_carry_no_sessions_id(tmp_path: Path) -> None:
+    """It belongs to several sessions, and would carry the id of the one that submitted first."""
+    ids: list[str | None] = []
+
+    class Noted(Counted):
+        async def infer(self, model: ModelSpec, buffer: Buffer, *, stream: str) -> Reply:
+            ids.append(SESSION_ID.get())
+            return await super().infer(model, buffer, stream=stream)
+
+    async def use(batches: Asked) -> None:
+        SESSION_ID.set("the first")
+        await asyncio.gather(*map(batches.analyze, jobs(2)))
+
+    run(Noted(), tmp_path, use)
+    assert ids == [None]
 
 
 def test_no_more_than_eight_go_together_and_a_large_one_goes_alone(tmp_path: Path) -> None:
@@ -267,7 +285,7 @@ def test_frames_of_one_stream_overlap_at_the_server_and_keep_their_order(tmp_pat
     async def stream(batches: Asked, name: str) -> list[FrameResult]:
         memory, found = StreamMemory(), []
         settings = StreamSettings(stages=Stages(ocr=False))
-        begun: deque[Wish] = deque()
+        begun: deque[PendingFrame] = deque()
         for number in range(frames + 4):
             if number < frames:
                 jpeg = encode(square(number), quality=95)
@@ -403,8 +421,8 @@ def test_a_stream_that_ends_leaves_nobody_waiting_for_its_turn(
         await asyncio.sleep(0.03 if when == "while a thread prepares it" else 0)
         second, other = batches.submit(ends[1]), batches.submit(jobs(1)[0])
         await asyncio.sleep(0.03 if when == "while a thread prepares it" else 0)
-        first.give_up()
-        second.give_up()
+        first.cancel()
+        second.cancel()
         async with asyncio.timeout(5):
             assert places([await other.answer]) == [160]
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.live.queue import DropQueue
+from app.live.receiver import DropQueue
 
 pytestmark = pytest.mark.anyio
 T = TypeVar("T")
@@ -18,7 +18,7 @@ T = TypeVar("T")
 async def get(queue: DropQueue[T]) -> T | None:
     """The next item; None once there will be none."""
     while (item := queue.take()) is None and not queue.closed:
-        await queue.news()
+        await queue.changed()
     return item if item is not None else queue.take()
 
 
@@ -53,7 +53,7 @@ async def test_close_wakes_a_consumer_and_a_producer() -> None:
     assert await consumer is None
     full: DropQueue[int] = DropQueue()
     full.put(1)
-    producer = asyncio.create_task(full.room())
+    producer = asyncio.create_task(full.space())
     await asyncio.sleep(0)
     assert not producer.done()
     full.close()
@@ -62,9 +62,9 @@ async def test_close_wakes_a_consumer_and_a_producer() -> None:
 
 async def test_room_waits_until_an_item_was_taken() -> None:
     queue: DropQueue[int] = DropQueue(1)
-    await queue.room()
+    await queue.space()
     queue.put(1)
-    producer = asyncio.create_task(queue.room())
+    producer = asyncio.create_task(queue.space())
     await asyncio.sleep(0)
     assert not producer.done()
     await get(queue)
@@ -117,9 +117,9 @@ async def walk(size: int, steps: list[str]) -> None:
 
 async def test_a_nudge_wakes_the_consumer_though_nothing_came() -> None:
     queue: DropQueue[int] = DropQueue()
-    waiting = asyncio.create_task(queue.news())
+    waiting = asyncio.create_task(queue.changed())
     await asyncio.sleep(0)
     assert not waiting.done()
-    queue.nudge()
+    queue.wake()
     await waiting
     assert queue.take() is None
