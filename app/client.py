@@ -34,13 +34,13 @@ __all__ = ["LiveSession", "Refused", "SessionEnded", "connect", "decode", "to_su
 
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {}
 _SILENCE_S = 60.0
-"""The service says `ping` every 15 s: one that is silent for so long is gone."""
+"""The service sends `ping` every 15 s; one that is silent for so long counts as gone."""
 _SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 _FRAME_FIELDS = ("image", "objects", "poses", "texts", "motion", "stages", "timings_ms")
 
 
 class SessionEnded(SightlineError):
-    """The service ended the session, or the connection broke. `bye` is its last word, if there was one."""
+    """The service ended the session, or the connection broke. `bye` is the service's last message, if it sent one."""
 
     def __init__(self, message: str, bye: Bye | None = None) -> None:
         super().__init__(message)
@@ -48,7 +48,7 @@ class SessionEnded(SightlineError):
 
 
 class Refused(SightlineError):
-    """The service answered `error` to something that is not a frame."""
+    """The service answered `error` to a message that is not a frame."""
 
     def __init__(self, error: messages.Error) -> None:
         super().__init__(f"{error.code}: {error.message}")
@@ -56,10 +56,10 @@ class Refused(SightlineError):
 
 
 def decode(text: str | bytes) -> ServerMessage:
-    """One message of the service, typed.
+    """Parses one message of the service.
 
     Raises:
-        SightlineError: it is none that this version knows.
+        SightlineError: this version does not know the message's type.
     """
     data = orjson.loads(text)
     name = data.get("type")
@@ -88,21 +88,21 @@ async def connect(
     max_age_ms: float | None = None,
     summary_prompt: str | None = None,
 ) -> AsyncIterator[LiveSession]:
-    """Opens a session and waits until it is ready (also through the waiting room).
+    """Opens a session and waits until it is ready, also while it waits for a slot.
 
     Args:
-        url: of the service, `http://host:port`; `ws` and `https` work as well.
-        token: one of the service's AUTH_TOKENS, where it asks for one.
-        stages: which modalities run, `{"summary": True}`; what is left out stays as the service has it.
+        url: the service's address, `http://host:port`; `https`, `ws` and `wss` work, too.
+        token: one of the service's AUTH_TOKENS, if it asks for one.
+        stages: stages to switch on or off, as `{"summary": True}`; the others keep the service's defaults.
         summary_prompt: one of `ready.prompts`, for summaries.
-        mode: `realtime`, where the newest frame wins, or `lossless`, where every frame is answered.
+        mode: `realtime`, where a new frame replaces one that waits, or `lossless`, where every frame is answered.
 
     Raises:
-        ConfigurationError: `url` is no address of a service.
-        SessionEnded: the service cannot be reached or turned us away.
+        ConfigurationError: `url` is not the address of a service.
+        SessionEnded: the service cannot be reached, or rejected the session.
         Refused: a setting is wrong.
     """
-    wishes = {
+    settings = {
         "mode": mode,
         "token": token,
         "stages": stages,
@@ -114,21 +114,21 @@ async def connect(
         "summary": summary_prompt and {"prompt": summary_prompt},
     }
     init = {"type": "init", "protocol": messages.PROTOCOL_VERSION}
-    init |= {key: value for key, value in wishes.items() if value is not None}
-    where = address(url)
+    init |= {key: value for key, value in settings.items() if value is not None}
+    service = address(url)
     try:
-        # Compression costs the sender 0.9 ms a frame and gains nothing on JPEG. No pings: the service answers them in
-        # turn with our frames, and those may have to wait.
+        # Compression costs the sender 0.9 ms a frame and gains nothing on JPEG. No pings, because the service answers
+        # them in order with our frames, which may have to wait.
         opened = await open_socket(
-            where,
+            service,
             compression=None,
             max_size=None,
             ping_interval=None,
-            proxy=None if leads_to_loopback(where) else True,  # True: as the environment says
+            proxy=None if leads_to_loopback(service) else True,  # True: as the environment says
         )
-    # ImportError: the environment names a SOCKS proxy, and the package that speaks it is not there.
+    # ImportError: the environment names a SOCKS proxy, and the package for it is not installed.
     except (OSError, WebSocketException, ImportError) as error:
-        raise SessionEnded(f"{redact(url)}: {_what_to_do(error)}") from None
+        raise SessionEnded(f"{redact(url)}: {_failure(error)}") from None
     async with opened:
         session = LiveSession(opened)
         await session._send(orjson.dumps(init).decode())
@@ -140,10 +140,10 @@ _ELSEWHERE = "start one with `sightline serve`, or give the address of one that 
 _LONGEST_BODY = 300
 
 
-def _what_to_do(error: Exception) -> str:
-    """Why no session began, and what helps."""
+def _failure(error: Exception) -> str:
+    """The reason why no session began, and a remedy."""
     if isinstance(error, InvalidStatus):
-        return _answered(error)
+        return _http_failure(error)
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
             f"its certificate is not trusted ({error.verify_message}); use the name that it is for, or make its issuer "
@@ -164,11 +164,11 @@ def _what_to_do(error: Exception) -> str:
     return redact(str(error))
 
 
-def _answered(error: InvalidStatus) -> str:
-    """An HTTP answer in place of a WebSocket."""
+def _http_failure(error: InvalidStatus) -> str:
+    """Describes an HTTP answer in place of a WebSocket."""
     status = error.response.status_code
     body = " ".join((error.response.body or b"").decode(errors="replace").split())[:_LONGEST_BODY]
-    said = error.response.reason_phrase if body.startswith("<") or not body else body
+    answer = error.response.reason_phrase if body.startswith("<") or not body else body
     remedy = {
         401: "give one of its AUTH_TOKENS (send: --token, or SIGHTLINE_TOKEN)",
         403: "the service takes no session from here; see its ALLOWED_ORIGINS, AUTH_TOKENS and log",
@@ -179,19 +179,19 @@ def _answered(error: InvalidStatus) -> str:
         503: "try again later",
     }
     hint = remedy.get(status, _ELSEWHERE if status in (200, 301, 302, 307, 308, 400, 405, 426) else "")
-    return f"HTTP {status} {said}" + (f"; {hint}" if hint else "")
+    return f"HTTP {status} {answer}" + (f"; {hint}" if hint else "")
 
 
 def address(url: str) -> str:
-    """The WebSocket of the service at this address.
+    """The WebSocket address of the service at `url`.
 
     Raises:
-        ConfigurationError: it is none.
+        ConfigurationError: `url` is not the address of a service.
     """
     try:
         parts = urlsplit(url.strip())
         named = parts.hostname is not None and parts.hostname.encode("idna") and parts.port != 0
-    except ValueError:  # a port that is no number, half an IPv6 address, a name with an empty label
+    except ValueError:  # the port is no number, an IPv6 address is incomplete, or a label of the name is empty
         named = False
     scheme = _SCHEMES.get(parts.scheme) if named else None
     if scheme is None:
@@ -210,13 +210,13 @@ class LiveSession:
         self._socket = socket
         self._seq = 0
         self._in_flight: set[int] = set()
-        self._room = asyncio.Event()
+        self._credit = asyncio.Event()
         self._ended: SessionEnded | None = None
         self.ready: Ready
         self.bye: Bye | None = None
         self.notices: list[Notice] = []
         self.summaries: list[messages.Summary] = []
-        """What the stream showed, in words, as `stream` met it."""
+        """Summaries that `stream` received."""
         self.refused: list[messages.Error] = []
         """Frames that the service could not use."""
 
@@ -232,17 +232,17 @@ class LiveSession:
                 raise SessionEnded(f"the service said {message.type} before `ready`")
 
     async def send_frame(self, jpeg: bytes, *, captured_at_ms: float | None = None) -> int:
-        """Sends one JPEG as soon as a credit is there; returns its `seq`.
+        """Sends one JPEG as soon as there is a credit; returns its `seq`.
 
         Args:
-            captured_at_ms: when the picture was taken, epoch milliseconds; now unless given.
+            captured_at_ms: when the image was taken, epoch milliseconds; default: now.
 
         Raises:
-            SessionEnded: the session is over. Only `receive` notices: another task must be in it.
+            SessionEnded: the session is over. Only `receive` notices this, so another task must call it meanwhile.
         """
         while self._ended is None and len(self._in_flight) >= self.ready.credits:
-            self._room.clear()
-            await self._room.wait()
+            self._credit.clear()
+            await self._credit.wait()
         if self._ended is not None:
             raise self._ended
         self._seq += 1
@@ -254,11 +254,11 @@ class LiveSession:
     async def _send(self, message: bytes | str) -> None:
         try:
             await self._socket.send(message)
-        except ConnectionClosed as error:  # its last word, if there was one, is still to be received
+        except ConnectionClosed as error:  # `bye`, if the service sent one, is still to be received
             raise SessionEnded(f"the session ended: {error}", self.bye) from None
 
     async def receive(self) -> ServerMessage:
-        """The next message, whatever it is; a `ping` is answered on the way.
+        """Waits for the next message of any kind, and answers a `ping`.
 
         Raises:
             SessionEnded: the session is over; `bye` has its report.
@@ -268,49 +268,49 @@ class LiveSession:
                 text = await self._socket.recv()
         except TimeoutError:
             self._socket.transport.abort()
-            raise self._over(f"the service said nothing for {_SILENCE_S:g} seconds") from None
+            raise self._end(f"the service said nothing for {_SILENCE_S:g} seconds") from None
         except ConnectionClosed as error:
-            raise self._over(self.bye.message or self.bye.reason if self.bye else str(error)) from None
+            raise self._end(self.bye.message or self.bye.reason if self.bye else str(error)) from None
         message = decode(text)
         if isinstance(message, Bye):
             self.bye = message
             return await self.receive()
         if isinstance(message, messages.Ping):
-            with contextlib.suppress(ConnectionClosed):  # then the next `recv` says so
+            with contextlib.suppress(ConnectionClosed):  # the next `recv` reports it
                 await self._socket.send(orjson.dumps({"type": "pong", "t": message.t}).decode())
         elif isinstance(message, Result):
-            # Results come in order: older frames without an answer were superseded.
+            # Results come in order, so older frames without an answer were superseded.
             self._acknowledge({seq for seq in self._in_flight if seq <= message.seq})
         elif isinstance(message, messages.Error) and message.seq is not None:
-            # One that is refused on arrival is answered before an older one that is at the models.
+            # A frame that is refused on arrival is answered before an older one that is at the models.
             self._acknowledge({message.seq})
         return message
 
-    def _over(self, why: str) -> SessionEnded:
-        self._ended = SessionEnded(f"the session ended: {why}", self.bye)
-        self._room.set()
+    def _end(self, reason: str) -> SessionEnded:
+        self._ended = SessionEnded(f"the session ended: {reason}", self.bye)
+        self._credit.set()
         return self._ended
 
     def _acknowledge(self, frames: set[int]) -> None:
         self._in_flight -= frames
-        self._room.set()
+        self._credit.set()
 
-    async def update(self, **wishes: Any) -> None:
-        """Changes settings from the next frame on; the answer comes as `SettingsInForce`."""
-        await self._send(orjson.dumps({"type": "update", **wishes}).decode())
+    async def update(self, **settings: Any) -> None:
+        """Changes settings from the next frame on; the service answers with `SettingsInForce`."""
+        await self._send(orjson.dumps({"type": "update", **settings}).decode())
 
     async def stop(self) -> None:
-        """Asks the service to finish; `receive` gives what is still to come, then raises `SessionEnded`."""
+        """Asks the service to finish. `receive` then returns the remaining messages and raises `SessionEnded`."""
         await self._send('{"type":"stop"}')
 
     async def stream(self, frames: AsyncIterable[bytes] | Iterable[bytes]) -> AsyncIterator[Result]:
-        """Sends frames and gives their results as they come; ends when all that is to come has come.
+        """Sends frames and yields their results; ends when all frames are answered.
 
-        Frames that the service could not use are in `refused`; the session's report in `bye` afterwards.
+        `refused` gets the frames that the service could not use; afterwards `bye` has the session's report.
 
         Raises:
             SessionEnded: the service ended the session before that.
-            Exception: whatever the source of the frames raises, once what was in flight is answered.
+            Exception: the source of the frames raised it; the frames in flight are answered first.
         """
         sending = asyncio.create_task(self._send_all(frames))
         try:
@@ -348,4 +348,5 @@ class LiveSession:
         finally:
             task = asyncio.current_task()
             if self._ended is None and not (task and task.cancelling()):
-                await self.stop()  # also when the source fails: what is in flight is answered, then it raises
+                # Also if the source fails, so that the frames in flight are answered before the error is raised.
+                await self.stop()

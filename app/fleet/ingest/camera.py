@@ -15,6 +15,7 @@ from app import metrics
 from app.fleet.ingest.outbox import Outbox, OutgoingFrame
 from app.fleet.ingest.sources import CameraSource
 from app.limits import Latch, backoff_s
+from app.logging import CAMERA_ID
 from app.settings import IngestSettings
 from app.sources.reader import MAX_PIXELS, Limits, Reader, Shot, SourceError, SourceLost, open_source, played
 
@@ -80,6 +81,7 @@ class IngestCamera:
 
     def _run(self) -> None:
         failures, name, shown = 0, self.source.camera_id, self.source.shown
+        CAMERA_ID.set(name)
         while not self._stopping.is_set():
             began, before = time.monotonic(), self.taken
             try:
