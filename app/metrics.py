@@ -111,26 +111,24 @@ LLM_BREAKER_OPEN = Gauge(
 
 FLEET_CAMERAS = Gauge("sightline_fleet_cameras", "Cameras that a worker reads", multiprocess_mode="livesum")
 FLEET_LAG = Gauge(
-    "sightline_fleet_lag_frames", "Frames of its cameras in Redis that no worker was given", multiprocess_mode="livesum"
+    "sightline_fleet_lag_frames", "Frames of its cameras in Redis that no worker has read", multiprocess_mode="livesum"
 )
 FLEET_BATCH_FILL = Gauge(
-    "sightline_fleet_batch_fill_ratio", "Frames in a batch over BATCH_SIZE, lately", multiprocess_mode="livemax"
+    "sightline_fleet_batch_fill_ratio", "Frames in recent batches over the largest batch", multiprocess_mode="livemax"
 )
 FLEET_SKIPPED = Counter(
     "sightline_fleet_skipped_total",
-    "Frames of cameras that lagged, skipped unread for newer ones; counted as received, and dropped as stale, too",
+    "Frames of cameras that lag, skipped unread for newer ones; also counted as received, and as dropped (stale)",
 )
 FLEET_FENCED = Counter(
     "sightline_fleet_fenced_total",
-    "Frames in hand whose camera another worker has taken, by what was refused: answer, acknowledgement",
+    "Frames in flight whose camera another worker has taken, by what was refused: answer, acknowledgement",
     ["refused"],
 )
-FLEET_RECLAIMED = Counter("sightline_fleet_pending_reclaimed_total", "Frames taken over from workers that died")
-FLEET_DEAD_LETTERS = Counter("sightline_fleet_dead_letters_total", "Frames given up after FLEET_MAX_DELIVERIES")
+FLEET_RECLAIMED = Counter("sightline_fleet_pending_reclaimed_total", "Frames claimed from workers that died")
+FLEET_DEAD_LETTERS = Counter("sightline_fleet_dead_letters_total", "Frames dead-lettered after FLEET_MAX_DELIVERIES")
 KAFKA_ERRORS = Counter("sightline_kafka_publish_errors_total", "Results that Kafka did not take", ["reason"])
-INGEST_FRAMES = Counter(
-    "sightline_ingest_frames_total", "Frames read from sources, by what became of them", ["outcome"]
-)
+INGEST_FRAMES = Counter("sightline_ingest_frames_total", "Frames read from sources, by outcome", ["outcome"])
 INGEST_RECONNECTS = Counter("sightline_ingest_reconnects_total", "Sources opened again after they were lost")
 INGEST_SOURCES = Gauge("sightline_ingest_sources", "Sources by state", ["state"], multiprocess_mode="livesum")
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,7 @@ from app.settings import KafkaSettings, RedisSettings
 log = logging.getLogger(__name__)
 
 SCHEMA = "sightline.frame.v1"
+_RESULT_FIELDS = tuple(field.name for field in fields(FrameResult))
 _POLL_S = 0.01
 _RENEWALS = 6
 """How often a lease is renewed within its own duration."""
@@ -96,15 +97,7 @@ def encode_value(
         "error": failure,
     }
     if result is not None:
-        value |= {
-            "image": result.image,
-            "objects": result.objects,
-            "poses": result.poses,
-            "texts": result.texts,
-            "motion": result.motion,
-            "stages": result.stages,
-            "timings_ms": result.timings_ms,
-        }
+        value |= {name: getattr(result, name) for name in _RESULT_FIELDS}
     return orjson.dumps(value)
 
 

@@ -165,7 +165,7 @@ def test_a_burst_is_taken_in_larger_batches_and_kafkas_full_queue_is_waited_for(
     assert large < every
 
 
-def test_in_mode_sync_a_pool_of_threads_gives_the_same_answers(
+def test_in_mode_sync_with_batches_of_one_frame_the_results_are_the_same(
     work: Work, redis: redis_library.Redis, jpeg: bytes
 ) -> None:
     sent = {f"cam-{number}": add_frames(redis, f"cam-{number}", [jpeg] * 8) for number in range(4)}
