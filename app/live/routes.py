@@ -120,19 +120,19 @@ async def frames(
 
     The answer waits until text is read, because it delays no other frame.
     """
-    live = _entry_point(request)
-    if live.images >= live.live.max_sessions:
-        answer = _problem(503, "rejected", f"{live.images} images are being analysed, as many as MAX_SESSIONS")
+    entry_point = _entry_point(request)
+    if entry_point.images >= entry_point.live.max_sessions:
+        answer = _problem(503, "rejected", f"{entry_point.images} images are being analysed, as many as MAX_SESSIONS")
         answer.headers["Retry-After"] = "1"
         _count_refused("rejected")
         return answer
     token = bearer(request.scope)
-    live.images += 1
+    entry_point.images += 1
     try:
-        with live.admission.admit_image(token=token, address=address_of(request.scope)):
-            settings = _settings(live, confidence, iou, classes)
-            image = await _read_image(request, live.live)
-            result = await _analyze(live.pipeline, image, settings, ocr_timeout_s=live.ocr_timeout_s)
+        with entry_point.admission.admit_image(token=token, address=address_of(request.scope)):
+            settings = _settings(entry_point, confidence, iou, classes)
+            image = await _read_image(request, entry_point.live)
+            result = await _analyze(entry_point.pipeline, image, settings, ocr_timeout_s=entry_point.ocr_timeout_s)
     except Rejected as error:
         answer = _problem(429, "rejected", str(error))
         answer.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
@@ -151,11 +151,13 @@ async def frames(
     except ClientDisconnect:
         return Response(status_code=400)  # the client does not read it
     finally:
-        live.images -= 1
+        entry_point.images -= 1
     return Response(messages.encode(result), media_type="application/json")
 
 
-def _settings(live: LiveEntryPoint, confidence: float | None, iou: float | None, classes: str | None) -> StreamSettings:
+def _settings(
+    entry_point: LiveEntryPoint, confidence: float | None, iou: float | None, classes: str | None
+) -> StreamSettings:
     """The settings in force for a request; `classes` as in `person,16`."""
     wanted = None if not classes else [int(name) if _ID.fullmatch(name) else name for name in classes.split(",")]
     try:
@@ -163,8 +165,8 @@ def _settings(live: LiveEntryPoint, confidence: float | None, iou: float | None,
     except ValidationError as error:
         (first, *_) = error.errors(include_url=False, include_context=False, include_input=False)
         raise ProtocolError(f"classes: {shortened(first['msg'])}", code="invalid_value", field="classes") from None
-    detect = live.pipeline.model_set.detect
-    return apply_patch(patch, live.defaults, detect.class_names if detect else ())
+    detect = entry_point.pipeline.model_set.detect
+    return apply_patch(patch, entry_point.defaults, detect.class_names if detect else ())
 
 
 async def _read_image(request: Request, live: LiveSettings) -> bytes:

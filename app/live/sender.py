@@ -19,9 +19,9 @@ from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from app.errors import FrameError
-from app.live.batching import Batcher, PendingFrame
 from app.live.receiver import DropQueue
 from app.live.stats import SessionStats
+from app.pipeline.batching import Batcher, PendingFrame
 from app.pipeline.types import Frame, FrameJob, StreamMemory
 from app.protocol import messages
 from app.protocol.messages import CLOSE_CODES, Bye, Error, Result, ServerMessage, StreamSettings, Summary

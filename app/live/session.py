@@ -19,11 +19,11 @@ from app import metrics
 from app.auth import LIVE, Auth, Refusal, address_of, bearer
 from app.errors import MAX_LONG_MESSAGE, ProtocolError, quoted, shortened
 from app.live.admission import Admission, Rejected, WaitingSession
-from app.live.batching import Batcher
 from app.live.receiver import Receiver
 from app.live.sender import AHEAD, Gone, Results, Sender, SummaryStream, TooSlow
 from app.live.stats import SessionStats
 from app.logging import SESSION_ID
+from app.pipeline.batching import Batcher
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.types import StreamMemory
 from app.protocol import messages

@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from app.errors import FrameError, UndecodableFrame
-from app.live.batching import PendingFrame
 from app.live.receiver import DropQueue
 from app.live.sender import Results
 from app.live.stats import SessionStats
+from app.pipeline.batching import PendingFrame
 from app.pipeline.types import Frame, FrameJob, StreamMemory
 from app.protocol.messages import Error, Result, ServerMessage, StreamSettings
 from app.protocol.result import FrameResult, Image

@@ -21,8 +21,8 @@ from app.errors import FrameError, InferenceError, UndecodableFrame
 from app.inference.client import ModelSpec, Reply
 from app.inference.fake import FakeClient
 from app.inference.shared_memory import Buffer
-from app.live.batching import LARGE, Batcher, PendingFrame
 from app.logging import SESSION_ID
+from app.pipeline.batching import LARGE, Batcher, PendingFrame
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.preprocess import Piece, Preprocessor
 from app.pipeline.stages.ocr import Ocr

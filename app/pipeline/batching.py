@@ -1,4 +1,4 @@
-"""Batches of frames of live sessions that arrive in the same turn of the event loop.
+"""Batches of frames of several streams that arrive in the same turn of the event loop; live sessions use it.
 
 No frame waits for others while a core is free: with little load a turn takes microseconds, and each frame goes alone.
 While every core has a frame to prepare, frames collect that could only wait for a thread. So the batches grow with the
