@@ -1,6 +1,7 @@
 """Boxes: letterbox and back, overlap, non-maximum suppression. Pure numpy.
 
-Boxes are float32 `[n, 4]`: x1, y1, x2, y2. The *canvas* is the model's input image, the *frame* what was sent.
+Boxes are float32 `[n, 4]`: x1, y1, x2, y2. The *canvas* is the model's input image, the *frame* the image that was
+sent.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _TINY = np.finfo(np.float32).tiny
 _BLOCK = 128
 """Candidates that `nms` compares with each other at a time."""
 _APART = np.float32(7680)
-"""Pixels by which Ultralytics moves the boxes of each class away from the last's (`max_wh`)."""
+"""Pixels by which Ultralytics shifts the boxes of each class away from those of the class before (`max_wh`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +33,13 @@ class Letterbox:
     canvas_height: int
     scale: float
     width: int
-    """Of the frame's image on the canvas."""
+    """Width of the frame on the canvas."""
     height: int
+    """Height of the frame on the canvas."""
     pad_x: int
-    """Left edge of the image on the canvas."""
+    """Left edge of the frame on the canvas."""
     pad_y: int
-    """Top edge."""
+    """Top edge of the frame on the canvas."""
 
 
 @lru_cache(maxsize=1024)
@@ -84,7 +86,7 @@ def points_to_image(xy: NDArray[Any], box: Letterbox) -> Floats:
 
 @lru_cache(maxsize=1024)
 def _ends(box: Letterbox) -> tuple[Floats, Floats, Floats]:
-    """Where the frame begins on the canvas, where it ends in its own pixels, canvas over frame: x, y."""
+    """x and y each: the start of the frame on the canvas, its size in frame pixels, canvas pixels over frame pixels."""
     return (
         np.array((box.pad_x, box.pad_y), np.float32),
         np.array((box.image_width, box.image_height), np.float32),
@@ -97,20 +99,20 @@ def iou(a: Floats, b: Floats) -> Floats:
 
     Two boxes without area overlap by 0.
     """
-    # One side at a time: with x and y as a last axis of 2, many boxes take five times as long.
+    # Each side separately: with x and y as a last axis of 2, many boxes take five times as long.
     ax1, ay1, ax2, ay2 = a.T[:, :, None]
     bx1, by1, bx2, by2 = b.T.copy()
     shared = _common(ax1, ax2, bx1, bx2)
     shared *= _common(ay1, ay2, by1, by2)
     union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1)
     union -= shared
-    np.maximum(union, _TINY, out=union)  # nothing shared is 0 of it, whatever it is
+    np.maximum(union, _TINY, out=union)  # 0 / tiny is 0, so boxes without area overlap by 0
     np.divide(shared, union, out=shared)
     return shared
 
 
 def _common(a_from: Floats, a_to: Floats, b_from: Floats, b_to: Floats) -> Floats:
-    """The length that spans of `a` `[n, 1]` and of `b` `[m]` share: `[n, m]`."""
+    """The length that intervals of `a` `[n, 1]` and of `b` `[m]` share: `[n, m]`."""
     length: Floats = np.minimum(a_to, b_to)
     length -= np.maximum(a_from, b_from)
     return np.maximum(length, np.float32(0), out=length)
@@ -146,7 +148,7 @@ def nms(
     while order.size and count < max_detections:
         block, order = order[:_BLOCK], order[_BLOCK:]
         over = _overlap(apart, kinds, block, block, least)
-        alone = np.count_nonzero(over) == np.count_nonzero(over.diagonal())  # each overlaps but itself
+        alone = np.count_nonzero(over) == np.count_nonzero(over.diagonal())  # each box overlaps only itself
         best = block if alone else block[_survivors(over)]
         kept.append(best)
         count += best.size
@@ -156,7 +158,7 @@ def nms(
 
 
 def _just_below(threshold: float) -> np.float32:
-    """The float32 that a float32 exceeds where, seen in double precision, it exceeds the threshold."""
+    """The float32 bound with the same result: a float32 exceeds it just where it exceeds the threshold as a double."""
     nearest = np.float32(threshold)
     return nearest if float(nearest) <= threshold else np.nextafter(nearest, np.float32(-1))
 
@@ -168,7 +170,8 @@ def _overlap(xyxy: Floats, kinds: NDArray[Any], a: Ints, b: Ints, threshold: np.
 
 
 def _survivors(over: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """`over[i, j]`: i and j overlap; the better comes first. Row by row, a survivor removes what it overlaps."""
+    """Which boxes survive. `over[i, j]`: i and j overlap, the better first; a survivor removes later ones it
+    overlaps."""
     alive = np.ones(len(over), dtype=np.bool_)
     for i in np.flatnonzero(over.any(axis=1)):
         if alive[i]:

@@ -53,6 +53,8 @@ _STEP = 65_536
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _KNOWN = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive", 0xC9: "arithmetic", 0xCA: "arithmetic, progressive"}
 _DHP, _SOS, _EOI, _APP1, _APP14, _RESERVED = 0xDE, 0xDA, 0xD9, 0xE1, 0xEE, 0xD8
+_OTHER = "other"
+"""A subsampling that TurboJPEG does not know; OpenCV decodes it."""
 _SUBSAMPLINGS = {(1, 1): "444", (2, 1): "422", (2, 2): "420", (1, 2): "440", (4, 1): "411", (1, 4): "441"}
 
 
@@ -187,11 +189,11 @@ def _walk(jpeg: bytes, max_pixels: int, *, planning: bool = False) -> JpegInfo:
             if header is None:
                 raise UndecodableFrame("the JPEG's header is damaged: a scan before the frame header")
             scans += 1
-            work += _scanned(header, jpeg[at + 2 : end])
             if planning and not header.progressive:
                 # Several scans of some components cost as much as one scan of all.
                 work = header.work
                 break
+            work += _scanned(header, jpeg[at + 2 : end])
             if not header.progressive and scans > len(header.names):
                 raise TooExpensive(
                     f"the sequential JPEG has more scans than its {len(header.names)} components, "
@@ -333,8 +335,8 @@ def _subsampling(factors: list[tuple[int, int]]) -> str:
     # The fourth component of CMYK must be as fine as the first.
     chroma = others[:2]
     if len(others) == 3 and others[2] != first:
-        return "other"
-    return _SUBSAMPLINGS.get(first, "other") if chroma == [(1, 1), (1, 1)] else "other"
+        return _OTHER
+    return _SUBSAMPLINGS.get(first, _OTHER) if chroma == [(1, 1), (1, 1)] else _OTHER
 
 
 def exif_orientation(exif: bytes) -> int:
@@ -499,16 +501,17 @@ def decode_grey(jpeg: Coded, info: JpegInfo, longest: int = LONGEST) -> Pixels:
         UndecodableFrame: the frame is damaged or cut short.
     """
     width, height = grey_size(info.width, info.height, longest)
-    if _rare(info):
+    if info.subsampling == _OTHER:
         return _shrink(_by_opencv(jpeg, info), width, height)
     return _shrink(_decode(jpeg, info, "GRAY", width, height, exact=False)[..., 0], width, height)
 
 
+@lru_cache(maxsize=256)
 def grey_size(image_width: int, image_height: int, longest: int = LONGEST) -> tuple[int, int]:
     """Width and height of the small grey frame: in proportion, but no side below `SHORTEST` or above the frame's."""
     scale = min(1.0, longest / max(image_width, image_height))
-    width, height = (min(side, max(SHORTEST, round(side * scale))) for side in (image_width, image_height))
-    return width, height
+    width = min(image_width, max(SHORTEST, round(image_width * scale)))
+    return width, min(image_height, max(SHORTEST, round(image_height * scale)))
 
 
 def _shrink(image: Pixels, width: int, height: int) -> Pixels:
@@ -575,7 +578,7 @@ def _decode(
 ) -> Pixels:
     """Pixels `[h, w, 3 or 1]` of the full size where exact, else at least `width` x `height`. Refuses damage."""
     pixels: Pixels
-    if _rare(info):
+    if info.subsampling == _OTHER:
         pixels = _by_opencv(jpeg, info)
         if buffer is not None:
             cv2.resize(pixels, buffer.shape[1::-1], dst=buffer, interpolation=cv2.INTER_LINEAR)
@@ -597,13 +600,9 @@ def _decode(
     return pixels
 
 
-def _rare(info: JpegInfo) -> bool:
-    """Whether TurboJPEG does not know its subsampling. OpenCV decodes it."""
-    return info.subsampling == "other"
-
-
 def _by_opencv(jpeg: Coded, info: JpegInfo) -> Pixels:
-    """RGB of the full size. OpenCV reports no damage; the only check is that the JPEG has an end."""
+    """RGB of the full size, for subsamplings that TurboJPEG does not know. OpenCV reports no damage; the only check is
+    that the JPEG has an end."""
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         found = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags) if info.whole else None

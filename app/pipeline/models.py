@@ -163,7 +163,8 @@ class ModelWatch:
     def __init__(self, deadline_s: float, changed: Callable[[], None] | None = None) -> None:
         self._limit_s = DEADLINES * deadline_s
         self.changed = changed or (lambda: None)
-        self._since: dict[str, float] = {}
+        self.suspects: dict[str, float] = {}
+        """Models whose last answer was an error, and since when only errors came; monotonic seconds."""
         self.failing: dict[str, str] = {}
         """By model: its error, or that it gave no answer."""
 
@@ -174,18 +175,18 @@ class ModelWatch:
 
     def answered(self, model: str) -> None:
         """The model answered a request."""
-        self._since.pop(model, None)
+        self.suspects.pop(model, None)
         if self.failing.pop(model, None) is not None:
             self.changed()
 
     def failed(self, model: str, reason: str, now: float, *, trial: bool = False) -> None:
         """The model refused a request, or exceeded the deadline. `now`: monotonic seconds."""
-        since = self._since.setdefault(model, now)
+        since = self.suspects.setdefault(model, now)
         if model not in self.failing and (trial or now - since >= self._limit_s):
             self.failing[model] = reason
             self.changed()
 
     def forget(self) -> None:
         """The server was connected anew and may have other models."""
-        self._since.clear()
+        self.suspects.clear()
         self.failing.clear()

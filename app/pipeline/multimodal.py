@@ -238,7 +238,8 @@ class Pipeline:
             for state in frames:
                 state.stages.update(dict.fromkeys(request.stages, failed))
             return
-        self.watch.answered(spec.name)
+        if self.watch.suspects:
+            self.watch.answered(spec.name)
         parsing = time.perf_counter()
         seen = scan(batch, request, reply)
         if seen.heavy:
@@ -279,7 +280,7 @@ class Pipeline:
     @property
     def busy(self) -> bool:
         """Whether every core, or every thread, has a frame to prepare: a further frame would only wait for one."""
-        return self._threads.busy >= min(self._cores, len(self._threads))
+        return self._threads.busy >= min(self._cores, self._threads.count)
 
     def when_less_busy(self, call: Callable[[], None]) -> None:
         """`call` is called in the event loop whenever a thread has finished its work."""

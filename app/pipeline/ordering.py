@@ -21,6 +21,7 @@ class Ticket:
 
     def __init__(self, before: Iterable[Ticket] = (), then: Callable[[], None] | None = None) -> None:
         self._before = [ticket for ticket in before if not ticket.over]
+        """Earlier tickets that this one may have to wait for."""
         self._then = then
         self._threads_at_work = 0
         self._ended = False
@@ -61,18 +62,15 @@ class Ticket:
 
     def rest(self) -> None:
         self._threads_at_work -= 1
-        if self._ended and not self._threads_at_work:
-            self._close()
+        if self._ended:
+            self.end()
 
     def end(self) -> None:
         """Ends the call. After an early failure, later calls still wait for the calls before this one."""
         self._ended = True
         if not self._threads_at_work:
-            self._close()
-
-    def _close(self) -> None:
-        self._finished.set()
-        self.prepared()
+            self._finished.set()
+            self.prepared()
 
     def __enter__(self) -> Ticket:
         return self

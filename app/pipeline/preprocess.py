@@ -97,13 +97,15 @@ class Preprocessor:
     def _fill(self, state: FrameState, index: int, batch: Batch, piece: Piece) -> None:
         """Decodes the frame into each input tensor, then shrinks it and measures its motion."""
         cpu_s, clock = time.thread_time(), time.perf_counter()
+        decode_s = prepare_s = 0.0
         settings, memory = state.job.settings, state.job.memory
         image = self._read(state.job, piece)
         info = image.info
         wants_grey = settings.stages.motion or settings.stages.ocr
         grey = None
         if image.pixels is not state.job.frame.pixels:
-            clock = state.time("decode", clock)
+            now = time.perf_counter()
+            decode_s, clock = now - clock, now
         for form, tensor in batch.inputs.items():
             box = letterbox(info.width, info.height, form.width, form.height)
             border = tensor.place(index, box)
@@ -111,21 +113,27 @@ class Preprocessor:
             decoded = self._lay(image, box, canvas, border=border)
             tensor.laid(index, box)
             if decoded:
-                clock = state.time("decode", clock)
+                now = time.perf_counter()
+                decode_s, clock = decode_s + now - clock, now
             if wants_grey and grey is None:
                 grey = small_grey(canvas, box)
             form.fill(canvas, tensor.buffer.array[index])
-            clock = state.time("prepare", clock)
+            now = time.perf_counter()
+            prepare_s, clock = prepare_s + now - clock, now
         if not batch.inputs:
             # Decoded even where no stage needs pixels, because an unusable frame must not count as good.
             pixels = image.pixels
             grey = decode_grey(image.coded, info) if pixels is None else grey_of(pixels)
-            clock = state.time("decode", clock)
+            now = time.perf_counter()
+            decode_s, clock = decode_s + now - clock, now
         if time.thread_time() - cpu_s > self.budget_s:
             raise self.too_expensive()
         if not piece.keep():
             return
         state.info, state.grey = info, grey
+        for name, seconds in (("decode", decode_s), ("prepare", prepare_s)):
+            if seconds:  # else the step did not run
+                state.timings[name] = seconds
         if state.job.faces:
             state.pixels = image.pixels
         if image.remade:
@@ -245,7 +253,7 @@ class Piece:
         ended: called in the event loop when the thread of a piece that was given up has ended.
     """
 
-    __slots__ = ("_lock", "_state", "ended", "given_up", "spoil", "work")
+    __slots__ = ("_lock", "ended", "given_up", "spoil", "state", "work")
 
     def __init__(self, work: Callable[[Piece], None], given_up: Work, ended: Work) -> None:
         self.work = work
@@ -254,21 +262,22 @@ class Piece:
         self.spoil: Work | None = None
         """Set by the work; called when the piece is given up, so that the codec ends soon."""
         self._lock = threading.Lock()
-        self._state = "running"
+        self.state = "running"
+        """`running`, `kept` or `given up`."""
 
     def keep(self) -> bool:
         """Protects the piece from being given up. False: it was given up already and must change nothing any more."""
         with self._lock:
-            if self._state == "running":
-                self._state = "kept"
-            return self._state == "kept"
+            if self.state == "running":
+                self.state = "kept"
+            return self.state == "kept"
 
     def give_up(self) -> bool:
         """Gives the piece up. False: it is kept, or was given up before."""
         with self._lock:
-            if self._state != "running":
+            if self.state != "running":
                 return False
-            self._state = "given up"
+            self.state = "given up"
             return True
 
 
@@ -310,7 +319,7 @@ class Threads:
 
     def __init__(self, count: int, name: str, budget_s: float | None = None) -> None:
         self._queue: SimpleQueue[_Item | None] = SimpleQueue()
-        self._count = count
+        self.count = count
         self._name = name
         self._budget_s = budget_s
         self._busy = 0
@@ -325,9 +334,6 @@ class Threads:
         for _ in range(count):
             self._start()
 
-    def __len__(self) -> int:
-        return self._count
-
     @property
     def busy(self) -> int:
         """Parts of work that run or wait for a thread."""
@@ -336,7 +342,7 @@ class Threads:
     @property
     def idle(self) -> int:
         """Threads without work."""
-        return max(0, self._count - self._busy)
+        return max(0, self.count - self._busy)
 
     @property
     def given_up(self) -> int:
@@ -419,7 +425,7 @@ class Threads:
                 error = raised
             if piece is not None:
                 worker.piece = None
-                if not piece.keep():
+                if piece.state != "kept" and not piece.keep():
                     _call(work_set.loop, piece.ended)
                     return False
         _call(work_set.loop, self._settle, work_set, error)
@@ -429,7 +435,7 @@ class Threads:
         """Whether a thread that was given up may take work again, now that its piece has ended."""
         with self._lock:
             worker.lost = False
-            wanted = sum(not other.lost for other in self._workers) <= self._count
+            wanted = sum(not other.lost for other in self._workers) <= self.count
         DECODE_GIVEN_UP.dec()
         return wanted and not self._closed
 

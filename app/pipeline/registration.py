@@ -537,7 +537,8 @@ def register(pair: FramePair, flow: DenseFlow) -> Registration:
             if best.held >= GOOD:
                 break
     for _ in range(2):
-        if best.camera.past(best.field.seed).reach(pair.width, pair.height) < AGAIN * pair.diagonal:
+        beyond = best.camera if best.field.seed is STILL else best.camera.past(best.field.seed)
+        if beyond.reach(pair.width, pair.height) < AGAIN * pair.diagonal:
             break
         tried.append(_attempt(pair, flow, best.camera))
         best = _better(pair, best, tried[-1])

@@ -1,6 +1,11 @@
-"""Faces: cut out upright by a pose's eyes, nose and ears, embedded by an ArcFace model, put beside their people.
+"""Faces: cut out upright by a pose's eyes, nose and ears, embedded by an ArcFace model, attached to their people.
 
-DOC
+InsightFace's models take RGB `[N, 3, 112, 112]`, each value (x - 127.5) / 127.5 (`ArcFaceONNX` in its
+python-package/insightface/model_zoo/arcface_onnx.py). Models that came from MXNet have that step in their graph, and
+others were trained with a divisor of 128: a model's parameters `input_mean` and `input_std` say so.
+
+Crops of all frames of a batch share requests of a bounded size. When a request fails, only the face stage of the frames
+in it fails.
 """
 
 from __future__ import annotations
@@ -42,21 +47,21 @@ _NUMPY: dict[str, type[np.floating[Any]]] = {"FP32": np.float32, "FP16": np.floa
 
 @dataclass(frozen=True, slots=True)
 class FaceReader:
-    """How one served model wants its crops."""
+    """The input and output of one face model."""
 
     spec: ModelSpec
     dtype: Literal["FP32", "FP16"]
-    """Triton's name, of the input."""
+    """Triton's name of the input's type."""
     output_name: str
     mean: float
     std: float
 
     def empty(self, count: int) -> NDArray[Any]:
-        """Room for so many crops as the model takes them: `[count, 3, 112, 112]`."""
+        """An empty input tensor for so many crops: `[count, 3, 112, 112]`."""
         return np.empty((count, 3, SIDE, SIDE), _NUMPY[self.dtype])
 
     def fill(self, crops: Crops, out: NDArray[Any]) -> None:
-        """RGB uint8 `[n, 112, 112, 3]` -> `out`, so many of `empty`; some 50 microseconds a crop."""
+        """Scales crops, RGB uint8 `[n, 112, 112, 3]`, into `out`, a tensor from `empty`. Takes 50 µs a crop."""
         scaled = np.empty((SIDE, SIDE), np.float32)
         for crop, planes in zip(crops, out, strict=True):
             for plane, target in zip(cv2.split(crop), planes, strict=True):
@@ -64,7 +69,7 @@ class FaceReader:
                 np.divide(scaled, np.float32(self.std), out=target, casting="same_kind")
 
     def read(self, output: NDArray[Any]) -> Floats:
-        """The answer `[n, 512]` -> unit vectors `[n, 512]`; a row without length or with no number in it is all NaN."""
+        """The output `[n, 512]` as unit vectors `[n, 512]`. A row of length 0, or with NaN in it, becomes all NaN."""
         rows: Floats = output.astype(np.float32)
         with np.errstate(all="ignore"):
             lengths = np.sqrt((rows * rows).sum(axis=1, keepdims=True))
@@ -74,10 +79,10 @@ class FaceReader:
 
 
 def face_reader(spec: ModelSpec) -> FaceReader:
-    """Reads the model's metadata.
+    """Makes the reader for a model from its metadata.
 
     Raises:
-        ModelRejected: other tensors than ArcFace's, or parameters that are no numbers.
+        ModelRejected: the tensors are not those of ArcFace, or a parameter is no number.
     """
     fits = (
         len(spec.inputs) == len(spec.outputs) == 1
@@ -117,26 +122,27 @@ def encode_embedding(unit: Floats) -> str:
 
 
 def decode_embedding(text: str) -> Floats:
-    """The way back: `[512]`."""
+    """The embedding that `encode_embedding` wrote: `[512]`."""
     return np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32)
 
 
 # --- one face ---
 
 Matrix = NDArray[np.float64]
-"""`[2, 3]`: frame pixels -> crop pixels, a rotation with one scale and a shift."""
-Why = Literal["unsure", "turned", "too_small"]
-"""Why a face is no use: keypoints too uncertain, the head turned away, too few pixels."""
+"""`[2, 3]`, from frame pixels to crop pixels: a rotation with one scale, and a shift."""
+Unfit = Literal["unsure", "turned", "too_small"]
+"""Why a face is not embedded: uncertain keypoints, a head turned away, too few pixels."""
 
 TEMPLATE = np.array([(56.0252, 71.7366), (73.5318, 51.5014), (38.2946, 51.6963), (98.8, 62.5), (13.1, 62.5)])
-"""Where COCO's first five keypoints (nose, left eye, right eye, left ear, right ear) belong in a crop, pixels.
+"""Places of COCO's first five keypoints (nose, left eye, right eye, left ear, right ear) in a crop, pixels.
 
-Nose and eyes are InsightFace's (`arcface_dst` in its python-package/insightface/utils/face_align.py), whose mouth
-corners COCO does not have. The ears extend it: they are those of MediaPipe's canonical face model (vertices 454 and
-234), laid on the template by its eyes.
+Nose and eyes are those of InsightFace (`arcface_dst` in its python-package/insightface/utils/face_align.py); COCO lacks
+its mouth corners. The ears are an extension: those of MediaPipe's canonical face model (vertices 454 and 234), laid on
+the template by its eyes.
 """
 _WEIGHTS = (0.5, 1.0, 1.0, 0.25, 0.25)
-"""The nose stands out of the plane of the eyes and the ears lie behind it: both wander when the head turns.
+"""Weights of the five keypoints. The nose lies in front of the plane of the eyes and the ears behind it, so both move
+when the head turns.
 
 With these weights the crop comes nearest to that of InsightFace's five points: with that face model turned by up to
 30 degrees and 2 pixels of noise on the keypoints, a crop is 6.7 pixels off (root mean square over its corners and
@@ -144,20 +150,20 @@ centre), without ears 7.8, without ears and weights 9.5.
 """
 
 MIN_CONFIDENCE = 0.5
-"""Of nose and eyes each; of both ears, or the ears are left out."""
+"""Least confidence of the nose and of each eye; with a lower one of an ear, both ears are left out."""
 MIN_SIDE = 40.0
-"""Least side of the square that is cut out, frame pixels; its eyes are then 12 or 13 pixels apart."""
+"""Least side of the square that is cut out, frame pixels; the eyes are then 12 or 13 pixels apart."""
 MAX_ASIDE = 0.4
-"""How far the nose may stand beside the middle of the eyes, in distances between the eyes: some 32 degrees of yaw."""
+"""Greatest sideways distance of the nose from the middle of the eyes, in eye distances: some 32 degrees of yaw."""
 NOSE_DROP = (0.2, 1.1)
-"""How far below the eyes the nose may be, in the same unit; the template has it at 0.57."""
+"""Least and greatest distance of the nose below the eyes, in eye distances; the template has 0.57."""
 
 
-def align(keypoints: NDArray[Any]) -> Matrix | Why:
-    """The transform that puts one pose's face upright into a crop, or why it is not worth it.
+def align(keypoints: NDArray[Any]) -> Matrix | Unfit:
+    """The transform that puts a pose's face upright into a crop, or the reason why the face is unfit.
 
-    The similarity transform of least squares (Umeyama 1991, https://doi.org/10.1109/34.88573), which in the plane
-    is a line through complex numbers; it never mirrors.
+    The similarity transform of least squares (Umeyama 1991, https://doi.org/10.1109/34.88573), which in the plane is a
+    linear function of complex numbers; it never mirrors.
 
     Args:
         keypoints: `[17, 3]` in COCO's order: x, y in frame pixels, confidence.
@@ -182,17 +188,17 @@ def align(keypoints: NDArray[Any]) -> Matrix | Why:
 
 
 def _frontal(nose: complex, left: complex, right: complex) -> bool:
-    """Whether the nose is where a face that looks at the camera has it, however the head is tilted sideways."""
-    # Along the line from the right eye to the left: 0 in the middle of the eyes; downwards from it: positive.
+    """Whether the nose is where a face towards the camera has it, at any sideways tilt of the head."""
+    # Real part: along the line from the right eye to the left, 0 in the middle. Imaginary part: below it, positive.
     place = (nose - (left + right) / 2) / (left - right)
     return abs(place.real) <= MAX_ASIDE and NOSE_DROP[0] <= place.imag <= NOSE_DROP[1]
 
 
 def crop(image: NDArray[np.uint8], matrices: list[Matrix]) -> Crops:
-    """Cuts faces out of one RGB image `[h, w, 3]`: `[n, 112, 112, 3]`, black beyond its edges (InsightFace's way)."""
+    """Cuts faces out of an RGB image `[h, w, 3]`: `[n, 112, 112, 3]`, black beyond its edges, as InsightFace does."""
     out = np.empty((len(matrices), SIDE, SIDE, 3), np.uint8)
-    for matrix, one in zip(matrices, out, strict=True):
-        cv2.warpAffine(image, matrix, (SIDE, SIDE), dst=one, flags=cv2.INTER_LINEAR)
+    for matrix, target in zip(matrices, out, strict=True):
+        cv2.warpAffine(image, matrix, (SIDE, SIDE), dst=target, flags=cv2.INTER_LINEAR)
     return out
 
 
@@ -205,24 +211,24 @@ class _Faces:
 
     state: FrameState
     index: int
-    """Of the frame in its batch."""
+    """Index of the frame in its batch."""
     people: list[int]
-    """Of each face, the index of its person in `detected`."""
+    """For each face, the index of its person in `detected`."""
     matrices: list[Matrix]
     tensor: NDArray[Any]
-    """Where its crops go."""
+    """The input tensor for its crops."""
     error: FrameError | None = None
 
 
 class FaceStage:
-    """Runs after detection and pose, on what they found."""
+    """Embeds the faces of a batch, after its objects and poses were read."""
 
     def __init__(
-        self, client: InferenceClient, threads: Threads, preparation: Preprocessor, settings: FleetSettings
+        self, client: InferenceClient, threads: Threads, preprocessor: Preprocessor, settings: FleetSettings
     ) -> None:
         self._client = client
         self._threads = threads
-        self._preparation = preparation
+        self._preprocessor = preprocessor
         self._most = settings.max_sub_batch
         self.model = settings.fleet_face_model
 
@@ -231,7 +237,7 @@ class FaceStage:
         reader = batch.model_set.face
         frames = [(i, state) for i, state in enumerate(batch.frames) if state.job.faces and state.error is None]
         if reader is None or not batch.up or not frames:
-            return  # `answer` says why
+            return  # `postprocess.finish` sets the stage
         clock = time.perf_counter()
         found = [faces for index, state in frames if (faces := _find(state, index, batch, reader)) is not None]
         if found:
@@ -244,7 +250,7 @@ class FaceStage:
             state.time(FACE, clock)
 
     def _piece(self, faces: _Faces, batch: Batch, reader: FaceReader) -> Piece:
-        """The work of a thread: crops out of the frame's own pixels, scaled as the model wants them."""
+        """Work for a thread: cuts the faces out of the frame and scales them into the input tensor."""
 
         def work(piece: Piece) -> None:
             try:
@@ -256,28 +262,28 @@ class FaceStage:
                 reader.fill(crops, faces.tensor)
 
         def given_up() -> None:
-            faces.error = self._preparation.too_expensive()
+            faces.error = self._preprocessor.too_expensive()
             batch.hold()
 
         return Piece(work, given_up, batch.release)
 
     async def _embed(self, found: list[_Faces], reader: FaceReader) -> None:
-        """All crops of the batch, in requests of at most so many; each is on its own."""
-        owners = [(one.state, person) for one in found for person in one.people]
+        """Sends all crops of the batch, in concurrent requests of bounded size."""
+        owners = [(faces.state, person) for faces in found for person in faces.people]
         if not owners:
             return
-        every = np.concatenate([one.tensor for one in found])
+        every = np.concatenate([faces.tensor for faces in found])
         size = min(self._most, reader.spec.max_batch)
         await asyncio.gather(
             *(self._ask(every[at : at + size], owners[at : at + size], reader) for at in range(0, len(every), size))
         )
-        for one in found:
-            if FACE not in one.state.stages:
-                one.state.stages[FACE] = OK
+        for faces in found:
+            if FACE not in faces.state.stages:
+                faces.state.stages[FACE] = OK
                 metrics.MODEL_FRAMES.labels(reader.spec.name).inc()
 
     def _image(self, state: FrameState, index: int, batch: Batch) -> NDArray[np.uint8]:
-        """The frame at its full size, RGB: where it lies decoded, else decoded once more."""
+        """The frame at its full size, RGB: decoded pixels where there are any, else decoded again."""
         info = state.info
         assert info is not None
         for form, tensor in batch.inputs.items():
@@ -285,10 +291,10 @@ class FaceStage:
             if form.is_image and (box.width, box.height) == (info.width, info.height):
                 return image_of(tensor.canvas(index), box)
         pixels = state.pixels if state.pixels is not None else state.job.frame.pixels
-        return self._preparation.whole(state.job, info) if pixels is None else pixels
+        return self._preprocessor.whole(state.job, info) if pixels is None else pixels
 
     async def _ask(self, tensor: NDArray[Any], owners: list[tuple[FrameState, int]], reader: FaceReader) -> None:
-        # Plain memory: how many faces there are changes from frame to frame, and mapped slots are of one shape each.
+        # Heap memory, because the number of faces changes with each frame and a shared slot has one fixed shape.
         buffer = Buffer(tensor, None, None)
         try:
             reply = await self._client.infer(reader.spec, buffer, stream=owners[0][0].job.frame.stream)
@@ -310,7 +316,7 @@ class FaceStage:
 
 
 def _find(state: FrameState, index: int, batch: Batch, reader: FaceReader) -> _Faces | None:
-    """The faces worth embedding; None, and the stage said, where there is none."""
+    """The faces to embed. None where there are none; the stage is set then."""
     posed, detected = state.posed, state.detected
     if posed is None or detected is None:
         state.stages[FACE] = Stage("skipped", "no_poses" if posed is None else "no_detections")
@@ -326,8 +332,8 @@ def _find(state: FrameState, index: int, batch: Batch, reader: FaceReader) -> _F
         else:
             chosen.append(person)
             matrices.append(aligned)
-    for why, count in rejected.items():
-        metrics.FACES.labels(why).inc(count)
+    for reason, count in rejected.items():
+        metrics.FACES.labels(reason).inc(count)
     if chosen:
         return _Faces(state, index, chosen, matrices, reader.empty(len(chosen)))
     state.stages[FACE] = Stage("skipped", rejected.most_common(1)[0][0]) if rejected else OK

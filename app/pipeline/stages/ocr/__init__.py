@@ -1,8 +1,8 @@
-"""Text reading beside the frames: never awaited by one, always honest about how old its text is.
+"""Text reading beside the frames: no frame waits for it, and each result says how old its texts are.
 
-`attach` answers at once with the last finished texts and puts the frame in line when a run is due. One
-task serves the line in order, one run at a time, through one process that is replaced when it has
-grown, hangs or dies. A stream has at most one frame in line: its newest.
+`Ocr.attach` returns at once with the last finished texts, and queues the frame when a run is due. One task serves the
+queue in order, one run at a time, through one process that is replaced when it has grown too large, hangs or dies. A
+stream has at most one frame in the queue: its newest.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OnChange = Callable[[bool, str | None], None]
 
 
 _LEAST_LETTERS = 2
-"""Letters and digits of a reading that shows a line of text, if one that cannot be read; a leaf may look like one."""
+"""Least letters and digits of an uncertain reading that counts as a line of text: a leaf may look like one letter."""
 
 
 def _is_a_line(text: Text) -> bool:
@@ -41,9 +41,9 @@ def _is_a_line(text: Text) -> bool:
 
 
 class Ocr:
-    """One a service process. Everything is called from the event loop's thread.
+    """Reads text; one instance a service process. All methods must be called in the event loop's thread.
 
-    `on_change(available, reason)` is called when text reading goes (`reason` says why) or comes back.
+    `on_change(available, reason)` is called when text reading fails (`reason` says why) or works again.
 
     Raises:
         ConfigurationError: OCR=on and its environment is missing, or OCR_MODELS holds no models.
@@ -56,7 +56,7 @@ class Ocr:
         self._broken: str | None = None
         self._last_problem: str | None = None
         self._supervisor = OcrSupervisor(settings, state_dir.resolve() / "ocr", self._changed)
-        self._line: deque[OcrMemory] = deque()
+        self._queue: deque[OcrMemory] = deque()
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._runs = 0
@@ -67,26 +67,26 @@ class Ocr:
 
     @property
     def reason(self) -> str | None:
-        """Why there is no text reading; None while there is."""
+        """Why text cannot be read; None while it can."""
         return self._off or self._broken
 
     @property
     def broken(self) -> str | None:
-        """Why there is none for now, though it is installed and switched on."""
+        """Why text cannot be read for now, though OCR is installed and switched on; else None."""
         return self._broken if self._off is None else None
 
     @property
     def name(self) -> str:
-        """Which models read."""
+        """Name of the models."""
         return "PP-OCRv6 small" if self._settings.ocr_models is None else self._settings.ocr_models.name
 
     def attach(
         self, memory: OcrMemory, still: JpegSource, grey: NDArray[np.uint8] | None, *, now: float
     ) -> tuple[list[Text], Stage]:
-        """The stream's last texts and how they relate to this frame; starts a run in the background when one is due.
+        """The stream's last texts and how current they are for this frame. Queues a run when one is due.
 
-        `grey` is the frame, uint8 `[height, width]`, of any small size that stays the same along a stream; None
-        counts as changed. `now` is monotonic seconds, the same clock in every call. Takes microseconds.
+        `grey` is the frame, uint8 `[height, width]`, of any small size that stays the same along a stream; None counts
+        as changed. `now` is monotonic seconds of the same clock in every call. Takes microseconds.
         """
         if self._off is not None:
             return [], Stage("disabled", self._off)
@@ -97,29 +97,29 @@ class Ocr:
             memory.ask(still, grey, now)
         elif due(memory, changed=changed, min_interval_s=self._settings.ocr_min_interval_s, now=now):
             memory.ask(still, grey, now)
-            self._line.append(memory)
+            self._queue.append(memory)
             self.warm()
-        said = stage(memory, changed=changed, now=now)
-        return ([] if said.status == "error" else memory.texts), said
+        status = stage(memory, changed=changed, now=now)
+        return ([] if status.status == "error" else memory.texts), status
 
     def warm(self) -> None:
-        """Starts the process now rather than at the first frame. Returns at once."""
+        """Starts the process now instead of with the first frame. Returns at once."""
         if self._off is None:
             self._wanted.set()
             if self._task is None:
                 self._task = asyncio.get_running_loop().create_task(self._serve(), name="ocr")
 
     def forget(self, memory: OcrMemory) -> None:
-        """Takes an ended stream out of the line: no run is spent on a frame that nobody waits for."""
+        """Removes an ended stream from the queue, so that no run is spent on its frame."""
         with contextlib.suppress(ValueError):
-            self._line.remove(memory)
+            self._queue.remove(memory)
             memory.waiting = None
 
     def health(self) -> dict[str, Any]:
-        """For /health/ready.
+        """The state for /health/ready.
 
-        `state`: ok (also before the first frame, when there is no process yet), starting, degraded (the last
-        run or start failed, `reason` says how) or disabled.
+        `state`: ok (also before the first frame, when there is no process yet), starting, degraded (the last run or
+        start failed; `reason` says how) or disabled.
         """
         process = self._supervisor.process
         return {
@@ -129,11 +129,11 @@ class Ocr:
             "rss_bytes": process.rss if process else 0,
             "runs": self._runs,
             "restarts": self._supervisor.restarts,
-            "waiting": len(self._line),
+            "waiting": len(self._queue),
         }
 
     async def close(self) -> None:
-        """Ends the process. Frames in line are given up."""
+        """Ends the process. Queued frames are not read any more."""
         self._off = "the service is stopping"
         if self._task is not None:
             self._task.cancel()
@@ -151,16 +151,16 @@ class Ocr:
     async def _serve(self) -> None:
         while True:
             await self._wanted.wait()
-            # Also right after a process was dropped: the next one starts between two runs, not in the time of one.
+            # Also right after a process was dropped, so that the next one starts between two runs and not in one.
             process = await self._supervisor.ready()
-            if self._line:
-                await self._run(process, self._line.popleft())
+            if self._queue:
+                await self._run(process, self._queue.popleft())
             else:
                 self._wanted.clear()
 
     async def _run(self, process: OcrProcess, memory: OcrMemory) -> None:
         self._runs += 1
-        spoilt = False
+        failed = False
         try:
             still = memory.begin()
             jpeg = still if isinstance(still, bytes) else await asyncio.to_thread(still)
@@ -170,12 +170,12 @@ class Ocr:
         except OcrUnreadable as error:
             self._failed(memory, error.outcome, str(error))
         except OcrProcessError as error:
-            spoilt = True
+            failed = True
             self._failed(memory, error.outcome, str(error))
             self._last_problem = str(error)
         except Exception as error:
-            # The boundary of one run: whatever it was, the line goes on with a fresh process.
-            spoilt = True
+            # The boundary of one run: after any error the queue goes on with a fresh process.
+            failed = True
             log.exception("OCR run")
             self._failed(memory, "failed", f"{type(error).__name__}: {error}")
         else:
@@ -184,7 +184,7 @@ class Ocr:
             unreadable = not texts and any(_is_a_line(text) for text in reading.texts)
             memory.succeed(texts, reading.width, reading.height, unreadable=unreadable)
             OCR_RUNS.labels("ok" if texts else "unreadable" if unreadable else "empty").inc()
-        await self._supervisor.release(process, failed=spoilt)
+        await self._supervisor.release(process, failed=failed)
 
     def _failed(self, memory: OcrMemory, outcome: str, problem: str) -> None:
         log.warning("OCR run %s: %s", outcome, problem)
@@ -193,13 +193,13 @@ class Ocr:
 
     def _changed(self, broken: str | None) -> None:
         before, self._broken = self._broken, broken
-        while broken is not None and self._line:
-            self._line.popleft().fail(broken)
+        while broken is not None and self._queue:
+            self._queue.popleft().fail(broken)
         if (before is None) == (broken is None):
             return
         if broken is None:
-            log.info("text reading is back")
+            log.info("text reading works again")
         else:
-            log.error("text reading is gone: %s", broken)
+            log.error("text reading fails: %s", broken)
         if self.on_change is not None:
             self.on_change(broken is None, broken)

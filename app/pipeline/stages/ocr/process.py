@@ -1,10 +1,10 @@
-"""One OCR process, seen from the service: started, asked frame by frame, ended. `worker.py` is its inside.
+"""The OCR process as the service sees it: started, given frames, replaced. `worker.py` is the program that it runs.
 
 OcrProcessError
-├── OcrStartFailed    it never came up: its environment is broken, or its models are
-├── OcrTimedOut       a run took too long; the process is of no further use
-├── OcrCrashed        it died, or answered nonsense
-└── OcrUnreadable     this one frame cannot be read; the process goes on
+├── OcrStartFailed    the process did not start: its environment or its models are broken
+├── OcrTimedOut       a run took too long; the process must be killed
+├── OcrCrashed        the process died, or sent an invalid answer
+└── OcrUnreadable     only this frame cannot be read; the process goes on
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LONGEST_ANSWER = 4 * 1024 * 1024
 
 
 class OcrProcessError(SightlineError):
-    """`outcome` is the counter's."""
+    """`outcome` is the label of the counter OCR_RUNS."""
 
     outcome = "failed"
 
@@ -62,14 +62,14 @@ class OcrUnreadable(OcrProcessError):
 @dataclass(frozen=True, slots=True)
 class Reading:
     texts: list[Text]
-    """Of every confidence, in reading order."""
+    """Texts of any confidence, in reading order."""
     width: int
     height: int
-    """Of the frame, pixels, as its polygons count them."""
+    """Size of the frame, in the pixels that the polygons count."""
 
 
 class OcrProcess:
-    """Made by `start`. One frame at a time."""
+    """A running process, made by `start`. It reads one frame at a time."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdin is not None
@@ -77,22 +77,22 @@ class OcrProcess:
         assert process.stderr is not None
         self._process = process
         self._in, self._out = process.stdin, process.stdout
-        self._said = b""
+        self._errors = b""
         self._listening = asyncio.create_task(self._listen(process.stderr), name="ocr-stderr")
         self.runs = 0
-        """Frames that it answered."""
+        """Frames that the process answered."""
         self.rss = 0
-        """Resident bytes after its last answer."""
+        """Resident bytes of the process after its last answer."""
 
     @classmethod
     async def start(cls, python: Path, cache: Path, models: Path | None) -> OcrProcess:
         """Starts a process and waits until its models are loaded.
 
-        `cache` keeps what it builds; `models` has `det.onnx` and `rec.onnx`, None takes the installed ones.
-        When cancelled, the process is gone.
+        `cache` is a folder for the models that it lays out. `models` has `det.onnx` and `rec.onnx`; None takes the
+        installed ones. When the call is cancelled, the process is killed.
 
         Raises:
-            OcrStartFailed: with what it said last.
+            OcrStartFailed: with the last line of its output.
         """
         try:
             process = await asyncio.create_subprocess_exec(
@@ -103,7 +103,7 @@ class OcrProcess:
                 limit=LONGEST_ANSWER,
                 cwd=cache,
                 env=_environment(cache),
-                # A terminal's Ctrl-C is for the service, which then ends this process itself.
+                # Ctrl-C in a terminal must reach only the service, which then ends this process itself.
                 start_new_session=True,
             )
         except OSError as error:
@@ -114,7 +114,7 @@ class OcrProcess:
                 self._take(await self._answer())
         except TimeoutError:
             await self.kill()
-            raise OcrStartFailed(f"not ready within {START_TIMEOUT_S:g} s: {self.last_words}") from None
+            raise OcrStartFailed(f"not ready within {START_TIMEOUT_S:g} s: {self.last_line}") from None
         except OcrProcessError as error:
             await self.kill()
             raise OcrStartFailed(str(error)) from None
@@ -132,9 +132,9 @@ class OcrProcess:
         return self._process.returncode is None
 
     @property
-    def last_words(self) -> str:
+    def last_line(self) -> str:
         """The last line it wrote to stderr."""
-        lines = re.sub(r"\x1b\[[0-9;]*m", "", self._said.decode(errors="replace")).strip().splitlines()
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", self._errors.decode(errors="replace")).strip().splitlines()
         return lines[-1][:300] if lines else "it said nothing"
 
     async def read(self, jpeg: bytes, *, timeout_s: float) -> Reading:
@@ -142,7 +142,7 @@ class OcrProcess:
 
         Raises:
             OcrTimedOut, OcrCrashed: the process must be killed.
-            OcrUnreadable: the frame's fault.
+            OcrUnreadable: this frame cannot be read.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -153,7 +153,7 @@ class OcrProcess:
         except TimeoutError:
             raise OcrTimedOut(f"no answer within OCR_TIMEOUT_S={timeout_s:g}; the process was killed") from None
         except ConnectionError:
-            raise OcrCrashed(await self._obituary()) from None
+            raise OcrCrashed(await self._death_reason()) from None
         self.runs += 1
         self._take(answer)
         texts = [
@@ -163,7 +163,7 @@ class OcrProcess:
         return Reading(texts, *answer["size"])
 
     async def end(self) -> None:
-        """Ends it between two runs: its input closes, and it goes by itself."""
+        """Ends the process between two runs: closes its input, so that it exits."""
         self._in.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(END_TIMEOUT_S):
@@ -171,13 +171,13 @@ class OcrProcess:
         await self.kill()
 
     async def kill(self) -> None:
-        """Ends it in the middle of whatever it does, stopped processes too. Nothing of it is left afterwards."""
+        """Kills the process, also in the middle of a run or while it is stopped. Nothing of it is left afterwards."""
         if self.alive:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
         self._in.close()
         await self._process.wait()
-        # Not awaited itself: when we are cancelled here, it must live on to be waited for again.
+        # Not awaited directly: after a cancellation here, the task must live on for the next wait.
         await asyncio.wait([self._listening])
 
     async def _answer(self) -> dict[str, Any]:
@@ -186,7 +186,7 @@ class OcrProcess:
         except ValueError:
             raise OcrCrashed(f"an answer of more than {LONGEST_ANSWER} bytes") from None
         if not line.endswith(b"\n"):
-            raise OcrCrashed(await self._obituary())
+            raise OcrCrashed(await self._death_reason())
         try:
             answer = orjson.loads(line)
         except orjson.JSONDecodeError:
@@ -200,40 +200,40 @@ class OcrProcess:
         if "error" in answer:
             raise OcrUnreadable(str(answer["error"]).strip()[:300])
 
-    async def _obituary(self) -> str:
+    async def _death_reason(self) -> str:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(END_TIMEOUT_S):
                 await self._process.wait()
-        # Its last words may still be in the pipe.
+        # Its last lines may still be in the pipe.
         await asyncio.wait([self._listening], timeout=END_TIMEOUT_S)
         code = self._process.returncode
         if code is None:
-            return f"the OCR process closed its output: {self.last_words}"
+            return f"the OCR process closed its output: {self.last_line}"
         if code < 0:
             return f"the OCR process was killed by {signal.Signals(-code).name}"
-        return f"the OCR process ended with code {code}: {self.last_words}"
+        return f"the OCR process ended with code {code}: {self.last_line}"
 
     async def _listen(self, stderr: asyncio.StreamReader) -> None:
-        # Read all the time: a full pipe would hold the process up.
+        # Read continuously, because a full pipe would block the process.
         while chunk := await stderr.read(4096):
-            self._said = (self._said + chunk)[-4096:]
+            self._errors = (self._errors + chunk)[-4096:]
 
 
 def _command(python: Path, cache: Path, models: Path | None) -> list[str]:
     cache.mkdir(parents=True, exist_ok=True)
-    # -P: the folder of the script holds the service's modules; their names must not shadow a library's.
+    # -P: the folder of the script holds modules of the service, whose names must not shadow those of libraries.
     command = [os.path.abspath(python), "-E", "-P", str(WORKER), str(cache)]
     return command if models is None else [*command, str(models.resolve())]
 
 
 def _environment(cache: Path) -> dict[str, str]:
-    """All that the process sees of the environment: the service's secrets are not its business."""
+    """The environment of the process, without the service's secrets."""
     return {
         "PATH": os.defpath,
         "LANG": "C.UTF-8",
         "HOME": str(cache),
         "PADDLE_PDX_CACHE_HOME": str(cache / "paddlex"),
-        # No network, ever: models are local.
+        # The models are local, so the process never needs the network.
         "PADDLE_PDX_DISABLE_MODEL_SOURCE_CHECK": "True",
         "HF_HUB_OFFLINE": "1",
         "ORT_DISABLE_TELEMETRY": "1",
@@ -242,7 +242,10 @@ def _environment(cache: Path) -> dict[str, str]:
 
 
 class OcrSupervisor:
-    """`changed(reason)` is called when no process can be started, `reason` says why, and with None when one can."""
+    """Keeps one OCR process ready: starts it, replaces it when it is worn out, and waits longer after each failure.
+
+    `changed` is called with the reason when no process can be started, and with None once one runs.
+    """
 
     def __init__(self, settings: OcrSettings, cache: Path, changed: Callable[[str | None], None]) -> None:
         self._settings = settings
@@ -263,7 +266,7 @@ class OcrSupervisor:
         return max(0, self._starts - 1)
 
     async def ready(self) -> OcrProcess:
-        """The process; a new one where there is none, however many attempts that takes."""
+        """Returns the process. Starts one where there is none, with as many attempts as that takes."""
         while (process := self.process) is None:
             await self.drop()
             await asyncio.sleep(back_off_s(self._failed_starts, self._failed_runs))
@@ -286,7 +289,7 @@ class OcrSupervisor:
         return process
 
     async def release(self, process: OcrProcess, *, failed: bool) -> None:
-        """After a run. A process that failed is killed; a worn one ends by itself."""
+        """Ends a run. A process that failed is killed; one that is worn out exits by itself."""
         OCR_RSS.set(process.rss)
         self._failed_runs = self._failed_runs + 1 if failed else 0
         if failed:
@@ -295,7 +298,7 @@ class OcrSupervisor:
             await self.drop()
 
     async def drop(self) -> None:
-        """Ends the process, if there is one. May be called again when it was cancelled."""
+        """Ends the process, if there is one. May be called again after a cancellation."""
         if self._process is not None:
             await self._process.end()
             self._process = None
@@ -314,12 +317,12 @@ class OcrSupervisor:
 
 
 def back_off_s(failed_starts: int, failed_runs: int) -> float:
-    """Seconds before the next start after so many failures in a row. A broken environment rarely mends itself soon."""
+    """Seconds before the next start, by failures in a row. A broken environment rarely repairs itself soon."""
     return backoff_s(failed_starts, 5.0, 300.0) or backoff_s(failed_runs, 0.5, 30.0)
 
 
 def why_off(settings: OcrSettings) -> str | None:
-    """Why these settings give no text reading; None where they do.
+    """Why text reading is off with these settings; None where it is on.
 
     Raises:
         ConfigurationError: OCR=on and its environment is missing, or OCR_MODELS holds no models.

@@ -1,6 +1,17 @@
-"""The process that reads text. Runs inside OCR's own environment: imports nothing of `app`.
+"""The process that reads text. It runs in OCR's own environment, so it imports nothing of `app`.
 
-DOC
+Started as `python -E -P worker.py CACHE [MODELS]`. On stdin, each frame is its length (uint32, big-endian) and that
+many bytes of JPEG. On stdout, each message is one JSON object a line: first `ready` (or `fatal`), then one `texts` or
+`error` for every frame, in order. When stdin ends the process exits at once, also in the middle of a run, so that a
+service that was killed leaves nothing behind.
+
+PaddleOCR reads a model from a folder with `inference.onnx` and `inference.yml`. Bare ONNX files, such as those of the
+`rapidocr` wheel (PP-OCRv6 small, Apache-2.0), have no such file: it is written here, with the values of PaddleOCR's own
+exports and the recogniser's alphabet from its metadata.
+
+PaddleOCR's detector finds a line in any orientation, but its recogniser takes every line as upright. A line that was
+read the wrong way round is garbage with a middling score; therefore a doubtful line is read in the other orientations,
+too, and the best reading is used. Turns are counted in quarters, anticlockwise, that bring the text upright.
 """
 
 from __future__ import annotations
@@ -22,21 +33,21 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 THREADS = 1
-"""Of ONNX Runtime. One: text may wait, the live path may not; and a pool of one never spins between operators."""
+"""Threads of ONNX Runtime. One, because text may wait and live frames may not; a pool of one never spins."""
 
 LONGEST_SIDE = 960
-"""Pixels. Larger frames are searched for text at this size; found lines are read at the frame's own."""
+"""Pixels. Larger frames are searched for text at this size; lines are read at the frame's full size."""
 
 
 def main(cache: Path, models: Path | None) -> None:
     frames, answer = open_wire()
-    # Since 1.29 ONNX Runtime reports its use over the network unless told not to.
+    # Since 1.29 ONNX Runtime reports its use over the network unless this is set.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     os.nice(10)
     try:
         reader = open_reader(cache, models)
     except Exception as error:
-        # The one place that still can say why before the process ends.
+        # The last place that can report the reason before the process ends.
         answer({"fatal": f"{type(error).__name__}: {error}"})
         raise
     answer({"ready": True, "rss": resident_bytes()})
@@ -45,13 +56,13 @@ def main(cache: Path, models: Path | None) -> None:
         try:
             found = reader(jpeg)
         except Exception as error:
-            # One bad frame is not the end; the service logs and counts it.
+            # A bad frame does not end the process; the service logs and counts it.
             found = {"error": f"{type(error).__name__}: {error}"}
         answer({**found, "rss": resident_bytes()})
 
 
 def open_wire() -> tuple[queue.SimpleQueue[bytes], Callable[[dict[str, Any]], None]]:
-    """Takes stdin and stdout for the wire alone: whatever a library prints goes to stderr from now on."""
+    """Reserves stdin and stdout for the wire: from now on the output of libraries goes to stderr."""
     incoming = os.fdopen(os.dup(0), "rb")
     outgoing = os.fdopen(os.dup(1), "wb", buffering=0)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -81,12 +92,11 @@ def receive(incoming: BinaryIO, frames: queue.SimpleQueue[bytes]) -> None:
 
 
 def open_reader(cache: Path, models: Path | None) -> Callable[[bytes], dict[str, Any]]:
-    """A function from JPEG to `size`, its width and height, and `texts`, its lines in reading order: `text`,
-    `confidence` 0 to 1, `polygon` of four corners in pixels of the frame as sent (EXIF orientation ignored),
-    clockwise from the text's own top left, whichever way round it stands, clipped to the frame.
+    """Loads the models and returns a function that reads a JPEG.
 
-    Raises:
-        ValueError: (the function) not an image that OpenCV decodes.
+    The function returns `size` (width, height) and `texts`, lines in reading order: `text`, `confidence` 0 to 1, and
+    `polygon`, four corners in pixels of the frame as sent (without its EXIF orientation), clockwise from the text's own
+    top left in any orientation, clipped to the frame. It raises ValueError for an image that OpenCV cannot decode.
     """
     detector, recogniser = prepare(cache, models)
 
@@ -96,7 +106,7 @@ def open_reader(cache: Path, models: Path | None) -> Callable[[bytes], dict[str,
     cv2.setNumThreads(THREADS)
     pipeline = PaddleOCR(
         engine="onnxruntime",
-        # Without the arena memory goes back after a large frame instead of staying at its peak.
+        # Without the arena, memory is freed after a large frame instead of staying at its peak.
         engine_config={"intra_op_num_threads": THREADS, "inter_op_num_threads": 1, "enable_cpu_mem_arena": False},
         device="cpu",
         text_detection_model_name=DETECT,
@@ -283,18 +293,18 @@ def recogniser_config(characters: list[str]) -> dict[str, Any]:
     }
 
 
-# --- lines that stand on their head or their side ---
+# --- lines that are not upright ---
 
 SURE = 0.9
-"""Score from which a reading is not doubted. Of garbage none came above 0.75."""
+"""Score from which a reading is not doubted. No garbage scored above 0.75."""
 GAIN = 0.1
-"""How much better another way round must score."""
+"""Least gain in score for another orientation."""
 _LEAST = 2
-"""Letters and digits of a line that is taken another way round on its own."""
+"""Least letters and digits of a line that may take another orientation alone."""
 MOST = 12
-"""Lines of one image that are read again, the largest: each costs as much as the first reading of a line."""
+"""Lines of one image that are read again, the largest first: each costs as much as a first reading."""
 TALL = 1.5
-"""Height over width from which a crop comes turned on its side (PaddleX's `get_rotate_crop_image`)."""
+"""Height over width from which PaddleX's `get_rotate_crop_image` turns a crop on its side."""
 
 Recognise = Callable[[Any], tuple[str, float]]
 
@@ -305,11 +315,11 @@ class Line(NamedTuple):
     polygon: Any
     """`[4, 2]`, clockwise from the corner at the upper left of the image."""
     turns: int
-    """That `text` was read at, 0 to 3."""
+    """The turns at which `text` was read, 0 to 3."""
 
 
 def upright(lines: Sequence[tuple[str, float, Any]], crop: Callable[[Any], Any], recognise: Recognise) -> list[Line]:
-    """The lines, each read the way round that reads best.
+    """The lines, each in the orientation that reads best.
 
     Args:
         lines: text, score and polygon, as PaddleOCR reads them.
@@ -322,7 +332,7 @@ def upright(lines: Sequence[tuple[str, float, Any]], crop: Callable[[Any], Any],
     for i in doubtful[:MOST]:
         images[i] = crop(found[i].polygon)
         found[i] = _best(found[i], _others(found[i].polygon), images[i], recognise, GAIN)
-    # What reads one way and the other ("NOON", "69") goes with the rest of the image.
+    # A line that reads in two orientations ("NOON", "69") takes that of the rest of the image.
     way = _way(found)
     left = MOST - len(images)
     for i, line in enumerate(found):
@@ -333,7 +343,7 @@ def upright(lines: Sequence[tuple[str, float, Any]], crop: Callable[[Any], Any],
 
 
 def in_order(lines: Sequence[Line], width: int, height: int) -> list[Line]:
-    """In reading order for one who holds the image so that most of its text is upright."""
+    """The lines in reading order, with the image turned so that most of its text is upright."""
     way = _way(lines)
     if way == 0:
         return list(lines)
@@ -345,15 +355,15 @@ def in_order(lines: Sequence[Line], width: int, height: int) -> list[Line]:
 
 
 def corners(line: Line) -> Any:
-    """Its polygon, clockwise from the text's own top left."""
+    """The polygon of a line, clockwise from the text's own top left."""
     return np.roll(np.asarray(line.polygon), -line.turns, axis=0)
 
 
 def _best(line: Line, turns: Sequence[int], image: Any, recognise: Recognise, gain: float) -> Line:
-    """The best of these ways round, where it is sure and scores more than the line does by `gain`.
+    """The line in the first of these orientations that is sure and scores more than the line by `gain`; else unchanged.
 
-    The best of several readings of what nobody can read scores up to 0.85; a lone sign, which a shadow may be,
-    up to 0.91: it is taken the other way round only where the rest of the image stands so (`gain` below 0).
+    The best of several readings of garbage scores up to 0.85; that of a lone sign, which may be a shadow, up to 0.91:
+    it takes another orientation only where the rest of the image has it (`gain` below 0).
     """
     first = _first(line.polygon)
     best, bar = line, max(SURE, line.score + gain)
@@ -371,7 +381,7 @@ def _first(polygon: Any) -> int:
 
 
 def _others(polygon: Any) -> tuple[int, ...]:
-    """The other ways round that a line of this shape may stand, the likelier ones first."""
+    """The other orientations of a line of this shape, the likelier ones first."""
     width, height = _sides(polygon)
     if _first(polygon):
         return (3, 0) if height < 2 * TALL * width else (3,)
@@ -392,13 +402,13 @@ def _area(polygon: Any) -> float:
 
 
 def _way(lines: Sequence[Line]) -> int:
-    """The way round of most letters that are read for sure; 0 where there are none."""
+    """The orientation of most of the surely read letters; 0 where there are none."""
     letters = [sum(len(line.text) for line in lines if line.turns == turn and line.score >= SURE) for turn in range(4)]
     return int(np.argmax(letters))
 
 
 def _turned(points: Any, turns: int, width: int, height: int) -> Any:
-    """Where points of the image lie once it is turned by so many quarters, anticlockwise."""
+    """Points of the image after it is turned by so many quarters, anticlockwise."""
     x, y = points[:, 0], points[:, 1]
     if turns == 1:
         return np.stack((y, width - x), -1)
@@ -408,6 +418,6 @@ def _turned(points: Any, turns: int, width: int, height: int) -> Any:
 
 
 if __name__ == "__main__":
-    # uvloop hands down what is inheritable, the service's listening socket too: its port must be free once it is gone.
+    # uvloop hands down inheritable descriptors, also the listening socket, whose port must be free after the service.
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)
