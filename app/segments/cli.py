@@ -58,7 +58,7 @@ def submit(
     ] = False,
 ) -> None:
     """Have a film analysed; prints where the new one is. Called again, it goes on where it was interrupted."""
-    from app.segments.command import submit as run
+    from app.segments.commands import submit as run
     from app.segments.submit import Wish
 
     run(context.obj, Wish(video, mode, seconds, again, allow_truncated), wait=wait)
@@ -68,7 +68,7 @@ def submit(
 def work(context: typer.Context) -> None:
     """Have segments analysed by INFERENCE_BACKEND as they are uploaded, until Ctrl-C or SIGTERM."""
     exit_on_sigterm()
-    from app.segments.command import work as run
+    from app.segments.commands import work as run
 
     run(context.obj)
 
@@ -77,6 +77,6 @@ def work(context: typer.Context) -> None:
 def reassemble(context: typer.Context) -> None:
     """Put films together whose segments are all done, until Ctrl-C or SIGTERM."""
     exit_on_sigterm()
-    from app.segments.command import reassemble as run
+    from app.segments.commands import reassemble as run
 
     run(context.obj)

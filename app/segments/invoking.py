@@ -10,12 +10,20 @@ import time
 from app.metrics import SEGMENT_MESSAGES, SEGMENT_SECONDS, SEGMENTS
 from app.segments import events
 from app.segments.attempts import MOST_DELIVERIES, Attempts
-from app.segments.backends.backend import Accepted, Backend, BackendLost, BackendUnavailable, SegmentFailed
 from app.segments.completion import Completions
 from app.segments.keys import SegmentKey, input_uri, output_uri, parse_input
 from app.segments.pace import Pace
 from app.segments.place import Place
-from app.segments.ports import Message, Objects, Store
+from app.segments.ports import (
+    Accepted,
+    Backend,
+    BackendLost,
+    BackendUnavailable,
+    Message,
+    Objects,
+    SegmentFailed,
+    Store,
+)
 from app.segments.slots import Slots
 
 log = logging.getLogger(__name__)

@@ -1,12 +1,12 @@
-"""Where a segment lies: names of objects, built and read back. Pure.
+"""Names of objects, built and parsed. Pure.
 
-A *bucket* is an S3 bucket, or, where there is no S3, the absolute path of a folder. The same keys hold in both.
+A *bucket* is an S3 bucket, or without S3 the absolute path of a folder. The keys are the same in both.
 
-    input bucket    segments/{job}/{index:05d}.{mode}.mp4     what is to be analysed
-                    requests/{invocation}.json                what SageMaker hands to the container
-    output bucket   jobs/{job}/segments/{index:05d}.mp4       the analysed film
-                    jobs/{job}/segments/{index:05d}.jsonl     its results, one a line
-                    jobs/{job}/final.mp4, final.jsonl         all of them, put together
+    input bucket    segments/{job}/{index:05d}.{mode}.mp4     a segment to be analysed
+                    requests/{invocation}.json                the body that SageMaker sends to the container
+    output bucket   jobs/{job}/segments/{index:05d}.mp4       the analysed segment
+                    jobs/{job}/segments/{index:05d}.jsonl     its results, one frame a line
+                    jobs/{job}/final.mp4, final.jsonl         all segments, joined
                     async/…{invocation}.out                   SageMaker's answer
                     async-failures/…{invocation}…             SageMaker's failure
 """
@@ -24,8 +24,8 @@ from app.errors import quoted
 Mode = Literal["annotate", "blur_faces", "results_only"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
-MOST_SEGMENTS = 100_000
-"""Five digits: keys sort as the film runs."""
+MAX_SEGMENTS = 100_000
+"""An index has five digits, so that keys sort in the order of the video."""
 
 _JOB = re.compile(r"[A-Za-z0-9-]{1,64}")
 _INPUT = re.compile(rf"segments/({_JOB.pattern})/(\d{{5}})\.({'|'.join(MODES)})\.mp4")
@@ -35,10 +35,10 @@ _ANSWER = re.compile(r"(async|async-failures)/(?:.*[^0-9a-f])?([0-9a-f]{32})(?![
 
 @dataclass(frozen=True, slots=True)
 class SegmentId:
-    """One piece of one job's film.
+    """One segment of one job's video.
 
     Raises:
-        ValueError: no job id, or an index out of range.
+        ValueError: the job id is not valid, or the index is out of range.
     """
 
     job_id: str
@@ -46,12 +46,12 @@ class SegmentId:
 
     def __post_init__(self) -> None:
         check_job_id(self.job_id)
-        if not 0 <= self.index < MOST_SEGMENTS:
-            raise ValueError(f"index {self.index}: should be from 0 to {MOST_SEGMENTS - 1}")
+        if not 0 <= self.index < MAX_SEGMENTS:
+            raise ValueError(f"index {self.index}: should be from 0 to {MAX_SEGMENTS - 1}")
 
     @property
     def id(self) -> SegmentId:
-        """Without the mode: equal for every mode."""
+        """The id without the mode, so that it is equal for every mode."""
         return SegmentId(self.job_id, self.index)
 
     def __str__(self) -> str:
@@ -60,12 +60,12 @@ class SegmentId:
 
 @dataclass(frozen=True, slots=True)
 class SegmentKey(SegmentId):
-    """The same, and what is to become of it."""
+    """A segment and the mode in which it is analysed."""
 
     mode: Mode
 
     def __post_init__(self) -> None:
-        # No super(): a dataclass with slots is a class made anew, which the bare form does not find.
+        # Not super(): `slots=True` creates a new class, which the bare form of super() does not find.
         SegmentId.__post_init__(self)
         if self.mode not in MODES:
             raise ValueError(f"mode {quoted(self.mode)}: should be one of {', '.join(MODES)}")
@@ -73,17 +73,17 @@ class SegmentKey(SegmentId):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What SageMaker wrote for an invocation."""
+    """The object that SageMaker wrote for an invocation."""
 
     invocation_id: str
     failed: bool
 
 
 def check_job_id(job_id: str) -> str:
-    """The id as it is.
+    """Returns the id unchanged.
 
     Raises:
-        ValueError: it is none: letters, digits and `-`, 1 to 64 of them.
+        ValueError: it is not 1 to 64 letters, digits and `-`.
     """
     if not _JOB.fullmatch(job_id):
         raise ValueError(f"job id {quoted(job_id)}: should be 1 to 64 letters, digits or -")
@@ -91,7 +91,7 @@ def check_job_id(job_id: str) -> str:
 
 
 def uri(bucket: str, key: str) -> str:
-    """`s3://bucket/key`, or `file:///folder/key` where the bucket is a folder's absolute path."""
+    """`s3://bucket/key`, or `file:///folder/key` if the bucket is a folder's absolute path."""
     if bucket.startswith("/"):
         return "file://" + quote(str(PurePosixPath(bucket) / key))
     return f"s3://{bucket}/{key}"
@@ -101,7 +101,7 @@ def split_s3(address: str) -> tuple[str, str]:
     """Bucket and key of an `s3://` address.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the address has another form.
     """
     found = re.fullmatch(r"s3://([^/]+)/(.+)", address, re.DOTALL)
     if not found:
@@ -113,7 +113,7 @@ def split_file(address: str) -> PurePosixPath:
     """The absolute path of a `file://` address.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the address has another form.
     """
     found = re.fullmatch(r"file://(/.+)", address, re.DOTALL)
     if not found:
@@ -133,13 +133,13 @@ def input_uri(bucket: str, segment: SegmentKey) -> str:
 
 
 def parse_input(bucket: str, key: str) -> SegmentKey | None:
-    """The segment that an object of the input bucket is; None when it is none."""
+    """The segment that an object of the input bucket holds; None if the key is not a segment's."""
     found = _INPUT.fullmatch(key)
     return SegmentKey(found[1], int(found[2]), cast(Mode, found[3])) if found and bucket else None
 
 
 def request_uri(bucket: str, invocation_id: str) -> str:
-    """Where the body of an asynchronous invocation lies. No event is wired to it."""
+    """Address of the body of an asynchronous invocation. The bucket sends no event for it."""
     return uri(bucket, f"requests/{invocation_id}.json")
 
 
@@ -151,29 +151,25 @@ def output_key(segment: SegmentId) -> str:
 
 
 def output_uri(bucket: str, segment: SegmentId) -> str:
-    """The canonical output address; in mode `results_only` no film lies there, but `results_uri` does."""
+    """The output address. In mode `results_only` it has no object; the results are `beside` it in every mode."""
     return uri(bucket, output_key(segment))
 
 
-def results_uri(bucket: str, segment: SegmentId) -> str:
-    return beside(output_uri(bucket, segment))
-
-
-def beside(film_uri: str) -> str:
-    """Address of the results (JSONL) that belong to a film."""
-    return film_uri.removesuffix(".mp4") + ".jsonl"
+def beside(video_uri: str) -> str:
+    """Address of the results (JSONL) of a video."""
+    return video_uri.removesuffix(".mp4") + ".jsonl"
 
 
 def parse_output(bucket: str, key: str) -> SegmentId | None:
-    """The segment whose analysed film an object of the output bucket is; None when it is none, as `final.mp4`."""
+    """The segment whose output an object of the output bucket is; None for any other key, such as `final.mp4`."""
     found = _OUTPUT.fullmatch(key)
     return SegmentId(found[1], int(found[2])) if found and bucket else None
 
 
 def parse_answer(bucket: str, key: str) -> Answer | None:
-    """The invocation that an object below `async/` or `async-failures/` answers; None when its name holds no id.
+    """The invocation that an object below `async/` or `async-failures/` answers; None if its name contains no id.
 
-    SageMaker may put folders before the name, or words around the id.
+    SageMaker may put folders before the name, or text around the id.
     """
     found = _ANSWER.fullmatch(key)
     return Answer(found[2], failed=found[1] == "async-failures") if found and bucket else None

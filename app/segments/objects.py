@@ -6,10 +6,9 @@ import threading
 from pathlib import Path
 
 from app.errors import MAX_MESSAGE, quoted, shortened
-from app.segments.clients import Clients
-from app.segments.objects_folder import FolderObjects
-from app.segments.objects_s3 import S3Objects
-from app.segments.ports import AddressRefused, Objects
+from app.segments.aws import Clients, S3Objects
+from app.segments.local import FolderObjects
+from app.segments.ports import ObjectAddressRefused, Objects
 from app.settings import AwsSettings
 
 
@@ -49,8 +48,8 @@ class AnyObjects:
                 return self._s3
         if uri.startswith("file://"):
             if self._folder is None:
-                raise AddressRefused(
+                raise ObjectAddressRefused(
                     f"{shortened(uri, MAX_MESSAGE)}: SEGMENT_FOLDER is unset, so no file may be read or written"
                 )
             return self._folder
-        raise AddressRefused(f"{quoted(uri)}: should begin with s3:// or file://")
+        raise ObjectAddressRefused(f"{quoted(uri)}: should begin with s3:// or file://")

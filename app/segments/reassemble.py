@@ -8,25 +8,18 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from app import metrics_server
-from app.addresses import bracketed
-from app.auth import Hosts
 from app.limits import backoff_s
-from app.logging import configure
 from app.metrics import SEGMENT_MESSAGES
-from app.process import SHUTDOWN_LOG, stopping_on_signals
 from app.segments.attempts import MOST_DELIVERIES
-from app.segments.depot import Depot, on_aws
 from app.segments.heartbeat import Heartbeat
 from app.segments.keys import SegmentId, beside, check_job_id, final_results_uri, final_uri, output_uri
-from app.segments.ports import Job, Message, MessageGone, ObjectMissing
+from app.segments.ports import Job, Message, MessageGone, ObjectMissing, Resources
 from app.segments.pulse import Pulse
 from app.segments.video import VideoError, concat
-from app.settings import Settings
 
 log = logging.getLogger(__name__)
 
-POLL_S = 5.0
+_POLL_S = 5.0
 """Seconds that a request for a message is held; one that stops waits so long at most."""
 _TRIES = 8
 """Deliveries after which an error is no longer hoped to go away by itself: about ten minutes."""
@@ -41,8 +34,8 @@ _PAUSE_S = 5.0
 class Reassembler:
     """Takes one job after the other. Killed at any moment, it loses nothing; a job that comes twice is made once."""
 
-    def __init__(self, depot: Depot, *, visibility_s: float, poll_s: float = POLL_S) -> None:
-        self._depot = depot
+    def __init__(self, resources: Resources, *, visibility_s: float, poll_s: float = _POLL_S) -> None:
+        self._resources = resources
         self._visibility_s = visibility_s
         self._poll_s = poll_s
         self._stopping = threading.Event()
@@ -70,7 +63,7 @@ class Reassembler:
 
     def turn(self, wait_s: float) -> None:
         """Waits for a message, so long at most, and deals with it."""
-        queue = self._depot.reassembly
+        queue = self._resources.reassembly
         message = queue.receive(wait_s)
         if message is None:
             return
@@ -108,7 +101,7 @@ class Reassembler:
 
     def _given_up(self, job_id: str, reason: str) -> str:
         log.error("job %s cannot be put together: %s", job_id, reason)
-        self._depot.store.mark(job_id, "failed", f"its parts cannot be put together: {reason}")
+        self._resources.store.mark(job_id, "failed", f"its parts cannot be put together: {reason}")
         return "given_up"
 
     def put_together(self, job_id: str) -> str:
@@ -118,8 +111,8 @@ class Reassembler:
             VideoError: the segments do not fit together.
             ObjectMissing: one of them is not there.
         """
-        depot = self._depot
-        job = depot.store.job(job_id)
+        resources = self._resources
+        job = resources.store.job(job_id)
         if job is None:
             log.warning("job %s is not recorded; left alone", job_id)
             return "unknown"
@@ -128,7 +121,7 @@ class Reassembler:
         if job.status == "done":
             self._tidied(job_id)
             return "duplicate"
-        there = {one.segment.index for one in depot.store.completions(job_id)}
+        there = {one.segment.index for one in resources.store.completions(job_id)}
         if job.total is None or not there.issuperset(range(job.total)):
             log.warning("job %s: a message of an earlier round; its segments are not all done", job_id)
             return "early"
@@ -137,14 +130,14 @@ class Reassembler:
         wanting = [job.reason] if job.reason else []
         if failed:
             wanting.append(f"{failed} of its frames could not be analysed; the results say why")
-        depot.store.mark(job_id, "done", "; ".join(wanting) or None)
+        resources.store.mark(job_id, "done", "; ".join(wanting) or None)
         self._tidied(job_id)
-        log.info("job %s is done: %s", job_id, final_address(depot.output_bucket, job))
+        log.info("job %s is done: %s", job_id, final_address(resources.output_bucket, job))
         return "done"
 
     def _make(self, job: Job, segments: list[SegmentId], folder: Path) -> int:
         """Results first: where there is a film, they are there, too. Returns how many frames have none."""
-        bucket, objects = self._depot.output_bucket, self._depot.objects
+        bucket, objects = self._resources.output_bucket, self._resources.objects
         results = folder / "final.jsonl"
         failed = self._results(job, segments, results)
         if failed is not None:
@@ -167,7 +160,7 @@ class Reassembler:
         with target.open("wb") as out:
             for segment in segments:
                 try:
-                    self._depot.objects.download(beside(output_uri(self._depot.output_bucket, segment)), part)
+                    self._resources.objects.download(beside(output_uri(self._resources.output_bucket, segment)), part)
                 except ObjectMissing:
                     if job.mode == "results_only":
                         raise
@@ -180,34 +173,10 @@ class Reassembler:
         return failed if found else None
 
     def _tidied(self, job_id: str) -> None:
-        if self._depot.tidy is not None:
-            self._depot.tidy(job_id)
+        if self._resources.tidy is not None:
+            self._resources.tidy(job_id)
 
 
 def final_address(bucket: str, job: Job) -> str:
     """Where a job's film is, or its results where no film was asked for."""
     return (final_results_uri if job.mode == "results_only" else final_uri)(bucket, job.job_id)
-
-
-def run(settings: Settings) -> None:
-    """What `segments reassemble` does: works until SIGTERM or Ctrl-C. `/metrics` and `/health` are on METRICS_PORT.
-
-    Raises:
-        ConfigurationError: a setting is wrong, or one is missing.
-    """
-    configure(settings.server)
-    depot = on_aws(settings.segments, settings.aws)
-    serve(Reassembler(depot, visibility_s=settings.segments.segment_visibility_s), settings)
-
-
-def serve(reassembler: Reassembler, settings: Settings) -> None:
-    """Runs it with its pages, until it is told to stop."""
-    host = settings.server.host
-    with (
-        metrics_server.serve_metrics(host, settings.fleet.metrics_port, reassembler.report, Hosts(settings)) as port,
-        stopping_on_signals(reassembler.stop),
-    ):
-        log.info("putting jobs together; metrics on http://%s:%d/metrics", bracketed(host), port)
-        reassembler.run()
-        SHUTDOWN_LOG.drained()
-    SHUTDOWN_LOG.ended()

@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from app import bodies
 from app.errors import MAX_LONG_MESSAGE, MAX_VALUE, InferenceUnavailable, SightlineError, shortened
 from app.segments.keys import Mode, beside
-from app.segments.ports import AddressRefused, ObjectMissing
+from app.segments.ports import ObjectAddressRefused, ObjectMissing
 from app.segments.service import Busy, SegmentService
 from app.segments.video import TruncatedVideo, VideoError
 
@@ -33,7 +33,7 @@ _STATUS: tuple[tuple[type[SightlineError], int, str], ...] = (
     (Busy, 503, "busy"),
     (InferenceUnavailable, 503, "inference_unavailable"),
     (ObjectMissing, 404, "object_missing"),
-    (AddressRefused, 403, "address_refused"),
+    (ObjectAddressRefused, 403, "address_refused"),
     (TruncatedVideo, 422, "truncated_film"),
     (VideoError, 422, "unreadable_film"),
 )

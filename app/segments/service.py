@@ -15,7 +15,7 @@ from app.errors import MAX_MESSAGE, InferenceUnavailable, SightlineError, shorte
 from app.pipeline.multimodal import Pipeline
 from app.segments.keys import Mode, beside
 from app.segments.objects import AnyObjects
-from app.segments.ports import AddressRefused, Objects
+from app.segments.ports import ObjectAddressRefused, Objects
 from app.segments.video import TruncatedVideo
 from app.segments.video.processor import VideoReport, analyze_video, load_models, serves_any, stream_settings
 from app.settings import AwsSettings, LiveSettings, PipelineSettings, SegmentSettings
@@ -75,7 +75,7 @@ class SegmentService:
             Busy: too many at once.
             InferenceUnavailable: the inference server is away, or serves no model.
             InferenceError: the film cannot be analysed in this mode by the models that are served.
-            ObjectMissing, AddressRefused: of the addresses.
+            ObjectMissing, ObjectAddressRefused: of the addresses.
             VideoError: what lies there is no film.
             TruncatedVideo: its file was cut off, and that is not allowed.
         """
@@ -134,7 +134,7 @@ class SegmentService:
 def _expect(uri: str, name: str, bucket: str | None) -> None:
     """Where a bucket is named there is no other."""
     if bucket is not None and uri.startswith("s3://") and not uri.startswith(f"s3://{bucket}/"):
-        raise AddressRefused(f"{shortened(uri, MAX_MESSAGE)}: should begin with s3://{bucket}/, which is {name}")
+        raise ObjectAddressRefused(f"{shortened(uri, MAX_MESSAGE)}: should begin with s3://{bucket}/, which is {name}")
 
 
 def _name(uri: str) -> str:

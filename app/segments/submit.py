@@ -17,9 +17,8 @@ from pathlib import Path
 
 from app.errors import SightlineError
 from app.segments.completion import Completions
-from app.segments.depot import Depot
 from app.segments.keys import Mode, SegmentKey, input_uri
-from app.segments.ports import Job
+from app.segments.ports import Job, Resources
 from app.segments.progress import Board
 from app.segments.reassemble import final_address
 from app.segments.video import TruncatedVideo, cut, dropped_audio, probe
@@ -57,7 +56,9 @@ class Wish:
     """Whether a film whose file was cut off is taken for what is there of it."""
 
 
-def record(depot: Depot, wish: Wish, board: Board | None = None, stopping: threading.Event | None = None) -> Job:
+def record(
+    resources: Resources, wish: Wish, board: Board | None = None, stopping: threading.Event | None = None
+) -> Job:
     """The film's job: a new one; or the one that is there, unless it has ended and is to be begun anew.
 
     Raises:
@@ -73,22 +74,26 @@ def record(depot: Depot, wish: Wish, board: Board | None = None, stopping: threa
     board.say("")
     last: Job | None = None
     for job_id in _numbered(base):
-        there = depot.store.job(job_id)
+        there = resources.store.job(job_id)
         if there is None:
             break
         last = there
     if lacks is not None:
         if last is None:
-            depot.store.put_job(Job(base, wish.mode, wish.film.name, time.time()))
-            depot.store.mark(base, "failed", lacks)
+            resources.store.put_job(Job(base, wish.mode, wish.film.name, time.time()))
+            resources.store.mark(base, "failed", lacks)
         raise TruncatedVideo(f"{lacks}; nothing was analysed. With --allow-truncated what is there is taken")
-    if last is not None and not (_ended(last) and wish.again) and not (last.status == "done" and _gone(depot, last)):
+    if (
+        last is not None
+        and not (_ended(last) and wish.again)
+        and not (last.status == "done" and _gone(resources, last))
+    ):
         return last
-    depot.store.put_job(Job(job_id, wish.mode, wish.film.name, time.time()))
-    return _known(depot, job_id)
+    resources.store.put_job(Job(job_id, wish.mode, wish.film.name, time.time()))
+    return _known(resources, job_id)
 
 
-def upload(depot: Depot, wish: Wish, job: Job, board: Board, stopping: threading.Event) -> Job:
+def upload(resources: Resources, wish: Wish, job: Job, board: Board, stopping: threading.Event) -> Job:
     """Cuts and uploads what of a film is not yet where the workers find it.
 
     Raises:
@@ -98,28 +103,28 @@ def upload(depot: Depot, wish: Wish, job: Job, board: Board, stopping: threading
     board.job(job)
     if job.status == "failed":
         log.warning("job %s had failed (%s); trying again what is missing", job.job_id, job.reason)
-        depot.store.reopen(job.job_id)
+        resources.store.reopen(job.job_id)
     elif wish.again and job.status == "chunking_complete":
         # All may be done, and the message that said so lost: only another round's is sent anew.
-        depot.store.reopen(job.job_id)
+        resources.store.reopen(job.job_id)
     # A later round that was interrupted, too: what failed lies in the bucket, and the workers are to hear of it anew.
     again = job.status == "failed" or wish.again or (job.status == "chunking" and job.round > 0)
-    told = job.status == "chunking_complete" and depot.announce is None  # the bucket has told the workers of all
+    told = job.status == "chunking_complete" and resources.announce is None  # the bucket has told the workers of all
     if job.status == "done" or (told and not again):
         board.whole(job.total or 0)
         return job
     wanting = _wanting(wish, stopping)
-    total = _cut(depot, wish, job.job_id, board, stopping, again=again)
+    total = _cut(resources, wish, job.job_id, board, stopping, again=again)
     if wanting:
-        depot.store.mark(job.job_id, "chunking", wanting)
-    depot.store.chunking_complete(job.job_id, total)
+        resources.store.mark(job.job_id, "chunking", wanting)
+    resources.store.chunking_complete(job.job_id, total)
     board.whole(total)
     # All may be done by now, and then no worker looks again soon.
-    Completions(depot.store, depot.reassembly).check(job.job_id)
-    return _known(depot, job.job_id)
+    Completions(resources.store, resources.reassembly).check(job.job_id)
+    return _known(resources, job.job_id)
 
 
-def follow(depot: Depot, job_id: str, board: Board, stopping: threading.Event, *, every_s: float) -> Job:
+def follow(resources: Resources, job_id: str, board: Board, stopping: threading.Event, *, every_s: float) -> Job:
     """Shows a job's progress until it is done.
 
     Raises:
@@ -127,8 +132,8 @@ def follow(depot: Depot, job_id: str, board: Board, stopping: threading.Event, *
         Interrupted: `stopping` was set meanwhile.
     """
     while True:
-        job = _known(depot, job_id)
-        board.done({one.segment.index for one in depot.store.completions(job_id)})
+        job = _known(resources, job_id)
+        board.done({one.segment.index for one in resources.store.completions(job_id)})
         if job.status == "done":
             return job
         if job.status == "failed":
@@ -177,24 +182,24 @@ def _ended(job: Job) -> bool:
     return job.status in ("done", "failed")
 
 
-def _gone(depot: Depot, job: Job) -> bool:
-    return not depot.objects.exists(final_address(depot.output_bucket, job))
+def _gone(resources: Resources, job: Job) -> bool:
+    return not resources.objects.exists(final_address(resources.output_bucket, job))
 
 
-def _known(depot: Depot, job_id: str) -> Job:
-    job = depot.store.job(job_id)
+def _known(resources: Resources, job_id: str) -> Job:
+    job = resources.store.job(job_id)
     if job is None:
         raise JobFailed(f"job {job_id} is no longer in the store. Submit the film again")
     return job
 
 
-def _cut(depot: Depot, wish: Wish, job_id: str, board: Board, stopping: threading.Event, *, again: bool) -> int:
+def _cut(resources: Resources, wish: Wish, job_id: str, board: Board, stopping: threading.Event, *, again: bool) -> int:
     """Uploads what is missing; returns the number of segments.
 
     Args:
         again: also what is there already, so that the bucket tells the workers of it once more.
     """
-    done = {one.segment.index for one in depot.store.completions(job_id)}
+    done = {one.segment.index for one in resources.store.completions(job_id)}
     total, began, said = 0, time.monotonic(), False
 
     def check() -> None:
@@ -210,11 +215,11 @@ def _cut(depot: Depot, wish: Wish, job_id: str, board: Board, stopping: threadin
             check()
             segment = SegmentKey(job_id, total, wish.mode)
             if total not in done:
-                address = input_uri(depot.input_bucket, segment)
-                if again or not depot.objects.exists(address):
-                    depot.objects.upload(part, address)
-                if depot.announce is not None:
-                    depot.announce(segment)
+                address = input_uri(resources.input_bucket, segment)
+                if again or not resources.objects.exists(address):
+                    resources.objects.upload(part, address)
+                if resources.announce is not None:
+                    resources.announce(segment)
             board.uploaded(total)
             part.unlink()
             total += 1

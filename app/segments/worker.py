@@ -16,7 +16,7 @@ from app.segments.events_loop import EventsLoop
 from app.segments.inference_loop import InferenceLoop
 from app.segments.invoking import Invoking
 from app.segments.pace import Pace
-from app.segments.parts import Parts
+from app.segments.ports import WorkerResources
 from app.segments.pulse import Pulse, worst
 from app.segments.rounds import Rounds
 from app.segments.slots import Slots
@@ -31,7 +31,7 @@ _MOST_PAUSE_S = 30.0
 class Worker:
     """Works on segments until it is stopped. Killed at any moment, it loses nothing: the next one goes on."""
 
-    def __init__(self, parts: Parts, settings: SegmentSettings, pace: Pace | None = None) -> None:
+    def __init__(self, parts: WorkerResources, settings: SegmentSettings, pace: Pace | None = None) -> None:
         pace = pace or Pace()
         backend, store = parts.backend, parts.store
         self._backend = backend

@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from app import sqlite
 from app.settings import SummarySettings
+from app.sqlite import transaction
 from app.summary.observations import DamagedRecord, EncodedObservation, Observation, disjoint, merge_records
 
 log = logging.getLogger(__name__)
@@ -431,7 +433,7 @@ class SpillFile:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Opens the file, checks it and creates missing tables. The caller begins transactions, see `transaction`.
+    """Opens the file, checks it and creates missing tables. The caller begins transactions, see `sqlite.transaction`.
 
     With synchronous=NORMAL a killed process loses nothing that was committed; a power cut may lose the last commits,
     but never damages the file (https://www.sqlite.org/pragma.html#pragma_synchronous).
@@ -439,10 +441,8 @@ def connect(path: Path) -> sqlite3.Connection:
     Raises:
         sqlite3.DatabaseError: damaged, of another version, or not to be opened; see `trouble_reason`.
     """
-    db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
+    db = sqlite.connect(path, busy_s=_BUSY_S, pragmas=["auto_vacuum = INCREMENTAL"])
     try:
-        db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table, else it has no effect
-        db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
         (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
@@ -457,19 +457,6 @@ def connect(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
-
-
-@contextmanager
-def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """Commits the block, or rolls it back if it raises. One writer at a time over all processes."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:  # SQLite itself may have rolled back, as on a full disk
-            db.execute("ROLLBACK")
-        raise
 
 
 def _damaged(message: str) -> sqlite3.DatabaseError:

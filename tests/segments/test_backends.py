@@ -10,18 +10,17 @@ from pathlib import Path
 import pytest
 
 from app.errors import ConfigurationError
-from app.segments.backends.backend import BackendLost, BackendUnavailable, Done, SegmentFailed
-from app.segments.backends.http import Http
-from app.segments.backends.sagemaker import SageMaker
-from app.segments.backends.stub import Stub
+from app.segments.aws import open_worker_resources
+from app.segments.backends.http import HttpBackend
+from app.segments.backends.sagemaker import SageMakerBackend
+from app.segments.backends.stub import StubBackend
 from app.segments.events import Created, body_of
-from app.segments.keys import SegmentKey, input_key, input_uri, output_uri, results_uri
-from app.segments.parts import Parts, on_aws
-from app.segments.ports import Job
+from app.segments.keys import SegmentKey, beside, input_key, input_uri, output_uri
+from app.segments.ports import BackendLost, BackendUnavailable, Done, Job, SegmentFailed, WorkerResources
 from app.settings import AwsSettings, SegmentSettings
 from tests.support.aws import Aws
 from tests.support.proxy import BEHIND_A_PROXY
-from tests.support.segments import estate, local_parts, uploaded
+from tests.support.segments import estate, local_resources, uploaded
 from tests.support.worker import Analyser, Counts, until, working
 
 SETTINGS = SegmentSettings()
@@ -29,17 +28,17 @@ SEGMENT = SegmentKey("clip", 0, "annotate")
 
 
 @pytest.fixture
-def parts(tmp_path: Path) -> Parts:
-    return local_parts(tmp_path, SETTINGS)
+def parts(tmp_path: Path) -> WorkerResources:
+    return local_resources(tmp_path, SETTINGS)
 
 
-def addresses(parts: Parts, segment: SegmentKey = SEGMENT) -> tuple[str, str]:
+def addresses(parts: WorkerResources, segment: SegmentKey = SEGMENT) -> tuple[str, str]:
     return input_uri(parts.input_bucket, segment), output_uri(parts.output_bucket, segment)
 
 
-def test_the_stub_passes_through(parts: Parts) -> None:
+def test_the_stub_passes_through(parts: WorkerResources) -> None:
     uploaded(parts, SEGMENT, b"film")
-    stub = Stub(parts.objects)
+    stub = StubBackend(parts.objects)
     assert stub.ready()
     assert stub.invoke(SEGMENT, *addresses(parts)) == Done()
     assert parts.objects.read(output_uri(parts.output_bucket, SEGMENT)) == b"film"
@@ -47,16 +46,16 @@ def test_the_stub_passes_through(parts: Parts) -> None:
     uploaded(parts, only, b"film")
     stub.invoke(only, *addresses(parts, only))
     assert not parts.objects.exists(output_uri(parts.output_bucket, only))
-    assert parts.objects.exists(results_uri(parts.output_bucket, only))
+    assert parts.objects.exists(beside(output_uri(parts.output_bucket, only)))
     with pytest.raises(SegmentFailed, match="no such file"):
         stub.invoke(replace(SEGMENT, index=2), *addresses(parts, replace(SEGMENT, index=2)))
 
 
-def test_a_server_is_asked_as_it_should(parts: Parts) -> None:
+def test_a_server_is_asked_as_it_should(parts: WorkerResources) -> None:
     uploaded(parts, SEGMENT, b"film")
     analyser = Analyser(parts.objects)
     with analyser.serving() as url:
-        http = Http(url, timeout_s=10, most=2, token="secret")
+        http = HttpBackend(url, timeout_s=10, max_calls=2, token="secret")
         assert http.ready()
         assert http.invoke(SEGMENT, *addresses(parts)) == Done()
         http.close()
@@ -66,11 +65,11 @@ def test_a_server_is_asked_as_it_should(parts: Parts) -> None:
     assert parts.objects.read(wanted) == b"FILM"
 
 
-def test_no_proxy_stands_before_a_server_beside_us(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_proxy_stands_before_a_server_beside_us(parts: WorkerResources, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in BEHIND_A_PROXY.items():
         monkeypatch.setenv(name, value)
     with Analyser(parts.objects).serving() as url:
-        http = Http(url, timeout_s=10, most=2)
+        http = HttpBackend(url, timeout_s=10, max_calls=2)
         assert http.ready()
         http.close()
 
@@ -85,11 +84,11 @@ def test_no_proxy_stands_before_a_server_beside_us(parts: Parts, monkeypatch: py
     ],
 )
 def test_frames_that_a_server_could_not_do_are_logged(
-    parts: Parts, said: object, told: str, caplog: pytest.LogCaptureFixture
+    parts: WorkerResources, said: object, told: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     uploaded(parts, SEGMENT, b"film")
     with Analyser(parts.objects, says=said).serving() as url:
-        http = Http(url, timeout_s=10, most=2)
+        http = HttpBackend(url, timeout_s=10, max_calls=2)
         assert http.invoke(SEGMENT, *addresses(parts)) == Done()
         http.close()
     assert told in caplog.text
@@ -97,9 +96,9 @@ def test_frames_that_a_server_could_not_do_are_logged(
 
 
 @pytest.mark.parametrize("status", [400, 404, 422, 500])
-def test_a_segment_that_the_server_cannot_do(parts: Parts, status: int) -> None:
+def test_a_segment_that_the_server_cannot_do(parts: WorkerResources, status: int) -> None:
     with Analyser(parts.objects, script=[status]).serving() as url:
-        http = Http(url, timeout_s=10, most=2)
+        http = HttpBackend(url, timeout_s=10, max_calls=2)
         with pytest.raises(SegmentFailed, match=rf"{status} .*cannot be read"):
             http.invoke(SEGMENT, *addresses(parts))
         http.close()
@@ -116,9 +115,9 @@ def test_a_segment_that_the_server_cannot_do(parts: Parts, status: int) -> None:
         (504, BackendLost),
     ],
 )
-def test_a_server_that_speaks_of_itself(parts: Parts, status: int, kind: type[BackendUnavailable]) -> None:
+def test_a_server_that_speaks_of_itself(parts: WorkerResources, status: int, kind: type[BackendUnavailable]) -> None:
     with Analyser(parts.objects, script=[status], up=False).serving() as url:
-        http = Http(url, timeout_s=10, most=2)
+        http = HttpBackend(url, timeout_s=10, max_calls=2)
         assert not http.ready()
         with pytest.raises(BackendUnavailable, match=rf"INFERENCE_HTTP_URL={url}: {status}") as told:
             http.invoke(SEGMENT, *addresses(parts))
@@ -126,33 +125,33 @@ def test_a_server_that_speaks_of_itself(parts: Parts, status: int, kind: type[Ba
         http.close()
 
 
-def test_a_server_that_is_not_there_or_never_answers(parts: Parts) -> None:
+def test_a_server_that_is_not_there_or_never_answers(parts: WorkerResources) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        http = Http(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.3, most=2)
+        http = HttpBackend(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.3, max_calls=2)
         with pytest.raises(SegmentFailed, match=r"no answer after 0\.3 s"):
             http.invoke(SEGMENT, *addresses(parts))
         http.close()
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
     # Nobody listens there any more.
-    http = Http(url, timeout_s=1, most=2)
+    http = HttpBackend(url, timeout_s=1, max_calls=2)
     assert not http.ready()
     with pytest.raises(BackendUnavailable, match=r"INFERENCE_HTTP_URL=.*refused"):
         http.invoke(SEGMENT, *addresses(parts))
     http.close()
 
 
-def begin(parts: Parts) -> None:
+def begin(parts: WorkerResources) -> None:
     parts.store.put_job(Job("clip", "annotate", "clip.mp4", time.time()))
     parts.segments.send(body_of(Created(parts.input_bucket, uploaded(parts, SEGMENT))))
 
 
-def test_a_segment_that_failed_twice_is_done_the_third_time(parts: Parts) -> None:
+def test_a_segment_that_failed_twice_is_done_the_third_time(parts: WorkerResources) -> None:
     begin(parts)
     analyser = Analyser(parts.objects, script=[500, 400])
     counts = Counts().since("segments", "http", "failed").since("segments", "http", "completed")
     with (
         analyser.serving() as url,
-        working(replace(parts, backend=Http(url, timeout_s=10, most=5)), SETTINGS),
+        working(replace(parts, backend=HttpBackend(url, timeout_s=10, max_calls=5)), SETTINGS),
     ):
         until(lambda: parts.store.completion(SEGMENT.id))
         until(lambda: counts("segments", "http", "completed") == 1)
@@ -161,13 +160,13 @@ def test_a_segment_that_failed_twice_is_done_the_third_time(parts: Parts) -> Non
     assert parts.store.job("clip") == replace(parts.store.job("clip"), status="chunking")  # type: ignore[type-var]
 
 
-def test_a_server_that_is_away_is_waited_for_and_no_segment_is_to_blame(parts: Parts) -> None:
+def test_a_server_that_is_away_is_waited_for_and_no_segment_is_to_blame(parts: WorkerResources) -> None:
     begin(parts)
     analyser = Analyser(parts.objects, script=[503, 503], up=False)
     counts = Counts().since("segment_messages", "segments", "unavailable")
     with (
         analyser.serving() as url,
-        working(replace(parts, backend=Http(url, timeout_s=10, most=5)), SETTINGS) as worker,
+        working(replace(parts, backend=HttpBackend(url, timeout_s=10, max_calls=5)), SETTINGS) as worker,
     ):
         until(lambda: worker.report()["state"] == "degraded")
         assert not analyser.asked, "nothing is taken while it does not answer"
@@ -183,13 +182,13 @@ def test_a_server_that_is_away_is_waited_for_and_no_segment_is_to_blame(parts: P
     assert parts.segments.receive(0) is None
 
 
-def test_a_segment_over_which_the_server_goes_away_each_time_has_failed(parts: Parts) -> None:
+def test_a_segment_over_which_the_server_goes_away_each_time_has_failed(parts: WorkerResources) -> None:
     begin(parts)
     analyser = Analyser(parts.objects, script=[502, 503, 503, 503] * 8)
     settings = SETTINGS.model_copy(update={"segment_attempts": 1})
     with (
         analyser.serving() as url,
-        working(replace(parts, backend=Http(url, timeout_s=10, most=5)), settings),
+        working(replace(parts, backend=HttpBackend(url, timeout_s=10, max_calls=5)), settings),
     ):
         job = until(lambda: (found := parts.store.job("clip")) and found.status == "failed" and found)
     assert "the backend went away over it 8 times" in job.reason
@@ -215,7 +214,7 @@ def test_what_is_unset_is_told(aws: Aws, missing: str, backend: str, monkeypatch
     full = ESTATE.setdefault(aws.endpoint_url, estate(aws).settings)
     settings = full.model_copy(update={missing: None, "inference_backend": backend})
     with pytest.raises(ConfigurationError, match=f"{missing.upper()} is unset: "):
-        on_aws(settings, AwsSettings())
+        open_worker_resources(settings, AwsSettings())
 
 
 ESTATE: dict[str, SegmentSettings] = {}
@@ -225,8 +224,8 @@ def test_the_backend_is_the_one_that_is_set(aws: Aws, monkeypatch: pytest.Monkey
     for name, value in aws.environment.items():
         monkeypatch.setenv(name, value)
     settings = estate(aws, inference_http_url="http://127.0.0.1:9", sagemaker_endpoint_name="films").settings
-    for name, kind in (("stub", Stub), ("http", Http), ("sagemaker", SageMaker)):
-        parts = on_aws(settings.model_copy(update={"inference_backend": name}), AwsSettings())
+    for name, kind in (("stub", StubBackend), ("http", HttpBackend), ("sagemaker", SageMakerBackend)):
+        parts = open_worker_resources(settings.model_copy(update={"inference_backend": name}), AwsSettings())
         assert isinstance(parts.backend, kind)
         assert parts.backend.name == name
         uploaded(parts, SEGMENT, b"film")

@@ -23,7 +23,7 @@ def test_what_is_written_is_read_back(objects: list[Created]) -> None:
 
 
 def test_keys_as_s3_sends_them(aws: Aws) -> None:
-    parts = estate(aws).parts()
+    parts = estate(aws).resources()
     key = "segments/a job/ü+%20.mp4"
     parts.objects.write(f"s3://{parts.input_bucket}/{key}", b"x")
     message = parts.segments.receive(5)

@@ -36,7 +36,7 @@ def test_the_names_of_a_job() -> None:
     segment = SegmentKey("clip-1", 7, "blur_faces")
     assert keys.input_uri("in", segment) == "s3://in/segments/clip-1/00007.blur_faces.mp4"
     assert keys.output_uri("out", segment) == "s3://out/jobs/clip-1/segments/00007.mp4"
-    assert keys.results_uri("out", segment) == "s3://out/jobs/clip-1/segments/00007.jsonl"
+    assert keys.beside(keys.output_uri("out", segment)) == "s3://out/jobs/clip-1/segments/00007.jsonl"
     assert keys.final_uri("/films", "clip-1") == "file:///films/jobs/clip-1/final.mp4"
     assert keys.final_results_uri("out", "clip-1") == "s3://out/jobs/clip-1/final.jsonl"
     assert keys.request_uri("in", "0" * 32) == f"s3://in/requests/{'0' * 32}.json"

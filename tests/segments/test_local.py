@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.segments.local_database import LocalDatabase
+from app.segments.local import LocalDatabase
 from app.settings import ROOT, OcrSettings, TritonSettings
 from tests.segments.films import FPS, assert_lines, assert_whole, film, run, segments
 from tests.support import clip
@@ -149,8 +149,8 @@ def test_a_film_that_is_done_needs_no_models(variables: dict[str, str], tmp_path
     assert Path(first).stat().st_mtime_ns == written
     assert "could not be analysed" not in log.read_text()
     database = LocalDatabase(folder / ".sightline.db")
-    with database.change() as changes:
-        changes.execute("UPDATE jobs SET reason = '3 of its frames could not be analysed'")
+    with database.transaction() as db:
+        db.execute("UPDATE jobs SET reason = '3 of its frames could not be analysed'")
     database.close()
     assert run(asked, nowhere, log, folder=folder) == first
     assert "\nsightline: 3 of its frames could not be analysed\n" in log.read_text()

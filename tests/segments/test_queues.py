@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.segments.local_database import LocalDatabase
+from app.segments.local import LocalDatabase, LocalQueue
 from app.segments.ports import MessageGone, Queue
-from app.segments.queue_local import LocalQueue
 from tests.support.aws import Aws
 from tests.support.segments import estate
 
@@ -21,7 +20,7 @@ HIDDEN_S = 1
 def queue(request: pytest.FixtureRequest, tmp_path: Path) -> Queue:
     if request.param == "local":
         return LocalQueue(LocalDatabase(tmp_path / "state.db"), "segments", visibility_s=HIDDEN_S)
-    from app.segments.queue_sqs import SqsQueue
+    from app.segments.aws import SqsQueue
 
     aws: Aws = request.getfixturevalue("aws")
     sqs = aws.client("sqs")
@@ -125,7 +124,7 @@ def test_many_readers_have_each_message_once(queue: Queue) -> None:
 def test_a_word_is_sent_once(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     queue: Queue = LocalQueue(LocalDatabase(tmp_path / "state.db"), "reassembly", visibility_s=30)
     if kind == "sqs":
-        queue = estate(request.getfixturevalue("aws")).parts().reassembly
+        queue = estate(request.getfixturevalue("aws")).resources().reassembly
     for _ in range(3):
         queue.send("clip", once="clip.0")
     message = queue.receive(1)

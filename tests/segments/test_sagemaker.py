@@ -13,18 +13,14 @@ import pytest
 
 from app.segments.answers import Answers
 from app.segments.attempts import Attempts
-from app.segments.backends.backend import Accepted, BackendUnavailable
-from app.segments.backends.sagemaker import SageMaker
+from app.segments.backends.sagemaker import SageMakerBackend
 from app.segments.completion import Completions
 from app.segments.events import Created, body_of
 from app.segments.keys import SegmentKey, input_uri, output_uri, parse_answer, split_s3
-from app.segments.local_database import LocalDatabase
+from app.segments.local import LocalDatabase, LocalQueue, LocalStore
 from app.segments.pace import Pace
-from app.segments.parts import Parts
-from app.segments.ports import Invocation, Job
-from app.segments.queue_local import LocalQueue
+from app.segments.ports import Accepted, BackendUnavailable, Invocation, Job, WorkerResources
 from app.segments.slots import Slots
-from app.segments.store_local import LocalStore
 from app.segments.worker import Worker
 from app.settings import SegmentSettings
 from tests.support.aws import REGION, Aws
@@ -38,10 +34,10 @@ SEGMENT = SegmentKey("clip", 0, "annotate")
 class Setup:
     """An estate whose backend is the runtime."""
 
-    parts: Parts
+    parts: WorkerResources
     runtime: Runtime
     settings: SegmentSettings
-    backend: SageMaker
+    backend: SageMakerBackend
 
     @contextmanager
     def working(self, **settings: int) -> Iterator[Worker]:
@@ -86,10 +82,10 @@ def client(url: str) -> object:
 @pytest.fixture
 def setup(aws: Aws) -> Iterator[Setup]:
     one = estate(aws, segment_visibility_s=30, inference_max_in_flight=2)
-    parts = one.parts()
+    parts = one.resources()
     runtime = Runtime(parts.objects, parts.output_bucket)
     with runtime.serving() as url:
-        backend = SageMaker(
+        backend = SageMakerBackend(
             client(url),  # type: ignore[arg-type]
             "films",
             parts.objects,
@@ -396,9 +392,11 @@ def test_an_answer_to_nothing_is_given_up_in_the_end(setup: Setup) -> None:
 
 def test_motos_own_runtime(aws: Aws) -> None:
     one = estate(aws)
-    parts = one.parts()
+    parts = one.resources()
     runtime = aws.client("sagemaker-runtime")
-    backend = SageMaker(runtime, "films", parts.objects, parts.store, input_bucket=parts.input_bucket, timeout_s=60)
+    backend = SageMakerBackend(
+        runtime, "films", parts.objects, parts.store, input_bucket=parts.input_bucket, timeout_s=60
+    )
     parts.store.put_job(Job("clip", "annotate", "clip.mp4", time.time()))
     uploaded(parts, SEGMENT)
     parts.store.chunking_complete("clip", 1)

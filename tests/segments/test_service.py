@@ -12,7 +12,7 @@ import pytest
 from app.errors import InferenceError, InferenceUnavailable
 from app.inference.fake import FakeClient
 from app.segments.keys import uri
-from app.segments.ports import AddressRefused
+from app.segments.ports import ObjectAddressRefused
 from app.segments.service import SegmentService
 from app.settings import SegmentSettings
 from tests.segments.test_analyze import Half, unreadable
@@ -63,7 +63,7 @@ def test_other_buckets_than_those_that_are_named_are_refused(
 
     async def run() -> None:
         async with service_of(Sight(), tmp_path, settings) as service:
-            with pytest.raises(AddressRefused, match=name):
+            with pytest.raises(ObjectAddressRefused, match=name):
                 await service.invoke(source, target, "annotate")
 
     asyncio.run(run())

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.errors import ConfigurationError
+from app.segments.aws import DynamoStore
 from app.segments.keys import SegmentId, SegmentKey
-from app.segments.local_database import LocalDatabase
+from app.segments.local import LocalDatabase, LocalStore
 from app.segments.ports import Completion, Invocation, Job, Store
-from app.segments.store_dynamo import DynamoStore
-from app.segments.store_local import LocalStore
 from app.settings import SegmentSettings
 from tests.support.aws import Aws
 from tests.support.segments import estate
@@ -255,6 +256,102 @@ def test_the_local_store_outlives_its_process(tmp_path: Path) -> None:
     assert LocalStore(second).job("clip") == JOB
     first.close()
     second.close()
+
+
+class Recorder:
+    """A DynamoDB client that notes what it is asked to store."""
+
+    def __init__(self) -> None:
+        self.items: list[dict[str, object]] = []
+        self.values: list[dict[str, object]] = []
+
+    def get_item(self, **_: object) -> dict[str, object]:
+        return {}
+
+    def delete_item(self, **_: object) -> None:
+        """Nothing is kept."""
+
+    def put_item(self, *, Item: dict[str, object], **_: object) -> None:
+        self.items.append(Item)
+
+    def update_item(self, **request: Any) -> dict[str, Any]:
+        self.values.append(request["ExpressionAttributeValues"])
+        return {"Attributes": {"failures_00003": {"SS": ["one"]}}}
+
+
+def test_items_in_dynamodb_are_encoded_as_they_always_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The expected values were written by the serializer that boto3's own replaced."""
+    monkeypatch.setattr(time, "time", lambda: 1700000000.25)
+    names = ("jobs", "segment_completions", "reassembly_triggered", "invocations")
+    settings = SegmentSettings(**{f"{name}_table_name": name for name in names})
+    client = Recorder()
+    store = DynamoStore(client, settings)  # type: ignore[arg-type]
+    store.put_job(replace(JOB, total=7, round=2))
+    store.complete(Completion(SEGMENT.id, "s3://out/3", 1700000001.0))
+    store.record(Invocation("a" * 32, SEGMENT, "s3://in/x", "s3://out/y", called_at=1700000002.123456))
+    expiry, job_id, index = {"N": "1707776000"}, {"S": "clip"}, {"N": "3"}
+    assert client.items == [
+        {
+            "job_id": job_id,
+            "mode": {"S": "annotate"},
+            "source": {"S": "Clip of a cat.mp4"},
+            "created_at": {"N": "1234.5678"},
+            "status": {"S": "chunking"},
+            "total": {"N": "7"},
+            "round": {"N": "2"},
+            "expires_at": expiry,
+        },
+        {
+            "job_id": job_id,
+            "segment_index": index,
+            "output_s3_uri": {"S": "s3://out/3"},
+            "completed_at": {"N": "1700000001.0"},
+            "expires_at": expiry,
+        },
+        {
+            "invocation_id": {"S": "a" * 32},
+            "job_id": job_id,
+            "segment_index": index,
+            "mode": {"S": "annotate"},
+            "input_s3_uri": {"S": "s3://in/x"},
+            "output_s3_uri": {"S": "s3://out/y"},
+            "called_at": {"N": "1700000002.123456"},
+            "state": {"S": "open"},
+            "open": {"S": "open"},
+            "expires_at": expiry,
+        },
+    ]
+    store.fail(SEGMENT, "one", "why")
+    store.trigger_once("clip", 60)
+    store.trigger_sent("clip")
+    store.accepted("a" * 32, "s3://out/a", None, 1700000003.5)
+    store.chunking_complete("clip", 4)
+    assert client.values == [
+        {":w": {"SS": ["one"]}},
+        {
+            ":no": {"BOOL": False},
+            ":now": {"N": "1700000000.25"},
+            ":before": {"N": "1699999940.25"},
+            ":expires": expiry,
+        },
+        {":yes": {"BOOL": True}},
+        {":answer_uri": {"S": "s3://out/a"}, ":called_at": {"N": "1700000003.5"}},
+        {":total": {"N": "4"}, ":from": {"S": "chunking"}, ":to": {"S": "chunking_complete"}},
+    ]
+
+
+def test_the_local_database_outlives_a_transaction_that_sqlite_ended_itself(tmp_path: Path) -> None:
+    database = LocalDatabase(tmp_path / "state.db")
+
+    def fill() -> None:
+        with database.transaction() as db:
+            db.execute("ROLLBACK")  # as SQLite does on a full disk
+            raise sqlite3.OperationalError("database or disk is full")
+
+    with pytest.raises(sqlite3.OperationalError, match="disk is full"):
+        fill()
+    LocalStore(database).put_job(JOB)
+    assert LocalStore(database).job("clip") == JOB
 
 
 def test_a_table_without_a_name_is_told(aws: Aws) -> None:

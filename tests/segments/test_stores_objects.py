@@ -10,11 +10,11 @@ import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
 from app.errors import ConfigurationError
+from app.segments.aws import S3Objects
 from app.segments.keys import uri
+from app.segments.local import FolderObjects
 from app.segments.objects import AnyObjects
-from app.segments.objects_folder import FolderObjects
-from app.segments.objects_s3 import S3Objects
-from app.segments.ports import AddressRefused, ObjectMissing, Objects
+from app.segments.ports import ObjectAddressRefused, ObjectMissing, Objects
 from app.settings import AwsSettings
 from tests.support.aws import Aws
 from tests.support.segments import estate
@@ -58,7 +58,7 @@ def test_what_is_missing_is_told(place: tuple[Objects, str], tmp_path: Path) -> 
 
 @pytest.mark.parametrize("address", ["", "http://bucket/key", "s3://", "file://", "/etc/passwd", "ftp://x/y"])
 def test_addresses_of_no_known_kind(place: tuple[Objects, str], address: str) -> None:
-    with pytest.raises(AddressRefused):
+    with pytest.raises(ObjectAddressRefused):
         place[0].read(address)
 
 
@@ -119,9 +119,9 @@ def test_nothing_outside_the_folder_is_touched(tmp_path: Path) -> None:
         str(inside),
         f"{inside}/%2e%2e/out/secret",
     ):
-        with pytest.raises(AddressRefused, match="outside"):
+        with pytest.raises(ObjectAddressRefused, match="outside"):
             objects.read(f"file://{way}")
-        with pytest.raises(AddressRefused, match="outside"):
+        with pytest.raises(ObjectAddressRefused, match="outside"):
             objects.write(f"file://{way}", b"y")
     assert (outside / "secret").read_bytes() == b"x"
 
@@ -135,9 +135,9 @@ def test_the_kind_of_address_chooses(aws: Aws, tmp_path: Path, monkeypatch: pyte
         objects.write(address, b"1")
         assert objects.read(address) == b"1"
         assert objects.exists(address)
-    with pytest.raises(AddressRefused, match="SEGMENT_FOLDER is unset"):
+    with pytest.raises(ObjectAddressRefused, match="SEGMENT_FOLDER is unset"):
         AnyObjects(AwsSettings(), None).read(f"file://{tmp_path}/one")
-    with pytest.raises(AddressRefused, match="should begin with"):
+    with pytest.raises(ObjectAddressRefused, match="should begin with"):
         objects.read("gs://bucket/one")
 
 

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from app.segments.aws import SqsQueue, open_resources
 from app.segments.completion import Completions
-from app.segments.depot import Depot, on_aws
 from app.segments.events import read
 from app.segments.keys import SegmentId, SegmentKey, final_uri, input_uri, output_uri, parse_input
 from app.segments.local import LocalFolder
-from app.segments.ports import Completion, Job, Queue
+from app.segments.ports import Completion, Job, Queue, Resources
 from app.segments.progress import Board
-from app.segments.queue_sqs import SqsQueue
 from app.segments.submit import Interrupted, JobFailed, Wish, follow, record, upload
 from app.segments.video import VideoError
 from app.settings import AwsSettings, SegmentSettings
@@ -26,10 +25,10 @@ from tests.support.segments import estate
 
 
 class Watched:
-    """A depot, and the queue that workers hear of its segments by."""
+    """A resources, and the queue that workers hear of its segments by."""
 
-    def __init__(self, depot: Depot, segments: Queue) -> None:
-        self.depot = depot
+    def __init__(self, resources: Resources, segments: Queue) -> None:
+        self.resources = resources
         self.segments = segments
 
     def heard(self) -> list[SegmentKey]:
@@ -39,7 +38,7 @@ class Watched:
             for one in read(message.body):
                 segment = parse_input(one.bucket, one.key)
                 assert segment is not None
-                assert self.depot.objects.exists(input_uri(self.depot.input_bucket, segment))
+                assert self.resources.objects.exists(input_uri(self.resources.input_bucket, segment))
                 found.append(segment)
             self.segments.delete(message)
         return sorted(found, key=lambda one: one.index)
@@ -52,7 +51,7 @@ both = pytest.mark.parametrize("watched", ["local", "aws"], indirect=True)
 def watched(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
     if getattr(request, "param", "local") == "local":
         local = LocalFolder(tmp_path / "out", SegmentSettings())
-        yield Watched(local.depot, local.segments)
+        yield Watched(local.resources, local.segments)
         local.close()
         return
     aws: Aws = request.getfixturevalue("aws")
@@ -61,8 +60,8 @@ def watched(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     settings = estate(aws).settings
     assert settings.video_worker_queue_url
     queue = SqsQueue(aws.client("sqs"), settings.video_worker_queue_url, "segments")
-    depot = on_aws(settings, AwsSettings(aws_region=REGION, aws_endpoint_url=aws.endpoint_url))
-    yield Watched(depot, queue)
+    resources = open_resources(settings, AwsSettings(aws_region=REGION, aws_endpoint_url=aws.endpoint_url))
+    yield Watched(resources, queue)
 
 
 @pytest.fixture
@@ -71,8 +70,8 @@ def wish(tmp_path: Path) -> Wish:
 
 
 def go(watched: Watched, wish: Wish, board: Board | None = None, stopping: threading.Event | None = None) -> Job:
-    depot = watched.depot
-    return upload(depot, wish, record(depot, wish), board or Board(), stopping or threading.Event())
+    resources = watched.resources
+    return upload(resources, wish, record(resources, wish), board or Board(), stopping or threading.Event())
 
 
 def taken(queue: Queue) -> list[str]:
@@ -84,10 +83,10 @@ def taken(queue: Queue) -> list[str]:
     return found
 
 
-def finish(depot: Depot, job: Job) -> None:
+def finish(resources: Resources, job: Job) -> None:
     """As if all of it had been done."""
-    depot.objects.write(final_uri(depot.output_bucket, job.job_id), b"film")
-    depot.store.mark(job.job_id, "done")
+    resources.objects.write(final_uri(resources.output_bucket, job.job_id), b"film")
+    resources.store.mark(job.job_id, "done")
 
 
 def of(job: Job, *indices: int) -> list[SegmentKey]:
@@ -143,10 +142,10 @@ def test_the_reading_of_a_film_is_said_and_can_be_interrupted(watched: Watched, 
     stopping = threading.Event()
     board = Says(stopping, 1)
     with pytest.raises(Interrupted, match="nothing is uploaded yet"):
-        record(watched.depot, wish, board, stopping)
+        record(watched.resources, wish, board, stopping)
     assert board.said == ["Grüße, 1.mp4 is being read"]
     board = Says(threading.Event(), 0)
-    assert record(watched.depot, wish, board, threading.Event()).status == "chunking"
+    assert record(watched.resources, wish, board, threading.Event()).status == "chunking"
     assert board.said == ["Grüße, 1.mp4 is being read", ""]
 
 
@@ -155,14 +154,14 @@ def test_the_cutting_of_a_long_segment_is_said_and_can_be_interrupted(
 ) -> None:
     monkeypatch.setattr("app.segments.submit._LONG_S", -1.0)
     whole, stopping = replace(wish, seconds=60), threading.Event()
-    job = record(watched.depot, whole)
+    job = record(watched.resources, whole)
     board = Says(stopping, 1)
     with pytest.raises(Interrupted, match="0 segments are uploaded"):
-        upload(watched.depot, whole, job, board, stopping)
+        upload(watched.resources, whole, job, board, stopping)
     assert board.said == ["segment 0 is being cut"]
     assert watched.heard() == []
     board = Says(threading.Event(), 0)
-    upload(watched.depot, whole, job, board, threading.Event())
+    upload(watched.resources, whole, job, board, threading.Event())
     assert board.said == ["segment 0 is being cut", ""]
     assert watched.heard() == of(job, 0)
 
@@ -172,7 +171,7 @@ def test_an_interrupted_submission_goes_on(watched: Watched, wish: Wish) -> None
     stopping = threading.Event()
     with pytest.raises(Interrupted):
         go(watched, wish, StopsAfter(2, stopping), stopping)
-    job = record(watched.depot, wish)
+    job = record(watched.resources, wish)
     assert (job.status, job.total) == ("chunking", None)
     assert go(watched, wish).total == 4
     assert watched.heard() == of(job, 0, 1, 2, 3)  # each once
@@ -182,9 +181,9 @@ def test_what_is_done_already_is_not_uploaded_again(watched: Watched, wish: Wish
     stopping = threading.Event()
     with pytest.raises(Interrupted):
         go(watched, wish, StopsAfter(2, stopping), stopping)
-    job = record(watched.depot, wish)
+    job = record(watched.resources, wish)
     watched.heard()
-    watched.depot.store.complete(Completion(SegmentId(job.job_id, 0), "", 1.0))
+    watched.resources.store.complete(Completion(SegmentId(job.job_id, 0), "", 1.0))
     go(watched, wish)
     assert 0 not in [one.index for one in watched.heard()]
 
@@ -192,23 +191,23 @@ def test_what_is_done_already_is_not_uploaded_again(watched: Watched, wish: Wish
 def test_a_job_whose_segments_were_all_done_while_it_was_cut_is_sent_to_be_put_together(
     watched: Watched, wish: Wish
 ) -> None:
-    depot, job = watched.depot, record(watched.depot, wish)
+    resources, job = watched.resources, record(watched.resources, wish)
     for segment in of(job, 0, 1, 2, 3):
-        depot.store.complete(Completion(segment.id, output_uri(depot.output_bucket, segment), 1.0))
+        resources.store.complete(Completion(segment.id, output_uri(resources.output_bucket, segment), 1.0))
     go(watched, wish)
-    message = depot.reassembly.receive(0)
+    message = resources.reassembly.receive(0)
     assert message is not None
     assert message.body == job.job_id
 
 
 @both
 def test_a_job_that_failed_is_tried_again_where_it_failed(watched: Watched, wish: Wish) -> None:
-    depot, job = watched.depot, go(watched, wish)
+    resources, job = watched.resources, go(watched, wish)
     watched.heard()
-    depot.store.complete(Completion(SegmentId(job.job_id, 1), "", 1.0))
-    depot.store.mark(job.job_id, "failed", "segment 0: the model fell over")
+    resources.store.complete(Completion(SegmentId(job.job_id, 1), "", 1.0))
+    resources.store.mark(job.job_id, "failed", "segment 0: the model fell over")
     with pytest.raises(JobFailed, match=r"segment 0: the model fell over\. Submit the film again"):
-        follow(depot, job.job_id, Board(), threading.Event(), every_s=0.01)
+        follow(resources, job.job_id, Board(), threading.Event(), every_s=0.01)
     again = go(watched, wish)
     assert (again.job_id, again.status, again.round) == (job.job_id, "chunking_complete", 1)
     assert watched.heard() == of(job, 0, 2, 3)
@@ -216,9 +215,9 @@ def test_a_job_that_failed_is_tried_again_where_it_failed(watched: Watched, wish
 
 @both
 def test_a_later_round_that_is_interrupted_goes_on(watched: Watched, wish: Wish) -> None:
-    depot, job, stopping = watched.depot, go(watched, wish), threading.Event()
+    resources, job, stopping = watched.resources, go(watched, wish), threading.Event()
     watched.heard()
-    depot.store.mark(job.job_id, "failed", "segment 3: the model fell over")
+    resources.store.mark(job.job_id, "failed", "segment 3: the model fell over")
     with pytest.raises(Interrupted):
         go(watched, wish, StopsAfter(2, stopping), stopping)
     assert watched.heard() == of(job, 0, 1)
@@ -227,13 +226,13 @@ def test_a_later_round_that_is_interrupted_goes_on(watched: Watched, wish: Wish)
 
 
 def test_a_job_whose_parts_do_not_fit_together_can_be_begun_anew(watched: Watched, wish: Wish) -> None:
-    depot, job = watched.depot, go(watched, wish)
+    resources, job = watched.resources, go(watched, wish)
     watched.heard()
     for segment in of(job, 0, 1, 2, 3):
-        depot.store.complete(Completion(segment.id, "", 1.0))
-    depot.store.mark(job.job_id, "failed", "its parts cannot be put together")
+        resources.store.complete(Completion(segment.id, "", 1.0))
+    resources.store.mark(job.job_id, "failed", "its parts cannot be put together")
     with pytest.raises(JobFailed, match=r"or with --again to begin anew"):
-        follow(depot, job.job_id, Board(), threading.Event(), every_s=0.01)
+        follow(resources, job.job_id, Board(), threading.Event(), every_s=0.01)
     second = go(watched, Wish(wish.film, wish.mode, wish.seconds, again=True))
     assert second.job_id == f"{job.job_id}-2"
     assert watched.heard() == of(second, 0, 1, 2, 3)
@@ -242,21 +241,21 @@ def test_a_job_whose_parts_do_not_fit_together_can_be_begun_anew(watched: Watche
 
 def test_what_a_kill_left_half_written_goes_with_the_parts(watched: Watched, wish: Wish, tmp_path: Path) -> None:
     job = go(watched, wish)
-    finish(watched.depot, job)
+    finish(watched.resources, job)
     folder = tmp_path / "out" / "jobs" / job.job_id
     (folder / ".final.mp4.k1ll3d.part").write_bytes(b"half")
-    assert watched.depot.tidy is not None
-    watched.depot.tidy(job.job_id)
+    assert watched.resources.tidy is not None
+    watched.resources.tidy(job.job_id)
     assert [path.name for path in folder.iterdir()] == ["final.mp4"]
 
 
 @both
 def test_a_film_that_is_done_is_done_anew_only_when_asked(watched: Watched, wish: Wish) -> None:
-    depot, job = watched.depot, go(watched, wish)
+    resources, job = watched.resources, go(watched, wish)
     watched.heard()
-    finish(depot, job)
+    finish(resources, job)
     assert go(watched, wish).job_id == job.job_id
-    assert follow(depot, job.job_id, Board(), threading.Event(), every_s=60).status == "done"
+    assert follow(resources, job.job_id, Board(), threading.Event(), every_s=60).status == "done"
     assert watched.heard() == []
     anew = Wish(wish.film, wish.mode, wish.seconds, again=True)
     second = go(watched, anew)
@@ -268,51 +267,51 @@ def test_a_film_that_is_done_is_done_anew_only_when_asked(watched: Watched, wish
 
 @both
 def test_a_job_that_is_stuck_is_told_of_once_more_when_asked(watched: Watched, wish: Wish) -> None:
-    depot, job = watched.depot, go(watched, wish)
+    resources, job = watched.resources, go(watched, wish)
     assert len(watched.heard()) == 4  # and nobody did anything
-    depot.store.complete(Completion(SegmentId(job.job_id, 3), "", 1.0))
+    resources.store.complete(Completion(SegmentId(job.job_id, 3), "", 1.0))
     assert go(watched, Wish(wish.film, wish.mode, wish.seconds, again=True)).job_id == job.job_id
     assert watched.heard() == of(job, 0, 1, 2)
 
 
 @both
 def test_a_job_whose_last_message_was_lost_is_put_together_when_asked(watched: Watched, wish: Wish) -> None:
-    depot, job = watched.depot, go(watched, wish)
+    resources, job = watched.resources, go(watched, wish)
     watched.heard()
     for index in range(4):
-        depot.store.complete(Completion(SegmentId(job.job_id, index), "", 1.0))
-    assert Completions(depot.store, depot.reassembly).check(job.job_id)
-    assert taken(depot.reassembly) == [job.job_id]  # and nobody did anything
+        resources.store.complete(Completion(SegmentId(job.job_id, index), "", 1.0))
+    assert Completions(resources.store, resources.reassembly).check(job.job_id)
+    assert taken(resources.reassembly) == [job.job_id]  # and nobody did anything
     assert go(watched, wish).status == "chunking_complete"
-    assert taken(depot.reassembly) == []
+    assert taken(resources.reassembly) == []
     anew = go(watched, Wish(wish.film, wish.mode, wish.seconds, again=True))
     assert (anew.job_id, anew.status, anew.total) == (job.job_id, "chunking_complete", 4)
-    assert taken(depot.reassembly) == [job.job_id]
+    assert taken(resources.reassembly) == [job.job_id]
     assert watched.heard() == [], "nothing of it is analysed again"
 
 
 def test_a_film_whose_result_was_deleted_is_done_anew(watched: Watched, wish: Wish) -> None:
     job = go(watched, wish)
-    watched.depot.store.mark(job.job_id, "done")
+    watched.resources.store.mark(job.job_id, "done")
     assert go(watched, wish).job_id == f"{job.job_id}-2"
 
 
 def test_other_wishes_are_other_jobs(watched: Watched, wish: Wish) -> None:
-    first = record(watched.depot, wish)
+    first = record(watched.resources, wish)
     others = [Wish(wish.film, "blur_faces", 0.3), Wish(wish.film, "annotate", 0.5)]
-    assert len({first.job_id, *(record(watched.depot, one).job_id for one in others)}) == 3
+    assert len({first.job_id, *(record(watched.resources, one).job_id for one in others)}) == 3
 
 
 def test_waiting_ends_when_it_is_told_to(watched: Watched, wish: Wish) -> None:
     job, stopping = go(watched, wish), threading.Event()
     stopping.set()
     with pytest.raises(Interrupted, match=r"is not done\. Submit the film again to go on"):
-        follow(watched.depot, job.job_id, Board(), stopping, every_s=60)
+        follow(watched.resources, job.job_id, Board(), stopping, every_s=60)
 
 
 def test_what_is_no_film_leaves_no_job(watched: Watched, tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     path.write_text("not a film")
     with pytest.raises(VideoError, match=r"a\.mp4"):
-        record(watched.depot, Wish(path))
-    assert watched.depot.store.waiting_jobs() == []
+        record(watched.resources, Wish(path))
+    assert watched.resources.store.waiting_jobs() == []

@@ -14,7 +14,7 @@ import yaml
 
 from app.segments import keys
 from app.segments.attempts import MOST_DELIVERIES
-from app.segments.store_dynamo import BY_OPEN, BY_STATUS
+from app.segments.aws import BY_OPEN, BY_STATUS
 from app.settings import SegmentSettings
 from tests.support.aws import Aws
 from tests.support.segments import estate

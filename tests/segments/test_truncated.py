@@ -148,8 +148,8 @@ def test_c14_the_job_says_that_its_film_is_truncated(tmp_path: Path) -> None:
     local = LocalFolder(tmp_path / "out", SegmentSettings())
     try:
         with pytest.raises(TruncatedVideo, match=r"of the 3\.00 s .* --allow-truncated"):
-            record(local.depot, Wish(film))
-        allowed = record(local.depot, Wish(film, allow_truncated=True))
+            record(local.resources, Wish(film))
+        allowed = record(local.resources, Wish(film, allow_truncated=True))
         assert allowed.status == "failed"  # the same job: what is missing of it is tried when it is allowed
         assert allowed.reason is not None
         assert allowed.reason.startswith("film-cut.mp4 is truncated")

@@ -13,50 +13,47 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.segments.backends.backend import Done, SegmentFailed
-from app.segments.backends.http import Http
+from app.segments.backends.http import HttpBackend
 from app.segments.completion import Completions
 from app.segments.events import Created, body_of
-from app.segments.keys import SegmentKey, input_key, input_uri, output_uri, results_uri
-from app.segments.local_database import LocalDatabase
-from app.segments.parts import Parts
-from app.segments.ports import Completion, Job, Queue
-from app.segments.queue_local import LocalQueue
+from app.segments.keys import SegmentKey, beside, input_key, input_uri, output_uri
+from app.segments.local import LocalDatabase, LocalQueue
+from app.segments.ports import Completion, Done, Job, Queue, SegmentFailed, WorkerResources
 from app.settings import SegmentSettings
 from tests.support.aws import Aws
-from tests.support.segments import estate, local_parts, uploaded
+from tests.support.segments import estate, local_resources, uploaded
 from tests.support.service import process, wait_for_line
 from tests.support.worker import Analyser, Counts, until, working
 
 SETTINGS = SegmentSettings(segment_visibility_s=30)
-Make = Callable[..., Parts]
+Make = Callable[..., WorkerResources]
 
 
 @pytest.fixture(params=["aws", "local"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
-    """Parts of either kind."""
+    """WorkerResources of either kind."""
     if request.param == "local":
-        return lambda **settings: local_parts(tmp_path, SETTINGS.model_copy(update=settings))
+        return lambda **settings: local_resources(tmp_path, SETTINGS.model_copy(update=settings))
     aws: Aws = request.getfixturevalue("aws")
-    return lambda **settings: estate(aws, **({"segment_visibility_s": 30} | settings)).parts()
+    return lambda **settings: estate(aws, **({"segment_visibility_s": 30} | settings)).resources()
 
 
 @pytest.fixture
-def parts(make: Make) -> Parts:
+def parts(make: Make) -> WorkerResources:
     return make()
 
 
 @pytest.fixture
-def local(tmp_path: Path) -> Parts:
+def local(tmp_path: Path) -> WorkerResources:
     """For what is the same on AWS, since its stores and queues are (see their tests)."""
-    return local_parts(tmp_path, SETTINGS)
+    return local_resources(tmp_path, SETTINGS)
 
 
 def segments(count: int, job_id: str = "clip") -> list[SegmentKey]:
     return [SegmentKey(job_id, index, "annotate") for index in range(count)]
 
 
-def submit(parts: Parts, count: int, job_id: str = "clip") -> list[SegmentKey]:
+def submit(parts: WorkerResources, count: int, job_id: str = "clip") -> list[SegmentKey]:
     """A job with all its segments uploaded, and told of where nobody else does."""
     parts.store.put_job(Job(job_id, "annotate", "clip.mp4", time.time()))
     made = segments(count, job_id)
@@ -77,11 +74,11 @@ def jobs_sent(queue: Queue) -> list[str]:
     return found
 
 
-def all_done(parts: Parts, count: int, job_id: str = "clip") -> bool:
+def all_done(parts: WorkerResources, count: int, job_id: str = "clip") -> bool:
     return len(parts.store.completions(job_id)) == count and parts.store.trigger_once(job_id, 60) == "sent"
 
 
-def test_segments_go_through_and_the_job_is_sent_once(parts: Parts) -> None:
+def test_segments_go_through_and_the_job_is_sent_once(parts: WorkerResources) -> None:
     made = submit(parts, 3)
     with working(parts, SETTINGS) as worker:
         until(lambda: all_done(parts, 3))
@@ -89,13 +86,13 @@ def test_segments_go_through_and_the_job_is_sent_once(parts: Parts) -> None:
         assert worker.report()["backend"] == "stub"
     for segment in made:
         assert parts.objects.read(output_uri(parts.output_bucket, segment)) == f"film {segment.index}".encode()
-        assert parts.objects.read(results_uri(parts.output_bucket, segment)) == b""
+        assert parts.objects.read(beside(output_uri(parts.output_bucket, segment))) == b""
     assert [one.segment.index for one in parts.store.completions("clip")] == [0, 1, 2]
     assert jobs_sent(parts.reassembly) == ["clip"]
     assert parts.segments.receive(0) is None
 
 
-def test_one_event_may_name_many_segments_and_strangers(parts: Parts) -> None:
+def test_one_event_may_name_many_segments_and_strangers(parts: WorkerResources) -> None:
     parts.store.put_job(Job("clip", "annotate", "clip.mp4", 0.0))
     names = [Created(parts.input_bucket, uploaded(parts, one)) for one in segments(3)]
     strangers = [Created(parts.input_bucket, "segments/readme.txt"), Created("another", names[0].key)]
@@ -109,7 +106,7 @@ def test_one_event_may_name_many_segments_and_strangers(parts: Parts) -> None:
         until(lambda: counts("segment_messages", "segments", "duplicate") >= 3)
 
 
-def test_d1_bodies_that_are_not_understood_are_counted_and_given_back(parts: Parts) -> None:
+def test_d1_bodies_that_are_not_understood_are_counted_and_given_back(parts: WorkerResources) -> None:
     counts = Counts().since("segment_messages", "segments", "invalid").since("segment_messages", "events", "invalid")
     for queue in (parts.segments, parts.events):
         for body in ("no json", '{"Records": [1]}', "[]"):
@@ -121,7 +118,7 @@ def test_d1_bodies_that_are_not_understood_are_counted_and_given_back(parts: Par
 
 def test_d1_a_body_that_is_not_understood_ends_in_the_dead_letter_queue(aws: Aws) -> None:
     made = estate(aws, segment_visibility_s=30)
-    parts, sqs = made.parts(), aws.client("sqs")
+    parts, sqs = made.resources(), aws.client("sqs")
     url = made.settings.video_worker_queue_url
     assert url is not None
     policy = json.loads(sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]["RedrivePolicy"])
@@ -150,7 +147,7 @@ def _eventbridge(bucket: str, key: str) -> str:
     return json.dumps({"version": "0", "source": "aws.s3", "detail-type": "Object Created", "detail": detail})
 
 
-def test_d1_events_in_envelopes_end_their_job(parts: Parts) -> None:
+def test_d1_events_in_envelopes_end_their_job(parts: WorkerResources) -> None:
     parts.store.put_job(Job("clip", "annotate", "clip.mp4", time.time()))
     keys = [input_key(segment) for segment in segments(5)]
     for segment in segments(5):
@@ -177,7 +174,9 @@ def test_d1_events_in_envelopes_end_their_job(parts: Parts) -> None:
         SegmentKey("nobody", 0, "annotate"),
     ],
 )
-def test_d1_an_event_for_a_segment_that_does_not_exist_harms_no_job(parts: Parts, stranger: SegmentKey) -> None:
+def test_d1_an_event_for_a_segment_that_does_not_exist_harms_no_job(
+    parts: WorkerResources, stranger: SegmentKey
+) -> None:
     submit(parts, 2)
     parts.segments.send(body_of(Created(parts.input_bucket, input_key(stranger))))
     counts = Counts().since("segment_messages", "segments", "unknown")
@@ -190,7 +189,7 @@ def test_d1_an_event_for_a_segment_that_does_not_exist_harms_no_job(parts: Parts
     assert parts.store.job("nobody") is None
 
 
-def test_d1_an_event_before_its_upload_harms_no_job(parts: Parts) -> None:
+def test_d1_an_event_before_its_upload_harms_no_job(parts: WorkerResources) -> None:
     parts.store.put_job(Job("clip", "annotate", "clip.mp4", time.time()))
     (segment,) = segments(1)
     parts.segments.send(body_of(Created(parts.input_bucket, input_key(segment))))
@@ -202,7 +201,7 @@ def test_d1_an_event_before_its_upload_harms_no_job(parts: Parts) -> None:
         until(lambda: all_done(parts, 1))
 
 
-def test_events_that_come_twice_change_nothing(parts: Parts) -> None:
+def test_events_that_come_twice_change_nothing(parts: WorkerResources) -> None:
     made = submit(parts, 2)
     counts = Counts().since("segments", "stub", "completed")
     with working(parts, SETTINGS):
@@ -217,7 +216,7 @@ def test_events_that_come_twice_change_nothing(parts: Parts) -> None:
     assert jobs_sent(parts.reassembly) == ["clip"]
 
 
-def test_segments_that_are_done_before_the_total_is_known(local: Parts) -> None:
+def test_segments_that_are_done_before_the_total_is_known(local: WorkerResources) -> None:
     local.store.put_job(Job("clip", "annotate", "clip.mp4", 0.0))
     completions = Completions(local.store, local.reassembly)
     for index in (2, 0, 1):
@@ -229,7 +228,7 @@ def test_segments_that_are_done_before_the_total_is_known(local: Parts) -> None:
     assert jobs_sent(local.reassembly) == ["clip"]
 
 
-def test_a_segment_beyond_the_total_does_not_stand_for_one_that_is_missing(local: Parts) -> None:
+def test_a_segment_beyond_the_total_does_not_stand_for_one_that_is_missing(local: WorkerResources) -> None:
     local.store.put_job(Job("clip", "annotate", "clip.mp4", 0.0))
     local.store.chunking_complete("clip", 2)
     completions = Completions(local.store, local.reassembly)
@@ -238,7 +237,7 @@ def test_a_segment_beyond_the_total_does_not_stand_for_one_that_is_missing(local
     assert jobs_sent(local.reassembly) == []
 
 
-def test_a_trigger_whose_taker_died_is_sent_by_the_next(parts: Parts) -> None:
+def test_a_trigger_whose_taker_died_is_sent_by_the_next(parts: WorkerResources) -> None:
     parts.store.put_job(Job("clip", "annotate", "clip.mp4", 0.0))
     parts.store.complete(Completion(SegmentKey("clip", 0, "annotate").id, "s3://out/0", 1.0))
     parts.store.chunking_complete("clip", 1)
@@ -248,7 +247,7 @@ def test_a_trigger_whose_taker_died_is_sent_by_the_next(parts: Parts) -> None:
     assert jobs_sent(parts.reassembly) == ["clip"]
 
 
-def test_a_segment_that_is_not_there_fails_its_job_when_its_attempts_are_spent(local: Parts) -> None:
+def test_a_segment_that_is_not_there_fails_its_job_when_its_attempts_are_spent(local: WorkerResources) -> None:
     local.store.put_job(Job("clip", "annotate", "clip.mp4", 0.0))
     counts = Counts().since("segments", "stub", "failed").since("segments", "stub", "given_up")
     local.store.chunking_complete("clip", 8)
@@ -263,7 +262,7 @@ def test_a_segment_that_is_not_there_fails_its_job_when_its_attempts_are_spent(l
     assert local.store.completions("clip") == []
 
 
-def test_segments_of_a_failed_job_are_left_alone_until_it_is_reopened(local: Parts) -> None:
+def test_segments_of_a_failed_job_are_left_alone_until_it_is_reopened(local: WorkerResources) -> None:
     submit(local, 2)
     local.store.mark("clip", "failed", "by hand")
     counts = Counts().since("segment_messages", "segments", "job_failed")
@@ -282,7 +281,7 @@ class Overtaken:
 
     name = "overtaken"
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: WorkerResources) -> None:
         self._parts = parts
 
     def ready(self) -> bool:
@@ -296,7 +295,7 @@ class Overtaken:
         """Nothing is open."""
 
 
-def test_a_failure_after_somebody_else_has_done_the_segment_changes_nothing(local: Parts) -> None:
+def test_a_failure_after_somebody_else_has_done_the_segment_changes_nothing(local: WorkerResources) -> None:
     submit(local, 1)
     counts = Counts().since("segment_messages", "segments", "duplicate")
     settings = SETTINGS.model_copy(update={"segment_attempts": 1})
@@ -310,7 +309,7 @@ def test_a_failure_after_somebody_else_has_done_the_segment_changes_nothing(loca
 
 
 def test_without_a_thread_left_the_place_and_the_message_are_given_back(
-    local: Parts, monkeypatch: pytest.MonkeyPatch
+    local: WorkerResources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submit(local, 1)
     start, left = threading.Thread.start, [1]
@@ -328,7 +327,7 @@ def test_without_a_thread_left_the_place_and_the_message_are_given_back(
 
 
 def test_a_segment_that_ends_whoever_works_on_it_fails_its_job_in_the_end(tmp_path: Path) -> None:
-    parts = local_parts(tmp_path, SETTINGS)
+    parts = local_resources(tmp_path, SETTINGS)
     submit(parts, 1)
     for _ in range(20):
         message = parts.segments.receive(0)
@@ -339,7 +338,7 @@ def test_a_segment_that_ends_whoever_works_on_it_fails_its_job_in_the_end(tmp_pa
     assert job.reason == "segment 0: delivered 20 times, and nobody could end it"
 
 
-def test_a_segment_file_is_only_acknowledged(local: Parts) -> None:
+def test_a_segment_file_is_only_acknowledged(local: WorkerResources) -> None:
     local.store.put_job(Job("clip", "annotate", "clip.mp4", 0.0))
     counts = Counts().since("segment_messages", "events", "segment_file").since("segment_messages", "events", "other")
     for key in ("jobs/clip/segments/00000.mp4", "jobs/clip/final.mp4", "jobs/clip/segments/00000.jsonl"):
@@ -354,7 +353,7 @@ def test_what_is_worked_on_stays_hidden_and_no_more_is_taken_than_there_are_plac
     parts = make(segment_visibility_s=3)
     analyser = Analyser(parts.objects, takes_s=60.0)
     with analyser.serving() as url:
-        parts = replace(parts, backend=Http(url, timeout_s=90, most=2))
+        parts = replace(parts, backend=HttpBackend(url, timeout_s=90, max_calls=2))
         submit(parts, 4)
         settings = SETTINGS.model_copy(update={"inference_max_in_flight": 2, "segment_visibility_s": 3})
         with working(parts, settings) as worker:
@@ -373,10 +372,10 @@ def test_what_is_worked_on_stays_hidden_and_no_more_is_taken_than_there_are_plac
     assert len(analyser.asked) == 4
 
 
-def test_a_worker_that_stops_ends_what_it_can_and_gives_back_the_rest(local: Parts) -> None:
+def test_a_worker_that_stops_ends_what_it_can_and_gives_back_the_rest(local: WorkerResources) -> None:
     analyser = Analyser(local.objects, takes_s=30.0)
     with analyser.serving() as url:
-        parts = replace(local, backend=Http(url, timeout_s=60, most=2))
+        parts = replace(local, backend=HttpBackend(url, timeout_s=60, max_calls=2))
         submit(parts, 1)
         with working(parts, SETTINGS, drain_s=0.2):
             until(lambda: analyser.asked)
@@ -388,10 +387,10 @@ def test_a_worker_that_stops_ends_what_it_can_and_gives_back_the_rest(local: Par
 
 def test_a_local_worker_that_is_killed_loses_nothing(tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"segment_visibility_s": 2})
-    submit(local_parts(tmp_path, settings), 3)
+    submit(local_resources(tmp_path, settings), 3)
     queue = LocalQueue(LocalDatabase(tmp_path / ".state" / "segments.db"), "segments", visibility_s=2)
     assert queue.receive(0) is not None, "taken by one that was killed"
-    parts = local_parts(tmp_path, settings)
+    parts = local_resources(tmp_path, settings)
     with working(parts, settings):
         until(lambda: all_done(parts, 3))
     assert jobs_sent(parts.reassembly) == ["clip"]
@@ -399,7 +398,7 @@ def test_a_local_worker_that_is_killed_loses_nothing(tmp_path: Path) -> None:
 
 def test_the_worker_as_a_process_with_its_pages(aws: Aws, tmp_path: Path) -> None:
     one = estate(aws)
-    parts = one.parts()
+    parts = one.resources()
     submit(parts, 2)
     settings = one.environment | {"METRICS_PORT": "0", "DRAIN_TIMEOUT_S": "2", "LOG_FORMAT": "console"}
     log_path = tmp_path / "log"
@@ -417,7 +416,7 @@ def test_the_worker_as_a_process_with_its_pages(aws: Aws, tmp_path: Path) -> Non
     assert "Traceback" not in log_path.read_text()
 
 
-def test_a_worker_outlives_aws(local: Parts) -> None:
+def test_a_worker_outlives_aws(local: WorkerResources) -> None:
     settings = SETTINGS.model_copy(update={"inference_max_in_flight": 1})
 
     class Dull:

@@ -8,17 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.segments.backends.backend import Backend
-from app.segments.backends.stub import Stub
+from app.segments.aws import BY_OPEN, BY_STATUS, DynamoStore, S3Objects, SqsQueue
+from app.segments.backends.stub import StubBackend
 from app.segments.keys import SegmentKey, input_key, input_uri
-from app.segments.local_database import LocalDatabase
-from app.segments.objects_folder import FolderObjects
-from app.segments.objects_s3 import S3Objects
-from app.segments.parts import Parts
-from app.segments.queue_local import LocalQueue
-from app.segments.queue_sqs import SqsQueue
-from app.segments.store_dynamo import BY_OPEN, BY_STATUS, DynamoStore
-from app.segments.store_local import LocalStore
+from app.segments.local import FolderObjects, LocalDatabase, LocalQueue, LocalStore
+from app.segments.ports import Backend, WorkerResources
 from app.settings import SegmentSettings
 from tests.support.aws import REGION, Aws
 
@@ -38,7 +32,7 @@ class Estate:
         given = self.settings.model_dump(exclude_defaults=True)
         return self.aws.environment | {name.upper(): str(value) for name, value in given.items()}
 
-    def parts(self, backend: Backend | None = None) -> Parts:
+    def resources(self, backend: Backend | None = None) -> WorkerResources:
         sqs, settings = self.aws.client("sqs"), self.settings
         assert settings.input_bucket_name
         assert settings.output_bucket_name
@@ -46,7 +40,7 @@ class Estate:
         assert settings.segment_output_queue_url
         assert settings.reassembly_queue_url
         objects = S3Objects(self.aws.client("s3"))
-        return Parts(
+        return WorkerResources(
             input_bucket=settings.input_bucket_name,
             output_bucket=settings.output_bucket_name,
             objects=objects,
@@ -56,7 +50,7 @@ class Estate:
             events=SqsQueue(sqs, settings.segment_output_queue_url, "events"),
             reassembly=SqsQueue(sqs, settings.reassembly_queue_url, "reassembly"),
             store=DynamoStore(self.aws.client("dynamodb"), settings),
-            backend=backend or Stub(objects),
+            backend=backend or StubBackend(objects),
         )
 
 
@@ -128,7 +122,7 @@ def _tables(aws: Aws, name: str) -> dict[str, str]:
     }
 
 
-def local_parts(folder: Path, settings: SegmentSettings, backend: Backend | None = None) -> Parts:
+def local_resources(folder: Path, settings: SegmentSettings, backend: Backend | None = None) -> WorkerResources:
     """The same on a folder, which is both buckets."""
     database = LocalDatabase(folder / ".state" / "segments.db")
     objects = FolderObjects(folder)
@@ -136,7 +130,7 @@ def local_parts(folder: Path, settings: SegmentSettings, backend: Backend | None
     def queue(name: str) -> LocalQueue:
         return LocalQueue(database, name, visibility_s=settings.segment_visibility_s)
 
-    return Parts(
+    return WorkerResources(
         input_bucket=str(folder),
         output_bucket=str(folder),
         objects=objects,
@@ -144,11 +138,11 @@ def local_parts(folder: Path, settings: SegmentSettings, backend: Backend | None
         events=queue("events"),
         reassembly=queue("reassembly"),
         store=LocalStore(database),
-        backend=backend or Stub(objects),
+        backend=backend or StubBackend(objects),
     )
 
 
-def uploaded(parts: Parts, segment: SegmentKey, data: bytes = b"film") -> str:
+def uploaded(parts: WorkerResources, segment: SegmentKey, data: bytes = b"film") -> str:
     """Puts a segment into the input bucket; on moto S3 tells the queue. Returns its key."""
     parts.objects.write(input_uri(parts.input_bucket, segment), data)
     return input_key(segment)

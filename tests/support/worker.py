@@ -15,8 +15,7 @@ from prometheus_client import REGISTRY
 
 from app.segments.keys import beside, uri
 from app.segments.pace import Pace
-from app.segments.parts import Parts
-from app.segments.ports import Objects
+from app.segments.ports import Objects, WorkerResources
 from app.segments.worker import Worker
 from app.settings import SegmentSettings
 
@@ -25,7 +24,9 @@ WAIT_S = 60.0
 
 
 @contextmanager
-def working(parts: Parts, settings: SegmentSettings, *, pace: Pace = QUICK, drain_s: float = 10.0) -> Iterator[Worker]:
+def working(
+    parts: WorkerResources, settings: SegmentSettings, *, pace: Pace = QUICK, drain_s: float = 10.0
+) -> Iterator[Worker]:
     """A worker at work while the block lasts; it must end well."""
     worker = Worker(parts, settings, pace)
     troubles: list[BaseException] = []

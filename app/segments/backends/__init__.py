@@ -1,1 +1,1 @@
-"""Who analyses a segment: one file each, chosen by INFERENCE_BACKEND."""
+"""The inference backends, one a file. INFERENCE_BACKEND chooses one; `ports.Backend` is what they implement."""

@@ -1,4 +1,4 @@
-"""The pipeline in this process: for films without AWS, and without a service that runs."""
+"""The pipeline in this process: for recorded video without AWS and without a running service."""
 
 from __future__ import annotations
 
@@ -15,28 +15,27 @@ from app.errors import InferenceError, InferenceUnavailable
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.startup import open_pipeline
 from app.process import tune
-from app.segments.backends.backend import BackendUnavailable, Done, SegmentFailed
 from app.segments.keys import SegmentKey, beside
-from app.segments.ports import ObjectMissing, Objects
+from app.segments.ports import BackendUnavailable, Done, ObjectMissing, Objects, SegmentFailed
 from app.segments.video import VideoError, probe
 from app.segments.video.processor import VideoReport, analyze_video, stream_settings
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
 
-Watch = Callable[[SegmentKey, int | None, int], None]
-"""A segment, how many of its frames are done (None: it is no longer worked on), and how many there are."""
+Progress = Callable[[SegmentKey, int | None, int], None]
+"""Called with a segment, the number of its analysed frames (None: its analysis ended), and the number of all."""
 
 
-class InProcess:
-    """See `Backend`. The pipeline lives on an event loop in a thread of its own, from `open` to `close`."""
+class PipelineBackend:
+    """`Backend` whose pipeline runs on an event loop in a thread of its own, from `open` to `close`."""
 
     name = "pipeline"
 
-    def __init__(self, settings: Settings, objects: Objects, watch: Watch) -> None:
+    def __init__(self, settings: Settings, objects: Objects, progress: Progress) -> None:
         self._settings = settings
         self._objects = objects
-        self._watch = watch
+        self._progress = progress
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="pipeline", daemon=True)
         self._closing = asyncio.Event()
@@ -76,7 +75,7 @@ class InProcess:
         except InferenceError as error:
             raise SegmentFailed(str(error)) from None
         finally:
-            self._watch(segment, None, 0)
+            self._progress(segment, None, 0)
         return Done()
 
     def _analyse(self, segment: SegmentKey, input_uri: str, output_uri: str, folder: Path) -> None:
@@ -87,9 +86,9 @@ class InProcess:
         def on_frames(more: int) -> None:
             nonlocal done
             done += more
-            self._watch(segment, done, frames)
+            self._progress(segment, done, frames)
 
-        self._watch(segment, 0, frames)
+        self._progress(segment, 0, frames)
         pipeline = self._pipeline.result()
         wish = stream_settings(self._settings.pipeline, segment.mode)
         most = self._settings.live.max_pixels

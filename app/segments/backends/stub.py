@@ -1,17 +1,16 @@
-"""Passes a segment through as it is: for trying queues, buckets and rights without a GPU."""
+"""Copies a segment to its output unchanged: for trying queues, buckets and permissions without a GPU."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
 
-from app.segments.backends.backend import Done, SegmentFailed
 from app.segments.keys import SegmentKey, beside
-from app.segments.ports import ObjectMissing, Objects
+from app.segments.ports import Done, ObjectMissing, Objects, SegmentFailed
 
 
-class Stub:
-    """See `Backend`. It sees nothing, so its results are an empty file."""
+class StubBackend:
+    """`Backend` that analyses nothing. The results are an empty file."""
 
     name = "stub"
 
@@ -24,11 +23,11 @@ class Stub:
     def invoke(self, segment: SegmentKey, input_uri: str, output_uri: str) -> Done:
         try:
             with tempfile.TemporaryDirectory(prefix="segment-") as folder:
-                film = Path(folder) / "segment.mp4"
-                self._objects.download(input_uri, film)
+                video = Path(folder) / "segment.mp4"
+                self._objects.download(input_uri, video)
                 self._objects.write(beside(output_uri), b"")
                 if segment.mode != "results_only":
-                    self._objects.upload(film, output_uri)
+                    self._objects.upload(video, output_uri)
         except ObjectMissing as error:
             raise SegmentFailed(str(error)) from None
         return Done()
