@@ -116,7 +116,7 @@ def test_a_folder_is_sent_by_name_and_what_is_no_picture_is_named(service: Servi
     found = results((tmp_path / "out.jsonl").read_bytes())
     assert [(one.seq, one.frame.image.width) for one in found] == [(1, 320), (2, 101), (3, 64)]
     assert "left out: " in done.err
-    assert "bb.jpg: no picture that can be read" in done.err
+    assert "bb.jpg: no image that can be read" in done.err
     # Pictures of several sizes make a film of the first one's.
     assert send(service, tmp_path, "-o", tmp_path / "out.mp4").code == 0
     with av.open(str(tmp_path / "out.mp4")) as container:
@@ -185,9 +185,9 @@ def test_what_cannot_be_sent_is_said_in_one_line(service: Service, film: Path, t
     (tmp_path / "torn.png").write_text("no picture")
     for source, words in (
         ("nowhere.mp4", ("nowhere.mp4", "no such file")),
-        (tmp_path / "empty", ("empty", "no pictures")),
+        (tmp_path / "empty", ("empty", "no images or videos")),
         (tmp_path / "text.mp4", ("text.mp4", "no video")),
-        (tmp_path / "torn.png", ("torn.png", "no picture")),
+        (tmp_path / "torn.png", ("torn.png", "no image")),
         ("97", ("camera 97", "cannot be opened")),
     ):
         assert_refused(send(service, source), *words)

@@ -297,7 +297,7 @@ def load_frames(source: str, on_damage: OnDamage = lambda problem, code: None) -
         return _clip()
     address = parse(source)
     with open_source(address, on_damage=on_damage) as reader:
-        jpegs = [shot.encoded(QUALITY) for shot in islice(reader, MAX_FRAMES)]
+        jpegs = [frame.encoded(QUALITY) for frame in islice(reader, MAX_FRAMES)]
     if not jpegs:
         raise SourceError(f"{address.shown}: it contains no image")
     return jpegs

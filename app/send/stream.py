@@ -25,7 +25,7 @@ from app.protocol.messages import Result, encode_result
 from app.send.video import VideoWriter
 from app.sources.address import Address, parse, printable
 from app.sources.options import Options
-from app.sources.reader import Limits, Reader, Shot, SourceError, open_source
+from app.sources.reader import Reader, ReadLimits, SourceError, SourceFrame, open_source
 
 QUALITY = 85
 _LATE_S = 2.0
@@ -38,7 +38,7 @@ _MAX_NOTES = 20
 
 
 class ResultWriter(Protocol):
-    def write(self, jpeg: bytes, result: Result, shot: Shot) -> None: ...
+    def write(self, jpeg: bytes, result: Result, frame: SourceFrame) -> None: ...
 
     def close(self) -> None: ...
 
@@ -52,7 +52,7 @@ class JsonLines:
         if path is not None:
             _writable(path)
 
-    def write(self, jpeg: bytes, result: Result, shot: Shot) -> None:
+    def write(self, jpeg: bytes, result: Result, frame: SourceFrame) -> None:
         try:
             if self._file is None:
                 assert self._path is not None
@@ -145,7 +145,7 @@ class _Sender:
         self._request = request
         self._address = address
         self._options = options
-        self._sent: dict[int, tuple[bytes, Shot]] = {}
+        self._sent: dict[int, tuple[bytes, SourceFrame]] = {}
         """Frames without a result yet, by `seq`."""
         self._left_out = 0
         self._notes: list[str] = []
@@ -173,10 +173,10 @@ class _Sender:
     def _open(self) -> Reader:
         request = self._request
         video = request.output is not None and request.output.suffix.lower() == ".mp4"
-        limits = Limits(
+        limits = ReadLimits(
             threads=min(_MAX_THREADS, os.cpu_count() or 1),
-            picture_s=1 / (request.fps or 25),
-            with_sound=video,
+            image_s=1 / (request.fps or 25),
+            with_audio=video,
             keeps_pauses=not request.realtime,
         )
         return open_source(self._address, self._options, limits, self._damaged)
@@ -198,10 +198,10 @@ class _Sender:
                 with _progress(total) as advance:
                     async for result in session.stream(self._paced(reader)):
                         advance()
-                        jpeg, shot = self._sent.pop(result.seq)
+                        jpeg, frame = self._sent.pop(result.seq)
                         for late in [seq for seq in self._sent if seq < result.seq]:
                             del self._sent[late]
-                        await _whole(sink.write, jpeg, result, shot)
+                        await _whole(sink.write, jpeg, result, frame)
             except BaseException:
                 with suppress(SightlineError):  # results received so far are kept if possible
                     sink.close()
@@ -218,15 +218,15 @@ class _Sender:
 
     async def _paced(self, reader: Reader) -> AsyncIterator[bytes]:
         """The source's frames at their pace, or as fast as credits allow."""
-        shots, realtime, fps = iter(reader), self._request.realtime, self._request.fps
+        frames, realtime, fps = iter(reader), self._request.realtime, self._request.fps
         began = math.inf
         for number in itertools.count():
-            shot = None if number == self._request.limit else await _whole(next, shots, None)
-            if shot is None:
+            frame = None if number == self._request.limit else await _whole(next, frames, None)
+            if frame is None:
                 return
             now = time.monotonic()
-            at_s = float(shot.at) if fps is None else number / fps
-            period_s = float(shot.lasts) if fps is None else 1 / fps
+            at_s = float(frame.at) if fps is None else number / fps
+            period_s = float(frame.lasts) if fps is None else 1 / fps
             if reader.pace == "live":
                 # A live source keeps its own pace: a frame is late if more time passed here than in the source.
                 began = min(began, now - at_s)
@@ -240,14 +240,14 @@ class _Sender:
             if realtime and late_s > period_s:
                 self._left_out += 1
                 continue
-            jpeg = await _whole(shot.encoded, QUALITY)
-            shot.frame = shot.jpeg = None  # large, and not asked for again
-            self._sent[number + 1 - self._left_out] = jpeg, shot
+            jpeg = await _whole(frame.encoded, QUALITY)
+            frame.decoded = frame.jpeg = None  # large, and not asked for again
+            self._sent[number + 1 - self._left_out] = jpeg, frame
             yield jpeg
 
     def _all_notes(self, reader: Reader) -> list[str]:
         if reader.damaged:
-            return [*self._notes, f"{reader.damaged} pieces of the source held no picture that could be decoded"]
+            return [*self._notes, f"{reader.damaged} pieces of the source could not be decoded"]
         return self._notes
 
 

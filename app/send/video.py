@@ -19,7 +19,7 @@ from app.files import partial_path
 from app.protocol.messages import Result
 from app.sources.address import ffmpeg_name, printable
 from app.sources.copying import accepts, add_copy
-from app.sources.reader import Container, Reader, Shot
+from app.sources.reader import Container, Reader, SourceFrame
 
 FORMAT = "mp4"
 _BASE = Fraction(1, 90_000)
@@ -63,21 +63,21 @@ class VideoWriter:
         self._last: tuple[Any, int] | None = None
         """The last frame and its time. It is encoded once the next frame tells how long it is shown."""
 
-    def write(self, jpeg: bytes, result: Result, shot: Shot) -> None:
+    def write(self, jpeg: bytes, result: Result, source_frame: SourceFrame) -> None:
         # EXIF orientation is ignored, because the result's pixel coordinates ignore it.
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         pixels: Any = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags)
         picture = annotate(pixels, result.frame)
         with _named(self._path):
             if self._container is None:
-                self._open(picture.shape[0], picture.shape[1], shot)
+                self._open(picture.shape[0], picture.shape[1], source_frame)
             frame = av.VideoFrame.from_ndarray(_fit(picture, self._stream.width, self._stream.height), format="rgb24")
-            frame.pts, frame.time_base = round((shot.at + self._lead) / _BASE), _BASE
+            frame.pts, frame.time_base = round((source_frame.at + self._lead) / _BASE), _BASE
             if self._last is not None:
                 frame.pts = max(frame.pts, self._last[1] + 1)
                 self._encode(frame.pts)
             self._last = frame, frame.pts
-            self._end = shot.at
+            self._end = source_frame.at
 
     def close(self) -> None:
         """Completes the video and renames it. Without a frame nothing is left."""
@@ -97,7 +97,7 @@ class VideoWriter:
             self._container = None
             self._temporary.unlink(missing_ok=True)
 
-    def _open(self, height: int, width: int, shot: Shot) -> None:
+    def _open(self, height: int, width: int, source_frame: SourceFrame) -> None:
         self._container = av.open(ffmpeg_name(self._temporary), "w", format=FORMAT)
         rate = Fraction(self._reader.fps).limit_denominator(1001)
         # No B-frames: with them and a variable rate, MP4 stores how long frames are decoded, not shown.
@@ -106,15 +106,15 @@ class VideoWriter:
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.time_base = _BASE
         if self._source is not None:
-            self._begin_sound(self._source, shot)
+            self._begin_sound(self._source, source_frame)
         self._container.start_encoding()
 
-    def _begin_sound(self, source: Container, shot: Shot) -> None:
+    def _begin_sound(self, source: Container, source_frame: SourceFrame) -> None:
         shape = source.stream.sample_aspect_ratio
         if shape:
-            self._stream.codec_context.sample_aspect_ratio = 1 / shape if shot.turn.transposed else shape
+            self._stream.codec_context.sample_aspect_ratio = 1 / shape if source_frame.turn.transposed else shape
         self._lead = source.lead if source.lead <= _MAX_LEAD else Fraction(0)
-        for number, stream in enumerate(source.sound.streams):
+        for number, stream in enumerate(source.audio.streams):
             if accepts(FORMAT, [stream]):
                 self._tracks[number] = add_copy(self._container, stream)
             else:
@@ -139,7 +139,7 @@ class VideoWriter:
     def _write_sound(self, moment: Fraction) -> None:
         if self._source is None:
             return
-        for number, packet, at in self._source.sound.until(moment):
+        for number, packet, at in self._source.audio.until(moment):
             track = self._tracks.get(number)
             base = Fraction(packet.time_base)
             lasts, shown = (packet.duration or 0) * base, at + self._lead

@@ -1,7 +1,7 @@
-"""How one source is to be read: transport, FFmpeg options, rotation, frames a second.
+"""How a source is read: transport, FFmpeg options, rotation, frames per second.
 
-Only options that name no file, protocol or format are taken: who may list sources may not read this machine's files
-by them.
+Only options that name no file, protocol or format are allowed, so that a person who may list sources cannot read this
+machine's files through them.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from app.sources.orientation import ROTATIONS
 Transport = Literal["auto", "tcp", "udp", "udp_multicast", "http"]
 TRANSPORTS: tuple[Transport, ...] = get_args(Transport)
 KEYS = ("transport", "options", "rotation", "fps")
-MOST_FPS = 240.0
-_LONGEST_VALUE = 4096
+MAX_FPS = 240.0
+_MAX_VALUE_CHARS = 4096
 
 _EVERYWHERE = """analyzeduration probesize fpsprobesize max_probe_packets max_delay fflags flags flags2
     skip_frame skip_loop_filter err_detect ec use_wallclock_as_timestamps"""
@@ -44,15 +44,22 @@ _OPTIONS = {
     "device": "input_format framerate video_size pixel_format channel standard",
     "file": "framerate ignore_editlist seek2any",
 }
-"""FFmpeg's options by kind of source. None of them names a file, a protocol or a format."""
-_LIKE = {"rtsps": "rtsp", "https": "http", "rtmps": "rtmp", "folder": "file"}
-_MOST = {"probesize": 100_000_000, "analyzeduration": 60_000_000, "fifo_size": 1_000_000, "reorder_queue_size": 100_000}
-_MOST |= dict.fromkeys(("buffer_size", "recv_buffer_size", "send_buffer_size"), 100_000_000)
-"""Of options that memory is set aside by."""
+"""FFmpeg's options by the kind of source. None of them names a file, a protocol or a format."""
+_SAME_OPTIONS = {"rtsps": "rtsp", "https": "http", "rtmps": "rtmp", "folder": "file"}
+_MAX_VALUES = {
+    "probesize": 100_000_000,
+    "analyzeduration": 60_000_000,
+    "fifo_size": 1_000_000,
+    "reorder_queue_size": 100_000,
+    "buffer_size": 100_000_000,
+    "recv_buffer_size": 100_000_000,
+    "send_buffer_size": 100_000_000,
+}
+"""The largest values of options by which FFmpeg allocates memory."""
 
 
 class OptionRefused(ConfigurationError):
-    """An option of a source is wrong. The message names it, its value unless that may be secret, and what is right."""
+    """An option of a source is wrong. The message names it, its value unless that may be secret, and valid values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +67,20 @@ class Options:
     """How a source is read."""
 
     transport: Transport = "auto"
-    """Of RTSP: `auto` asks for TCP and takes UDP where the camera has nothing else."""
+    """Of RTSP: `auto` asks for TCP, and uses UDP if the camera has nothing else."""
     ffmpeg: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     """Names and values for FFmpeg; a value may be a password."""
     rotation: int | None = None
-    """Degrees, clockwise, that pictures are turned by, in place of what the source asks for; None: as it asks."""
+    """Degrees, clockwise, by which frames are turned in place of what the source asks for; None: as it asks."""
     fps: float | None = None
-    """Frames a second that are taken at most; None: as the settings say."""
+    """Frames per second that are taken at most; None: the settings decide."""
 
     @classmethod
     def parse(cls, fields: Mapping[Any, Any], address: Address) -> Options:
-        """From the fields of a YAML or JSON entry: `transport`, `options`, `rotation`, `fps`.
+        """Reads the fields of a YAML or JSON entry: `transport`, `options`, `rotation`, `fps`.
 
         Raises:
-            OptionRefused: one is wrong, or means nothing for this kind of source.
+            OptionRefused: a value is wrong, or the option does not apply to this kind of source.
         """
         return cls(
             transport=_transport(fields.get("transport"), address),
@@ -87,15 +94,15 @@ AS_IT_IS = Options()
 
 
 def from_pairs(pairs: list[str]) -> dict[str, str]:
-    """`KEY=VALUE`s of a command line as the mapping that `Options.parse` takes as `options`.
+    """Converts the `KEY=VALUE` pairs of a command line to the mapping that `Options.parse` expects as `options`.
 
     Raises:
-        OptionRefused: one has no `=`.
+        OptionRefused: a pair has no `=`.
     """
     found: dict[str, str] = {}
     for pair in pairs:
-        key, sign, value = pair.partition("=")
-        if not sign:
+        key, equals, value = pair.partition("=")
+        if not equals:
             raise OptionRefused(f"option {printable(key)!r}: want KEY=VALUE, such as user_agent=VLC")
         found[key.strip()] = value
     return found
@@ -126,8 +133,8 @@ def _fps(value: Any) -> float | None:
     if value is None:
         return None
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    if not 0 < number <= MOST_FPS:
-        raise OptionRefused(f"fps is {_brief(value)}; want a number above 0, at most {MOST_FPS:g}")
+    if not 0 < number <= MAX_FPS:
+        raise OptionRefused(f"fps is {_brief(value)}; want a number above 0, at most {MAX_FPS:g}")
     return float(number)
 
 
@@ -136,7 +143,7 @@ def _ffmpeg(value: Any, address: Address) -> tuple[tuple[str, str], ...]:
         return ()
     if not isinstance(value, Mapping):
         raise OptionRefused(f"options is {_brief(value)}; want a mapping of FFmpeg's options, {{user_agent: VLC}}")
-    allowed = f"{_OPTIONS[_LIKE.get(address.kind, address.kind)]} {_EVERYWHERE}".split()
+    allowed = f"{_OPTIONS[_SAME_OPTIONS.get(address.kind, address.kind)]} {_EVERYWHERE}".split()
     found: list[tuple[str, str]] = []
     for key, given in value.items():
         name = str(key)
@@ -155,7 +162,7 @@ def _ffmpeg(value: Any, address: Address) -> tuple[tuple[str, str], ...]:
 
 
 def _value(name: str, given: Any) -> str:
-    """As FFmpeg reads it. What is wrong with a value is said without the value: it may be a password."""
+    """The value as FFmpeg reads it. Errors do not contain the value, because it may be a password."""
     if isinstance(given, bool):
         return "1" if given else "0"
     if not isinstance(given, str | int | float):
@@ -164,13 +171,13 @@ def _value(name: str, given: Any) -> str:
         )
     text = str(given)
     lines = "\r\n" if name == "headers" else ""
-    if len(text) > _LONGEST_VALUE or any(not sign.isprintable() and sign not in lines for sign in text):
+    if len(text) > _MAX_VALUE_CHARS or any(not char.isprintable() and char not in lines for char in text):
         raise OptionRefused(
             f"option {name!r}: its value has {len(text)} characters, or some that cannot be shown; "
-            f"want at most {_LONGEST_VALUE:,} that can"
+            f"want at most {_MAX_VALUE_CHARS:,} that can"
         )
-    if name in _MOST and not (text.isascii() and text.isdigit() and int(text) <= _MOST[name]):
-        raise OptionRefused(f"option {name!r}: want a whole number of at most {_MOST[name]:,}")
+    if name in _MAX_VALUES and not (text.isascii() and text.isdigit() and int(text) <= _MAX_VALUES[name]):
+        raise OptionRefused(f"option {name!r}: want a whole number of at most {_MAX_VALUES[name]:,}")
     return text
 
 

@@ -1,4 +1,4 @@
-"""Which way up pictures are: a film's display matrix, a JPEG's EXIF orientation, turned upright. Pure."""
+"""Turns frames upright, by a video's display matrix or a JPEG's EXIF orientation. Pure."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import cv2
-import numpy as np
 from numpy.typing import NDArray
 
 ROTATIONS = (0, 90, 180, 270)
-"""Degrees, clockwise, that a source's pictures can be turned by."""
+"""Degrees, clockwise, by which a source's frames can be turned."""
 
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
-    """What is to be done to a picture for it to be upright: rows and columns exchanged first, then mirrored."""
+    """How an image must be turned to be upright: first rows and columns are exchanged, then it is mirrored."""
 
     transposed: bool = False
     left_right: bool = False
@@ -24,7 +23,9 @@ class Orientation:
 
     @classmethod
     def from_matrix(cls, matrix: tuple[int, ...]) -> Orientation:
-        """Of FFmpeg's display matrix (nine integers): x' = a x + c y, y' = b x + d y; the nearest of the eight ways."""
+        """From FFmpeg's display matrix (nine integers), x' = a x + c y, y' = b x + d y: the nearest of the eight
+        ways.
+        """
         a, b, c, d = matrix[0], matrix[1], matrix[3], matrix[4]
         if abs(b) + abs(c) > abs(a) + abs(d):
             return cls(transposed=True, left_right=c < 0, upside_down=b < 0)
@@ -32,7 +33,7 @@ class Orientation:
 
     @classmethod
     def from_degrees(cls, clockwise: int) -> Orientation:
-        """Of a turn by a multiple of 90 degrees."""
+        """From a turn by a multiple of 90 degrees."""
         return {
             0: cls(),
             90: cls(transposed=True, left_right=True),
@@ -42,19 +43,19 @@ class Orientation:
 
     @property
     def upright(self) -> bool:
-        """Whether there is nothing to do."""
+        """Whether the image is upright already."""
         return not (self.transposed or self.left_right or self.upside_down)
 
-    def apply(self, picture: NDArray[Any]) -> NDArray[Any]:
-        """The picture upright, uint8 `[height, width]` or `[height, width, channels]`: itself, or a copy."""
+    def apply(self, image: NDArray[Any]) -> NDArray[Any]:
+        """The image upright, uint8 `[height, width]` or `[height, width, channels]`: the same array or a copy."""
         if self.transposed:
-            picture = cv2.transpose(picture)
+            image = cv2.transpose(image)
         if self.left_right or self.upside_down:
-            picture = cv2.flip(picture, -1 if self.left_right and self.upside_down else 1 if self.left_right else 0)
-        return picture
+            image = cv2.flip(image, -1 if self.left_right and self.upside_down else 1 if self.left_right else 0)
+        return image
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height of an upright picture of a stored one of this size."""
+        """Width and height of the upright image, for a stored one of this size."""
         return (height, width) if self.transposed else (width, height)
 
 
@@ -71,10 +72,10 @@ _BY_EXIF = {
 
 
 def of_frame(frame: Any) -> Orientation:
-    """Of a decoded `av.VideoFrame`, as its file or stream asks for it."""
+    """The orientation that the file or stream of an `av.VideoFrame` asks for."""
     try:
         found = [bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"]
-    except ValueError:  # side data of a kind that PyAV has no name for hides all of it; flips are not seen then
+    except ValueError:  # PyAV fails if a frame has side data of a kind that it has no name for; flips are then unknown
         return Orientation.from_degrees(-round(frame.rotation / 90) * 90)
     if not found or len(found[0]) < 36:
         return UPRIGHT
@@ -82,10 +83,5 @@ def of_frame(frame: Any) -> Orientation:
 
 
 def of_exif(orientation: int) -> Orientation:
-    """Of EXIF's tag, 1 to 8; upright for anything else."""
+    """The orientation of EXIF's tag, 1 to 8; any other value means upright."""
     return _BY_EXIF.get(orientation, UPRIGHT)
-
-
-def contiguous(picture: NDArray[Any]) -> NDArray[np.uint8]:
-    """The picture in one piece of memory, as coders want it."""
-    return np.ascontiguousarray(picture)

@@ -1,8 +1,8 @@
-"""Moving pictures read: files, folders, URLs and cameras of this machine, by PyAV; upright, on one clock.
+"""Reads frames from files, folders, URLs and this machine's cameras by PyAV: upright, on one clock.
 
-`open_source` gives a reader. What every entry point needs is done here: the address is opened with what its kind allows
-and nothing else, pictures are turned as the source asks for, their times become one clock that only goes on, sizes are
-bounded before anything is decoded, and what goes wrong is said without the address' secrets.
+`open_source` returns a reader. It does for all entry points what they need: FFmpeg may open only what the kind of
+address allows, frames are turned upright, their times become one clock that never goes back, sizes are limited before
+anything is decoded, interlaced recordings become progressive, and errors contain none of the address's secrets.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import io
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from typing import Any, Literal, Protocol
 
 import av
 import av.error
+import av.filter
 import numpy as np
 import simplejpeg
 from av.stream import Disposition
@@ -32,23 +34,21 @@ from app.pipeline.decode import check_packet, inspect
 from app.sources import orientation
 from app.sources.address import Address, ffmpeg_name, printable
 from app.sources.clock import GAP_S, Clock
-from app.sources.fields import Deinterlacer
 from app.sources.options import AS_IT_IS, Options
 from app.sources.orientation import UPRIGHT, Orientation
-from app.sources.sound import Sound
 from app.sources.truncation import truncation
 
 OPEN_S, READ_S = 10.0, 5.0
-"""Longest wait for a source to open, and for its next data."""
+"""How long opening a source, and waiting for its next data, may take, seconds."""
 MAX_PIXELS = 4096 * 4096
-"""Of a picture, unless the settings say otherwise."""
-PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+"""Of a frame, unless the settings give another limit."""
+IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 VIDEOS = frozenset(
     {".mp4", ".m4v", ".mkv", ".mov", ".avi", ".webm", ".ts", ".m2ts", ".mpg", ".mpeg", ".mjpeg", ".mjpg"}
 )
 _JPEGS = (".jpg", ".jpeg")
 _STEADY = ("mov", "matroska", "avi", "asf")
-"""Containers whose times were written down for the whole file: a long pause in one is a pause."""
+"""Containers that store the times of the whole file, so that a long pause in one is a pause and no jump."""
 _BURST_GAP_S = 2.0
 _LIVE = {"fflags": "nobuffer", "flags": "low_delay"}
 _WEB = "http,https,tcp,tls,crypto,data,httpproxy"
@@ -63,120 +63,130 @@ _PROTOCOLS = {
     "srt": "srt,udp",
 }
 _PROTOCOLS |= {"rtsps": _PROTOCOLS["rtsp"], "rtmps": _PROTOCOLS["rtmp"], "https": _WEB}
-"""What FFmpeg may open for a kind of address, also where a playlist or a redirect names something else."""
-_FILMS = {
+"""The protocols that FFmpeg may use for a kind of address, also when a playlist or a redirect names another."""
+_VIDEO_FILES = {
     "protocol_whitelist": "file",
     "format_whitelist": "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,nut,mxf,mxf_opatom,gxf,dv,rm,ivf,"
     "yuv4mpegpipe,gif,apng,wtv",
     "fflags": "+genpts",
 }
-"""Of recorded film: containers that hold their own frames. Playlists and scripts, which name other files, are none."""
+"""FFmpeg's options for `ReadLimits.video_file`: only containers that hold their own frames. Playlists and scripts are
+not among them, because they name other files."""
 _DEVICES = {"linux": "v4l2", "darwin": "avfoundation"}
 _NO_TIMESTAMPS = 0x80
-"""AVFMT_NOTIMESTAMPS: the times of such a stream are made up from a frame rate."""
+"""AVFMT_NOTIMESTAMPS: FFmpeg invents the times of such a stream from a frame rate."""
 
 Pace = Literal["recorded", "bursts", "live"]
 OnDamage = Callable[[str, str], None]
-"""Is given a line and a code (`undecodable`, `too_large`, `too_expensive`) for each piece that is not decoded; reading
-goes on."""
+"""Called with a message and a code (`undecodable`, `too_large`, `too_expensive`) for each piece that is not decoded.
+Reading continues."""
+_AUDIO_RESYNC_S = Fraction(1)
+"""If audio and video are this close after a jump, the audio is aligned with the video again, seconds."""
+
+
+# --- errors ---
 
 
 class SourceError(SightlineError):
-    """The source cannot be read. `code` is what a counter of its pictures says of one."""
+    """The source cannot be read. `code` is the reason under which a frame of it is counted."""
 
     code = UndecodableFrame.code
     errno: int | None = None
-    """The system's, where it was its error."""
+    """The operating system's error number, if it reported one."""
 
 
 class SourceLost(SourceError):
-    """The source cannot be opened, or gives nothing more. It may be worth trying again."""
+    """The source cannot be opened, or sends nothing more. Opening it again may help."""
 
 
 class TooLarge(SourceError):
-    """The source's pictures have more pixels than are taken, or would cost too much."""
+    """The source's frames have too many pixels or would take too long to decode."""
 
     def __init__(self, message: str, code: str = FrameTooLarge.code) -> None:
         super().__init__(message)
         self.code = code
 
 
+# --- what is read ---
+
+
 @dataclass(slots=True)
-class Shot:
-    """One picture, not yet encoded: one of `jpeg` and `frame` is there."""
+class SourceFrame:
+    """One frame of a source: either `jpeg` or `decoded` is set."""
 
     at: Fraction
-    """Seconds since the source's first picture, on a clock without jumps."""
+    """Seconds since the source's first frame, on a clock without jumps."""
     lasts: Fraction = Fraction(1, 25)
-    """Seconds until the next picture, as far as the source says."""
+    """Seconds until the next frame, as far as the source tells."""
     jpeg: bytes | None = None
-    """As the source gave it; it is upright."""
-    frame: Any = None
-    """An `av.VideoFrame`, as it is stored."""
+    """The source's own JPEG, if it is upright."""
+    decoded: Any = None
+    """An `av.VideoFrame` as stored."""
     turn: Orientation = UPRIGHT
-    """What is to be done to `frame`, for it to be upright."""
+    """How `decoded` must be turned to be upright."""
 
     def pixels(self) -> NDArray[np.uint8]:
         """Upright, RGB uint8 `[height, width, 3]`."""
         if self.jpeg is not None:
             return np.asarray(simplejpeg.decode_jpeg(self.jpeg, "RGB"))
-        return orientation.contiguous(self.turn.apply(self.frame.to_ndarray(format="rgb24")))
+        return np.ascontiguousarray(self.turn.apply(self.decoded.to_ndarray(format="rgb24")))
 
     def encoded(self, quality: int) -> bytes:
-        """JPEG, 4:2:0; as the source gave it, where it gave one."""
+        """JPEG, 4:2:0; the source's own JPEG if there is one."""
         return self.jpeg if self.jpeg is not None else encode(self.pixels(), quality)
 
 
 def encode(rgb: NDArray[Any], quality: int = 85) -> bytes:
-    """JPEG, 4:2:0, of a picture RGB uint8 `[height, width, 3]`."""
+    """Encodes an image, RGB uint8 `[height, width, 3]`, as JPEG, 4:2:0."""
     jpeg: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(rgb), quality=quality, colorsubsampling="420")
     return jpeg
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What reading a source may take."""
+class ReadLimits:
+    """How a source is read, and how much reading it may take."""
 
     max_pixels: int = MAX_PIXELS
-    """Of a picture."""
+    """Of a frame."""
     max_bytes: int = 64 << 20
-    """Of a picture's file, and of a picture of Motion JPEG."""
+    """Of an image file, and of a frame of Motion JPEG."""
     threads: int = 1
-    """Of a decoder; 0: as many as FFmpeg likes."""
-    picture_s: float = 1 / 25
-    """Seconds that each picture of a folder is shown for."""
-    with_sound: bool = False
-    """Whether sound is read, too: `Container.sound` holds it until somebody takes it."""
+    """Of a decoder; 0: FFmpeg chooses."""
+    image_s: float = 1 / 25
+    """Seconds that each image of a folder is shown for."""
+    with_audio: bool = False
+    """Whether audio is read, too. `Container.audio` holds it until it is taken."""
     keeps_pauses: bool = False
-    """Whether a long pause in a file is one, and no jump to be passed over, where the kind of file can be relied on."""
-    film: bool = False
-    """Whether it is recorded film: a file that holds its own frames, and no playlist or script, which name others. All
-    its pictures come as frames, none as JPEG, and every pause is one."""
+    """Whether a long pause in a file stays, if its kind of file stores reliable times; otherwise it is skipped as a
+    jump."""
+    video_file: bool = False
+    """Whether the source must be a file that holds its own frames; playlists and scripts, which name other files, are
+    refused. All its frames come decoded, none as JPEG, and every pause stays."""
 
 
 class Reader(Protocol):
-    """An open source: a context, and an iterator over its pictures in their order."""
+    """An open source: a context manager, and an iterator over its frames in order."""
 
     pace: Pace
-    """`recorded`: a picture is due at its time; `bursts`: the same, though it happens now (HLS comes in pieces of
-    seconds); `live`: a picture is due when it comes."""
+    """`recorded`: a frame is due at its time; `bursts`: likewise, although the source is live, because its frames
+    arrive seconds at once (HLS); `live`: a frame is due when it arrives."""
     frames: int | None
-    """How many there will be; None where nobody knows."""
+    """How many frames there will be; None if that is unknown."""
     fps: float
-    """On average, as far as the source says."""
+    """On average, as far as the source tells."""
     damaged: int
-    """Pieces so far that held no picture that could be decoded."""
+    """Pieces so far that could not be decoded."""
 
     @property
     def period(self) -> Fraction:
-        """Seconds that the last picture is to be shown for."""
+        """Seconds that the last frame is shown for."""
         ...
 
     def truncated(self) -> list[str]:
-        """What its files lack of what they declare, in words. Blocks: some are read through for it."""
+        """What the source's files lack of what they declare, in words. Blocks, because some are read to their end."""
         ...
 
-    def __iter__(self) -> Iterator[Shot]: ...
+    def __iter__(self) -> Iterator[SourceFrame]: ...
 
     def __enter__(self) -> Reader: ...
 
@@ -188,50 +198,58 @@ class Reader(Protocol):
 def open_source(
     address: Address,
     options: Options | None = None,
-    limits: Limits | None = None,
+    limits: ReadLimits | None = None,
     on_damage: OnDamage = lambda problem, code: None,
 ) -> Reader:
-    """Opens a source. Blocks, `OPEN_S` at most where it is not a file.
+    """Opens a source. Blocks; if it is no file, at most `OPEN_S`.
 
     Raises:
-        SourceError: it cannot be opened, or has no pictures.
+        SourceError: the source cannot be opened, or has no frames.
     """
-    options, limits = options or AS_IT_IS, limits or Limits()
+    options, limits = options or AS_IT_IS, limits or ReadLimits()
     if address.kind == "folder":
         return Folder(address, options, limits, on_damage)
-    if address.kind == "file" and Path(address.text).suffix.lower() in PICTURES:
-        return Still(address, options, limits, on_damage)
+    if address.kind == "file" and Path(address.text).suffix.lower() in IMAGES:
+        return ImageFile(address, options, limits, on_damage)
     return Container(address, options, limits, on_damage)
 
 
-def played(opening: Callable[[], Reader], *, again: bool = False) -> Iterator[tuple[Reader, Shot]]:
-    """A source's pictures; with `again` a recording's over and over, on one clock, until one round brings none."""
+def played(opening: Callable[[], Reader], *, again: bool = False) -> Iterator[tuple[Reader, SourceFrame]]:
+    """Yields a source's frames.
+
+    Args:
+        opening: opens the source.
+        again: repeats a recording on one clock, until one round has no frames.
+    """
     start = Fraction(0)
     while True:
         last: Fraction | None = None
         with opening() as reader:
-            for shot in reader:
-                last = shot.at
-                shot.at += start
-                yield reader, shot
+            for frame in reader:
+                last = frame.at
+                frame.at += start
+                yield reader, frame
             if last is None or not again or reader.pace != "recorded":
                 return
             start += last + reader.period
 
 
-class Container:
-    """One file, URL or device."""
+# --- the readers ---
 
-    def __init__(self, address: Address, options: Options, limits: Limits, on_damage: OnDamage) -> None:
+
+class Container:
+    """Reads one file, URL or device."""
+
+    def __init__(self, address: Address, options: Options, limits: ReadLimits, on_damage: OnDamage) -> None:
         self.address = address
         self.damaged = 0
         self._options = options
         self._limits = limits
         self._on_damage = on_damage
-        with explained(address):
+        with source_errors(address):
             self.container: Any = _open(address, options, limits)
         try:
-            with explained(address):
+            with source_errors(address):
                 self.stream = self._choose()
         except BaseException:
             self.container.close()
@@ -241,22 +259,22 @@ class Container:
         self.pace: Pace = "recorded" if recorded else "bursts" if name == "hls" else "live"
         rate = self.stream.average_rate or self.stream.guessed_rate
         self.rate = Fraction(rate) if rate and 1 / 3600 < rate <= 1000 else Fraction(25)
-        """Frames a second, on average, as far as the source says."""
+        """Frames per second, on average, as far as the source tells."""
         self.fps = float(self.rate)
         self.frames: int | None = (self.stream.frames or None) if recorded else None
         gap_s: float | None = _BURST_GAP_S if self.pace == "bursts" else GAP_S
-        if limits.film or (recorded and limits.keeps_pauses and name in _STEADY):
+        if limits.video_file or (recorded and limits.keeps_pauses and name in _STEADY):
             gap_s = None
         self.clock = Clock(Fraction(1 / self.fps).limit_denominator(90_000), gap_s=gap_s)
-        heard = list(self.container.streams.audio) if limits.with_sound else []
-        self.sound = Sound([stream for stream in heard if stream.codec_context is not None], self.clock, gap_s)
+        streams = list(self.container.streams.audio) if limits.with_audio else []
+        self.audio = AudioBuffer([stream for stream in streams if stream.codec_context is not None], self.clock, gap_s)
         self._timeless = self.pace == "live" and bool(self.container.format.flags & _NO_TIMESTAMPS)
         self._began: float | None = None
         self._lasts: Fraction | None = None
-        self._passes: bool | None = False if limits.film else None
-        """Whether a JPEG is handed on as it came; None until the first has been looked at."""
-        # Only of recordings: a picture comes one later by it.
-        self._fields = Deinterlacer() if recorded else None
+        self._passes: bool | None = False if limits.video_file else None
+        """Whether the source's own JPEGs are passed on; None until the first has been checked."""
+        # Only for recordings, because it delays frames by one.
+        self._deinterlacer = Deinterlacer() if recorded else None
 
     def __enter__(self) -> Container:
         return self
@@ -265,80 +283,83 @@ class Container:
         self.close()
 
     def close(self) -> None:
-        """Closes the source. Reading it must be over."""
+        """Closes the source. No other thread may be reading it."""
         self.container.close()
 
     @property
     def period(self) -> Fraction:
-        # The last packet's: a frame's own is in the order of decoding, and another frame's where there are B-frames.
+        # The last packet's. A decoded frame's duration may be that of another frame if there are B-frames.
         return self._lasts or self.clock.period
 
     @property
     def origin(self) -> Fraction:
-        """The source's first moment, of sound maybe, on its own clock, seconds: transport streams begin anywhere."""
+        """The source's first moment, perhaps of audio, on its own clock, seconds; transport streams begin at any
+        time.
+        """
         start, base = self.container.start_time, Fraction(self.stream.time_base)
         return Fraction(0) if start is None else (Fraction(start, av.time_base) // base) * base
 
     @property
     def first(self) -> Fraction:
-        """When the first picture is to be shown, on the source's own clock, seconds; 0 until it is read."""
+        """The first frame's time on the source's own clock, seconds; 0 until that frame is read."""
         return -self.clock.offsets[0] if self.clock.offsets else Fraction(0)
 
     @property
     def lead(self) -> Fraction:
-        """Seconds from the source's first moment to its first picture; 0 until that is read."""
+        """Seconds from the source's first moment to its first frame; 0 until that frame is read."""
         if self.container.start_time is None or not self.clock.offsets:
             return Fraction(0)
         return max(Fraction(0), self.first - self.origin)
 
     @property
     def left_out(self) -> list[str]:
-        """What the source holds beside its pictures and sound, in words."""
+        """The source's streams that are not read, in words."""
         words = {"video": "another video", "audio": "sound", "subtitle": "subtitles"}
-        covers = [one for one in self.container.streams.video if one.disposition & Disposition.attached_pic]
-        rest = [one for one in self.container.streams if one not in (self.stream, *covers, *self.sound.streams)]
+        covers = [video for video in self.container.streams.video if video.disposition & Disposition.attached_pic]
+        read = (self.stream, *covers, *self.audio.streams)
         return [
-            f"{words.get(str(one.type), f'a stream of {one.type}')}"
-            + (f", {one.codec_context.name}" if one.codec_context is not None else "")
-            for one in rest
+            f"{words.get(str(stream.type), f'a stream of {stream.type}')}"
+            + (f", {stream.codec_context.name}" if stream.codec_context is not None else "")
+            for stream in self.container.streams
+            if stream not in read
         ]
 
     def truncated(self) -> list[str]:
         lacks = truncation(Path(self.address.text), self.address.shown) if self.address.kind == "file" else None
         return [] if lacks is None else [lacks]
 
-    def __iter__(self) -> Iterator[Shot]:
-        with explained(self.address):
-            for packet in self.container.demux(self.stream, *self.sound.streams):
+    def __iter__(self) -> Iterator[SourceFrame]:
+        with source_errors(self.address):
+            for packet in self.container.demux(self.stream, *self.audio.streams):
                 if packet.stream_index != self.stream.index:
-                    self.sound.take(packet)
+                    self.audio.put(packet)
                     continue
                 if packet.duration:
                     self._lasts = packet.duration * Fraction(packet.time_base)
                 try:
-                    found = self._decoded(packet)
+                    found = self._decode(packet)
                 except (av.error.InvalidDataError, av.error.ArgumentError) as error:
                     self._damage(str(error.strerror), UndecodableFrame.code)
                     continue
                 except FrameError as error:
                     self._damage(str(error), error.code)
                     continue
-                yield from self._timed(found)
-            if self._fields is not None:
-                yield from self._timed([(frame, self._shot(frame, UPRIGHT)) for frame in self._fields.rest()])
+                yield from self._with_times(found)
+            if self._deinterlacer is not None:
+                yield from self._with_times([(raw, self._frame(raw, UPRIGHT)) for raw in self._deinterlacer.flush()])
 
-    def _timed(self, found: list[tuple[Any, Shot]]) -> Iterator[Shot]:
-        for timed, shot in found:
-            shot.at, shot.lasts = self._time(timed)
-            yield shot
+    def _with_times(self, found: list[tuple[Any, SourceFrame]]) -> Iterator[SourceFrame]:
+        for timed, frame in found:
+            frame.at, frame.lasts = self._time(timed)
+            yield frame
 
     def _choose(self) -> Any:
-        """The first video stream that is no cover, ready to be decoded."""
+        """The first video stream that is no cover image, ready to be decoded."""
         shown, most = self.address.shown, self._limits.max_pixels
-        video = [one for one in self.container.streams.video if not one.disposition & Disposition.attached_pic]
-        if not video:
+        videos = [video for video in self.container.streams.video if not video.disposition & Disposition.attached_pic]
+        if not videos:
             raise SourceLost(f"{shown}: there is no video in it")
-        stream = video[0]
+        stream = videos[0]
         codec = stream.codec_context
         if codec is None:
             raise SourceError(f"{shown}: its video is of a kind that cannot be decoded here")
@@ -346,45 +367,46 @@ class Container:
             raise self._too_large(codec.width, codec.height)
         codec.thread_count = self._limits.threads
         codec.thread_type = "NONE" if self._limits.threads == 1 else "AUTO"
-        # A picture that is larger than the header says is refused before there is memory for it.
+        # FFmpeg refuses a frame that is larger than the header tells before it allocates memory for it.
         codec.options = {"max_pixels": str(most)}
         return stream
 
     def _too_large(self, width: int, height: int) -> TooLarge:
         return TooLarge(
-            f"{self.address.shown}: its pictures are {width}x{height}; "
+            f"{self.address.shown}: its frames are {width}x{height}; "
             f"at most {self._limits.max_pixels:,} pixels are taken, which is MAX_PIXELS"
         )
 
-    def _decoded(self, packet: Any) -> list[tuple[Any, Shot]]:
-        """A packet's pictures, each with what tells its time."""
+    def _decode(self, packet: Any) -> list[tuple[Any, SourceFrame]]:
+        """A packet's frames, each with the frame or packet of PyAV that has its time."""
         if self.stream.codec_context.name != "mjpeg" or not packet.size:
-            return [(frame, self._shot(frame, UPRIGHT)) for frame in self._whole(packet.decode())]
+            return [(raw, self._frame(raw, UPRIGHT)) for raw in self._deinterlaced(packet.decode())]
         jpeg = bytes(packet)
         check_packet(jpeg, max_pixels=self._limits.max_pixels)
-        turn, sound = UPRIGHT, False
-        with suppress(UndecodableFrame):  # FFmpeg takes some that others do not
+        turn, valid = UPRIGHT, False
+        with suppress(UndecodableFrame):  # FFmpeg decodes some JPEGs that other decoders refuse
             info = inspect(jpeg, max_bytes=self._limits.max_bytes, max_pixels=self._limits.max_pixels)
-            turn, sound = orientation.of_exif(info.orientation), True
+            turn, valid = orientation.of_exif(info.orientation), True
         as_stored = turn.upright or self._options.rotation == 0
         if self._passes is None:
             first = packet.decode()
             plain = not first or not turn.upright or self._turn(first[0], UPRIGHT).upright
-            self._passes = plain and not self._options.rotation and sound and _is_jpeg(jpeg)
-            if not (self._passes and sound and as_stored):
-                return [(frame, self._shot(frame, turn)) for frame in first]
-        if self._passes and sound and as_stored:
-            return [(packet, Shot(Fraction(0), jpeg=jpeg))]
-        return [(frame, self._shot(frame, turn)) for frame in self._whole(packet.decode())]
+            self._passes = plain and not self._options.rotation and valid and _is_jpeg(jpeg)
+            if not (self._passes and valid and as_stored):
+                return [(raw, self._frame(raw, turn)) for raw in first]
+        if self._passes and valid and as_stored:
+            return [(packet, SourceFrame(Fraction(0), jpeg=jpeg))]
+        return [(raw, self._frame(raw, turn)) for raw in self._deinterlaced(packet.decode())]
 
-    def _whole(self, frames: list[Any]) -> list[Any]:
-        """A recording's frames without fields."""
-        return frames if self._fields is None else [whole for frame in frames for whole in self._fields.push(frame)]
+    def _deinterlaced(self, frames: list[Any]) -> list[Any]:
+        if self._deinterlacer is None:
+            return frames
+        return [progressive for frame in frames for progressive in self._deinterlacer.push(frame)]
 
-    def _shot(self, frame: Any, exif: Orientation) -> Shot:
-        if frame.width * frame.height > self._limits.max_pixels:
-            raise self._too_large(frame.width, frame.height)
-        return Shot(Fraction(0), frame=frame, turn=self._turn(frame, exif))
+    def _frame(self, raw: Any, exif: Orientation) -> SourceFrame:
+        if raw.width * raw.height > self._limits.max_pixels:
+            raise self._too_large(raw.width, raw.height)
+        return SourceFrame(Fraction(0), decoded=raw, turn=self._turn(raw, exif))
 
     def _turn(self, frame: Any, exif: Orientation) -> Orientation:
         if self._options.rotation is not None:
@@ -392,7 +414,11 @@ class Container:
         return orientation.of_frame(frame) if exif.upright else exif
 
     def _time(self, timed: Any) -> tuple[Fraction, Fraction]:
-        """When a picture is to be shown, and for how long."""
+        """When a frame is shown, and for how long, seconds.
+
+        Args:
+            timed: the frame or packet of PyAV that has the time.
+        """
         if self._timeless:
             now = time.monotonic()
             self._began = now if self._began is None else self._began
@@ -406,41 +432,41 @@ class Container:
         self._on_damage(f"{self.address.shown}: {self.address.redact(problem)}", code)
 
 
-class Still:
-    """One picture's file."""
+class ImageFile:
+    """Reads one image file."""
 
     pace: Pace = "recorded"
     frames: int | None = 1
 
-    def __init__(self, address: Address, options: Options, limits: Limits, on_damage: OnDamage) -> None:
-        self.fps = 1 / limits.picture_s
-        self.period = Fraction(limits.picture_s).limit_denominator(90_000)
+    def __init__(self, address: Address, options: Options, limits: ReadLimits, on_damage: OnDamage) -> None:
+        self.fps = 1 / limits.image_s
+        self.period = Fraction(limits.image_s).limit_denominator(90_000)
         self.damaged = 0
         self._address = address
         self._options = options
         self._limits = limits
         self._on_damage = on_damage
 
-    def __enter__(self) -> Still:
+    def __enter__(self) -> ImageFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing stays open."""
+        """Does nothing, because no file stays open."""
 
     def truncated(self) -> list[str]:
         return []
 
-    def __iter__(self) -> Iterator[Shot]:
-        with explained(self._address):
+    def __iter__(self) -> Iterator[SourceFrame]:
+        with source_errors(self._address):
             try:
-                shot = self._jpeg() or self._other()
+                frame = self._read_jpeg() or self._decode()
             except FrameError as error:
                 raise TooLarge(f"{self._address.shown}: {error}", error.code) from None
-            shot.lasts = self.period
-            yield shot
+            frame.lasts = self.period
+            yield frame
 
-    def _jpeg(self) -> Shot | None:
-        """A JPEG's own bytes, where they are upright and any decoder takes them."""
+    def _read_jpeg(self) -> SourceFrame | None:
+        """The file's own JPEG, if it is upright and any decoder accepts it."""
         path = Path(self._address.text)
         if path.suffix.lower() not in _JPEGS or path.stat().st_size > self._limits.max_bytes:
             return None
@@ -448,43 +474,43 @@ class Still:
         check_packet(jpeg, max_pixels=self._limits.max_pixels)
         try:
             info = inspect(jpeg, max_bytes=self._limits.max_bytes, max_pixels=self._limits.max_pixels)
-        except UndecodableFrame:  # FFmpeg takes some that others do not
+        except UndecodableFrame:  # FFmpeg decodes some JPEGs that other decoders refuse
             return None
         if not _is_jpeg(jpeg):
             return None
         rotation = self._options.rotation
         turn = orientation.of_exif(info.orientation) if rotation is None else Orientation.from_degrees(rotation)
         if turn.upright:
-            return Shot(Fraction(0), jpeg=jpeg)
+            return SourceFrame(Fraction(0), jpeg=jpeg)
         pixels = simplejpeg.decode_jpeg(jpeg, "RGB")
-        return Shot(Fraction(0), frame=av.VideoFrame.from_ndarray(pixels, format="rgb24"), turn=turn)
+        return SourceFrame(Fraction(0), decoded=av.VideoFrame.from_ndarray(pixels, format="rgb24"), turn=turn)
 
-    def _other(self) -> Shot:
+    def _decode(self) -> SourceFrame:
         with Container(self._address, self._options, self._limits, self._on_damage) as container:
-            for shot in container:
-                shot.at = Fraction(0)
-                return shot
+            for frame in container:
+                frame.at = Fraction(0)
+                return frame
         raise SourceLost(
-            f"{self._address.shown}: no picture that can be read, "
+            f"{self._address.shown}: no image that can be read, "
             f"or one of more than {self._limits.max_pixels:,} pixels, which is MAX_PIXELS"
         )
 
 
 class Folder:
-    """All pictures and videos of a folder by name, one after the other. One that cannot be read is left out."""
+    """Reads all images and videos of a folder by name, one after the other, and leaves out those it cannot read."""
 
     pace: Pace = "recorded"
 
-    def __init__(self, address: Address, options: Options, limits: Limits, on_damage: OnDamage) -> None:
-        with explained(address):
+    def __init__(self, address: Address, options: Options, limits: ReadLimits, on_damage: OnDamage) -> None:
+        with source_errors(address):
             names = sorted(os.listdir(address.text))
-        members = [Path(address.text, name) for name in names if Path(name).suffix.lower() in PICTURES | VIDEOS]
+        members = [Path(address.text, name) for name in names if Path(name).suffix.lower() in IMAGES | VIDEOS]
         if not members:
-            raise SourceLost(f"{address.shown}: no pictures in it ({', '.join(sorted(PICTURES | VIDEOS))})")
-        self.fps = 1 / limits.picture_s
-        self.period = Fraction(limits.picture_s).limit_denominator(90_000)
+            raise SourceLost(f"{address.shown}: no images or videos in it ({', '.join(sorted(IMAGES | VIDEOS))})")
+        self.fps = 1 / limits.image_s
+        self.period = Fraction(limits.image_s).limit_denominator(90_000)
         self.damaged = 0
-        self.frames = len(members) if all(path.suffix.lower() in PICTURES for path in members) else None
+        self.frames = len(members) if all(path.suffix.lower() in IMAGES for path in members) else None
         self._members = [Address(str(path), "file", printable(str(path)), "") for path in members]
         self._opening = (options, limits, on_damage)
         self._on_damage = on_damage
@@ -493,22 +519,22 @@ class Folder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing stays open."""
+        """Does nothing, because no file stays open."""
 
     def truncated(self) -> list[str]:
-        videos = [one for one in self._members if Path(one.text).suffix.lower() in VIDEOS]
-        return [lacks for one in videos if (lacks := truncation(Path(one.text), one.shown)) is not None]
+        videos = [member for member in self._members if Path(member.text).suffix.lower() in VIDEOS]
+        return [lacks for video in videos if (lacks := truncation(Path(video.text), video.shown)) is not None]
 
-    def __iter__(self) -> Iterator[Shot]:
+    def __iter__(self) -> Iterator[SourceFrame]:
         start = Fraction(0)
         for member in self._members:
             last: Fraction | None = None
             try:
                 with open_source(member, *self._opening) as reader:
-                    for shot in reader:
-                        last = shot.at
-                        shot.at += start
-                        yield shot
+                    for frame in reader:
+                        last = frame.at
+                        frame.at += start
+                        yield frame
                     self.damaged += reader.damaged
             except SourceError as error:
                 self.damaged += 1
@@ -517,23 +543,150 @@ class Folder:
                 start += last + reader.period
 
 
-def _open(address: Address, options: Options, limits: Limits) -> Any:
+# --- parts of a container ---
+
+
+class Deinterlacer:
+    """Makes a recording's frames progressive, each at its own time; adds no frames and leaves none out.
+
+    Frames before the first interlaced one pass unchanged and at once. From then on each frame comes one frame later,
+    and progressive ones still pass unchanged. Each frame tells which of its two fields is the earlier.
+    """
+
+    def __init__(self) -> None:
+        self._graph: Any = None
+        self._format: tuple[object, ...] = ()
+        self._inside: deque[Any] = deque()
+        """Time, time base and duration of each frame inside the filter."""
+
+    def push(self, frame: Any) -> Iterator[Any]:
+        """Takes the next `av.VideoFrame`; yields those that are ready."""
+        if self._graph is not None and _frame_format(frame) != self._format:
+            yield from self.flush()
+        if self._graph is None:
+            if not frame.interlaced_frame:
+                yield frame
+                return
+            self._open(frame)
+        self._inside.append((frame.pts, frame.time_base, frame.duration))
+        self._graph.push(frame)
+        yield from self._ready()
+
+    def flush(self) -> Iterator[Any]:
+        """Yields the remaining frames."""
+        if self._graph is not None:
+            self._graph.push(None)
+            yield from self._ready()
+            self._graph = None
+
+    def _open(self, frame: Any) -> None:
+        self._format = _frame_format(frame)
+        graph = av.filter.Graph()
+        # The filter's times are not used, because some frames have none; frames are recognized by their order.
+        source = graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base or Fraction(1)
+        )
+        bwdif = graph.add("bwdif", "mode=send_frame:parity=auto:deint=interlaced")
+        sink = graph.add("buffersink")
+        source.link_to(bwdif)
+        bwdif.link_to(sink)
+        graph.configure()
+        self._graph = graph
+
+    def _ready(self) -> Iterator[Any]:
+        while self._inside:
+            try:
+                frame = self._graph.pull()
+            except (BlockingIOError, EOFError):
+                return
+            frame.pts, frame.time_base, frame.duration = self._inside.popleft()
+            yield frame
+
+
+def _frame_format(frame: Any) -> tuple[object, ...]:
+    return frame.width, frame.height, frame.format.name
+
+
+class AudioBuffer:
+    """Holds the packets of a source's audio streams, to be copied, with their times on the clock of the source's
+    frames.
+
+    One thread may `put` what is read while another takes it by `until`.
+
+    Where the source's times jump, those of the audio jump, too: each stream has a clock of its own, and after a jump it
+    is aligned with the frames again.
+
+    Args:
+        frames: the clock of the source's frames.
+        gap_s: the same as that clock's.
+    """
+
+    def __init__(self, streams: list[Any], frames: Clock, gap_s: float | None) -> None:
+        self.streams = streams
+        self._frames = frames
+        self._numbers = {stream.index: number for number, stream in enumerate(streams)}
+        self._clocks = [Clock(Fraction(1, 50), gap_s=gap_s) for _ in streams]
+        self._first: list[Fraction | None] = [None] * len(streams)
+        self._waiting: deque[tuple[int, Any, Fraction, Fraction, int]] = deque()
+        """Number of the stream, packet, its time, its time on the stream's clock, and how often that clock jumped."""
+
+    def put(self, packet: Any) -> None:
+        """Adds a packet as it was read from the source."""
+        number = self._numbers.get(packet.stream_index)
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        if number is None or stamp is None or not packet.size:
+            return
+        time = stamp * Fraction(packet.time_base)
+        clock = self._clocks[number]
+        if self._first[number] is None:
+            self._first[number] = time
+        own = clock.at(time)
+        self._waiting.append((number, packet, time, own, len(clock.offsets) - 1))
+
+    def until(self, moment: Fraction | None) -> Iterator[tuple[int, Any, Fraction]]:
+        """Removes and yields the packets that begin before this moment: number of the stream, packet, and its time.
+
+        Args:
+            moment: None: all packets.
+
+        Times are seconds on the clock of the frames, whose first frame is at 0; earlier audio has a negative time.
+        """
+        offsets = self._frames.offsets
+        while self._waiting and offsets:
+            number, packet, time, own, jumps = self._waiting[0]
+            first = self._first[number]
+            assert first is not None
+            at = first + offsets[0] + own
+            if 0 < jumps < len(offsets) and abs(time + offsets[jumps] - at) <= _AUDIO_RESYNC_S:
+                at = time + offsets[jumps]
+            if moment is not None and at >= moment:
+                return
+            self._waiting.popleft()
+            yield number, packet, at
+
+
+# --- opening ---
+
+
+def _open(address: Address, options: Options, limits: ReadLimits) -> Any:
     chosen = {"max_pixels": str(limits.max_pixels)}
     waits = (OPEN_S, READ_S)
     if address.kind == "device":
         return _open_device(address, {**chosen, **dict(options.ffmpeg)})
     chosen["protocol_whitelist"] = _PROTOCOLS[address.kind]
     if address.kind == "file":
-        if limits.film:
-            # No bound of time: the index of a long one may be all over it.
-            return av.open(ffmpeg_name(address.text), options={**chosen, **_FILMS}, metadata_errors="replace")
-        # The prefix: a colon in a name is no protocol. Pictures by content: a % in a name is no pattern.
+        if limits.video_file:
+            # Without a time limit, because the index of a long video may be spread over the whole file.
+            return av.open(ffmpeg_name(address.text), options={**chosen, **_VIDEO_FILES}, metadata_errors="replace")
+        # With the prefix a colon in a name is no protocol. Images are passed by content, so that a % in a name is no
+        # pattern.
         chosen |= dict(options.ffmpeg)
-        if Path(address.text).suffix.lower() in PICTURES:
+        if Path(address.text).suffix.lower() in IMAGES:
             with Path(address.text).open("rb") as file:
                 return av.open(io.BytesIO(file.read(limits.max_bytes)), options=chosen, metadata_errors="replace")
         return av.open(ffmpeg_name(address.text), options=chosen, timeout=waits, metadata_errors="replace")
-    # Without a buffer what was read to find the streams is lost: of the web that is seconds of a recording or playlist.
+    # Without a buffer FFmpeg loses what it read to find the streams. For HTTP those are seconds of a recording or
+    # playlist.
     chosen |= {} if address.kind in ("http", "https") else _LIVE
     chosen |= dict(options.ffmpeg)
     if address.kind.startswith("rtsp"):
@@ -548,10 +701,10 @@ def _open(address: Address, options: Options, limits: Limits) -> Any:
 def _open_device(address: Address, chosen: dict[str, str]) -> Any:
     system = _DEVICES.get(sys.platform)
     if system is None:
-        raise SourceError(f"{address.shown}: cameras of this machine are read on Linux and macOS alone; want a URL")
+        raise SourceError(f"{address.shown}: cameras of this machine are read on Linux and macOS only; want a URL")
     name = address.text if system == "v4l2" else address.text.removeprefix("/dev/video")
     if system == "v4l2" and "input_format" not in chosen:
-        try:  # most cameras give more pictures a second as JPEG, and those need no encoding
+        try:  # most cameras send more frames per second as JPEG, and those need no encoding
             return av.open(name, format=system, options={**chosen, "input_format": "mjpeg"}, timeout=(OPEN_S, READ_S))
         except av.error.FFmpegError:
             pass
@@ -559,21 +712,21 @@ def _open_device(address: Address, chosen: dict[str, str]) -> Any:
 
 
 @contextmanager
-def explained(address: Address) -> Iterator[None]:
-    """FFmpeg's errors in our words, without the address' secrets.
+def source_errors(address: Address) -> Iterator[None]:
+    """Replaces FFmpeg's errors by ours, whose messages contain none of the address's secrets.
 
     Raises:
-        SourceLost: in place of them.
+        SourceLost: in place of FFmpeg's error.
     """
     try:
         yield
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        lost = SourceLost(_words(address, error))
+        lost = SourceLost(_message(address, error))
         lost.errno = getattr(error, "errno", None)
         raise lost from None
 
 
-def _words(address: Address, error: Exception) -> str:
+def _message(address: Address, error: Exception) -> str:
     shown = address.shown
     reason = address.redact(getattr(error, "strerror", None) or str(error) or type(error).__name__)
     if isinstance(error, av.error.ExitError):
@@ -590,12 +743,12 @@ def _words(address: Address, error: Exception) -> str:
         return f"{shown}: {reason}"
     if isinstance(error, OSError) and not isinstance(error, av.error.InvalidDataError):
         return f"{shown}: {reason}"
-    what = "picture" if Path(address.text).suffix.lower() in PICTURES else "video"
+    what = "image" if Path(address.text).suffix.lower() in IMAGES else "video"
     return f"{shown}: no {what} that can be read ({reason})"
 
 
 def _is_jpeg(jpeg: bytes) -> bool:
-    """Whether it can go on as it is: some cameras' "JPEG" lacks what every decoder wants."""
+    """Whether every decoder accepts it: the "JPEG" of some cameras is incomplete."""
     try:
         simplejpeg.decode_jpeg(jpeg, "GRAY", min_height=1, min_width=1, min_factor=8)
     except ValueError:

@@ -1,8 +1,8 @@
-"""Whether a film's file was cut off: what lies there is compared with what its container declares.
+"""Tells whether a video's file is cut off, by comparing its content with what its container declares.
 
-What is declared exactly is believed to the byte: MP4's sample tables and fragments, the sizes in RIFF, Matroska, FLV
-and ASF. A length in seconds alone is believed with a tolerance. Transport streams, program streams and Ogg, which
-declare nothing, are never said to be cut off.
+Exact declarations count to the byte: MP4's sample tables and fragments, the sizes in RIFF, Matroska, FLV and ASF. A
+duration in seconds counts with a tolerance. Transport streams, program streams and Ogg declare nothing, so that they
+never count as cut off.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ import av.error
 
 from app.sources.address import ffmpeg_name
 
-_LOOSE_S, _LOOSE_SHARE = 0.5, 0.01
-"""What a film may lack of a length that is declared in seconds alone: writers round, and count differently."""
+_TOLERANCE_S, _TOLERANCE_SHARE = 0.5, 0.01
+"""What a video may lack of a duration in seconds, because writers round and count differently."""
 _STRICT_S = 0.02
-"""The same, where bytes are missing: they may be an index alone."""
+"""What a video may lack of its duration if bytes are missing. Those may be only an index."""
 _DECLARING = ("mov", "matroska", "avi", "flv", "asf")
 _BOXES = {b"ftyp", b"styp", b"sidx", b"free", b"skip", b"wide", b"uuid", b"prft", b"emsg", b"meta", b"moov", b"mfra"}
 _SAMPLES = {b"moof", b"mdat"}
-_MOST_BOXES = 1_000_000
+_MAX_BOXES = 1_000_000
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _ASF_HEAD = 1 << 16
 _EBML, _SEGMENT = 0x1A45DFA3, 0x18538067
 
 
-def _go_on() -> None:
-    """Nobody stops it."""
+def _no_check() -> None:
+    """The default of `check`: never stops the reading."""
 
 
-def truncation(path: Path, name: str | None = None, check: Callable[[], None] = _go_on) -> str | None:
-    """What a film lacks of what its file declares, in words; None where it lacks nothing, or nothing is declared.
+def truncation(path: Path, name: str | None = None, check: Callable[[], None] = _no_check) -> str | None:
+    """What a video lacks of what its file declares, in words; None if it lacks nothing or declares nothing.
 
-    Reads through the file where its index is not at its beginning. Blocks.
+    Reads the whole file if its index is not at its beginning. Blocks.
 
     Args:
-        name: what the film is called in them; None: as its file.
-        check: called again and again; what it raises ends the reading.
+        name: the video's name in the words; None: the file's name.
+        check: called repeatedly; its exception ends the reading.
     """
     try:
-        with av.open(ffmpeg_name(path), options={"protocol_whitelist": "file"}, metadata_errors="replace") as film:
-            found = _found(film, path, check)
+        with av.open(ffmpeg_name(path), options={"protocol_whitelist": "file"}, metadata_errors="replace") as container:
+            found = _missing(container, path, check)
     except (av.error.FFmpegError, OSError):
-        return None  # no film at all: who reads it says so
+        return None  # no video at all, which its reader will report
     if found is None:
         return None
     read, declared = found
@@ -56,79 +56,81 @@ def truncation(path: Path, name: str | None = None, check: Callable[[], None] = 
     return f"{name or path.name} is truncated: it ends after {read:.2f} s{of}"
 
 
-def _found(film: Any, path: Path, check: Callable[[], None]) -> tuple[float, float | None] | None:
-    """Seconds that are there, and that are declared, where some are missing."""
-    kind = film.format.name.split(",")[0]
+def _missing(container: Any, path: Path, check: Callable[[], None]) -> tuple[float, float | None] | None:
+    """Seconds that can be read and seconds that are declared; None if nothing is missing."""
+    kind = container.format.name.split(",")[0]
     if kind not in _DECLARING:
         return None
     size = path.stat().st_size
-    declared = _declared(film, kind)
+    declared = _declared(container, kind)
     short: bool | None
     with path.open("rb") as file:
         if kind == "mov":
             fragmented, short = _boxes(file, size)
             if not fragmented:
-                return _by_index(film, size, declared)
+                return _by_index(container, size, declared)
         elif kind == "matroska":
             short = _matroska(file, size)
-            if short is None and not _declares(film):
+            if short is None and not _declares(container):
                 return None
         else:
             short = {"avi": _riff, "flv": _flv, "asf": _asf}[kind](file, size)
     if short is False:
         return None
-    read = _read(film, check)
+    read = _read(container, check)
     if short:
         if kind in ("mov", "asf") or declared is None:
-            return read, None  # FFmpeg's length is that of what it saw
+            return read, None  # FFmpeg's duration is that of what it read
         tolerance = _STRICT_S
     else:
-        tolerance = max(_LOOSE_S, _LOOSE_SHARE * (declared or 0.0))
+        tolerance = max(_TOLERANCE_S, _TOLERANCE_SHARE * (declared or 0.0))
     return (read, declared) if declared and read + tolerance < declared else None
 
 
-def _declares(film: Any) -> bool:
-    """Whether a length was written down: FFmpeg makes one up from the bit rate, and gives it to each stream as well."""
-    return film.duration is not None and all(stream.duration is None for stream in film.streams)
+def _declares(container: Any) -> bool:
+    """Whether the file stores a duration. A duration that FFmpeg estimates from the bit rate is set in each stream,
+    too.
+    """
+    return container.duration is not None and all(stream.duration is None for stream in container.streams)
 
 
-def _declared(film: Any, kind: str) -> float | None:
-    """Seconds."""
-    video = next(iter(film.streams.video), None)
+def _declared(container: Any, kind: str) -> float | None:
+    """The declared duration, seconds."""
+    video = next(iter(container.streams.video), None)
     if kind == "avi" and video is not None and video.frames and video.average_rate:
         return float(video.frames / video.average_rate)
-    return film.duration / av.time_base if film.duration else None
+    return container.duration / av.time_base if container.duration else None
 
 
-def _by_index(film: Any, size: int, declared: float | None) -> tuple[float, float | None] | None:
-    """By the sample tables of an MP4: where the first sample is shown that does not lie in the file."""
+def _by_index(container: Any, size: int, declared: float | None) -> tuple[float, float | None] | None:
+    """Uses the sample tables of an MP4: the time of the first sample that lies beyond the end of the file."""
     lost: list[float] = []
-    for stream in (*film.streams.video, *film.streams.audio):
-        missing = [one.timestamp for one in stream.index_entries if one.pos + one.size > size]
+    for stream in (*container.streams.video, *container.streams.audio):
+        missing = [entry.timestamp for entry in stream.index_entries if entry.pos + entry.size > size]
         if missing:
-            # Times of decoding: whatever is shown before the first that is missing is there.
+            # These are decoding times, so that everything shown before the first missing one is there.
             lost.append(max(0.0, float(min(missing) * Fraction(stream.time_base))))
     return (min(lost), declared) if lost else None
 
 
-def _read(film: Any, check: Callable[[], None]) -> float:
-    """When the last packet that can be read ends, seconds."""
+def _read(container: Any, check: Callable[[], None]) -> float:
+    """The time at which the last packet that can be read ends, seconds."""
     end = 0.0
     try:
-        for number, packet in enumerate(film.demux()):
+        for number, packet in enumerate(container.demux()):
             if number % 256 == 0:
                 check()
             if packet.pts is not None and packet.time_base:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * Fraction(packet.time_base)))
-    except av.error.FFmpegError:  # it breaks off within a packet
+    except av.error.FFmpegError:  # the file ends within a packet
         pass
     return end
 
 
 def _boxes(file: BinaryIO, size: int) -> tuple[bool, bool]:
-    """Whether an MP4 is made of fragments, and whether the last of them is not all there."""
+    """Whether an MP4 consists of fragments, and whether the last one is incomplete."""
     at, fragmented = 0, False
-    for _ in range(_MOST_BOXES):
+    for _ in range(_MAX_BOXES):
         file.seek(at)
         head = file.read(16)
         if len(head) < 8:
@@ -137,7 +139,7 @@ def _boxes(file: BinaryIO, size: int) -> tuple[bool, bool]:
         if length == 1 and len(head) == 16:
             length = int.from_bytes(head[8:], "big")
         if name not in _BOXES | _SAMPLES or length < 8:
-            return fragmented, False  # to the end of the file, or no box
+            return fragmented, False  # a box up to the end of the file, or no box
         fragmented = fragmented or name == b"moof"
         at += length
         if at > size:
@@ -146,7 +148,7 @@ def _boxes(file: BinaryIO, size: int) -> tuple[bool, bool]:
 
 
 def _riff(file: BinaryIO, size: int) -> bool | None:
-    """Whether an AVI's chunks reach beyond its end; None where they have no size."""
+    """Whether an AVI's chunks reach beyond the end of the file; None if they have no size."""
     at = 0
     while at + 12 <= size:
         file.seek(at)
@@ -163,7 +165,7 @@ def _riff(file: BinaryIO, size: int) -> bool | None:
 
 
 def _flv(file: BinaryIO, size: int) -> bool:
-    """Whether the last tag of a Flash video is not all there."""
+    """Whether the last tag of a Flash video is incomplete."""
     file.seek(5)
     at = int.from_bytes(file.read(4), "big") + 4
     while at + 11 <= size:
@@ -176,7 +178,7 @@ def _flv(file: BinaryIO, size: int) -> bool:
 
 
 def _asf(file: BinaryIO, size: int) -> bool | None:
-    """Whether an ASF has fewer bytes than its header says; None where it was written without looking back."""
+    """Whether an ASF has fewer bytes than its header declares; None if its writer could not go back to the header."""
     head = file.read(_ASF_HEAD)
     at = head.find(_ASF_PROPERTIES)
     if at < 0 or len(head) < at + 92:
@@ -187,7 +189,7 @@ def _asf(file: BinaryIO, size: int) -> bool | None:
 
 
 def _matroska(file: BinaryIO, size: int) -> bool | None:
-    """Whether a Matroska's segment reaches beyond the file's end; None where its size was not known as it began."""
+    """Whether a Matroska's segment reaches beyond the end of the file; None if its writer did not know the size."""
     at = 0
     for expected in (_EBML, _SEGMENT):
         while True:
@@ -207,7 +209,7 @@ def _matroska(file: BinaryIO, size: int) -> bool | None:
 
 
 def _element(head: bytes) -> tuple[int, int, int | None] | None:
-    """An EBML element's id, its head's length and its size; None for a size that is not known."""
+    """An EBML element's id, the length of its header, and its size (None: unknown); None if `head` holds no element."""
     first = _width(head, 4)
     if first is None:
         return None

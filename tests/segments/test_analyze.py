@@ -384,7 +384,7 @@ def test_what_is_no_film_or_too_large_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match=r"text\.mp4: no video that can be read"):
         analyzed(text, tmp_path)
     film = squares(tmp_path / "in.mp4", 3)
-    with pytest.raises(VideoError, match=r"in\.mp4: its pictures are 320x240; at most 70,000 pixels .* MAX_PIXELS"):
+    with pytest.raises(VideoError, match=r"in\.mp4: its frames are 320x240; at most 70,000 pixels .* MAX_PIXELS"):
         analyzed(film, tmp_path, max_pixels=70_000)
     assert square(0).shape == (240, 320, 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "text.mp4"]

@@ -58,7 +58,7 @@ def test_a1_readers_of_sources_leave_it_out_too(tmp_path: Path, first: str) -> N
     path, said = film(tmp_path / "a.mkv", jpegs), list[str]()
     began = time.process_time()
     with open_source(parse(str(path)), on_damage=lambda problem, _: said.append(problem)) as reader:
-        shots = list(reader)
+        frames = list(reader)
     assert time.process_time() - began < 3
-    assert (len(shots), reader.damaged, len(said)) == (2, 2, 2)
+    assert (len(frames), reader.damaged, len(said)) == (2, 2, 2)
     assert "scans; at most" in said[0]

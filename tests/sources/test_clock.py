@@ -1,4 +1,4 @@
-"""Times of pictures made into one clock, and pictures sampled by it."""
+"""The times of frames become one clock, and frames are sampled by it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files and streams read: which way up, when, whatever the name; bounded, and without secrets in what goes wrong."""
+"""Reading files and streams: orientation, times, any file name, limits, and errors without secrets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from app.sources.address import parse
 from app.sources.options import Options
-from app.sources.reader import Limits, Reader, Shot, SourceError, SourceLost, open_source, played
+from app.sources.reader import Reader, ReadLimits, SourceError, SourceFrame, SourceLost, open_source, played
 from tests.segments.test_kinds import combs, interlaced
 from tests.segments.test_truncated import cut_off, fast
 from tests.support import clip
@@ -26,16 +26,16 @@ from tests.support.redis import require_program
 
 
 def opened(path: Path | str, options: Options | None = None, **limits: object) -> Reader:
-    return open_source(parse(str(path)), options, Limits(**limits))  # type: ignore[arg-type]
+    return open_source(parse(str(path)), options, ReadLimits(**limits))  # type: ignore[arg-type]
 
 
-def shots(path: Path | str, options: Options | None = None, **limits: object) -> list[Shot]:
+def frames(path: Path | str, options: Options | None = None, **limits: object) -> list[SourceFrame]:
     with opened(path, options, **limits) as reader:
         return list(reader)
 
 
 def as_ffmpeg_shows_it(path: Path, width: int, height: int) -> clip.Pixels:
-    """The first frame by the program `ffmpeg`, which turns pictures as players do: RGB."""
+    """The first frame by the program `ffmpeg`, which turns frames as players do: RGB."""
     require_program("ffmpeg", "ffmpeg")
     command = ["ffmpeg", "-v", "error", "-i", str(path), "-frames:v", "1", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     raw = subprocess.run(command, capture_output=True, check=True).stdout
@@ -44,21 +44,21 @@ def as_ffmpeg_shows_it(path: Path, width: int, height: int) -> clip.Pixels:
 
 @pytest.mark.parametrize("hflip", [False, True])
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
-def test_c9_pictures_of_a_film_are_upright_as_players_show_them(tmp_path: Path, rotation: int, hflip: bool) -> None:
+def test_c9_frames_of_a_video_are_upright_as_players_show_them(tmp_path: Path, rotation: int, hflip: bool) -> None:
     film = movie(tmp_path / "a.mp4", seconds=0.2, sound_s=None, rotation=rotation, hflip=hflip)
-    found = shots(film)[0].pixels()
+    found = frames(film)[0].pixels()
     width, height = (240, 320) if rotation % 180 else (320, 240)
     assert found.shape == (height, width, 3)
     assert np.abs(found.astype(int) - as_ffmpeg_shows_it(film, width, height)).mean() < 3
-    jpeg = clip.decode(shots(film)[0].encoded(90))
+    jpeg = clip.decode(frames(film)[0].encoded(90))
     assert np.abs(jpeg.astype(int) - found).mean() < 5
 
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
-def test_c9_a_rotation_that_is_asked_for_replaces_the_films_own(tmp_path: Path, rotation: int) -> None:
+def test_c9_a_rotation_that_is_asked_for_replaces_the_videos_own(tmp_path: Path, rotation: int) -> None:
     film = movie(tmp_path / "a.mp4", seconds=0.2, sound_s=None, rotation=90)
-    stored = shots(film, Options(rotation=0))[0].pixels()
-    turned = shots(film, Options(rotation=rotation))[0].pixels()
+    stored = frames(film, Options(rotation=0))[0].pixels()
+    turned = frames(film, Options(rotation=rotation))[0].pixels()
     assert np.array_equal(turned, np.rot90(stored, -rotation // 90))
 
 
@@ -73,10 +73,10 @@ def test_c9_a_jpegs_exif_orientation_is_applied(tmp_path: Path, orientation: int
     path = tmp_path / name
     path.write_bytes(data.getvalue() * (1 if name == "a.jpg" else 3))
     upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data.getvalue()))))
-    for shot in shots(path):
-        assert np.abs(clip.decode(shot.encoded(92)).astype(int) - upright).mean() < 4
+    for frame in frames(path):
+        assert np.abs(clip.decode(frame.encoded(92)).astype(int) - upright).mean() < 4
     if orientation == 1:
-        assert shots(path)[0].jpeg == data.getvalue()
+        assert frames(path)[0].jpeg == data.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -97,22 +97,22 @@ def test_c9_a_jpegs_exif_orientation_is_applied(tmp_path: Path, orientation: int
         b"x" * 251 + b".mp4",
     ],
 )
-def test_c16_a_film_is_read_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes) -> None:
+def test_c16_a_video_is_read_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes) -> None:
     film = movie(tmp_path / "plain.mp4", seconds=0.2, sound_s=None)
     monkeypatch.chdir(tmp_path)
     os.rename(film, name)
-    assert len(shots(os.fsdecode(name))) == 5
-    assert len(shots(tmp_path)) == 5  # and in its folder
+    assert len(frames(os.fsdecode(name))) == 5
+    assert len(frames(tmp_path)) == 5  # and in its folder
 
 
 @pytest.mark.parametrize("name", [b"12:30.png", b"a%03d.png", b"caf\xe9.jpg", b"[x].jpg"])
-def test_c16_a_picture_is_read_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes) -> None:
+def test_c16_an_image_is_read_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes) -> None:
     monkeypatch.chdir(tmp_path)
     kind = "PNG" if name.endswith(b"png") else "JPEG"
     with open(name, "wb") as file:
         Image.fromarray(clip.Pan().pictures()[0]).save(file, kind)
-    assert shots(os.fsdecode(name))[0].pixels().shape == (480, 640, 3)
-    assert len(shots(tmp_path)) == 1
+    assert frames(os.fsdecode(name))[0].pixels().shape == (480, 640, 3)
+    assert len(frames(tmp_path)) == 1
 
 
 def joined(path: Path, count: int, rotation: int = 0) -> Path:
@@ -123,7 +123,7 @@ def joined(path: Path, count: int, rotation: int = 0) -> Path:
 
 
 def test_c12_recordings_that_were_joined_take_as_long_as_all_of_them(tmp_path: Path) -> None:
-    times = [float(shot.at) for shot in shots(joined(tmp_path / "three.ts", 3))]
+    times = [float(frame.at) for frame in frames(joined(tmp_path / "three.ts", 3))]
     assert len(times) == 150
     assert times == pytest.approx([number / 25 for number in range(150)], abs=0.002)
 
@@ -131,30 +131,30 @@ def test_c12_recordings_that_were_joined_take_as_long_as_all_of_them(tmp_path: P
 def test_c12_a_gap_of_an_hour_is_passed_over_where_it_would_be_waited_for(tmp_path: Path) -> None:
     times_ms = [*range(0, 1000, 40), *range(3_600_000, 3_601_000, 40)]
     film = movie(tmp_path / "gap.mkv", times_ms=times_ms, sound_s=None)
-    times = [float(shot.at) for shot in shots(film)]
+    times = [float(frame.at) for frame in frames(film)]
     assert times == pytest.approx([number / 25 for number in range(50)], abs=0.002)
-    kept = [float(shot.at) for shot in shots(film, keeps_pauses=True)]
+    kept = [float(frame.at) for frame in frames(film, keeps_pauses=True)]
     assert kept == pytest.approx([time / 1000 for time in times_ms], abs=0.002)
 
 
 def test_c12_a_recording_that_starts_over_keeps_its_pace(tmp_path: Path) -> None:
     film = joined(tmp_path / "two.ts", 2)
     times = []
-    for _, shot in played(lambda: opened(film), again=True):
-        times.append(float(shot.at))
+    for _, frame in played(lambda: opened(film), again=True):
+        times.append(float(frame.at))
         if len(times) == 250:
             break
     assert [after - before for before, after in pairwise(times)] == pytest.approx([1 / 25] * 249, abs=0.002)
 
 
-def test_pictures_that_are_larger_than_allowed_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+def test_frames_that_are_larger_than_allowed_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
     film = movie(tmp_path / "a.mp4", seconds=0.2, sound_s=None)
     Image.new("RGB", (640, 480)).save(tmp_path / "a.png")
     Image.new("RGB", (640, 480)).save(tmp_path / "a.jpg")
     for path in (film, tmp_path / "a.png", tmp_path / "a.jpg"):
         with pytest.raises(SourceError, match="MAX_PIXELS"):
-            shots(path, max_pixels=320 * 240 - 1)
-    assert len(shots(film, max_pixels=320 * 240)) == 5
+            frames(path, max_pixels=320 * 240 - 1)
+    assert len(frames(film, max_pixels=320 * 240)) == 5
 
 
 def test_b4_what_goes_wrong_with_a_url_is_said_without_its_secrets() -> None:
@@ -189,9 +189,9 @@ def test_d10_no_playlist_on_the_web_reads_files_of_this_machine(tmp_path: Path) 
         thread.start()
         try:
             url = f"http://127.0.0.1:{server.server_address[1]}"
-            assert len(shots(f"{url}/good.m3u8")) == 25
+            assert len(frames(f"{url}/good.m3u8")) == 25
             with pytest.raises(SourceLost):
-                shots(f"{url}/evil.m3u8")
+                frames(f"{url}/evil.m3u8")
         finally:
             server.shutdown()
             thread.join()
@@ -205,7 +205,7 @@ def test_a_torn_piece_is_counted_and_the_rest_is_read(tmp_path: Path) -> None:
     data = bytearray(film.read_bytes())
     data[places[20] : places[21]] = bytes(places[21] - places[20])
     film.write_bytes(data)
-    with open_source(parse(str(film)), None, Limits(), lambda problem, code: problems.append(code)) as reader:
+    with open_source(parse(str(film)), None, ReadLimits(), lambda problem, code: problems.append(code)) as reader:
         count = sum(1 for _ in reader)
     assert 0 < count <= 50
     assert problems == ["undecodable"] * reader.damaged
@@ -224,13 +224,13 @@ def test_c14_what_a_source_lacks_is_said_of_files_and_of_folders(tmp_path: Path)
 @pytest.mark.parametrize("bottom_first", [False, True])
 def test_c15_a_recording_has_no_fields(tmp_path: Path, bottom_first: bool) -> None:
     film = interlaced(tmp_path / "a.mp4", bottom_first=bottom_first)
-    found = shots(film)
-    assert [float(shot.at) for shot in found] == pytest.approx(np.arange(30) / 25)
-    assert [float(shot.lasts) for shot in found] == pytest.approx(np.full(30, 1 / 25))
-    assert np.mean([combs(shot.pixels()) for shot in found]) < 0.8
+    found = frames(film)
+    assert [float(frame.at) for frame in found] == pytest.approx(np.arange(30) / 25)
+    assert [float(frame.lasts) for frame in found] == pytest.approx(np.full(30, 1 / 25))
+    assert np.mean([combs(frame.pixels()) for frame in found]) < 0.8
 
 
-def test_c15_recorded_film_is_no_playlist_and_no_script(tmp_path: Path) -> None:
+def test_c15_recorded_video_is_no_playlist_and_no_script(tmp_path: Path) -> None:
     film = movie(tmp_path / "a.mp4", seconds=1)
     ts = movie(tmp_path / "a.ts", seconds=1, sound_s=None)
     (tmp_path / "script.txt").write_text(f"ffconcat version 1.0\nfile '{film}'\n")
@@ -238,13 +238,13 @@ def test_c15_recorded_film_is_no_playlist_and_no_script(tmp_path: Path) -> None:
     (tmp_path / "list.m3u8").write_text(f"{head}{ts.name}\n#EXT-X-ENDLIST\n")
     for name in ("script.txt", "list.m3u8"):
         with pytest.raises(SourceError):
-            shots(tmp_path / name, film=True)
-    assert len(shots(film, film=True)) == len(shots(ts, film=True)) == 25
+            frames(tmp_path / name, video_file=True)
+    assert len(frames(film, video_file=True)) == len(frames(ts, video_file=True)) == 25
 
 
-def test_c15_pictures_of_recorded_film_are_frames(tmp_path: Path) -> None:
+def test_c15_frames_of_recorded_video_are_decoded(tmp_path: Path) -> None:
     film = movie(tmp_path / "a.avi", seconds=1, codec="mjpeg", pix_fmt="yuvj420p", sound_s=None)
-    assert all(shot.jpeg is not None for shot in shots(film))
-    found = shots(film, film=True)
+    assert all(frame.jpeg is not None for frame in frames(film))
+    found = frames(film, video_file=True)
     assert len(found) == 25
-    assert all(shot.jpeg is None and shot.frame is not None for shot in found)
+    assert all(frame.jpeg is None and frame.decoded is not None for frame in found)

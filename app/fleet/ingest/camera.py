@@ -17,7 +17,7 @@ from app.fleet.ingest.sources import CameraSource
 from app.limits import Latch, backoff_s
 from app.logging import CAMERA_ID
 from app.settings import IngestSettings
-from app.sources.reader import MAX_PIXELS, Limits, Reader, Shot, SourceError, SourceLost, open_source, played
+from app.sources.reader import MAX_PIXELS, Reader, ReadLimits, SourceError, SourceFrame, SourceLost, open_source, played
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class IngestCamera:
         self.settings = settings
         """This source's settings: its own `fps` replaces INGEST_FPS."""
         self.sampler = Sampler(settings.ingest_fps)
-        self._limits = Limits(max_pixels=max_pixels, picture_s=1 / settings.ingest_fps)
+        self._limits = ReadLimits(max_pixels=max_pixels, image_s=1 / settings.ingest_fps)
         self.state: State = "connecting"
         self.problem = ""
         """Why the source is being reopened."""
@@ -114,9 +114,9 @@ class IngestCamera:
     def _play(self) -> None:
         began: float | None = None
         taken_at = -math.inf
-        for reader, shot in self._shots():
+        for reader, frame in self._frames():
             now = time.monotonic()
-            at_s = float(shot.at)
+            at_s = float(frame.at)
             # Frames of a recording, or frames that arrive seconds at once, are due at their own times; a live frame is
             # due now.
             if began is None or now - began - at_s > _LATE_S:
@@ -130,19 +130,19 @@ class IngestCamera:
             starved = reader.pace == "live" and now - taken_at > max(_STARVED_S, 2 / self.sampler.fps)
             if self.sampler.takes(at_s) or starved:
                 taken_at = now
-                self._take(shot)
+                self._take(frame)
             else:
                 _LEFT_OUT.inc()
 
-    def _shots(self) -> Iterator[tuple[Reader, Shot]]:
+    def _frames(self) -> Iterator[tuple[Reader, SourceFrame]]:
         """The source's frames, over and over if it loops.
 
         Raises:
             SourceError: the source cannot be opened or read, is empty, or is live and has ended.
         """
         reader: Reader | None = None
-        for reader, shot in played(self._open, again=self.source.loop):
-            yield reader, shot
+        for reader, frame in played(self._open, again=self.source.loop):
+            yield reader, frame
         if reader is None:
             raise SourceLost(f"{self.source.shown}: it contains no frame")
         if reader.pace != "recorded":
@@ -157,10 +157,10 @@ class IngestCamera:
         if self._damage.begins("damaged"):
             log.warning("source %s: %s (only the first is logged)", self.source.camera_id, problem)
 
-    def _take(self, shot: Shot) -> None:
+    def _take(self, frame: SourceFrame) -> None:
         captured_at_ms = time.time() * 1000
         try:
-            jpeg = shot.encoded(self.settings.ingest_jpeg_quality)
+            jpeg = frame.encoded(self.settings.ingest_jpeg_quality)
         except ValueError:
             _UNDECODABLE.inc()
             return

@@ -21,7 +21,7 @@ from app.errors import SightlineError, UndecodableFrame
 from app.sources.address import Address, printable
 from app.sources.options import AS_IT_IS
 from app.sources.orientation import UPRIGHT, Orientation
-from app.sources.reader import Container, Limits, OnDamage, SourceError
+from app.sources.reader import Container, OnDamage, ReadLimits, SourceError
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +185,7 @@ def open_video(
         VideoError: the file is missing or cannot be read, or it ends unexpectedly while it is read.
     """
     address = Address(str(path), "file", printable(path.name), "")
-    limits = Limits(max_pixels=max_pixels, threads=0, film=True)
+    limits = ReadLimits(max_pixels=max_pixels, threads=0, video_file=True)
     with ffmpeg_errors(path), Container(address, AS_IT_IS, limits, on_damage) as reader:
         video = reader.stream
         if video.time_base is None or not video.codec_context.width or not video.codec_context.height:
@@ -230,7 +230,7 @@ def upright_size(path: Path) -> tuple[int, int] | None:
     """Width and height of a video's first frame, upright; None if no frame can be decoded."""
     with open_video(path) as media:
         first = next(iter(media.reader), None)
-        return None if first is None else first.turn.size(first.frame.width, first.frame.height)
+        return None if first is None else first.turn.size(first.decoded.width, first.decoded.height)
 
 
 def _count_frames(media: MediaFile) -> tuple[int, Fraction]:
@@ -303,6 +303,6 @@ class VideoReader:
         base = Fraction(self._media.video.time_base)
         for number, frame in enumerate(reader, position.first_frame):
             last = pts = max(round((frame.at + reader.first - self._media.origin) / base), last + 1)
-            yield VideoFrame(number, position.start + pts * base, pts, frame.frame, frame.turn, frame.pixels())
+            yield VideoFrame(number, position.start + pts * base, pts, frame.decoded, frame.turn, frame.pixels())
         if last < 0:
             raise VideoError(f"{self._media.path.name}: not one frame of its video can be decoded")
