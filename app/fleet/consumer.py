@@ -41,7 +41,9 @@ _IDLE_S = 0.02
 _TRANSFER_S = 0.1
 """Seconds between two transfers of cameras to and from other workers."""
 LAG_SHARE = 0.25
-"""Share of FRAME_STALENESS_MS after which a waiting frame means that its camera lags; also a frame's time in flight."""
+"""Share of FRAME_STALENESS_MS after which a camera lags whose next frame still waits in Redis. A worker has so few
+frames in flight that each is analysed within the same share.
+"""
 _FRESH_SHARE = 0.5
 """Share of FRAME_STALENESS_MS up to which frames of a camera that lags are read along with newer ones."""
 _NO_TIME_MS = 1e12
@@ -151,7 +153,8 @@ class Consumer:
         waits a moment and returns nothing.
 
         Raises:
-            ConfigurationError: this Redis cannot be used, as far as only now can tell.
+            ConfigurationError: this Redis cannot be used. `check` did not find it out, because Redis was unreachable
+                then.
         """
         if self._outage.paused:
             time.sleep(_IDLE_S)
@@ -435,8 +438,8 @@ class Consumer:
         self._next_refresh = self._next_transfer = 0.0
 
     def _refused(self, error: redis.ResponseError) -> None:
-        """Handles a refusal: the group is gone after a restart without persistence, or a stream was deleted or
-        replaced.
+        """Handles an error of a command: its group is gone after a restart without persistence, its stream was deleted
+        or replaced, or Redis refuses because of its own state.
         """
         text = str(error)
         if any(word in text for word in ("NOGROUP", "UNBLOCKED", "no such key", "WRONGTYPE")):

@@ -29,11 +29,9 @@ _MISSED_REFRESHES = 3
 _LEAST_LEASE_MS = 2000.0
 """Shortest lease, however often workers refresh: a busy machine can silence a worker for a second."""
 _FOUND_REFRESHES = 100
-"""Refreshes after which Redis forgets the streams that a worker found and that left; a new leader finds the rest again.
-"""
+"""Refreshes after which Redis forgets the streams that a dead leader found; by then the next leader has found them."""
 _IDS = 1000
-"""Cameras in one command: in a full Redis the command runs as a script, which takes a few thousand arguments at most.
-"""
+"""Cameras in one command: a full Redis runs it as a script, which takes a few thousand arguments at most."""
 STREAMS_PER_READ = 32
 """Streams in one XREAD: enough to share the command's own cost, few enough that each frame arrives soon."""
 _QUARTER = 4

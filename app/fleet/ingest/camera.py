@@ -34,8 +34,7 @@ _UNDECODABLE = metrics.INGEST_FRAMES.labels("undecodable")
 KEEPS_UP = 0.1
 """Share of INGEST_MAXLEN up to which a stream's lag means that its readers keep up."""
 FULL = 0.9
-"""Share of INGEST_MAXLEN from which a lag counts as growing: Redis drops frames soon, so the lag cannot grow further.
-"""
+"""Share of INGEST_MAXLEN from which a lag counts as growing, because at MAXLEN it cannot grow any more."""
 _LESS, _MORE = 0.75, 1.25
 _BURST = 1.5
 """Frames that may be taken at once, because the frames of a steady source jitter around their times."""
