@@ -21,7 +21,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from app.errors import FrameError
 from app.live.receiver import DropQueue
 from app.live.stats import SessionStats
-from app.pipeline.batching import Batcher, PendingFrame
+from app.pipeline.batching import LiveBatcher, PendingFrame
 from app.pipeline.types import Frame, FrameJob, StreamMemory
 from app.protocol import messages
 from app.protocol.messages import CLOSE_CODES, Bye, Error, Result, ServerMessage, StreamSettings, Summary
@@ -168,7 +168,7 @@ class Results:
     def __init__(
         self,
         session_id: str,
-        batcher: Batcher,
+        batcher: LiveBatcher,
         memory: StreamMemory,
         stats: SessionStats,
         summaries: SummaryStream,

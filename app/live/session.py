@@ -23,7 +23,7 @@ from app.live.receiver import Receiver
 from app.live.sender import AHEAD, Gone, Results, Sender, SummaryStream, TooSlow
 from app.live.stats import SessionStats
 from app.logging import SESSION_ID
-from app.pipeline.batching import Batcher
+from app.pipeline.batching import LiveBatcher
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.types import StreamMemory
 from app.protocol import messages
@@ -74,7 +74,7 @@ class LiveEntryPoint:
         ocr_timeout_s: float,
     ) -> None:
         self.pipeline = pipeline
-        self.batcher = Batcher(pipeline)
+        self.batcher = LiveBatcher(pipeline)
         self.summaries = summaries
         self.live = live
         self.auth = auth

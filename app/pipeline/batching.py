@@ -92,7 +92,7 @@ class _Batch:
             self.task.cancel()
 
 
-class Batcher:
+class LiveBatcher:
     """Submits live frames to the pipeline in batches. Bound to one event loop.
 
     A stream may submit several frames at a time. They are prepared and finished in their order, and overlap at the

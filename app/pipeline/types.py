@@ -112,7 +112,7 @@ class FrameState:
     objects: list[Detection] | None = None
     """Objects as the wire has them, with track ids; None until they are built."""
     people: list[Pose] | None = None
-    """Poses as the wire has them, likewise."""
+    """Poses as the wire has them, with track ids; None until they are built."""
     embeddings: dict[int, str] = field(default_factory=dict)
     """Embedded faces as the wire has them, by the index of their person in `detected`."""
 

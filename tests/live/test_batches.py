@@ -22,7 +22,7 @@ from app.inference.client import ModelSpec, Reply
 from app.inference.fake import FakeClient
 from app.inference.shared_memory import Buffer
 from app.logging import SESSION_ID
-from app.pipeline.batching import LARGE, Batcher, PendingFrame
+from app.pipeline.batching import LARGE, LiveBatcher, PendingFrame
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.preprocess import Piece, Preprocessor
 from app.pipeline.stages.ocr import Ocr
@@ -54,7 +54,7 @@ class Counted(FakeClient):
         return await super().infer(model, buffer, stream=stream)
 
 
-class Asked(Batcher):
+class Asked(LiveBatcher):
     """Asked one frame at a time, as a session asks that waits for each answer."""
 
     async def analyze(self, job: FrameJob) -> FrameResult | FrameError:

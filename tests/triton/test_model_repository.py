@@ -113,7 +113,7 @@ def test_the_service_reads_every_model(url: str) -> None:
         assert reader.layout == "prepared"
         assert reader.spec.max_batch == 16
     assert vision.batched
-    assert (len(vision.detect.class_names), vision.persons) == (80, frozenset({0}))
+    assert (len(vision.detect.class_names), vision.people) == (80, frozenset({0}))
     assert vision.detect.spec.outputs[0].shape == (-1, 300, 6)
     assert vision.pose.spec.outputs[0].shape == (-1, 300, 57)
 

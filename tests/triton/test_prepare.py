@@ -263,7 +263,7 @@ def test_c3_class_ids_out_of_a_topk_are_an_end_to_end_head(tmp_path: Path) -> No
 @pytest.mark.parametrize("indexed", [False, True])
 def test_c4_rt_detr_is_refused_by_name(tmp_path: Path, shares: bool, metadata: dict[str, str], indexed: bool) -> None:
     boxes = SHARES if shares else corners()
-    with pytest.raises(UnknownLayout, match=r"RT-DETR's head.*shares of the image"):
+    with pytest.raises(UnknownLayout, match=r"RT-DETR's head.*shares of the picture"):
         prepare(rows_of(tmp_path / "own.onnx", boxes, shares=shares, indexed=indexed, **metadata), tmp_path / "p.onnx")
 
 

@@ -1,1 +1,1 @@
-"""The stages of a frame, one file each."""
+"""The stages of a frame: one file each, for OCR a package."""
