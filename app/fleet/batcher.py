@@ -49,7 +49,7 @@ def fit_limits(low: BatchLimits, high: BatchLimits, waiting: int, batches: int) 
     return BatchLimits(size, (1 - share) * low.wait_s + share * high.wait_s)
 
 
-class Batcher:
+class MicroBatcher:
     """Times are seconds of one monotonic clock. Not thread-safe."""
 
     def __init__(self) -> None:

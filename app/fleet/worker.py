@@ -16,7 +16,7 @@ from typing import Any
 
 from app.errors import SightlineError
 from app.fleet.analysis import Analysis, FrameOutcome, stream_settings
-from app.fleet.batcher import Batcher, BatchLimits, batch_limits, fit_limits
+from app.fleet.batcher import BatchLimits, MicroBatcher, batch_limits, fit_limits
 from app.fleet.connection import ERROR_WORDS
 from app.fleet.consumer import LAG_SHARE, Consumer, ConsumerThread, consumer_name
 from app.fleet.in_flight import InFlight, MetricsBuffer
@@ -88,7 +88,7 @@ class Worker:
             deliver=lambda frames: self._soon(self._arrived, frames),
             on_failure=self._fail,
         )
-        self._batcher = Batcher()
+        self._batcher = MicroBatcher()
         self._at_work = 0
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()

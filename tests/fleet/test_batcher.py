@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.fleet.batcher import LATENCY, THROUGHPUT, Batcher, BatchLimits, batch_limits, fit_limits
+from app.fleet.batcher import LATENCY, THROUGHPUT, BatchLimits, MicroBatcher, batch_limits, fit_limits
 from app.fleet.streams import CameraFrame, FrameOrigin
 from app.settings import FleetSettings
 
@@ -22,7 +22,7 @@ def cameras(batch: list[CameraFrame]) -> list[str]:
 
 
 def test_a_full_batch_is_due_at_once_and_a_part_of_one_when_its_first_frame_has_waited() -> None:
-    batcher = Batcher()
+    batcher = MicroBatcher()
     batcher.add([frame("a", arrived=1.000), frame("b", arrived=1.010), frame("c", arrived=1.015)])
     assert batcher.take(FOUR, now=1.019) == []
     assert batcher.due(FOUR) == 1.020
@@ -34,7 +34,7 @@ def test_a_full_batch_is_due_at_once_and_a_part_of_one_when_its_first_frame_has_
 
 
 def test_every_camera_has_a_frame_in_before_one_has_two() -> None:
-    batcher = Batcher()
+    batcher = MicroBatcher()
     batcher.add([frame("a", 1), frame("a", 2), frame("a", 3), frame("b", 1)])
     batch = batcher.take(BatchLimits(3, 0.0), now=0.0)
     assert [(frame.origin.camera_id, frame.origin.entry) for frame in batch] == [
@@ -45,7 +45,7 @@ def test_every_camera_has_a_frame_in_before_one_has_two() -> None:
 
 
 def test_a_camera_at_work_waits_and_is_not_what_a_batch_is_due_for() -> None:
-    batcher = Batcher()
+    batcher = MicroBatcher()
     batcher.add([frame("a", 1), frame("b", 1)])
     first = batcher.take(BatchLimits(2, 0.0), now=0.0)
     batcher.add([frame("a", 2), frame("b", 2)])
@@ -62,7 +62,7 @@ def test_a_camera_at_work_waits_and_is_not_what_a_batch_is_due_for() -> None:
     st.integers(1, 6),
 )
 def test_no_frame_is_lost_or_doubled_and_no_camera_is_in_two_batches(steps: list[tuple[str, int]], size: int) -> None:
-    batcher, given_, out, at_work = Batcher(), [], [], []
+    batcher, given_, out, at_work = MicroBatcher(), [], [], []
     for number, (step, camera) in enumerate([*steps, *[("done", 0), ("take", 0)] * (len(steps) + 1)]):
         if step == "add":
             given_.append(frame(str(camera), number))
