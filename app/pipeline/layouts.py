@@ -284,6 +284,22 @@ def implausible(head: NDArray[Any], layout: Layout, class_count: int) -> str | N
     return None
 
 
+def confirm(spec: ModelSpec, head: NDArray[Any], layout: Layout, class_count: int, *, known: str) -> None:
+    """Checks the first answer of a model with `implausible`.
+
+    Args:
+        known: the known layouts, for the message.
+
+    Raises:
+        ModelRejected: the head cannot have that layout.
+    """
+    reason = implausible(head, layout, class_count)
+    if reason is not None:
+        raise ModelRejected(
+            f"model {spec.name!r}: {reason}. Its parameter `layout` says what it is, where that is known: {known}"
+        )
+
+
 def candidates(
     head: NDArray[Any],
     layout: Layout,

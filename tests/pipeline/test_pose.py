@@ -85,3 +85,12 @@ def test_poses_for_the_wire():
     assert (first.keypoints[16].x, first.keypoints[16].y, first.keypoints[16].confidence) == (520.0, 280.0, 0.85)
     assert (first.box.x1, first.box.y2) == (100.0, 620.0)
     assert type(first.keypoints[0].x) is float
+
+
+def test_an_answer_that_denies_the_layout_is_refused_with_the_layouts_of_poses():
+    spec, _ = LAYOUTS["end_to_end"]
+    reader = pose_reader(spec)
+    assert not reader.declared
+    shares = np.random.default_rng(0).uniform(0.1, 0.9, (1, 300, 57)).astype(np.float32)
+    with pytest.raises(ModelRejected, match="keypoints of x, y, confidence"):
+        reader.check({reader.output_name: shares})

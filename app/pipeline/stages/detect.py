@@ -23,8 +23,8 @@ from app.pipeline.layouts import (
     anchors,
     batch_candidates,
     candidates,
+    confirm,
     find_head,
-    implausible,
     input_format,
     rounded,
     scoring_rows,
@@ -70,7 +70,7 @@ class DetectReader:
             ModelRejected: it has another layout.
         """
         if not self.declared:
-            refuse_if(self.spec, implausible(outputs[self.output_name][0], self.layout, len(self.class_names)))
+            confirm(self.spec, outputs[self.output_name][0], self.layout, len(self.class_names), known=KNOWN)
 
     def read(
         self,
@@ -164,14 +164,6 @@ def detect_reader(spec: ModelSpec, labels: tuple[str, ...] | None = None, *, out
             )
         names = names or tuple(f"class_{i}" for i in range(count))
     return DetectReader(spec, form, tensor.name, layout, names, head.declared)
-
-
-def refuse_if(spec: ModelSpec, why: str | None) -> None:
-    """Raises ModelRejected with the reason `why`, where there is one."""
-    if why is not None:
-        raise ModelRejected(
-            f"model {spec.name!r}: {why}. Its parameter `layout` says what it is, where that is known: {KNOWN}"
-        )
 
 
 def _names(spec: ModelSpec, labels: tuple[str, ...] | None) -> tuple[tuple[str, ...], str]:

@@ -20,14 +20,13 @@ from app.pipeline.layouts import (
     Written,
     batch_candidates,
     candidates,
+    confirm,
     find_head,
-    implausible,
     input_format,
     rounded,
     scoring_rows,
     to_images,
 )
-from app.pipeline.stages.detect import refuse_if
 from app.protocol.result import KEYPOINT_NAMES, Box, Keypoint, Pose
 
 _KEYPOINTS = len(KEYPOINT_NAMES)
@@ -68,7 +67,7 @@ class PoseReader:
     def check(self, outputs: Mapping[str, NDArray[Any]]) -> None:
         """Checks an answer as `DetectReader.check` does. Raises ModelRejected."""
         if not self.declared:
-            refuse_if(self.spec, implausible(outputs[self.output_name][0], self.layout, 1))
+            confirm(self.spec, outputs[self.output_name][0], self.layout, 1, known=KNOWN)
 
     def read(
         self,
