@@ -11,13 +11,25 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from app.errors import ConfigurationError
-from app.settings.aws import ActivitySettings, AwsSettings
-from app.settings.fleet import FleetSettings, IngestSettings, KafkaSettings, RedisSettings
-from app.settings.inference import OcrSettings, PipelineSettings, TritonSettings
 from app.settings.section import ROOT, Section, is_fixed, is_secret, secret_given, service_token, variables
-from app.settings.segments import SegmentSettings
-from app.settings.service import AccessSettings, LiveSettings, ServerSettings, WebSettings
-from app.settings.summary import LlmSettings, SummarySettings
+from app.settings.sections import (
+    AccessSettings,
+    ActivitySettings,
+    AwsSettings,
+    FleetSettings,
+    IngestSettings,
+    KafkaSettings,
+    LiveSettings,
+    LlmSettings,
+    OcrSettings,
+    PipelineSettings,
+    RedisSettings,
+    SegmentSettings,
+    ServerSettings,
+    SummarySettings,
+    TritonSettings,
+    WebSettings,
+)
 
 __all__ = [
     "ROOT",
