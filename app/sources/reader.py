@@ -250,7 +250,7 @@ class Container:
             self.container: Any = _open(address, options, limits)
         try:
             with source_errors(address):
-                self.stream = self._choose()
+                self.stream = self._choose_stream()
         except BaseException:
             self.container.close()
             raise
@@ -353,7 +353,7 @@ class Container:
             frame.at, frame.lasts = self._time(timed)
             yield frame
 
-    def _choose(self) -> Any:
+    def _choose_stream(self) -> Any:
         """The first video stream that is no cover image, ready to be decoded."""
         shown, most = self.address.shown, self._limits.max_pixels
         videos = [video for video in self.container.streams.video if not video.disposition & Disposition.attached_pic]
@@ -367,7 +367,8 @@ class Container:
             raise self._too_large(codec.width, codec.height)
         codec.thread_count = self._limits.threads
         codec.thread_type = "NONE" if self._limits.threads == 1 else "AUTO"
-        # FFmpeg refuses a frame that is larger than the header tells before it allocates memory for it.
+        # With this limit FFmpeg refuses a larger frame before it allocates memory for it, even if the header declares a
+        # smaller one.
         codec.options = {"max_pixels": str(most)}
         return stream
 
@@ -627,6 +628,7 @@ class AudioBuffer:
         self._numbers = {stream.index: number for number, stream in enumerate(streams)}
         self._clocks = [Clock(Fraction(1, 50), gap_s=gap_s) for _ in streams]
         self._first: list[Fraction | None] = [None] * len(streams)
+        """The time of each stream's first packet on the source's own clock."""
         self._waiting: deque[tuple[int, Any, Fraction, Fraction, int]] = deque()
         """Number of the stream, packet, its time, its time on the stream's clock, and how often that clock jumped."""
 
@@ -644,12 +646,12 @@ class AudioBuffer:
         self._waiting.append((number, packet, time, own, len(clock.offsets) - 1))
 
     def until(self, moment: Fraction | None) -> Iterator[tuple[int, Any, Fraction]]:
-        """Removes and yields the packets that begin before this moment: number of the stream, packet, and its time.
-
-        Args:
-            moment: None: all packets.
+        """Removes the packets that begin before this moment; yields number of the stream, packet and its time.
 
         Times are seconds on the clock of the frames, whose first frame is at 0; earlier audio has a negative time.
+
+        Args:
+            moment: on that clock; None: removes all packets.
         """
         offsets = self._frames.offsets
         while self._waiting and offsets:

@@ -1,4 +1,4 @@
-"""What a film that went through must still be, and commands of `segments` as processes."""
+"""What must be true of a video after its analysis, and commands of `segments` as processes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ FPS = 25
 
 
 def film(path: Path, segments: int) -> Path:
-    """A film with sound that is cut into so many segments of ten frames by `--seconds 0.3`."""
+    """Writes a video with audio that `--seconds 0.3` cuts into this many segments of ten frames."""
     seconds = segments * FRAMES_A_SEGMENT / FPS
     return movie(path, seconds=seconds, fps=FPS, width=160, height=120, key_every=FRAMES_A_SEGMENT)
 
 
 def assert_whole(final: Path, source: Path) -> None:
-    """As long as the source, to the frame, with every packet of its sound where it was."""
+    """Asserts that a video has all frames of its source, and every packet of its audio where it was."""
     before, after = probe(source), probe(final)
     assert after.frames == before.frames
     assert abs(after.duration_s - before.duration_s) <= 1 / before.fps
@@ -33,7 +33,7 @@ def assert_whole(final: Path, source: Path) -> None:
 
 
 def assert_lines(results: Path, frames: int) -> list[dict[str, Any]]:
-    """A line a frame, in order; returns them."""
+    """Asserts that there is one line per frame, in order; returns the lines."""
     lines = [json.loads(line) for line in results.read_text().splitlines()]
     assert [line["frame_id"] for line in lines] == list(range(frames))
     assert all(abs(line["pts_s"] - number / FPS) < 1e-3 for number, line in enumerate(lines))
@@ -54,7 +54,7 @@ def segments(
 def run(
     arguments: list[str], settings: Mapping[str, str], log: Path, *, folder: Path | None = None, code: int = 0
 ) -> str:
-    """Runs it to its end; returns the last line that it said."""
+    """Runs a command to its end; returns the last line of its output."""
     with segments(arguments, settings, log, folder=folder) as child:
         assert child.wait(90) == code, log.read_text()
     return log.read_text().splitlines()[-1]

@@ -1,4 +1,4 @@
-"""What was found, drawn over the planes of a picture."""
+"""Results are drawn on the planes of a frame."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tests.support.clip import Pixels
 
 
 def drawn(found: FrameResult, width: int = 320, height: int = 240) -> Pixels:
-    """The picture, grey before, as RGB."""
-    one = YuvFrame(av.VideoFrame.from_ndarray(np.full((height, width, 3), 100, np.uint8), format="rgb24"))
-    annotate(one, found)
-    picture: Pixels = one.frame.to_ndarray(format="rgb24")
-    return picture
+    """Draws on a grey frame; returns it as RGB."""
+    yuv = YuvFrame(av.VideoFrame.from_ndarray(np.full((height, width, 3), 100, np.uint8), format="rgb24"))
+    annotate(yuv, found)
+    frame: Pixels = yuv.frame.to_ndarray(format="rgb24")
+    return frame
 
 
-def touched(picture: Pixels) -> Pixels:
-    return np.abs(picture.astype(int) - 100).max(axis=2) > 12
+def touched(frame: Pixels) -> Pixels:
+    return np.abs(frame.astype(int) - 100).max(axis=2) > 12
 
 
 def test_a_box_its_label_a_skeleton_and_a_text() -> None:
@@ -54,7 +54,7 @@ def test_each_track_keeps_a_colour_of_its_own() -> None:
     assert colour(None, 2) == colour(2, 0)
 
 
-def test_labels_at_the_edges_stay_in_the_picture() -> None:
+def test_labels_at_the_edges_stay_in_the_frame() -> None:
     boxes = [Box(0, 0, 40, 40), Box(300, 0, 320, 240), Box(0, 235, 320, 240)]
     for box in boxes:
         marks = touched(drawn(FrameResult(Image(320, 240), objects=[Detection(0, "person", 0.9, box, 12)])))
@@ -62,6 +62,6 @@ def test_labels_at_the_edges_stay_in_the_picture() -> None:
 
 
 @pytest.mark.parametrize("size", [(16, 16), (2, 64), (1920, 1080)])
-def test_all_sizes_of_pictures(size: tuple[int, int]) -> None:
+def test_all_sizes_of_frames(size: tuple[int, int]) -> None:
     found = FrameResult(Image(*size), objects=[Detection(0, "person", 0.9, Box(0, 0, *size), 1)])
     assert touched(drawn(found, *size)).any()

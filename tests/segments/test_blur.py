@@ -207,20 +207,20 @@ def test_edges_of_the_frame_and_boxes_beyond_it() -> None:
 
 
 def test_a_frame_that_was_not_analysed_is_blurred_as_a_whole(tmp_path: Path) -> None:
-    film = movie(tmp_path / "in.mp4", seconds=0.4)
+    video = movie(tmp_path / "in.mp4", seconds=0.4)
     calls: list[int] = []
 
     def fails(_: int) -> bool:
         calls.append(1)
         return len(calls) > 4
 
-    report, out, lines = analyzed(film, tmp_path, "blur_faces", client=Sight(fails=fails))
+    report, out, lines = analyzed(video, tmp_path, "blur_faces", client=Sight(fails=fails))
     assert report.failed > 0
-    for line, (_, picture) in zip(lines, shown(out), strict=True):
+    for line, (_, frame) in zip(lines, shown(out), strict=True):
         if "error" in line:
-            steps = np.abs(np.diff(picture.astype(int), axis=1)).max()
+            steps = np.abs(np.diff(frame.astype(int), axis=1)).max()
             assert steps < 30, "nothing but some cells is to be seen"
-            assert len(picture) / CELLS > 30
+            assert len(frame) / CELLS > 30
 
 
 def test_a_video_whose_face_is_found_late_shows_it_nowhere(tmp_path: Path) -> None:
@@ -239,22 +239,22 @@ def test_a_video_whose_face_is_found_late_shows_it_nowhere(tmp_path: Path) -> No
 
     client = Late()
     client._models = {"yolo": client._models["yolo"]}
-    film = squares(tmp_path / "in.mp4", 30)
-    report, out, lines = analyzed(film, tmp_path, "blur_faces", client=client)
+    video = squares(tmp_path / "in.mp4", 30)
+    report, out, lines = analyzed(video, tmp_path, "blur_faces", client=client)
     assert (report.frames, report.failed) == (30, 0)
     assert [bool(line["objects"]) for line in lines] == [n >= 5 and n % 5 != 0 for n in range(30)]
-    pictures = shown(out)
-    assert [at for at, _ in pictures] == pytest.approx(np.arange(30) / 25)
-    for number, (_, picture) in enumerate(pictures):
+    frames = shown(out)
+    assert [at for at, _ in frames] == pytest.approx(np.arange(30) / 25)
+    for number, (_, frame) in enumerate(frames):
         x, y = place(number)
-        edge = picture[y + 8 : y + SIDE - 8, x + SIDE - 8 : x + SIDE + 8].astype(int)
+        edge = frame[y + 8 : y + SIDE - 8, x + SIDE - 8 : x + SIDE + 8].astype(int)
         steps = np.abs(np.diff(edge, axis=1)).max()
         assert steps < 60, f"frame {number}: its edge is to be seen"
 
 
 def test_the_real_detector_finds_no_face_where_one_was(tmp_path: Path) -> None:
     require_environment(TritonSettings().triton_python, "make triton-env")
-    film = movie(tmp_path / "in.mp4", seconds=0.4, width=480, height=360)
+    video = movie(tmp_path / "in.mp4", seconds=0.4, width=480, height=360)
 
     async def run() -> list[set[str]]:
         settings = Settings(ocr="off", state_dir=tmp_path / "state")
@@ -267,8 +267,8 @@ def test_the_real_detector_finds_no_face_where_one_was(tmp_path: Path) -> None:
                 await analyze_video(source, target, lines, mode, opened.pipeline, wish)
                 return names(lines)
 
-            found.append(await look(film, "before", "results_only"))
-            found.append(await look(film, "blurred", "blur_faces"))
+            found.append(await look(video, "before", "results_only"))
+            found.append(await look(video, "blurred", "blur_faces"))
             found.append(await look(tmp_path / "blurred.mp4", "after", "results_only"))
         return found
 

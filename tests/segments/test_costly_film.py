@@ -1,4 +1,4 @@
-"""A film of Motion JPEG whose frames are made to hurt: those are left out and counted, the others are looked at."""
+"""Motion JPEG with frames that are expensive to decode: they are left out and counted, the others are read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GOOD = encode(photo(SIDE, SIDE))
 HOSTILE = [scans(1000, side=SIDE), scans(883, marker=0xC2, side=SIDE, before=b"\xff\x01")]
 
 
-def film(path: Path, jpegs: list[bytes]) -> Path:
+def motion_jpeg(path: Path, jpegs: list[bytes]) -> Path:
     with av.open(str(path), "w") as container:
         video = container.add_stream("mjpeg", rate=25)
         video.width = video.height = SIDE
@@ -37,10 +37,10 @@ def film(path: Path, jpegs: list[bytes]) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["avi", "mkv"])
-def test_a1_a_costly_frame_of_a_film_is_left_out_and_counted(
+def test_a1_a_costly_frame_of_a_video_is_left_out_and_counted(
     tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = film(tmp_path / f"a.{kind}", [GOOD, *HOSTILE, GOOD])
+    path = motion_jpeg(tmp_path / f"a.{kind}", [GOOD, *HOSTILE, GOOD])
     failed = metrics.FRAMES_FAILED.labels(ENTRY, "decode")
     before, began = failed._value.get(), time.process_time()
     with open_video(path, on_damage=count_undecodable) as media:
@@ -55,7 +55,7 @@ def test_a1_a_costly_frame_of_a_film_is_left_out_and_counted(
 @pytest.mark.parametrize("first", ["good", "hostile"])
 def test_a1_readers_of_sources_leave_it_out_too(tmp_path: Path, first: str) -> None:
     jpegs = [GOOD, *HOSTILE, GOOD] if first == "good" else [HOSTILE[0], GOOD, HOSTILE[1], GOOD]
-    path, said = film(tmp_path / "a.mkv", jpegs), list[str]()
+    path, said = motion_jpeg(tmp_path / "a.mkv", jpegs), list[str]()
     began = time.process_time()
     with open_source(parse(str(path)), on_damage=lambda problem, _: said.append(problem)) as reader:
         frames = list(reader)

@@ -1,4 +1,4 @@
-"""Films of other kinds: codecs that MP4 does not take, fields, odd sides, sound that nobody needs."""
+"""Videos of other kinds: codecs that MP4 does not accept, interlacing, odd sides, audio that is not needed."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ FPS = 25
 
 def coded(path: Path, codec: str, pix_fmt: str, sound: str | None = None, *, late: int = 0) -> Path:
     """Fifty frames, a key frame every ten, and a tone; the first frame `late` frames after it."""
-    with av.open(str(path), "w") as film:
-        video: Any = film.add_stream(codec, rate=FPS, options={"g": "10"})
-        video.width, video.height, video.pix_fmt = 160, 120, pix_fmt
-        heard: Any = None if sound is None else film.add_stream(sound, rate=48000)
-        if heard is not None:
-            heard.layout = "mono"
-        film.start_encoding()
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=FPS, options={"g": "10"})
+        stream.width, stream.height, stream.pix_fmt = 160, 120, pix_fmt
+        audio: Any = None if sound is None else container.add_stream(sound, rate=48000)
+        if audio is not None:
+            audio.layout = "mono"
+        container.start_encoding()
         for number in range(50):
             frame = av.VideoFrame.from_ndarray(picture(number, 160, 120), format="rgb24")
             frame.pts, frame.time_base = number + late, Fraction(1, FPS)
-            film.mux(video.encode(frame))
-        film.mux(video.encode(None))
-        if heard is not None:
-            size = heard.codec_context.frame_size or 1024
-            shaped = av.AudioResampler(format=heard.format, layout=heard.layout, rate=48000, frame_size=size)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        if audio is not None:
+            size = audio.codec_context.frame_size or 1024
+            shaped = av.AudioResampler(format=audio.format, layout=audio.layout, rate=48000, frame_size=size)
             for piece in [out for frame in tone(2.0, 48000) for out in shaped.resample(frame)]:
-                film.mux(heard.encode(piece))
-            film.mux(heard.encode(None))
+                container.mux(audio.encode(piece))
+            container.mux(audio.encode(None))
     return path
 
 
-def through(film: Path, folder: Path, mode: Mode = "annotate") -> tuple[Path, list[dict[str, Any]]]:
-    """A film cut, its parts analysed one by one, and put together again; and its lines."""
+def through(video: Path, folder: Path, mode: Mode = "annotate") -> tuple[Path, list[dict[str, Any]]]:
+    """Cuts a video, analyses its parts and joins them; returns the joined video and the lines of the results."""
     parts, lines = [], []
-    for index, part in enumerate(cut(film, folder / "parts", 0.8, silent=mode == "results_only")):
+    for index, part in enumerate(cut(video, folder / "parts", 0.8, silent=mode == "results_only")):
         _, out, found = analyzed(part, folder, mode, name=f"seen{index}")
         parts.append(out)
         lines += found
@@ -80,8 +80,8 @@ def through(film: Path, folder: Path, mode: Mode = "annotate") -> tuple[Path, li
 def test_c15_codecs_that_mp4_does_not_take_are_taken(
     tmp_path: Path, name: str, codec: str, pix_fmt: str, sound: str | None, kept: bool
 ) -> None:
-    film = coded(tmp_path / name, codec, pix_fmt, sound)
-    final, lines = through(film, tmp_path)
+    video = coded(tmp_path / name, codec, pix_fmt, sound)
+    final, lines = through(video, tmp_path)
     assert [line["frame_id"] for line in lines] == list(range(50))
     steps = np.diff([line["pts_s"] for line in lines])
     assert steps == pytest.approx(np.full(49, 1 / FPS), abs=0.0011)
@@ -89,15 +89,15 @@ def test_c15_codecs_that_mp4_does_not_take_are_taken(
     assert (info.frames, info.width, info.height) == (50, 160, 120)
     assert info.audio == (sound is not None and kept)
     assert info.duration_s == pytest.approx(2.0, abs=0.05)
-    for (_, before), (_, after) in list(zip(shown(film), shown(final), strict=True))[::10]:
+    for (_, before), (_, after) in list(zip(shown(video), shown(final), strict=True))[::10]:
         assert np.median(np.abs(before.astype(int) - after)) < 12  # boxes are drawn on it
 
 
 @pytest.mark.parametrize(("sound", "lost"), [("pcm_alaw", True), ("pcm_s16le", False), ("libopus", False)])
 def test_c15_sound_that_mp4_does_not_take_is_left_out_and_said(tmp_path: Path, sound: str, lost: bool) -> None:
-    film = coded(tmp_path / "a.nut", "libx264", "yuv420p", sound)
-    assert dropped_audio(film) == ([sound] if lost else [])
-    final, lines = through(film, tmp_path)
+    video = coded(tmp_path / "a.nut", "libx264", "yuv420p", sound)
+    assert dropped_audio(video) == ([sound] if lost else [])
+    final, lines = through(video, tmp_path)
     assert len(lines) == 50
     assert probe(final).audio is not lost
     if not lost:
@@ -108,30 +108,30 @@ def test_c15_sound_that_mp4_does_not_take_is_left_out_and_said(tmp_path: Path, s
 
 
 def test_c15_sound_is_no_matter_where_only_results_are_wanted(tmp_path: Path, canned_triton: str) -> None:
-    film = coded(tmp_path / "alaw.mov", "prores_ks", "yuv422p10le", "pcm_alaw")
-    for part in cut(film, tmp_path / "parts", 0.8, silent=True):
+    video = coded(tmp_path / "alaw.mov", "prores_ks", "yuv422p10le", "pcm_alaw")
+    for part in cut(video, tmp_path / "parts", 0.8, silent=True):
         assert not probe(part).audio
     given, log, out = {"TRITON_URL": canned_triton}, tmp_path / "submit.log", tmp_path / "out"
-    results = Path(run(["submit", str(film), "--mode", "results_only"], given, log, folder=out))
+    results = Path(run(["submit", str(video), "--mode", "results_only"], given, log, folder=out))
     assert_lines(results, 50)
     assert "left out" not in log.read_text()
-    # Where a film is wanted, it comes without, and that is said.
-    final = Path(run(["submit", str(film)], given, log, folder=out))
+    # With a new video, its audio is left out, and the log says so.
+    final = Path(run(["submit", str(video)], given, log, folder=out))
     assert not probe(final).audio
     assert "the sound (pcm_alaw) is left out" in log.read_text()
 
 
 def test_c15_frames_are_as_late_as_they_were_where_the_sound_before_them_is_left_out(tmp_path: Path) -> None:
-    film = coded(tmp_path / "a.mkv", "libx264", "yuv420p", "aac", late=5)
+    video = coded(tmp_path / "a.mkv", "libx264", "yuv420p", "aac", late=5)
     alaw = coded(tmp_path / "alaw.nut", "libx264", "yuv420p", "pcm_alaw", late=5)
-    for number, (source, mode) in enumerate(((film, "annotate"), (film, "results_only"), (alaw, "annotate"))):
+    for number, (source, mode) in enumerate(((video, "annotate"), (video, "results_only"), (alaw, "annotate"))):
         (folder := tmp_path / str(number)).mkdir()
         _, lines = through(source, folder, mode)  # type: ignore[arg-type]
         assert [line["pts_s"] for line in lines] == pytest.approx(0.2 + np.arange(50) / FPS, abs=0.03)
 
 
 def combs(pixels: Pixels) -> float:
-    """How much neighbouring lines differ beyond what lines of the same field do."""
+    """How much neighbouring lines differ, divided by how much lines of the same field do."""
     grey = pixels.astype(int).sum(axis=2)
     return float(np.abs(np.diff(grey, axis=0)).mean() / np.abs(grey[2:] - grey[:-2]).mean())
 
@@ -150,18 +150,18 @@ def interlaced(
     rotation: int = 0,
     numbers: range = range(30),
 ) -> Path:
-    """Frames of a fast pan in fields; or whole ones."""
+    """Writes a video of a fast pan, interlaced or (`woven=False`) progressive."""
     size = (720, 576) if codec == "dvvideo" else (160, 120)
     order = "bff" if bottom_first else "tff"
-    with av.open(str(path), "w") as film:
+    with av.open(str(path), "w") as video:
         options = {"g": "10", "crf": "12", "qmax": "3", "bf": "2" if len(numbers) == 30 else "0"}
         if woven:
             options["flags"] = "+ildct+ilme"
-        stream: Any = film.add_stream(codec, rate=FPS, options=options)
+        stream: Any = video.add_stream(codec, rate=FPS, options=options)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         if rotation:
             stream.set_display_rotation(rotation)
-        film.start_encoding()
+        video.start_encoding()
         for number in numbers:
             pixels = panned(2 * number, size)
             if woven:
@@ -169,13 +169,13 @@ def interlaced(
                 pixels[later] = panned(2 * number + 1, size)[later]
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.pts, frame.time_base = number, Fraction(1, FPS)
-            film.mux(stream.encode(flagged(frame, order if woven else "prog")))
-        film.mux(stream.encode(None))
+            video.mux(stream.encode(flagged(frame, order if woven else "prog")))
+        video.mux(stream.encode(None))
     return path
 
 
 def flagged(frame: Any, order: str) -> Any:
-    """The frame with a field order: x264 goes by each frame's own, whatever its options say."""
+    """Sets a frame's field order, because x264 uses each frame's own order and not its options."""
     form = {"width": frame.width, "height": frame.height, "format": frame.format.name, "time_base": frame.time_base}
     graph = av.filter.Graph()
     steps = [graph.add("format", "yuv420p"), graph.add("setfield", order), graph.add("buffersink")]
@@ -194,31 +194,31 @@ def flagged(frame: Any, order: str) -> Any:
         ("a.avi", "dvvideo", True, 0),
     ],
 )
-def test_c15_interlaced_film_becomes_progressive(
+def test_c15_interlaced_video_becomes_progressive(
     tmp_path: Path, name: str, codec: str, bottom_first: bool, rotation: int
 ) -> None:
-    film = interlaced(tmp_path / name, codec, bottom_first=bottom_first, rotation=rotation)
-    with av.open(str(film)) as opened:
+    video = interlaced(tmp_path / name, codec, bottom_first=bottom_first, rotation=rotation)
+    with av.open(str(video)) as opened:
         assert all(frame.interlaced_frame for frame in opened.decode(video=0))
-    assert_whole_pictures(tmp_path, film, rotation=rotation)
+    assert_progressive(tmp_path, video, rotation=rotation)
 
 
-def test_c15_film_that_is_interlaced_in_part_becomes_progressive(tmp_path: Path) -> None:
+def test_c15_video_that_is_interlaced_in_part_becomes_progressive(tmp_path: Path) -> None:
     parts = [
         interlaced(tmp_path / "whole.ts", woven=False, numbers=range(10)),
         interlaced(tmp_path / "fields.ts", numbers=range(10, 20)),
         interlaced(tmp_path / "again.ts", woven=False, numbers=range(20, 30)),
     ]
-    film = tmp_path / "a.ts"
-    film.write_bytes(b"".join(part.read_bytes() for part in parts))
-    with av.open(str(film)) as opened:
+    video = tmp_path / "a.ts"
+    video.write_bytes(b"".join(part.read_bytes() for part in parts))
+    with av.open(str(video)) as opened:
         assert [frame.interlaced_frame for frame in opened.decode(video=0)] == [10 <= n < 20 for n in range(30)]
-    assert_whole_pictures(tmp_path, film, fields=range(10, 20))
+    assert_progressive(tmp_path, video, fields=range(10, 20))
 
 
-def assert_whole_pictures(folder: Path, film: Path, *, rotation: int = 0, fields: range = range(30)) -> None:
-    """Nothing of the fields is left of a film that `interlaced` wrote; each frame is there at its time."""
-    final, lines = through(film, folder)
+def assert_progressive(folder: Path, video: Path, *, rotation: int = 0, fields: range = range(30)) -> None:
+    """Asserts that a video of `interlaced` becomes progressive, and that each frame is there at its time."""
+    final, lines = through(video, folder)
     with av.open(str(final)) as opened:
         frames = list(opened.decode(video=0))
     assert not any(frame.interlaced_frame for frame in frames)
@@ -226,10 +226,10 @@ def assert_whole_pictures(folder: Path, film: Path, *, rotation: int = 0, fields
     times = np.arange(30) / FPS
     assert [float(frame.time) for frame in frames] == pytest.approx(times, abs=0.001)
     assert [line["pts_s"] for line in lines] == pytest.approx(times, abs=0.001)
-    before = [pixels for _, pixels in shown(film)]
+    before = [pixels for _, pixels in shown(video)]
     after = [np.rot90(pixels, -rotation // 90) for _, pixels in shown(final)]  # as it was stored, line by line
     woven, whole = (np.mean([combs(pixels[number]) for number in fields]) for pixels in (before, after))
-    assert woven > 1.1  # the fields are apart
+    assert woven > 1.1  # interlaced
     assert whole < 0.8
     # Each frame shows the moment of its first field.
     size = after[0].shape[1], after[0].shape[0]
@@ -241,8 +241,8 @@ def assert_whole_pictures(folder: Path, film: Path, *, rotation: int = 0, fields
 
 def test_c15_a_size_of_odd_sides_stays(tmp_path: Path) -> None:
     for width, height in ((321, 240), (320, 241), (321, 241)):
-        film = movie(tmp_path / f"{width}.mp4", seconds=2, width=width, height=height, pix_fmt="yuv444p")
-        final, _ = through(film, tmp_path)
+        video = movie(tmp_path / f"{width}.mp4", seconds=2, width=width, height=height, pix_fmt="yuv444p")
+        final, _ = through(video, tmp_path)
         assert {pixels.shape for _, pixels in shown(final)} == {(height, width, 3)}
-        for (_, before), (_, after) in list(zip(shown(film), shown(final), strict=True))[::10]:
+        for (_, before), (_, after) in list(zip(shown(video), shown(final), strict=True))[::10]:
             assert np.median(np.abs(before.astype(int) - after)) < 12

@@ -1,4 +1,4 @@
-"""Films whose files were cut off, and whole ones that look as if they were."""
+"""Videos whose files are cut off, and complete ones that look as if they were."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from tests.support.movie import movie, shown
 
 
 def remuxed(source: Path, target: Path, **options: str) -> Path:
-    with av.open(str(source)) as film, av.open(str(target), "w", options=options) as out:
-        copy(film, out)
+    with av.open(str(source)) as video, av.open(str(target), "w", options=options) as out:
+        copy(video, out)
     return target
 
 
-def copy(film: Any, out: Any) -> None:
-    streams = {one.index: out.add_stream_from_template(one) for one in film.streams}
-    for packet in film.demux():
+def copy(video: Any, out: Any) -> None:
+    streams = {one.index: out.add_stream_from_template(one) for one in video.streams}
+    for packet in video.demux():
         if packet.dts is not None:
             packet.stream = streams[packet.stream.index]
             out.mux(packet)
 
 
-def cut_off(film: Path, share: float = 0.6) -> Path:
-    """The beginning of its file."""
-    whole = film.read_bytes()
-    target = film.with_stem(f"{film.stem}-cut")
+def cut_off(video: Path, share: float = 0.6) -> Path:
+    """Writes a file with the first `share` of the video's bytes."""
+    whole = video.read_bytes()
+    target = video.with_stem(f"{video.stem}-cut")
     target.write_bytes(whole[: int(len(whole) * share)])
     return target
 
 
 def fast(folder: Path, name: str = "film.mp4", **options: Any) -> Path:
-    """An MP4 with its tables at its beginning: one that is cut off can be read."""
+    """Writes an MP4 with its tables at the beginning, so that it can be read when it is cut off."""
     return remuxed(movie(folder / f"slow-{name}", **options), folder / name, movflags="faststart")
 
 
@@ -50,38 +50,38 @@ def fast(folder: Path, name: str = "film.mp4", **options: Any) -> Path:
 @pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.mkv", "a.avi", "a.flv", "a.asf", "a.webm", "fragments.mp4"])
 def test_c14_a_file_that_was_cut_off_is_told_from_a_whole_one(tmp_path: Path, name: str, share: float) -> None:
     if name.endswith("webm"):
-        film = movie(tmp_path / name, seconds=3, codec="libvpx", deadline="realtime")
+        video = movie(tmp_path / name, seconds=3, codec="libvpx", deadline="realtime")
     elif name == "fragments.mp4":
         flags = "frag_keyframe+empty_moov"
-        film = remuxed(movie(tmp_path / "a.mp4", seconds=3), tmp_path / name, movflags=flags)
+        video = remuxed(movie(tmp_path / "a.mp4", seconds=3), tmp_path / name, movflags=flags)
     elif name in ("a.mp4", "a.mov"):
-        film = fast(tmp_path, name, seconds=3)
+        video = fast(tmp_path, name, seconds=3)
     else:
-        film = movie(tmp_path / name, seconds=3)
-    assert truncation(film) is None
-    said = truncation(cut_off(film, share))
+        video = movie(tmp_path / name, seconds=3)
+    assert truncation(video) is None
+    said = truncation(cut_off(video, share))
     assert said is not None
-    assert said.startswith(f"{film.stem}-cut{film.suffix} is truncated: it ends after ")
+    assert said.startswith(f"{video.stem}-cut{video.suffix} is truncated: it ends after ")
 
 
 def test_c14_what_is_there_and_what_is_declared_are_said(tmp_path: Path) -> None:
-    film = fast(tmp_path, seconds=6)
-    said = truncation(cut_off(film))
+    video = fast(tmp_path, seconds=6)
+    said = truncation(cut_off(video))
     assert said is not None
     assert said.endswith(" of the 6.00 s that its file declares")
     there = float(said.split(" after ")[1].split(" s of ")[0])
-    frames = len(remade(cut_off(film)))
+    frames = len(remade(cut_off(video)))
     assert 0 <= frames - round(there * 25) <= 3  # B-frames: a later one may be there before an earlier one
 
 
-def remade(film: Path) -> list[int]:
-    """Times of the pictures that can be read."""
-    with av.open(str(film)) as opened:
+def remade(video: Path) -> list[int]:
+    """Times of the frames that can be read."""
+    with av.open(str(video)) as opened:
         return [packet.pts for packet in opened.demux(video=0) if packet.pts is not None]
 
 
 class Pipe(io.RawIOBase):
-    """What a browser records: nothing can be mended at the beginning once it ends."""
+    """A file that cannot seek, as a browser's recording: its header cannot be corrected at the end."""
 
     def __init__(self) -> None:
         self.written = io.BytesIO()
@@ -94,11 +94,11 @@ class Pipe(io.RawIOBase):
 
 
 def recorded(folder: Path) -> Path:
-    """As a browser's MediaRecorder writes it: no length, no sizes."""
+    """Writes a video as a browser's MediaRecorder does, without duration and sizes."""
     source = movie(folder / "source.webm", seconds=2, codec="libvpx", deadline="realtime")
     pipe = Pipe()
-    with av.open(str(source)) as film, av.open(pipe, "w", format="webm", options={"live": "1"}) as out:
-        copy(film, out)
+    with av.open(str(source)) as video, av.open(pipe, "w", format="webm", options={"live": "1"}) as out:
+        copy(video, out)
     target = folder / "recorded.webm"
     target.write_bytes(pipe.written.getvalue())
     return target
@@ -113,11 +113,11 @@ def healthy(folder: Path) -> Iterator[Path]:
         yield movie(folder / f"short-sound.{suffix}", seconds=3, sound_s=0.5)
         if suffix != "avi":
             yield movie(folder / f"changing.{suffix}", times_ms=times, sound_s=None)
-    # An edit list leaves out what comes before a moment that is no key frame.
+    # An edit list hides the frames before a time that is not at a key frame.
     late = folder / "edited.mp4"
-    with av.open(str(folder / "plain.mp4")) as film, av.open(str(late), "w") as out:
-        stream = out.add_stream_from_template(film.streams.video[0])
-        for packet in film.demux(video=0):
+    with av.open(str(folder / "plain.mp4")) as video, av.open(str(late), "w") as out:
+        stream = out.add_stream_from_template(video.streams.video[0])
+        for packet in video.demux(video=0):
             if packet.dts is not None and packet.pts is not None:
                 moved = round(0.5 / packet.time_base)
                 packet.pts, packet.dts, packet.stream = packet.pts - moved, packet.dts - moved, stream
@@ -128,29 +128,29 @@ def healthy(folder: Path) -> Iterator[Path]:
     junk.write_bytes((folder / "film.mp4").read_bytes() + b"\xff" * 1000)
     yield junk
     yield recorded(folder)
-    yield cut_off(folder / "plain.ts")  # declares nothing: a recording that was ended
+    yield cut_off(folder / "plain.ts")  # a transport stream declares nothing, so that its end may be intended
 
 
-def test_c14_healthy_films_are_never_said_to_be_truncated(tmp_path: Path) -> None:
-    said = {film.name: truncation(film) for film in healthy(tmp_path)}
+def test_c14_healthy_videos_are_never_said_to_be_truncated(tmp_path: Path) -> None:
+    said = {video.name: truncation(video) for video in healthy(tmp_path)}
     assert len(said) > 30
     assert {name: words for name, words in said.items() if words} == {}
 
 
-def test_c14_what_is_no_film_is_not_truncated(tmp_path: Path) -> None:
+def test_c14_what_is_no_video_is_not_truncated(tmp_path: Path) -> None:
     for name, content in (("a.mp4", b""), ("b.mkv", b"\x1a\x45\xdf\xa3"), ("c.avi", b"RIFF"), ("d.flv", b"FLV\x01")):
         (tmp_path / name).write_bytes(content)
         assert truncation(tmp_path / name) is None
 
 
-def test_c14_the_job_says_that_its_film_is_truncated(tmp_path: Path) -> None:
-    film = cut_off(fast(tmp_path, seconds=3))
+def test_c14_the_job_says_that_its_video_is_truncated(tmp_path: Path) -> None:
+    video = cut_off(fast(tmp_path, seconds=3))
     local = LocalFolder(tmp_path / "out", SegmentSettings())
     try:
         with pytest.raises(TruncatedVideo, match=r"of the 3\.00 s .* --allow-truncated"):
-            record(local.resources, Wish(film))
-        allowed = record(local.resources, Wish(film, allow_truncated=True))
-        assert allowed.status == "failed"  # the same job: what is missing of it is tried when it is allowed
+            record(local.resources, Wish(video))
+        allowed = record(local.resources, Wish(video, allow_truncated=True))
+        assert allowed.status == "failed"  # the same job, which continues when truncation is allowed
         assert allowed.reason is not None
         assert allowed.reason.startswith("film-cut.mp4 is truncated")
         assert not (tmp_path / "out" / "segments").exists()
@@ -158,18 +158,18 @@ def test_c14_the_job_says_that_its_film_is_truncated(tmp_path: Path) -> None:
         local.close()
 
 
-def test_c14_a_truncated_film_is_refused_unless_that_is_allowed(tmp_path: Path, canned_triton: str) -> None:
-    film, out, log = cut_off(fast(tmp_path, seconds=3)), tmp_path / "out", tmp_path / "submit.log"
+def test_c14_a_truncated_video_is_refused_unless_that_is_allowed(tmp_path: Path, canned_triton: str) -> None:
+    video, out, log = cut_off(fast(tmp_path, seconds=3)), tmp_path / "out", tmp_path / "submit.log"
     given = {"TRITON_URL": canned_triton}
-    said = run(["submit", str(film), "--seconds", "1"], given, log, folder=out, code=1)
+    said = run(["submit", str(video), "--seconds", "1"], given, log, folder=out, code=1)
     assert "is truncated: it ends after 1." in said
     assert "--allow-truncated" in said
     assert not (out / "jobs").exists()
-    final = Path(run(["submit", str(film), "--seconds", "1", "--allow-truncated"], given, log, folder=out))
+    final = Path(run(["submit", str(video), "--seconds", "1", "--allow-truncated"], given, log, folder=out))
     assert "is truncated: it ends after 1." in log.read_text()
-    pictures = shown(final)
-    assert 30 < len(pictures) < 60
-    assert_lines(final.with_suffix(".jsonl"), len(pictures))
-    # Again, without: it is still no whole film.
-    run(["submit", str(film), "--seconds", "1"], given, log, folder=out, code=1)
+    frames = shown(final)
+    assert 30 < len(frames) < 60
+    assert_lines(final.with_suffix(".jsonl"), len(frames))
+    # Without the option it is refused again.
+    run(["submit", str(video), "--seconds", "1"], given, log, folder=out, code=1)
     assert final.exists()

@@ -45,31 +45,31 @@ def as_ffmpeg_shows_it(path: Path, width: int, height: int) -> clip.Pixels:
 @pytest.mark.parametrize("hflip", [False, True])
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
 def test_c9_frames_of_a_video_are_upright_as_players_show_them(tmp_path: Path, rotation: int, hflip: bool) -> None:
-    film = movie(tmp_path / "a.mp4", seconds=0.2, sound_s=None, rotation=rotation, hflip=hflip)
-    found = frames(film)[0].pixels()
+    video = movie(tmp_path / "a.mp4", seconds=0.2, sound_s=None, rotation=rotation, hflip=hflip)
+    found = frames(video)[0].pixels()
     width, height = (240, 320) if rotation % 180 else (320, 240)
     assert found.shape == (height, width, 3)
-    assert np.abs(found.astype(int) - as_ffmpeg_shows_it(film, width, height)).mean() < 3
-    jpeg = clip.decode(frames(film)[0].encoded(90))
+    assert np.abs(found.astype(int) - as_ffmpeg_shows_it(video, width, height)).mean() < 3
+    jpeg = clip.decode(frames(video)[0].encoded(90))
     assert np.abs(jpeg.astype(int) - found).mean() < 5
 
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
 def test_c9_a_rotation_that_is_asked_for_replaces_the_videos_own(tmp_path: Path, rotation: int) -> None:
-    film = movie(tmp_path / "a.mp4", seconds=0.2, sound_s=None, rotation=90)
-    stored = frames(film, Options(rotation=0))[0].pixels()
-    turned = frames(film, Options(rotation=rotation))[0].pixels()
+    video = movie(tmp_path / "a.mp4", seconds=0.2, sound_s=None, rotation=90)
+    stored = frames(video, Options(rotation=0))[0].pixels()
+    turned = frames(video, Options(rotation=rotation))[0].pixels()
     assert np.array_equal(turned, np.rot90(stored, -rotation // 90))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("name", ["a.jpg", "a.mjpeg"])
 def test_c9_a_jpegs_exif_orientation_is_applied(tmp_path: Path, orientation: int, name: str) -> None:
-    picture = Image.fromarray(clip.Pan().pictures()[0]).resize((320, 240))
-    exif = picture.getexif()
+    image = Image.fromarray(clip.Pan().pictures()[0]).resize((320, 240))
+    exif = image.getexif()
     exif[0x0112] = orientation
     data = io.BytesIO()
-    picture.save(data, "JPEG", quality=92, exif=exif)
+    image.save(data, "JPEG", quality=92, exif=exif)
     path = tmp_path / name
     path.write_bytes(data.getvalue() * (1 if name == "a.jpg" else 3))
     upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data.getvalue()))))
@@ -98,9 +98,9 @@ def test_c9_a_jpegs_exif_orientation_is_applied(tmp_path: Path, orientation: int
     ],
 )
 def test_c16_a_video_is_read_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes) -> None:
-    film = movie(tmp_path / "plain.mp4", seconds=0.2, sound_s=None)
+    video = movie(tmp_path / "plain.mp4", seconds=0.2, sound_s=None)
     monkeypatch.chdir(tmp_path)
-    os.rename(film, name)
+    os.rename(video, name)
     assert len(frames(os.fsdecode(name))) == 5
     assert len(frames(tmp_path)) == 5  # and in its folder
 
@@ -130,17 +130,17 @@ def test_c12_recordings_that_were_joined_take_as_long_as_all_of_them(tmp_path: P
 
 def test_c12_a_gap_of_an_hour_is_passed_over_where_it_would_be_waited_for(tmp_path: Path) -> None:
     times_ms = [*range(0, 1000, 40), *range(3_600_000, 3_601_000, 40)]
-    film = movie(tmp_path / "gap.mkv", times_ms=times_ms, sound_s=None)
-    times = [float(frame.at) for frame in frames(film)]
+    video = movie(tmp_path / "gap.mkv", times_ms=times_ms, sound_s=None)
+    times = [float(frame.at) for frame in frames(video)]
     assert times == pytest.approx([number / 25 for number in range(50)], abs=0.002)
-    kept = [float(frame.at) for frame in frames(film, keeps_pauses=True)]
+    kept = [float(frame.at) for frame in frames(video, keeps_pauses=True)]
     assert kept == pytest.approx([time / 1000 for time in times_ms], abs=0.002)
 
 
 def test_c12_a_recording_that_starts_over_keeps_its_pace(tmp_path: Path) -> None:
-    film = joined(tmp_path / "two.ts", 2)
+    video = joined(tmp_path / "two.ts", 2)
     times = []
-    for _, frame in played(lambda: opened(film), again=True):
+    for _, frame in played(lambda: opened(video), again=True):
         times.append(float(frame.at))
         if len(times) == 250:
             break
@@ -148,13 +148,13 @@ def test_c12_a_recording_that_starts_over_keeps_its_pace(tmp_path: Path) -> None
 
 
 def test_frames_that_are_larger_than_allowed_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
-    film = movie(tmp_path / "a.mp4", seconds=0.2, sound_s=None)
+    video = movie(tmp_path / "a.mp4", seconds=0.2, sound_s=None)
     Image.new("RGB", (640, 480)).save(tmp_path / "a.png")
     Image.new("RGB", (640, 480)).save(tmp_path / "a.jpg")
-    for path in (film, tmp_path / "a.png", tmp_path / "a.jpg"):
+    for path in (video, tmp_path / "a.png", tmp_path / "a.jpg"):
         with pytest.raises(SourceError, match="MAX_PIXELS"):
             frames(path, max_pixels=320 * 240 - 1)
-    assert len(frames(film, max_pixels=320 * 240)) == 5
+    assert len(frames(video, max_pixels=320 * 240)) == 5
 
 
 def test_b4_what_goes_wrong_with_a_url_is_said_without_its_secrets() -> None:
@@ -173,9 +173,9 @@ def test_b4_what_goes_wrong_with_a_url_is_said_without_its_secrets() -> None:
 
 
 def test_d10_no_playlist_on_the_web_reads_files_of_this_machine(tmp_path: Path) -> None:
-    film = movie(tmp_path / "secret.ts", seconds=1, sound_s=None)
+    video = movie(tmp_path / "secret.ts", seconds=1, sound_s=None)
     playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n"
-    (tmp_path / "evil.m3u8").write_text(playlist.format(f"file://{film}"))
+    (tmp_path / "evil.m3u8").write_text(playlist.format(f"file://{video}"))
     (tmp_path / "good.m3u8").write_text(playlist.format("secret.ts"))
 
     class Quiet(SimpleHTTPRequestHandler):
@@ -198,14 +198,14 @@ def test_d10_no_playlist_on_the_web_reads_files_of_this_machine(tmp_path: Path) 
 
 
 def test_a_torn_piece_is_counted_and_the_rest_is_read(tmp_path: Path) -> None:
-    film = movie(tmp_path / "a.mkv", seconds=2, sound_s=None, codec="mpeg4", key_every=5)
+    video = movie(tmp_path / "a.mkv", seconds=2, sound_s=None, codec="mpeg4", key_every=5)
     problems: list[str] = []
-    with av.open(str(film)) as container:
+    with av.open(str(video)) as container:
         places = [packet.pos for packet in container.demux(video=0) if packet.pos]
-    data = bytearray(film.read_bytes())
+    data = bytearray(video.read_bytes())
     data[places[20] : places[21]] = bytes(places[21] - places[20])
-    film.write_bytes(data)
-    with open_source(parse(str(film)), None, ReadLimits(), lambda problem, code: problems.append(code)) as reader:
+    video.write_bytes(data)
+    with open_source(parse(str(video)), None, ReadLimits(), lambda problem, code: problems.append(code)) as reader:
         count = sum(1 for _ in reader)
     assert 0 < count <= 50
     assert problems == ["undecodable"] * reader.damaged
@@ -223,28 +223,28 @@ def test_c14_what_a_source_lacks_is_said_of_files_and_of_folders(tmp_path: Path)
 
 @pytest.mark.parametrize("bottom_first", [False, True])
 def test_c15_a_recording_has_no_fields(tmp_path: Path, bottom_first: bool) -> None:
-    film = interlaced(tmp_path / "a.mp4", bottom_first=bottom_first)
-    found = frames(film)
+    video = interlaced(tmp_path / "a.mp4", bottom_first=bottom_first)
+    found = frames(video)
     assert [float(frame.at) for frame in found] == pytest.approx(np.arange(30) / 25)
     assert [float(frame.lasts) for frame in found] == pytest.approx(np.full(30, 1 / 25))
     assert np.mean([combs(frame.pixels()) for frame in found]) < 0.8
 
 
 def test_c15_recorded_video_is_no_playlist_and_no_script(tmp_path: Path) -> None:
-    film = movie(tmp_path / "a.mp4", seconds=1)
+    video = movie(tmp_path / "a.mp4", seconds=1)
     ts = movie(tmp_path / "a.ts", seconds=1, sound_s=None)
-    (tmp_path / "script.txt").write_text(f"ffconcat version 1.0\nfile '{film}'\n")
+    (tmp_path / "script.txt").write_text(f"ffconcat version 1.0\nfile '{video}'\n")
     head = "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.0,\n"
     (tmp_path / "list.m3u8").write_text(f"{head}{ts.name}\n#EXT-X-ENDLIST\n")
     for name in ("script.txt", "list.m3u8"):
         with pytest.raises(SourceError):
             frames(tmp_path / name, video_file=True)
-    assert len(frames(film, video_file=True)) == len(frames(ts, video_file=True)) == 25
+    assert len(frames(video, video_file=True)) == len(frames(ts, video_file=True)) == 25
 
 
 def test_c15_frames_of_recorded_video_are_decoded(tmp_path: Path) -> None:
-    film = movie(tmp_path / "a.avi", seconds=1, codec="mjpeg", pix_fmt="yuvj420p", sound_s=None)
-    assert all(frame.jpeg is not None for frame in frames(film))
-    found = frames(film, video_file=True)
+    video = movie(tmp_path / "a.avi", seconds=1, codec="mjpeg", pix_fmt="yuvj420p", sound_s=None)
+    assert all(frame.jpeg is not None for frame in frames(video))
+    found = frames(video, video_file=True)
     assert len(found) == 25
     assert all(frame.jpeg is None and frame.decoded is not None for frame in found)

@@ -53,8 +53,8 @@ BATCH = 4
 MAX_TEXT_LAG_S = 1.0
 """How old a text reading may be, seconds of the video, before frames wait for the next one."""
 DEADLINE_S = 60.0
-"""For one inference request. Nobody waits for a live answer, and a slow answer of a busy machine is better than an
-unanalysed frame."""
+"""For one inference request, seconds. It is long because no user waits for a live answer, and a slow answer of a busy
+machine is better than an unanalysed frame."""
 _POLL_S = 0.01
 _BATCH_PIXELS = 8_000_000
 """Pixels per batch at most, so that batches of large frames contain fewer of them."""
@@ -163,15 +163,15 @@ async def analyze_video(
         VideoError: the file has no video, or it ends unexpectedly.
         InferenceUnavailable: the inference server cannot be reached or serves no model. The caller should try again
             later, because a video without results would be useless.
-        InferenceError: not one frame could be analysed, or the model that the mode needs is not served; a video in
-            which nothing looked for faces must not be taken for one whose faces are hidden.
+        InferenceError: not one frame could be analysed, or the model that the mode needs is not served. A video in
+            which no model looked for faces must not be taken for one whose faces are hidden.
     """
     await load_models(pipeline)
     if mode == "results_only":
         target = None
     started = time.perf_counter()
     with ExitStack() as stack:
-        # The video is renamed last, so that whoever waits for it finds the results, too.
+        # The video is renamed last, so that a process that waits for it finds the results, too.
         video_path = None if target is None else stack.enter_context(written_atomically(target))
         results_path = stack.enter_context(written_atomically(results))
         media = stack.enter_context(open_video(source, max_pixels=max_pixels, on_damage=count_undecodable))
