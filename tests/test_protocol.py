@@ -16,7 +16,7 @@ from jsonschema import Draft202012Validator
 from app.client import decode
 from app.errors import ProtocolError, SightlineError, UndecodableFrame
 from app.limits import TokenBucket
-from app.live.stats import SessionStats
+from app.live.stats import FrameStats
 from app.protocol import header, messages
 from app.protocol.result import STAGES, Box, CameraMotion, Detection, FrameResult, Image, Motion, Stage
 
@@ -169,7 +169,7 @@ STEPS = st.sampled_from(["received", "processed", "failed", "superseded", "stale
 
 @given(st.lists(STEPS, max_size=60))
 def test_received_is_processed_and_dropped_and_failed_and_in_flight(steps: list[str]) -> None:
-    stats = SessionStats()
+    stats = FrameStats()
     told = 0
     for step in steps:
         if step == "received":
@@ -196,7 +196,7 @@ def test_received_is_processed_and_dropped_and_failed_and_in_flight(steps: list[
 
 
 def test_the_reports_times_are_the_nearest_rank() -> None:
-    stats = SessionStats()
+    stats = FrameStats()
     for number in range(100, 0, -1):
         stats.received(1)
         stats.processed(0.0, {"total": float(number)})
@@ -204,7 +204,7 @@ def test_the_reports_times_are_the_nearest_rank() -> None:
 
 
 def test_one_sample_is_both_times() -> None:
-    stats = SessionStats()
+    stats = FrameStats()
     stats.received(1)
     stats.processed(0.0, {"decode": 4.0})
     assert stats.report().stages == {"decode": messages.StageTimes(4.0, 4.0)}

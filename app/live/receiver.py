@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 from app.errors import FrameError, FrameTooLarge
 from app.limits import TokenBucket
-from app.live.stats import SessionStats
+from app.live.stats import FrameStats
 from app.pipeline.types import Frame
 from app.protocol import header
 from app.protocol.messages import Error, Mode
@@ -92,7 +92,7 @@ class Receiver:
         stream: the session's id.
     """
 
-    def __init__(self, stream: str, live: LiveSettings, stats: SessionStats) -> None:
+    def __init__(self, stream: str, live: LiveSettings, stats: FrameStats) -> None:
         self._stream = stream
         self._live = live
         self._stats = stats

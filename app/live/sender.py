@@ -20,7 +20,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from app.errors import FrameError
 from app.live.receiver import DropQueue
-from app.live.stats import SessionStats
+from app.live.stats import FrameStats
 from app.pipeline.batching import LiveBatcher, PendingFrame
 from app.pipeline.types import Frame, FrameJob, StreamMemory
 from app.protocol import messages
@@ -170,7 +170,7 @@ class Results:
         session_id: str,
         batcher: LiveBatcher,
         memory: StreamMemory,
-        stats: SessionStats,
+        stats: FrameStats,
         summaries: SummaryStream,
         send: Send,
         settings: StreamSettings,

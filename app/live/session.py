@@ -21,7 +21,7 @@ from app.errors import MAX_LONG_MESSAGE, ProtocolError, quoted, shortened
 from app.live.admission import Admission, Rejected, WaitingSession
 from app.live.receiver import Receiver
 from app.live.sender import AHEAD, Gone, Results, Sender, SummaryStream, TooSlow
-from app.live.stats import SessionStats
+from app.live.stats import FrameStats
 from app.logging import SESSION_ID
 from app.pipeline.batching import LiveBatcher
 from app.pipeline.multimodal import Pipeline
@@ -160,7 +160,7 @@ class Session:
         self._refused: Refusal | None = None
         """The refusal of the header's token, which is checked once, when the socket opens."""
         self._memory = StreamMemory()
-        self._stats = SessionStats()
+        self._stats = FrameStats()
         self._receiver = Receiver(self.id, entry_point.live, self._stats)
         self._timeouts = Timeouts(entry_point.live, time.monotonic())
         self._summaries = SummaryStream(self.id, entry_point.summaries, self._send)

@@ -20,7 +20,7 @@ _ages = metrics.ages(ENTRY)
 PACE = metrics.Pace(ENTRY)
 
 
-class SessionStats:
+class FrameStats:
     """Counts for the session's report and for the service's metrics in one place, so that the two agree."""
 
     def __init__(self) -> None:

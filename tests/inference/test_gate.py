@@ -1,4 +1,4 @@
-"""The gate: never more than its size, fair between streams, and nothing lost to those who give up."""
+"""The inference concurrency limit: never exceeded, fair between streams, and nothing is lost by a cancelled wait."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ async def settled() -> None:
 
 
 async def test_no_more_are_let_through_than_its_size() -> None:
-    gate = FairSemaphore(2)
+    semaphore = FairSemaphore(2)
     inside, most = 0, 0
 
     async def pass_through(stream: str) -> None:
         nonlocal inside, most
-        await gate.acquire(stream)
+        await semaphore.acquire(stream)
         inside += 1
         most = max(most, inside)
         await asyncio.sleep(0)
         inside -= 1
-        gate.release()
+        semaphore.release()
 
     await asyncio.gather(*(pass_through(stream) for stream in STREAMS * 5))
-    assert (most, inside, gate.waiting) == (2, 0, 0)
+    assert (most, inside, semaphore.waiting) == (2, 0, 0)
 
 
 async def test_a_stream_with_many_waiting_does_not_hold_up_one_with_a_single() -> None:
@@ -43,67 +43,67 @@ async def test_a_stream_with_many_waiting_does_not_hold_up_one_with_a_single() -
 
 
 async def test_within_a_stream_the_first_is_first() -> None:
-    gate = FairSemaphore(1)
-    await gate.acquire("a")
+    semaphore = FairSemaphore(1)
+    await semaphore.acquire("a")
     done: list[int] = []
 
     async def one(number: int) -> None:
-        await gate.acquire("a")
+        await semaphore.acquire("a")
         done.append(number)
-        gate.release()
+        semaphore.release()
 
     tasks = [asyncio.create_task(one(number)) for number in range(5)]
     await settled()
-    gate.release()
+    semaphore.release()
     await asyncio.gather(*tasks)
     assert done == [0, 1, 2, 3, 4]
 
 
 async def test_a_turn_given_up_costs_its_stream_nothing() -> None:
-    gate = FairSemaphore(1)
-    await gate.acquire("first")
+    semaphore = FairSemaphore(1)
+    await semaphore.acquire("first")
     order: list[str] = []
-    quitters = [asyncio.create_task(gate.acquire("a")) for _ in range(3)]
+    quitters = [asyncio.create_task(semaphore.acquire("a")) for _ in range(3)]
     await settled()
-    tasks = [asyncio.create_task(log_turn(gate, stream, order)) for stream in ("a", "b", "b", "b", "b")]
+    tasks = [asyncio.create_task(log_turn(semaphore, stream, order)) for stream in ("a", "b", "b", "b", "b")]
     await settled()
     for quitter in quitters:
         quitter.cancel()
     await settled()
-    assert gate.waiting == 5
-    gate.release()
+    assert semaphore.waiting == 5
+    semaphore.release()
     await asyncio.gather(*tasks)
     assert order[0] == "a"
 
 
 async def test_a_place_that_comes_together_with_the_cancellation_is_passed_on() -> None:
-    gate = FairSemaphore(1)
-    await gate.acquire("a")
-    quitter = asyncio.create_task(gate.acquire("b"))
+    semaphore = FairSemaphore(1)
+    await semaphore.acquire("a")
+    quitter = asyncio.create_task(semaphore.acquire("b"))
     await settled()
-    gate.release()  # the place is now the quitter's
+    semaphore.release()  # the place is now the quitter's
     quitter.cancel()
     await settled()
     assert quitter.cancelled()
     async with asyncio.timeout(1):
-        await gate.acquire("c")
+        await semaphore.acquire("c")
 
 
-async def log_turn(gate: FairSemaphore, stream: str, order: list[str]) -> None:
-    await gate.acquire(stream)
+async def log_turn(semaphore: FairSemaphore, stream: str, order: list[str]) -> None:
+    await semaphore.acquire(stream)
     order.append(stream)
     await asyncio.sleep(0)
-    gate.release()
+    semaphore.release()
 
 
 async def served(streams: list[str]) -> list[str]:
     """The order in which those who wait are served, one at a time."""
-    gate = FairSemaphore(1)
-    await gate.acquire("before all")
+    semaphore = FairSemaphore(1)
+    await semaphore.acquire("before all")
     order: list[str] = []
-    tasks = [asyncio.create_task(log_turn(gate, stream, order)) for stream in streams]
+    tasks = [asyncio.create_task(log_turn(semaphore, stream, order)) for stream in streams]
     await settled()
-    gate.release()
+    semaphore.release()
     await asyncio.gather(*tasks)
     return order
 
@@ -132,7 +132,7 @@ def test_whoever_comes_goes_or_gives_up_no_place_is_lost(size: int, steps: list[
 
 
 async def walk(size: int, steps: list[tuple[str, int]]) -> None:
-    gate = FairSemaphore(size)
+    semaphore = FairSemaphore(size)
     tasks: list[asyncio.Task[None]] = []
 
     def inside() -> list[asyncio.Task[None]]:
@@ -140,22 +140,22 @@ async def walk(size: int, steps: list[tuple[str, int]]) -> None:
 
     for action, number in steps:
         if action == "come":
-            tasks.append(asyncio.create_task(gate.acquire(STREAMS[number % 4])))
+            tasks.append(asyncio.create_task(semaphore.acquire(STREAMS[number % 4])))
         elif action == "turn":
             await asyncio.sleep(0)
         elif action == "cancel" and tasks:
             tasks[number % len(tasks)].cancel()
         elif action == "go" and inside():
             tasks.remove(inside()[number % len(inside())])
-            gate.release()
+            semaphore.release()
         assert len(inside()) <= size
     await settled()
     while held := inside():
-        assert len(held) == min(size, len(held) + gate.waiting)  # a place stands empty only when nobody waits
+        assert len(held) == min(size, len(held) + semaphore.waiting)  # a place stands empty only when nobody waits
         tasks.remove(held[0])
-        gate.release()
+        semaphore.release()
         await settled()
-    assert gate.waiting == 0
+    assert semaphore.waiting == 0
     async with asyncio.timeout(1):
         for _ in range(size):
-            await gate.acquire("after all")
+            await semaphore.acquire("after all")

@@ -76,7 +76,7 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def running(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
 def regions(pid: int) -> list[str]:
@@ -123,7 +123,7 @@ def test_listens_on_loopback_only(repository: Path, tmp_path: Path) -> None:
         try:
             assert triton.pid is not None
             sockets = psutil.Process(triton.pid).net_connections("inet")
-            return {one.laddr.ip.removeprefix("::ffff:") for one in sockets if one.status == psutil.CONN_LISTEN}
+            return {sock.laddr.ip.removeprefix("::ffff:") for sock in sockets if sock.status == psutil.CONN_LISTEN}
         finally:
             await triton.stop()
 
@@ -223,7 +223,7 @@ def test_goes_with_its_parent_however_that_went(repository: Path, tmp_path: Path
             assert parent.stdout is not None
             pid = int(parent.stdout.readline())
             processes = psutil.Process(parent.pid).children(recursive=True)
-            assert pid in {one.pid for one in processes}
+            assert pid in {process.pid for process in processes}
             assert len(processes) == 3  # reaper, server, backend process
             assert regions(parent.pid)
         finally:
@@ -327,7 +327,7 @@ def test_a_start_that_takes_too_long_is_ended(repository: Path, tmp_path: Path) 
 
 def stub_of(triton: EmbeddedTriton, number: int = 0) -> psutil.Process:
     assert triton.pid is not None
-    return sorted(family(triton.pid)[1:], key=lambda one: one.pid)[number]
+    return sorted(family(triton.pid)[1:], key=lambda process: process.pid)[number]
 
 
 @pytest.mark.parametrize("who", ["stub", "server"])

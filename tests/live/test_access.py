@@ -65,7 +65,7 @@ async def test_a_wrong_token_is_told_so_and_nothing_else(locked: Service, token:
     async with opened(locked, elsewhere()) as live:
         await live.say("init", token=token)
         messages = await live.rest()
-    assert [one["type"] for one in messages] == ["bye"]
+    assert [message["type"] for message in messages] == ["bye"]
     assert (messages[0]["reason"], live.connection.close_code) == ("unauthorized", 4003)
     assert "first-secret" not in messages[0]["message"]
 
@@ -99,7 +99,7 @@ async def test_without_a_token_nobody_learns_the_classes(locked: Service) -> Non
     async with opened(locked, elsewhere()) as live:
         await live.say("init", classes=["unicorn"])
         messages = await live.rest()
-    assert [one["type"] for one in messages] == ["bye"]
+    assert [message["type"] for message in messages] == ["bye"]
     assert "person" not in str(messages)
 
 
@@ -113,7 +113,7 @@ async def test_nothing_is_obeyed_before_the_token_was_looked_at(locked: Service,
         await live.text("no JSON")
         wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
         messages = await live.rest()
-    assert [one["type"] for one in messages] == ["bye"]
+    assert [message["type"] for message in messages] == ["bye"]
     assert messages[0]["reason"] == "unauthorized"
 
 
@@ -125,20 +125,20 @@ async def test_a_frame_is_no_way_past_the_token_either(locked: Service) -> None:
         await live.say("update", classes=["unicorn"])
         wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
         messages = await live.rest()
-    assert [one["type"] for one in messages] == ["bye"]
+    assert [message["type"] for message in messages] == ["bye"]
     assert messages[0]["report"]["dropped"] == {"unauthorized": 1}
 
 
 def test_without_a_token_not_much_is_kept_of_what_comes(locked: Service) -> None:
     """Half a frame, which would be kept until its other half came."""
-    with plain_socket(locked) as one:
-        upgrade(one)
+    with plain_socket(locked) as sock:
+        upgrade(sock)
         half = ws_frame(bytes(1024 * 1024), BINARY)[:-1]
         with suppress(ConnectionError):
-            one.sendall(half)
+            sock.sendall(half)
         answer = b""
         with suppress(ConnectionError):
-            while piece := one.recv(1 << 16):
+            while piece := sock.recv(1 << 16):
                 answer += piece
     assert b'"bye"' not in answer, "it was taken until INIT_TIMEOUT_S"
 

@@ -58,8 +58,11 @@ async def test_the_line_moves_up_in_order_and_is_told_so(single: Service) -> Non
         await first.stop()
         assert (await waiting[0][0].receive())["type"] == "ready"
         moved = [await live.receive() for live, _ in waiting[1:]]
-        assert [(one["type"], one["position"], one["ahead"]) for one in moved] == [("queued", 1, 0), ("queued", 2, 1)]
-        assert all(one["eta_s"] is not None for one in moved)  # known from the one that left
+        assert [(message["type"], message["position"], message["ahead"]) for message in moved] == [
+            ("queued", 1, 0),
+            ("queued", 2, 1),
+        ]
+        assert all(message["eta_s"] is not None for message in moved)  # known from the one that left
         for live, _ in waiting:
             await live.stop()
     settle(single)
@@ -241,8 +244,8 @@ async def test_greedy_sessions_do_not_starve_a_modest_one(serve: Serve, jpeg: by
 
 
 async def test_everything_is_accounted_for_and_nobody_is_left(single: Service, shared: Service) -> None:
-    for one in (single, shared):
-        settle(one)
-        assert_adds_up(one)
-        assert one.metrics()["sightline_sessions_waiting"] == 0
-        assert "Traceback" not in one.log
+    for item in (single, shared):
+        settle(item)
+        assert_adds_up(item)
+        assert item.metrics()["sightline_sessions_waiting"] == 0
+        assert "Traceback" not in item.log

@@ -12,7 +12,7 @@ import pytest
 from app.errors import FrameError, UndecodableFrame
 from app.live.receiver import DropQueue
 from app.live.sender import Results
-from app.live.stats import SessionStats
+from app.live.stats import FrameStats
 from app.pipeline.batching import PendingFrame
 from app.pipeline.types import Frame, FrameJob, StreamMemory
 from app.protocol.messages import Error, Result, ServerMessage, StreamSettings
@@ -52,7 +52,7 @@ class Stand:
     """One session's parts."""
 
     def __init__(self, at_once: int, mode: str) -> None:
-        self.batcher, self.summaries, self.stats = FakeBatcher(), FakeSummaries(), SessionStats()
+        self.batcher, self.summaries, self.stats = FakeBatcher(), FakeSummaries(), FrameStats()
         self.queue: DropQueue[tuple[int, Frame]] = DropQueue(8)
         self.settings = StreamSettings(mode=mode, max_age_ms=50)  # type: ignore[arg-type]
         self.said: list[ServerMessage] = []

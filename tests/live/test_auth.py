@@ -54,9 +54,9 @@ def denied(service: Service, headers: dict[str, str]) -> tuple[int, dict[str, st
 
 def said(service: Service, request: str) -> str:
     """The first line of the answer to a request written by hand."""
-    with socket.create_connection(("127.0.0.1", service.port), timeout=20) as one:
-        one.sendall(request.encode("latin-1"))
-        return one.recv(1 << 16).split(b"\r\n")[0].decode()
+    with socket.create_connection(("127.0.0.1", service.port), timeout=20) as sock:
+        sock.sendall(request.encode("latin-1"))
+        return sock.recv(1 << 16).split(b"\r\n")[0].decode()
 
 
 def test_b1_a_name_that_was_made_to_lead_here_gets_nothing(service: Service, jpeg: bytes) -> None:

@@ -29,7 +29,7 @@ def strict(serve: Serve) -> Service:
 
 
 @pytest.fixture(scope="module")
-def picture() -> Image.Image:
+def image() -> Image.Image:
     return Image.fromarray(data.astronaut()).resize((320, 240))
 
 
@@ -44,9 +44,9 @@ async def refusal(live: Live, frame: bytes) -> Message:
     return error
 
 
-def png(picture: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
     out = io.BytesIO()
-    picture.save(out, "PNG")
+    image.save(out, "PNG")
     return out.getvalue()
 
 
@@ -61,10 +61,10 @@ async def test_what_is_no_jpeg_is_undecodable(service: Service, frame: bytes) ->
     assert (error["code"], error["seq"]) == ("undecodable", 1)
 
 
-async def test_a_png_is_named_behind_the_header_too(service: Service, picture: Image.Image) -> None:
+async def test_a_png_is_named_behind_the_header_too(service: Service, image: Image.Image) -> None:
     async with ready(service) as live:
-        bare = await refusal(live, png(picture))
-        packed = await refusal(live, header.pack(png(picture), seq=77, captured_at_ms=0))
+        bare = await refusal(live, png(image))
+        packed = await refusal(live, header.pack(png(image), seq=77, captured_at_ms=0))
     assert (bare["code"], packed["code"], packed["seq"]) == ("undecodable", "undecodable", 77)
     assert "PNG" in packed["message"]
 
@@ -90,28 +90,28 @@ async def test_a_jpeg_with_flipped_bits_is_answered_one_way_or_the_other(service
 
 
 @pytest.mark.parametrize("kind", ["progressive", "grey", "cmyk", "444", "optimised", "trailing bytes"])
-async def test_rare_jpegs_are_analysed(service: Service, picture: Image.Image, kind: str) -> None:
+async def test_rare_jpegs_are_analysed(service: Service, image: Image.Image, kind: str) -> None:
     frame = {
-        "progressive": lambda: pillow_jpeg(picture, progressive=True),
-        "grey": lambda: pillow_jpeg(picture.convert("L")),
-        "cmyk": lambda: pillow_jpeg(picture.convert("CMYK")),
-        "444": lambda: pillow_jpeg(picture, subsampling=0),
-        "optimised": lambda: pillow_jpeg(picture, optimize=True, quality=5),
-        "trailing bytes": lambda: pillow_jpeg(picture) + bytes(100),
+        "progressive": lambda: pillow_jpeg(image, progressive=True),
+        "grey": lambda: pillow_jpeg(image.convert("L")),
+        "cmyk": lambda: pillow_jpeg(image.convert("CMYK")),
+        "444": lambda: pillow_jpeg(image, subsampling=0),
+        "optimised": lambda: pillow_jpeg(image, optimize=True, quality=5),
+        "trailing bytes": lambda: pillow_jpeg(image) + bytes(100),
     }[kind]()
     async with ready(service) as live:
         await live.frame(frame)
         result = await live.answer()
     assert result["type"] == "result"
     assert result["image"] == {"width": 320, "height": 240}
-    assert [one["class_name"] for one in result["objects"]] == PERSON_AND_DOG
+    assert [detection["class_name"] for detection in result["objects"]] == PERSON_AND_DOG
 
 
-async def test_an_exif_orientation_is_not_applied(service: Service, picture: Image.Image) -> None:
+async def test_an_exif_orientation_is_not_applied(service: Service, image: Image.Image) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees for showing
     async with ready(service) as live:
-        await live.frame(pillow_jpeg(picture, exif=exif))
+        await live.frame(pillow_jpeg(image, exif=exif))
         assert (await live.answer())["image"] == {"width": 320, "height": 240}
 
 
@@ -122,8 +122,8 @@ async def test_the_smallest_pictures_are_pictures(service: Service, width: int, 
             await live.frame(photograph(width, height))
             result = await live.answer()
     assert result["image"] == {"width": width, "height": height}
-    for one in result["objects"]:
-        box = one["box"]
+    for detection in result["objects"]:
+        box = detection["box"]
         assert 0 <= box["x1"] <= box["x2"] <= width
         assert 0 <= box["y1"] <= box["y2"] <= height
 
@@ -217,7 +217,7 @@ async def test_a_flood_of_frames_is_refused_frame_by_frame(strict: Service) -> N
         while not refused or refused[-1]["seq"] < 60:
             refused.append(await live.answer())
         bye = await live.stop()
-    limited = [one for one in refused if one.get("code") == "rate_limited"]
+    limited = [answer for answer in refused if answer.get("code") == "rate_limited"]
     assert len(limited) == bye["report"]["dropped"]["rate_limited"] > 40
     assert "MAX_MESSAGES_PER_S=5" in limited[0]["message"]
     assert adds_up(bye["report"])
@@ -245,8 +245,8 @@ async def test_a_frame_is_a_session_of_its_own_before_init(service: Service, jpe
 
 
 async def test_every_frame_of_this_module_is_accounted_for(service: Service, strict: Service) -> None:
-    for one in (service, strict):
-        counts = assert_adds_up(one)
+    for server in (service, strict):
+        counts = assert_adds_up(server)
         assert counts["dropped"] > 0
         assert counts["failed"] == 0
-        assert "Traceback" not in one.log
+        assert "Traceback" not in server.log

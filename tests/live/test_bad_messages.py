@@ -165,5 +165,5 @@ async def test_a_flood_of_texts_is_read_no_faster_than_allowed(serve: Serve) -> 
             await live.say("update", confidence=0.5)
         answers = [await live.receive() for _ in range(60)]
         bye = await live.stop()
-    assert {one["type"] for one in answers} == {"settings"}
+    assert {answer["type"] for answer in answers} == {"settings"}
     assert bye["report"]["duration_s"] >= (60 - 40) / 20

@@ -37,7 +37,7 @@ from tests.support.seeing import Sight, place, square
 
 
 class Counted(FakeClient):
-    """Notes how many pictures were in each request; refuses more than `most` at once."""
+    """Notes how many images were in each request; refuses more than `most` at once."""
 
     def __init__(self, *, batched: bool = True, most: int = 16, max_batch: int = 16, max_in_flight: int = 8) -> None:
         about = {"batched": batched, "max_batch": max_batch}
@@ -91,7 +91,7 @@ def jobs(count: int) -> list[FrameJob]:
 
 
 def places(found: list[object]) -> list[float]:
-    return [one.objects[0].box.y1 for one in found if isinstance(one, FrameResult)]
+    return [result.objects[0].box.y1 for result in found if isinstance(result, FrameResult)]
 
 
 def test_what_comes_in_one_turn_is_one_request_and_each_gets_its_own(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_session_that_ends_takes_no_other_with_it(tmp_path: Path, when: str) -
     client.latency_s = 0.2
 
     async def use(batches: Asked) -> None:
-        stays, leaves = (asyncio.ensure_future(batches.analyze(one)) for one in jobs(2))
+        stays, leaves = (asyncio.ensure_future(batches.analyze(frame_job)) for frame_job in jobs(2))
         while len(client.sizes) < (when == "under way"):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         await asyncio.sleep(0)
@@ -196,11 +196,11 @@ def test_what_nobody_waits_for_any_more_never_reaches_the_server(tmp_path: Path)
         while not client.calls:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         client.latency_s = 0.0
-        others = [asyncio.ensure_future(batches.analyze(one)) for one in others_asked]
+        others = [asyncio.ensure_future(batches.analyze(frame_job)) for frame_job in others_asked]
         while len(client.sizes) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        for one in others:
-            one.cancel()
+        for task in others:
+            task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         assert places([await first, await batches.analyze(job(white(), "last"))]) == [160, 160]
 
@@ -239,7 +239,7 @@ def test_a_bug_in_one_batch_is_told_to_every_frame_of_it(tmp_path: Path) -> None
     async def use(batches: Asked) -> None:
         client.buffer = None  # type: ignore[method-assign, assignment]
         found = await asyncio.gather(*map(batches.analyze, jobs(3)), return_exceptions=True)
-        assert [type(one) for one in found] == [TypeError] * 3
+        assert [type(result) for result in found] == [TypeError] * 3
 
     run(client, tmp_path, use)
 
@@ -300,11 +300,11 @@ def test_frames_of_one_stream_overlap_at_the_server_and_keep_their_order(tmp_pat
     async def use(batches: Asked) -> None:
         for found in await asyncio.gather(*(stream(batches, name) for name in "abc")):
             assert len(found) == frames
-            assert {one.objects[0].track_id for one in found[2:]} == {1}
-            for number, one in enumerate(found):
+            assert {result.objects[0].track_id for result in found[2:]} == {1}
+            for number, result in enumerate(found):
                 x, y = place(number)
-                assert (one.objects[0].box.x1, one.objects[0].box.y1) == pytest.approx((x, y), abs=2.0)
-                assert one.stages["motion"].status == ("ok" if number else "skipped")
+                assert (result.objects[0].box.x1, result.objects[0].box.y1) == pytest.approx((x, y), abs=2.0)
+                assert result.stages["motion"].status == ("ok" if number else "skipped")
 
     run(client, tmp_path, use)
     assert client.most > 1
@@ -378,7 +378,7 @@ def test_who_hands_in_several_frames_holds_up_nobody_who_hands_in_one(tmp_path: 
     client.latency_s = 0.05
 
     async def use(batches: Asked) -> None:
-        several = [dataclasses.replace(one, memory=(memory := StreamMemory())) for one in jobs(1)]
+        several = [dataclasses.replace(frame_job, memory=(memory := StreamMemory())) for frame_job in jobs(1)]
         several += [dataclasses.replace(job(white(), "several"), memory=memory) for _ in range(3)]
         answered: list[str] = []
 
@@ -387,7 +387,7 @@ def test_who_hands_in_several_frames_holds_up_nobody_who_hands_in_one(tmp_path: 
             answered.append(name)
 
         asked = [ask(one, f"several {number}") for number, one in enumerate(several)]
-        await asyncio.gather(*asked, *(ask(one, "one") for one in jobs(7)))
+        await asyncio.gather(*asked, *(ask(frame_job, "one") for frame_job in jobs(7)))
         assert sorted(answered[:8]) == ["one"] * 7 + ["several 0"]
         assert answered[8:] == ["several 1", "several 2", "several 3"]
 
@@ -416,7 +416,7 @@ def test_a_stream_that_ends_leaves_nobody_waiting_for_its_turn(
 
     async def use(batches: Asked) -> None:
         memory = StreamMemory()
-        ends = [dataclasses.replace(one, memory=memory) for one in jobs(2)]
+        ends = [dataclasses.replace(frame_job, memory=memory) for frame_job in jobs(2)]
         first = batches.submit(ends[0])
         await asyncio.sleep(0.03 if when == "while a thread prepares it" else 0)
         second, other = batches.submit(ends[1]), batches.submit(jobs(1)[0])

@@ -1,4 +1,4 @@
-"""Bodies of requests: bounded in bytes and seconds on every route; a picture may come as a form."""
+"""Bodies of requests: bounded in bytes and seconds on every route; a image may come as a form."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def test_a5_one_byte_of_a_body_and_silence_is_not_waited_for(brisk: Service, bod
     with ExitStack() as stack:
         open_ = {route: stack.enter_context(plain_socket(brisk)) for route in ROUTES}
         begun = time.monotonic()
-        for (method, path), one in open_.items():
-            one.sendall(f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{body}".encode())
-        for route, one in open_.items():
-            said = until_closed(one)
+        for (method, path), sock in open_.items():
+            sock.sendall(f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{body}".encode())
+        for route, sock in open_.items():
+            said = until_closed(sock)
             if route in (("POST", "/invocations"), ("POST", "/v1/frames")):
                 assert said.startswith(b"HTTP/1.1 408 "), said
                 assert b'"code":"timeout"' in said
@@ -58,10 +58,10 @@ def test_a5_one_byte_of_a_body_and_silence_is_not_waited_for(brisk: Service, bod
     assert "Traceback" not in brisk.log
 
 
-def until_closed(one: socket.socket) -> bytes:
+def until_closed(sock: socket.socket) -> bytes:
     heard = b""
     with suppress(ConnectionError):
-        while piece := one.recv(1 << 16):
+        while piece := sock.recv(1 << 16):
             heard += piece
     return heard
 
@@ -69,21 +69,21 @@ def until_closed(one: socket.socket) -> bytes:
 def test_a5_slow_bodies_are_counted(brisk: Service) -> None:
     name = 'sightline_connections_refused_total{reason="slow_body"}'
     before = brisk.metrics().get(name, 0)
-    with plain_socket(brisk) as one:
-        one.sendall(b"POST /invocations HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{")
-        assert ended(one)
+    with plain_socket(brisk) as sock:
+        sock.sendall(b"POST /invocations HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{")
+        assert ended(sock)
     assert brisk.metrics()[name] == before + 1
 
 
 def test_a5_an_invocation_is_small(brisk: Service) -> None:
     answer = httpx.post(f"{brisk.url}/invocations", content=b" " * (64 * 1024 + 1))
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
-    with plain_socket(brisk) as one:  # by its own word, before it is here
-        one.sendall(b"POST /invocations HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 999999999999999999999\r\n\r\n")
-        assert one.recv(1 << 16).startswith((b"HTTP/1.1 413 ", b"HTTP/1.1 400 "))
-    with plain_socket(brisk) as one:
-        one.sendall(b"POST /invocations HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n")
-        send_until_cut_off(one, b"10000\r\n" + bytes(0x10000) + b"\r\n")
+    with plain_socket(brisk) as sock:  # by its own word, before it is here
+        sock.sendall(b"POST /invocations HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 999999999999999999999\r\n\r\n")
+        assert sock.recv(1 << 16).startswith((b"HTTP/1.1 413 ", b"HTTP/1.1 400 "))
+    with plain_socket(brisk) as sock:
+        sock.sendall(b"POST /invocations HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+        send_until_cut_off(sock, b"10000\r\n" + bytes(0x10000) + b"\r\n")
 
 
 # --- forms ---
@@ -106,10 +106,10 @@ def test_e7_curl_sends_a_picture_as_a_form(service: Service, jpeg: bytes, tmp_pa
     curl = shutil.which("curl")
     if curl is None:
         pytest.skip("curl is not installed")
-    (tmp_path / "picture.jpg").write_bytes(jpeg)
-    command = [curl, "-sS", "-F", f"file=@{tmp_path}/picture.jpg", f"{service.url}/v1/frames", "--noproxy", "*"]
+    (tmp_path / "image.jpg").write_bytes(jpeg)
+    command = [curl, "-sS", "-F", f"file=@{tmp_path}/image.jpg", f"{service.url}/v1/frames", "--noproxy", "*"]
     done = subprocess.run(command, capture_output=True, timeout=30, check=True)
-    assert [one["class_name"] for one in orjson.loads(done.stdout)["objects"]] == ["person", "dog"]
+    assert [detection["class_name"] for detection in orjson.loads(done.stdout)["objects"]] == ["person", "dog"]
 
 
 @pytest.mark.parametrize("head", ['name="file"; filename="a b;.jpg"', "name=file", 'name="file"; filename*=x'])
@@ -117,7 +117,7 @@ def test_e7_a_form_of_one_file_is_a_picture(service: Service, jpeg: bytes, head:
     before = service.frames("http")["processed"]
     answer = post(service, form((head, jpeg)))
     assert answer.status_code == 200, answer.text
-    assert [one["class_name"] for one in answer.json()["objects"]] == ["person", "dog"]
+    assert [detection["class_name"] for detection in answer.json()["objects"]] == ["person", "dog"]
     assert post(service, b"preamble\r\n" + form((head, jpeg)) + b"epilogue").status_code in (200, 422)
     assert service.frames("http")["processed"] >= before + 1
 
@@ -140,7 +140,7 @@ WRONG_FORMS = {
     "no end": form(('name="file"', b"x"), end=b""),
     "another boundary": form(('name="file"', b"x")).replace(b"--b", b"--c"),
     "nothing": b"",
-    "a picture": b"\xff\xd8\xff\xe0" + bytes(100),
+    "a image": b"\xff\xd8\xff\xe0" + bytes(100),
     "base64": PART + b"Content-Transfer-Encoding: base64\r\n\r\neA==\r\n--b--",
     "many headers": PART + b"A: b\r\n" * 100 + b"\r\nx\r\n--b--\r\n",
     "a long header": b"--b\r\nContent-Disposition: form-data; name=" + b"f" * 5000 + b"\r\n\r\nx\r\n--b--\r\n",

@@ -101,6 +101,6 @@ def test_a6_frames_that_are_no_pictures_keep_no_slot() -> None:
         timeouts.frame(float(second))
         timeouts.judged(False, second + 0.1)
     assert timeouts.over(122.0) == ("idle", "no frame for 120 seconds")
-    timeouts.judged(True, 122.0)  # one was a picture
+    timeouts.judged(True, 122.0)  # one was a image
     timeouts.frame(150.0)
     assert timeouts.over(269.0) is None

@@ -93,8 +93,8 @@ async def test_a3_sessions_over_the_budget_hold_up_no_other_and_the_stop_keeps_i
 async def test_e7_png_and_webp_are_taken_and_c9_an_exif_orientation_is_applied(service: Service) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture = photo(320, 200)
-    bodies = {"png": still(picture, "PNG"), "webp": still(picture, "WEBP"), "jpeg": encode(picture, exif=exif)}
+    image = photo(320, 200)
+    bodies = {"png": still(image, "PNG"), "webp": still(image, "WEBP"), "jpeg": encode(image, exif=exif)}
     async with httpx.AsyncClient() as http:
         for kind, body in bodies.items():
             answer = await http.post(f"{service.url}/v1/frames", content=body, timeout=30)
@@ -102,7 +102,7 @@ async def test_e7_png_and_webp_are_taken_and_c9_an_exif_orientation_is_applied(s
             found = answer.json()
             width, height = (200, 320) if kind == "jpeg" else (320, 200)
             assert found["image"] == {"width": width, "height": height}
-            assert [one["class_name"] for one in found["objects"]] == ["person", "dog"]
+            assert [detection["class_name"] for detection in found["objects"]] == ["person", "dog"]
     assert_adds_up(service, "http")
     async with ready(service, mode="lossless", stages={"ocr": False}) as live:
         await live.frame(bodies["jpeg"], seq=1)
@@ -111,7 +111,7 @@ async def test_e7_png_and_webp_are_taken_and_c9_an_exif_orientation_is_applied(s
         assert (await live.until("error"))["code"] == "undecodable"
 
 
-def still(picture: NDArray[np.uint8], kind: str) -> bytes:
+def still(image: NDArray[np.uint8], kind: str) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, kind)
+    Image.fromarray(image).save(file, kind)
     return file.getvalue()

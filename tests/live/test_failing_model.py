@@ -16,13 +16,13 @@ def test_c5_readiness_tells_of_a_model_that_never_answers(tmp_path: Path, jpeg: 
     repository, flag = canned.write(tmp_path / "repository"), tmp_path / "broken"
     for code in repository.glob("*/1/model.py"):
         text = code.read_text()
-        raising = f"        if os.path.exists({str(flag)!r}):\n            raise ValueError('wants four pictures')\n"
+        raising = f"        if os.path.exists({str(flag)!r}):\n            raise ValueError('wants four images')\n"
         code.write_text(text.replace("        responses = []\n", raising + "        responses = []\n"))
     flag.touch()
     with serving(tmp_path, {"TRITON_REPOSITORY": str(repository), "OCR": "off"}, ready=False) as service:
         told = wait_until(service, "/health/ready", 503).json()["inference"]
         assert told["state"] == "failing"
-        assert any("wants four pictures" in words for words in told["failing"].values())
+        assert any("wants four images" in words for words in told["failing"].values())
         flag.unlink()
         assert wait_until(service, "/health/ready").json()["inference"]["failing"] == {}
         answer = httpx.post(f"{service.url}/v1/frames", content=jpeg, timeout=30).json()

@@ -43,7 +43,7 @@ def upgrade_with(*more: str, without: str = "", line: str = "GET /ws/inference H
         f"Sec-WebSocket-Key: {KEY}",
         "Sec-WebSocket-Version: 13",
     ]
-    kept = [one for one in headers if not (without and one.startswith(without))]
+    kept = [item for item in headers if not (without and item.startswith(without))]
     return "\r\n".join([line, *kept, *more, "", ""]).encode()
 
 
@@ -124,7 +124,7 @@ WRONG: dict[str, tuple[bytes, set[int]]] = {
 def tcp(service: Service, ports: set[int]) -> int:
     """How many connections from these ports the service holds."""
     process = psutil.Process(service.process.pid)
-    return len(ports & {one.raddr.port for one in process.net_connections("tcp") if one.raddr})
+    return len(ports & {connection.raddr.port for connection in process.net_connections("tcp") if connection.raddr})
 
 
 def refused(service: Service) -> float:
@@ -159,12 +159,12 @@ def test_a4_fifty_of_each_kind_of_bad_request_are_gone_in_time_and_counted(targe
     with ExitStack() as stack:
         open_ = {kind: [stack.enter_context(plain_socket(target)) for _ in range(MANY)] for kind in kinds}
         for kind, several in open_.items():
-            for one in several:
+            for sock in several:
                 with suppress(ConnectionError):
-                    one.sendall(WRONG[kind][0])
-        everybody = {one.getsockname()[1] for several in open_.values() for one in several}
+                    sock.sendall(WRONG[kind][0])
+        everybody = {sock.getsockname()[1] for several in open_.values() for sock in several}
         until_gone(target, everybody, INIT_S + 1 + SLACK_S)
-        answers = {kind: {answered(one) for one in several} for kind, several in open_.items()}
+        answers = {kind: {answered(sock) for sock in several} for kind, several in open_.items()}
     for kind, statuses in answers.items():
         assert statuses <= WRONG[kind][1], kind
     # One of two lengths holds: that request is served, and h11 takes the rest for the next.
@@ -172,21 +172,21 @@ def test_a4_fifty_of_each_kind_of_bad_request_are_gone_in_time_and_counted(targe
     assert "Traceback" not in target.log
 
 
-def answered(one: socket.socket) -> int:
+def answered(sock: socket.socket) -> int:
     """The status of what the service said; 0 where it said nothing."""
     heard = b""
     with suppress(ConnectionError):
-        while piece := one.recv(1 << 16):
+        while piece := sock.recv(1 << 16):
             heard += piece
     return int(heard[9:12] or 0) if heard else 0
 
 
-def slowly(one: socket.socket, words: bytes, over_s: float) -> None:
+def slowly(sock: socket.socket, words: bytes, over_s: float) -> None:
     """A byte at a time, for so long or until it is cut off."""
     deadline = time.monotonic() + over_s
     with suppress(ConnectionError):
         for at in range(len(words)):
-            one.sendall(words[at : at + 1])
+            sock.sendall(words[at : at + 1])
             time.sleep(0.05)
             if time.monotonic() > deadline:
                 return
@@ -204,74 +204,74 @@ def slowly(one: socket.socket, words: bytes, over_s: float) -> None:
     ids=["upgrade", "head", "body", "body nobody reads", "chunks to nowhere"],
 )
 def test_a4_byte_by_byte_is_too_slow(target: Service, words: bytes) -> None:
-    with plain_socket(target) as one:
-        slowly(one, words, INIT_S + 1 + SLACK_S)
-        until_gone(target, {one.getsockname()[1]}, 1)
+    with plain_socket(target) as sock:
+        slowly(sock, words, INIT_S + 1 + SLACK_S)
+        until_gone(target, {sock.getsockname()[1]}, 1)
 
 
 def test_a4_a_reader_that_does_not_read_what_it_asked_for_is_gone(target: Service) -> None:
     with ExitStack() as stack:
         open_ = [stack.enter_context(plain_socket(target, receive_buffer=2048)) for _ in range(10)]
-        for one in open_:
-            one.sendall(b"GET /schema.json HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
-        until_gone(target, {one.getsockname()[1] for one in open_}, INIT_S + 1 + SLACK_S)
+        for sock in open_:
+            sock.sendall(b"GET /schema.json HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        until_gone(target, {sock.getsockname()[1] for sock in open_}, INIT_S + 1 + SLACK_S)
 
 
 def test_a4_a_peer_that_says_it_is_done_is_gone(target: Service) -> None:
     with ExitStack() as stack:
         open_ = [stack.enter_context(plain_socket(target)) for _ in range(10)]
-        for words, one in zip((b"", b"GET / HT", upgrade_with()[:-9]) * 4, open_, strict=False):
-            one.sendall(words)
-            one.shutdown(socket.SHUT_WR)
-        until_gone(target, {one.getsockname()[1] for one in open_}, INIT_S + SLACK_S)
+        for words, sock in zip((b"", b"GET / HT", upgrade_with()[:-9]) * 4, open_, strict=False):
+            sock.sendall(words)
+            sock.shutdown(socket.SHUT_WR)
+        until_gone(target, {sock.getsockname()[1] for sock in open_}, INIT_S + SLACK_S)
 
 
 def test_a4_an_idle_connection_between_two_requests_is_closed(target: Service) -> None:
-    with plain_socket(target) as one:
-        one.sendall(b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-        assert b" 200 " in one.recv(1 << 16)
-        assert ended(one)
+    with plain_socket(target) as sock:
+        sock.sendall(b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert b" 200 " in sock.recv(1 << 16)
+        assert ended(sock)
 
 
 def test_a4_what_came_behind_an_upgrade_is_read_once_it_is_answered(target: Service) -> None:
     """All in one piece, in two, and so that it is no WebSocket's frame: whatever the kernel makes of it."""
     said = ws_frame(b'{"type":"stop"}', TEXT)
     for pieces in ([upgrade_with() + said], [upgrade_with(), said], [upgrade_with()[:-1], b"\n" + said]):
-        with plain_socket(target) as one:
+        with plain_socket(target) as sock:
             for piece in pieces:
-                one.sendall(piece)
-            heard = until_closed(one)
+                sock.sendall(piece)
+            heard = until_closed(sock)
         assert heard.startswith(b"HTTP/1.1 101 ")
         assert b'"reason":"stopped"' in heard
-    with plain_socket(target) as one:
-        one.sendall(upgrade_with() + b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-        heard = until_closed(one)
+    with plain_socket(target) as sock:
+        sock.sendall(upgrade_with() + b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        heard = until_closed(sock)
     assert heard.count(b"HTTP/1.1 ") == 1
     assert "Traceback" not in target.log
 
 
-def until_closed(one: socket.socket) -> bytes:
+def until_closed(sock: socket.socket) -> bytes:
     heard = b""
     with suppress(ConnectionError):
-        while piece := one.recv(1 << 16):
+        while piece := sock.recv(1 << 16):
             heard += piece
     return heard
 
 
 def test_a4_an_upgrade_behind_a_request_is_one(target: Service) -> None:
-    with plain_socket(target) as one:
-        one.sendall(b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" + upgrade_with())
+    with plain_socket(target) as sock:
+        sock.sendall(b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" + upgrade_with())
         heard = b""
         while b" 101 " not in heard:
-            heard += one.recv(1 << 16)
-        one.sendall(ws_frame(b'{"type":"stop"}', TEXT))
-        assert b'"reason":"stopped"' in until_closed(one)
+            heard += sock.recv(1 << 16)
+        sock.sendall(ws_frame(b'{"type":"stop"}', TEXT))
+        assert b'"reason":"stopped"' in until_closed(sock)
 
 
 def test_a4_an_upgrade_may_say_that_it_has_no_body(target: Service) -> None:
-    with plain_socket(target) as one:
-        one.sendall(upgrade_with("Content-Length: 0"))
-        assert one.recv(1 << 16).startswith(b"HTTP/1.1 101 ")
+    with plain_socket(target) as sock:
+        sock.sendall(upgrade_with("Content-Length: 0"))
+        assert sock.recv(1 << 16).startswith(b"HTTP/1.1 101 ")
 
 
 # --- the books ---
@@ -282,13 +282,13 @@ def test_a4_states_of_connections_are_told(serve: Serve) -> None:
     with ExitStack() as stack:
         silent = [stack.enter_context(plain_socket(service)) for _ in range(5)]
         sockets = [stack.enter_context(plain_socket(service)) for _ in range(3)]
-        for one in sockets:
-            one.sendall(upgrade_with())
-            assert b" 101 " in one.recv(1 << 16)
+        for sock in sockets:
+            sock.sendall(upgrade_with())
+            assert b" 101 " in sock.recv(1 << 16)
         idle = [stack.enter_context(plain_socket(service)) for _ in range(2)]
-        for one in idle:
-            one.sendall(b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-            assert b" 200 " in one.recv(1 << 16)
+        for sock in idle:
+            sock.sendall(b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            assert b" 200 " in sock.recv(1 << 16)
         assert connections(service) == {"handshake": 5, "websocket": 3, "http": 3, "closing": 0}  # and who asks
         del silent
     deadline = time.monotonic() + 10
@@ -306,10 +306,10 @@ def test_a4_every_connection_counts_in_max_connections(serve: Serve, occupied: b
     service = serve(MAX_CONNECTIONS="8", INIT_TIMEOUT_S="60")
     with ExitStack() as stack:
         for _ in range(8):
-            one = stack.enter_context(plain_socket(service))
-            one.sendall(occupied)
+            sock = stack.enter_context(plain_socket(service))
+            sock.sendall(occupied)
             if occupied.endswith(b"\r\n\r\n"):
-                assert one.recv(1 << 16)
+                assert sock.recv(1 << 16)
         for words in (
             upgrade_with(),
             b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",

@@ -104,19 +104,19 @@ def anonymous(service: Service) -> int:
 
 def until_let_go(service: Service, *sockets: socket.socket) -> None:
     """Waits until the service holds none of these connections any more."""
-    until_none_from(service, {one.getsockname()[1] for one in sockets})
+    until_none_from(service, {sock.getsockname()[1] for sock in sockets})
 
 
 def until_none_from(service: Service, ports: set[int]) -> None:
     process, deadline = psutil.Process(service.process.pid), time.monotonic() + PATIENCE_S
-    while held := ports & {one.raddr.port for one in process.net_connections("tcp") if one.raddr}:
+    while held := ports & {connection.raddr.port for connection in process.net_connections("tcp") if connection.raddr}:
         assert time.monotonic() < deadline, f"{len(held)} connections are still open"
         time.sleep(0.1)
 
 
-def waiting_to_be_sent(service: Service, one: socket.socket) -> int | None:
+def waiting_to_be_sent(service: Service, sock: socket.socket) -> int | None:
     """Bytes in the kernel that the service wrote and this connection did not take yet; None without a connection."""
-    ours = one.getsockname()[1]
+    ours = sock.getsockname()[1]
     with open("/proc/net/tcp") as table:
         for line in [*table][1:]:
             _, local, remote, state, queues, *_ = line.split()
@@ -141,24 +141,24 @@ async def test_500_sockets_that_say_nothing_are_all_closed_while_others_are_serv
 def test_500_connections_that_say_nothing_or_half_a_request_are_all_closed(target: Service) -> None:
     with ExitStack() as stack:
         silent = [stack.enter_context(plain_socket(target)) for _ in range(MANY)]
-        for one in silent[::2]:
-            one.sendall(b"GET /ws/inference HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: webso")
+        for sock in silent[::2]:
+            sock.sendall(b"GET /ws/inference HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: webso")
         asyncio.run(served(target))
-        assert all(ended(one) for one in silent)
+        assert all(ended(sock) for sock in silent)
 
 
 def test_500_connections_that_vanish_leave_nothing(target: Service) -> None:
     ports = set()
     for number in range(MANY):
-        one = plain_socket(target)
-        ports.add(one.getsockname()[1])
+        sock = plain_socket(target)
+        ports.add(sock.getsockname()[1])
         if number % 3:
-            one.sendall(
+            sock.sendall(
                 b"GET /ws/inference HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             )
         if number % 3 == 2:
-            one.sendall(b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n")
-        reset(one)
+            sock.sendall(b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n")
+        reset(sock)
     until_none_from(target, ports)
     assert "Traceback" not in target.log
 
@@ -167,40 +167,40 @@ def test_500_connections_that_vanish_leave_nothing(target: Service) -> None:
 
 
 def test_a_reader_that_never_reads_loses_its_session_and_its_socket(target: Service, jpeg: bytes) -> None:
-    with plain_socket(target, receive_buffer=4096) as one:
-        upgrade(one)
-        one.sendall(ws_frame(jpeg, BINARY))
+    with plain_socket(target, receive_buffer=4096) as sock:
+        upgrade(sock)
+        sock.sendall(ws_frame(jpeg, BINARY))
         update = ws_frame(b'{"type":"update"}', TEXT) * 100
-        send_until_cut_off(one, update)  # and never read the answers
+        send_until_cut_off(sock, update)  # and never read the answers
         settle(target)
-        until_let_go(target, one)
+        until_let_go(target, sock)
     assert target.metrics()['sightline_sessions_total{outcome="slow_reader"}'] >= 1
 
 
 def test_what_a_reader_does_not_read_is_little(target: Service) -> None:
     """Results must not grow old in a buffer: what the kernel keeps to be sent is bounded as well."""
-    with plain_socket(target, receive_buffer=4096) as one:
-        upgrade(one)
-        one.sendall(ws_frame(b'{"type":"init"}', TEXT))
-        one.setblocking(False)
+    with plain_socket(target, receive_buffer=4096) as sock:
+        upgrade(sock)
+        sock.sendall(ws_frame(b'{"type":"init"}', TEXT))
+        sock.setblocking(False)
         update, most = ws_frame(b'{"type":"update"}', TEXT) * 100, 0
         deadline = time.monotonic() + PATIENCE_S
-        while (unsent := waiting_to_be_sent(target, one)) is not None:
+        while (unsent := waiting_to_be_sent(target, sock)) is not None:
             assert time.monotonic() < deadline
             most = max(most, unsent)
             with suppress(BlockingIOError, ConnectionError):
-                one.send(update)
+                sock.send(update)
     assert 0 < most < 64 * 1024
 
 
 def test_a_slow_reader_that_reads_keeps_its_session(target: Service) -> None:
     """What it has not read yet takes longer than SEND_TIMEOUT_S; that it reads at all is what counts."""
-    with plain_socket(target, receive_buffer=4096) as one:
-        upgrade(one)
-        one.sendall(ws_frame(b'{"type":"init","mode":"lossless"}', TEXT))
-        one.sendall(ws_frame(b'{"type":"update"}', TEXT) * 600 + ws_frame(b'{"type":"stop"}', TEXT))
+    with plain_socket(target, receive_buffer=4096) as sock:
+        upgrade(sock)
+        sock.sendall(ws_frame(b'{"type":"init","mode":"lossless"}', TEXT))
+        sock.sendall(ws_frame(b'{"type":"update"}', TEXT) * 600 + ws_frame(b'{"type":"stop"}', TEXT))
         heard = b""
-        while piece := one.recv(4096):
+        while piece := sock.recv(4096):
             heard += piece
             time.sleep(4096 / 24_000)  # 24 kB a second
     assert heard.count(b'"settings"') >= 600
@@ -208,44 +208,44 @@ def test_a_slow_reader_that_reads_keeps_its_session(target: Service) -> None:
 
 
 def test_a_reader_by_http_that_never_reads_is_cut_off(target: Service) -> None:
-    with plain_socket(target, receive_buffer=4096) as one:
+    with plain_socket(target, receive_buffer=4096) as sock:
         ask = b"GET /schema.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
         with suppress(TimeoutError, ConnectionError):
-            one.settimeout(0.5)
+            sock.settimeout(0.5)
             while True:
-                one.sendall(ask * 100)
-        until_let_go(target, one)
+                sock.sendall(ask * 100)
+        until_let_go(target, sock)
 
 
 def test_a_peer_that_does_not_answer_the_close_frame_is_cut_off(target: Service) -> None:
-    with plain_socket(target) as one:
-        upgrade(one)
-        one.sendall(ws_frame(b'{"type":"stop"}', TEXT))
-        assert ended(one)  # after SEND_TIMEOUT_S
+    with plain_socket(target) as sock:
+        upgrade(sock)
+        sock.sendall(ws_frame(b'{"type":"stop"}', TEXT))
+        assert ended(sock)  # after SEND_TIMEOUT_S
 
 
 def test_pongs_to_a_peer_that_reads_nothing_neither_pile_up_nor_hold_its_socket(target: Service) -> None:
     before = resident(target)
-    with plain_socket(target, receive_buffer=4096) as one:
-        upgrade(one)
-        one.sendall(ws_frame(b'{"type":"init"}', TEXT))
-        while b'"ready"' not in one.recv(1 << 16):
+    with plain_socket(target, receive_buffer=4096) as sock:
+        upgrade(sock)
+        sock.sendall(ws_frame(b'{"type":"init"}', TEXT))
+        while b'"ready"' not in sock.recv(1 << 16):
             pass
         flood = ws_frame(bytes(125), PING) * 1000
         for _ in range(400):  # 52 MB, which as pongs would be as much
-            one.sendall(flood)
+            sock.sendall(flood)
         assert resident(target) - before < 25e6
-        one.sendall(ws_frame(b"", CLOSE))
-        until_let_go(target, one)  # though what it was sent can never be flushed
+        sock.sendall(ws_frame(b"", CLOSE))
+        until_let_go(target, sock)  # though what it was sent can never be flushed
 
 
 def test_fragments_without_end_are_refused(target: Service) -> None:
-    with plain_socket(target) as one:
-        upgrade(one)
-        one.sendall(ws_frame(b'{"type":"init"}', TEXT) + ws_frame(b"", BINARY, fin=False))
+    with plain_socket(target) as sock:
+        upgrade(sock)
+        sock.sendall(ws_frame(b'{"type":"init"}', TEXT) + ws_frame(b"", BINARY, fin=False))
         with suppress(ConnectionError):
-            one.sendall(ws_frame(b"", CONTINUATION, fin=False) * 100_000)
-        assert ended(one)
+            sock.sendall(ws_frame(b"", CONTINUATION, fin=False) * 100_000)
+        assert ended(sock)
 
 
 # --- those who break the protocol below ours ---
@@ -266,20 +266,20 @@ def test_fragments_without_end_are_refused(target: Service) -> None:
     ids=["opcode", "continuation", "long ping", "short close", "close text", "unmasked", "ones", "endless length"],
 )
 def test_frames_that_break_rfc_6455_end_the_connection(target: Service, garbage: bytes) -> None:
-    with plain_socket(target) as one:
-        upgrade(one)
-        one.sendall(garbage)
-        assert ended(one)
+    with plain_socket(target) as sock:
+        upgrade(sock)
+        sock.sendall(garbage)
+        assert ended(sock)
     assert "Exception in ASGI" not in target.log
 
 
 def test_random_bytes_end_the_connection(target: Service) -> None:
     for _ in range(20):
-        with plain_socket(target) as one:
-            upgrade(one)
+        with plain_socket(target) as sock:
+            upgrade(sock)
             with suppress(ConnectionError):
-                one.sendall(os.urandom(2000))
-            assert ended(one)
+                sock.sendall(os.urandom(2000))
+            assert ended(sock)
 
 
 # --- those who leave at the worst moment ---
@@ -313,11 +313,11 @@ async def test_leaving_in_the_middle_of_inference_frees_the_slot(
 
 async def test_one_who_leaves_between_two_words_is_no_fault(target: Service, jpeg: bytes) -> None:
     for number in range(20):
-        one = plain_socket(target)
-        upgrade(one)
+        sock = plain_socket(target)
+        upgrade(sock)
         whole = ws_frame(b'{"type":"init"}', TEXT) + ws_frame(jpeg, BINARY)
-        one.sendall(whole[: len(whole) * number // 19])
-        reset(one)
+        sock.sendall(whole[: len(whole) * number // 19])
+        reset(sock)
     settle(target)
     assert "Traceback" not in target.log
 
@@ -335,8 +335,8 @@ def test_memory_returns_to_where_it_was(target: Service, before: int, jpeg: byte
 
 
 def test_everything_is_accounted_for_and_nobody_is_left(target: Service, slow: Service) -> None:
-    for one in (target, slow):
-        assert_adds_up(one)
-        settle(one)
-        status = httpx.get(f"{one.url}/status").json()
+    for server in (target, slow):
+        assert_adds_up(server)
+        settle(server)
+        status = httpx.get(f"{server.url}/status").json()
         assert (status["sessions_active"], status["sessions_waiting"]) == (0, 0)

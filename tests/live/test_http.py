@@ -45,8 +45,8 @@ def test_one_picture_in_one_result_out(service: Service, jpeg: bytes) -> None:
     validators(service.url)["result"].validate(answer.json())
     result = decode(answer.content)
     assert isinstance(result, Result)
-    assert [one.class_name for one in result.frame.objects] == ["person", "dog"]
-    assert [one.track_id for one in result.frame.objects] == [None, None]
+    assert [detection.class_name for detection in result.frame.objects] == ["person", "dog"]
+    assert [detection.track_id for detection in result.frame.objects] == [None, None]
     assert result.frame.stages["track"].status == result.frame.stages["motion"].status == "disabled"
 
 
@@ -71,7 +71,7 @@ def test_the_body_may_come_in_chunks_of_unknown_number(service: Service, jpeg: b
 )
 def test_the_query_says_what_to_keep(service: Service, jpeg: bytes, query: str, names: list[str]) -> None:
     answer = post(service, jpeg, query)
-    assert [one["class_name"] for one in answer.json()["objects"]] == names
+    assert [detection["class_name"] for detection in answer.json()["objects"]] == names
 
 
 @pytest.mark.parametrize(
@@ -94,8 +94,8 @@ def test_more_pictures_at_once_than_sessions_are_sent_away(serve: Serve, jpeg: b
     service = serve(MAX_SESSIONS="1", **SLOW)
     with ThreadPoolExecutor(6) as pool:
         answers = [*pool.map(lambda _: post(service, jpeg), range(6))]
-    assert {one.status_code for one in answers} == {200, 503}
-    assert all(one.headers["Retry-After"] for one in answers if one.status_code == 503)
+    assert {answer.status_code for answer in answers} == {200, 503}
+    assert all(answer.headers["Retry-After"] for answer in answers if answer.status_code == 503)
     counts = assert_adds_up(service, "http")
     assert counts["received"] == 6
     assert post(service, jpeg).status_code == 200
@@ -113,12 +113,12 @@ def test_pictures_count_as_sessions_of_their_token_and_their_address(serve: Serv
     for several in ("red 1", "red 2", "red 3", "red 4"), ("red 5", "blue 5", "red 5", "blue 5", "blue 5"):
         with ThreadPoolExecutor(len(several)) as pool:
             answers = [*pool.map(post_as, several)]
-        refused = [one for one in answers if one.status_code == 429]
-        assert {one.status_code for one in answers} == {200, 429}
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert {answer.status_code for answer in answers} == {200, 429}
         assert len(refused) >= 2
-        for one in refused:
-            assert one.json()["error"]["code"] == "rejected"
-            assert int(one.headers["Retry-After"]) >= 1
+        for refusal in refused:
+            assert refusal.json()["error"]["code"] == "rejected"
+            assert int(refusal.headers["Retry-After"]) >= 1
     assert post_as("red 1").status_code == 200
     assert_adds_up(service, "http")
     samples = service.metrics()
@@ -134,11 +134,11 @@ def test_text_that_takes_too_long_is_not_waited_for(serve: Serve, jpeg: bytes, t
     service = serve(OCR="on", OCR_PYTHON=str(mute), OCR_TIMEOUT_S="0.5")
     with ThreadPoolExecutor(4) as pool:
         answers = [*pool.map(lambda _: post(service, jpeg), range(4))]
-    assert {one.status_code for one in answers} == {200}
-    stages = [one.json()["stages"]["ocr"] for one in answers]
-    assert {one["status"] for one in stages} == {"error"}
-    assert sum("twice OCR_TIMEOUT_S" in one["reason"] for one in stages) >= 2
-    assert [one["class_name"] for one in answers[0].json()["objects"]] == ["person", "dog"]
+    assert {answer.status_code for answer in answers} == {200}
+    stages = [answer.json()["stages"]["ocr"] for answer in answers]
+    assert {stage["status"] for stage in stages} == {"error"}
+    assert sum("twice OCR_TIMEOUT_S" in stage["reason"] for stage in stages) >= 2
+    assert [detection["class_name"] for detection in answers[0].json()["objects"]] == ["person", "dog"]
 
 
 async def a_session_leaves_no_room_for_a_picture(service: Service, jpeg: bytes) -> None:
@@ -169,27 +169,27 @@ def test_too_many_pixels_or_bytes_are_too_large(service: Service) -> None:
 
 
 def test_a_body_without_end_is_answered_at_the_limit_and_cut_off(brisk: Service) -> None:
-    with plain_socket(brisk) as one:
-        one.sendall(b"POST /v1/frames HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n")
-        send_until_cut_off(one, b"10000\r\n" + bytes(0x10000) + b"\r\n")
+    with plain_socket(brisk) as sock:
+        sock.sendall(b"POST /v1/frames HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+        send_until_cut_off(sock, b"10000\r\n" + bytes(0x10000) + b"\r\n")
     assert brisk.metrics()['sightline_frames_dropped_total{entry="http",reason="too_large"}'] == 1
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(brisk: Service, jpeg: bytes) -> None:
-    with plain_socket(brisk) as one:
-        one.sendall(b"POST /v1/frames HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n\xff\xd8")
-        assert b" 408 " in one.recv(1 << 16)
-        assert ended(one)
+    with plain_socket(brisk) as sock:
+        sock.sendall(b"POST /v1/frames HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n\xff\xd8")
+        assert b" 408 " in sock.recv(1 << 16)
+        assert ended(sock)
     assert post(brisk, jpeg).status_code == 200
 
 
 def test_a_client_that_leaves_in_the_middle_is_no_fault_of_ours(brisk: Service, jpeg: bytes) -> None:
     head = f"POST /v1/frames HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode()
     for body in (b"", jpeg[:1000], jpeg):
-        one = plain_socket(brisk)
-        one.sendall(head + body)
+        sock = plain_socket(brisk)
+        sock.sendall(head + body)
         time.sleep(0.1)  # the whole one is then with the slow model
-        reset(one)
+        reset(sock)
     assert post(brisk, jpeg).status_code == 200
     assert "Traceback" not in brisk.log
 
@@ -203,34 +203,34 @@ def test_other_methods_are_not_allowed(service: Service, method: str) -> None:
 
 
 def test_half_a_request_is_not_waited_for(brisk: Service) -> None:
-    with plain_socket(brisk) as one:
-        one.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow")
-        assert ended(one)
+    with plain_socket(brisk) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow")
+        assert ended(sock)
 
 
 def test_half_a_later_request_is_not_waited_for_either(brisk: Service) -> None:
-    with plain_socket(brisk) as one:
+    with plain_socket(brisk) as sock:
         for _ in range(3):  # for longer than INIT_TIMEOUT_S in all: what is busy is left alone
-            one.sendall(b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            sock.sendall(b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
             answer = b""
             while not answer.endswith(b'"}'):
-                answer += one.recv(1 << 16)
+                answer += sock.recv(1 << 16)
             time.sleep(0.25)
-        one.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow")
-        assert ended(one)
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow")
+        assert ended(sock)
 
 
 def test_a_connection_that_says_nothing_is_closed(brisk: Service) -> None:
-    with plain_socket(brisk) as one:
-        assert ended(one)
+    with plain_socket(brisk) as sock:
+        assert ended(sock)
 
 
 @pytest.mark.parametrize("garbage", [b"\0" * 100, b"\x16\x03\x01\x02\0\x01\0", b"GET\r\n\r\n", b"A" * 100_000])
 def test_what_is_no_http_is_sent_away(brisk: Service, garbage: bytes) -> None:
-    with plain_socket(brisk) as one:
+    with plain_socket(brisk) as sock:
         with suppress(ConnectionError):  # sent away before all of it was sent
-            one.sendall(garbage)
-        assert ended(one)
+            sock.sendall(garbage)
+        assert ended(sock)
 
 
 # --- what tells of itself ---
@@ -302,21 +302,21 @@ def test_no_page_loads_from_elsewhere(service: Service, path: str) -> None:
 
 def test_unknown_paths_are_not_found(service: Service) -> None:
     assert httpx.get(f"{service.url}/nothing").status_code == 404
-    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as one:
-        one.sendall(
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as sock:
+        sock.sendall(
             b"GET /ws/other HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
         )
-        assert one.recv(1 << 16).startswith(b"HTTP/1.1 404")
+        assert sock.recv(1 << 16).startswith(b"HTTP/1.1 404")
 
 
 def test_every_picture_of_this_module_is_accounted_for(service: Service, brisk: Service) -> None:
     post(service, photograph(64, 48))
-    for one in (service, brisk):
-        counts = assert_adds_up(one, "http")
+    for server in (service, brisk):
+        counts = assert_adds_up(server, "http")
         assert counts["processed"] > 0
         assert counts["dropped"] > 0
-        assert "Traceback" not in one.log
+        assert "Traceback" not in server.log
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ async def test_frames_are_answered_without_it_and_detection_comes_back_by_itself
         notices = notices or [await live.until("notice")]
         assert notices[-1]["code"] == "inference_restored"
         assert (await other.until("notice"))["code"] == "inference_restored"
-        assert [one["class_name"] for one in result["objects"]] == ["person", "dog"]
+        assert [detection["class_name"] for detection in result["objects"]] == ["person", "dog"]
         back = wait_until(bereft, "/health/ready").json()
         assert back["inference"]["shared_memory"] is True
         bye = await live.stop()
@@ -111,7 +111,7 @@ def test_a_model_process_of_its_own_triton_that_dies_is_replaced(tmp_path: Path,
         assert (objects(), restarts()) == (2, 0)
         health = httpx.get(f"{service.url}/health/ready", timeout=20).json()
         server = psutil.Process(health["inference"]["embedded"]["pid"])
-        (vision,) = [one for one in server.children() if "vision" in " ".join(one.cmdline())]
+        (vision,) = [process for process in server.children() if "vision" in " ".join(process.cmdline())]
         vision.kill()
         deadline = time.monotonic() + 60
         while restarts() == 0 or objects() != 2:
@@ -145,7 +145,7 @@ async def test_what_is_served_follows_the_server_without_a_frame(canned_triton: 
             assert live.welcome["models"]["pose"] is not None
             assert live.welcome["settings"]["classes"] == [0]
             await live.say("stop")
-            assert [one["type"] for one in await live.rest()] == ["bye"]  # nothing is degraded
+            assert [message["type"] for message in await live.rest()] == ["bye"]  # nothing is degraded
         assert (await models(service))["detect"]["classes"][0] == "person"
 
         await way.close()

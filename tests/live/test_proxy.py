@@ -38,7 +38,7 @@ def test_the_service_and_its_client_find_who_is_beside_them(behind: Service, jpe
     assert sent.returncode == 0, sent.stderr
     result = orjson.loads(sent.stdout.splitlines()[0])
     assert result["stages"]["detect"]["status"] == "ok"
-    assert [one["class_name"] for one in result["objects"]] == ["person", "dog"]
+    assert [detection["class_name"] for detection in result["objects"]] == ["person", "dog"]
 
 
 def test_threads_find_it_as_well(canned_triton: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ async def test_a_result_has_what_was_seen_in_pixels_of_the_frame(service: Servic
         result = await live.answer()
     assert result["session_id"] == live.welcome["session_id"]
     assert result["image"] == {"width": 640, "height": 480}
-    # The canvas is 640x640 with the picture in rows 80 to 560; see benchmarks.canned.
+    # The canvas is 640x640 with the image in rows 80 to 560; see benchmarks.canned.
     assert [(o["class_name"], o["box"]) for o in result["objects"]] == [
         ("person", {"x1": 100.0, "y1": 40.0, "x2": 300.0, "y2": 440.0}),
         ("dog", {"x1": 400.0, "y1": 220.0, "x2": 560.0, "y2": 420.0}),
@@ -163,7 +163,7 @@ async def test_lossless_answers_every_frame_in_order(slow: Service, jpeg: bytes)
             await live.frame(jpeg, seq)
         await live.say("stop")
         rest = await live.rest()
-    assert [one["seq"] for one in rest if one["type"] == "result"] == [*range(1, 10)]
+    assert [message["seq"] for message in rest if message["type"] == "result"] == [*range(1, 10)]
     assert rest[-1]["report"]["processed"] == rest[-1]["report"]["received"] == 9
 
 
@@ -202,13 +202,13 @@ async def test_an_update_is_answered_and_holds_from_the_next_frame_on(
         settings = (await live.until("settings"))["settings"]
         await live.frame(jpeg)
         result = await live.answer()
-    assert [one["class_name"] for one in result["objects"]] == names
+    assert [detection["class_name"] for detection in result["objects"]] == names
     for name, value in wish.items():
         if name == "stages":
             assert settings[name] == {**live.welcome["settings"]["stages"], "detect": False}
         elif name == "classes":
             ids = {"person": 0, "dog": 16}
-            assert settings[name] == ([ids.get(str(one).lower(), one) for one in value] or None)  # type: ignore[attr-defined]
+            assert settings[name] == ([ids.get(str(item).lower(), item) for item in value] or None)  # type: ignore[attr-defined]
         else:
             assert settings[name] == value
 
@@ -265,7 +265,7 @@ async def test_stop_answers_what_is_in_flight_and_says_goodbye_with_a_report(slo
         await live.frame(jpeg, 2)
         await live.say("stop")
         rest = await live.rest()
-    assert [(one["type"], one.get("seq")) for one in rest] == [("result", 1), ("result", 2), ("bye", None)]
+    assert [(message["type"], message.get("seq")) for message in rest] == [("result", 1), ("result", 2), ("bye", None)]
     bye = rest[-1]
     assert (bye["reason"], live.connection.close_code) == ("stopped", 1000)
     report = bye["report"]
@@ -283,7 +283,7 @@ async def test_stop_gives_every_frame_in_flight_the_time_it_needs(serve: Serve, 
             await live.frame(jpeg, seq)
         await live.say("stop")
         rest = await live.rest()
-    assert [one["seq"] for one in rest if one["type"] == "result"] == [*range(1, 9)]
+    assert [message["seq"] for message in rest if message["type"] == "result"] == [*range(1, 9)]
     assert rest[-1]["report"]["dropped"] == {}
 
 
@@ -298,7 +298,7 @@ async def test_frames_after_stop_go_with_the_session_and_supersede_nothing(slow:
         await live.frame(jpeg, 4)
         wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
         rest = await live.rest()
-    assert [one["seq"] for one in rest if one["type"] == "result"] == [1, 2]
+    assert [message["seq"] for message in rest if message["type"] == "result"] == [1, 2]
     assert rest[-1]["report"]["dropped"] == {"stopped": 2}
     assert adds_up(rest[-1]["report"])
 
@@ -369,8 +369,8 @@ async def test_a_socket_that_says_nothing_is_closed(brisk: Service) -> None:
 
 
 async def test_every_frame_of_this_module_is_accounted_for(service: Service, slow: Service, brisk: Service) -> None:
-    for one in (service, slow, brisk):
-        counts = assert_adds_up(one)
+    for server in (service, slow, brisk):
+        counts = assert_adds_up(server)
         assert counts["processed"] > 0
         assert counts["failed"] == 0
-        assert "Traceback" not in one.log
+        assert "Traceback" not in server.log

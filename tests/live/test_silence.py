@@ -21,9 +21,9 @@ def alert(serve: Serve) -> Service:
     return serve(**SLOW, PING_INTERVAL_S=str(PING_S), CREDITS="4", SEND_TIMEOUT_S="1")
 
 
-def heard_until_the_end(one: socket.socket) -> bytes:
+def heard_until_the_end(sock: socket.socket) -> bytes:
     heard, until = b"", time.monotonic() + PATIENCE_S
-    while piece := one.recv(1 << 16):
+    while piece := sock.recv(1 << 16):
         heard += piece
         assert time.monotonic() < until, heard[-500:]
     return heard
@@ -37,31 +37,31 @@ async def test_a_client_that_is_not_read_is_not_taken_for_gone(alert: Service, j
             await live.frame(large, seq)
         await live.say("stop")
         rest = await live.rest()
-    assert [one["seq"] for one in rest if one["type"] == "result"] == [*range(1, 16)]
+    assert [message["seq"] for message in rest if message["type"] == "result"] == [*range(1, 16)]
     assert rest[-1]["reason"] == "stopped"
 
 
 @pytest.mark.parametrize("said", [[], ["init"], ["init", "pause"]], ids=["nothing", "init", "pause"])
 def test_a_peer_that_answers_nothing_at_all_is_let_go(alert: Service, said: list[str]) -> None:
-    with plain_socket(alert) as one:
-        upgrade(one)
+    with plain_socket(alert) as sock:
+        upgrade(sock)
         for word in said:
-            one.sendall(ws_frame(b'{"type":"%s"}' % word.encode(), TEXT))
+            sock.sendall(ws_frame(b'{"type":"%s"}' % word.encode(), TEXT))
         # Long before INIT_TIMEOUT_S, IDLE_TIMEOUT_S or MAX_PAUSE_S, all of which would end it in other words.
-        assert b"keepalive ping timeout" in heard_until_the_end(one)
+        assert b"keepalive ping timeout" in heard_until_the_end(sock)
     settle(alert)
 
 
 def test_a_simple_client_that_answers_no_ping_but_sends_frames_stays(alert: Service) -> None:
     small = ws_frame(photograph(64, 48), BINARY)
-    with plain_socket(alert) as one:
-        upgrade(one)
+    with plain_socket(alert) as sock:
+        upgrade(sock)
         until = time.monotonic() + 15 * PING_S
         while time.monotonic() < until:
-            one.sendall(small)
+            sock.sendall(small)
             time.sleep(PING_S / 2)
-        one.sendall(ws_frame(b'{"type":"stop"}', TEXT))
-        assert b'"reason":"stopped"' in heard_until_the_end(one)
+        sock.sendall(ws_frame(b'{"type":"stop"}', TEXT))
+        assert b'"reason":"stopped"' in heard_until_the_end(sock)
 
 
 async def test_a_client_that_pauses_and_ignores_our_ping_stays(alert: Service, jpeg: bytes) -> None:

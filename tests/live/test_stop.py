@@ -52,7 +52,7 @@ def family(service: Service) -> list[psutil.Process]:
 
 def assert_gone(processes: list[psutil.Process]) -> None:
     deadline = time.monotonic() + PATIENCE_S
-    while left := [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]:
+    while left := [child for child in processes if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]:
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
 
@@ -67,7 +67,7 @@ async def ended(service: Service) -> int:
 
 
 async def read_something(service: Service, jpeg: bytes) -> None:
-    """One picture through HTTP, whose text is read: OCR's process is then there."""
+    """One image through HTTP, whose text is read: OCR's process is then there."""
     async with httpx.AsyncClient(timeout=120) as http:
         answer = await http.post(f"{service.url}/v1/frames", content=jpeg)
     assert answer.status_code == 200
@@ -102,9 +102,9 @@ async def test_what_is_in_flight_is_answered_and_everybody_is_told(
         assert live.connection.close_code == 1001
         assert adds_up(rest[-1]["report"])
     for rest in rests[:2]:
-        assert [one["seq"] for one in rest if one["type"] == "result"] == [1, 2]
+        assert [message["seq"] for message in rest if message["type"] == "result"] == [1, 2]
     for rest in rests[2:]:
-        assert [one["type"] for one in rest] == ["bye"]  # nobody is let in on the way out
+        assert [message["type"] for message in rest] == ["bye"]  # nobody is let in on the way out
         assert rest[0]["report"]["duration_s"] < 5
     assert "Traceback" not in service.log
 
@@ -191,7 +191,9 @@ def test_d8_workers_that_start_slowly_are_left_alone(canned_triton: str, tmp_pat
     settings = {"TRITON_URL": canned_triton, "OCR": "off", "WORKERS": "2", "PYTHONPATH": str(tmp_path)}
     with serving(tmp_path, settings) as service:
         pids = {
-            one.pid for one in psutil.Process(service.process.pid).children() if "spawn_main" in " ".join(one.cmdline())
+            child.pid
+            for child in psutil.Process(service.process.pid).children()
+            if "spawn_main" in " ".join(child.cmdline())
         }
         assert len(pids) == 2
         deadline = time.monotonic() + PATIENCE_S
@@ -199,7 +201,9 @@ def test_d8_workers_that_start_slowly_are_left_alone(canned_triton: str, tmp_pat
             assert time.monotonic() < deadline, service.log
             time.sleep(0.1)
         now = {
-            one.pid for one in psutil.Process(service.process.pid).children() if "spawn_main" in " ".join(one.cmdline())
+            child.pid
+            for child in psutil.Process(service.process.pid).children()
+            if "spawn_main" in " ".join(child.cmdline())
         }
         assert now == pids
         assert "starting another" not in service.log
@@ -269,20 +273,20 @@ async def test_clients_that_do_not_listen_hold_nobody_up_for_long(canned_triton:
             live.connection.transport.pause_reading()
             halves = [b"", b"GET / HT", b"POST /v1/frames HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n"]
             connections = [plain_socket(service) for _ in halves]
-            for one, half in zip(connections, halves, strict=True):
-                one.sendall(half)
+            for connection, half in zip(connections, halves, strict=True):
+                connection.sendall(half)
             await asyncio.sleep(0.1)
             service.process.send_signal(signal.SIGTERM)
             assert await ended(service) == 0
-            for one in connections:
-                one.close()
+            for connection in connections:
+                connection.close()
             live.connection.transport.abort()
 
 
 async def test_with_an_embedded_triton_no_process_is_left(embedded: Service, jpeg: bytes) -> None:
     await read_something(embedded, jpeg)
     everybody = family(embedded)
-    names = " ".join(one.name() for one in everybody)
+    names = " ".join(child.name() for child in everybody)
     assert "tritonserver" in names
     async with ready(embedded) as live:
         await live.frame(jpeg)
@@ -291,7 +295,7 @@ async def test_with_an_embedded_triton_no_process_is_left(embedded: Service, jpe
         assert (await live.bye())["reason"] == "shutdown"
     assert await ended(embedded) == 0
     assert_gone(everybody)
-    assert in_shm([one.pid for one in everybody]) == []
+    assert in_shm([child.pid for child in everybody]) == []
     assert "Traceback" not in embedded.log
 
 
@@ -304,7 +308,7 @@ async def test_after_kill_9_triton_and_ocr_are_gone_too(embedded: Service, jpeg:
     embedded.process.kill()
     await ended(embedded)
     assert_gone(everybody)
-    assert in_shm([one.pid for one in everybody]) == []
+    assert in_shm([child.pid for child in everybody]) == []
 
 
 # --- several workers ---
@@ -337,7 +341,7 @@ async def test_two_workers_serve_and_their_metrics_add_up(pair: Service, jpeg: b
     assert pair.metrics()["sightline_inference_up"] == 1
     assert pair.metrics()["sightline_last_activity_timestamp_seconds"] > time.time() - 60
     everybody = family(pair)
-    assert len([one for one in everybody if one.name().startswith("python")]) >= 3
+    assert len([child for child in everybody if child.name().startswith("python")]) >= 3
     async with ready(pair) as live:
         pair.process.send_signal(signal.SIGTERM)
         assert (await live.bye())["reason"] == "shutdown"
@@ -352,7 +356,8 @@ async def test_sessions_that_come_at_once_are_spread_over_the_workers(pair: Serv
         children = psutil.Process(pair.process.pid).children()
         counts = [
             sum(
-                one.status == psutil.CONN_ESTABLISHED and one.laddr.port == pair.port for one in child.net_connections()
+                connection.status == psutil.CONN_ESTABLISHED and connection.laddr.port == pair.port
+                for connection in child.net_connections()
             )
             for child in children
         ]
@@ -370,7 +375,10 @@ async def test_sessions_that_come_at_once_are_spread_over_the_workers(pair: Serv
 
 
 def listening(process: psutil.Process, port: int) -> bool:
-    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in process.net_connections("tcp"))
+    return any(
+        connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+        for connection in process.net_connections("tcp")
+    )
 
 
 def test_a_port_that_is_taken_is_not_shared_with_whoever_has_it(pair: Service, tmp_path: Path) -> None:
@@ -400,7 +408,7 @@ async def test_a_worker_that_is_killed_is_replaced_and_its_sessions_count_no_mor
     parent = psutil.Process(pair.process.pid)
     async with AsyncExitStack() as stack:
         lives = [await stack.enter_async_context(ready(pair)) for _ in range(12)]
-        victim = max(parent.children(), key=lambda one: len(one.net_connections("tcp")))
+        victim = max(parent.children(), key=lambda process: len(process.net_connections("tcp")))
         victim.kill()
         await asyncio.to_thread(settle_below, pair, "sightline_sessions_active", 12)
         for live in lives:
@@ -408,7 +416,7 @@ async def test_a_worker_that_is_killed_is_replaced_and_its_sessions_count_no_mor
     settle(pair)
     assert f"(pid {victim.pid}) was ended by SIGKILL; starting another" in pair.log
     deadline = time.monotonic() + PATIENCE_S
-    while len([one for one in parent.children() if one.pid != victim.pid]) < 3:  # two, and the resource tracker
+    while len([child for child in parent.children() if child.pid != victim.pid]) < 3:  # two, and the resource tracker
         assert time.monotonic() < deadline, parent.children()
         await asyncio.sleep(0.1)
     await workers_that_serve(pair, jpeg)
