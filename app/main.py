@@ -21,7 +21,7 @@ from app.live.session import LiveEntryPoint
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.startup import open_pipeline
 from app.process import freeze_gc, log_while_waiting, tune
-from app.segments import routes as films
+from app.segments import routes as segment_routes
 from app.segments.service import SegmentService
 from app.segments.video import processor
 from app.settings import Settings
@@ -30,7 +30,7 @@ from app.summary import Summaries
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
-"""How often the start looks whether it was told to stop."""
+"""Between two checks, during the start, whether the service is to stop."""
 
 
 class StartFailed(Exception):
@@ -53,7 +53,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(ConnectionLimitMiddleware)  # the last one added is the outermost
     app.include_router(routes.router)
     app.add_exception_handler(RequestValidationError, routes.invalid_query)
-    app.include_router(films.router)
+    app.include_router(segment_routes.router)
     app.include_router(page.router)
     app.mount("/web", page.WebFiles(settings.web), name="web")
     return app
@@ -80,7 +80,7 @@ async def _unless_stopped(opening: asyncio.Future[None], stopping: Callable[[], 
         while not opening.done():
             await asyncio.wait({opening}, timeout=_POLL_S)
             if stopping() and not opening.done():
-                log.info("told to stop while starting")
+                log.info("stopped while starting")
                 raise StartFailed
         await opening
     finally:

@@ -23,7 +23,7 @@ _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
-    # gRPC uses http_proxy for loopback, too; Triton is near.
+    # Otherwise gRPC would use http_proxy for loopback, too.
     ("grpc.enable_http_proxy", 0),
 ]
 

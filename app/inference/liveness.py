@@ -1,4 +1,4 @@
-"""Whether an embedded Triton, its models and their processes still answer; what is a hang, and what only slowness.
+"""Checks that an embedded Triton, its models and their processes still answer, and tells a hang from slowness.
 
 `LivenessProbe` probes the server and each of its models twice a deadline. A probe of a model is one blank image for
 every process of the model that has none: some ten milliseconds of a core every few seconds, also while there is no
@@ -40,7 +40,7 @@ _SLOW = 3.0
 """Times the slowest answer that a probe may take before silence counts as a hang."""
 _LEAST_DEADLINE_S = 1.0
 _LOOK_S = 1.0
-"""The most that one look counts."""
+"""The most awake seconds that one look adds."""
 _POLL_S = 0.25
 _BYTES = {"TYPE_UINT8": 1, "TYPE_FP16": 2, "TYPE_FP32": 4}
 _SICK = "is not healthy"
@@ -199,7 +199,7 @@ class ProbeRecord:
         if self.sick is not None and now - self.sick >= self.deadline_s * _OLD:
             return f"has had a process that is not healthy for {now - self.sick:.0f} s"
         if self.last is None or self.latest is None or not self.pending:
-            return None  # how slow it is, is not known yet
+            return None  # its usual answer time is not known yet
         oldest = min(self.pending.values())
         age, silent = now - oldest, now - self.last
         if age >= max(self.deadline_s * _OLD, _SLOW * self.slowest_s) and silent >= max(

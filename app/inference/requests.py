@@ -92,11 +92,8 @@ def shared_request(model: ModelSpec, buffer: Buffer) -> tuple[bytes, Placed, int
     shapes = {t.name: (array.shape[0], *t.shape[1:]) for t in model.outputs}
     size = output_bytes([(t.dtype, shapes[t.name]) for t in model.outputs])
     if size is None or buffer.cursor + size > region.slot_bytes:
-        return (
-            request.SerializeToString(),
-            {},
-            buffer.cursor,
-        )  # an open shape, or too large: the outputs come in the answer
+        # An open shape, or too large: the outputs come in the answer.
+        return request.SerializeToString(), {}, buffer.cursor
     placed: Placed = {}
     cursor = buffer.cursor
     for output in model.outputs:
