@@ -59,9 +59,9 @@ def submit(
 ) -> None:
     """Have a film analysed; prints where the new one is. Called again, it goes on where it was interrupted."""
     from app.segments.commands import submit as run
-    from app.segments.submit import Wish
+    from app.segments.submit import Submission
 
-    run(context.obj, Wish(video, mode, seconds, again, allow_truncated), wait=wait)
+    run(context.obj, Submission(video, mode, seconds, again, allow_truncated), wait=wait)
 
 
 @cli.command()

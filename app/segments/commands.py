@@ -25,14 +25,13 @@ from app.segments.aws import open_resources, open_worker_resources, required
 from app.segments.backends.http import HttpBackend
 from app.segments.backends.pipeline import PipelineBackend, Progress
 from app.segments.backends.stub import StubBackend
+from app.segments.handler import Timings
 from app.segments.keys import SegmentKey
 from app.segments.local import LocalFolder
-from app.segments.pace import Pace
 from app.segments.ports import Backend, Job
-from app.segments.progress import Board
 from app.segments.reassemble import Reassembler, final_address
-from app.segments.submit import Interrupted, Wish, follow, record, upload
-from app.segments.worker import Worker
+from app.segments.submit import Interrupted, ProgressDisplay, Submission, follow, record, upload
+from app.segments.worker import SegmentWorker
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ log = logging.getLogger(__name__)
 _POLL_S = 2.0
 """Seconds between two looks at a job on AWS."""
 _LOCAL_POLL_S = 0.3
-_LOCAL_PACE = Pace(poll_s=1.0, again_s=1.0, early_s=1.0)
+_LOCAL_TIMINGS = Timings(poll_s=1.0, retry_s=1.0, early_s=1.0)
 _INTERRUPTED = 130
 """The exit status that shells take for Ctrl-C."""
 
@@ -48,7 +47,7 @@ _INTERRUPTED = 130
 # --- submit ---
 
 
-def submit(folder: Path | None, wish: Wish, *, wait: bool) -> None:
+def submit(folder: Path | None, submission: Submission, *, wait: bool) -> None:
     """Submits a video, and prints the address of its output, which exists already if `wait` is set.
 
     Raises:
@@ -58,11 +57,11 @@ def submit(folder: Path | None, wish: Wish, *, wait: bool) -> None:
     configure(settings.server)
     stopping = threading.Event()
     try:
-        with _set_by_signal(stopping), Board() as board:
+        with _set_by_signal(stopping), ProgressDisplay() as display:
             if folder is None:
-                job, address = _submit_on_aws(settings, wish, board, stopping, wait=wait)
+                job, address = _submit_on_aws(settings, submission, display, stopping, wait=wait)
             else:
-                job, address = _submit_locally(folder, settings, wish, board, stopping, wait=wait)
+                job, address = _submit_locally(folder, settings, submission, display, stopping, wait=wait)
     except Interrupted as error:
         sys.stderr.write(f"sightline: {error}\n")
         sys.exit(_INTERRUPTED)
@@ -72,37 +71,43 @@ def submit(folder: Path | None, wish: Wish, *, wait: bool) -> None:
 
 
 def _submit_on_aws(
-    settings: Settings, wish: Wish, board: Board, stopping: threading.Event, *, wait: bool
+    settings: Settings, submission: Submission, display: ProgressDisplay, stopping: threading.Event, *, wait: bool
 ) -> tuple[Job, str]:
     from botocore.exceptions import BotoCoreError, ClientError
 
     resources = open_resources(settings.segments, settings.aws)
     try:
-        job = upload(resources, wish, record(resources, wish, board, stopping), board, stopping)
+        job = upload(resources, submission, record(resources, submission, display, stopping), display, stopping)
         if wait:
-            job = follow(resources, job.job_id, board, stopping, every_s=_POLL_S)
+            job = follow(resources, job.job_id, display, stopping, every_s=_POLL_S)
     except (BotoCoreError, ClientError) as error:
         raise SightlineError(f"AWS: {error}. Submit the film again to go on") from None
     return job, final_address(resources.output_bucket, job)
 
 
 def _submit_locally(
-    folder: Path, settings: Settings, wish: Wish, board: Board, stopping: threading.Event, *, wait: bool
+    folder: Path,
+    settings: Settings,
+    submission: Submission,
+    display: ProgressDisplay,
+    stopping: threading.Event,
+    *,
+    wait: bool,
 ) -> tuple[Job, str]:
     with ExitStack() as stack:
         local = LocalFolder(folder, settings.segments)
         stack.callback(local.close)
         resources = local.resources
-        job = record(resources, wish, board, stopping)
+        job = record(resources, submission, display, stopping)
         if wait and job.status != "done":
-            runner = LocalRunner(local, settings, board.watch, ended=stopping)
+            runner = LocalRunner(local, settings, display.progress, ended=stopping)
             if runner.loads_models:
-                board.say("the models are being loaded")
+                display.status("the models are being loaded")
             with runner.running():
-                job = upload(resources, wish, job, board, stopping)
-                job = follow(resources, job.job_id, board, stopping, every_s=_LOCAL_POLL_S)
+                job = upload(resources, submission, job, display, stopping)
+                job = follow(resources, job.job_id, display, stopping, every_s=_LOCAL_POLL_S)
         else:
-            job = upload(resources, wish, job, board, stopping)
+            job = upload(resources, submission, job, display, stopping)
     # A relative path if FOLDER was one.
     return job, str(folder / "jobs" / job.job_id / ("final.jsonl" if job.mode == "results_only" else "final.mp4"))
 
@@ -135,7 +140,7 @@ def work(folder: Path | None) -> None:
         tokens = settings.access.auth_tokens
         token = tokens[0].get_secret_value() if tokens else None
         resources = open_worker_resources(settings.segments, settings.aws, token=token)
-        worker = Worker(resources, settings.segments)
+        worker = SegmentWorker(resources, settings.segments)
         with _serving(settings, worker.report, worker.stop):
             log.info("working on %s with backend %s", resources.input_bucket, resources.backend.name)
             worker.run(settings.server.drain_timeout_s)
@@ -185,7 +190,7 @@ def _serving(settings: Settings, report: Callable[[], dict[str, Any]], stop: Cal
 
 
 def _local_reassembler(local: LocalFolder) -> Reassembler:
-    return Reassembler(local.resources, visibility_s=local.settings.segment_visibility_s, poll_s=_LOCAL_PACE.poll_s)
+    return Reassembler(local.resources, visibility_s=local.settings.segment_visibility_s, poll_s=_LOCAL_TIMINGS.poll_s)
 
 
 # --- without AWS: a worker and a reassembler in this process ---
@@ -216,7 +221,7 @@ class LocalRunner:
         self._backend = _local_backend(local, settings, progress)
         self._ended = ended
         self._drain_s = settings.server.drain_timeout_s
-        self.worker = Worker(local.worker_resources(self._backend), local.settings, _LOCAL_PACE)
+        self.worker = SegmentWorker(local.worker_resources(self._backend), local.settings, _LOCAL_TIMINGS)
         self._reassembler = _local_reassembler(local)
         self._error: SightlineError | None = None
 

@@ -1,4 +1,4 @@
-"""The reassembly queue: a job's segments put together into one film, and their results into one file."""
+"""The reassembly queue: joins a job's segments into one video, and their results into one file."""
 
 from __future__ import annotations
 
@@ -10,106 +10,106 @@ from typing import Any
 
 from app.limits import backoff_s
 from app.metrics import SEGMENT_MESSAGES
-from app.segments.attempts import MOST_DELIVERIES
-from app.segments.heartbeat import Heartbeat
+from app.segments.handler import MAX_DELIVERIES
 from app.segments.keys import SegmentId, beside, check_job_id, final_results_uri, final_uri, output_uri
 from app.segments.ports import Job, Message, MessageGone, ObjectMissing, Resources
-from app.segments.pulse import Pulse
 from app.segments.video import VideoError, concat
+from app.segments.worker import LoopHealth, VisibilityHeartbeat
 
 log = logging.getLogger(__name__)
 
 _POLL_S = 5.0
-"""Seconds that a request for a message is held; one that stops waits so long at most."""
-_TRIES = 8
-"""Deliveries after which an error is no longer hoped to go away by itself: about ten minutes."""
+"""Seconds that a request for a message is held; a reassembler that stops waits for it."""
+_MAX_TRIES = 8
+"""Deliveries after which an error counts as permanent: about ten minutes."""
 _FIRST_PAUSE_S = 5.0
-_MOST_PAUSE_S = 300.0
+_MAX_PAUSE_S = 300.0
+"""Pauses between the deliveries of a job that failed."""
 _FAILED = b',"error":{'
-"""In a frame's line in place of its result. A text that was read cannot hold it: its quotes are escaped."""
-_PAUSE_S = 5.0
-"""After the queue itself could not be asked."""
+"""In the line of a frame with an error in place of a result. Recognized text cannot contain it: quotes are escaped."""
+_QUEUE_PAUSE_S = 5.0
+"""Pause after the queue itself failed."""
 
 
 class Reassembler:
-    """Takes one job after the other. Killed at any moment, it loses nothing; a job that comes twice is made once."""
+    """Reassembles job after job. Killed at any moment, it loses nothing; a job that comes twice is made once."""
 
     def __init__(self, resources: Resources, *, visibility_s: float, poll_s: float = _POLL_S) -> None:
         self._resources = resources
         self._visibility_s = visibility_s
         self._poll_s = poll_s
         self._stopping = threading.Event()
-        self._pulse = Pulse()
+        self._health = LoopHealth()
 
     def stop(self) -> None:
-        """Asks it to end, after the job in hand; from any thread, or a signal."""
+        """Asks `run` to return after the current job; from any thread, or a signal handler."""
         self._stopping.set()
 
     def report(self) -> dict[str, Any]:
-        """What /health says."""
-        return self._pulse.report()
+        """The JSON of /health."""
+        return self._health.report()
 
     def run(self) -> None:
         """Works until `stop`."""
         while not self._stopping.is_set():
             try:
                 self.turn(self._poll_s)
-            except Exception:  # the queue is away, or says no: the loop must outlive it
+            except Exception:  # the queue cannot be reached, or refuses: the loop must survive that
                 log.exception("the reassembly queue could not be asked; trying again")
                 SEGMENT_MESSAGES.labels("reassembly", "error").inc()
-                self._pulse.failed()
-                self._stopping.wait(_PAUSE_S)
-            self._pulse.turned()
+                self._health.failed()
+                self._stopping.wait(_QUEUE_PAUSE_S)
+            self._health.turned()
 
     def turn(self, wait_s: float) -> None:
-        """Waits for a message, so long at most, and deals with it."""
+        """Waits up to `wait_s` for a message, and handles it."""
         queue = self._resources.reassembly
         message = queue.receive(wait_s)
         if message is None:
             return
-        with Heartbeat(queue, message, self._visibility_s):
-            outcome = self._outcome(message)
+        with VisibilityHeartbeat(queue, message, self._visibility_s):
+            outcome = self._handle(message)
         SEGMENT_MESSAGES.labels(queue.name, outcome).inc()
         try:
             if outcome in ("error", "invalid"):
                 if outcome == "error":
-                    self._pulse.failed()
-                queue.release(message, backoff_s(max(1, message.deliveries), _FIRST_PAUSE_S, _MOST_PAUSE_S))
+                    self._health.failed()
+                queue.release(message, backoff_s(max(1, message.deliveries), _FIRST_PAUSE_S, _MAX_PAUSE_S))
             else:
                 queue.delete(message)
         except MessageGone as error:
             log.warning("%s", error)
 
-    def _outcome(self, message: Message) -> str:
-        """What became of it: a word for the counter; after `error` and `invalid` it comes again."""
+    def _handle(self, message: Message) -> str:
+        """Returns the label of the counter. After `error` and `invalid` the message is delivered again."""
         try:
             job_id = check_job_id(message.body)
         except ValueError as error:
             log.warning("message %s of the reassembly queue is no job (%s); given back", message.id, error)
             return "invalid"
-        if message.deliveries > MOST_DELIVERIES:
-            return self._given_up(job_id, f"delivered {message.deliveries - 1} times, and nobody could end it")
+        if message.deliveries > MAX_DELIVERIES:
+            return self._give_up(job_id, f"delivered {message.deliveries - 1} times, and nobody could end it")
         try:
-            return self.put_together(job_id)
-        except (VideoError, ObjectMissing) as error:  # it would be the same the next time
-            return self._given_up(job_id, str(error))
-        except Exception as error:  # whatever S3, the store or the disk has against this job: it comes again
-            if message.deliveries >= _TRIES:
-                return self._given_up(job_id, f"{type(error).__name__}: {error}")
+            return self.reassemble(job_id)
+        except (VideoError, ObjectMissing) as error:  # the next try would fail in the same way
+            return self._give_up(job_id, str(error))
+        except Exception as error:  # any error of S3, the store or the disk: the job is delivered again
+            if message.deliveries >= _MAX_TRIES:
+                return self._give_up(job_id, f"{type(error).__name__}: {error}")
             log.exception("job %s could not be put together; trying again", job_id)
             return "error"
 
-    def _given_up(self, job_id: str, reason: str) -> str:
+    def _give_up(self, job_id: str, reason: str) -> str:
         log.error("job %s cannot be put together: %s", job_id, reason)
         self._resources.store.mark(job_id, "failed", f"its parts cannot be put together: {reason}")
         return "given_up"
 
-    def put_together(self, job_id: str) -> str:
-        """Makes the film of a job whose segments are all done; returns what became of it.
+    def reassemble(self, job_id: str) -> str:
+        """Makes the final files of a job whose segments are all done; returns the label of the counter.
 
         Raises:
             VideoError: the segments do not fit together.
-            ObjectMissing: one of them is not there.
+            ObjectMissing: one of them does not exist.
         """
         resources = self._resources
         job = resources.store.job(job_id)
@@ -119,24 +119,24 @@ class Reassembler:
         if job.status == "failed":
             return "job_failed"
         if job.status == "done":
-            self._tidied(job_id)
+            self._tidy(job_id)
             return "duplicate"
-        there = {one.segment.index for one in resources.store.completions(job_id)}
-        if job.total is None or not there.issuperset(range(job.total)):
+        complete = {completion.segment.index for completion in resources.store.completions(job_id)}
+        if job.total is None or not complete.issuperset(range(job.total)):
             log.warning("job %s: a message of an earlier round; its segments are not all done", job_id)
             return "early"
         with tempfile.TemporaryDirectory(prefix="reassembly-") as folder:
             failed = self._make(job, [SegmentId(job_id, index) for index in range(job.total)], Path(folder))
-        wanting = [job.reason] if job.reason else []
+        lacks = [job.reason] if job.reason else []
         if failed:
-            wanting.append(f"{failed} of its frames could not be analysed; the results say why")
-        resources.store.mark(job_id, "done", "; ".join(wanting) or None)
-        self._tidied(job_id)
+            lacks.append(f"{failed} of its frames could not be analysed; the results say why")
+        resources.store.mark(job_id, "done", "; ".join(lacks) or None)
+        self._tidy(job_id)
         log.info("job %s is done: %s", job_id, final_address(resources.output_bucket, job))
         return "done"
 
     def _make(self, job: Job, segments: list[SegmentId], folder: Path) -> int:
-        """Results first: where there is a film, they are there, too. Returns how many frames have none."""
+        """Uploads the results before the video, which others wait for. Returns how many frames have no result."""
         bucket, objects = self._resources.output_bucket, self._resources.objects
         results = folder / "final.jsonl"
         failed = self._results(job, segments, results)
@@ -152,8 +152,9 @@ class Reassembler:
         return failed or 0
 
     def _results(self, job: Job, segments: list[SegmentId], target: Path) -> int | None:
-        """Writes all results into one file; returns how many are errors. None where the backend wrote none, as one that
-        is not ours may do.
+        """Writes all results into one file; returns how many are errors.
+
+        None if the backend wrote no results, which a foreign backend need not do.
         """
         part = target.with_name("part.jsonl")
         found, failed = False, 0
@@ -166,17 +167,17 @@ class Reassembler:
                         raise
                     continue
                 found = True
-                with part.open("rb") as one:
-                    for line in one:
+                with part.open("rb") as lines:
+                    for line in lines:
                         failed += _FAILED in line
                         out.write(line)
         return failed if found else None
 
-    def _tidied(self, job_id: str) -> None:
+    def _tidy(self, job_id: str) -> None:
         if self._resources.tidy is not None:
             self._resources.tidy(job_id)
 
 
 def final_address(bucket: str, job: Job) -> str:
-    """Where a job's film is, or its results where no film was asked for."""
+    """Address of a job's final video, or of its results in mode `results_only`."""
     return (final_results_uri if job.mode == "results_only" else final_uri)(bucket, job.job_id)

@@ -1,41 +1,49 @@
-"""A film in: cut into segments, each uploaded as soon as it is cut; then its job is watched to its end.
+"""Submitting a video: it is cut into segments, which are uploaded one by one, and its job is followed to its end.
 
-Called again for the same film, it goes on where it was interrupted: a job's id follows from the film.
+Submitted again, the same video goes on where it was interrupted: the job's id is derived from the video.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.logging import RichHandler
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from app.errors import SightlineError
-from app.segments.completion import Completions
+from app.segments.handler import Completions
 from app.segments.keys import Mode, SegmentKey, input_uri
 from app.segments.ports import Job, Resources
-from app.segments.progress import Board
 from app.segments.reassemble import final_address
 from app.segments.video import TruncatedVideo, cut, dropped_audio, probe
 from app.sources.truncation import truncation
 
 log = logging.getLogger(__name__)
 
-_PIECE = 4 << 20
-"""Bytes of a film between two looks at whether to go on: some milliseconds."""
+_CHUNK = 4 << 20
+"""Bytes of a video that are hashed between two checks for an interrupt: some milliseconds."""
 _LONG_S = 2.0
-"""After which it is said that a segment is still being cut."""
-_NAME = 40
-"""Letters of a film's name in its job's id."""
+"""Seconds after which the display says that a segment is still being cut."""
+_MAX_NAME = 40
+"""Characters of the video's name in its job's id."""
 
 
 class Interrupted(SightlineError):
-    """Ctrl-C, or SIGTERM. What was done so far is kept."""
+    """Ctrl-C or SIGTERM. The work done so far is kept."""
 
 
 class JobFailed(SightlineError):
@@ -43,97 +51,108 @@ class JobFailed(SightlineError):
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What is asked for."""
+class Submission:
+    """A video and how to analyse it."""
 
-    film: Path
+    video: Path
     mode: Mode = "annotate"
     seconds: float = 10.0
-    """A segment's least length."""
+    """A segment's minimum length."""
     again: bool = False
-    """Analyse it anew, though it is done or has failed; else tell the workers once more of what is missing."""
+    """Analyse a job that is done or failed from the start; for any other job, announce missing segments once more."""
     allow_truncated: bool = False
-    """Whether a film whose file was cut off is taken for what is there of it."""
+    """Accept a video whose file was cut off, and analyse the part that exists."""
+
+
+# --- the three steps ---
 
 
 def record(
-    resources: Resources, wish: Wish, board: Board | None = None, stopping: threading.Event | None = None
+    resources: Resources,
+    submission: Submission,
+    display: ProgressDisplay | None = None,
+    stopping: threading.Event | None = None,
 ) -> Job:
-    """The film's job: a new one; or the one that is there, unless it has ended and is to be begun anew.
+    """Returns the video's job: the existing one, or a new one if there is none or it is to be started anew.
 
     Raises:
-        VideoError: it cannot be read.
-        TruncatedVideo: it was cut off; the job has failed for that, until the film is submitted with `allow_truncated`.
+        VideoError: the video cannot be read.
+        TruncatedVideo: its file was cut off. The job is failed until the video is submitted with `allow_truncated`.
         Interrupted: `stopping` was set meanwhile.
     """
-    board, stopping = board or Board(), stopping or threading.Event()
-    probe(wish.film)
-    board.say(f"{wish.film.name} is being read")
-    base = _job_id(wish, stopping)
-    lacks = None if wish.allow_truncated else truncation(wish.film, check=lambda: _heed(stopping))
-    board.say("")
+    display, stopping = display or ProgressDisplay(), stopping or threading.Event()
+    video, store = submission.video, resources.store
+    probe(video)
+    display.status(f"{video.name} is being read")
+    base = _job_id(submission, stopping)
+    lacks = None if submission.allow_truncated else truncation(video, check=lambda: _check_interrupt(stopping))
+    display.status("")
     last: Job | None = None
     for job_id in _numbered(base):
-        there = resources.store.job(job_id)
-        if there is None:
+        existing = store.job(job_id)
+        if existing is None:
             break
-        last = there
+        last = existing
     if lacks is not None:
         if last is None:
-            resources.store.put_job(Job(base, wish.mode, wish.film.name, time.time()))
-            resources.store.mark(base, "failed", lacks)
+            store.put_job(Job(base, submission.mode, video.name, time.time()))
+            store.mark(base, "failed", lacks)
         raise TruncatedVideo(f"{lacks}; nothing was analysed. With --allow-truncated what is there is taken")
-    if (
-        last is not None
-        and not (_ended(last) and wish.again)
-        and not (last.status == "done" and _gone(resources, last))
-    ):
-        return last
-    resources.store.put_job(Job(job_id, wish.mode, wish.film.name, time.time()))
-    return _known(resources, job_id)
+    if last is not None:
+        ended = last.status in ("done", "failed")
+        deleted = last.status == "done" and not resources.objects.exists(final_address(resources.output_bucket, last))
+        if not (ended and submission.again) and not deleted:
+            return last
+    store.put_job(Job(job_id, submission.mode, video.name, time.time()))
+    return _existing(resources, job_id)
 
 
-def upload(resources: Resources, wish: Wish, job: Job, board: Board, stopping: threading.Event) -> Job:
-    """Cuts and uploads what of a film is not yet where the workers find it.
+def upload(
+    resources: Resources, submission: Submission, job: Job, display: ProgressDisplay, stopping: threading.Event
+) -> Job:
+    """Cuts the video and uploads the segments that are missing in the input bucket.
 
     Raises:
-        VideoError: it cannot be cut.
+        VideoError: the video cannot be cut.
         Interrupted: `stopping` was set meanwhile.
     """
-    board.job(job)
+    display.start(job)
     if job.status == "failed":
         log.warning("job %s had failed (%s); trying again what is missing", job.job_id, job.reason)
         resources.store.reopen(job.job_id)
-    elif wish.again and job.status == "chunking_complete":
-        # All may be done, and the message that said so lost: only another round's is sent anew.
+    elif submission.again and job.status == "chunking_complete":
+        # All segments may be complete and the reassembly message lost. Only another round sends the message again.
         resources.store.reopen(job.job_id)
-    # A later round that was interrupted, too: what failed lies in the bucket, and the workers are to hear of it anew.
-    again = job.status == "failed" or wish.again or (job.status == "chunking" and job.round > 0)
-    told = job.status == "chunking_complete" and resources.announce is None  # the bucket has told the workers of all
-    if job.status == "done" or (told and not again):
-        board.whole(job.total or 0)
+    # The segments of a failed job are in the bucket, so they must be uploaded again for the workers to hear of them.
+    # The same holds for a later round that was interrupted.
+    again = job.status == "failed" or submission.again or (job.status == "chunking" and job.round > 0)
+    announced = job.status == "chunking_complete" and resources.announce is None  # the bucket has sent all events
+    if job.status == "done" or (announced and not again):
+        display.all_uploaded(job.total or 0)
         return job
-    wanting = _wanting(wish, stopping)
-    total = _cut(resources, wish, job.job_id, board, stopping, again=again)
-    if wanting:
-        resources.store.mark(job.job_id, "chunking", wanting)
+    lacks = _output_lacks(submission, stopping)
+    total = _cut_and_upload(resources, submission, job.job_id, display, stopping, again=again)
+    if lacks:
+        resources.store.mark(job.job_id, "chunking", lacks)
     resources.store.chunking_complete(job.job_id, total)
-    board.whole(total)
-    # All may be done by now, and then no worker looks again soon.
-    Completions(resources.store, resources.reassembly).check(job.job_id)
-    return _known(resources, job.job_id)
+    display.all_uploaded(total)
+    # All segments may be complete by now; then no worker checks the job soon.
+    Completions(resources).check(job.job_id)
+    return _existing(resources, job.job_id)
 
 
-def follow(resources: Resources, job_id: str, board: Board, stopping: threading.Event, *, every_s: float) -> Job:
+def follow(
+    resources: Resources, job_id: str, display: ProgressDisplay, stopping: threading.Event, *, every_s: float
+) -> Job:
     """Shows a job's progress until it is done.
 
     Raises:
-        JobFailed: it is not going to be.
+        JobFailed: the job has failed.
         Interrupted: `stopping` was set meanwhile.
     """
     while True:
-        job = _known(resources, job_id)
-        board.done({one.segment.index for one in resources.store.completions(job_id)})
+        job = _existing(resources, job_id)
+        display.completed({completion.segment.index for completion in resources.store.completions(job_id)})
         if job.status == "done":
             return job
         if job.status == "failed":
@@ -145,85 +164,210 @@ def follow(resources: Resources, job_id: str, board: Board, stopping: threading.
             raise Interrupted(f"job {job_id} is not done. Submit the film again to go on")
 
 
-def _job_id(wish: Wish, stopping: threading.Event) -> str:
-    """Follows from the film's bytes, and from what else decides its segments."""
+def _job_id(submission: Submission, stopping: threading.Event) -> str:
+    """Derived from the video's bytes, and from the options that decide its segments."""
     digest = hashlib.sha256()
-    with wish.film.open("rb") as film:
-        while piece := film.read(_PIECE):
-            _heed(stopping)
-            digest.update(piece)
-    digest.update(f"{wish.mode} {wish.seconds!r}".encode())
-    name = re.sub(r"[^A-Za-z0-9]+", "-", wish.film.stem).strip("-")[:_NAME].rstrip("-")
+    with submission.video.open("rb") as video:
+        while chunk := video.read(_CHUNK):
+            _check_interrupt(stopping)
+            digest.update(chunk)
+    digest.update(f"{submission.mode} {submission.seconds!r}".encode())
+    name = re.sub(r"[^A-Za-z0-9]+", "-", submission.video.stem).strip("-")[:_MAX_NAME].rstrip("-")
     return f"{name or 'film'}-{digest.hexdigest()[:12]}"
 
 
-def _wanting(wish: Wish, stopping: threading.Event) -> str | None:
-    """What the new film will lack, in words."""
-    found = [truncation(wish.film, check=lambda: _heed(stopping))] if wish.allow_truncated else []
-    if wish.mode != "results_only":
-        found += [f"the sound ({codec}) is left out: MP4 does not take it" for codec in dropped_audio(wish.film)]
-    return "; ".join(words for words in found if words) or None
+def _numbered(base: str) -> Iterator[str]:
+    """The ids of a video's jobs: each of them was started anew after the one before."""
+    yield base
+    for number in itertools.count(2):
+        yield f"{base}-{number}"
 
 
-def _heed(stopping: threading.Event) -> None:
+def _output_lacks(submission: Submission, stopping: threading.Event) -> str | None:
+    """Text on what the output will lack, for the user."""
+    video = submission.video
+    found = [truncation(video, check=lambda: _check_interrupt(stopping))] if submission.allow_truncated else []
+    if submission.mode != "results_only":
+        found += [f"the sound ({codec}) is left out: MP4 does not take it" for codec in dropped_audio(video)]
+    return "; ".join(text for text in found if text) or None
+
+
+def _check_interrupt(stopping: threading.Event) -> None:
     if stopping.is_set():
         raise Interrupted("nothing is uploaded yet. Submit the film again to go on")
 
 
-def _numbered(base: str) -> Iterator[str]:
-    yield base
-    number = 2
-    while True:
-        yield f"{base}-{number}"
-        number += 1
-
-
-def _ended(job: Job) -> bool:
-    return job.status in ("done", "failed")
-
-
-def _gone(resources: Resources, job: Job) -> bool:
-    return not resources.objects.exists(final_address(resources.output_bucket, job))
-
-
-def _known(resources: Resources, job_id: str) -> Job:
+def _existing(resources: Resources, job_id: str) -> Job:
     job = resources.store.job(job_id)
     if job is None:
         raise JobFailed(f"job {job_id} is no longer in the store. Submit the film again")
     return job
 
 
-def _cut(resources: Resources, wish: Wish, job_id: str, board: Board, stopping: threading.Event, *, again: bool) -> int:
-    """Uploads what is missing; returns the number of segments.
+def _cut_and_upload(
+    resources: Resources,
+    submission: Submission,
+    job_id: str,
+    display: ProgressDisplay,
+    stopping: threading.Event,
+    *,
+    again: bool,
+) -> int:
+    """Uploads the missing segments; returns the number of all.
 
     Args:
-        again: also what is there already, so that the bucket tells the workers of it once more.
+        again: also upload segments that exist, so that the bucket sends their events once more.
     """
-    done = {one.segment.index for one in resources.store.completions(job_id)}
-    total, began, said = 0, time.monotonic(), False
+    complete = {completion.segment.index for completion in resources.store.completions(job_id)}
+    total, started, shown = 0, time.monotonic(), False
 
     def check() -> None:
-        nonlocal said
+        nonlocal shown
         if stopping.is_set():
             raise Interrupted(f"job {job_id}: {total} segments are uploaded. Submit the film again to go on")
-        if not said and time.monotonic() - began > _LONG_S:
-            said = True
-            board.say(f"segment {total} is being cut")
+        if not shown and time.monotonic() - started > _LONG_S:
+            shown = True
+            display.status(f"segment {total} is being cut")
 
     with tempfile.TemporaryDirectory(prefix="cutting-") as folder:
-        for part in cut(wish.film, Path(folder), wish.seconds, check, silent=wish.mode == "results_only"):
+        silent = submission.mode == "results_only"
+        for part in cut(submission.video, Path(folder), submission.seconds, check, silent=silent):
             check()
-            segment = SegmentKey(job_id, total, wish.mode)
-            if total not in done:
+            segment = SegmentKey(job_id, total, submission.mode)
+            if total not in complete:
                 address = input_uri(resources.input_bucket, segment)
                 if again or not resources.objects.exists(address):
                     resources.objects.upload(part, address)
                 if resources.announce is not None:
                     resources.announce(segment)
-            board.uploaded(total)
+            display.uploaded(total)
             part.unlink()
             total += 1
-            if said:
-                board.say("")
-            began, said = time.monotonic(), False
+            if shown:
+                display.status("")
+            started, shown = time.monotonic(), False
     return total
+
+
+# --- the display ---
+
+_MARKS = {"waiting": ("·", "dim"), "working": ("▸", "yellow"), "done": ("■", "green")}
+_BAR = 40
+
+
+class ProgressDisplay:
+    """A job's progress: on a terminal a live display of each segment, elsewhere a log line for each change.
+
+    Any thread may call it.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._lock = threading.Lock()
+        self._started = time.monotonic()
+        self._job_id = self._title = self._status = ""
+        self._uploaded: set[int] = set()
+        self._completed: set[int] = set()
+        self._completed_before: int | None = None
+        self._analysing: dict[int, tuple[int, int]] = {}
+        self._total: int | None = None
+        self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=5, transient=True)
+
+    def __enter__(self) -> ProgressDisplay:
+        if self._console.is_terminal:
+            # Log lines appear above the display. The display itself shows progress, so only warnings are logged.
+            handler = RichHandler(logging.WARNING, self._console, show_path=False)
+            logging.getLogger().handlers[:] = [handler]
+            self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def status(self, text: str) -> None:
+        """Sets the line that says what the command waits for; empty removes it."""
+        self._status = text
+        if text and not self._console.is_terminal:
+            log.info("%s", text)
+
+    def start(self, job: Job) -> None:
+        """Sets the job that is shown."""
+        self._job_id = job.job_id
+        self._title = f"{job.source}  {job.mode}  job {job.job_id}"
+        log.info("job %s: %s of %s", job.job_id, job.mode, job.source)
+
+    def uploaded(self, index: int) -> None:
+        """A segment is in the input bucket."""
+        with self._lock:
+            self._uploaded.add(index)
+        log.info("segment %d is cut and uploaded", index)
+
+    def all_uploaded(self, total: int) -> None:
+        """All segments are in the input bucket."""
+        with self._lock:
+            self._total = total
+            self._uploaded.update(range(total))
+
+    def progress(self, segment: SegmentKey, frames: int | None, total: int) -> None:
+        """Sets the number of a segment's analysed frames; None: its analysis ended, successfully or not."""
+        self._status = ""
+        if segment.job_id != self._job_id:  # of an earlier video that was interrupted in the same folder
+            return
+        index = segment.index
+        with self._lock:
+            if frames is None:
+                self._analysing.pop(index, None)
+            else:
+                self._analysing[index] = frames, total
+
+    def completed(self, indices: Collection[int]) -> None:
+        """These segments are complete."""
+        with self._lock:
+            if self._completed_before is None:
+                self._completed_before = len(self._completed | set(indices))
+            for index in sorted(set(indices) - self._completed):
+                self._completed.add(index)
+                log.info("segment %d is done; %s", index, self._counts())
+
+    def _counts(self) -> str:
+        of = f"of {self._total}" if self._total is not None else f"of {len(self._uploaded)} or more"
+        return f"{len(self._completed)} {of} segments"
+
+    def _render(self) -> RenderableType:
+        with self._lock:
+            rows = Table.grid(padding=(0, 1))
+            for index, (frames, of) in sorted(self._analysing.items()):
+                bar = ProgressBar(max(of, 1), min(frames, of), width=_BAR)
+                rows.add_row(Text(f"{index:05d}", "yellow"), bar, Text(f"{frames} of {of} frames", "dim"))
+            title = Text(self._title, "bold")
+            total = self._total or max(len(self._uploaded), 1)
+            bar = ProgressBar(total, len(self._completed), width=_BAR)
+            line = Table.grid(padding=(0, 1))
+            line.add_row(Text("video"), bar, f"{self._counts()}  {self._times()}")
+            lines: list[RenderableType] = [title, line, rows, self._marks()]
+            if self._status:
+                lines.append(Text(self._status, "italic"))
+            return Group(*lines)
+
+    def _marks(self) -> Text:
+        """One mark for each segment."""
+        marks = Text()
+        for index in sorted(self._uploaded | self._completed):
+            state = "done" if index in self._completed else "working" if index in self._analysing else "waiting"
+            marks.append(*_MARKS[state])
+        return marks
+
+    def _times(self) -> str:
+        elapsed = time.monotonic() - self._started
+        fresh = len(self._completed) - (self._completed_before or 0)
+        if self._total is None or fresh == 0 or len(self._completed) >= self._total:
+            return _clock(elapsed)
+        return f"{_clock(elapsed)}, {_clock(elapsed / fresh * (self._total - len(self._completed)))} to go"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

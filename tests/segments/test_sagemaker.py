@@ -11,20 +11,15 @@ from pathlib import Path
 import boto3
 import pytest
 
-from app.segments.answers import Answers
-from app.segments.attempts import Attempts
 from app.segments.backends.sagemaker import SageMakerBackend
-from app.segments.completion import Completions
 from app.segments.events import Created, body_of
+from app.segments.handler import Attempts, Completions, InvocationResults, Limiter, Timings
 from app.segments.keys import SegmentKey, input_uri, output_uri, parse_answer, split_s3
-from app.segments.local import LocalDatabase, LocalQueue, LocalStore
-from app.segments.pace import Pace
 from app.segments.ports import Accepted, BackendUnavailable, Invocation, Job, WorkerResources
-from app.segments.slots import Slots
-from app.segments.worker import Worker
+from app.segments.worker import SegmentWorker
 from app.settings import SegmentSettings
 from tests.support.aws import REGION, Aws
-from tests.support.segments import estate, uploaded
+from tests.support.segments import estate, local_resources, uploaded
 from tests.support.worker import Counts, Runtime, until, working
 
 SEGMENT = SegmentKey("clip", 0, "annotate")
@@ -40,7 +35,7 @@ class Setup:
     backend: SageMakerBackend
 
     @contextmanager
-    def working(self, **settings: int) -> Iterator[Worker]:
+    def working(self, **settings: int) -> Iterator[SegmentWorker]:
         with working(self.parts, self.settings.model_copy(update=settings)) as worker:
             yield worker
 
@@ -125,7 +120,7 @@ def test_an_answer_that_comes_before_the_call_returns(setup: Setup) -> None:
     counts = Counts().since("segments", "sagemaker", "completed")
     with setup.working() as worker:
         until(lambda: setup.done(3))
-        until(lambda: worker.slots.in_flight == 0)
+        until(lambda: worker.limiter.in_flight == 0)
         until(lambda: counts("segments", "sagemaker", "completed") == 3)
     assert setup.parts.objects.read(output_uri(setup.parts.output_bucket, SEGMENT)) == b"FILM"
     assert len(setup.runtime.calls) == 3
@@ -137,7 +132,7 @@ def test_messages_are_deleted_at_once_and_places_are_held_until_the_answer(setup
     setup.submit(3)
     with setup.working() as worker:
         until(lambda: len(setup.runtime.waiting) == 2)
-        until(lambda: worker.slots.in_flight == 2)
+        until(lambda: worker.limiter.in_flight == 2)
         assert len(setup.open()) == 2
         waits = until(lambda: setup.parts.segments.receive(1))
         assert waits.deliveries == 1, "two at the endpoint: the third was never received"
@@ -148,7 +143,7 @@ def test_messages_are_deleted_at_once_and_places_are_held_until_the_answer(setup
         until(lambda: len(setup.runtime.waiting) == 1)
         setup.runtime.answer_all()
         until(lambda: setup.done(3))
-        until(lambda: worker.slots.in_flight == 0)
+        until(lambda: worker.limiter.in_flight == 0)
     assert setup.sent() == ["clip"]
 
 
@@ -157,13 +152,13 @@ def test_an_answer_that_comes_twice_frees_one_place(setup: Setup) -> None:
     setup.submit(2)
     counts = Counts().since("segment_messages", "events", "late")
     with setup.working() as worker:
-        until(lambda: len(setup.runtime.waiting) == 2 and worker.slots.in_flight == 2)
+        until(lambda: len(setup.runtime.waiting) == 2 and worker.limiter.in_flight == 2)
         (name, asked), rest = setup.runtime.waiting[0], setup.runtime.waiting[1:]
         setup.runtime.waiting = rest
         for _ in range(3):
             setup.runtime.answer(name, asked)
         until(lambda: counts("segment_messages", "events", "late") == 2)
-        assert worker.slots.in_flight == 1
+        assert worker.limiter.in_flight == 1
         setup.runtime.answer_all()
         until(lambda: setup.done(2))
     assert setup.sent() == ["clip"]
@@ -175,7 +170,7 @@ def test_a_failure_is_tried_again(setup: Setup) -> None:
     counts = Counts().since("segments", "sagemaker", "failed").since("segments", "sagemaker", "completed")
     with setup.working() as worker:
         until(lambda: setup.done())
-        until(lambda: worker.slots.in_flight == 0)
+        until(lambda: worker.limiter.in_flight == 0)
     assert counts("segments", "sagemaker", "failed") == 2
     assert counts("segments", "sagemaker", "completed") == 1
     assert len({call["x-amzn-sagemaker-inference-id"] for call in setup.runtime.calls}) == 3
@@ -188,7 +183,7 @@ def test_a_container_without_room_costs_no_attempt(setup: Setup) -> None:
     counts = Counts().since("segments", "sagemaker", "failed")
     with setup.working(segment_attempts=1) as worker:
         until(lambda: setup.done())
-        until(lambda: worker.slots.in_flight == 0)
+        until(lambda: worker.limiter.in_flight == 0)
         until(lambda: not setup.parts.store.open_invocations())
     assert counts("segments", "sagemaker", "failed") == 0
     assert (setup.parts.store.failures(SEGMENT), setup.parts.store.refusals(SEGMENT)) == (0, 3)
@@ -199,7 +194,7 @@ def test_a_container_without_room_costs_no_attempt(setup: Setup) -> None:
 def test_a_container_that_never_has_room_fails_the_job_in_the_end(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.segments.answers.MOST_REFUSALS", 2)
+    monkeypatch.setattr("app.segments.handler.MAX_REFUSALS", 2)
     setup.runtime.script = ["refuse"] * 9
     setup.submit(1)
     with setup.working(segment_attempts=2):
@@ -225,24 +220,18 @@ class Sends:
     [("CUDA out of memory", [5, 10, 20, 40, 80, 160, 300, 300]), ('"code":"no_room"', [5, 10, 20, 30, 30, 30, 30, 30])],
 )
 def test_each_time_it_waits_longer(tmp_path: Path, reason: str, delays: list[float]) -> None:
-    store, queue, slots = LocalStore(LocalDatabase(tmp_path / "state.db")), Sends(), Slots(1, "sagemaker")
+    queue = Sends()
+    resources = replace(local_resources(tmp_path, SegmentSettings()), segments=queue)  # type: ignore[arg-type]
+    store = resources.store
     store.put_job(Job("clip", "annotate", "clip.mp4", time.time()))
-    reassembly = LocalQueue(LocalDatabase(tmp_path / "queue.db"), "reassembly", visibility_s=5)
-    answers = Answers(
-        store,
-        queue,  # type: ignore[arg-type]
-        slots,
-        Completions(store, reassembly),
-        Attempts(store, 20, "sagemaker"),
-        input_bucket="in",
-        backend="sagemaker",
-        pace=Pace(),
+    results = InvocationResults(
+        resources, Limiter(1, "sagemaker"), Completions(resources), Attempts(resources, 20), Timings()
     )
     for number in range(len(delays)):
         invocation = Invocation(f"{number:032x}", SEGMENT, "s3://in/x", "s3://out/y", called_at=time.time())
         store.record(invocation)
-        answers.failed(invocation, reason)
-        answers.failed(invocation, reason)  # said twice, it counts once
+        results.failed(invocation, reason)
+        results.failed(invocation, reason)  # said twice, it counts once
     assert queue.delays == delays
 
 
@@ -251,7 +240,7 @@ def test_a_segment_that_fails_to_the_last_fails_its_job(setup: Setup) -> None:
     setup.submit(1)
     with setup.working() as worker:
         job = until(lambda: (found := setup.parts.store.job("clip")) and found.status == "failed" and found)
-        until(lambda: worker.slots.in_flight == 0)
+        until(lambda: worker.limiter.in_flight == 0)
         until(lambda: not setup.parts.store.open_invocations())
     assert len(setup.runtime.calls) == 3
     assert "tried 3 times" in job.reason
@@ -270,7 +259,7 @@ def test_an_answer_that_never_comes_is_given_up_and_its_segment_repeated(setup: 
         setup.runtime.answer_all()  # it comes after all
         until(lambda: counts("segment_messages", "events", "late") == 1)
         assert setup.parts.store.completions("clip") == before
-        assert worker.slots.in_flight == 0
+        assert worker.limiter.in_flight == 0
     assert setup.sent() == ["clip"]
 
 
@@ -281,7 +270,7 @@ def test_an_answer_after_it_was_given_up_still_counts(setup: Setup) -> None:
         until(lambda: len(setup.runtime.calls) >= 2)
         setup.runtime.answer_all()
         until(lambda: setup.done())
-        until(lambda: worker.slots.in_flight == 0)
+        until(lambda: worker.limiter.in_flight == 0)
     assert setup.sent() == ["clip"]
 
 
@@ -291,12 +280,12 @@ def test_places_are_counted_anew_from_the_store(setup: Setup) -> None:
     for segment in made[:2]:
         setup.invoke(segment)  # by a worker that was killed then
     with setup.working() as worker:
-        until(lambda: worker.slots.in_flight == 2)
+        until(lambda: worker.limiter.in_flight == 2)
         time.sleep(1.0)  # it might take a third, if it were wrong
         assert len(setup.runtime.calls) == 2
         setup.runtime.answer_all()
         until(lambda: setup.done(3))
-        until(lambda: worker.slots.in_flight == 0)
+        until(lambda: worker.limiter.in_flight == 0)
     assert len(setup.runtime.calls) == 3, "those two messages came again, and were known"
 
 
@@ -304,10 +293,10 @@ def test_another_worker_s_answer_frees_this_one_s_place(setup: Setup) -> None:
     setup.runtime.script = ["late"]
     setup.submit(1)
     with setup.working() as worker:
-        (name,) = until(worker.slots.held)
+        (name,) = until(worker.limiter.invocations)
         assert setup.parts.store.finish(name, "succeeded"), "as another worker would"
         setup.parts.store.settle(name)
-        until(lambda: worker.slots.in_flight == 0)
+        until(lambda: worker.limiter.in_flight == 0)
 
 
 def test_killed_between_the_record_and_the_call(setup: Setup) -> None:
@@ -335,7 +324,7 @@ def test_an_endpoint_that_is_busy_for_longer_than_an_answer_may_take_costs_no_at
         (recorded,), taken_at = setup.open(), time.time()
         setup.runtime.script = []
         until(lambda: setup.done())
-        until(lambda: worker.slots.in_flight == 0)
+        until(lambda: worker.limiter.in_flight == 0)
     invocation = setup.parts.store.invocation(recorded)
     assert invocation is not None
     assert invocation.called_at > taken_at, "the answer is waited for from when the call was taken"
@@ -373,7 +362,7 @@ def test_a_runtime_that_names_files_itself(setup: Setup) -> None:
         until(lambda: setup.runtime.waiting)
         setup.runtime.answer_all()
         until(lambda: setup.done(2))
-        until(lambda: worker.slots.in_flight == 0)
+        until(lambda: worker.limiter.in_flight == 0)
 
 
 def test_an_answer_to_nothing_is_given_up_in_the_end(setup: Setup) -> None:
@@ -407,4 +396,4 @@ def test_motos_own_runtime(aws: Aws) -> None:
         assert parse_answer(bucket, key) is None
         parts.events.send(body_of(Created(bucket, key)))
         until(lambda: parts.store.completion(SEGMENT.id))
-        until(lambda: worker.slots.in_flight == 0)
+        until(lambda: worker.limiter.in_flight == 0)

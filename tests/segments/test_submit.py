@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 
 from app.segments.aws import SqsQueue, open_resources
-from app.segments.completion import Completions
 from app.segments.events import read
+from app.segments.handler import Completions
 from app.segments.keys import SegmentId, SegmentKey, final_uri, input_uri, output_uri, parse_input
 from app.segments.local import LocalFolder
 from app.segments.ports import Completion, Job, Queue, Resources
-from app.segments.progress import Board
-from app.segments.submit import Interrupted, JobFailed, Wish, follow, record, upload
+from app.segments.submit import Interrupted, JobFailed, ProgressDisplay, Submission, follow, record, upload
 from app.segments.video import VideoError
 from app.settings import AwsSettings, SegmentSettings
 from tests.segments.films import film
@@ -65,13 +64,24 @@ def watched(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.fixture
-def wish(tmp_path: Path) -> Wish:
-    return Wish(film(tmp_path / "Grüße, 1.mp4", 4), seconds=0.3)
+def submission(tmp_path: Path) -> Submission:
+    return Submission(film(tmp_path / "Grüße, 1.mp4", 4), seconds=0.3)
 
 
-def go(watched: Watched, wish: Wish, board: Board | None = None, stopping: threading.Event | None = None) -> Job:
+def go(
+    watched: Watched,
+    submission: Submission,
+    display: ProgressDisplay | None = None,
+    stopping: threading.Event | None = None,
+) -> Job:
     resources = watched.resources
-    return upload(resources, wish, record(resources, wish), board or Board(), stopping or threading.Event())
+    return upload(
+        resources,
+        submission,
+        record(resources, submission),
+        display or ProgressDisplay(),
+        stopping or threading.Event(),
+    )
 
 
 def taken(queue: Queue) -> list[str]:
@@ -93,7 +103,7 @@ def of(job: Job, *indices: int) -> list[SegmentKey]:
     return [SegmentKey(job.job_id, index, job.mode) for index in indices]
 
 
-class StopsAfter(Board):
+class StopsAfter(ProgressDisplay):
     """Sets the event when so many segments are uploaded."""
 
     def __init__(self, count: int, stopping: threading.Event, then: Callable[[], None] = lambda: None) -> None:
@@ -109,22 +119,22 @@ class StopsAfter(Board):
 
 
 @both
-def test_a_film_is_cut_uploaded_and_recorded(watched: Watched, wish: Wish) -> None:
-    job = go(watched, wish)
+def test_a_film_is_cut_uploaded_and_recorded(watched: Watched, submission: Submission) -> None:
+    job = go(watched, submission)
     assert job.job_id.startswith("Gr-e-1-")
     assert (job.source, job.mode, job.status, job.total) == ("Grüße, 1.mp4", "annotate", "chunking_complete", 4)
     assert watched.heard() == of(job, 0, 1, 2, 3)
 
 
-def test_workers_hear_of_a_segment_as_soon_as_it_is_cut(watched: Watched, wish: Wish) -> None:
+def test_workers_hear_of_a_segment_as_soon_as_it_is_cut(watched: Watched, submission: Submission) -> None:
     stopping = threading.Event()
     heard: list[SegmentKey] = []
     with pytest.raises(Interrupted, match="2 segments are uploaded"):
-        go(watched, wish, StopsAfter(2, stopping, lambda: heard.extend(watched.heard())), stopping)
+        go(watched, submission, StopsAfter(2, stopping, lambda: heard.extend(watched.heard())), stopping)
     assert [one.index for one in heard] == [0, 1]
 
 
-class Says(Board):
+class Says(ProgressDisplay):
     """Notes what it is told, and sets the event after so many times."""
 
     def __init__(self, stopping: threading.Event, after: int) -> None:
@@ -132,115 +142,117 @@ class Says(Board):
         self.said: list[str] = []
         self._stopping, self._after = stopping, after
 
-    def say(self, words: str) -> None:
+    def status(self, words: str) -> None:
         self.said.append(words)
         if len(self.said) == self._after:
             self._stopping.set()
 
 
-def test_the_reading_of_a_film_is_said_and_can_be_interrupted(watched: Watched, wish: Wish) -> None:
+def test_the_reading_of_a_film_is_said_and_can_be_interrupted(watched: Watched, submission: Submission) -> None:
     stopping = threading.Event()
-    board = Says(stopping, 1)
+    display = Says(stopping, 1)
     with pytest.raises(Interrupted, match="nothing is uploaded yet"):
-        record(watched.resources, wish, board, stopping)
-    assert board.said == ["Grüße, 1.mp4 is being read"]
-    board = Says(threading.Event(), 0)
-    assert record(watched.resources, wish, board, threading.Event()).status == "chunking"
-    assert board.said == ["Grüße, 1.mp4 is being read", ""]
+        record(watched.resources, submission, display, stopping)
+    assert display.said == ["Grüße, 1.mp4 is being read"]
+    display = Says(threading.Event(), 0)
+    assert record(watched.resources, submission, display, threading.Event()).status == "chunking"
+    assert display.said == ["Grüße, 1.mp4 is being read", ""]
 
 
 def test_the_cutting_of_a_long_segment_is_said_and_can_be_interrupted(
-    watched: Watched, wish: Wish, monkeypatch: pytest.MonkeyPatch
+    watched: Watched, submission: Submission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.segments.submit._LONG_S", -1.0)
-    whole, stopping = replace(wish, seconds=60), threading.Event()
+    whole, stopping = replace(submission, seconds=60), threading.Event()
     job = record(watched.resources, whole)
-    board = Says(stopping, 1)
+    display = Says(stopping, 1)
     with pytest.raises(Interrupted, match="0 segments are uploaded"):
-        upload(watched.resources, whole, job, board, stopping)
-    assert board.said == ["segment 0 is being cut"]
+        upload(watched.resources, whole, job, display, stopping)
+    assert display.said == ["segment 0 is being cut"]
     assert watched.heard() == []
-    board = Says(threading.Event(), 0)
-    upload(watched.resources, whole, job, board, threading.Event())
-    assert board.said == ["segment 0 is being cut", ""]
+    display = Says(threading.Event(), 0)
+    upload(watched.resources, whole, job, display, threading.Event())
+    assert display.said == ["segment 0 is being cut", ""]
     assert watched.heard() == of(job, 0)
 
 
 @both
-def test_an_interrupted_submission_goes_on(watched: Watched, wish: Wish) -> None:
+def test_an_interrupted_submission_goes_on(watched: Watched, submission: Submission) -> None:
     stopping = threading.Event()
     with pytest.raises(Interrupted):
-        go(watched, wish, StopsAfter(2, stopping), stopping)
-    job = record(watched.resources, wish)
+        go(watched, submission, StopsAfter(2, stopping), stopping)
+    job = record(watched.resources, submission)
     assert (job.status, job.total) == ("chunking", None)
-    assert go(watched, wish).total == 4
+    assert go(watched, submission).total == 4
     assert watched.heard() == of(job, 0, 1, 2, 3)  # each once
 
 
-def test_what_is_done_already_is_not_uploaded_again(watched: Watched, wish: Wish) -> None:
+def test_what_is_done_already_is_not_uploaded_again(watched: Watched, submission: Submission) -> None:
     stopping = threading.Event()
     with pytest.raises(Interrupted):
-        go(watched, wish, StopsAfter(2, stopping), stopping)
-    job = record(watched.resources, wish)
+        go(watched, submission, StopsAfter(2, stopping), stopping)
+    job = record(watched.resources, submission)
     watched.heard()
     watched.resources.store.complete(Completion(SegmentId(job.job_id, 0), "", 1.0))
-    go(watched, wish)
+    go(watched, submission)
     assert 0 not in [one.index for one in watched.heard()]
 
 
 def test_a_job_whose_segments_were_all_done_while_it_was_cut_is_sent_to_be_put_together(
-    watched: Watched, wish: Wish
+    watched: Watched, submission: Submission
 ) -> None:
-    resources, job = watched.resources, record(watched.resources, wish)
+    resources, job = watched.resources, record(watched.resources, submission)
     for segment in of(job, 0, 1, 2, 3):
         resources.store.complete(Completion(segment.id, output_uri(resources.output_bucket, segment), 1.0))
-    go(watched, wish)
+    go(watched, submission)
     message = resources.reassembly.receive(0)
     assert message is not None
     assert message.body == job.job_id
 
 
 @both
-def test_a_job_that_failed_is_tried_again_where_it_failed(watched: Watched, wish: Wish) -> None:
-    resources, job = watched.resources, go(watched, wish)
+def test_a_job_that_failed_is_tried_again_where_it_failed(watched: Watched, submission: Submission) -> None:
+    resources, job = watched.resources, go(watched, submission)
     watched.heard()
     resources.store.complete(Completion(SegmentId(job.job_id, 1), "", 1.0))
     resources.store.mark(job.job_id, "failed", "segment 0: the model fell over")
     with pytest.raises(JobFailed, match=r"segment 0: the model fell over\. Submit the film again"):
-        follow(resources, job.job_id, Board(), threading.Event(), every_s=0.01)
-    again = go(watched, wish)
+        follow(resources, job.job_id, ProgressDisplay(), threading.Event(), every_s=0.01)
+    again = go(watched, submission)
     assert (again.job_id, again.status, again.round) == (job.job_id, "chunking_complete", 1)
     assert watched.heard() == of(job, 0, 2, 3)
 
 
 @both
-def test_a_later_round_that_is_interrupted_goes_on(watched: Watched, wish: Wish) -> None:
-    resources, job, stopping = watched.resources, go(watched, wish), threading.Event()
+def test_a_later_round_that_is_interrupted_goes_on(watched: Watched, submission: Submission) -> None:
+    resources, job, stopping = watched.resources, go(watched, submission), threading.Event()
     watched.heard()
     resources.store.mark(job.job_id, "failed", "segment 3: the model fell over")
     with pytest.raises(Interrupted):
-        go(watched, wish, StopsAfter(2, stopping), stopping)
+        go(watched, submission, StopsAfter(2, stopping), stopping)
     assert watched.heard() == of(job, 0, 1)
-    assert go(watched, wish).status == "chunking_complete"
+    assert go(watched, submission).status == "chunking_complete"
     assert set(watched.heard()) == set(of(job, 0, 1, 2, 3))
 
 
-def test_a_job_whose_parts_do_not_fit_together_can_be_begun_anew(watched: Watched, wish: Wish) -> None:
-    resources, job = watched.resources, go(watched, wish)
+def test_a_job_whose_parts_do_not_fit_together_can_be_begun_anew(watched: Watched, submission: Submission) -> None:
+    resources, job = watched.resources, go(watched, submission)
     watched.heard()
     for segment in of(job, 0, 1, 2, 3):
         resources.store.complete(Completion(segment.id, "", 1.0))
     resources.store.mark(job.job_id, "failed", "its parts cannot be put together")
     with pytest.raises(JobFailed, match=r"or with --again to begin anew"):
-        follow(resources, job.job_id, Board(), threading.Event(), every_s=0.01)
-    second = go(watched, Wish(wish.film, wish.mode, wish.seconds, again=True))
+        follow(resources, job.job_id, ProgressDisplay(), threading.Event(), every_s=0.01)
+    second = go(watched, Submission(submission.video, submission.mode, submission.seconds, again=True))
     assert second.job_id == f"{job.job_id}-2"
     assert watched.heard() == of(second, 0, 1, 2, 3)
-    assert go(watched, wish).job_id == second.job_id
+    assert go(watched, submission).job_id == second.job_id
 
 
-def test_what_a_kill_left_half_written_goes_with_the_parts(watched: Watched, wish: Wish, tmp_path: Path) -> None:
-    job = go(watched, wish)
+def test_what_a_kill_left_half_written_goes_with_the_parts(
+    watched: Watched, submission: Submission, tmp_path: Path
+) -> None:
+    job = go(watched, submission)
     finish(watched.resources, job)
     folder = tmp_path / "out" / "jobs" / job.job_id
     (folder / ".final.mp4.k1ll3d.part").write_bytes(b"half")
@@ -250,68 +262,70 @@ def test_what_a_kill_left_half_written_goes_with_the_parts(watched: Watched, wis
 
 
 @both
-def test_a_film_that_is_done_is_done_anew_only_when_asked(watched: Watched, wish: Wish) -> None:
-    resources, job = watched.resources, go(watched, wish)
+def test_a_film_that_is_done_is_done_anew_only_when_asked(watched: Watched, submission: Submission) -> None:
+    resources, job = watched.resources, go(watched, submission)
     watched.heard()
     finish(resources, job)
-    assert go(watched, wish).job_id == job.job_id
-    assert follow(resources, job.job_id, Board(), threading.Event(), every_s=60).status == "done"
+    assert go(watched, submission).job_id == job.job_id
+    assert follow(resources, job.job_id, ProgressDisplay(), threading.Event(), every_s=60).status == "done"
     assert watched.heard() == []
-    anew = Wish(wish.film, wish.mode, wish.seconds, again=True)
+    anew = Submission(submission.video, submission.mode, submission.seconds, again=True)
     second = go(watched, anew)
     assert second.job_id == f"{job.job_id}-2"
     assert go(watched, anew).job_id == second.job_id  # that one is not done yet
-    assert go(watched, wish).job_id == second.job_id
+    assert go(watched, submission).job_id == second.job_id
     assert set(watched.heard()) == set(of(second, 0, 1, 2, 3))
 
 
 @both
-def test_a_job_that_is_stuck_is_told_of_once_more_when_asked(watched: Watched, wish: Wish) -> None:
-    resources, job = watched.resources, go(watched, wish)
+def test_a_job_that_is_stuck_is_told_of_once_more_when_asked(watched: Watched, submission: Submission) -> None:
+    resources, job = watched.resources, go(watched, submission)
     assert len(watched.heard()) == 4  # and nobody did anything
     resources.store.complete(Completion(SegmentId(job.job_id, 3), "", 1.0))
-    assert go(watched, Wish(wish.film, wish.mode, wish.seconds, again=True)).job_id == job.job_id
+    assert (
+        go(watched, Submission(submission.video, submission.mode, submission.seconds, again=True)).job_id == job.job_id
+    )
     assert watched.heard() == of(job, 0, 1, 2)
 
 
 @both
-def test_a_job_whose_last_message_was_lost_is_put_together_when_asked(watched: Watched, wish: Wish) -> None:
-    resources, job = watched.resources, go(watched, wish)
+def test_a_job_whose_last_message_was_lost_is_put_together_when_asked(watched: Watched, submission: Submission) -> None:
+    resources, job = watched.resources, go(watched, submission)
     watched.heard()
     for index in range(4):
         resources.store.complete(Completion(SegmentId(job.job_id, index), "", 1.0))
-    assert Completions(resources.store, resources.reassembly).check(job.job_id)
+    assert Completions(resources).check(job.job_id)
     assert taken(resources.reassembly) == [job.job_id]  # and nobody did anything
-    assert go(watched, wish).status == "chunking_complete"
+    assert go(watched, submission).status == "chunking_complete"
     assert taken(resources.reassembly) == []
-    anew = go(watched, Wish(wish.film, wish.mode, wish.seconds, again=True))
+    anew = go(watched, Submission(submission.video, submission.mode, submission.seconds, again=True))
     assert (anew.job_id, anew.status, anew.total) == (job.job_id, "chunking_complete", 4)
     assert taken(resources.reassembly) == [job.job_id]
     assert watched.heard() == [], "nothing of it is analysed again"
 
 
-def test_a_film_whose_result_was_deleted_is_done_anew(watched: Watched, wish: Wish) -> None:
-    job = go(watched, wish)
+def test_a_film_whose_result_was_deleted_is_done_anew(watched: Watched, submission: Submission) -> None:
+    job = go(watched, submission)
     watched.resources.store.mark(job.job_id, "done")
-    assert go(watched, wish).job_id == f"{job.job_id}-2"
+    assert go(watched, submission).job_id == f"{job.job_id}-2"
 
 
-def test_other_wishes_are_other_jobs(watched: Watched, wish: Wish) -> None:
-    first = record(watched.resources, wish)
-    others = [Wish(wish.film, "blur_faces", 0.3), Wish(wish.film, "annotate", 0.5)]
+def test_other_submissiones_are_other_jobs(watched: Watched, submission: Submission) -> None:
+    first = record(watched.resources, submission)
+    others = [Submission(submission.video, "blur_faces", 0.3), Submission(submission.video, "annotate", 0.5)]
     assert len({first.job_id, *(record(watched.resources, one).job_id for one in others)}) == 3
 
 
-def test_waiting_ends_when_it_is_told_to(watched: Watched, wish: Wish) -> None:
-    job, stopping = go(watched, wish), threading.Event()
+def test_waiting_ends_when_it_is_told_to(watched: Watched, submission: Submission) -> None:
+    job, stopping = go(watched, submission), threading.Event()
     stopping.set()
     with pytest.raises(Interrupted, match=r"is not done\. Submit the film again to go on"):
-        follow(watched.resources, job.job_id, Board(), stopping, every_s=60)
+        follow(watched.resources, job.job_id, ProgressDisplay(), stopping, every_s=60)
 
 
 def test_what_is_no_film_leaves_no_job(watched: Watched, tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     path.write_text("not a film")
     with pytest.raises(VideoError, match=r"a\.mp4"):
-        record(watched.resources, Wish(path))
+        record(watched.resources, Submission(path))
     assert watched.resources.store.waiting_jobs() == []

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from app.segments import keys
-from app.segments.attempts import MOST_DELIVERIES
 from app.segments.aws import BY_OPEN, BY_STATUS
+from app.segments.handler import MAX_DELIVERIES
 from app.settings import SegmentSettings
 from tests.support.aws import Aws
 from tests.support.segments import estate
@@ -91,7 +91,7 @@ def test_every_queue_has_a_dead_letter_queue_beyond_the_workers_own_patience(rea
     for name, one in living.items():
         dead = queues[f"{name}Dead"]
         assert one["RedrivePolicy"]["deadLetterTargetArn"] == {"Fn::GetAtt": f"{name}Dead.Arn"}
-        assert one["RedrivePolicy"]["maxReceiveCount"] > MOST_DELIVERIES + 1
+        assert one["RedrivePolicy"]["maxReceiveCount"] > MAX_DELIVERIES + 1
         assert one.get("FifoQueue") == dead.get("FifoQueue")
         assert dead["MessageRetentionPeriod"] > one["MessageRetentionPeriod"]
     assert living["ReassemblyQueue"]["FifoQueue"] is True  # a job is sent once

@@ -11,7 +11,7 @@ import av
 import pytest
 
 from app.segments.local import LocalFolder
-from app.segments.submit import Wish, record
+from app.segments.submit import Submission, record
 from app.segments.video import TruncatedVideo
 from app.settings import SegmentSettings
 from app.sources.truncation import truncation
@@ -148,8 +148,8 @@ def test_c14_the_job_says_that_its_video_is_truncated(tmp_path: Path) -> None:
     local = LocalFolder(tmp_path / "out", SegmentSettings())
     try:
         with pytest.raises(TruncatedVideo, match=r"of the 3\.00 s .* --allow-truncated"):
-            record(local.resources, Wish(video))
-        allowed = record(local.resources, Wish(video, allow_truncated=True))
+            record(local.resources, Submission(video))
+        allowed = record(local.resources, Submission(video, allow_truncated=True))
         assert allowed.status == "failed"  # the same job, which continues when truncation is allowed
         assert allowed.reason is not None
         assert allowed.reason.startswith("film-cut.mp4 is truncated")

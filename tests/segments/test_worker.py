@@ -14,8 +14,8 @@ import httpx
 import pytest
 
 from app.segments.backends.http import HttpBackend
-from app.segments.completion import Completions
 from app.segments.events import Created, body_of
+from app.segments.handler import Completions
 from app.segments.keys import SegmentKey, beside, input_key, input_uri, output_uri
 from app.segments.local import LocalDatabase, LocalQueue
 from app.segments.ports import Completion, Done, Job, Queue, SegmentFailed, WorkerResources
@@ -218,9 +218,9 @@ def test_events_that_come_twice_change_nothing(parts: WorkerResources) -> None:
 
 def test_segments_that_are_done_before_the_total_is_known(local: WorkerResources) -> None:
     local.store.put_job(Job("clip", "annotate", "clip.mp4", 0.0))
-    completions = Completions(local.store, local.reassembly)
+    completions = Completions(local)
     for index in (2, 0, 1):
-        assert completions.done(SegmentKey("clip", index, "annotate"), f"s3://out/{index}")
+        assert completions.complete(SegmentKey("clip", index, "annotate"), f"s3://out/{index}")
     assert jobs_sent(local.reassembly) == []
     local.store.chunking_complete("clip", 3)
     assert completions.check("clip"), "who cut the film finds all segments done"
@@ -231,9 +231,9 @@ def test_segments_that_are_done_before_the_total_is_known(local: WorkerResources
 def test_a_segment_beyond_the_total_does_not_stand_for_one_that_is_missing(local: WorkerResources) -> None:
     local.store.put_job(Job("clip", "annotate", "clip.mp4", 0.0))
     local.store.chunking_complete("clip", 2)
-    completions = Completions(local.store, local.reassembly)
+    completions = Completions(local)
     for index in (0, 7):
-        completions.done(SegmentKey("clip", index, "annotate"), "s3://out/x")
+        completions.complete(SegmentKey("clip", index, "annotate"), "s3://out/x")
     assert jobs_sent(local.reassembly) == []
 
 
@@ -288,7 +288,7 @@ class Overtaken:
         return True
 
     def invoke(self, segment: SegmentKey, input_uri: str, output_uri: str) -> Done:
-        Completions(self._parts.store, self._parts.reassembly).done(segment, output_uri)
+        Completions(self._parts).complete(segment, output_uri)
         raise SegmentFailed("its input is gone")
 
     def close(self) -> None:

@@ -13,22 +13,22 @@ from typing import Any
 
 from prometheus_client import REGISTRY
 
+from app.segments.handler import Timings
 from app.segments.keys import beside, uri
-from app.segments.pace import Pace
 from app.segments.ports import Objects, WorkerResources
-from app.segments.worker import Worker
+from app.segments.worker import SegmentWorker
 from app.settings import SegmentSettings
 
-QUICK = Pace(poll_s=0.2, again_s=0.2, away_s=0.05, early_s=0.2, rounds_s=0.2, jobs_s=0.5, lease_s=0.5)
+QUICK = Timings(poll_s=0.2, retry_s=0.2, unavailable_s=0.05, early_s=0.2, reconcile_s=0.2, jobs_s=0.5, lease_s=0.5)
 WAIT_S = 60.0
 
 
 @contextmanager
 def working(
-    parts: WorkerResources, settings: SegmentSettings, *, pace: Pace = QUICK, drain_s: float = 10.0
-) -> Iterator[Worker]:
+    parts: WorkerResources, settings: SegmentSettings, *, timings: Timings = QUICK, drain_s: float = 10.0
+) -> Iterator[SegmentWorker]:
     """A worker at work while the block lasts; it must end well."""
-    worker = Worker(parts, settings, pace)
+    worker = SegmentWorker(parts, settings, timings)
     troubles: list[BaseException] = []
 
     def run() -> None:
