@@ -40,6 +40,21 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = around
 
 
+SERVERS = {"serve", "service", "real", "canned_triton", "redis_server", "kafka", "aws"}
+"""Fixtures that start a server."""
+SLOW_FOLDERS = {"benchmarks", "browser", "integration", "triton"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that need no server come first, so that a plain mistake is found within a minute. A file stays together."""
+    slow = {
+        item.path
+        for item in items
+        if SERVERS & set(getattr(item, "fixturenames", ())) or SLOW_FOLDERS & set(item.path.parts)
+    }
+    items.sort(key=lambda item: item.path in slow)
+
+
 @pytest.fixture(autouse=True)
 def ordinary_priority() -> Iterator[None]:
     """A library that makes this process real-time starves all others from then on, on every core that it uses."""
