@@ -137,9 +137,10 @@ def test_limit_ends_it(service: Service, film: Path) -> None:
 def test_realtime_keeps_the_pace_that_is_asked_for(service: Service, film: Path) -> None:
     found = send(service, film, "--realtime", "--fps", 20).results
     taken = np.array([one.captured_at_ms for one in found])
-    # Frames are due every 50 ms from the first one on; on a busy machine one comes late, never early.
+    # Frames are due every 50 ms, and none is sent early. On a busy machine the first one may itself be sent up to a
+    # period late, so that the others seem to be as early.
     due = np.array([one.seq - found[0].seq for one in found]) * 50
-    assert (taken - taken[0] >= due - 5).all()
+    assert (taken - taken[0] >= due - 50).all()
     assert len(found) > 1
 
 

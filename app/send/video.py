@@ -67,11 +67,11 @@ class VideoWriter:
         # EXIF orientation is ignored, because the result's pixel coordinates ignore it.
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         pixels: Any = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags)
-        picture = annotate(pixels, result.frame)
+        image = annotate(pixels, result.frame)
         with _named(self._path):
             if self._container is None:
-                self._open(picture.shape[0], picture.shape[1], source_frame)
-            frame = av.VideoFrame.from_ndarray(_fit(picture, self._stream.width, self._stream.height), format="rgb24")
+                self._open(image.shape[0], image.shape[1], source_frame)
+            frame = av.VideoFrame.from_ndarray(_fit(image, self._stream.width, self._stream.height), format="rgb24")
             frame.pts, frame.time_base = round((source_frame.at + self._lead) / _BASE), _BASE
             if self._last is not None:
                 frame.pts = max(frame.pts, self._last[1] + 1)
@@ -163,13 +163,13 @@ def _named(path: Path) -> Iterator[None]:
         raise SightlineError(f"--output {printable(str(path))}: {error.strerror or error}") from None
 
 
-def _fit(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+def _fit(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
     """The image, RGB uint8 [h, w, 3], centred on a black one of this size, scaled down if it is larger."""
-    if picture.shape[:2] == (height, width):
-        return picture
-    scale = min(1.0, width / picture.shape[1], height / picture.shape[0])
-    size = max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale))
+    if image.shape[:2] == (height, width):
+        return image
+    scale = min(1.0, width / image.shape[1], height / image.shape[0])
+    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     canvas = np.zeros((height, width, 3), np.uint8)
     left, top = (width - size[0]) // 2, (height - size[1]) // 2
-    canvas[top : top + size[1], left : left + size[0]] = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    canvas[top : top + size[1], left : left + size[0]] = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     return canvas

@@ -1,4 +1,4 @@
-"""Real films: a moving photograph with a 440 Hz tone, coded as cameras do it – key frames, B-frames, AAC."""
+"""Writes real videos: a moving photograph with a 440 Hz tone, encoded as cameras do – key frames, B-frames, AAC."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SAMPLE_RATE = 44100
 
 
 def picture(number: int, width: int, height: int) -> Pixels:
-    """Frame `number`: a window over the photograph, moving there and back; her face and shoulders stay in it."""
+    """Frame `number`: a window that moves over the photograph and back; the face and shoulders stay in it."""
     whole = scene()
     swing = abs(number % 60 - 30)
     x = min(40 + 4 * swing, whole.shape[1] - width)
@@ -41,40 +41,40 @@ def movie(
     pix_fmt: str = "yuv420p",
     **options: str,
 ) -> Path:
-    """Writes a film in the container that the path's suffix names.
+    """Writes a video in the container that the path's suffix names.
 
     Args:
-        sound_s: seconds of sound; None: no sound at all; negative: as long as the pictures.
-        rotation: degrees counter-clockwise that a player is asked to turn it by.
-        hflip: whether a player is asked to mirror it after that.
+        sound_s: seconds of audio; None: no audio; negative: as long as the frames.
+        rotation: degrees counter-clockwise by which the file asks players to turn it.
+        hflip: whether the file asks players to mirror it after that.
         times_ms: when each frame is shown, for a variable rate; replaces `seconds` and `fps`.
-        key_every: frames from one key frame to the next; None: a second.
-        options: the coder's own.
+        key_every: frames from one key frame to the next; None: those of a second.
+        options: options of the encoder.
     """
     plain = [Fraction(i, fps) for i in range(round(seconds * fps))]
-    times = [Fraction(one, 1000) for one in times_ms] if times_ms else plain
+    times = [Fraction(time_ms, 1000) for time_ms in times_ms] if times_ms else plain
     unit = Fraction(1, 1000) if times_ms else Fraction(1, fps)
-    coder = {"preset": "ultrafast", "bf": "2", "sc_threshold": "0"} if codec == "libx264" else {}
-    coder |= {"g": str(key_every or fps), **options}
-    with av.open(str(path), "w") as film:
-        video: Any = film.add_stream(codec, rate=fps, options=coder)
+    encoder = {"preset": "ultrafast", "bf": "2", "sc_threshold": "0"} if codec == "libx264" else {}
+    encoder |= {"g": str(key_every or fps), **options}
+    with av.open(str(path), "w") as container:
+        video: Any = container.add_stream(codec, rate=fps, options=encoder)
         video.width, video.height, video.pix_fmt = width, height, pix_fmt
         video.codec_context.time_base = unit
         if rotation or hflip:
             video.set_display_rotation(rotation, hflip=hflip)
         if sound_s is not None:
-            sound: Any = film.add_stream("libopus" if path.suffix == ".webm" else "aac", rate=_rate(path))
+            sound: Any = container.add_stream("libopus" if path.suffix == ".webm" else "aac", rate=_rate(path))
             sound.layout = "mono"
-        film.start_encoding()
+        container.start_encoding()
         for number, at in enumerate(times):
             frame = av.VideoFrame.from_ndarray(picture(number, width, height), format="rgb24")
             frame.pts, frame.time_base = round(at / unit), unit
-            film.mux(video.encode(frame))
-        film.mux(video.encode(None))
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
         if sound_s is not None:
             length = float(times[-1] + Fraction(1, fps)) if sound_s < 0 else sound_s
-            film.mux([packet for frame in tone(length, _rate(path)) for packet in sound.encode(frame)])
-            film.mux(sound.encode(None))
+            container.mux([packet for frame in tone(length, _rate(path)) for packet in sound.encode(frame)])
+            container.mux(sound.encode(None))
     return path
 
 
@@ -91,27 +91,27 @@ def tone(seconds: float, rate: int = SAMPLE_RATE) -> list[Any]:
 
 
 def _rate(path: Path) -> int:
-    return 48000 if path.suffix == ".webm" else SAMPLE_RATE  # Opus knows no 44,100 Hz
+    return 48000 if path.suffix == ".webm" else SAMPLE_RATE  # Opus has no 44,100 Hz
 
 
 def shown(path: Path) -> list[tuple[float, Pixels]]:
-    """Every frame as a player gets it: its time in seconds and its pixels, RGB; a rotation is not applied."""
-    with av.open(str(path)) as film:
-        return [(float(frame.time), frame.to_ndarray(format="rgb24")) for frame in film.decode(video=0)]
+    """Every decoded frame: its time in seconds and its pixels, RGB, without the file's rotation."""
+    with av.open(str(path)) as container:
+        return [(float(frame.time), frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
 
 
 def heard(path: Path) -> tuple[float, Pixels]:
-    """When the sound begins, seconds, and its samples, mono float."""
-    with av.open(str(path)) as film:
-        frames = list(film.decode(audio=0))
+    """When the audio begins, seconds, and its samples, mono float."""
+    with av.open(str(path)) as container:
+        frames = list(container.decode(audio=0))
     return float(frames[0].time), np.concatenate([frame.to_ndarray()[0] for frame in frames])
 
 
 def packets(path: Path) -> dict[str, list[tuple[int, int, bytes]]]:
     """Presentation time, decoding time (in the stream's unit) and bytes of every packet, by kind of stream."""
     found: dict[str, list[tuple[int, int, bytes]]] = {}
-    with av.open(str(path)) as film:
-        for packet in film.demux():
+    with av.open(str(path)) as container:
+        for packet in container.demux():
             if packet.pts is not None and packet.dts is not None:
                 found.setdefault(packet.stream.type, []).append((packet.pts, packet.dts, bytes(packet)))
     return found

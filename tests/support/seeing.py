@@ -1,4 +1,4 @@
-"""A pipeline whose models really look: they find the white square of a film made for them."""
+"""A pipeline whose fake models find the white square in videos that are made for them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from app.settings import Settings
 from benchmarks import canned
 
 SIDE = 64
-"""Of the square, pixels."""
+"""The square's side, pixels."""
 _INPUT = (TensorSpec("images", "UINT8", (-1, 640, 640, 3)),)
 _OUTPUTS = (TensorSpec("detections", "FP32", (-1, 300, 6)), TensorSpec("poses", "FP32", (-1, 300, 57)))
 
@@ -37,24 +37,25 @@ def place(number: int) -> tuple[int, int]:
 
 
 def square(number: int, width: int = 320, height: int = 240) -> NDArray[np.uint8]:
-    picture = np.full((height, width, 3), 60, np.uint8)
+    frame = np.full((height, width, 3), 60, np.uint8)
     x, y = place(number)
-    picture[y : y + SIDE, x : x + SIDE] = 255
-    return picture
+    frame[y : y + SIDE, x : x + SIDE] = 255
+    return frame
 
 
 def squares(path: Path, count: int, *, fps: int = 25, **options: Any) -> Path:
-    """A film of `count` frames with the square, without sound.
+    """Writes a video of `count` frames with the square, without audio.
 
     Args:
-        options: `width`, `height`, `pix_fmt`, `times_ms`, and `rotation`: the degrees counter-clockwise that a player
-            is to turn it by, then to mirror it with `hflip`; it is stored turned the other way.
+        options: `width`, `height`, `pix_fmt`, `times_ms`, and `rotation`: the degrees counter-clockwise by which the
+            file asks players to turn it, and then to mirror it with `hflip`; it is stored turned the other way.
     """
     width, height = options.get("width", 320), options.get("height", 240)
     rotation, times = options.get("rotation", 0), options.get("times_ms")
     unit = Fraction(1, 1000) if times else Fraction(1, fps)
-    with av.open(str(path), "w") as film:
-        video: Any = film.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "crf": "12", "bf": "2"})
+    with av.open(str(path), "w") as container:
+        encoder = {"preset": "ultrafast", "crf": "12", "bf": "2"}
+        video: Any = container.add_stream("libx264", rate=fps, options=encoder)
         turned = rotation in (90, 270)
         video.width, video.height = (height, width) if turned else (width, height)
         video.pix_fmt = options.get("pix_fmt", "yuv420p")
@@ -67,17 +68,17 @@ def squares(path: Path, count: int, *, fps: int = 25, **options: Any) -> Path:
             stored = np.ascontiguousarray(np.rot90(seen, -rotation // 90))
             frame = av.VideoFrame.from_ndarray(stored, format="rgb24")
             frame.pts, frame.time_base = times[number] if times else number, unit
-            film.mux(video.encode(frame))
-        film.mux(video.encode(None))
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
     return path
 
 
 class Sight(FakeClient):
-    """Answers the square as one person with a pose on it, after a moment that differs from call to call.
+    """Returns the square as one person with a pose, after a delay that differs from call to call.
 
     Args:
-        fails: which frames (by where the square is in them) the model fails on.
-        batched: whether it says that it puts requests together.
+        fails: whether the model fails on a frame, by the frame's number (known from the square's position).
+        batched: whether the model declares dynamic batching.
     """
 
     def __init__(self, fails: Callable[[int], bool] = lambda number: False, *, batched: bool = False) -> None:
@@ -88,7 +89,7 @@ class Sight(FakeClient):
         self._fails = fails
         self._dice = random.Random(3)
         self.most = self._now = 0
-        """Most calls at once."""
+        """The most calls at once so far."""
         self.seen = 0
 
     async def infer(self, model: ModelSpec, buffer: Buffer, *, stream: str, deadline_s: float | None = None) -> Reply:
