@@ -14,6 +14,7 @@ import ssl
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import fields
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,6 +29,7 @@ from app.drawing import to_supervision
 from app.errors import ConfigurationError, SightlineError
 from app.protocol import header, messages
 from app.protocol.messages import Bye, Mode, Notice, Queued, Ready, Result, ServerMessage, SettingsInForce
+from app.protocol.result import FrameResult
 from app.sources.address import redact
 
 __all__ = ["LiveSession", "Refused", "SessionEnded", "connect", "decode", "to_supervision"]
@@ -36,7 +38,7 @@ _ADAPTERS: dict[str, TypeAdapter[Any]] = {}
 _SILENCE_S = 60.0
 """The service sends `ping` every 15 s; one that is silent for so long counts as gone."""
 _SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
-_FRAME_FIELDS = ("image", "objects", "poses", "texts", "motion", "stages", "timings_ms")
+_FRAME_FIELDS = tuple(field.name for field in fields(FrameResult))
 
 
 class SessionEnded(SightlineError):

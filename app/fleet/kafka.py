@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,6 @@ from app.settings import KafkaSettings, RedisSettings
 log = logging.getLogger(__name__)
 
 SCHEMA = "sightline.frame.v1"
-_RESULT_FIELDS = tuple(field.name for field in fields(FrameResult))
 _POLL_S = 0.01
 _RENEWALS = 6
 """How often a lease is renewed within its own duration."""
@@ -97,7 +96,7 @@ def encode_value(
         "error": failure,
     }
     if result is not None:
-        value |= {name: getattr(result, name) for name in _RESULT_FIELDS}
+        value |= result.values()
     return orjson.dumps(value)
 
 

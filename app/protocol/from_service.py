@@ -227,7 +227,6 @@ def encode(message: ServerMessage) -> bytes:
 
 def encode_result(message: Result) -> bytes:
     """The `result` message."""
-    frame = message.frame
     return orjson.dumps(
         {
             "type": "result",
@@ -235,13 +234,7 @@ def encode_result(message: Result) -> bytes:
             "frame_id": message.frame_id,
             "seq": message.seq,
             "captured_at_ms": message.captured_at_ms,
-            "image": frame.image,
-            "objects": frame.objects,
-            "poses": frame.poses,
-            "texts": frame.texts,
-            "motion": frame.motion,
-            "stages": frame.stages,
-            "timings_ms": frame.timings_ms,
+            **message.frame.values(),
             "age_ms": message.age_ms,
             "dropped": message.dropped,
         }

@@ -7,7 +7,7 @@ applied to a picture that comes by itself, not to a stream's (EXIF_ORIENTATION):
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Literal, TypeVar, dataclass_transform
+from typing import Any, Literal, TypeVar, dataclass_transform
 
 T = TypeVar("T")
 
@@ -166,7 +166,7 @@ class Image:
     height: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FrameResult:
     image: Image
     objects: list[Detection] = field(default_factory=list)
@@ -177,3 +177,7 @@ class FrameResult:
     """One of STAGES each, always all of them; and FACE where it was asked for."""
     timings_ms: dict[str, float] = field(default_factory=dict)
     """Monotonic durations: queue, decode, prepare, gate, infer, parse, motion, face, total; those that ran."""
+
+    def values(self) -> dict[str, Any]:
+        """The fields by name, in order, as every message of a result carries them. The dict is the result's own."""
+        return self.__dict__

@@ -459,15 +459,7 @@ def _result_line(frame: VideoFrame, result: AnalysisResult) -> bytes:
     """
     place = {"frame_id": frame.number, "pts_s": round(float(frame.at), 6)}
     if isinstance(result, FrameResult):
-        content: dict[str, object] = {
-            "image": result.image,
-            "objects": result.objects,
-            "poses": result.poses,
-            "texts": result.texts,
-            "motion": result.motion,
-            "stages": result.stages,
-            "timings_ms": result.timings_ms,
-        }
+        content: dict[str, object] = result.values()
     else:
         content = {"error": {"code": getattr(result, "code", "internal"), "message": str(result)}}
     return orjson.dumps({**place, **content}, option=orjson.OPT_APPEND_NEWLINE)
