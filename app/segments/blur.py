@@ -56,7 +56,8 @@ together and leaves others, so the largest radius counts."""
 class FaceBlur:
     """Blurs the faces of one video, whose frames are added in order.
 
-    A face that is suddenly found was there before. So frames are held for HOLD_S, to be able to blur it in them.
+    A face that is suddenly found was there before. Frames are therefore held for HOLD_S, so that it can be blurred in
+    them, too.
 
     Args:
         max_pixels: of the frames that are held.

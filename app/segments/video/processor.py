@@ -44,6 +44,7 @@ from app.settings import PipelineSettings
 log = logging.getLogger(__name__)
 
 PACE = metrics.Pace(ENTRY)
+"""Written frames per second, for the metrics."""
 MAX_PIXELS = 4096 * 4096
 """The largest frame, pixels, unless the caller sets another limit."""
 IN_FLIGHT = 4
