@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs before `docker compose up`, at every start of the machine: waits until Docker and the GPU are there, and looks
-# whether every image is. It pulls and builds nothing.
+# Runs before `docker compose up`, at every start of the machine: waits until Docker and the GPU are available, and checks
+# that every image exists. It pulls and builds nothing.
 set -euo pipefail
 
 docker_wait_s=${DOCKER_WAIT_S:-120}
@@ -12,7 +12,7 @@ fail() {
     exit 1
 }
 
-# wait_for SECONDS COMMAND…: until the command succeeds; fails when the time is over.
+# wait_for SECONDS COMMAND…: repeats the command until it succeeds; fails after SECONDS.
 wait_for() {
     local deadline=$((SECONDS + $1))
     shift
@@ -37,7 +37,7 @@ wait_for "$docker_wait_s" docker info ||
     fail "Docker did not answer within $docker_wait_s s: see 'systemctl status docker'"
 
 if wants_gpu; then
-    # The driver loads after the kernel; containers that start before it have no GPU for as long as they live.
+    # The driver loads after the kernel, and a container that starts before it never gets the GPU.
     wait_for "$gpu_wait_s" nvidia-smi --list-gpus ||
         fail "no GPU within $gpu_wait_s s: see 'nvidia-smi', or have backend-cpu in SIGHTLINE_SERVICES to go without"
 fi

@@ -1,4 +1,4 @@
-"""Exit 0 when the process in this container answers. An argument names another path or port: `:8002/health`."""
+"""Exits with 0 if the process in this container answers. The argument is another port and path: `:8002/health`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import urllib.request
 def main(where: str) -> int:
     url = f"http://127.0.0.1{where}"
     try:
-        # Docker hands its client's proxies to containers; none stands between us and loopback.
+        # Docker passes its client's proxy settings to containers, but loopback is reached without a proxy.
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=4) as answer:
             answer.read()
     except urllib.error.HTTPError as error:

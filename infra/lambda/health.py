@@ -1,4 +1,4 @@
-"""Whether the service itself answers: a machine that runs may still be loading its models."""
+"""Checks whether the service itself answers, because a running machine may still be loading its models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TIMEOUT_S = 2.0
 
 
 def ready(machine: Machine, template: str) -> bool:
-    """Whether the service on this machine can be used; without an address to ask, whether the machine runs."""
+    """Whether the service on this machine is ready; if `template` is empty, whether the machine runs."""
     if machine.state != "running" or not template:
         return machine.state == "running"
     address = machine.address(template)
@@ -19,7 +19,7 @@ def ready(machine: Machine, template: str) -> bool:
 
 
 def answers(url: str) -> bool:
-    """Whether a GET of this address gives 200 soon."""
+    """Whether a GET of this URL returns 200 within `TIMEOUT_S`."""
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
             return bool(answer.status == 200)

@@ -1,9 +1,12 @@
-"""`start-server`: the page calls it to have the machine started, and to ask how far it is.
+"""`start-server`: the page calls it to start the machine and to read its state.
 
-`POST` starts, `GET` asks. The answer is `{"state": "starting" | "running" | "stopping" | "stopped",
-"eta_s": seconds or null, "url": where the service will be or null, "message": a sentence or null}`.
-A start that has to wait (the machine is being switched off, or hangs and will be, or AWS has none free) is noted in a
-tag, and made by the next call that can, a `GET` too: a page posts once and then only asks.
+`POST` starts the machine, `GET` reads its state. The body of the answer is `{"state": "starting" | "running" |
+"stopping" | "stopped" | "terminated" | "unknown", "eta_s": seconds or null, "url": the service's address or null,
+"message": a sentence or null}`.
+
+A start may have to wait: the machine is being switched off, or hangs and will be switched off, or AWS has no capacity.
+The function then records the request in a tag, and the next call that can makes the start, even a `GET`, because a page
+posts once and then only reads the state.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ OVERDUE_S = 900.0
 
 @dataclass(frozen=True)
 class Answer:
-    """HTTP's status and what the body says."""
+    """The HTTP status and the fields of the body."""
 
     state: str
     eta_s: int | None = None
@@ -41,7 +44,7 @@ class Answer:
 
 
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
-    """Answers one call of the function URL. What only the owner can mend is raised, so that an alarm sees it."""
+    """Answers a call of the function URL. Raises errors that only the owner can fix, so that an alarm reports them."""
     settings = Start.read()
     request = web.Request.of(event)
 
@@ -58,23 +61,24 @@ def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
     if not request.token_valid(settings.tokens):
         log.warning("refused a call with %s token", "a wrong" if request.token else "no")
         return say(401, {"message": "A valid start token is needed to start this service."}, www_authenticate="Bearer")
-    told = serve(settings, machine.client("ec2"), start=request.method == "POST")
-    log.info("%s: %s %s", request.method, told.status, told)
-    body = {"state": told.state, "eta_s": told.eta_s, "url": told.url, "message": told.message}
-    return say(told.status, body, **({} if told.retry_after_s is None else {"retry_after": str(told.retry_after_s)}))
+    reply = serve(settings, machine.client("ec2"), start=request.method == "POST")
+    log.info("%s: %s %s", request.method, reply.status, reply)
+    body = {"state": reply.state, "eta_s": reply.eta_s, "url": reply.url, "message": reply.message}
+    return say(reply.status, body, **({} if reply.retry_after_s is None else {"retry_after": str(reply.retry_after_s)}))
 
 
 def serve(settings: Start, ec2: Any, *, start: bool) -> Answer:
-    """Starts the machine where that is wanted and possible, and tells how it stands."""
+    """Starts the machine if a start is requested and possible; returns the machine's state."""
     try:
         found = machine.look(ec2, settings.instance_id)
         if found.state == "stopped" and (start or found.wanted(time.time())):
             return _start(settings, ec2, found)
-        told = _tell(settings, found, waits=start or found.wanted(time.time()))
-        # One that runs and does not answer may be starting; or it hangs, and is switched off while the page waits.
-        if start and (found.state == "stopping" or (found.state == "running" and told.state == "starting")):
+        reply = _describe(settings, found, waits=start or found.wanted(time.time()))
+        # A running machine whose service does not answer may be starting. Or it hangs, and `stop-idle` may stop it
+        # while the page waits.
+        if start and (found.state == "stopping" or (found.state == "running" and reply.state == "starting")):
             machine.wish(ec2, found)
-        return told
+        return reply
     except (ClientError, BotoCoreError) as error:
         if machine.code(error) == "InvalidInstanceID.NotFound":
             log.error("%s", error)
@@ -86,15 +90,15 @@ def serve(settings: Start, ec2: Any, *, start: bool) -> Answer:
 
 
 def _start(settings: Start, ec2: Any, found: Machine) -> Answer:
-    """Asks EC2 for the start. Several may do so at once: to start what starts already changes nothing."""
+    """Requests the start from EC2. Several calls may do so at once: starting a machine that starts has no effect."""
     try:
         ec2.start_instances(InstanceIds=[found.id])
     except (ClientError, BotoCoreError) as error:
-        if machine.code(error) == "IncorrectInstanceState":  # somebody was quicker, one way or the other
+        if machine.code(error) == "IncorrectInstanceState":  # another call has started or stopped it meanwhile
             found = machine.look(ec2, settings.instance_id)
             if found.state in ("stopping", "stopped"):
                 machine.wish(ec2, found)
-            return _tell(settings, found, waits=True)
+            return _describe(settings, found, waits=True)
         if machine.full(error) or machine.busy(error):
             with contextlib.suppress(ClientError, BotoCoreError):  # the start's own error says more
                 machine.wish(ec2, found)
@@ -108,8 +112,8 @@ def _start(settings: Start, ec2: Any, found: Machine) -> Answer:
     return Answer("starting", eta_s=eta, url=found.address(settings.service_url))
 
 
-def _tell(settings: Start, found: Machine, *, waits: bool) -> Answer:
-    """How it stands, with nothing done about it. `waits`: a start is noted, or is about to be."""
+def _describe(settings: Start, found: Machine, *, waits: bool) -> Answer:
+    """The machine's state, without changing it. `waits`: a requested start is recorded, or is about to be."""
     history = found.tags.get(machine.COLD_STARTS, "")
     url = found.address(settings.service_url)
     if found.gone:

@@ -1,8 +1,8 @@
-"""`stop-idle`: on a schedule, stops the machine once nobody has used it for IDLE_MINUTES.
+"""`stop-idle`: on a schedule, stops the machine once it had no session for IDLE_MINUTES.
 
-The service publishes how many sessions it has (`ACTIVITY_METRIC=cloudwatch`). No figures count as no sessions once the
-grace time after a start is over: a service that hangs must not cost for ever. Not to be *told* the figures is another
-matter: then nothing is stopped, and the error is raised, which an alarm sees.
+The service publishes its number of sessions (`ACTIVITY_METRIC=cloudwatch`). After the grace time of a start, missing
+figures count as no sessions, because a service that hangs must not cost money for ever. If CloudWatch itself does not
+answer, the function stops nothing and raises the error, so that an alarm reports it.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ PERIOD_S = 60
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether to stop, and why or why not."""
+    """Whether to stop the machine, and the reason."""
 
     stop: bool
     reason: str
-    """`not_running`, `grace` (not up for long enough), `active`, `idle` or `no_figures` (idle as well)."""
+    """`not_running`, `grace` (not up for long enough), `active`, `idle`, or `no_figures` (counts as idle)."""
     quiet_s: float = 0.0
     """Seconds without a session."""
 
 
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
-    """One look, and the stop where it is due. `{"dry_run": true}` in the event only tells what it would do.
+    """Checks the machine, and stops it if it is idle. With `{"dry_run": true}` in the event it only logs the verdict.
 
     Raises:
         ClientError, BotoCoreError: EC2 or CloudWatch did not answer; nothing was stopped.
@@ -46,19 +46,19 @@ def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
     verdict = judge(settings, ec2, cloudwatch)
     stopped = False
     if verdict.stop and not dry_run:
-        # The service publishes at once when a first session comes: those of the last moment are seen now.
+        # The service publishes a first session at once, so the second check sees a session that has just begun.
         time.sleep(settings.recheck_s)
         verdict = judge(settings, ec2, cloudwatch)
         if verdict.stop:
             ec2.stop_instances(InstanceIds=[settings.instance_id])
             stopped = True
-    told = {"stopped": stopped, "reason": verdict.reason, "quiet_s": round(verdict.quiet_s), "dry_run": dry_run}
-    log.log(logging.WARNING if verdict.reason == "no_figures" else logging.INFO, "%s: %s", settings.instance_id, told)
-    return told
+    report = {"stopped": stopped, "reason": verdict.reason, "quiet_s": round(verdict.quiet_s), "dry_run": dry_run}
+    log.log(logging.WARNING if verdict.reason == "no_figures" else logging.INFO, "%s: %s", settings.instance_id, report)
+    return report
 
 
 def judge(settings: Idle, ec2: Any, cloudwatch: Any) -> Verdict:
-    """Looks at the machine and at its figures of the last IDLE_MINUTES."""
+    """Decides by the machine's state and its figures of the last IDLE_MINUTES."""
     found = machine.look(ec2, settings.instance_id)
     if found.state != "running":
         return Verdict(False, "not_running")
@@ -67,7 +67,7 @@ def judge(settings: Idle, ec2: Any, cloudwatch: Any) -> Verdict:
     if up_for < settings.grace_s:
         return Verdict(False, "grace")
     figures = _figures(settings, cloudwatch, now)
-    # A figure stands for the minute that begins at its time.
+    # A figure is for the minute that begins at its time.
     last_used = max((at + PERIOD_S for at, sessions in figures if sessions > 0), default=0.0)
     quiet_s = max(0.0, min(up_for, now - last_used))
     if quiet_s < settings.idle_s:
@@ -76,12 +76,12 @@ def judge(settings: Idle, ec2: Any, cloudwatch: Any) -> Verdict:
 
 
 def _figures(settings: Idle, cloudwatch: Any, now: float) -> list[tuple[float, float]]:
-    """Epoch seconds and most sessions at once, by minute. `Maximum`: with several workers, each publishes its own."""
+    """For each minute its epoch seconds and the largest published number of sessions; each worker publishes its own."""
     answer = cloudwatch.get_metric_statistics(
         Namespace=settings.namespace,
         MetricName=METRIC,
         Dimensions=[{"Name": "InstanceId", "Value": settings.instance_id}],
-        # Two minutes more than asked about: CloudWatch cuts to whole minutes.
+        # Two minutes more than needed, because CloudWatch rounds to whole minutes.
         StartTime=datetime.fromtimestamp(now - settings.idle_s - 2 * PERIOD_S, UTC),
         EndTime=datetime.fromtimestamp(now + PERIOD_S, UTC),
         Period=PERIOD_S,

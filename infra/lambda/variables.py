@@ -1,4 +1,4 @@
-"""What the functions are told by their environment. `template.yaml` sets every variable named here."""
+"""The functions' settings, read from environment variables. `template.yaml` sets every variable named here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MOST_SECRET = 64 * 1024
 
 
 class WrongVariable(Exception):
-    """A variable of the function is missing or wrong. The message names it, the value seen and what would be right."""
+    """A variable of the function is missing or wrong. The message names it, its value and valid values."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class Idle:
         """
         return cls(
             instance_id=_instance_id(),
-            # Below 5, figures a minute apart that come late look like none. Above 23 hours, they and the few minutes
-            # beside them are more than the 1,440 that CloudWatch gives an answer.
+            # Below 5 minutes, late figures would look like missing ones. Above 23 hours, the query would exceed the
+            # 1,440 data points that CloudWatch returns at most.
             idle_s=60 * _number("IDLE_MINUTES", "15", 5, 1380),
             grace_s=60 * _number("GRACE_MINUTES", "15", 0, 1440),
             recheck_s=_number("RECHECK_SECONDS", "20", 0, 60),
@@ -104,7 +104,7 @@ def _commas(value: str) -> tuple[str, ...]:
 
 
 def _secret(name: str) -> str:
-    """The variable, or what the file holds that `NAME_FILE` names: a layer's, or one on a mounted file system."""
+    """The variable's value, or the content of the file that `NAME_FILE` names (in a layer or a mounted file system)."""
     value, path = os.environ.get(name, ""), os.environ.get(f"{name}_FILE", "")
     if not path:
         return value

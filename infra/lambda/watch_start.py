@@ -1,8 +1,7 @@
-"""`watch-start`: once EC2 says that the machine runs, waits until the service answers and notes how long that took.
+"""`watch-start`: once EC2 reports that the machine runs, waits until the service answers and records the duration.
 
-It is not left to `start-server`: a page that sees the service up connects at once and asks no more, so that the call
-that could have measured the start is seldom made. A service that never comes up ends this in an error, which an
-alarm sees.
+`start-server` cannot measure it, because a page connects as soon as the service is up and calls `start-server` no more.
+If the service never answers, this function ends with an error, so that an alarm reports it.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ log.setLevel(logging.INFO)
 
 POLL_S = 2.0
 LOOK_EVERY = 10
-"""Looks at the machine itself once in so many polls of the service."""
+"""Polls of the service between two reads of the machine's state."""
 SPARE_S = 5.0
 
 
 class NeverAnswered(Exception):
-    """The machine runs, and the service did not answer in time."""
+    """The machine runs, but the service did not answer in time."""
 
 
 def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     """Takes EC2's event `EC2 Instance State-change Notification`, state `running`.
 
     Raises:
-        NeverAnswered: the service was not there before the function's time was over.
+        NeverAnswered: the service did not answer before the function's timeout.
     """
     settings = Watch.read()
     ec2 = machine.client("ec2")
@@ -49,7 +48,7 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
                     "does not answer: look at `systemctl status inference-compose` on it"
                 )
             time.sleep(POLL_S)
-        found = machine.look(ec2, settings.instance_id)  # an address may be new; or somebody stopped it
+        found = machine.look(ec2, settings.instance_id)  # its address may be new, or it may have been stopped
     log.info("%s is %s: nothing to wait for", found.id, found.state)
     return {"noted": False, "state": found.state}
 

@@ -1,6 +1,7 @@
-"""The function URL's side: events of payload format 2.0 in, answers out; origins and tokens.
+"""HTTP of the function URL: reads events of payload format 2.0, checks origins and tokens, builds answers.
 
-CORS is answered here and not by the URL's own `Cors` setting: with both, browsers get the headers twice and refuse.
+This module sends the CORS headers. The URL's own `Cors` setting must stay unset, because browsers refuse headers that
+come twice.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ METHODS = ("GET", "POST")
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked, and by whom."""
+    """The method, origin and token of a call."""
 
     method: str
     origin: str | None
@@ -24,7 +25,7 @@ class Request:
 
     @classmethod
     def of(cls, event: Mapping[str, Any]) -> Request:
-        """Reads a function URL's event; header names come in lower case."""
+        """Reads a function URL's event, whose header names are in lower case."""
         headers = event.get("headers") or {}
         scheme, _, token = headers.get("authorization", "").partition(" ")
         return cls(
@@ -34,11 +35,11 @@ class Request:
         )
 
     def origin_allowed(self, origins: tuple[str, ...]) -> bool:
-        """Browsers name the page's origin; what is no browser names none, and needs the token alone."""
+        """Whether the page's origin may call. Programs other than browsers send no origin, and need only the token."""
         return self.origin is None or self.origin in origins
 
     def token_valid(self, tokens: tuple[str, ...]) -> bool:
-        """Compared in constant time with every one of them. No tokens: everybody may."""
+        """Whether the token is one of `tokens`, compared in constant time. If `tokens` is empty, any call is valid."""
         given = (self.token or "").encode()
         matches = [hmac.compare_digest(given, known.encode()) for known in tokens]
         return any(matches) or not tokens
@@ -47,7 +48,7 @@ class Request:
 def answer(
     request: Request, origins: tuple[str, ...], status: int, body: Mapping[str, Any], **more: str
 ) -> dict[str, Any]:
-    """An answer in the shape that Lambda wants, with the headers that let this page read it."""
+    """An answer in Lambda's format, with the CORS headers that let the calling page read it."""
     headers = {"Content-Type": "application/json", "Cache-Control": "no-store", "Vary": "Origin"}
     if request.origin is not None and request.origin in origins:
         headers |= {

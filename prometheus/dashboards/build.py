@@ -1,4 +1,4 @@
-"""Writes the dashboards: `python prometheus/dashboards/build.py`; with `--check` it only says which are out of date."""
+"""Writes the dashboards: `python prometheus/dashboards/build.py`; `--check` only names those that are out of date."""
 
 from __future__ import annotations
 

@@ -6,24 +6,24 @@ from panels import FPS, Dashboard, figure, graph, row
 
 NOW = row(
     "Now",
-    figure("Cameras", "none", "That the workers read.", ("sum(sightline_fleet_cameras)", "cameras")),
+    figure("Cameras", "none", "Cameras that the workers read.", ("sum(sightline_fleet_cameras)", "cameras")),
     figure(
         "Lag",
         "none",
-        "Frames in Redis that no worker was given yet. Waiting and none answered: SightlineFleetStalled.",
+        "Frames in Redis that no worker has read yet. If they wait and none is processed: SightlineFleetStalled.",
         ("sum(sightline_fleet_lag_frames)", "frames"),
     ),
     figure("Workers", "none", "Worker processes that answer Prometheus.", ('sum(up{job="fleet-worker"})', "workers")),
     figure(
         "Results",
         FPS,
-        "Answered to Kafka and acknowledged.",
+        "Results that Kafka has and whose frames are acknowledged in Redis.",
         ("sightline:fleet_frames_processed:rate5m", "frames"),
     ),
     figure(
         "Lost",
         FPS,
-        "Before inference. Above 2 a second while fewer are answered than come: SightlineFleetTooSlow.",
+        "Frames lost before inference. Above 2 a second while fewer are processed than come in: SightlineFleetTooSlow.",
         ("sightline:fleet_frames_lost:rate5m", "frames"),
         warn=0.1,
         bad=2,
@@ -31,7 +31,7 @@ NOW = row(
     figure(
         "Dead letters",
         "none",
-        "Frames given up after FLEET_MAX_DELIVERIES tries, last hour. They are in the stream frames:dead.",
+        "Frames moved to the stream frames:dead after FLEET_MAX_DELIVERIES deliveries, in the last hour.",
         ("sum(increase(sightline_fleet_dead_letters_total[1h]))", "frames"),
         bad=1,
     ),
@@ -42,27 +42,28 @@ INGEST = row(
     graph(
         "Sources by state",
         "none",
-        "retrying: lost, and tried again with growing pauses. Ten minutes of it: SightlineCameraLost.",
+        "retrying: the source is lost; ingest reopens it with growing pauses. For ten minutes: SightlineCameraLost.",
         ("sum by (state) (sightline_ingest_sources)", "{{state}}"),
         stacked=True,
     ),
     graph(
-        "Frames read, by what became of them",
+        "Frames read, by outcome",
         FPS,
-        "sampled_out: left out on purpose (INGEST_FPS, less with a lag). redis_away, refused: not taken.",
+        "sampled_out: above the sampling rate (INGEST_FPS, lower with a lag). superseded: a newer frame replaced it. "
+        "redis_away, refused: Redis did not take it.",
         ("sum by (outcome) (rate(sightline_ingest_frames_total[$__rate_interval]))", "{{outcome}}"),
         stacked=True,
     ),
     graph(
-        "Sources opened again",
+        "Sources reopened",
         "none",
-        "In the last quarter of an hour.",
+        "In the last 15 minutes.",
         ("sum by (instance) (increase(sightline_ingest_reconnects_total[15m]))", "{{instance}}"),
     ),
     graph(
         "Lag",
         "none",
-        "Frames that the group was not given yet, all cameras. Redis keeps INGEST_MAXLEN of each.",
+        "Frames of all cameras that no worker has read yet. Redis keeps INGEST_MAXLEN of each camera.",
         ("sum(sightline_fleet_lag_frames)", "frames"),
     ),
 )
@@ -72,7 +73,7 @@ WORK = row(
     graph(
         "In and out",
         FPS,
-        "input: put into Redis. processed: answered. lost: never read in time, or too old when read.",
+        "input: put into Redis. processed: their results are in Kafka. lost: not read in time, or too old when read.",
         ("sightline:fleet_frames_input:rate5m", "input"),
         ("sightline:fleet_frames_processed:rate5m", "processed"),
         ("sightline:fleet_frames_lost:rate5m", "lost"),
@@ -80,22 +81,22 @@ WORK = row(
     graph(
         "Dropped and failed",
         FPS,
-        "stale: older than FRAME_STALENESS_MS when read. trimmed: Redis let go of it while it was pending.",
+        "stale: older than FRAME_STALENESS_MS, or skipped for newer frames. trimmed: Redis removed the frame (MAXLEN).",
         ('entry_reason:sightline_frames_dropped:rate5m{entry="fleet"}', "{{reason}}"),
         ('entry_stage:sightline_frames_failed:rate5m{entry="fleet"}', "failed in {{stage}}"),
         stacked=True,
     ),
     graph(
-        "Batches, how full",
+        "Batch fill",
         "percentunit",
-        "Frames in a batch over BATCH_SIZE. Always full with a lag: more workers.",
+        "Frames of a batch divided by the largest batch size. If batches are full and the lag stays: add workers.",
         ("avg by (instance) (sightline_fleet_batch_fill_ratio)", "{{instance}}"),
         most=1,
     ),
     graph(
         "Age of results",
         "s",
-        "From captured to delivered to Kafka.",
+        "From capture to delivery to Kafka.",
         ('entry:sightline_frame_age_seconds:p50_5m{entry="fleet"}', "p50"),
         ('entry:sightline_frame_age_seconds:p95_5m{entry="fleet"}', "p95"),
         ('entry:sightline_frame_age_seconds:p99_5m{entry="fleet"}', "p99"),
@@ -103,14 +104,14 @@ WORK = row(
     graph(
         "Mean time by stage",
         "s",
-        "Where a frame's time goes in a worker.",
+        "How long a frame spends in each stage of a worker.",
         ('entry_stage:sightline_stage_seconds:mean5m{entry="fleet", stage!="total"}', "{{stage}}"),
         stacked=True,
     ),
     graph(
         "Cameras of each worker",
         "none",
-        "How the cameras are spread over the workers.",
+        "Cameras that each worker reads.",
         ("sum by (instance) (sightline_fleet_cameras)", "{{instance}}"),
     ),
 )
@@ -118,17 +119,17 @@ WORK = row(
 FAULTS = row(
     "Faults",
     graph(
-        "Kafka did not take",
+        "Kafka errors",
         "ops",
-        "Five minutes of it: SightlineKafkaErrors.",
+        "Errors of Kafka's client, by reason. For five minutes: SightlineKafkaErrors.",
         ("sum by (reason) (rate(sightline_kafka_publish_errors_total[$__rate_interval]))", "{{reason}}"),
         stacked=True,
     ),
     graph(
-        "Taken over and given up",
+        "Reclaimed frames and dead letters",
         "none",
-        "In the last quarter of an hour: frames of workers that died, and dead letters.",
-        ("sum(increase(sightline_fleet_pending_reclaimed_total[15m]))", "taken over"),
+        "In the last 15 minutes: frames that another worker left pending and workers claimed, and dead letters.",
+        ("sum(increase(sightline_fleet_pending_reclaimed_total[15m]))", "reclaimed"),
         ("sum(increase(sightline_fleet_dead_letters_total[15m]))", "dead letters"),
     ),
 )
@@ -138,14 +139,14 @@ RECORDED = row(
     graph(
         "Segments",
         "ops",
-        "By who analyses them and how it went.",
+        "By backend and outcome.",
         ("sum by (backend, outcome) (rate(sightline_segments_total[$__rate_interval]))", "{{backend}}, {{outcome}}"),
         stacked=True,
     ),
     graph(
         "Segments in flight",
         "none",
-        "At the backend; INFERENCE_MAX_IN_FLIGHT at most.",
+        "Segments that the backend analyses now; INFERENCE_MAX_IN_FLIGHT at most.",
         ("sum by (backend) (sightline_segments_in_flight)", "{{backend}}"),
     ),
     graph(
@@ -164,7 +165,7 @@ RECORDED = row(
     graph(
         "Queue messages",
         "ops",
-        "By queue and what became of them.",
+        "By queue and outcome.",
         (
             "sum by (queue, outcome) (rate(sightline_segment_messages_total[$__rate_interval]))",
             "{{queue}}, {{outcome}}",

@@ -1,4 +1,4 @@
-"""Inference: requests as the service sees them, as Triton sees them, and the GPU beneath."""
+"""Inference: requests as the service measures them, as Triton measures them, and the GPU."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ NOW = row(
     figure(
         "Inference servers up",
         "percentunit",
-        "Share of services and workers that reach theirs. Below 100% for a minute: SightlineInferenceDown.",
+        "Share of services and workers that reach Triton. Below 100% for a minute: SightlineInferenceDown.",
         ('avg(sightline_inference_up{job=~"backend|fleet-worker"})', "up"),
     ),
     figure(
         "In flight",
         "none",
-        "Requests at Triton now; each process keeps to TRITON_MAX_IN_FLIGHT.",
+        "Requests at Triton now; TRITON_MAX_IN_FLIGHT limits each process.",
         ("sum(sightline_inference_in_flight)", "in flight"),
     ),
     figure(
-        "Frames answered",
+        "Frames",
         FPS,
-        "By the model that answers most.",
+        "Frames of the model that processes most.",
         ("max(sum by (model) (rate(sightline_model_frames_total[$__rate_interval])))", "frames"),
     ),
     figure(
@@ -36,37 +36,37 @@ NOW = row(
     figure(
         "Triton's mean batch",
         "none",
-        "Frames in one execution, the model with the largest. 1: nothing is batched.",
+        "Frames in one execution, of the model with the largest batches. 1: Triton batches nothing.",
         ("max(model:nv_inference_batch_size:mean5m)", "frames"),
     ),
 )
 
 SERVICE = row(
-    "As the service sees it",
+    "As the service measures it",
     graph(
         "Frames by model",
         FPS,
-        "Frames that each model answered.",
+        "Frames that each model processed.",
         ("sum by (model) (rate(sightline_model_frames_total[$__rate_interval]))", "{{model}}"),
     ),
     graph(
         "Gate and request, p95",
         "s",
-        "gate: waiting for one of TRITON_MAX_IN_FLIGHT places. infer: the request itself. A gate that grows while "
-        "infer stands still: Triton takes more, raise TRITON_MAX_IN_FLIGHT.",
+        "gate: waiting for the inference concurrency limit (TRITON_MAX_IN_FLIGHT). infer: the request itself. If gate "
+        "grows and infer does not, Triton has capacity left: raise TRITON_MAX_IN_FLIGHT.",
         ('entry_stage:sightline_stage_seconds:p95_5m{stage=~"gate|infer"}', "{{stage}}, {{entry}}"),
     ),
     graph(
         "Requests that failed",
         "ops",
-        "timeout: none within TRITON_DEADLINE_S. unavailable: no connection. refused: Triton or the model said no.",
+        "timeout: no answer within TRITON_DEADLINE_S. unavailable: no connection. refused: rejected by Triton.",
         ("sum by (reason) (rate(sightline_inference_errors_total[$__rate_interval]))", "{{reason}}"),
         stacked=True,
     ),
     graph(
         "Frames a request",
         "none",
-        "Mean. 1 for live sessions; the fleet sends batches.",
+        "The mean over all requests of a model.",
         (
             "sum by (model) (rate(sightline_model_batch_size_sum[$__rate_interval]))"
             " / (sum by (model) (rate(sightline_model_batch_size_count[$__rate_interval])) > 0)",
@@ -76,7 +76,7 @@ SERVICE = row(
     graph(
         "Faces",
         "ops",
-        "Of persons seen, where an `arcface` is served. embedded, or why not: too small, turned away, not sure enough.",
+        "People whose face may get an embedding, if Triton serves `arcface`: embedded, or the reason why not.",
         ("sum by (outcome) (rate(sightline_faces_total[$__rate_interval]))", "{{outcome}}"),
         stacked=True,
     ),
@@ -87,46 +87,46 @@ SERVICE = row(
         ("sum by (instance) (sightline_inference_in_flight)", "{{instance}}"),
     ),
     graph(
-        "Inference server there",
+        "Inference server up",
         "none",
-        "1 while it answers. In between the service tries again with growing pauses.",
+        "1 while it answers. Otherwise the service reconnects with growing pauses.",
         ('sightline_inference_up{job=~"backend|fleet-worker"}', "{{instance}}"),
         most=1,
     ),
 )
 
 TRITON = row(
-    "As Triton sees it",
+    "As Triton measures it",
     graph(
         "Inferences and executions",
         "ops",
-        "An execution answers a whole batch: the wider apart, the better it batches.",
+        "An execution runs a whole batch: the wider apart the two lines, the larger the batches.",
         ("sum by (model) (rate(nv_inference_count[$__rate_interval]))", "inferences, {{model}}"),
         ("sum by (model) (rate(nv_inference_exec_count[$__rate_interval]))", "executions, {{model}}"),
     ),
     graph(
         "Mean batch",
         "none",
-        "Inferences over executions.",
+        "Inferences divided by executions.",
         ("model:nv_inference_batch_size:mean5m", "{{model}}"),
     ),
     graph(
         "Time of a request",
         "s",
-        "Means. queue: in Triton's own line, the dynamic batcher's delay among it. compute: in the model.",
+        "Means. queue: in Triton's queue, including the dynamic batcher's delay. compute: in the model.",
         ("model:nv_inference_queue_seconds:mean5m", "queue, {{model}}"),
         ("model:nv_inference_compute_seconds:mean5m", "compute, {{model}}"),
     ),
     graph(
         "Waiting in Triton",
         "none",
-        "Requests in its line.",
+        "Requests in Triton's queue.",
         ("sum by (model) (nv_inference_pending_request_count)", "{{model}}"),
     ),
     graph(
         "Requests",
         "reqps",
-        "Answered, and failed by reason.",
+        "Successful requests, and failed ones by reason.",
         ("sum by (model) (rate(nv_inference_request_success[$__rate_interval]))", "{{model}}"),
         (
             "sum by (model, reason) (rate(nv_inference_request_failure[$__rate_interval])) > 0",
@@ -136,7 +136,7 @@ TRITON = row(
     graph(
         "Copying in and out, share of a request",
         "percentunit",
-        "Time for inputs and outputs over the whole request. Much of it: shared memory is off (TRITON_SHM).",
+        "Time for copying inputs and outputs over the whole request's. Large: shared memory is off (TRITON_SHM).",
         (
             "sum by (model) (rate(nv_inference_compute_input_duration_us[5m])"
             " + rate(nv_inference_compute_output_duration_us[5m]))"
@@ -153,21 +153,21 @@ MACHINE = row(
     graph(
         "GPU memory",
         "bytes",
-        "It follows batch size and instances, not the number of streams.",
+        "It depends on batch size and model instances, not on the number of streams.",
         ("nv_gpu_memory_used_bytes", "used, {{gpu_uuid}}"),
-        ("nv_gpu_memory_total_bytes", "there is, {{gpu_uuid}}"),
+        ("nv_gpu_memory_total_bytes", "total, {{gpu_uuid}}"),
     ),
     graph(
         "GPU power",
         "watt",
-        "At the limit the GPU slows itself down.",
+        "At its limit the GPU lowers its clock rate.",
         ("nv_gpu_power_usage", "{{gpu_uuid}}"),
         ("nv_gpu_power_limit", "limit, {{gpu_uuid}}"),
     ),
     graph(
         "CPU and memory of Triton's machine",
         "percentunit",
-        "Decoding and flow share this CPU when the service runs on the same machine.",
+        "If the service runs on the same machine, decoding and optical flow use this CPU as well.",
         ("nv_cpu_utilization", "CPU"),
         ("nv_cpu_memory_used_bytes / nv_cpu_memory_total_bytes", "memory"),
         most=1,

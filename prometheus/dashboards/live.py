@@ -1,4 +1,4 @@
-"""Live: how sessions and their frames fare. The first dashboard to look at."""
+"""Live: sessions, their frames, and the age of results. The first dashboard to look at."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from panels import FPS, Dashboard, Variable, figure, graph, row
 
 NOW = row(
     "Now",
-    figure("Sessions", "none", "Sessions being served.", ("sum(sightline_sessions_active)", "active")),
+    figure("Sessions", "none", "Active sessions.", ("sum(sightline_sessions_active)", "active")),
     figure(
-        "Waiting room",
+        "Waiting",
         "none",
-        "Sessions that wait for a slot. More than MAX_WAITING are rejected.",
+        "Sessions that wait for a slot. The service rejects those beyond MAX_WAITING.",
         ("sum(sightline_sessions_waiting)", "waiting"),
         warn=1,
     ),
@@ -23,7 +23,7 @@ NOW = row(
     figure(
         "Age, p95",
         "s",
-        "From received to answered, the worst entry point. Above 1 s for five minutes: SightlineFramesOld.",
+        "From receiving a frame to its result, worst entry point. Above 1 s for five minutes: SightlineFramesOld.",
         ('max(entry:sightline_frame_age_seconds:p95_5m{entry=~"$entry"})', "p95"),
         warn=0.5,
         bad=1,
@@ -31,7 +31,7 @@ NOW = row(
     figure(
         "Dropped",
         "percentunit",
-        "Share of frames given up on purpose, at the worst entry. Above 20% for ten minutes: SightlineFramesDropped.",
+        "Share of dropped frames, worst entry point. Above 20% for ten minutes: SightlineFramesDropped.",
         ('max(entry:sightline_frames_dropped:share5m{entry=~"$entry"})', "dropped"),
         warn=0.05,
         bad=0.2,
@@ -39,20 +39,20 @@ NOW = row(
     figure(
         "Last frame",
         "s",
-        "How long ago the last frame came in; what the idle stop looks at.",
+        "Time since the last frame came in.",
         ("time() - max(sightline_last_activity_timestamp_seconds > 0)", "ago"),
     ),
     figure(
         "Alerts",
         "none",
-        "Alerts that fire now, all of them.",
+        "Number of alerts that fire now.",
         ('count(ALERTS{alertname=~"Sightline.+", alertstate="firing"}) or vector(0)', "firing"),
         warn=1,
     ),
     figure(
         "Targets that answer",
         "percentunit",
-        "Share of what Prometheus reads that could be read.",
+        "Share of Prometheus' targets whose metrics it could read, by job.",
         ("avg by (job) (up)", "{{job}}"),
     ),
 )
@@ -62,22 +62,22 @@ FRAMES = row(
     graph(
         "Received and processed",
         FPS,
-        "What comes in, and what is answered with a result.",
+        "Frames that come in, and frames that get a result.",
         ('entry:sightline_frames_received:rate5m{entry=~"$entry"}', "received, {{entry}}"),
         ('entry:sightline_frames_processed:rate5m{entry=~"$entry"}', "processed, {{entry}}"),
     ),
     graph(
         "Dropped by reason",
         FPS,
-        "superseded: a newer frame came. stale: waited beyond max_age_ms. slow_reader: the client does not read. "
-        "too_large, undecodable, rate_limited: the client's doing.",
+        "superseded: a newer frame replaced it. stale: it waited longer than max_age_ms. slow_reader: the client reads "
+        "too slowly. too_large, undecodable, rate_limited: the client sent invalid or too many frames.",
         ('entry_reason:sightline_frames_dropped:rate5m{entry=~"$entry"}', "{{reason}}, {{entry}}"),
         stacked=True,
     ),
     graph(
         "Failed by stage",
         FPS,
-        "Frames that ended in an error of ours. Any is worth a look into the log.",
+        "Frames that an error in the service ended. Read the log for each.",
         ('entry_stage:sightline_frames_failed:rate5m{entry=~"$entry"}', "{{stage}}, {{entry}}"),
         stacked=True,
     ),
@@ -96,7 +96,7 @@ TIMES = row(
     graph(
         "Age of results",
         "s",
-        "From received to answered. The fleet's and single pictures' are beside those of live sessions.",
+        "From receiving a frame to sending its result, for live sessions, the fleet and single images.",
         ('entry:sightline_frame_age_seconds:p50_5m{entry=~"$entry"}', "p50, {{entry}}"),
         ('entry:sightline_frame_age_seconds:p95_5m{entry=~"$entry"}', "p95, {{entry}}"),
         ('entry:sightline_frame_age_seconds:p99_5m{entry=~"$entry"}', "p99, {{entry}}"),
@@ -104,14 +104,14 @@ TIMES = row(
     graph(
         "Mean time by stage",
         "s",
-        "Where a frame's time goes. queue: before its turn; gate: before a request to Triton; infer: at Triton.",
+        "queue: until the frame's turn. gate: waiting for the inference concurrency limit. infer: request to Triton.",
         ('entry_stage:sightline_stage_seconds:mean5m{entry=~"$entry", stage!="total"}', "{{stage}}, {{entry}}"),
         stacked=True,
     ),
     graph(
         "p95 by stage",
         "s",
-        "One frame in twenty takes longer. total: from received to the finished result.",
+        "One frame in twenty takes longer. total: from receiving a frame to its finished result.",
         ('entry_stage:sightline_stage_seconds:p95_5m{entry=~"$entry"}', "{{stage}}, {{entry}}"),
     ),
     graph(
@@ -125,29 +125,30 @@ TIMES = row(
 TEXT = row(
     "Stages and text",
     graph(
-        "Stages that said error",
+        "Stage errors",
         "percentunit",
-        "Share of answered frames. Above 10% for five minutes: SightlineStageFailing; ocr has an alert of its own.",
+        "Share of results in which the stage failed. Above 10% for five minutes: SightlineStageFailing; ocr: "
+        "SightlineOcrFailing.",
         ("stage:sightline_stage_errors:share5m", "{{stage}}"),
     ),
     graph(
-        "Text readings by outcome",
+        "OCR runs by outcome",
         "ops",
-        "ok and empty are well. timeout: killed after OCR_TIMEOUT_S. More than half failing: SightlineOcrFailing.",
+        "ok and empty are successes. timeout: ended after OCR_TIMEOUT_S. If more than half fail: SightlineOcrFailing.",
         ("sum by (outcome) (rate(sightline_ocr_runs_total[$__rate_interval]))", "{{outcome}}"),
         stacked=True,
     ),
     graph(
-        "Text readings that fail",
+        "Failed OCR runs",
         "percentunit",
-        "Share over the last quarter of an hour.",
+        "Share in the last 15 minutes.",
         ("sightline:ocr_runs:failed_share15m", "failed"),
         most=1,
     ),
     graph(
         "Memory of the OCR process",
         "bytes",
-        "It grows, and the process is replaced at OCR_MAX_RSS_MB or after 500 runs.",
+        "It grows over time; the service replaces the process at OCR_MAX_RSS_MB or after 500 runs.",
         ("sum by (instance) (sightline_ocr_process_rss_bytes)", "{{instance}}"),
     ),
 )
@@ -157,36 +158,36 @@ SESSIONS = row(
     graph(
         "Active and waiting",
         "none",
-        "Over all services.",
+        "Sessions of all services.",
         ("sum(sightline_sessions_active)", "active"),
         ("sum(sightline_sessions_waiting)", "waiting"),
     ),
     graph(
-        "Ended, by how",
+        "Ended, by outcome",
         "ops",
-        "stopped, disconnected and idle are everyday. crashed is a bug of ours: SightlineSessionsCrashed.",
+        "stopped, disconnected and idle are normal. crashed is a bug in the service: SightlineSessionsCrashed.",
         ("sum by (outcome) (rate(sightline_sessions_total[$__rate_interval]))", "{{outcome}}"),
         stacked=True,
     ),
     graph(
-        "Turned away",
+        "Rejected connections",
         "ops",
         "Missing or wrong tokens, origins that may not connect, too many sessions of one token or address.",
         ("sum by (reason) (rate(sightline_auth_failures_total[$__rate_interval]))", "{{reason}}"),
         stacked=True,
     ),
     graph(
-        "Activity figures not taken",
+        "Activity publish errors",
         "none",
-        "By CloudWatch, in the last quarter of an hour; the idle stop would switch the machine off. "
-        "Any: SightlineActivityUnpublished.",
+        "Figures that CloudWatch did not take in the last 15 minutes; without figures the idle stop switches the "
+        "machine off. Any: SightlineActivityUnpublished.",
         ("sum by (instance) (increase(sightline_activity_publish_errors_total[15m]))", "{{instance}}"),
     ),
 )
 
 BOARD = Dashboard(
     "Live",
-    "Sessions, frames, their age and where their time goes.",
+    "Sessions, frames, the age of results, and the time of each stage.",
     (NOW, FRAMES, TIMES, TEXT, SESSIONS),
     (Variable("entry", "sightline_frames_received_total"),),
 )

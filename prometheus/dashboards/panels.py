@@ -1,6 +1,6 @@
-"""The parts that the dashboards are made of, as Grafana's classic dashboard JSON (schema version 41, Grafana 12).
+"""Builds dashboards as Grafana's classic dashboard JSON (schema version 41, Grafana 12).
 
-A dashboard is rows of panels; where each panel lies on Grafana's grid of 24 columns follows from the order.
+A dashboard consists of rows of panels. Their order determines their positions on Grafana's grid of 24 columns.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ COLUMNS = 24
 SCHEMA_VERSION = 41
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 FPS = "suffix: frames/s"
-"""A unit of our own; Grafana knows none for frames."""
+"""A custom unit, because Grafana has none for frames."""
 
 Json = dict[str, Any]
 
@@ -27,7 +27,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """A graph over time, or the last value in large figures: from `warn` on up orange, from `bad` on up red."""
+    """A graph over time, or the last value as a large number: orange from `warn` on, red from `bad` on."""
 
     title: str
     description: str
@@ -53,7 +53,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A choice above the panels: the values that a label of a metric has."""
+    """A drop-down above the panels, with the values of a metric's label."""
 
     label: str
     metric: str
@@ -82,7 +82,7 @@ def figure(
     warn: float | None = None,
     bad: float | None = None,
 ) -> Panel:
-    """The last value in large, a sixth of a page wide."""
+    """The last value as a large number, a sixth of a page wide."""
     return Panel(title, description, unit, _queries(queries), kind="stat", width=4, warn=warn, bad=bad)
 
 
@@ -166,18 +166,18 @@ def _variable(variable: Variable) -> Json:
 
 def _lay_out(rows: Sequence[Row]) -> Iterable[Json]:
     ids, y = count(1), 0
-    for one in rows:
+    for row_of_panels in rows:
         yield {
             "id": next(ids),
             "type": "row",
-            "title": one.title,
+            "title": row_of_panels.title,
             "collapsed": False,
             "gridPos": {"x": 0, "y": y, "w": COLUMNS, "h": 1},
             "panels": [],
         }
         y += 1
         x = tallest = 0
-        for panel in one.panels:
+        for panel in row_of_panels.panels:
             if x + panel.width > COLUMNS:
                 x, y, tallest = 0, y + tallest, 0
             yield _panel(panel, next(ids), {"x": x, "y": y, "w": panel.width, "h": panel.height})

@@ -1,4 +1,4 @@
-"""Summaries: what waits, what is written by whom, and what the language model costs."""
+"""Summaries: the backlog of observations, summaries by source, and the language model's use of tokens."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ NOW = row(
     figure(
         "Waiting",
         "none",
-        "Observations in memory and on disk. Above 256 and growing: SightlineSummaryBacklogGrowing.",
+        "Observations that wait in memory and on disk. Above 256 and growing: SightlineSummaryBacklogGrowing.",
         ("sightline:summary_backlog_items:sum", "observations"),
         warn=256,
     ),
     figure(
-        "By rule instead of model",
+        "Summaries by rule",
         "percentunit",
-        "Share of the last quarter of an hour's summaries that are digests. 100% with no LLM_MODEL set.",
+        "Share of the summaries in the last 15 minutes that were made without the model. 100% without LLM_MODEL.",
         (
             'sum(increase(sightline_summaries_total{source="digest"}[15m]))'
             " / (sum(increase(sightline_summaries_total[15m])) > 0)",
@@ -24,9 +24,10 @@ NOW = row(
         ),
     ),
     figure(
-        "Model left alone",
+        "Circuit breaker",
         "none",
-        "1 while the breaker is open. Mostly open for ten minutes: SightlineLlmBreakerOpen.",
+        "1 while the breaker is open and the service sends the model no requests. Mostly open for ten minutes: "
+        "SightlineLlmBreakerOpen.",
         ("max(sightline_llm_breaker_open)", "breaker"),
         bad=1,
     ),
@@ -34,13 +35,13 @@ NOW = row(
     figure(
         "Interval",
         "s",
-        "Between two summaries of a session, the mean; it adapts to the backlog.",
+        "Mean time between two summaries of a session, worst process; it adapts to the backlog.",
         ("max(sightline_summary_interval_seconds)", "interval"),
     ),
     figure(
         "Tokens an hour",
         "short",
-        "In and out; bounded by LLM_HOUR_TOKENS in each process.",
+        "Input and output tokens; LLM_HOUR_TOKENS limits each process.",
         ("sum(increase(sightline_llm_tokens_total[1h]))", "tokens"),
     ),
 )
@@ -50,27 +51,28 @@ BACKLOG = row(
     graph(
         "Observations that wait",
         "none",
-        "Memory first, then disk (SUMMARY_RAM_ITEMS, then 10,000 on disk).",
+        "In memory (SUMMARY_RAM_ITEMS a session at most), then on disk (10,000 a session at most).",
         ("sum by (where) (sightline_summary_backlog_items)", "{{where}}"),
         stacked=True,
     ),
     graph(
         "Bytes that wait",
         "bytes",
-        "4 KiB for each of SUMMARY_RAM_ITEMS a session, SUMMARY_DISK_BYTES in all.",
+        "Limits: in memory 4 KiB for each of SUMMARY_RAM_ITEMS of a session, on disk SUMMARY_DISK_BYTES in all.",
         ("sum by (where) (sightline_summary_backlog_bytes)", "{{where}}"),
         stacked=True,
     ),
     graph(
-        "What became of observations",
+        "Observations by outcome",
         "ops",
-        "offered = taken + merged + dropped + still there. merged: neighbours were folded into one. dropped: lost.",
+        "offered + adopted = taken + merged + dropped + kept + waiting. merged: combined with a neighbour. "
+        "dropped: lost. kept: on disk for the next start.",
         ("sum by (outcome) (rate(sightline_summary_observations_total[$__rate_interval]))", "{{outcome}}"),
     ),
     graph(
-        "Trouble with the file",
+        "Errors of the backlog's file",
         "none",
-        "In the last quarter of an hour. Any: SightlineSummaryDiskErrors.",
+        "In the last 15 minutes. Any: SightlineSummaryDiskErrors.",
         ("sum by (reason) (increase(sightline_summary_disk_errors_total[15m]))", "{{reason}}"),
     ),
 )
@@ -80,21 +82,21 @@ MODEL = row(
     graph(
         "Summaries",
         "ops",
-        "llm: written by the model; digest: made by rule. By how they went.",
+        "By source (llm: written by the model; digest: made by rule) and outcome.",
         ("sum by (source, outcome) (rate(sightline_summaries_total[$__rate_interval]))", "{{source}}, {{outcome}}"),
         stacked=True,
     ),
     graph(
         "Requests to the language model",
         "ops",
-        "By how they ended. What is refused or does not parse is asked once more, then the digest serves.",
+        "By outcome. If an answer is rejected or does not parse, the service asks once more, then uses the digest.",
         ("sum by (outcome) (rate(sightline_llm_requests_total[$__rate_interval]))", "{{outcome}}"),
         stacked=True,
     ),
     graph(
         "Answer time of the language model",
         "s",
-        "A request ends after LLM_TIMEOUT_S. No frame ever waits for it.",
+        "A request ends after LLM_TIMEOUT_S. No frame waits for it.",
         (
             "histogram_quantile(0.50, sum by (le) (rate(sightline_llm_seconds_bucket[$__rate_interval])))",
             "p50",
@@ -104,18 +106,18 @@ MODEL = row(
     graph(
         "Tokens",
         "ops",
-        "Tokens a second; what the bill is made of.",
+        "Tokens a second, which the provider bills.",
         ("sum by (direction) (rate(sightline_llm_tokens_total[$__rate_interval]))", "{{direction}}"),
         stacked=True,
     ),
     graph(
         "Interval",
         "s",
-        "Between two summaries of a session, the mean; between SUMMARY_MIN_INTERVAL_S and SUMMARY_MAX_INTERVAL_S.",
+        "Mean time between two summaries of a session, from SUMMARY_MIN_INTERVAL_S to SUMMARY_MAX_INTERVAL_S.",
         ("max by (instance) (sightline_summary_interval_seconds)", "{{instance}}"),
     ),
     graph(
-        "Model left alone",
+        "Circuit breaker",
         "none",
         "1 while the breaker is open.",
         ("max by (instance) (sightline_llm_breaker_open)", "{{instance}}"),
