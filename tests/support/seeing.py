@@ -79,15 +79,19 @@ class Sight(FakeClient):
     Args:
         fails: whether the model fails on a frame, by the frame's number (known from the square's position).
         batched: whether the model declares dynamic batching.
+        longest_s: the longest delay, seconds.
     """
 
-    def __init__(self, fails: Callable[[int], bool] = lambda number: False, *, batched: bool = False) -> None:
+    def __init__(
+        self, fails: Callable[[int], bool] = lambda number: False, *, batched: bool = False, longest_s: float = 0.02
+    ) -> None:
         names = {"class_names": json.dumps(["person", "face"])}
         super().__init__({"vision": (ModelSpec("vision", "1", _INPUT, _OUTPUTS, 16, names, batched), self._look)})
         for name, output in zip(("yolo", "yolo_pose"), _OUTPUTS, strict=True):
             self._models[name] = (ModelSpec(name, "1", _INPUT, (output,), 16, names, batched), self._look)
         self._fails = fails
         self._dice = random.Random(3)
+        self._longest_s = longest_s
         self.most = self._now = 0
         """The most calls at once so far."""
         self.seen = 0
@@ -96,7 +100,7 @@ class Sight(FakeClient):
         self._now += 1
         self.most = max(self.most, self._now)
         try:
-            await asyncio.sleep(self._dice.choice([0.0, 0.002, 0.02]))
+            await asyncio.sleep(self._dice.choice([0.0, 0.002, self._longest_s]))
             return await super().infer(model, buffer, stream=stream)
         finally:
             self._now -= 1
