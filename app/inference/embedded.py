@@ -226,15 +226,11 @@ class EmbeddedTriton:
             raise
         names = models_of(self._settings.triton_repository)
         deadline = time.monotonic() + self._settings.triton_start_timeout_s
-        last_line, begun = "", time.monotonic()
+        last_line, begun = f"starting Triton: models loaded 0/{len(names)}", time.monotonic()
+        self._progress(last_line)
         # trust_env=False: a proxy named in the environment must not stand between us and loopback.
         async with httpx.AsyncClient(base_url=self.http_url, timeout=2.0, trust_env=False) as http:
-            while True:
-                line = f"starting Triton: models loaded {self._loaded(names)}/{len(names)}"
-                if line != last_line:
-                    self._progress(last_line := line)
-                if await self._is_ready(http):
-                    break
+            while not await self._is_ready(http):
                 if not self._running():
                     raise InferenceUnavailable(f"Triton ended while starting:\n{self._log_tail()}\n({self.log_path})")
                 if time.monotonic() > deadline:
@@ -242,6 +238,9 @@ class EmbeddedTriton:
                         f"Triton was not ready within TRITON_START_TIMEOUT_S="
                         f"{self._settings.triton_start_timeout_s:g}:\n{self._log_tail()}\n({self.log_path})"
                     )
+                line = f"starting Triton: models loaded {self._loaded(names)}/{len(names)}"
+                if line != last_line:
+                    self._progress(last_line := line)
                 await asyncio.sleep(POLL_S)
         if self.pid is not None:
             self._backend_processes = await asyncio.to_thread(backend_processes, self.pid)

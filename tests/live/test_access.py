@@ -103,13 +103,13 @@ async def test_without_a_token_nobody_learns_the_classes(locked: Service) -> Non
     assert "person" not in str(messages)
 
 
-@pytest.mark.parametrize("wish", [{"classes": ["unicorn"]}, {"summary": {"prompt": "unicorn"}}, {"confidence": 0.5}])
-async def test_nothing_is_obeyed_before_the_token_was_looked_at(locked: Service, wish: dict[str, object]) -> None:
+@pytest.mark.parametrize("patch", [{"classes": ["unicorn"]}, {"summary": {"prompt": "unicorn"}}, {"confidence": 0.5}])
+async def test_nothing_is_obeyed_before_the_token_was_looked_at(locked: Service, patch: dict[str, object]) -> None:
     async with opened(locked, elsewhere()) as live:
         wire = live.connection.transport.get_extra_info("socket")
         wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)  # all in one piece
         await live.say("init", token="wrong")
-        await live.say("update", **wish)
+        await live.say("update", **patch)
         await live.text("no JSON")
         wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
         messages = await live.rest()
@@ -145,9 +145,9 @@ def test_without_a_token_not_much_is_kept_of_what_comes(locked: Service) -> None
 
 async def test_with_a_token_frames_may_be_as_large_as_ever(locked: Service, jpeg: bytes) -> None:
     large = jpeg + bytes(1024 * 1024)
-    for headers, wishes in (({"Authorization": "Bearer first-secret"}, {}), (None, {"token": "first-secret"})):
+    for headers, fields in (({"Authorization": "Bearer first-secret"}, {}), (None, {"token": "first-secret"})):
         async with opened(locked, (headers or {}) | elsewhere()) as live:
-            await live.say("init", **wishes)
+            await live.say("init", **fields)
             await live.frame(large)  # not waiting for `ready`
             assert (await live.answer())["type"] == "result"
 

@@ -101,7 +101,7 @@ async def test_a_wrong_value_in_any_field_is_named_by_its_path(unhurried: Servic
 
 
 @pytest.mark.parametrize(
-    ("wish", "field"),
+    ("patch", "field"),
     [
         ({"stages": {"pose": "yes"}}, "stages.pose"),
         ({"classes": ["dog", True]}, "classes.1"),
@@ -109,9 +109,9 @@ async def test_a_wrong_value_in_any_field_is_named_by_its_path(unhurried: Servic
         ({"summary": {}}, "summary.prompt"),
     ],
 )
-async def test_the_path_leads_to_the_value_itself(unhurried: Service, wish: dict[str, Any], field: str) -> None:
+async def test_the_path_leads_to_the_value_itself(unhurried: Service, patch: dict[str, Any], field: str) -> None:
     async with ready(unhurried) as live:
-        error = await refusal(live, orjson.dumps({"type": "update", **wish}).decode())
+        error = await refusal(live, orjson.dumps({"type": "update", **patch}).decode())
     assert (error["code"], error["field"]) == ("invalid_value", field)
 
 

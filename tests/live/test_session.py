@@ -183,7 +183,7 @@ async def test_a_frame_that_waited_too_long_is_refused_by_its_number(slow: Servi
 
 
 @pytest.mark.parametrize(
-    ("wish", "names"),
+    ("patch", "names"),
     [
         ({"confidence": 0.85}, ["person"]),
         ({"classes": ["dog"]}, ["dog"]),
@@ -195,15 +195,15 @@ async def test_a_frame_that_waited_too_long_is_refused_by_its_number(slow: Servi
     ids=str,
 )
 async def test_an_update_is_answered_and_holds_from_the_next_frame_on(
-    service: Service, jpeg: bytes, wish: dict[str, object], names: list[str]
+    service: Service, jpeg: bytes, patch: dict[str, object], names: list[str]
 ) -> None:
     async with ready(service) as live:
-        await live.say("update", **wish)
+        await live.say("update", **patch)
         settings = (await live.until("settings"))["settings"]
         await live.frame(jpeg)
         result = await live.answer()
     assert [detection["class_name"] for detection in result["objects"]] == names
-    for name, value in wish.items():
+    for name, value in patch.items():
         if name == "stages":
             assert settings[name] == {**live.welcome["settings"]["stages"], "detect": False}
         elif name == "classes":
