@@ -57,10 +57,10 @@ class SessionStatistics:
 class ActivityPublisher:
     """Publishes `ActiveSessions` every minute, and at once when a first session begins.
 
-    The count is sampled every second and published as a statistic set: its `Maximum` includes a session that came and
-    went in between. Each of several workers publishes under the same name, so that none has to speak for the others:
-    the `Maximum` over all is above 0 as long as any worker has a session. It is the most sessions in one worker, not
-    their sum.
+    The count is sampled every second and published as a statistic set: its `Maximum` includes a session that began
+    and ended in between. Each of several workers publishes under the same name, so that no worker has to collect the
+    counts of the others: the `Maximum` over all is above 0 as long as any worker has a session. It is the most sessions
+    in one worker, not their sum.
     """
 
     def __init__(self, settings: ActivitySettings, aws: AwsSettings, count: Callable[[], int]) -> None:
@@ -75,7 +75,7 @@ class ActivityPublisher:
     async def run(self) -> None:
         """Runs until cancelled; returns at once if ACTIVITY_METRIC is `off`.
 
-        Statistics that CloudWatch does not take are counted, logged once, and published with the next ones.
+        Statistics that CloudWatch does not accept are counted, logged once, and published with the next ones.
         """
         if self._settings.activity_metric == "off":
             return
@@ -111,11 +111,14 @@ class ActivityPublisher:
         ACTIVITY_ERRORS.inc()
         text = f"{type(error).__name__}: {error}"
         if self._trouble.begins(text):
-            log.error("no activity figure for CloudWatch; an idle stop may stop this machine in use: %s", text)
+            log.error(
+                "the session count was not published, so an idle stop may stop this machine in use: %s",
+                text,
+            )
 
     def _recovered(self) -> None:
         if self._trouble.ends():
-            log.info("CloudWatch takes activity figures again")
+            log.info("CloudWatch accepts session counts again")
 
     def _put(self, statistics: SessionStatistics) -> None:
         self._cloudwatch.put_metric_data(
@@ -172,10 +175,10 @@ _LINK_LOCAL = "http://169.254.169.254"
 
 
 def this_machine() -> Machine:
-    """Asks EC2's metadata service, version 2, whose address botocore knows.
+    """Queries EC2's instance metadata service, version 2, at the address that botocore is configured with.
 
     Raises:
-        NotOnEc2: the service does not answer; the message says what to set.
+        NotOnEc2: the service does not answer; the message names the variables to set.
     """
     import botocore.session
 

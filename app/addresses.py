@@ -1,6 +1,6 @@
-"""Hosts, ports and origins: parsed strictly, written, and whether they lead to this machine. Pure.
+"""Hosts, ports and origins: strict parsing, formatting, and whether one leads to this machine. Does no I/O.
 
-A text that no browser would send as a host or an origin is not parsed.
+The parsers reject every text that no browser sends as a host or an origin.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Host(NamedTuple):
 
     @property
     def address(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-        """The address, if the host is one. DNS cannot make such a host lead elsewhere."""
+        """The IP address, if the host is one; None for a name. DNS cannot redirect such a host."""
         try:
             return ipaddress.ip_address(self.name)
         except ValueError:

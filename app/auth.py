@@ -1,7 +1,8 @@
-"""Who may use the service: hosts, origins, this machine only, tokens, the throttle on guessing, the log of refusals.
+"""Access control: hosts, origins, this machine only, tokens, the throttle on guessing, the log of refusals.
 
-Nothing else decides this. `AuthMiddleware` checks every request and socket of the service; the live session asks
-`Auth.token` about the token in `init`; the metrics server on METRICS_PORT asks `Hosts`. What each path needs:
+No other module decides on access. `AuthMiddleware` checks every request and socket of the service; the live session
+checks the token in `init` by `Auth.token`; the metrics server on METRICS_PORT checks hosts by `Hosts`. The checks of
+each path:
 
 | path | host | from this machine, if there are no tokens | origin | token |
 |---|---|---|---|---|
@@ -54,15 +55,15 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 5.0, 60.0
 _FORGET_S = 900.0
 """An address without a wrong token for this long is forgotten."""
 _MAX_ADDRESSES = 10_000
-"""Addresses remembered; beyond it, the one that was silent for longest is forgotten."""
+"""Most addresses remembered; beyond it, the one that was unused for longest is forgotten."""
 
 _LINES, _LINES_PER_S = 2000, 50.0
-"""Lines about refusals: burst, and rate per second. Refused clients must not be able to fill the disk."""
+"""Log lines about refusals: burst, and rate per second, so that refused clients cannot fill the disk."""
 _EXPLAIN_EVERY_S = 60.0
 _MAX_EXPLANATIONS = 20
-"""Explanations of one kind in that time, each for another host, origin or address."""
+"""Most explanations of one kind in that time, each for another host or origin."""
 _MAX_ECHO = 100
-"""Characters of a client's text that a message or log line repeats."""
+"""Most characters of a client's text that a message or log line repeats."""
 
 
 def require_tokens(settings: Settings) -> None:
@@ -102,8 +103,8 @@ class Refusal:
 class Hosts:
     """The host names this process answers to, against DNS rebinding.
 
-    If `evil.example` resolves to 127.0.0.1, a browser takes a page from there and this service for the same origin; but
-    it sends `Host: evil.example`. An IP address as a host and loopback's names cannot be rebound, so they are safe.
+    If `evil.example` resolves to 127.0.0.1, a browser treats a page from there and this service as one origin; but it
+    sends `Host: evil.example`. An IP address as a host and loopback's names cannot be rebound, so they are safe.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -160,7 +161,7 @@ class Hosts:
 
 
 class Auth:
-    """Decides for one process, which remembers addresses by itself.
+    """Access control of one process. Each process remembers addresses on its own.
 
     Args:
         clock: monotonic seconds.
@@ -181,12 +182,15 @@ class Auth:
         self._refusals = RefusalLog(clock)
 
     @property
-    def asks(self) -> bool:
+    def requires_token(self) -> bool:
         """Whether a token is required."""
         return bool(self._tokens)
 
     def refusal(self, scope: Scope) -> Refusal | None:
-        """Why this request or socket is refused, or None; counts and logs it. A socket may send its token in `init`."""
+        """Checks a request or socket; returns the refusal, which is counted and logged, or None.
+
+        A socket without a token passes, because its client may send the token in `init`.
+        """
         path, method = scope["path"], scope.get("method", "WEBSOCKET")
         route, address = f"{method} {path}", address_of(scope)
         refusal = self._misplaced(scope, path, method, route)
@@ -312,13 +316,13 @@ class AuthMiddleware:
         if scope["type"] == "websocket":
             await WebSocket(scope, receive, send).send_denial_response(answer)
             return
-        if scope["path"] == LIVE:  # a page asks why its socket was refused
+        if scope["path"] == LIVE:  # so that a page of any origin can read why its socket was refused
             answer.headers["Access-Control-Allow-Origin"] = "*"
         await answer(scope, receive, send)
 
 
 class GuessThrottle:
-    """Makes addresses wait that guess tokens: remembers wrong tokens, the wait that follows, and valid tokens.
+    """Makes addresses that guess tokens wait: remembers wrong tokens, the wait after them, and valid tokens.
 
     Both tables are bounded, so that clients cannot make them grow; a full one forgets the entry unused for longest.
     """
@@ -326,7 +330,7 @@ class GuessThrottle:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._failures: OrderedDict[str, tuple[int, float, float]] = OrderedDict()
-        """By address: how many, when the last one came, until when the address waits."""
+        """By address: number of wrong tokens, time of the last one, end of the wait, in seconds of the clock."""
         self._known: OrderedDict[tuple[str, int], None] = OrderedDict()
 
     def wait_s(self, network: str) -> float:
@@ -391,7 +395,7 @@ class RefusalLog:
         log.warning("refused: address=%s route=%s reason=%s", _plain(address), _plain(route), reason)
 
     def explain(self, kind: str, of: str, message: str) -> None:
-        """Logs what an operator can do about it, once a minute for each host, origin or address."""
+        """Logs a remedy for the operator, at most once a minute for each pair of `kind` and `of`."""
         now = self._clock()
         self._explained = {key: at for key, at in self._explained.items() if now - at < _EXPLAIN_EVERY_S}
         if (kind, of) in self._explained or sum(key[0] == kind for key in self._explained) >= _MAX_EXPLANATIONS:

@@ -1,4 +1,4 @@
-"""Request bodies within a route's limits of bytes and seconds, either the body itself or the one file of a form."""
+"""Reads request bodies within a route's limits of bytes and seconds, and extracts the one file of a form."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def read(request: Request, *, most: int, within_s: float) -> bytes:
         within_s: seconds from now on, however steadily the client sends.
 
     Raises:
-        BodyTooLarge: by its bytes, or by its Content-Length before it arrives.
+        BodyTooLarge: it has more than `most` bytes; raised before it arrives if its Content-Length says so.
         BodyTooSlow: it is incomplete after `within_s`; its bytes are discarded.
         ClientDisconnect: the client has left.
     """
@@ -58,7 +58,7 @@ FIELD = "file"
 _FORM_BYTES = 8 * 1024
 """Bytes that a form may add to its file: boundaries and headers."""
 _HEADERS, _HEADER_BYTES = 8, 2048
-"""Of a part: number of headers, bytes of each."""
+"""Most headers of a part, and most bytes of each."""
 _MAX_BOUNDARIES = 100
 """A form with one part has two. Each text that only looks like one costs the parser, and the event loop, 1 to 2 µs."""
 
@@ -105,14 +105,14 @@ def file_in(form: bytes, content_type: str) -> bytes:
 
 def _invalid_form(why: str) -> ProtocolError:
     return ProtocolError(
-        f"{why}; want one image in the field `{FIELD}`, as `curl -F {FIELD}=@picture.jpg`, or as the body itself",
+        f"{why}; want one image in the field `{FIELD}`, as `curl -F {FIELD}=@image.jpg`, or as the body itself",
         code="invalid_form",
         field=FIELD,
     )
 
 
 class _FormParser:
-    """Callbacks of the parser; `file` is the part's content."""
+    """Callbacks of `MultipartParser`. Afterwards `file` is the part's content; `ended` is True for a whole form."""
 
     def __init__(self) -> None:
         self._header = ""

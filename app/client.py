@@ -36,7 +36,7 @@ __all__ = ["LiveSession", "Refused", "SessionEnded", "connect", "decode", "to_su
 
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {}
 _SILENCE_S = 60.0
-"""The service sends `ping` every 15 s; one that is silent for so long counts as gone."""
+"""Seconds of silence after which the connection counts as lost; the service sends `ping` every 15 s."""
 _SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 _FRAME_FIELDS = tuple(field.name for field in fields(FrameResult))
 
@@ -94,10 +94,15 @@ async def connect(
 
     Args:
         url: the service's address, `http://host:port`; `https`, `ws` and `wss` work, too.
-        token: one of the service's AUTH_TOKENS, if it asks for one.
-        stages: stages to switch on or off, as `{"summary": True}`; the others keep the service's defaults.
-        summary_prompt: one of `ready.prompts`, for summaries.
+        token: one of the service's AUTH_TOKENS, if it requires one.
         mode: `realtime`, where a new frame replaces one that waits, or `lossless`, where every frame is answered.
+        stages: stages to switch on or off, as `{"summary": True}`; the others keep the service's defaults.
+        confidence: least score of a detection, 0 to 1.
+        iou: NMS threshold, 0 to 1.
+        classes: names or ids of the classes to keep; an empty list keeps all.
+        motion_grid: whether results contain the flow as a grid of vectors.
+        max_age_ms: milliseconds after which a waiting frame is dropped, in `realtime` mode.
+        summary_prompt: one of `ready.prompts`, for summaries.
 
     Raises:
         ConfigurationError: `url` is not the address of a service.
@@ -143,7 +148,7 @@ _LONGEST_BODY = 300
 
 
 def _failure(error: Exception) -> str:
-    """The reason why no session began, and a remedy."""
+    """The reason why no session began, with a remedy."""
     if isinstance(error, InvalidStatus):
         return _http_failure(error)
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -152,22 +157,24 @@ def _failure(error: Exception) -> str:
             "known by SSL_CERT_FILE"
         )
     if isinstance(error, ssl.SSLError):
-        return f"no TLS is spoken there ({(error.reason or 'TLS failed').lower().replace('_', ' ')}); try http://"
+        return (
+            f"the server does not speak TLS ({(error.reason or 'TLS failed').lower().replace('_', ' ')}); try http://"
+        )
     if isinstance(error, socket.gaierror):
-        return f"this name is not known ({error.strerror}); check the address (send: --url)"
+        return f"this host name is not known ({error.strerror}); check the address (send: --url)"
     if isinstance(error, TimeoutError):
-        return f"nothing answers in time; check address and firewall, {_ELSEWHERE}"
+        return f"no server answers in time; check address and firewall, {_ELSEWHERE}"
     if isinstance(error, ConnectionRefusedError) or "Connect call failed" in str(error):
         return f"no service answers there (connection refused); {_ELSEWHERE}"
     if isinstance(error, InvalidMessage | ConnectionResetError | EOFError):
-        return f"what answers there is no Sightline service, or speaks TLS (https://); {_ELSEWHERE}"
+        return f"the server there is no Sightline service, or it speaks TLS (https://); {_ELSEWHERE}"
     if isinstance(error, OSError):
         return f"no connection ({error.strerror or error}); check the address, {_ELSEWHERE}"
     return redact(str(error))
 
 
 def _http_failure(error: InvalidStatus) -> str:
-    """Describes an HTTP answer in place of a WebSocket."""
+    """Describes an HTTP response that came instead of a WebSocket handshake, with a remedy."""
     status = error.response.status_code
     body = " ".join((error.response.body or b"").decode(errors="replace").split())[:_LONGEST_BODY]
     answer = error.response.reason_phrase if body.startswith("<") or not body else body
@@ -231,7 +238,7 @@ class LiveSession:
             if isinstance(message, messages.Error):
                 raise Refused(message)
             if not isinstance(message, Queued | messages.Ping | Notice):
-                raise SessionEnded(f"the service said {message.type} before `ready`")
+                raise SessionEnded(f"the service sent {message.type} before `ready`")
 
     async def send_frame(self, jpeg: bytes, *, captured_at_ms: float | None = None) -> int:
         """Sends one JPEG as soon as there is a credit; returns its `seq`.
@@ -270,7 +277,7 @@ class LiveSession:
                 text = await self._socket.recv()
         except TimeoutError:
             self._socket.transport.abort()
-            raise self._end(f"the service said nothing for {_SILENCE_S:g} seconds") from None
+            raise self._end(f"the service sent nothing for {_SILENCE_S:g} seconds") from None
         except ConnectionClosed as error:
             raise self._end(self.bye.message or self.bye.reason if self.bye else str(error)) from None
         message = decode(text)

@@ -1,5 +1,5 @@
-"""Every TCP connection from accept on: limits on how many, timeouts on peers that send or read nothing, an answer to
-every bad request or handshake, orderly closing and abort. Built on uvicorn's protocols."""
+"""TCP connections from accept to close: limits on their number, timeouts on peers that send or read nothing, an error
+response to every bad request or handshake, orderly closing and abort. Built on uvicorn's protocols."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ except ImportError:  # not Unix: descriptors are not counted there
 log = logging.getLogger(__name__)
 
 _MAX_FRAGMENTS = 4096
-"""Of one message. Empty fragments add nothing to its size, so their number is limited, too."""
+"""Most fragments of one message. Empty fragments add nothing to its size, so their number is limited, too."""
 _MAX_BEFORE_TOKEN = 64 * 1024
 """Bytes of a message from a client that has not sent its token yet: `init` is far smaller."""
 _MAX_HEAD_BYTES = 16 * 1024
@@ -47,7 +47,8 @@ _MAX_HEADERS = 128
 _MAX_LINE_BYTES = 8 * 1024
 """Bytes of an upgrade's line and of each of its headers: the limit of the WebSocket library."""
 _LINGER_S = 1.0
-"""How long input is still read after a refusal: closing a socket with unread bytes would lose the answer."""
+"""Seconds for which input is read and discarded after a refusal, because closing a socket with unread bytes would lose
+the response."""
 _LINGER_BYTES = 256 * 1024
 _BODY_GRACE_S = 1.0
 """Added to the body's timeout here, so that a route with a timeout of its own answers first, and in more detail."""
@@ -159,7 +160,7 @@ class ConnectionLimits:
         self._forget(record.address)
 
     def fit_descriptors(self) -> None:
-        """Lowers the limit to what open files allow. Call once everything else is open."""
+        """Lowers the limit to the number that open files allow. Call it once everything else is open."""
         if resource is None:
             return
         allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -168,19 +169,19 @@ class ConnectionLimits:
         except OSError:  # not Linux
             used = 64
         overflow = min(_OVERFLOW, allowed // 16)
-        room = max(1, allowed - used - _SPARE - overflow)
-        if allowed != resource.RLIM_INFINITY and room < self.most:
+        fitting = max(1, allowed - used - _SPARE - overflow)
+        if allowed != resource.RLIM_INFINITY and fitting < self.most:
             log.warning(
                 "this process may have %d files open (ulimit -n) and has %d: it takes %d connections, not "
                 "MAX_CONNECTIONS=%d; allow it %d, or set MAX_CONNECTIONS to %d",
                 allowed,
                 used,
-                room,
+                fitting,
                 self.most,
                 descriptors_needed(self.most),
-                room,
+                fitting,
             )
-            self.most, self._overflow, self._limited_by_descriptors = room, overflow, True
+            self.most, self._overflow, self._limited_by_descriptors = fitting, overflow, True
 
     def _full(self) -> Rejection:
         why = (
@@ -206,7 +207,7 @@ def descriptors_needed(connections: int) -> int:
 
 
 def raise_descriptor_limit(live: LiveSettings) -> None:
-    """Raises the soft limit of open files to what MAX_CONNECTIONS needs, as far as the hard limit allows."""
+    """Raises the soft limit of open files to the number that MAX_CONNECTIONS needs, up to the hard limit."""
     if resource is None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -290,13 +291,13 @@ class HttpConnection(H11Protocol):
 
     config: ServerConfig
     record: ConnectionRecord | None = None
-    """None: beyond all limits, and being closed."""
+    """None if the connection exceeds all limits and is being closed."""
     _reader_timeout: SlowReaderTimeout | None = None
     _timer: asyncio.TimerHandle | None = None
     _lingering: int | None = None
     """Bytes that are still read and discarded after the last answer; None before it."""
     _is_last = False
-    """The current request is the last one of this connection."""
+    """Whether the current request is the last one of this connection."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -317,7 +318,7 @@ class HttpConnection(H11Protocol):
         self._timer = self.loop.call_later(timeout_s, call)
 
     def _too_slow(self) -> None:
-        """No request arrived in time, or not its whole head."""
+        """Closes the connection, because no request arrived in time, or not its whole head."""
         if self.cycle is not None and not self.cycle.response_complete:
             return  # `on_response_complete` starts the timer again
         begun = bool(self.conn.trailing_data[0])
@@ -330,7 +331,7 @@ class HttpConnection(H11Protocol):
         self._close_soon()
 
     def _body_late(self) -> None:
-        """The application got a request more than INIT_TIMEOUT_S ago, and its body is still incomplete."""
+        """Refuses a request whose body is still incomplete INIT_TIMEOUT_S after its head arrived."""
         if not self.cycle.more_body or self.cycle.response_complete:
             return
         message = f"the body did not arrive completely within {self.config.live.init_timeout_s:g} seconds"
@@ -344,7 +345,7 @@ class HttpConnection(H11Protocol):
     # --- refusals ---
 
     def _refuse(self, status: int, reason: str, code: str, message: str, headers: str = "") -> None:
-        """Answers with the reason and closes. The answer is written by hand: h11 answers only valid requests."""
+        """Responds with the reason and closes. Writes the response by hand: h11 responds only to valid requests."""
         metrics.CONNECTIONS_REFUSED.labels(reason).inc()
         self._unset_keepalive_if_required()
         answers = True
@@ -392,7 +393,7 @@ class HttpConnection(H11Protocol):
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request whose head is complete."""
         if self._lingering is not None:
-            return  # its body came with the head and was refused
+            return  # its body arrived with the head and was refused
         if self.cycle.more_body:
             self._start_timer(self.config.live.init_timeout_s + _BODY_GRACE_S, self._body_late)
         elif self._timer is not None:
@@ -477,7 +478,7 @@ class HttpConnection(H11Protocol):
 
 
 class LiveSocket(WebSocketsSansIOProtocol):
-    """WebSocket with limits: bounded handshake and fragments, a session that ends itself when the service stops."""
+    """WebSocket with limits: bounded handshake and fragments. When the service stops, its session ends itself."""
 
     end_session: Any = None
     """Set by the session; called with the seconds to drain when the service stops."""
@@ -556,7 +557,7 @@ class LiveSocket(WebSocketsSansIOProtocol):
             self.handle_parser_exception()
 
     def keepalive_timeout(self) -> None:
-        """No pong arrived. A peer that sends anything is alive, and its pong may be behind frames not read yet."""
+        """Closes after a missing pong, unless the peer sent anything: its pong may be behind frames not read yet."""
         if (self.read_paused or self._received) and self.ping_timeout is not None:
             self._received = False
             self.pong_timer = self.loop.call_later(self.ping_timeout, self.keepalive_timeout)
@@ -674,7 +675,7 @@ def _too_long(headers: list[tuple[bytes, bytes]], target: bytes) -> bool:
 def _upgrade_error(head: bytes) -> tuple[int, str] | None:
     """Status and message for an invalid upgrade; None if it is valid.
 
-    The WebSocket library decides; of a request that it cannot parse, its exception tells why.
+    The WebSocket library decides; if it cannot parse a request, its exception has the reason.
     """
     probe = ServerProtocol()
     probe.receive_data(head)

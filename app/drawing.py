@@ -1,4 +1,4 @@
-"""A result in supervision's types, and drawn over its picture."""
+"""Converts results to supervision's types, and draws them over their images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _SURE = 0.3
 """Keypoints less confident than this are not drawn."""
 _TEXT = (255, 210, 60)
-"""RGB, as all colours here but supervision's, which takes pictures for BGR."""
+"""RGB, as all colours here except those passed to supervision, which assumes BGR."""
 
 
 def to_supervision(frame: FrameResult) -> tuple[supervision.Detections, supervision.KeyPoints]:
@@ -48,25 +48,27 @@ def to_supervision(frame: FrameResult) -> tuple[supervision.Detections, supervis
     return detections, keypoints
 
 
-def annotate(picture: NDArray[np.uint8], frame: FrameResult) -> NDArray[np.uint8]:
-    """Draws boxes with labels, skeletons and texts over a copy of the picture, RGB uint8 [height, width, 3]."""
+def annotate(image: NDArray[np.uint8], frame: FrameResult) -> NDArray[np.uint8]:
+    """Draws boxes with labels, skeletons and texts over a copy of the image, RGB uint8 [height, width, 3]."""
     import supervision
 
     detections, keypoints = to_supervision(frame)
     palette = supervision.ColorPalette.DEFAULT
-    scale = max(picture.shape[:2]) / 1000
+    scale = max(image.shape[:2]) / 1000
     thickness = max(1, round(3 * scale))
-    out: Any = picture.copy()
+    out: Any = image.copy()
     out = supervision.BoxAnnotator(color=palette, thickness=thickness).annotate(out, detections)
     _draw_skeletons(out, keypoints, thickness)
-    # Labels last, where they stay readable; `smart_position` keeps them in the picture and off each other.
+    # Labels last, so that they stay readable; `smart_position` keeps them inside the image and apart.
     label = {"text_scale": max(0.4, 0.6 * scale), "text_padding": max(3, round(6 * scale)), "smart_position": True}
-    names = [_label(one.class_name, one.confidence, one.track_id) for one in frame.objects]
+    names = [_label(found.class_name, found.confidence, found.track_id) for found in frame.objects]
     out = supervision.LabelAnnotator(color=palette, **label).annotate(out, detections, labels=names)
     if frame.texts:
-        corners = [np.array(text.polygon, np.float32) for text in frame.texts]
-        cv2.polylines(out, [one.round().astype(np.int32) for one in corners], True, _TEXT, thickness, cv2.LINE_AA)
-        boxes = np.array([[*one.min(axis=0), *one.max(axis=0)] for one in corners], np.float32)
+        polygons = [np.array(text.polygon, np.float32) for text in frame.texts]
+        cv2.polylines(
+            out, [polygon.round().astype(np.int32) for polygon in polygons], True, _TEXT, thickness, cv2.LINE_AA
+        )
+        boxes = np.array([[*polygon.min(axis=0), *polygon.max(axis=0)] for polygon in polygons], np.float32)
         below = supervision.LabelAnnotator(
             color=supervision.Color(*_TEXT[::-1]),
             text_color=supervision.Color.BLACK,
@@ -83,14 +85,14 @@ def _label(name: str, confidence: float, track: int | None) -> str:
     return f"{name} {confidence:.2f}" + ("" if track is None else f" #{track}")
 
 
-def _draw_skeletons(picture: NDArray[np.uint8], keypoints: supervision.KeyPoints, thickness: int) -> None:
+def _draw_skeletons(image: NDArray[np.uint8], keypoints: supervision.KeyPoints, thickness: int) -> None:
     if keypoints.keypoint_confidence is None:
         return
-    for points, sure in zip(keypoints.xy, keypoints.keypoint_confidence, strict=True):
+    for points, confidences in zip(keypoints.xy, keypoints.keypoint_confidence, strict=True):
         for start, end in SKELETON:
-            if sure[start] > _SURE and sure[end] > _SURE:
+            if confidences[start] > _SURE and confidences[end] > _SURE:
                 ends = [tuple(int(v) for v in points[index]) for index in (start, end)]
-                cv2.line(picture, ends[0], ends[1], (0, 230, 118), thickness, cv2.LINE_AA)
+                cv2.line(image, ends[0], ends[1], (0, 230, 118), thickness, cv2.LINE_AA)
         for index, (x, y) in enumerate(points):
-            if sure[index] > _SURE:
-                cv2.circle(picture, (int(x), int(y)), thickness + 1, (255, 255, 255), -1, cv2.LINE_AA)
+            if confidences[index] > _SURE:
+                cv2.circle(image, (int(x), int(y)), thickness + 1, (255, 255, 255), -1, cv2.LINE_AA)

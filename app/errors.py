@@ -1,16 +1,16 @@
-"""The tree of errors, and how their messages repeat what a client sent.
+"""The tree of errors, and the functions by which their messages repeat a client's values.
 
 SightlineError
 ├── ConfigurationError     a setting is wrong; the start stops
 ├── FrameError             this one frame cannot be used; the session goes on
 │   ├── FrameTooLarge      too many bytes or pixels
-│   ├── TooExpensive       its preparation would cost, or cost, too much CPU time
+│   ├── TooExpensive       its preparation took, or would take, too much CPU time
 │   └── UndecodableFrame   not a JPEG, truncated, damaged
 ├── ProtocolError          a control message is wrong; names the field
 └── InferenceError         this one request failed
     ├── InferenceUnavailable   the server cannot be reached
     ├── InferenceTimeout       its deadline passed
-    └── ModelRejected          a model's tensors are of no layout that we read
+    └── ModelRejected          a model's tensors have no known layout
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ModelRejected(InferenceError):
     """A model's tensors have no known layout. The message gives its name, the shapes found and those known."""
 
 
-# --- what a client sent, in a message ---
+# --- messages that repeat a client's values ---
 
 MAX_MESSAGE = 300
 """Characters of an error's message."""
@@ -78,7 +78,7 @@ MAX_VALUE = 60
 
 
 def shortened(text: str, most: int = MAX_MESSAGE) -> str:
-    """The text cut to `most` characters, the last of them `…`. Characters that a terminal would obey are replaced."""
+    """The text cut to `most` characters, the last of them `…`. Control characters and lone surrogates are replaced."""
     cut = text if len(text) <= most else text[: most - 1] + "…"
     # A lone surrogate, from a name that is not UTF-8, cannot be written as JSON; a control character moves a terminal.
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in cut)

@@ -1,4 +1,4 @@
-"""Limits on what repeats: back-off between tries, token buckets for rates, latches for log lines."""
+"""Back-off between attempts, token buckets that bound rates, and latches that log a lasting condition once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _MAX_DOUBLINGS = 32
 
 
 def backoff_s(failures: int, first_s: float, longest_s: float) -> float:
-    """Seconds to wait after so many failures in a row: 0 after none, then `first_s`, doubled up to `longest_s`."""
+    """Seconds to wait after `failures` failures in a row: 0 after none, then `first_s`, doubled up to `longest_s`."""
     return min(longest_s, first_s * 2.0 ** min(failures - 1, _MAX_DOUBLINGS)) if failures > 0 else 0.0
 
 

@@ -1,4 +1,4 @@
-"""Logging: text on a terminal, one JSON object per line elsewhere. Nothing is logged per frame.
+"""Logging: text on a terminal, one JSON object per line elsewhere. No code logs per frame.
 
 A record carries the id of the session or camera on whose behalf the code runs, by `SESSION_ID` and `CAMERA_ID`. Tasks
 and `asyncio.to_thread` inherit the values; a plain thread starts without them.
@@ -57,7 +57,7 @@ class JsonFormatter(logging.Formatter):
 
 
 _MAX_CHARS = 8 * 1024
-"""Of a message, because it may repeat input of any length."""
+"""Most characters of a logged message, because it may repeat input of any length."""
 _REPORTED = ("Application startup failed", "Invalid HTTP request received", "Unsupported upgrade request")
 
 

@@ -30,7 +30,7 @@ from app.summary import Summaries
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
-"""Between two checks, during the start, whether the service is to stop."""
+"""Seconds between two checks, during the start, of whether the service was asked to stop."""
 
 
 class StartFailed(Exception):
@@ -75,7 +75,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _unless_stopped(opening: asyncio.Future[None], stopping: Callable[[], bool]) -> None:
-    """Waits until all is open, or the service is stopped: an embedded Triton may take minutes to start."""
+    """Waits until everything is open. Abandons the start on a stop, because an embedded Triton may take minutes.
+
+    Raises:
+        StartFailed: `stopping` returned True first.
+    """
     try:
         while not opening.done():
             await asyncio.wait({opening}, timeout=_POLL_S)
@@ -117,7 +121,7 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
     stack.push_async_callback(summaries.close)
     with log_while_waiting("the summaries' backlog on disk"):
         await summaries.open()
-    _say_ready(pipeline, getattr(app.state, "address", ""))
+    _log_ready(pipeline, getattr(app.state, "address", ""))
     live = LiveEntryPoint(
         pipeline,
         summaries,
@@ -139,9 +143,9 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
     activity = ActivityPublisher(settings.activity, settings.aws, lambda: live.open_now)
     publishing = asyncio.create_task(activity.run(), name="activity")
     stack.callback(publishing.cancel)
-    pacing = asyncio.create_task(_publish(), name="pace")
-    stack.callback(pacing.cancel)
-    stack.callback(metrics.write_gathered)
+    updating = asyncio.create_task(_update_metrics(), name="metrics")
+    stack.callback(updating.cancel)
+    stack.callback(metrics.flush_buffers)
 
     def inference_health() -> dict[str, Any]:
         return {
@@ -161,16 +165,17 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
     app.state.inference_health = inference_health
 
 
-async def _publish() -> None:
+async def _update_metrics() -> None:
+    """Updates, once a second, the rates of results and the histograms whose observations are buffered."""
     while True:
         await asyncio.sleep(1.0)
-        stats.PACE.publish()
-        routes.PACE.publish()
-        processor.PACE.publish()
-        metrics.write_gathered()
+        stats.RATE.publish()
+        routes.RATE.publish()
+        processor.RATE.publish()
+        metrics.flush_buffers()
 
 
-def _say_ready(pipeline: Pipeline, address: str) -> None:
+def _log_ready(pipeline: Pipeline, address: str) -> None:
     models = pipeline.models
     log.info(
         "ready: %sdetection: %s, pose: %s, text: %s",

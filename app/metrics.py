@@ -1,7 +1,7 @@
-"""Every Prometheus object of the service; nowhere else is one made.
+"""Every Prometheus object of the service; no other module creates one.
 
-No session or frame id is ever a label. frames_received = processed + dropped + failed + in flight,
-for every entry point, at every moment.
+No session or frame id is ever a label. For every entry point and at every moment,
+frames_received = processed + dropped + failed + in flight.
 """
 
 from __future__ import annotations
@@ -27,51 +27,51 @@ T = TypeVar("T")
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-_TOGETHER = 100
-"""Observations that are added up before they touch a histogram: each takes two locks and a lookup."""
-_GATHERED: list[Callable[[], None]] = []
+_BUFFERED = 100
+"""Observations that a buffer holds before it updates its histogram: each update takes two locks and a lookup."""
+_BUFFERS: list[Callable[[], None]] = []
 _BATCHES = (1, 2, 4, 8, 16, 32)
 
 SESSIONS_ACTIVE = Gauge("sightline_sessions_active", "Live sessions being served", multiprocess_mode="livesum")
-SESSIONS_WAITING = Gauge("sightline_sessions_waiting", "Live sessions in the waiting room", multiprocess_mode="livesum")
-SESSIONS = Counter("sightline_sessions_total", "Live sessions that ended, by how", ["outcome"])
+SESSIONS_WAITING = Gauge("sightline_sessions_waiting", "Sessions that wait for a slot", multiprocess_mode="livesum")
+SESSIONS = Counter("sightline_sessions_total", "Live sessions that ended, by outcome", ["outcome"])
 
-FRAMES_RECEIVED = Counter("sightline_frames_received_total", "Frames that came in", ["entry"])
+FRAMES_RECEIVED = Counter("sightline_frames_received_total", "Frames received", ["entry"])
 FRAMES_PROCESSED = Counter("sightline_frames_processed_total", "Frames that were answered with a result", ["entry"])
-FRAMES_DROPPED = Counter("sightline_frames_dropped_total", "Frames given up on purpose", ["entry", "reason"])
+FRAMES_DROPPED = Counter("sightline_frames_dropped_total", "Frames dropped on purpose", ["entry", "reason"])
 FRAMES_FAILED = Counter("sightline_frames_failed_total", "Frames that ended in an error", ["entry", "stage"])
-STAGE_ERRORS = Counter("sightline_stage_errors_total", "Stages that said `error` on a frame", ["stage"])
+STAGE_ERRORS = Counter("sightline_stage_errors_total", "Stages whose status on a frame was `error`", ["stage"])
 
 DECODE_GIVEN_UP = Gauge(
     "sightline_decode_given_up",
-    "Threads still at a frame that was given up as too expensive",
+    "Threads that still work on a frame which failed as too expensive",
     multiprocess_mode="livesum",
 )
 
 MODEL_FRAMES = Counter("sightline_model_frames_total", "Frames that a model answered", ["model"])
 MODEL_BATCH = Histogram("sightline_model_batch_size", "Frames in one request to a model", ["model"], buckets=_BATCHES)
-FACES = Counter("sightline_faces_total", "Faces of persons seen, by what became of them", ["outcome"])
-STAGE_SECONDS = Histogram("sightline_stage_seconds", "Time a stage took", ["entry", "stage"], buckets=_SECONDS)
-FRAME_AGE = Histogram("sightline_frame_age_seconds", "From received to answered", ["entry"], buckets=_SECONDS)
+FACES = Counter("sightline_faces_total", "Faces of detected people, by outcome", ["outcome"])
+STAGE_SECONDS = Histogram("sightline_stage_seconds", "Duration of a stage", ["entry", "stage"], buckets=_SECONDS)
+FRAME_AGE = Histogram("sightline_frame_age_seconds", "Time from a frame to its result", ["entry"], buckets=_SECONDS)
 PIPELINE_FPS = Gauge(
-    "sightline_pipeline_fps", "Results a second over the last seconds", ["entry"], multiprocess_mode="livesum"
+    "sightline_pipeline_fps", "Results per second over the last 5 seconds", ["entry"], multiprocess_mode="livesum"
 )
 
 IN_FLIGHT = Gauge("sightline_inference_in_flight", "Requests at the inference server", multiprocess_mode="livesum")
 INFERENCE_UP = Gauge("sightline_inference_up", "1 while the inference server answers", multiprocess_mode="livemin")
 TRITON_RESTARTS = Counter(
     "sightline_triton_restarts_total",
-    "Times that the embedded Triton was started again: ended, process_lost (one of a model), hung",
+    "Restarts of the embedded Triton, by reason: ended, process_lost (a process of a model), hung",
     ["reason"],
 )
 INFERENCE_UNSHARED = Counter(
     "sightline_inference_unshared_total",
-    "Requests whose tensors went through gRPC whole, though memory is shared with the inference server",
+    "Requests that sent their tensors over gRPC, although memory is shared with the inference server",
 )
 INFERENCE_ERRORS = Counter("sightline_inference_errors_total", "Requests to a model that failed", ["reason"])
 
-OCR_RUNS = Counter("sightline_ocr_runs_total", "OCR runs, by how they ended", ["outcome"])
-OCR_SECONDS = Histogram("sightline_ocr_run_seconds", "Time an OCR run took", buckets=_SECONDS[5:])
+OCR_RUNS = Counter("sightline_ocr_runs_total", "OCR runs, by outcome", ["outcome"])
+OCR_SECONDS = Histogram("sightline_ocr_run_seconds", "Duration of an OCR run", buckets=_SECONDS[5:])
 OCR_RSS = Gauge("sightline_ocr_process_rss_bytes", "Resident memory of the OCR process", multiprocess_mode="livesum")
 
 SUMMARY_BACKLOG_ITEMS = Gauge(
@@ -85,8 +85,8 @@ SUMMARY_BACKLOG_BYTES = Gauge(
 )
 SUMMARY_OBSERVATIONS = Counter(
     "sightline_summary_observations_total",
-    "Observations: offered or adopted (from a process that ended) = taken + merged + dropped + kept (for the next "
-    "start) + those that wait; spilled: went to disk on the way",
+    "Observations: offered + adopted (from a process that ended) = taken + merged + dropped + kept (for the next "
+    "start) + those that wait; spilled: written to disk meanwhile",
     ["outcome"],
 )
 SUMMARY_DISK_ERRORS = Counter(
@@ -101,10 +101,10 @@ SUMMARIES = Counter(
 LLM_REQUESTS = Counter("sightline_llm_requests_total", "Requests to the language model, by outcome", ["outcome"])
 LLM_SECONDS = Histogram(
     "sightline_llm_seconds",
-    "Time a request to the language model took",
+    "Duration of a request to the language model",
     buckets=(*_SECONDS[5:], 20.0, 30.0, 60.0, 120.0),
 )
-LLM_TOKENS = Counter("sightline_llm_tokens_total", "Tokens sent to and got from the language model", ["direction"])
+LLM_TOKENS = Counter("sightline_llm_tokens_total", "Tokens sent to and received from the language model", ["direction"])
 LLM_BREAKER_OPEN = Gauge(
     "sightline_llm_breaker_open", "1 while the language model's circuit breaker is open", multiprocess_mode="livemax"
 )
@@ -122,17 +122,17 @@ FLEET_SKIPPED = Counter(
 )
 FLEET_FENCED = Counter(
     "sightline_fleet_fenced_total",
-    "Frames in flight whose camera another worker has taken, by what was refused: answer, acknowledgement",
+    "Frames in flight whose camera another worker took over, by what was refused: answer, acknowledgement",
     ["refused"],
 )
 FLEET_RECLAIMED = Counter("sightline_fleet_pending_reclaimed_total", "Frames claimed from workers that died")
 FLEET_DEAD_LETTERS = Counter("sightline_fleet_dead_letters_total", "Frames dead-lettered after FLEET_MAX_DELIVERIES")
-KAFKA_ERRORS = Counter("sightline_kafka_publish_errors_total", "Results that Kafka did not take", ["reason"])
+KAFKA_ERRORS = Counter("sightline_kafka_publish_errors_total", "Results that Kafka did not accept", ["reason"])
 INGEST_FRAMES = Counter("sightline_ingest_frames_total", "Frames read from sources, by outcome", ["outcome"])
-INGEST_RECONNECTS = Counter("sightline_ingest_reconnects_total", "Sources opened again after they were lost")
+INGEST_RECONNECTS = Counter("sightline_ingest_reconnects_total", "Times that a lost source was opened again")
 INGEST_SOURCES = Gauge("sightline_ingest_sources", "Sources by state", ["state"], multiprocess_mode="livesum")
 
-SEGMENTS = Counter("sightline_segments_total", "Segments, by who analysed them and how it went", ["backend", "outcome"])
+SEGMENTS = Counter("sightline_segments_total", "Segments, by backend and outcome", ["backend", "outcome"])
 SEGMENTS_IN_FLIGHT = Gauge(
     "sightline_segments_in_flight", "Segments at the backend", ["backend"], multiprocess_mode="livesum"
 )
@@ -143,30 +143,32 @@ SEGMENT_SECONDS = Histogram(
     buckets=(1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000),
 )
 SEGMENT_MESSAGES = Counter(
-    "sightline_segment_messages_total", "Queue messages, by queue and what became of them", ["queue", "outcome"]
+    "sightline_segment_messages_total", "Queue messages, by queue and outcome", ["queue", "outcome"]
 )
 
-ACTIVITY_ERRORS = Counter("sightline_activity_publish_errors_total", "Activity figures that CloudWatch did not take")
+ACTIVITY_ERRORS = Counter("sightline_activity_publish_errors_total", "Session counts that CloudWatch did not accept")
 
 CONNECTIONS = Gauge(
     "sightline_connections",
-    "TCP connections: handshake (before their first complete request), http (it came; idle between two, too), "
-    "websocket, closing (answered, and not gone yet)",
+    "TCP connections: handshake (before their first complete request), http (after it; also idle between two), "
+    "websocket, closing (answered, but not closed yet)",
     ["state"],
     multiprocess_mode="livesum",
 )
 CONNECTIONS_REFUSED = Counter(
-    "sightline_connections_refused_total", "TCP connections that the service ended, by why", ["reason"]
+    "sightline_connections_refused_total", "TCP connections that the service ended, by reason", ["reason"]
 )
 
-AUTH_FAILURES = Counter("sightline_auth_failures_total", "Sessions and requests turned away", ["reason"])
+AUTH_FAILURES = Counter("sightline_auth_failures_total", "Sessions and requests refused access", ["reason"])
 LAST_ACTIVITY = Gauge(
-    "sightline_last_activity_timestamp_seconds", "When the last frame came in, epoch seconds", multiprocess_mode="max"
+    "sightline_last_activity_timestamp_seconds",
+    "When the last frame was received, epoch seconds",
+    multiprocess_mode="max",
 )
 
 
-class Pace:
-    """How many results a second an entry point gave over the last seconds: PIPELINE_FPS."""
+class RateGauge:
+    """PIPELINE_FPS of one entry point: its results per second over the last 5 seconds."""
 
     _WINDOW_S = 5.0
 
@@ -176,11 +178,11 @@ class Pace:
         self._marks: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
 
     def add(self, results: int = 1) -> None:
-        """More results."""
+        """Counts results."""
         self._count += results
 
     def publish(self) -> None:
-        """Sets the gauge. Called about once a second, so that it falls to 0 when nothing comes any more."""
+        """Sets the gauge. Call it about once a second, so that it falls to 0 when no more results follow."""
         now = time.monotonic()
         self._marks.append((now, self._count))
         while len(self._marks) > 2 and now - self._marks[0][0] > self._WINDOW_S:
@@ -190,7 +192,7 @@ class Pace:
 
 
 def observe_all(histogram: Histogram, values: Sequence[float]) -> None:
-    """`histogram.observe` of each value, but a lock a bucket instead of two a value.
+    """Calls for `histogram.observe` of each value, but takes a lock per bucket instead of two per value.
 
     The library has no such call; this is its `observe` over a list (prometheus_client/metrics.py).
     """
@@ -203,69 +205,71 @@ def observe_all(histogram: Histogram, values: Sequence[float]) -> None:
 
 
 def observe_stages(entry: str, frames: Sequence[Mapping[str, float]]) -> None:
-    """STAGE_SECONDS of several frames: how long each stage of each took."""
+    """Adds to STAGE_SECONDS: `frames` has, for each frame, the seconds of each of its stages by name."""
     stages: dict[str, list[float]] = {}
-    for one in frames:
-        for name, seconds in one.items():
+    for times in frames:
+        for name, seconds in times.items():
             stages.setdefault(name, []).append(seconds)
-    for name, found in stages.items():
-        observe_all(STAGE_SECONDS.labels(entry, name), found)
+    for name, durations in stages.items():
+        observe_all(STAGE_SECONDS.labels(entry, name), durations)
 
 
-class Gathered(Generic[T]):
-    """Observations that are added up before they touch a histogram. Whoever reads `exposition` finds all of them.
+class HistogramBuffer(Generic[T]):
+    """Buffers observations, so that many update a histogram together. `exposition` flushes every buffer first.
+
+    Thread-safe. A buffer lives as long as the process.
 
     Args:
-        write: takes those that came together; kept, and not to be changed any more.
+        write: updates the histogram with a list of observations.
     """
 
     def __init__(self, write: Callable[[list[T]], None]) -> None:
         self._write = write
         self._lock = threading.Lock()
         self._waiting: list[T] = []
-        _GATHERED.append(self.write)
+        _BUFFERS.append(self.flush)
 
     def add(self, observed: T) -> None:
         with self._lock:
             self._waiting.append(observed)
-            full = len(self._waiting) >= _TOGETHER
+            full = len(self._waiting) >= _BUFFERED
         if full:
-            self.write()
+            self.flush()
 
-    def write(self) -> None:
+    def flush(self) -> None:
         with self._lock:
             waiting, self._waiting = self._waiting, []
         self._write(waiting)
 
 
-def ages(entry: str) -> Gathered[float]:
-    """FRAME_AGE of one entry point, seconds."""
-    return Gathered(lambda seconds: observe_all(FRAME_AGE.labels(entry), seconds))
+def ages(entry: str) -> HistogramBuffer[float]:
+    """Buffers FRAME_AGE of one entry point, seconds."""
+    return HistogramBuffer(lambda seconds: observe_all(FRAME_AGE.labels(entry), seconds))
 
 
-def stage_times(entry: str) -> Gathered[Mapping[str, float]]:
-    """STAGE_SECONDS of one entry point: how long each stage of a frame took."""
-    return Gathered(lambda frames: observe_stages(entry, frames))
+def stage_times(entry: str) -> HistogramBuffer[Mapping[str, float]]:
+    """Buffers STAGE_SECONDS of one entry point: for each frame, the seconds of each stage by name."""
+    return HistogramBuffer(lambda frames: observe_stages(entry, frames))
 
 
-def write_gathered() -> None:
-    """Writes what was added up so far. Called about once a second: with several workers, any may be asked for all."""
-    for write in _GATHERED:
-        write()
+def flush_buffers() -> None:
+    """Flushes every buffer. Call it about once a second, because any of several workers may answer for all of them."""
+    for flush in _BUFFERS:
+        flush()
 
 
 def registry() -> CollectorRegistry:
     """The process's registry; with several workers, one that adds up all of theirs."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return REGISTRY
-    _forget_the_dead(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
+    _remove_dead_workers(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
     merged = CollectorRegistry()
     MultiProcessCollector(merged)  # type: ignore[no-untyped-call]
     return merged
 
 
-def _forget_the_dead(folder: Path) -> None:
-    """What a worker that was killed had open is open no more; what it counted stays counted."""
+def _remove_dead_workers(folder: Path) -> None:
+    """Removes the live gauges of workers that were killed. Their counters stay."""
     for gauge in folder.glob("gauge_live*_*.db"):
         pid = int(gauge.stem.rpartition("_")[2])
         if not Path(f"/proc/{pid}").exists():
@@ -273,13 +277,17 @@ def _forget_the_dead(folder: Path) -> None:
 
 
 def exposition() -> bytes:
-    """The text that `GET /metrics` answers."""
-    write_gathered()
+    """The body of `GET /metrics`, in Prometheus's text format."""
+    flush_buffers()
     return generate_latest(registry())
 
 
 def triton_restarted(reason: str) -> None:
-    """Counts it. The process that starts several workers supervises their Triton, and its own registry is nobody's."""
+    """Counts a restart of the embedded Triton.
+
+    With several workers their parent supervises Triton. No endpoint exposes the parent's registry, so the parent also
+    writes the count into the folder that the workers share.
+    """
     TRITON_RESTARTS.labels(reason).inc()
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ and not ValueClass._multiprocess:
         _shared_restarts(reason).inc(1)
@@ -293,7 +301,7 @@ def _shared_restarts(reason: str) -> Any:
 
 
 def share_between_workers(folder: Path) -> None:
-    """Makes all processes started from here add up in one exposition. Call before they import this module."""
+    """Makes the exposition the sum over all processes started from here. Call it before they import this module."""
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob("*.db"):
         stale.unlink()

@@ -26,11 +26,12 @@ HealthReport = Callable[[], dict[str, Any]]
 log = logging.getLogger(__name__)
 
 _MAX_CONNECTIONS = 64
-"""Each has a thread."""
+"""Most connections at once; each has a thread."""
 _TIMEOUT_S = 10.0
-"""From accept to the end of the answer, however steadily the client sends or reads."""
+"""Seconds from accept to the end of the response, however steadily the client sends or reads."""
 _PAUSE_S = 0.5
-"""Before the next accept while no descriptor is left: the socket stays readable, and the loop would spin."""
+"""Seconds before the next accept while no descriptor is left. Without it the loop would spin, because the listening
+socket stays readable."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -42,12 +43,12 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._open: dict[Any, float] = {}
-        """Connections, and when each times out."""
+        """By connection: when it times out, monotonic seconds."""
         self._latch = Latch()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
-            found = super().get_request()
+            accepted = super().get_request()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 if self._latch.begins("out of descriptors"):
@@ -56,7 +57,7 @@ class _Server(ThreadingHTTPServer):
                 time.sleep(_PAUSE_S)
             raise
         self._latch.ends()
-        return found
+        return accepted
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if len(self._open) >= _MAX_CONNECTIONS:
@@ -73,7 +74,7 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """Called a few times a second: shuts late connections down, so that their threads end."""
+        """Shuts late connections down, so that their threads end. `serve_forever` calls it several times a second."""
         now = time.monotonic()
         for request, due in [*self._open.items()]:
             if now > due:
@@ -106,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
             report = self.server.report()
             self._respond(200 if report["state"] == "ok" else 503, orjson.dumps(report), "application/json")
         else:
-            self._respond(404, b"/metrics, /health, /health/live and /health/ready are here\n", "text/plain")
+            self._respond(404, b"this server has /metrics, /health, /health/live and /health/ready\n", "text/plain")
 
     def _respond(self, status: int, body: bytes, kind: str) -> None:
         self.send_response(status)
@@ -125,7 +126,8 @@ def serve_metrics(host: str, port: int, report: HealthReport, hosts: Hosts) -> I
 
     Args:
         port: 0 takes a free one.
-        report: makes the body of /health; its `state` decides the status.
+        report: returns the body of /health. /health and /health/live answer 503 if its `state` is `silent`,
+            /health/ready unless it is `ok`.
         hosts: host names that the server answers to.
 
     Raises:

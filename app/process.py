@@ -1,7 +1,7 @@
-"""A process of ours from start to end: tuning, early signals, what a start waits for, the log lines of a shutdown.
+"""The start and the end of every process: tuning, signals, log lines while a start waits and during a shutdown.
 
-Every command ends with 0 on SIGTERM, because it did what it was asked, and logs one line each for stopping, drained
-and ended.
+A command that serves or works on queues ends with 0 on SIGTERM, because that is how it is meant to end, and logs one
+line each for stopping, drained and ended.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ log = logging.getLogger(__name__)
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _THRESHOLD = 256 * 1024 * 1024
+"""Bytes of free memory that glibc keeps for later allocations instead of returning them to the kernel."""
 _WAIT_LOG_S = 3.0
+"""Seconds between two log lines while a start waits."""
 
 
 def tune() -> None:
     """Sets up OpenCV and the allocator. Call once, before the first frame.
 
-    OpenCV makes no threads of its own: frames run in parallel, so one frame has one thread. glibc keeps memory of a
+    OpenCV starts no threads of its own, because frames run in parallel and each has one thread. glibc keeps memory of a
     frame's size: by default it maps, faults in page by page and unmaps such a buffer for every frame, which can double
     the cost of a decode (mallopt(3)).
     """
@@ -43,18 +45,18 @@ def tune() -> None:
             libc.mallopt(_M_MMAP_THRESHOLD, 32 * 1024 * 1024)  # glibc's own maximum
             libc.mallopt(_M_TRIM_THRESHOLD, _THRESHOLD)
         except (OSError, AttributeError):  # musl has no mallopt
-            log.debug("no mallopt here")
+            log.debug("this C library has no mallopt")
 
 
 def freeze_gc(*, threshold: int = 0) -> None:
     """Excludes everything loaded so far from garbage collection. Call once all modules and models are loaded.
 
-    Else the collector walks some hundred thousand objects that never go: 2% of the CPU time of a live frame, and in a
-    fleet's worker one stop of 65 ms every few thousand frames.
+    Otherwise the collector walks some hundred thousand objects that are never freed: 2% of the CPU time of a live
+    frame, and in a fleet's worker one stop of 65 ms every few thousand frames.
 
     Args:
         threshold: new objects that start a collection; 0 keeps Python's own (700). Larger suits a process whose work
-            makes no reference cycles: a batch of a thousand objects is gone before the collector looks.
+            makes no reference cycles: a batch of a thousand objects is freed before the collector runs.
     """
     gc.collect()
     gc.freeze()
@@ -85,7 +87,7 @@ def log_while_waiting(what: str, every_s: float = _WAIT_LOG_S) -> Iterator[None]
 
 
 def exit_on_sigterm() -> None:
-    """Lets SIGTERM end the process with 0 until the command sets its own handler: its imports take seconds.
+    """Makes SIGTERM end the process with 0 until the command sets its own handler, because its imports take seconds.
 
     Call in the main thread.
     """
@@ -122,7 +124,7 @@ def stopping_on_signals(stop: Callable[[], None]) -> Iterator[None]:
 def end_with_parent() -> None:
     """Sends this worker process SIGTERM once its parent has ended.
 
-    A parent that was killed cannot end its workers: they would run on, and keep the port.
+    A parent that was killed cannot end its workers, so that they would run on and keep the port.
     """
 
     def wait() -> None:
@@ -153,7 +155,7 @@ class ShutdownLog:
             threading.Thread(target=self._log, args=("stopping: %s", why), name="stopping").start()
 
     def drained(self) -> None:
-        """Logs that all work in hand is done or given back."""
+        """Logs that all work in flight is finished, or returned to its queue."""
         if self._began is None:
             self.stopping("the work is over")
         self._log("drained after %.1f s", time.monotonic() - (self._began or 0.0))

@@ -37,18 +37,19 @@ from app.settings import Settings
 log = logging.getLogger(__name__)
 
 _UNSENT_BYTES = 16 * 1024
-"""Bytes that the kernel keeps for a peer that does not read: by default megabytes, in which results grow old."""
+"""Most unsent bytes that the kernel buffers for a peer. Its default is megabytes, in which results would grow old."""
 _BACKLOG = 2048
 _POLL_S = 0.5
-"""Between two checks of the workers."""
+"""Seconds between two checks of the workers."""
 _HUNG_S = 30.0
-"""Without an answer from a worker that has served: its event loop is blocked, and its sessions get nothing."""
+"""Seconds without an answer after which a worker that was ready is replaced. A thread of the worker answers, so that
+this finds a stopped process, or one in which native code holds the interpreter's lock."""
 _PAUSES_S = (0.5, 30.0)
-"""Pause before a worker is replaced: first and longest."""
+"""Seconds of pause before a worker is replaced: first and longest."""
 _STEADY_S = 60.0
-"""A worker that has served this long resets the pause."""
+"""Seconds; a failure of a worker that lived longer, and was ready, starts with the first pause again."""
 _GRACE_S = 5.0
-"""Beyond DRAIN_TIMEOUT_S, to close what outlives the sessions."""
+"""Seconds beyond DRAIN_TIMEOUT_S that a worker has to close what outlives its sessions."""
 
 
 def run() -> None:
@@ -73,11 +74,11 @@ def run() -> None:
 
 
 class _StoppedEarly(BaseException):
-    """SIGTERM came before the server ran."""
+    """SIGTERM was received before the server ran."""
 
 
 def _stop_start(number: int, _: object) -> None:
-    signal.signal(number, signal.SIG_IGN)  # the first one already ends the process in order
+    signal.signal(number, signal.SIG_IGN)  # the first one already ends the process
     raise _StoppedEarly
 
 
@@ -96,7 +97,7 @@ def _serve_in_process(settings: Settings) -> None:
 
 
 def _serve_with_workers(settings: Settings) -> None:
-    """Several processes on one port, with one embedded Triton between them."""
+    """Runs several processes on one port, which share one embedded Triton."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job
         signal.signal(signal.SIGINT, signal.default_int_handler)
     require_tokens(settings)
@@ -292,9 +293,9 @@ class Supervisor(Multiprocess):
         self._failures = 1
         """Failures in a row, of which the start counts as one: the pause doubles with each."""
         self._restart_at: dict[int, float] = {}
-        """By slot: when its next worker starts."""
+        """By slot: when its next worker starts, monotonic seconds."""
         self._served = False
-        """Whether any worker has ever been ready. A wrong set-up fails before that."""
+        """Whether any worker was ever ready. A wrong configuration fails before that, and no restart helps it."""
         self.failed = False
         self._stop_reason = "the end"
 
@@ -404,8 +405,8 @@ def listen(host: str, port: int) -> socket.socket:
 def listen_shared(host: str, port: int) -> socket.socket:
     """A socket for several processes: each that gets a copy listens on the same port with a socket of its own.
 
-    Linux then spreads connections over the processes. With one socket for all, the first process to wake takes all
-    that wait: of 24 sessions that came at once, all went to one of two workers. Other kernels do not spread
+    Linux then spreads connections over the processes. With one socket for all, the first process to wake accepts all
+    that wait: of 24 sessions that connected at once, all went to one of two workers. Other kernels do not spread
     connections; there all processes have one socket.
 
     Raises:
@@ -413,7 +414,7 @@ def listen_shared(host: str, port: int) -> socket.socket:
     """
     if sys.platform != "linux":
         return listen(host, port)
-    with _bound(socket.socket, host, port) as exclusive:  # SO_REUSEPORT would hide that another program has the port
+    with _bound(socket.socket, host, port) as exclusive:  # with SO_REUSEPORT, a port that is in use would not fail
         port = exclusive.getsockname()[1]
     return _bound(_Shared, host, port)
 

@@ -32,5 +32,5 @@ def test_so_are_ages() -> None:
     for _ in range(3):
         ages.add(0.02)
     assert 'sightline_frame_age_seconds_bucket{entry="test",le="0.025"} 3.0' in metrics.exposition().decode()
-    ages.write()
+    ages.flush()
     assert seen("sightline_frame_age_seconds_count", entry="test") == 3

@@ -155,7 +155,7 @@ class MetricsBuffer:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._fps = metrics.Pace(ENTRY_POINT)
+        self._fps = metrics.RateGauge(ENTRY_POINT)
         self._written = time.monotonic()
         self._clear()
 

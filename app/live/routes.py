@@ -42,7 +42,7 @@ _LEAST_FREE = 64 * 1024 * 1024
 """Bytes of free disk below which the service is not ready."""
 ENTRY = "http"
 """This entry point's value of the metrics' label."""
-PACE = metrics.Pace(ENTRY)
+RATE = metrics.RateGauge(ENTRY)
 _POLL_S = 0.01
 """Between two looks whether an image's text is read."""
 
@@ -221,7 +221,7 @@ async def _analyze(pipeline: Pipeline, image: bytes, settings: StreamSettings, *
         result = await _read_text(pipeline, memory, frame, result, ocr_timeout_s)
         age_s = time.perf_counter() - received
         metrics.FRAMES_PROCESSED.labels(ENTRY).inc()
-        PACE.add()
+        RATE.add()
         metrics.FRAME_AGE.labels(ENTRY).observe(age_s)
         counted = True
     finally:

@@ -326,7 +326,7 @@ class Session:
     @property
     def _trusted(self) -> bool:
         """Whether the handshake alone allows the client to use the service."""
-        return not self._entry_point.auth.asks or (self._token is not None and self._refused is None)
+        return not self._entry_point.auth.requires_token or (self._token is not None and self._refused is None)
 
     def _check(self, token: str | None) -> Refusal | None:
         return self._entry_point.auth.token(token, self.address, f"WEBSOCKET {LIVE}")

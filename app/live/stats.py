@@ -17,7 +17,7 @@ _SAMPLES = 512
 _received = metrics.FRAMES_RECEIVED.labels(ENTRY)
 _processed = metrics.FRAMES_PROCESSED.labels(ENTRY)
 _ages = metrics.ages(ENTRY)
-PACE = metrics.Pace(ENTRY)
+RATE = metrics.RateGauge(ENTRY)
 
 
 class FrameStats:
@@ -52,7 +52,7 @@ class FrameStats:
         """Counts a frame whose result was sent `age_s` after the frame came."""
         self._processed += 1
         _processed.inc()
-        PACE.add()
+        RATE.add()
         _ages.add(age_s)
         for name, value in timings_ms.items():
             times = self._times.get(name)

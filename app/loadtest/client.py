@@ -29,12 +29,13 @@ from app.sources.address import parse
 from app.sources.reader import OnDamage, SourceError, encode, open_source
 
 _BLOCKED_BYTES = 256 * 1024
-"""Unsent bytes in our own socket beyond which frames are `blocked`: the service reads too slowly for the load."""
+"""Unsent bytes in the client's socket beyond which a due frame counts as `blocked`, because the service reads too
+slowly."""
 _BYE_TIMEOUT_S = 15.0
-"""Between `stop` and the end of the connection."""
+"""Seconds between `stop` and the end of the connection."""
 _RETRY_S = 0.5
 _SILENCE_S = 60.0
-"""The service sends `ping` every 15 s, so a connection that is silent for this long is dead."""
+"""Seconds of silence after which a connection counts as lost; the service sends `ping` every 15 s."""
 _RETRYABLE = (429, 503)
 """HTTP statuses of a service that is full now and may accept a session later."""
 _SLOW_READ_S = 1.0
@@ -212,7 +213,7 @@ class LoadClient:
         except TimeoutError:
             connection.transport.abort()
         except ConnectionClosed:
-            pass  # the session's outcome says how it ended
+            pass  # the session's outcome records how it ended
 
     def _handle(self, message: dict[str, Any]) -> None:
         kind, session = message["type"], self._session
@@ -229,7 +230,7 @@ class LoadClient:
                     self._stats.clients[self._client.number].results += 1
                 second.degraded += any(stage["status"] == "error" for stage in message["stages"].values())
         elif kind == "error" and message["seq"] is not None:
-            # Says nothing of older frames: a frame refused on arrival is answered before one that is at the models.
+            # Older frames stay in flight: a frame refused on arrival is answered before one that is at the models.
             due = self._in_flight.pop(message["seq"], None)
             session.errors[message["code"]] += 1
             if due is not None:
@@ -252,7 +253,7 @@ def _parse_message(text: str | bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError:
         message = None
     if not isinstance(message, dict) or "type" not in message:
-        raise InvalidMessage(f"it said {text[:60]!r}, which is not the live protocol")
+        raise InvalidMessage(f"it sent {text[:60]!r}, which is not the live protocol")
     return message
 
 

@@ -1,4 +1,4 @@
-"""What a load measured: counts as the clients keep them, the figures computed from them, and the objectives. Pure."""
+"""Results of a load: the counts of its clients, the figures computed from them, and the objectives. Does no I/O."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class SecondStats:
     """Ages of the results of these frames."""
     errors: Counter[str] = field(default_factory=Counter)
     degraded: int = 0
-    """Results in which a stage said `error`."""
+    """Results in which a stage had status `error`."""
 
     def add(self, other: SecondStats) -> None:
         self.due += other.due
@@ -146,7 +146,7 @@ class LoadStats:
     def __init__(self) -> None:
         self.seconds: Seconds = defaultdict(SecondStats)
         self.slow: Seconds = defaultdict(SecondStats)
-        """Slow readers, apart: their ages say how they read, not how the service serves."""
+        """Slow readers, apart, because their ages show how they read and not how the service serves."""
         self.clients: defaultdict[int, ClientStats] = defaultdict(ClientStats)
         """By number; without slow readers."""
         self.sessions: list[SessionStats] = []
@@ -212,11 +212,11 @@ class Figures:
     p99_age_ms: float | None
     max_age_ms: float | None
     dropped: float | None
-    """Share of the frames due that got no result, whoever dropped them; None if no frame was due."""
+    """Share of the frames due that got no result, dropped by the service or by this tool; None if no frame was due."""
     failed: float | None
     """Share of the frames due on which the service failed; None if no frame was due."""
     degraded: float | None
-    """Share of the results in which a stage said `error`, because models were away or too slow. None if no result."""
+    """Share of the results with a stage of status `error`, because models were away or too slow. None if no result."""
     fairness: float | None
     """Jain's index over the share of its frames for which each client got results, served or not: 1 if all get the
     same, 1/n if one client gets everything. None if no result."""

@@ -1,4 +1,4 @@
-"""What the load is: how many clients, which frames are due when, which clients misbehave. Pure."""
+"""The plan of a load: the clients, when their frames are due, and which of them misbehave. Does no I/O."""
 
 from __future__ import annotations
 

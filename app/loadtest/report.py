@@ -1,4 +1,4 @@
-"""How a load went, for people: a table on the terminal while it runs and at its end, and an HTML report with charts."""
+"""Reports of a load: a table on the terminal while it runs and at its end, and an HTML report with charts."""
 
 from __future__ import annotations
 

@@ -28,12 +28,12 @@ OnProgress = Callable[[float, LoadStats], None]
 """Called about twice a second with the seconds since the start and the counts so far."""
 _TICK_S = 0.5
 _START_TIMEOUT_S = 60.0
-"""For the other processes to start."""
+"""Seconds for the other processes to start."""
 _MAX_REFUSALS = 3
 """Refusals before any session was accepted, after which the load is given up. There is no trial connection before the
 load, because the service would count it."""
 _LATE_MS = 20.0
-"""p99 of this tool's own lateness beyond which it says that the ages are too long."""
+"""p99 of this tool's own lateness beyond which it reports that the ages are too long."""
 
 
 def run_load(
@@ -144,7 +144,7 @@ def _hopeless(stats: LoadStats) -> bool:
 _start: Barrier | None = None
 """In a further process: all processes begin at once, so that their seconds are the same."""
 _stop: Event | None = None
-"""In a further process: the load is given up."""
+"""In a further process: set once the load is given up."""
 
 
 def _init_process(start: Barrier, stop: Event) -> None:

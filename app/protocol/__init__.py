@@ -1,1 +1,1 @@
-"""The wire: what clients and service say to each other. Pure; imports nothing of the house but errors."""
+"""The live protocol: the messages between clients and the service. Does no I/O; of `app` it imports only `errors`."""

@@ -1,4 +1,4 @@
-"""What a client may say: pydantic models, strict (a string is not a number), unknown fields ignored."""
+"""Messages from client to service: strict pydantic models (a string is not a number) that ignore unknown fields."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class _Message(BaseModel):
 
 
 class StagesPatch(_Message):
-    """Booleans; what is left out stays as it is."""
+    """Stages to switch on or off; one that is omitted stays as it is."""
 
     detect: bool | None = None
     pose: bool | None = None
@@ -37,7 +37,7 @@ def _name_or_id(value: object) -> object:
 
 
 def _number(value: object) -> object:
-    if isinstance(value, bool):  # which Python takes for 1
+    if isinstance(value, bool):  # a bool is an int in Python
         raise ValueError("want a number")
     return value
 
@@ -46,7 +46,7 @@ ClassChoice = Annotated[int | str, BeforeValidator(_name_or_id)]
 
 
 class Patch(_Message):
-    """What `init` and `update` may both change."""
+    """The settings that both `init` and `update` may change."""
 
     stages: StagesPatch | None = Field(
         None, description="which modalities run: `detect`, `pose`, `ocr`, `motion`, `track`, `summary`"
@@ -64,34 +64,34 @@ class Patch(_Message):
 
 
 class Init(Patch):
-    """Once, first; optional. Answered by `ready`, or `queued` and then `ready`."""
+    """The first message, optional. The service answers with `ready`, or with `queued` and then `ready`."""
 
     type: Literal["init"]
-    protocol: Annotated[Literal[1], BeforeValidator(_number)] = Field(1, description="version spoken")
-    token: str | None = Field(None, max_length=4096, description="one of AUTH_TOKENS, where the service asks for one")
+    protocol: Annotated[Literal[1], BeforeValidator(_number)] = Field(1, description="protocol version")
+    token: str | None = Field(None, max_length=4096, description="one of AUTH_TOKENS, if the service requires one")
     mode: Mode | None = Field(None, description="`realtime` (the newest frame wins) or `lossless` (every frame)")
 
 
 class Update(Patch):
-    """Takes effect at the next frame; answered by `settings`."""
+    """Changes settings from the next frame on; the service answers with `settings`."""
 
     type: Literal["update"]
 
 
 class Pause(_Message):
-    """The idle clock stops; the slot stays until pauses have lasted `max_pause_s` in all."""
+    """Stops the idle timeout; the session keeps its slot until its pauses have lasted `max_pause_s` in all."""
 
     type: Literal["pause"]
 
 
 class Resume(_Message):
-    """Ends a pause; the idle clock goes on from where it stood, and only a frame starts it anew."""
+    """Ends a pause; the idle timeout continues from where it stopped, and only a frame restarts it."""
 
     type: Literal["resume"]
 
 
 class Stop(_Message):
-    """Finish what is in flight, then `bye`."""
+    """Asks the service to answer the frames in flight and then to send `bye`."""
 
     type: Literal["stop"]
 
@@ -109,10 +109,10 @@ _BY_TYPE: dict[str, type[Any]] = {model.model_fields["type"].annotation.__args__
 
 
 def parse(text: str | bytes) -> ClientMessage:
-    """One control message.
+    """Parses one control message.
 
     Raises:
-        ProtocolError: not a JSON object, an unknown `type`, or a wrong value (with the field's dotted name).
+        ProtocolError: it is not a JSON object, an unknown `type`, or a wrong value (with the field's dotted name).
     """
     try:
         data = orjson.loads(text)

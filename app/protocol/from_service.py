@@ -1,4 +1,4 @@
-"""What the service says: frozen dataclasses that orjson writes as they are."""
+"""Messages from service to client: frozen dataclasses, which orjson serializes without conversion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from app.protocol.stream import StreamSettings
 @dataclass(frozen=True, slots=True)
 class DetectModel:
     name: str
-    """What really answers, e.g. `yolov8n` or `mediapipe`."""
+    """Display name from the model's metadata, such as `yolov8n` or `mediapipe`; without one, its name in Triton."""
     classes: tuple[str, ...]
 
 
@@ -28,7 +28,7 @@ class PoseModel:
 @dataclass(frozen=True, slots=True)
 class Models:
     detect: DetectModel | None
-    """Null while the inference server is away."""
+    """Null while the inference server is unavailable."""
     pose: PoseModel | None
     ocr: str | None = None
 
@@ -45,19 +45,19 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """All slots are taken; repeated as the line moves."""
+    """All slots are taken, so the session waits. Sent again whenever its position changes."""
 
     position: int
     """1 is next."""
     ahead: int
     eta_s: float | None
-    """From how long sessions lasted lately; null while unknown."""
+    """Estimated seconds until a slot is free, from the length of recent sessions; null while unknown."""
     type: Literal["queued"] = "queued"
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Frames may come."""
+    """The session has a slot, so the client may send frames."""
 
     protocol: int
     session_id: str
@@ -66,10 +66,10 @@ class Ready:
     limits: Limits
     credits: int
     """Frames that may be in flight. A `result` returns the credit of its frame and of all frames before it that
-    were not answered: those were superseded, and nothing will come of them. An `error` with a `seq` returns the
+    were not answered: those were superseded, and get no result. An `error` with a `seq` returns the
     credit of that frame alone: one that is refused on arrival is answered before older ones."""
     prompts: tuple[str, ...] = ()
-    """What `summary.prompt` may name; empty where nothing is summarised."""
+    """Names that `summary.prompt` may have; empty if there are no summaries."""
     type: Literal["ready"] = "ready"
 
 
@@ -90,25 +90,25 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one frame gave."""
+    """The result of one frame."""
 
     session_id: str
     frame_id: int
     """The service's number of the frame in this session, from 1."""
     seq: int
-    """The client's number out of the header; without one, `frame_id`."""
+    """The client's number of the frame, from its header; without a header, `frame_id`."""
     captured_at_ms: float
-    """The header's; without one, when the service received it."""
+    """Epoch milliseconds from the header; without a header, the time at which the service received the frame."""
     frame: FrameResult
     age_ms: float
-    """From received to sent, on the service's clock."""
+    """Milliseconds from receiving the frame to sending its result, on the service's clock."""
     dropped: Dropped
     type: Literal["result"] = "result"
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something is degraded or restored; the session goes on. What is degraded as it begins is said after `ready`."""
+    """Something is degraded or restored; the session goes on. If it is degraded at the start, this follows `ready`."""
 
     code: Literal["ocr_unavailable", "ocr_restored", "inference_unavailable", "inference_restored", "summary_backlog"]
     message: str
@@ -117,7 +117,7 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What the stream showed lately, in words."""
+    """A summary in words of what the stream showed since the last one."""
 
     source: Literal["llm", "digest"]
     """`digest`: made from the results by rule, without a language model."""
@@ -126,7 +126,7 @@ class Summary:
     activities: tuple[str, ...]
     visible_text: tuple[str, ...]
     concerns: tuple[str, ...]
-    """What the prompt asks to watch for, or looks unusual."""
+    """Things that the prompt asks to watch for, or that look unusual."""
     confidence: float
     first_frame_id: int
     last_frame_id: int
@@ -142,7 +142,7 @@ class Error:
     message: str
     field: str | None = None
     seq: int | None = None
-    """Of the frame refused; returns the credit of this frame alone."""
+    """`seq` of the refused frame; returns the credit of this frame alone."""
     fatal: bool = False
     """True: `bye` follows."""
     type: Literal["error"] = "error"
@@ -187,7 +187,7 @@ class Report:
     duration_s: float = 0.0
     stages: dict[str, StageTimes] = field(default_factory=dict)
     summary: Summary | None = None
-    """Of what was seen since the last `summary`, where the stream was summarised."""
+    """Summary of the frames since the last `summary`, if the stream was summarized."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,14 +219,14 @@ CLOSE_CODES: dict[str, int] = {
 
 
 def encode(message: ServerMessage) -> bytes:
-    """UTF-8 JSON of a message; a `Result`'s frame is laid flat, as PROTOCOL says."""
+    """UTF-8 JSON of a message; the fields of a `Result`'s frame are fields of the message itself."""
     if isinstance(message, Result):
         return encode_result(message)
     return orjson.dumps(message)
 
 
 def encode_result(message: Result) -> bytes:
-    """The `result` message."""
+    """UTF-8 JSON of a `result` message."""
     return orjson.dumps(
         {
             "type": "result",

@@ -1,4 +1,4 @@
-"""The 16-byte header that a frame may carry, and what a binary message is.
+"""Binary messages: a JPEG, with or without a 16-byte header.
 
     offset  size  field
     0       4     magic, ASCII `SLF1`
@@ -34,17 +34,17 @@ def pack(jpeg: bytes, *, seq: int, captured_at_ms: float) -> bytes:
 
 
 def seq_of(message: bytes) -> int | None:
-    """The client's number of a frame, also of one that `unpack` refuses: so that the refusal can name it."""
+    """The client's number of a frame; None without a header. Also works for a frame that `unpack` refuses."""
     if message[:4] != MAGIC or len(message) < 8:
         return None
     return int.from_bytes(message[4:8])
 
 
 def unpack(message: bytes) -> BinaryFrame:
-    """Takes a binary message apart; whether the JPEG can be decoded is not looked at.
+    """Splits a binary message into header and JPEG. Does not check whether the JPEG can be decoded.
 
     Raises:
-        UndecodableFrame: neither header nor JPEG, or a time that is no finite, non-negative number.
+        UndecodableFrame: it begins with neither a header nor a JPEG, or a time that is no finite, non-negative number.
     """
     if message[:2] == b"\xff\xd8":
         return BinaryFrame(None, None, message)

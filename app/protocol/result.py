@@ -1,7 +1,8 @@
-"""What one frame gave. The same `FrameResult` leaves by every door.
+"""The result of one frame: every entry point returns the same `FrameResult`.
 
-All coordinates are pixels of the frame as sent: x right, y down, clipped to the frame. An EXIF orientation is
-applied to a picture that comes by itself, not to a stream's (EXIF_ORIENTATION): `image` has the size they refer to.
+All coordinates are pixels of the frame as sent: x right, y down, clipped to the frame. By
+default an EXIF orientation is applied to single images, not to frames of a stream (EXIF_ORIENTATION); `image` has the
+size that the coordinates refer to.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ SKELETON = (
 Status = Literal["ok", "stale", "skipped", "error", "disabled"]
 STAGES = ("detect", "pose", "ocr", "motion", "track")
 FACE = "face"
-"""One stage more, where faces are embedded: a door has to ask for it, and the live door does not."""
+"""A further stage, which embeds faces. An entry point has to request it; the live one does not."""
 
 
 @dataclass_transform(frozen_default=True)
 def _many(kind: type[T]) -> type[T]:
-    """Frozen for mypy alone: at run time that would triple the time to make one, and a frame makes dozens.
+    """A dataclass that is frozen for mypy only. At run time that would triple the time to make one, of dozens a frame.
 
-    Without slots, as all that a result holds: orjson takes a quarter of the time for what has a `__dict__`.
+    It has no slots, because orjson serializes an object with a `__dict__` in a quarter of the time.
     """
     return dataclass(kind)
 
@@ -68,16 +69,16 @@ class Detection:
     confidence: float
     box: Box
     track_id: int | None = None
-    """Same number, same thing, as long as its stream lasts; null until the tracker trusts it."""
+    """Number of the object's track in its stream, kept for as long as the tracker follows it; null until confirmed."""
 
 
 @_many
 class FaceDetection(Detection):
-    """A person whose face was embedded; every other detection goes without the field."""
+    """A person whose face was embedded. Other detections do not have the field."""
 
     _: KW_ONLY
     embedding: str
-    """Base64 of 512 float32, little-endian, a vector of length 1: the dot product of two is their likeness."""
+    """Base64 of 512 float32, little-endian, a vector of length 1: the dot product of two is their cosine similarity."""
 
 
 @_many
@@ -95,7 +96,7 @@ class Pose:
     keypoints: tuple[Keypoint, ...]
     """17, in COCO's order."""
     track_id: int | None = None
-    """Of the tracked person that it belongs to."""
+    """Track of the person that the pose belongs to; null without one."""
 
 
 @dataclass(frozen=True)
@@ -103,23 +104,23 @@ class Text:
     text: str
     confidence: float
     polygon: tuple[tuple[float, float], ...]
-    """Four corners, clockwise from the text's own top left: the lower right one of text that stands on its head."""
+    """Four corners, clockwise from the text's own top left, which is the lower right one if the text is upside down."""
 
 
 @dataclass(frozen=True)
 class CameraMotion:
-    """How the whole picture moved since the last frame: a shift, a turn and a zoom about the middle of the frame.
+    """Motion of the whole image since the last frame: a shift, a rotation and a zoom about the middle of the frame.
 
-    A point that lay at `q` from the middle lies at `zoom * turned(q) + (dx, dy)` from it now.
+    A point that was at `q` from the middle is now at `zoom * rotated(q) + (dx, dy)` from it.
     """
 
     dx: float
     dy: float
-    """How far what lay in the middle moved, pixels. A camera that pans right moves the picture left."""
+    """Shift of the point that was in the middle, pixels. A camera that pans right moves the image left."""
     rotation_deg: float = 0.0
-    """How far the picture turned, degrees, clockwise as seen. A camera that rolls clockwise turns it the other way."""
+    """Rotation of the image, degrees, clockwise as seen. A camera that rolls clockwise rotates it anticlockwise."""
     zoom: float = 1.0
-    """How many times as large the picture is: above 1 the camera zooms in or comes nearer."""
+    """Factor by which the image grew: above 1 the camera zooms in or comes nearer."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class MotionGrid:
     columns: int
     rows: int
     scale: float
-    """Pixels a unit."""
+    """Pixels per unit of `data`."""
     data: str
     """Base64 of int8 pairs dx, dy, row by row; the camera's own motion is still in them. 0, 0 where there is no texture
     to follow."""
@@ -136,7 +137,7 @@ class MotionGrid:
 @dataclass(frozen=True)
 class Motion:
     score: float
-    """Mean motion besides the camera's, of what moves, pixels a frame over the frame's diagonal."""
+    """Mean motion besides the camera's, in frame diagonals per frame, over all cells; a cell that stands still is 0."""
     direction_deg: float | None
     """Mean direction of the moving cells: 0 right, 90 down, 180 left, 270 up. Null when none moves."""
     moving_fraction: float
@@ -147,17 +148,17 @@ class Motion:
 
 @dataclass(frozen=True)
 class Stage:
-    """How one modality went on this frame; "no text found" and "OCR did not run" never look the same."""
+    """Outcome of one stage on this frame, so that "no text was found" differs from "OCR did not run"."""
 
     status: Status
     reason: str | None = None
     age_ms: float | None = None
-    """For `stale`: how old the attached answer is."""
+    """For `stale`: age of the attached result, milliseconds."""
 
 
 OK = Stage("ok")
 OFF = Stage("disabled", "off")
-"""Not asked for."""
+"""The stage was not requested."""
 
 
 @dataclass(frozen=True)
@@ -174,9 +175,9 @@ class FrameResult:
     texts: list[Text] = field(default_factory=list)
     motion: Motion | None = None
     stages: dict[str, Stage] = field(default_factory=dict)
-    """One of STAGES each, always all of them; and FACE where it was asked for."""
+    """By name: always all of STAGES, and FACE if it was requested."""
     timings_ms: dict[str, float] = field(default_factory=dict)
-    """Monotonic durations: queue, decode, prepare, gate, infer, parse, motion, face, total; those that ran."""
+    """Monotonic durations: queue, decode, prepare, gate, infer, parse, motion, face, total; only of those that ran."""
 
     def values(self) -> dict[str, Any]:
         """The fields by name, in order, as every message of a result carries them. The dict is the result's own."""

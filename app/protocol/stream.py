@@ -1,4 +1,4 @@
-"""What one stream is to get: the settings in force, as every door passes them to the pipeline."""
+"""The settings of one stream, as every entry point passes them to the pipeline."""
 
 from __future__ import annotations
 
@@ -33,4 +33,4 @@ class StreamSettings:
     motion_grid: bool = False
     max_age_ms: float = 2000.0
     summary_prompt: str | None = None
-    """Which of the operator's prompts summaries follow, where `stages.summary` is on."""
+    """Name of the operator's prompt for summaries, if `stages.summary` is on."""

@@ -29,15 +29,17 @@ from app.sources.reader import Reader, ReadLimits, SourceError, SourceFrame, ope
 
 QUALITY = 85
 _LATE_S = 2.0
-"""A recording this far behind its own pace does not catch up: its clock is set anew."""
+"""Seconds; a recording that is further behind its own pace does not catch up, and its clock is reset."""
 _MAX_THREADS = 4
 _INTERRUPTED = 128
-"""Plus the number of the signal: the exit status by convention of shells."""
+"""Exit status after a signal, to which the signal's number is added: the convention of shells."""
 _MAX_NOTES = 20
 """Lines about the source in the summary; undecodable frames beyond them are only counted."""
 
 
 class ResultWriter(Protocol):
+    """Writes results, in order. Both methods block, and raise SightlineError if the output cannot be written."""
+
     def write(self, jpeg: bytes, result: Result, frame: SourceFrame) -> None: ...
 
     def close(self) -> None: ...
@@ -241,7 +243,7 @@ class _Sender:
                 self._left_out += 1
                 continue
             jpeg = await _whole(frame.encoded, QUALITY)
-            frame.decoded = frame.jpeg = None  # large, and not asked for again
+            frame.decoded = frame.jpeg = None  # large, and not needed again
             self._sent[number + 1 - self._left_out] = jpeg, frame
             yield jpeg
 

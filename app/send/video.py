@@ -32,8 +32,8 @@ _MAX_LEAD = Fraction(10)
 class VideoWriter:
     """Writes H.264 in MP4, in the size of the first frame.
 
-    The file is written under another name in the same folder and renamed once it is complete, so that no incomplete
-    video is ever seen. Without a frame there is no file.
+    The file is written under another name in the same folder and renamed once it is complete, so that its name never
+    leads to an incomplete video. Without a frame there is no file.
 
     Args:
         reader: the source; its sound is copied.
@@ -61,7 +61,7 @@ class VideoWriter:
         self._heard_until: dict[int, Fraction] = {}
         self._lead = Fraction(0)
         self._last: tuple[Any, int] | None = None
-        """The last frame and its time. It is encoded once the next frame tells how long it is shown."""
+        """The last frame and its time. It is encoded once the time of the next frame gives its duration."""
 
     def write(self, jpeg: bytes, result: Result, source_frame: SourceFrame) -> None:
         # EXIF orientation is ignored, because the result's pixel coordinates ignore it.
@@ -80,7 +80,7 @@ class VideoWriter:
             self._end = source_frame.at
 
     def close(self) -> None:
-        """Completes the video and renames it. Without a frame nothing is left."""
+        """Completes the video and renames it. Without a frame no file remains."""
         if self._container is None:
             return
         try:

@@ -1,4 +1,4 @@
-"""Settings: frozen sections, one for each part, read once from the environment (or `.env`) and handed down.
+"""Settings: frozen sections, one for each part, read once from the environment (or `.env`) and passed on.
 
 Only commands read the environment. The README's table lists every variable; a test holds the two together.
 """
@@ -63,10 +63,10 @@ S = TypeVar("S", bound=Section)
 
 
 class Settings:
-    """All sections. Each part of the service is handed its own.
+    """All sections. Each part of the service gets its own section.
 
     Raises:
-        ConfigurationError: one line a wrong variable: its name, the value seen, what would be right.
+        ConfigurationError: one line for each wrong variable: its name, the value seen, and a right value.
     """
 
     def __init__(self, **overrides: object) -> None:
@@ -128,7 +128,7 @@ VARIABLES: dict[str, FieldInfo] = {
 """Every setting, by its variable."""
 
 SECRETS = tuple(name for name, field in VARIABLES.items() if is_secret(field))
-"""Settings that are never written out. Each may come from the file that `NAME_FILE` names."""
+"""Settings whose values are never logged. Each may come from the file that `NAME_FILE` names."""
 
 
 _REMOVED = {
@@ -137,7 +137,7 @@ _REMOVED = {
     "LLM_INPUT_PRICE": "the model's use is bounded in tokens",
     "LLM_OUTPUT_PRICE": "the model's use is bounded in tokens",
 }
-"""Variables of earlier versions that are gone, and what does their work."""
+"""Variables of earlier versions that were removed, and what replaces them."""
 
 
 def ignored_variables() -> list[str]:

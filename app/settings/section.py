@@ -1,4 +1,4 @@
-"""What every section of the settings is made of, and secrets out of files."""
+"""The base class of every section of settings, and secrets read from files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pydantic_settings import (
 from app.errors import ConfigurationError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-"""The folder that holds `app/`: the repository, where it runs from one."""
+"""The folder that contains `app/`: the repository, if the program runs from one."""
 
 Commas = Annotated[tuple[str, ...], NoDecode]
 """A list written as `a,b,c` in the environment."""
@@ -34,7 +34,7 @@ _WEB_ADDRESS = re.compile(r"https?://[^\s/;,'\"?#@]+(/[^\s;,'\"]*)?")
 
 
 _MOST_SECRET_BYTES = 64 * 1024
-"""Of a file that holds a secret: a larger one is some other file."""
+"""Most bytes of a file that holds a secret; a larger file is something else."""
 
 
 class Section(BaseSettings):
@@ -55,15 +55,15 @@ class Section(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """What is given, then files of secrets, then the environment, then `.env`."""
+        """The sources, highest precedence first: arguments, files of secrets, the environment, `.env`."""
         files = _SecretFiles(settings_cls, env_settings, dotenv_settings)
         return init_settings, files, _Settable(settings_cls, env_settings), _Settable(settings_cls, dotenv_settings)
 
 
 def fixed(default: Any = PydanticUndefined, **options: Any) -> Any:
-    """A field that no variable sets: a value that follows from others, or that nobody can choose better.
+    """A field that no variable sets, because it follows from other settings, or because no deployment needs another.
 
-    Code may still pass another one, and tests do. A variable of its name is ignored, and a warning says so.
+    Code may still pass another value, and tests do. A variable of its name is ignored, and a warning says so.
     """
     return Field(default, json_schema_extra={_FIXED: True}, **options)
 
@@ -73,7 +73,7 @@ def is_fixed(field: FieldInfo) -> bool:
 
 
 class _Settable(PydanticBaseSettingsSource):
-    """What a source of variables holds for the fields that variables may set."""
+    """The values of a source of variables, without those of `fixed` fields."""
 
     def __init__(self, section: type[BaseSettings], source: PydanticBaseSettingsSource) -> None:
         super().__init__(section)
@@ -96,7 +96,7 @@ def variables() -> dict[str, str]:
 
 
 class _SecretFiles(PydanticBaseSettingsSource):
-    """`NAME_FILE` names a file with the value of `NAME`, as Docker and Kubernetes hand secrets over."""
+    """`NAME_FILE` names a file with the value of `NAME`, as Docker and Kubernetes provide secrets."""
 
     def __init__(self, section: type[BaseSettings], *variables: PydanticBaseSettingsSource) -> None:
         super().__init__(section)
@@ -106,7 +106,7 @@ class _SecretFiles(PydanticBaseSettingsSource):
             self._set |= {name.lower(): value for name, value in source.env_vars.items() if value}
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """Of one setting: None where no file is named."""
+        """The secret of one setting, from its file; None if no file is named."""
         path = self._set.get(f"{field_name}_file") if is_secret(field) else None
         if path is None:
             return None, field_name, False
@@ -140,7 +140,7 @@ def is_secret(field: FieldInfo) -> bool:
 
 
 def secret_given(name: str, environment: Mapping[str, str]) -> str | None:
-    """The value of a variable that is no setting of the service, or what the file holds that `NAME_FILE` names.
+    """The secret of a variable that is no setting, from `NAME` or the file that `NAME_FILE` names; None without either.
 
     Raises:
         ConfigurationError: both are set, or the file cannot be used.
@@ -162,14 +162,14 @@ def service_token(given: str | None) -> str | None:
 
 
 def read_secret(name: str, path: str) -> str:
-    """The secret that a file holds, without the line's end behind it.
+    """The secret in a file, without the line ends after it.
 
     Raises:
         ConfigurationError: there is no such file, or it cannot be read, is empty, too large or no text.
     """
     wanted = f"should be a readable file that holds the value of {name} and nothing else"
     try:
-        # Not waiting: a named pipe that nobody writes to would hold up the start for good.
+        # O_NONBLOCK, because opening a named pipe without a writer would block the start forever.
         with open(path, "rb", opener=lambda at, flags: os.open(at, flags | getattr(os, "O_NONBLOCK", 0))) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ConfigurationError(f"{name}_FILE={path!r}: no regular file; {wanted}")
@@ -189,17 +189,20 @@ def read_secret(name: str, path: str) -> str:
 
 
 def split(value: object) -> object:
-    """`a, b` as a tuple, in a file a line each as well; what is no string as it is."""
+    """Splits a string at commas and line ends into a tuple; returns any other value unchanged.
+
+    Line ends count, because a file of secrets may have one a line.
+    """
     if not isinstance(value, str):
         return value
     return tuple(part.strip() for part in re.split(r"[,\r\n]", value) if part.strip())
 
 
 def web_address(value: str | None, example: str) -> str | None:
-    """The address without its last slash; None where none is given.
+    """The address without slashes at its end; None if `value` is None or empty.
 
     Raises:
-        ValueError: it is no http(s) address.
+        ValueError: `value` is no http(s) address.
     """
     if not value:
         return None

@@ -19,17 +19,17 @@ from app.settings.section import ROOT, Commas, Section, fixed, split, web_addres
 class ServerSettings(Section):
     host: str = Field("127.0.0.1", description="address to listen on; anything but loopback needs AUTH_TOKENS")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    workers: int = Field(1, ge=1, le=64, description="processes that serve; each has its own client")
+    workers: int = Field(1, ge=1, le=64, description="worker processes; each has its own inference client")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
     log_format: Literal["auto", "console", "json"] = Field(
-        "auto", description="`json` for machines, `console` for people; `auto` asks whether stderr is a terminal"
+        "auto", description="`json`, `console` (plain text), or `auto`: `console` if stderr is a terminal, else `json`"
     )
     drain_timeout_s: float = Field(10.0, gt=0, le=600, description="seconds a stopping service waits for open sessions")
     forwarded_allow_ips: Commas = Field(
         ("127.0.0.1", "::1"),
-        description="proxies whose X-Forwarded-For is believed, addresses or networks, comma-separated",
+        description="proxies whose X-Forwarded-For is trusted, addresses or networks, comma-separated",
     )
-    state_dir: Path = Field(ROOT / ".state", description="folder for logs and whatever outlives a process")
+    state_dir: Path = Field(ROOT / ".state", description="folder for logs and for data that outlives a process")
 
     @field_validator("forwarded_allow_ips", mode="before")
     @classmethod
@@ -49,15 +49,15 @@ class ServerSettings(Section):
 
 class AccessSettings(Section):
     auth_tokens: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="tokens that open the service, comma-separated; empty: this machine alone is served"
+        (), description="accepted tokens, comma-separated; empty: only clients on this machine are served"
     )
     allow_anonymous: bool = Field(
-        False, description="`true` serves everybody without a token, off loopback and behind a proxy"
+        False, description="`true` serves clients without a token, also from other machines and through a proxy"
     )
     allowed_hosts: Commas = Field(
         (),
         description="names that the service answers to beside loopback's and SERVICE_URL's, comma-separated: `host`, "
-        "`host:port`, `*.host` (what is below it), `*` (any); unset: any where tokens are asked for, else no other",
+        "`host:port`, `*.host` (what is below it), `*` (any); unset: any if AUTH_TOKENS is set, else no other",
     )
     allowed_origins: Commas = Field(
         (),
@@ -74,7 +74,7 @@ class AccessSettings(Section):
     @field_validator("auth_tokens", mode="before")
     @classmethod
     def _tokens(cls, value: object) -> object:
-        """Whoever sets it wants tokens: `,` must not open the service."""
+        """Rejects a value without a token, such as `,`: it must not open the service to clients without one."""
         if isinstance(value, str) and value.strip() and not split(value):
             raise ValueError("tokens, comma-separated: there is none in it")
         return value
@@ -104,20 +104,18 @@ class AccessSettings(Section):
 
 class LiveSettings(Section):
     max_sessions: int = Field(64, ge=1, le=10_000, description="sessions served at once, in each worker")
-    max_waiting: int = Field(
-        128, ge=0, le=100_000, description="sessions kept in the waiting room when all slots are taken"
-    )
+    max_waiting: int = Field(128, ge=0, le=100_000, description="sessions that may wait for a slot when all are taken")
     max_connections: int = Field(
         2048,
         ge=1,
         le=100_000,
-        description="TCP connections open at once, in each worker, from the moment they are made",
+        description="TCP connections open at once, in each worker, counted from accept on",
     )
     max_connections_per_address: int = Field(
         512,
         ge=1,
         le=100_000,
-        description="the same of one address; behind a proxy, of those for whom it says that it comes",
+        description="TCP connections open at once from one address, in each worker; by a trusted proxy, its client's",
     )
     credits: int = Field(2, ge=1, le=64, description="frames a client may have in flight")
     max_frame_bytes: int = Field(2 * 1024 * 1024, ge=1024, description="largest frame, bytes")
@@ -131,7 +129,9 @@ class LiveSettings(Section):
     )
     send_timeout_s: float = Field(5.0, gt=0, description="seconds a reader may stall before `bye: slow_reader`")
     ping_interval_s: float = Field(
-        15.0, gt=0, description="seconds between two `ping`; a client that is silent for three times as long is let go"
+        15.0,
+        gt=0,
+        description="seconds between two `ping`; a client silent for three times as long is disconnected",
     )
     idle_timeout_s: float = Field(120.0, gt=0, description="seconds without a frame before `bye: idle`")
     max_pause_s: float = Field(600.0, gt=0, description="seconds of pause, in all, that a session keeps its slot")
@@ -140,10 +140,10 @@ class LiveSettings(Section):
 
 class WebSettings(Section):
     service_url: str | None = Field(
-        None, description="where the page finds the service, `https://host`; unset: where the page came from"
+        None, description="address of the service for the page, `https://host`; unset: the page's own origin"
     )
     start_server_url: str | None = Field(
-        None, description="what the page calls to start a service that is switched off; unset: nothing does"
+        None, description="address that the page calls to start a stopped service; unset: the page cannot start it"
     )
 
     @field_validator("service_url", "start_server_url")
@@ -168,14 +168,14 @@ class TritonSettings(Section):
     )
     triton_detect_model: str = Field("yolo", min_length=1, description="name of the detection model")
     triton_pose_model: str = Field("yolo_pose", min_length=1, description="name of the pose model")
-    triton_ensemble: str = Field("vision", description="name of the ensemble over both; unused where it is not served")
+    triton_ensemble: str = Field("vision", description="name of the ensemble of both; unused if not served")
     triton_repository: Path = Field(ROOT / "triton" / "cpu_repository", description="models of the embedded Triton")
     triton_python: Path = Field(
         ROOT / ".venv-triton" / "bin" / "python", description="interpreter of the embedded Triton's environment"
     )
     triton_start_timeout_s: float = Field(120.0, gt=0, description="seconds the embedded Triton has to become ready")
     triton_labels: Path | None = Field(
-        None, description="class names, one a line, for a detection model that brings none"
+        None, description="class names, one a line, for a detection model whose metadata has none"
     )
 
     @field_validator("triton_url")
@@ -191,13 +191,18 @@ class TritonSettings(Section):
 
 
 class PipelineSettings(Section):
-    confidence: float = Field(0.35, ge=0, le=1, description="least score of a detection, unless a client says")
-    iou: float = Field(0.45, ge=0, le=1, description="NMS: boxes that overlap more are one, unless a client says")
+    confidence: float = Field(0.35, ge=0, le=1, description="least score of a detection; a client may choose another")
+    iou: float = Field(
+        0.45,
+        ge=0,
+        le=1,
+        description="NMS: of boxes that overlap more, the best is kept; a client may choose another",
+    )
     max_detections: int = fixed(300, ge=1, le=3000, description="most detections a frame")
     motion_method: Literal["dis", "farneback"] = Field("dis", description="dense flow: `dis` (fast) or `farneback`")
     decode: Literal["exact", "fast"] = Field(
         "exact",
-        description="`exact`: OpenCV's pixels to the level; `fast`: the codec's short cuts, up to 37 levels off",
+        description="`exact`: the same pixels as OpenCV; `fast`: the codec's approximations, up to 37 levels off",
     )
     decode_budget_ms: float = Field(
         2000.0,
@@ -222,10 +227,10 @@ class OcrSettings(Section):
     )
     ocr_min_interval_s: float = Field(1.0, ge=0, description="least seconds between two runs for one stream")
     ocr_change_threshold: float = fixed(
-        0.02, ge=0, le=1, description="share of the picture that must have changed since the last run"
+        0.02, ge=0, le=1, description="share of the image that must have changed since the last run"
     )
-    # Of 804 lines of rendered text (sizes, fonts, ways round, noise, blur) 647 are read exactly at 0.6, 646 at 0.8; of
-    # lines that are not there 0.6 lets 134 through, 0.7 lets 95, 0.8 lets 58.
+    # Measured on 804 lines of rendered text (sizes, fonts, orientations, noise, blur): at 0.6, 647 are read exactly; at
+    # 0.8, 646. Of texts that are not there, 134 pass at 0.6, 95 at 0.7 and 58 at 0.8.
     ocr_min_confidence: float = Field(0.8, ge=0, le=1, description="least score of a text")
     ocr_timeout_s: float = Field(20.0, gt=0, description="seconds after which a run is killed")
     ocr_max_runs: int = fixed(500, ge=1, description="runs after which the process is replaced")
@@ -373,7 +378,7 @@ class AwsSettings(Section):
     @field_validator("aws_region")
     @classmethod
     def _named(cls, value: str | None) -> str | None:
-        return value or None  # compose passes on an empty one where it is unset
+        return value or None  # Docker Compose passes an unset variable on as an empty one
 
     @field_validator("aws_endpoint_url")
     @classmethod
@@ -429,7 +434,7 @@ class KafkaSettings(Section):
     )
     kafka_topic: str = Field("vision.detections", min_length=1, description="topic of the results, key: camera id")
     kafka_failure_policy: Literal["hold", "ack"] = Field(
-        "hold", description="Kafka away: `hold` waits and reads no more, `ack` drops the frames and counts them"
+        "hold", description="while Kafka is away: `hold` waits and reads no frames, `ack` drops frames and counts them"
     )
     kafka_options: SecretStr = Field(
         SecretStr("{}"),
@@ -464,8 +469,8 @@ class FleetSettings(Section):
     frame_staleness_ms: float = Field(
         2000.0,
         gt=0,
-        description="older frames are skipped and counted; from a quarter of it on newer ones of a camera go first; "
-        "claimed ones count from their claim",
+        description="age at which frames are skipped and counted; from a quarter of it on, newer frames go first; "
+        "the age of claimed frames counts from their claim",
     )
     fleet_shards: int = fixed(32, ge=1, le=32, description="most shards that a worker's cameras are spread over")
     fleet_threads: int = fixed(8, ge=1, le=64, description="frames that a `sync` worker analyses at once")
@@ -514,7 +519,7 @@ class IngestSettings(Section):
     ingest_reconnect_max_s: float = fixed(30.0, gt=0, description="longest pause before a lost camera is opened again")
 
 
-# --- recorded video: buckets, queues, tables, and what analyses a segment ---
+# --- recorded video: buckets, queues, tables, and the backend that analyses segments ---
 
 
 class SegmentSettings(Section):
@@ -527,15 +532,15 @@ class SegmentSettings(Section):
         None, description="DynamoDB table that lets a job be put together once"
     )
     video_worker_queue_url: str | None = Field(None, description="SQS queue of segments that were uploaded")
-    segment_output_queue_url: str | None = Field(None, description="SQS queue of what appears in the output bucket")
+    segment_output_queue_url: str | None = Field(None, description="SQS queue of new objects in the output bucket")
     reassembly_queue_url: str | None = Field(None, description="SQS queue of jobs whose segments are all done")
     inference_backend: Literal["stub", "http", "sagemaker"] = Field(
-        "stub", description="what analyses a segment: `stub` passes it through, `http` INFERENCE_HTTP_URL, `sagemaker`"
+        "stub", description="analyses segments: `stub` returns them unchanged; `http`: INFERENCE_HTTP_URL; `sagemaker`"
     )
     inference_http_url: str | None = Field(None, description="service that answers `/invocations`, for `http`")
     inference_max_in_flight: int = Field(5, ge=1, le=20, description="segments at the backend at once")
     sagemaker_endpoint_name: str | None = Field(None, description="asynchronous endpoint, for `sagemaker`")
-    sagemaker_region: str | None = Field(None, description="its region; unset: AWS_REGION")
+    sagemaker_region: str | None = Field(None, description="region of SAGEMAKER_ENDPOINT_NAME; unset: AWS_REGION")
     sagemaker_invoke_timeout_seconds: int = Field(
         1200, ge=1, le=3600, description="seconds after which an invocation without an answer is given up and repeated"
     )

@@ -160,7 +160,7 @@ def test_another_protocol_is_said_to_be_one(word: str) -> None:
     trouble = stats.trouble()
     assert trouble is not None
     assert "given up" in trouble
-    assert f"it said '{word}', which is not the live protocol" in trouble
+    assert f"it sent '{word}', which is not the live protocol" in trouble
 
 
 def test_one_who_may_wait_is_not_given_up() -> None:

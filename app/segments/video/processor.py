@@ -43,7 +43,7 @@ from app.settings import PipelineSettings
 
 log = logging.getLogger(__name__)
 
-PACE = metrics.Pace(ENTRY)
+RATE = metrics.RateGauge(ENTRY)
 """Written frames per second, for the metrics."""
 MAX_PIXELS = 4096 * 4096
 """The largest frame, pixels, unless the caller sets another limit."""
@@ -342,7 +342,7 @@ class VideoProcessor:
         new = self._output.frames - self._reported
         self._reported += new
         for _ in range(new):
-            PACE.add()
+            RATE.add()
         if new and self._on_frames is not None:
             self._on_frames(new)
 
