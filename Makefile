@@ -5,8 +5,8 @@ SHELL := /bin/bash
 PYTHON_NAMED := $(if $(filter undefined,$(origin PYTHON)),,1)
 SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 ifndef PYTHON
-PYTHON := $(firstword $(shell for one in python3 python3.12 python3.11; do \
-	if $$one -c "$(SUITS)" 2>/dev/null; then echo $$one; break; fi; done) python3)
+PYTHON := $(firstword $(shell for python in python3 python3.12 python3.11; do \
+	if $$python -c "$(SUITS)" 2>/dev/null; then echo $$python; break; fi; done) python3)
 endif
 .DEFAULT_GOAL := help
 UV := .venv/bin/uv
@@ -94,7 +94,7 @@ engine: .venv/.dev .venv-triton/.ready ## TensorRT plans for this host's GPU, ou
 .venv/.system: .venv/.bootstrap tests/system-packages.txt
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		missing=""; \
-		for one in $$(cat tests/system-packages.txt); do dpkg -s $$one >/dev/null 2>&1 || missing="$$missing $$one"; done; \
+		for package in $$(cat tests/system-packages.txt); do dpkg -s $$package >/dev/null 2>&1 || missing="$$missing $$package"; done; \
 		if [ -n "$$missing" ]; then \
 			echo "installing$$missing"; \
 			policy=/usr/sbin/policy-rc.d; \

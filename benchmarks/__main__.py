@@ -51,32 +51,36 @@ def main(
     told["variants"] = tuple(variants.split(",")) if variants else None
     told = {key: value for key, value in told.items() if value is not None}
     chosen = [name] if name else TOGETHER
-    given = {one: plans.given(one, told, brief=name is None and not keep) for one in chosen}
-    for one in chosen:
-        _check(one, given[one], recorded=keep and not force)
+    given = {
+        benchmark_name: plans.given(benchmark_name, told, brief=name is None and not keep) for benchmark_name in chosen
+    }
+    for benchmark_name in chosen:
+        _check(benchmark_name, given[benchmark_name], recorded=keep and not force)
     failed: list[str] = []
     found: list[dict[str, Any]] = []
     begun = perf_counter()
-    for one in chosen:
+    for benchmark_name in chosen:
         since = perf_counter()
-        benchmark = import_module(f"benchmarks.{one}")
+        benchmark = import_module(f"benchmarks.{benchmark_name}")
         try:
-            results = _measured(benchmark, given[one], console)
+            results = _measured(benchmark, given[benchmark_name], console)
         except BenchmarkError as error:
-            console.print(f"{one}: {error}", style="red", markup=False)
-            failed.append(one)
+            console.print(f"{benchmark_name}: {error}", style="red", markup=False)
+            failed.append(benchmark_name)
             continue
         found.append(results)
         _write(benchmark, results, output, console)
         if keep and not _record(results, console, force=force):
-            failed.append(f"{one} (not recorded)")
-        console.print(f"{one}: {perf_counter() - since:,.0f} s", style="dim", highlight=False)
+            failed.append(f"{benchmark_name} (not recorded)")
+        console.print(f"{benchmark_name}: {perf_counter() - since:,.0f} s", style="dim", highlight=False)
     if name is None:
         console.print(f"all: {(perf_counter() - begun) / 60:.1f} minutes", highlight=False)
     missed = _verdict(found, console, whole=not failed)
     if failed:
         console.print(f"failed: {', '.join(failed)}", style="red", highlight=False)
-    if failed or any(strict or getattr(import_module(f"benchmarks.{one}"), "STRICT", False) for one in missed):
+    if failed or any(
+        strict or getattr(import_module(f"benchmarks.{benchmark_name}"), "STRICT", False) for benchmark_name in missed
+    ):
         sys.exit(1)
 
 

@@ -40,11 +40,11 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
     """
     everywhere = frozenset(os.sched_getaffinity(0))
 
-    def one(variant: str) -> Figures:
+    def measure_turn(variant: str) -> Figures:
         arguments = ["benchmarks.backlog_run", "--variant", variant, "--observations", str(plan.observations)]
         return harness.answer(arguments, everywhere, timeout_s=120)
 
-    return turns.run("backlog", plan, one, RATIOS, say, shown="lag_max_ms")
+    return turns.run("backlog", plan, measure_turn, RATIOS, say, shown="lag_max_ms")
 
 
 def show(results: dict[str, Any], console: Console) -> None:

@@ -166,9 +166,9 @@ async def _warm_up(spill: Spill, settings: SummarySettings) -> None:
 
 async def _offer_all(backlog: Backlog, given: Sequence[Observation]) -> list[float]:
     times = []
-    for number, one in enumerate(given):
+    for number, offered in enumerate(given):
         begun = perf_counter()
-        backlog.offer(one)
+        backlog.offer(offered)
         times.append(perf_counter() - begun)
         if number % GROUP == 0:
             await asyncio.sleep(PROBE_S)
@@ -178,7 +178,7 @@ async def _offer_all(backlog: Backlog, given: Sequence[Observation]) -> list[flo
 async def _take_all(backlog: Backlog) -> list[Span]:
     back: list[Span] = []
     while found := await backlog.take():
-        back += [(one.first_frame_id, one.last_frame_id, one.frames) for one in found]
+        back += [(taken.first_frame_id, taken.last_frame_id, taken.frames) for taken in found]
         await asyncio.sleep(0)
     return back
 

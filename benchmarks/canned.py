@@ -106,8 +106,8 @@ def model(
         f'name: "{name}"\nbackend: "python"\nmax_batch_size: 16\n'
         f'input [{{ name: "images" data_type: TYPE_{dtype} dims: [{dims}] }}]\n'
         + "".join(
-            f'output [{{ name: "{key}" data_type: {_TYPES[one.dtype]} dims: {list(one.shape)} }}]\n'
-            for key, one in outputs.items()
+            f'output [{{ name: "{key}" data_type: {_TYPES[output.dtype]} dims: {list(output.shape)} }}]\n'
+            for key, output in outputs.items()
         )
         + f"instance_group [{{ kind: KIND_CPU count: {instances} }}]\n"
         + "dynamic_batching { max_queue_delay_microseconds: 0 }\n"

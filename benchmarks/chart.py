@@ -44,16 +44,16 @@ def bars(module: ModuleType, results: Mapping[str, Any], axes: Any) -> bool:
         return False
     name = shared[0]
     spreads = [figures[name] for figures in variants.values()]
-    middles = [one["median"] for one in spreads]
+    middles = [spread["median"] for spread in spreads]
     errors = [
-        [one["median"] - one["least"] for one in spreads],
-        [one["most"] - one["median"] for one in spreads],
+        [spread["median"] - spread["least"] for spread in spreads],
+        [spread["most"] - spread["median"] for spread in spreads],
     ]
     places = range(len(spreads))
     axes.barh(places, middles, xerr=errors, height=0.6, color="#4878cf", ecolor="#333333", capsize=3)
     axes.set_yticks(places, [_title(module, variant) for variant in variants])
     axes.invert_yaxis()
-    if max(middles) > 20 * min(one for one in middles if one > 0):
+    if max(middles) > 20 * min(middle for middle in middles if middle > 0):
         axes.set_xscale("log")
     axes.set_xlabel(FIGURES[name])
     return True

@@ -103,7 +103,7 @@ def _do(command: list[str]) -> None:
         raise BenchmarkError(f"{' '.join(command[1:3])} ended with {done.returncode}:\n{done.stderr[-2000:]}")
 
 
-def one(python: Path, folder: Path, plan: Plan, variant: str) -> Figures:
+def measure_turn(python: Path, folder: Path, plan: Plan, variant: str) -> Figures:
     """One turn: an instance a core, each a thread with a session of its own, in a fresh process."""
     runtime, precision, shape = variant.split("-")
     model = folder / f"{shape}{'-int8' if precision == 'int8' else ''}.onnx"
@@ -129,7 +129,12 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
         folder = Path(name)
         networks(python, folder)
         found = turns.run(
-            "cpu_models", plan, lambda variant: one(python, folder, plan, variant), RATIOS, say, shown="frames_per_s"
+            "cpu_models",
+            plan,
+            lambda variant: measure_turn(python, folder, plan, variant),
+            RATIOS,
+            say,
+            shown="frames_per_s",
         )
     return {**found, "network": "YOLOv8n's layers, random weights, 80 classes"}
 

@@ -36,7 +36,7 @@ def openvino_step() -> Callable[[], object]:
         options["INFERENCE_PRECISION_HINT"] = PRECISION
     compiled = core.compile_model(MODEL, "CPU", options)
     request = compiled.create_infer_request()
-    image = picture([one.get_length() for one in list(compiled.inputs[0].partial_shape)[1:]])
+    image = picture([dimension.get_length() for dimension in list(compiled.inputs[0].partial_shape)[1:]])
     return lambda: request.infer({0: image}, share_inputs=True)
 
 

@@ -58,17 +58,17 @@ async def results(jpegs: list[bytes], decode: str, folder: Path) -> list[FrameRe
             await asyncio.sleep(0.2)
         for jpeg in jpegs:
             frame = Frame("a", jpeg, time.perf_counter(), 0.0, 1)
-            (one,) = await door.pipeline.analyze([FrameJob(frame, StreamMemory(), WISHES, deadline_s=60.0)])
-            if not isinstance(one, FrameResult):
-                raise one
-            found.append(one)
+            (result,) = await door.pipeline.analyze([FrameJob(frame, StreamMemory(), WISHES, deadline_s=60.0)])
+            if not isinstance(result, FrameResult):
+                raise result
+            found.append(result)
     return found
 
 
 def compared(exact: list[FrameResult], fast: list[FrameResult]) -> dict[str, Any]:
     ious, scores, points, boxes = [], [], [], 0
-    for one, other in zip(exact, fast, strict=True):
-        for first, second in ((one.objects, other.objects), (one.poses, other.poses)):
+    for exact_result, fast_result in zip(exact, fast, strict=True):
+        for first, second in ((exact_result.objects, fast_result.objects), (exact_result.poses, fast_result.poses)):
             boxes += len(first)
             for thing in first:
                 same = [it for it in second if getattr(it, "class_id", 0) == getattr(thing, "class_id", 0)]
@@ -86,7 +86,7 @@ def compared(exact: list[FrameResult], fast: list[FrameResult]) -> dict[str, Any
         "pictures": len(exact),
         "boxes": boxes,
         "found_too": len(ious),
-        "boxes_of_fast": sum(len(one.objects) + len(one.poses) for one in fast),
+        "boxes_of_fast": sum(len(result.objects) + len(result.poses) for result in fast),
         "iou_median": round(float(np.median(ious)), 4),
         "iou_worst": round(min(ious), 4),
         "iou_under_0.99": sum(value < 0.99 for value in ious),

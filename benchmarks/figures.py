@@ -39,9 +39,9 @@ class Headline:
         """Raises KeyError where the record has no such figure."""
         if self.variant:
             return self.words, spread(results["variants"][self.variant][self.figure]), "–"
-        for one in results["ratios"]:
-            if one["label"] == self.label:
-                return self.words, *_judged(one)
+        for ratio in results["ratios"]:
+            if ratio["label"] == self.label:
+                return self.words, *_judged(ratio)
         raise KeyError(self.label)
 
 
@@ -86,8 +86,8 @@ def fill(text: str) -> str:
 def headlines(path: Path = record.COMMITTED) -> str:
     """Markdown: a few figures that tell most."""
     known = record.load(path)
-    rows = [one.row(known[one.benchmark]) for one in HEADLINES]
-    told = {name: known[name] for name in {one.benchmark for one in HEADLINES}}
+    rows = [headline.row(known[headline.benchmark]) for headline in HEADLINES]
+    told = {name: known[name] for name in {headline.benchmark for headline in HEADLINES}}
     return "\n".join([*_lines(("what", "median (least–most)", "wanted"), rows), "", *_machines(told)])
 
 
@@ -105,31 +105,31 @@ def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _rows(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    for one in results["ratios"]:
-        yield one["label"], *_judged(one)
+    for ratio in results["ratios"]:
+        yield ratio["label"], *_judged(ratio)
     amounts = AMOUNTS.get(results["benchmark"])
     if amounts:
         # In the benchmark's own order; a record is sorted by name.
         for variant, title in _titles(results["benchmark"]).items():
             figures = results["variants"].get(variant, {})
-            for figure in (one for one in amounts if one in figures):
+            for figure in (amount for amount in amounts if amount in figures):
                 yield f"{title}: {amounts[figure]}", spread(figures[figure]), "–"
 
 
 def _titles(benchmark: str) -> dict[str, str]:
     variants = import_module(f"benchmarks.{benchmark}").VARIANTS
-    return {name: one if isinstance(one, str) else one.title for name, one in variants.items()}
+    return {name: variant if isinstance(variant, str) else variant.title for name, variant in variants.items()}
 
 
-def _judged(one: Mapping[str, Any]) -> tuple[str, str]:
-    missed = " – **missed**" if one["met"] is False else ""
-    return f"{spread(one)}{missed}", one["target"] or "–"
+def _judged(ratio: Mapping[str, Any]) -> tuple[str, str]:
+    missed = " – **missed**" if ratio["met"] is False else ""
+    return f"{spread(ratio)}{missed}", ratio["target"] or "–"
 
 
-def spread(one: Mapping[str, float]) -> str:
+def spread(measured: Mapping[str, float]) -> str:
     """`4.1 (3.9–4.4)`, to three digits or so."""
-    digits = 0 if abs(one["median"]) >= 100 else 1 if abs(one["median"]) >= 10 else 2
-    return f"{one['median']:,.{digits}f} ({one['least']:,.{digits}f}–{one['most']:,.{digits}f})"
+    digits = 0 if abs(measured["median"]) >= 100 else 1 if abs(measured["median"]) >= 10 else 2
+    return f"{measured['median']:,.{digits}f} ({measured['least']:,.{digits}f}–{measured['most']:,.{digits}f})"
 
 
 def _machines(known: Mapping[str, Any]) -> Iterator[str]:

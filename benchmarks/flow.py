@@ -101,7 +101,7 @@ def _grey(frame: NDArray[np.uint8], small: bool) -> NDArray[np.uint8]:
 
 def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Runs the plan; everything that was measured."""
-    return turns.run("flow", plan, lambda one: inner.ask("flow", one, plan), RATIOS, say)
+    return turns.run("flow", plan, lambda variant: inner.ask("flow", variant, plan), RATIOS, say)
 
 
 def show(results: dict[str, Any], console: Console) -> None:

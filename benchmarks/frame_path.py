@@ -106,7 +106,9 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Runs the plan; everything that was measured."""
     with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name:
         frames = photographs.write(Path(name), len(photographs.NAMES))
-        return turns.run("frame_path", plan, lambda one: inner.ask("frame_path", one, plan, frames), RATIOS, say)
+        return turns.run(
+            "frame_path", plan, lambda variant: inner.ask("frame_path", variant, plan, frames), RATIOS, say
+        )
 
 
 def show(results: dict[str, Any], console: Console) -> None:

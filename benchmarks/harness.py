@@ -114,7 +114,7 @@ def triton(repository: Path, state: Path, on: frozenset[int]) -> Iterator[tuple[
             time.sleep(0.05)
         url = said.rpartition("TRITON_URL=")[2].split()[0]
         # The command's own process and the reaper idle; what counts is the server and its backend's processes.
-        yield url, [one.pid for one in psutil.Process(child.pid).children(recursive=True)]
+        yield url, [descendant.pid for descendant in psutil.Process(child.pid).children(recursive=True)]
 
 
 def wait_until_ready(child: subprocess.Popen[bytes], url: str, log: Path) -> None:

@@ -33,10 +33,10 @@ def read(url: str, entry: str | None = None) -> Ledger:
     for family in _families(url):
         word = family.name.removeprefix("sightline_frames_")
         if word in frames:
-            kept = [one.value for one in family.samples if entry in (None, one.labels.get("entry"))]
+            kept = [sample.value for sample in family.samples if entry in (None, sample.labels.get("entry"))]
             frames[word] += round(sum(kept))
         elif family.name in ("sightline_sessions_active", "sightline_sessions_waiting"):
-            sessions += round(sum(one.value for one in family.samples))
+            sessions += round(sum(sample.value for sample in family.samples))
     return Ledger(**frames, sessions=sessions)
 
 
@@ -46,7 +46,7 @@ def batches(url: str) -> tuple[int, int]:
     for family in _families(url):
         if family.name == "sightline_model_batch_size":
             for ending in found:
-                found[ending] += sum(one.value for one in family.samples if one.name.endswith(ending))
+                found[ending] += sum(sample.value for sample in family.samples if sample.name.endswith(ending))
     return round(found["_sum"]), round(found["_count"])
 
 

@@ -148,9 +148,10 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
                     with noise.watched():
                         found = VARIANTS[variant].run(stand)
                     samples[variant] = found.pop("sample")
-                    one = Measured(**found)
-                    turns[variant].append(one)
-                    say(f"turn {turn + 1}: {variant}: {one.rate:,.1f} frames/s, {one.cpu_us:,.0f} CPU µs a frame")
+                    turn_figures = Measured(**found)
+                    turns[variant].append(turn_figures)
+                    rate, cpu_us = turn_figures.rate, turn_figures.cpu_us
+                    say(f"turn {turn + 1}: {variant}: {rate:,.1f} frames/s, {cpu_us:,.0f} CPU µs a frame")
     agree(samples)
     return {
         "benchmark": "live",
@@ -160,7 +161,7 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
         "variants": {name: live_report.summary(measured) for name, measured in turns.items()},
         "ratios": live_report.compared(turns),
         "samples": samples,
-        "turns": {name: [asdict(one) for one in measured] for name, measured in turns.items()},
+        "turns": {name: [asdict(turn_figures) for turn_figures in measured] for name, measured in turns.items()},
     }
 
 
@@ -181,7 +182,7 @@ def places(sample: dict[str, Any]) -> tuple[list[float], list[float]]:
     found = [*sample["objects"], *sample["poses"]]
     if isinstance(found[0] if found else None, list):
         return [value for row in found for value in row[:4]], []
-    boxes = [one["box"][side] for one in found for side in ("x1", "y1", "x2", "y2")]
+    boxes = [detection["box"][side] for detection in found for side in ("x1", "y1", "x2", "y2")]
     return boxes, [point[axis] for pose in sample["poses"] for point in pose["keypoints"] for axis in ("x", "y")]
 
 

@@ -34,35 +34,35 @@ RATIOS = (
 )
 
 
-def figures(one: Measured) -> Figures:
+def figures(turn: Measured) -> Figures:
     """Of one turn."""
     return {
-        "frames_per_s": one.rate,
-        "cpu_us_per_frame": one.cpu_us,
-        "p50_ms": one.p50_ms,
-        "p99_ms": one.p99_ms,
-        "core_busy": one.cpu_s / one.seconds,
-        "triton_busy": one.triton_cpu_s / one.seconds,
-        "load_busy": one.load_cpu_s / one.seconds,
-        "others_busy": others_s(one) / one.seconds,
-        "stolen": one.stolen_s / one.seconds,
-        "page_faults_per_frame": one.page_faults / max(1, one.frames),
+        "frames_per_s": turn.rate,
+        "cpu_us_per_frame": turn.cpu_us,
+        "p50_ms": turn.p50_ms,
+        "p99_ms": turn.p99_ms,
+        "core_busy": turn.cpu_s / turn.seconds,
+        "triton_busy": turn.triton_cpu_s / turn.seconds,
+        "load_busy": turn.load_cpu_s / turn.seconds,
+        "others_busy": others_s(turn) / turn.seconds,
+        "stolen": turn.stolen_s / turn.seconds,
+        "page_faults_per_frame": turn.page_faults / max(1, turn.frames),
     }
 
 
 def summary(measured: Sequence[Measured]) -> dict[str, Any]:
     """Every figure over the turns."""
-    return turns.summary([figures(one) for one in measured])
+    return turns.summary([figures(turn) for turn in measured])
 
 
-def others_s(one: Measured) -> float:
+def others_s(turn: Measured) -> float:
     """CPU time of whatever else ran on the machine. Its clocks count in ticks: a little under 0 is none."""
-    return max(0.0, one.machine_busy_s - one.cpu_s - one.triton_cpu_s - one.load_cpu_s)
+    return max(0.0, turn.machine_busy_s - turn.cpu_s - turn.triton_cpu_s - turn.load_cpu_s)
 
 
 def compared(measured: Mapping[str, Sequence[Measured]]) -> list[dict[str, Any]]:
     """The ratios of what was run, turn by turn, with their targets."""
-    return turns.compared({name: [figures(one) for one in found] for name, found in measured.items()}, RATIOS)
+    return turns.compared({name: [figures(turn) for turn in found] for name, found in measured.items()}, RATIOS)
 
 
 def bottleneck(summary: dict[str, Any]) -> str:
@@ -80,11 +80,11 @@ def show(results: dict[str, Any], titles: Mapping[str, str], console: Console) -
     rates.add_column("", no_wrap=True)
     for column in columns:
         rates.add_column(column, justify="right")
-    for name, one in results["variants"].items():
-        latency = f"{one['p50_ms']['median']:,.1f} / {one['p99_ms']['median']:,.1f}"
-        shares = [f"{one[part]['median']:.0%}" for part in ("core_busy", "triton_busy", "load_busy", "others_busy")]
-        rate, cpu = (str(Spread(**one[figure])) for figure in ("frames_per_s", "cpu_us_per_frame"))
-        rates.add_row(titles[name], rate, cpu, latency, *shares, bottleneck(one))
+    for name, variant in results["variants"].items():
+        latency = f"{variant['p50_ms']['median']:,.1f} / {variant['p99_ms']['median']:,.1f}"
+        shares = [f"{variant[part]['median']:.0%}" for part in ("core_busy", "triton_busy", "load_busy", "others_busy")]
+        rate, cpu = (str(Spread(**variant[figure])) for figure in ("frames_per_s", "cpu_us_per_frame"))
+        rates.add_row(titles[name], rate, cpu, latency, *shares, bottleneck(variant))
     console.print(rates)
     turns.show_ratios(results["ratios"], console)
     warn(results["noise"], console)

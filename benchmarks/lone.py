@@ -45,7 +45,7 @@ class Plan(turns.Plan):
     variants: tuple[str, ...] = tuple(VARIANTS)
 
 
-def one(stand: service.Bench, plan: Plan, variant: str) -> Figures:
+def measure_turn(stand: service.Bench, plan: Plan, variant: str) -> Figures:
     """One turn: a fresh service."""
     count, rate = LOADS[variant]
     with service.served(stand, stand.cores.tested) as running:
@@ -57,7 +57,7 @@ def one(stand: service.Bench, plan: Plan, variant: str) -> Figures:
 def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Runs the plan; everything that was measured."""
     with service.bench(canned.write, 8) as stand:
-        return turns.run("lone", plan, lambda variant: one(stand, plan, variant), RATIOS, say)
+        return turns.run("lone", plan, lambda variant: measure_turn(stand, plan, variant), RATIOS, say)
 
 
 def show(results: dict[str, Any], console: Console) -> None:

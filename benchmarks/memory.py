@@ -56,7 +56,7 @@ def slopes(steady: Sequence[Mapping[str, float]], of: Mapping[str, str]) -> list
     if half < 2:
         raise BenchmarkError(f"{len(steady)} looks after the warm-up are too few for a slope: give it more --seconds")
     return [
-        {name: 60 * slope([(one["at_s"], one[figure]) for one in part]) for name, figure in of.items()}
+        {name: 60 * slope([(look["at_s"], look[figure]) for look in part]) for name, figure in of.items()}
         for part in (steady, steady[:half], steady[half:])
     ]
 
@@ -79,11 +79,11 @@ def draw(
     axes: Any, looks: Sequence[Mapping[str, float]], titles: Mapping[str, str], line_of: str, seconds: float
 ) -> None:
     """Memory over `seconds`; the line by least squares of one of them."""
-    minutes = [one["at_s"] / 60 for one in looks]
+    minutes = [look["at_s"] / 60 for look in looks]
     for name, title in titles.items():
-        axes.plot(minutes, [one[name] for one in looks], label=title)
+        axes.plot(minutes, [look[name] for look in looks], label=title)
     warm = WARM_UP * seconds
-    steady = [(one["at_s"], one[line_of]) for one in looks if warm < one["at_s"] <= seconds]
+    steady = [(look["at_s"], look[line_of]) for look in looks if warm < look["at_s"] <= seconds]
     rise = slope(steady)
     middle_s, middle = (sum(values) / len(steady) for values in zip(*steady, strict=True))
     ends = steady[0][0], steady[-1][0]

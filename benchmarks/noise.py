@@ -51,7 +51,7 @@ class Noise:
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
             used = resource.getrusage(who)
             own += used.ru_utime + used.ru_stime
-        own += sum(lifetime_s(one.pid) for one in psutil.Process().children(recursive=True))
+        own += sum(lifetime_s(process.pid) for process in psutil.Process().children(recursive=True))
         return perf_counter(), *machine_s(), own
 
 

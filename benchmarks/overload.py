@@ -60,7 +60,7 @@ def capacity(stand: service.Bench) -> Figures:
     return {"rate": found["frames"] / found["seconds"], "service_ms": found["p50_ms"]}
 
 
-def one(stand: service.Bench, plan: Plan, variant: str, able: Figures) -> tuple[Figures, list[list[float]]]:
+def measure_turn(stand: service.Bench, plan: Plan, variant: str, able: Figures) -> tuple[Figures, list[list[float]]]:
     """One turn: figures, and when each frame was due (seconds) with its result's age (milliseconds)."""
     mode = "realtime" if variant == "newest" else "lossless"
     with service.served(stand, stand.cores.tested) as running:
@@ -98,7 +98,7 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
         say(f"capacity: {able['rate']:,.1f} frames/s, {able['service_ms']:,.1f} ms a frame of a session")
 
         def turn(variant: str) -> Figures:
-            figures, ages[variant] = one(stand, plan, variant, able)
+            figures, ages[variant] = measure_turn(stand, plan, variant, able)
             return figures
 
         found = turns.run("overload", plan, turn, RATIOS, say, shown="p99_ms")

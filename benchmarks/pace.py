@@ -90,13 +90,13 @@ async def run(options: argparse.Namespace) -> dict[str, object]:
         made = Paced(url.path, url.netloc, options.init, clips[number % len(clips)], every_s, window)
         await loop.create_connection(lambda made=made: made, url.hostname, url.port)  # type: ignore[misc]
         sessions.append(made)
-    await asyncio.wait_for(asyncio.gather(*(one.ready.wait() for one in sessions)), 60)
+    await asyncio.wait_for(asyncio.gather(*(session.ready.wait() for session in sessions)), 60)
     start = perf_counter() + 0.05
     opened, closed = start + options.warm_up, start + options.warm_up + options.seconds
     # Begins are spread over one interval: frames do not come in volleys.
     sending = [
-        asyncio.create_task(one.send(start + every_s * number / len(sessions), closed))
-        for number, one in enumerate(sessions)
+        asyncio.create_task(session.send(start + every_s * number / len(sessions), closed))
+        for number, session in enumerate(sessions)
     ]
     await asyncio.sleep(opened - perf_counter())
     window.open()
@@ -104,16 +104,16 @@ async def run(options: argparse.Namespace) -> dict[str, object]:
     window.close()
     await asyncio.gather(*sending)
     await asyncio.sleep(options.rest)
-    for one in sessions:
-        if one.ended.done():
-            raise one.ended.exception() or ConnectionError("the service hung up")
-    inside = [[(due - opened, age) for due, age in one.ages if opened <= due < closed] for one in sessions]
+    for session in sessions:
+        if session.ended.done():
+            raise session.ended.exception() or ConnectionError("the service hung up")
+    inside = [[(due - opened, age) for due, age in session.ages if opened <= due < closed] for session in sessions]
     return {
         **asdict(window.measured()),
-        "due": [sum(opened <= due < closed for due in one.due) for one in sessions],
+        "due": [sum(opened <= due < closed for due in session.due) for session in sessions],
         "results": [len(ages) for ages in inside],
         "ages": [[round(due, 3), round(age * 1000, 2)] for ages in inside for due, age in ages],
-        "late_ms": round(max(one.late_s for one in sessions) * 1000, 2),
+        "late_ms": round(max(session.late_s for session in sessions) * 1000, 2),
     }
 
 

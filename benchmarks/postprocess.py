@@ -72,9 +72,9 @@ def head(count: int) -> NDArray[np.float32]:
     best = chance.permutation(np.linspace(0.9, 0.6, objects))
     scores = np.concatenate((best, 0.8 * best, chance.uniform(0.36, 0.55, count)))
     for column in range(count):
-        at, one = column * 5, column % objects
-        out[:4, at] = *(middles[:, one] + chance.uniform(-2, 2, 2)), *sides[:, one]
-        out[4 + labels[one], at] = scores[column]
+        at, object_index = column * 5, column % objects
+        out[:4, at] = *(middles[:, object_index] + chance.uniform(-2, 2, 2)), *sides[:, object_index]
+        out[4 + labels[object_index], at] = scores[column]
     return out
 
 
@@ -105,7 +105,7 @@ def loop(output: NDArray[np.float32], scale: float, left: int, top: int) -> list
 
 def reader(layout: str) -> DetectReader:
     """Ours, for a raw or a picked head."""
-    names = {"class_names": "[" + ",".join(f'"class {one}"' for one in range(CLASSES)) + "]"}
+    names = {"class_names": "[" + ",".join(f'"class {class_id}"' for class_id in range(CLASSES)) + "]"}
     if layout == "raw":
         given, made = TensorSpec("images", "FP32", (-1, 3, SIZE, SIZE)), (-1, 4 + CLASSES, ANCHORS)
     else:
@@ -140,7 +140,7 @@ def rows(found: Objects) -> NDArray[np.float64]:
     if isinstance(found, Detected):
         columns = np.column_stack((found.xyxy, found.confidence, found.class_id)).astype(np.float64)
     else:
-        told = [(*one["box"].values(), one["confidence"], one["class_id"]) for one in found]
+        told = [(*detection["box"].values(), detection["confidence"], detection["class_id"]) for detection in found]
         columns = np.array(told, np.float64).reshape(-1, 6)
     return columns[np.argsort(-columns[:, 4], kind="stable")]
 
@@ -153,7 +153,7 @@ def _read(reader: DetectReader, output: NDArray[np.float32], box: Letterbox) -> 
 
 def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Runs the plan; everything that was measured."""
-    return turns.run("postprocess", plan, lambda one: inner.ask("postprocess", one, plan), RATIOS, say)
+    return turns.run("postprocess", plan, lambda variant: inner.ask("postprocess", variant, plan), RATIOS, say)
 
 
 def show(results: dict[str, Any], console: Console) -> None:

@@ -34,7 +34,7 @@ def objections(plan: Mapping[str, Any], whole: Mapping[str, Any]) -> list[str]:
         if name == "turns":
             wanted = min(TURNS, wanted)  # a soak is one long run
         if name == "variants":
-            if missing := [one for one in wanted if one not in (has or ())]:
+            if missing := [variant for variant in wanted if variant not in (has or ())]:
                 found.append(f"variants left out: {', '.join(missing)}")
         elif isinstance(wanted, int | float) and (has is None or has < wanted):
             found.append(f"{name}={has}, want {wanted:g} or more")

@@ -110,7 +110,7 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
             repository = TritonSettings().triton_repository if real else canned.write(folder / "repository")
             urls[models], servers[models] = stack.enter_context(harness.triton(repository, folder / models, everywhere))
 
-        def one(variant: str) -> Figures:
+        def measure_turn(variant: str) -> Figures:
             models, _, way = variant.partition("-")
             arguments = ["benchmarks.segments_run", "--way", way, "--triton", urls[models]]
             before = _busy_s(servers[models])
@@ -119,14 +119,14 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
             figures["triton_us"] = (_busy_s(servers[models]) - before) / seen * 1e6
             return {**figures, "all_us": figures["cpu_us"] + figures["triton_us"]}
 
-        found = turns.run("segments", plan, one, RATIOS, say, shown="rate")
+        found = turns.run("segments", plan, measure_turn, RATIOS, say, shown="rate")
     return {**found, "plan": asdict(plan)}
 
 
 def _busy_s(pids: Sequence[int]) -> float:
     """Processor time of these processes so far."""
     times = [psutil.Process(pid).cpu_times() for pid in pids if psutil.pid_exists(pid)]
-    return sum(one.user + one.system for one in times)
+    return sum(process_times.user + process_times.system for process_times in times)
 
 
 def show(results: Mapping[str, Any], console: Console) -> None:

@@ -42,12 +42,12 @@ async def run(way: str, url: str, film: Path) -> dict[str, float]:
     tune()
     with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name:
         settings = Settings(triton_url=url, ocr="off", state_dir=Path(name) / "state", segment_folder=film.parent)
-        async with open_pipeline(settings, settings.ocr) as one:
+        async with open_pipeline(settings, settings.ocr) as opened:
             wish = stream_settings(settings.pipeline, "annotate")
-            await _bare(one.pipeline, wish, film, WARM_UP)
+            await _bare(opened.pipeline, wish, film, WARM_UP)
             if way in get_args(Mode):
-                return await _film(way, one.pipeline, settings, film)
-            return await _bare(one.pipeline, wish, film)
+                return await _film(way, opened.pipeline, settings, film)
+            return await _bare(opened.pipeline, wish, film)
 
 
 async def _film(way: Any, pipeline: Pipeline, settings: Settings, film: Path) -> dict[str, float]:
@@ -75,9 +75,11 @@ async def _bare(pipeline: Pipeline, settings: StreamSettings, film: Path, most: 
     async def look(jpegs: list[bytes], turn: Ticket) -> int:
         try:
             with turn:
-                jobs = [FrameJob(Frame("film", one, time.perf_counter(), 0.0, 1), memory, settings) for one in jpegs]
+                jobs = [FrameJob(Frame("film", jpeg, time.perf_counter(), 0.0, 1), memory, settings) for jpeg in jpegs]
                 answers = await pipeline.analyze(jobs, entry="segments", ticket=turn)
-                return sum(isinstance(one, FrameResult) and one.stages["detect"].status == "ok" for one in answers)
+                return sum(
+                    isinstance(answer, FrameResult) and answer.stages["detect"].status == "ok" for answer in answers
+                )
         finally:
             room.release()
 

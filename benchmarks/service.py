@@ -43,7 +43,7 @@ class Running:
     @property
     def pids(self) -> list[int]:
         """Its own process and those that it started, which with --workers do the work."""
-        return [self.pid, *(one.pid for one in psutil.Process(self.pid).children(recursive=True))]
+        return [self.pid, *(process.pid for process in psutil.Process(self.pid).children(recursive=True))]
 
     @property
     def url(self) -> str:

@@ -54,7 +54,7 @@ def warm_up(plan: Plan, count: int) -> float:
     return max(plan.warm_up_s, BEFORE * count / plan.rate)
 
 
-def one(stand: service.Bench, plan: Plan, count: int) -> Figures:
+def measure_turn(stand: service.Bench, plan: Plan, count: int) -> Figures:
     """One turn: a fresh service, so many sessions."""
     limits = {"MAX_SESSIONS": str(count + 8), "MAX_CONNECTIONS": str(count + 64)}
     limits |= {name: str(count + 8) for name in ("MAX_SESSIONS_PER_ADDRESS", "MAX_SESSIONS_PER_TOKEN")}
@@ -79,7 +79,7 @@ def one(stand: service.Bench, plan: Plan, count: int) -> Figures:
 def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Runs the plan; everything that was measured."""
     with service.bench(canned.write, 8) as stand:
-        return turns.run("sessions", plan, lambda variant: one(stand, plan, int(variant)), RATIOS, say)
+        return turns.run("sessions", plan, lambda variant: measure_turn(stand, plan, int(variant)), RATIOS, say)
 
 
 def show(results: dict[str, Any], console: Console) -> None:

@@ -45,8 +45,8 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
             looks, seen = loaded(stand, running, plan, say)
             final = settled(running)
         log = (stand.folder / "service.log").read_text(errors="replace").splitlines()
-    steady = [one for one in looks if memory.WARM_UP * plan.seconds < one["at_s"] <= plan.seconds]
-    groups = [name for name in plan.variants if any(one.get(name) for one in steady)]
+    steady = [look for look in looks if memory.WARM_UP * plan.seconds < look["at_s"] <= plan.seconds]
+    groups = [name for name in plan.variants if any(look.get(name) for look in steady)]
     turns_of = {name: memory.slopes(steady, {"slope_mb": name, "own_slope_mb": f"own_{name}"}) for name in groups}
     return {
         "benchmark": "soak",
@@ -64,7 +64,7 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
 
 def _amounts(name: str, steady: list[Figures]) -> dict[str, Any]:
     spreads = {"resident_mb": name, "own_mb": f"own_{name}"}
-    return {label: asdict(harness.spread([one[key] for one in steady])) for label, key in spreads.items()}
+    return {label: asdict(harness.spread([look[key] for look in steady])) for label, key in spreads.items()}
 
 
 def show(results: dict[str, Any], console: Console) -> None:

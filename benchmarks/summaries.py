@@ -79,12 +79,12 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
         with harness.triton(models, folder / "state", places.triton) as (url, pids):
             stand = Stand(plan, places, folder, url, pids)
 
-            def one(variant: str) -> Figures:
+            def measure_turn(variant: str) -> Figures:
                 found = VARIANTS[variant].run(stand)
                 found.pop("sample")
                 return turns.of(Measured(**found))
 
-            return turns.run("summaries", plan, one, RATIOS, say, shown="p95_ms")
+            return turns.run("summaries", plan, measure_turn, RATIOS, say, shown="p95_ms")
 
 
 def show(results: dict[str, Any], console: Console) -> None:

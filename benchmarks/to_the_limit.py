@@ -113,10 +113,10 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
     say(f"pressed directly by {by}")
     with service.bench(repository, SESSIONS) as stand:
 
-        def one(variant: str) -> Figures:
+        def measure_turn(variant: str) -> Figures:
             return pressed_by_service(stand, plan) if variant == "service" else pressed_directly(stand, plan, tool)
 
-        found = turns.run("to_the_limit", plan, one, RATIOS, say, shown="rate")
+        found = turns.run("to_the_limit", plan, measure_turn, RATIOS, say, shown="rate")
     return {**found, "by": by}
 
 

@@ -120,14 +120,14 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
         folder = Path(name)
         with harness.triton(live.repository(folder / "repository"), folder / "state", places.triton) as (url, pids):
 
-            def one(variant: str) -> Figures:
+            def measure_turn(variant: str) -> Figures:
                 arguments = ["benchmarks.triton_wire", variant, f"--triton={url}"]
                 arguments += [f"--warm-up={plan.warm_up_s}", f"--seconds={plan.seconds}"]
                 arguments += ["--triton-pids", *map(str, pids)]
                 found = Measured(**harness.answer(arguments, places.tested, 60 + plan.seconds))
                 return turns.of(found)
 
-            return turns.run("triton_wire", plan, one, RATIOS, say)
+            return turns.run("triton_wire", plan, measure_turn, RATIOS, say)
 
 
 def show(results: dict[str, Any], console: Console) -> None:

@@ -81,7 +81,7 @@ def of(found: Measured) -> Figures:
 def run(
     name: str,
     plan: Any,
-    one: Callable[[str], Figures],
+    measure_turn: Callable[[str], Figures],
     ratios: Sequence[Ratio],
     say: Callable[[str], None],
     *,
@@ -98,7 +98,7 @@ def run(
     for turn in range(plan.turns):
         for variant in plan.variants:
             with noise.watched():
-                found = one(variant)
+                found = measure_turn(variant)
             turns[variant].append(found)
             say(f"turn {turn + 1}: {variant}: {shown} {found[shown]:,.1f}")
     return {
@@ -132,12 +132,16 @@ def compared(turns: Mapping[str, Sequence[Figures]], ratios: Sequence[Ratio]) ->
 
 def judged(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The ratios of a run that have a target."""
-    return [one for one in results["ratios"] if one["met"] is not None]
+    return [ratio for ratio in results["ratios"] if ratio["met"] is not None]
 
 
 def missed(results: Mapping[str, Any]) -> list[str]:
     """The targets that a run missed, in words."""
-    return [f"{one['label']}: {one['median']:.3g}, wanted {one['target']}" for one in judged(results) if not one["met"]]
+    return [
+        f"{ratio['label']}: {ratio['median']:.3g}, wanted {ratio['target']}"
+        for ratio in judged(results)
+        if not ratio["met"]
+    ]
 
 
 def show(
@@ -178,8 +182,8 @@ def show_ratios(ratios: Sequence[Mapping[str, Any]], console: Console) -> None:
     table.add_column("", no_wrap=True)
     table.add_column("ratio", justify="right")
     table.add_column("target", justify="right")
-    for one in ratios:
-        value = str(Spread(one["median"], one["least"], one["most"]))
-        verdict = "" if one["met"] is None else " met" if one["met"] else " [yellow]missed[/]"
-        table.add_row(one["label"], value, one["target"] + verdict)
+    for ratio in ratios:
+        value = str(Spread(ratio["median"], ratio["least"], ratio["most"]))
+        verdict = "" if ratio["met"] is None else " met" if ratio["met"] else " [yellow]missed[/]"
+        table.add_row(ratio["label"], value, ratio["target"] + verdict)
     console.print(table)

@@ -63,7 +63,7 @@ class Plan(turns.Plan):
     variants: tuple[str, ...] = tuple(VARIANTS)
 
 
-def one(stand: service.Bench, plan: Plan, workers: int) -> Figures:
+def measure_turn(stand: service.Bench, plan: Plan, workers: int) -> Figures:
     """One turn."""
     count = SESSIONS * workers
     limits = {"MAX_SESSIONS": str(count), "MAX_SESSIONS_PER_ADDRESS": str(count), "WORKERS": str(workers)}
@@ -111,14 +111,14 @@ def _spread(running: Running, count: int) -> list[int]:
 def _connections(pid: int, port: int, state: str) -> int:
     """Sockets of the service's port that a process holds."""
     open_now = psutil.Process(pid).net_connections("inet")
-    return sum(one.status == state and one.laddr.port == port for one in open_now)
+    return sum(connection.status == state and connection.laddr.port == port for connection in open_now)
 
 
 def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Runs the plan; everything that was measured."""
     places = harness.cores(tested=2 if OWN_CORES else 1)
     with service.bench(canned.write, SESSIONS, places) as stand:
-        return turns.run("workers", plan, lambda variant: one(stand, plan, int(variant)), RATIOS, say)
+        return turns.run("workers", plan, lambda variant: measure_turn(stand, plan, int(variant)), RATIOS, say)
 
 
 def show(results: dict[str, Any], console: Console) -> None:

@@ -59,7 +59,7 @@ def calibrate(source: Path, pictures: list[Path], out: Path) -> None:
     model = onnx.load(source)
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
-    shape = [one.dim_value for one in inputs[0].type.tensor_type.shape.dim] if len(inputs) == 1 else []
+    shape = [dimension.dim_value for dimension in inputs[0].type.tensor_type.shape.dim] if len(inputs) == 1 else []
     floats = len(inputs) == 1 and inputs[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     if not floats or len(shape) != 4 or shape[1] != 3 or min(shape[2:]) < 1:
         raise ValueError(f"{source}: want one FP32 picture [N, 3, H, W] of a fixed size, as exports have it")

@@ -36,7 +36,13 @@ def given_names(text: str) -> tuple[str, ...]:
     if isinstance(found, dict) and "names" in found:
         found = found["names"]
     if isinstance(found, dict):
-        ids = sorted(found, key=lambda one: (not isinstance(one, int), str(one) if not isinstance(one, int) else one))
+        ids = sorted(
+            found,
+            key=lambda class_id: (
+                not isinstance(class_id, int),
+                str(class_id) if not isinstance(class_id, int) else class_id,
+            ),
+        )
         if ids != list(range(len(ids))):
             raise UnknownLayout(
                 f"NAMES={text}: its ids are {', '.join(map(str, ids))[:80]}; want 0, 1, 2, … without gaps"

@@ -41,8 +41,8 @@ def read_output(path: Path) -> list[Row]:
 
 def write_output(path: Path, name: str, shape: Sequence[int], values: Sequence[float]) -> None:
     """The same form, for the ONNX's answer."""
-    one = {"name": name, "dimensions": "x".join(map(str, shape)), "values": list(values)}
-    path.write_text(json.dumps([one]))
+    tensor = {"name": name, "dimensions": "x".join(map(str, shape)), "values": list(values)}
+    path.write_text(json.dumps([tensor]))
 
 
 def difference(task: str, wanted: Sequence[Row], given: Sequence[Row]) -> str | None:
@@ -54,8 +54,8 @@ def difference(task: str, wanted: Sequence[Row], given: Sequence[Row]) -> str | 
         return None if likeness >= COSINE else f"a cosine of {likeness:.4f}; want {COSINE} at least"
     if not sure(wanted):
         return f"nothing to compare: the ONNX itself is sure of nothing on this picture (no score over {SURE})"
-    for name, one, other in (("the ONNX", wanted, given), ("the plan", given, wanted)):
-        for row in sure(one):
+    for name, rows, other in (("the ONNX", wanted, given), ("the plan", given, wanted)):
+        for row in sure(rows):
             if not any(_same(row, candidate) for candidate in other):
                 box = ", ".join(f"{value:.1f}" for value in row[:4])
                 return f"only {name} finds class {row[5]:.0f} at ({box}) with a score of {row[4]:.3f}"
@@ -66,9 +66,9 @@ def sure(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row[4] >= SURE]
 
 
-def cosine(one: Row, other: Row) -> float:
-    lengths = math.hypot(*one) * math.hypot(*other)
-    return sum(a * b for a, b in zip(one, other, strict=True)) / lengths if lengths else 0.0
+def cosine(vector: Row, other: Row) -> float:
+    lengths = math.hypot(*vector) * math.hypot(*other)
+    return sum(a * b for a, b in zip(vector, other, strict=True)) / lengths if lengths else 0.0
 
 
 def _same(row: Row, other: Row) -> bool:

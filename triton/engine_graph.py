@@ -58,7 +58,9 @@ def open_batch(model: onnx.ModelProto) -> None:
     del graph.value_info[:]
     constants = {node.output[0]: node for node in graph.node if node.op_type == "Constant"}
     for node in graph.node:
-        if node.op_type != "Reshape" or any(one.name == "allowzero" and one.i for one in node.attribute):
+        if node.op_type != "Reshape" or any(
+            attribute.name == "allowzero" and attribute.i for attribute in node.attribute
+        ):
             continue
         shape = node.input[1]
         if shape in weights:

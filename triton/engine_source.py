@@ -69,7 +69,7 @@ def collect(models: Path, engines: Path, picture: Path | None, onnx_python: Path
     Raises:
         Stop: nothing is installed, or a model cannot be made ready. What was there stays.
     """
-    found = [one for name in (DETECT, POSE, ARCFACE) if (one := _installed(models, name))]
+    found = [model for name in (DETECT, POSE, ARCFACE) if (model := _installed(models, name))]
     if not found:
         raise Stop(
             f"no prepared model in {models}: run `make models` first (DETECT=, POSE= and ARCFACE= name your own); "
@@ -78,9 +78,9 @@ def collect(models: Path, engines: Path, picture: Path | None, onnx_python: Path
     engines.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=engines, prefix=".source-") as scratch:
         fresh = Path(scratch) / "source"
-        for one in found:
-            _make_ready(one, fresh / one.name, picture or PICTURE, onnx_python)
-            yield f"{one.name}: {one.about['source']} made ready for TensorRT"
+        for model in found:
+            _make_ready(model, fresh / model.name, picture or PICTURE, onnx_python)
+            yield f"{model.name}: {model.about['source']} made ready for TensorRT"
         reason = _ensemble(found, fresh / "vision.pbtxt")
         if reason:
             yield f"no ensemble: {reason}"
@@ -96,60 +96,62 @@ def _installed(models: Path, name: str) -> Installed | None:
     return Installed(name, version / "model.onnx", json.loads((version / "model.json").read_text()))
 
 
-def _make_ready(one: Installed, folder: Path, picture: Path, onnx_python: Path) -> None:
+def _make_ready(installed: Installed, folder: Path, picture: Path, onnx_python: Path) -> None:
     folder.mkdir(parents=True)
-    if one.about.get("batch") not in (None, 1):
+    if installed.about.get("batch") not in (None, 1):
         raise Stop(
-            f"{one.name}: {one.about['source']} was exported with batch={one.about['batch']}; a plan takes any number: "
-            "export it with an open batch (Ultralytics: dynamic=True) and install that"
+            f"{installed.name}: {installed.about['source']} was exported with batch={installed.about['batch']}; "
+            "a plan takes any number: export it with an open batch (Ultralytics: dynamic=True) and install that"
         )
-    model = for_tensorrt(onnx.load(one.onnx))
+    model = for_tensorrt(onnx.load(installed.onnx))
     onnx.save(model, folder / "model.onnx")
-    shown, classes = Path(one.about["source"]).stem, one.about.get("names", [])
+    shown, classes = Path(installed.about["source"]).stem, installed.about.get("names", [])
     for kind, platform in (("plan", "tensorrt_plan"), ("onnx", "onnxruntime_onnx")):
-        text = gpu_config(model, one.name, platform, shown, classes, one.parameters)
+        text = gpu_config(model, installed.name, platform, shown, classes, installed.parameters)
         (folder / f"{kind}.pbtxt").write_text(f"# Written by `make engine`.\n{text}")
     weights = {tensor.name for tensor in model.graph.initializer}
     (value,) = (value for value in model.graph.input if value.name not in weights)
-    image = _image(one, picture, value.type.tensor_type.elem_type)
+    image = _image(installed, picture, value.type.tensor_type.elem_type)
     image.tofile(folder / "picture.bin")
-    answer = _run(onnx_python, one.onnx, image[None], f"{one.name}: {one.about['source']}")
-    if one.about["task"] != "face" and not sure(answer[0].tolist()):
+    answer = _run(onnx_python, installed.onnx, image[None], f"{installed.name}: {installed.about['source']}")
+    if installed.about["task"] != "face" and not sure(answer[0].tolist()):
         raise Stop(
-            f"{one.name}: the ONNX is sure of nothing on {picture.name} (no score over {SURE}), so that no plan can be "
-            "checked by it; name a JPEG that shows what it knows: make engine PICTURE=path.jpg"
+            f"{installed.name}: the ONNX is sure of nothing on {picture.name} (no score over {SURE}), so that no plan "
+            "can be checked by it; name a JPEG that shows what it knows: make engine PICTURE=path.jpg"
         )
-    _check_batch(one, folder / "model.onnx", image, answer, onnx_python)
+    _check_batch(installed, folder / "model.onnx", image, answer, onnx_python)
     write_output(folder / "answer.json", model.graph.output[0].name, answer.shape, answer.ravel().tolist())
     sheet = {
-        "name": one.name,
-        "task": one.about["task"],
+        "name": installed.name,
+        "task": installed.about["task"],
         "sha256": checksum(folder / "model.onnx"),
         "input": value.name,
         "shape": list(image.shape),
-        "made_of": one.about["source"],
+        "made_of": installed.about["source"],
     }
     (folder / "sheet.json").write_text(json.dumps(sheet, indent=2) + "\n")
 
 
-def _image(one: Installed, picture: Path, kind: int) -> NDArray[Any]:
+def _image(installed: Installed, picture: Path, kind: int) -> NDArray[Any]:
     """The picture as the model takes it, without the batch."""
     jpeg = picture.read_bytes()
     info = inspect(jpeg, max_bytes=1 << 26, max_pixels=1 << 26)
-    height, width = one.size
+    height, width = installed.size
     canvas = np.empty((height, width, 3), np.uint8)
     decode_into(jpeg, info, letterbox(info.width, info.height, width, height), canvas)
-    if one.name != ARCFACE:
+    if installed.name != ARCFACE:
         return canvas
-    scaled = (canvas.astype(np.float32) - float(one.about["input_mean"])) / float(one.about["input_std"])
+    scaled = (canvas.astype(np.float32) - float(installed.about["input_mean"])) / float(installed.about["input_std"])
     return np.ascontiguousarray(scaled.transpose(2, 0, 1), onnx.helper.tensor_dtype_to_np_dtype(kind))
 
 
-def _check_batch(one: Installed, ready: Path, image: NDArray[Any], answer: NDArray[Any], onnx_python: Path) -> None:
+def _check_batch(
+    installed: Installed, ready: Path, image: NDArray[Any], answer: NDArray[Any], onnx_python: Path
+) -> None:
     """The graph made ready answers each picture of a batch as the graph that came answers it alone."""
     blank = np.zeros_like(image)
     batch = np.stack([image, blank, image])[:BATCH]
-    what = f"{one.name}: {one.about['source']} with a batch of {BATCH}"
+    what = f"{installed.name}: {installed.about['source']} with a batch of {BATCH}"
     hint = "; export it with an open batch (Ultralytics: dynamic=True) and install that: make models DETECT=…, POSE=…"
     try:
         answers = _run(onnx_python, ready, batch, what)
@@ -157,10 +159,14 @@ def _check_batch(one: Installed, ready: Path, image: NDArray[Any], answer: NDArr
         raise Stop(f"{error}{hint}") from None
     for row in (0, BATCH - 1):
         wanted, given = answer[0], answers[row] if len(answers) == BATCH else answers[:0]
-        if one.about["task"] == "face":
+        if installed.about["task"] == "face":
             wrong = None if len(given) and cosine(wanted.tolist(), given.tolist()) >= COSINE else "another embedding"
         else:
-            wrong = difference(one.about["task"], wanted.tolist(), given.tolist()) if len(given) else "too few answers"
+            wrong = (
+                difference(installed.about["task"], wanted.tolist(), given.tolist())
+                if len(given)
+                else "too few answers"
+            )
         if wrong:
             raise Stop(f"{what} answers otherwise than alone: {wrong}{hint}")
 
@@ -181,7 +187,7 @@ def _run(onnx_python: Path, model: Path, images: NDArray[Any], what: str) -> NDA
 
 def _ensemble(found: list[Installed], target: Path) -> str | None:
     """Writes the ensemble's configuration where both models take the same pictures; else says why not."""
-    parts = {one.name: one for one in found if one.name != ARCFACE}
+    parts = {model.name: model for model in found if model.name != ARCFACE}
     missing = [name for name in (DETECT, POSE) if name not in parts]
     if missing:
         return f"{missing[0]} is not installed"

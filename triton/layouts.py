@@ -119,8 +119,8 @@ def _reads(node: onnx.NodeProto) -> Iterator[str]:
     yield from node.input
     for attribute in node.attribute:
         for inner in (attribute.g, *attribute.graphs):
-            for one in inner.node:
-                yield from _reads(one)
+            for inner_node in inner.node:
+                yield from _reads(inner_node)
 
 
 def metadata(model: onnx.ModelProto) -> dict[str, str]:
@@ -345,7 +345,7 @@ def _size(model: onnx.ModelProto, dims: list[int | None], unknown: UnknownLayout
         size = None
     if isinstance(size, int):
         size = [size, size]
-    if not (isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(one, int) for one in size)):
+    if not (isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size)):
         raise UnknownLayout(
             f"{unknown}\nheight and width are open and the metadata names no `imgsz`: export at one size"
         )
@@ -366,4 +366,4 @@ def _inferred_head(model: onnx.ModelProto, name: str, height: int, width: int, n
             dim.Clear()
     del fixed.graph.value_info[:]
     inferred = _shape(shape_inference.infer_shapes(fixed, data_prop=True).graph.output[0])
-    return [one or other for one, other in zip(declared, inferred, strict=False)]
+    return [declared_size or other for declared_size, other in zip(declared, inferred, strict=False)]

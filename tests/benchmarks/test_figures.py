@@ -46,22 +46,24 @@ def test_the_readmes_say_what_was_measured(name: str, block: str) -> None:
 
 def test_a_headline_is_a_judged_ratio_or_a_figure_of_the_benchmark_that_it_names() -> None:
     assert 5 <= len(figures.HEADLINES) <= 8
-    for one in figures.HEADLINES:
-        module = import_module(f"benchmarks.{one.benchmark}")
-        if one.variant:
-            assert one.variant in module.VARIANTS
+    for headline in figures.HEADLINES:
+        module = import_module(f"benchmarks.{headline.benchmark}")
+        if headline.variant:
+            assert headline.variant in module.VARIANTS
         else:
-            assert [ratio.target != "" for ratio in module.RATIOS if ratio.label == one.label] == [True], one.label
+            assert [ratio.target != "" for ratio in module.RATIOS if ratio.label == headline.label] == [True], (
+                headline.label
+            )
 
 
 def test_what_is_committed_is_of_benchmarks_that_there_are() -> None:
     known = record.load()
     assert known
     assert set(known) <= set(BENCHMARKS)
-    for name, one in known.items():
-        assert one["benchmark"] == name
-        assert one["machine"]["cpu"]
-        assert not {"turns", "samples"} & set(one)
+    for name, recorded in known.items():
+        assert recorded["benchmark"] == name
+        assert recorded["machine"]["cpu"]
+        assert not {"turns", "samples"} & set(recorded)
 
 
 @pytest.mark.parametrize("name", sorted(BENCHMARKS))
@@ -71,7 +73,7 @@ def test_every_benchmark_can_be_recorded(name: str) -> None:
     labels = [ratio.label for ratio in module.RATIOS]
     assert labels
     assert len(set(labels)) == len(labels)
-    variants = {one for ratio in module.RATIOS for one in (ratio.over, ratio.under)}
+    variants = {variant for ratio in module.RATIOS for variant in (ratio.over, ratio.under)}
     assert variants <= {*module.VARIANTS, None}
     whole = asdict(plans.plan(name))
     assert record.objections(whole, whole) == []
@@ -88,8 +90,8 @@ BEFORE_THE_RULES = {"fleet_soak", "soak"}
 def test_what_is_committed_was_recorded_by_the_rules() -> None:
     found = {
         name
-        for name, one in record.load().items()
-        if record.objections(one["plan"], asdict(plans.plan(name))) or record.noise_objections(one["noise"])
+        for name, recorded in record.load().items()
+        if record.objections(recorded["plan"], asdict(plans.plan(name))) or record.noise_objections(recorded["noise"])
     }
     assert found <= BEFORE_THE_RULES
 
@@ -191,8 +193,8 @@ def test_a_noisy_run_is_recorded_when_forced(run: Callable[..., Any]) -> None:
 
 def test_a_run_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    for one in (results("flow", 4.0), results("live", 5.0), results("flow", 6.0)):
-        record.merge(one, path)
+    for recorded in (results("flow", 4.0), results("live", 5.0), results("flow", 6.0)):
+        record.merge(recorded, path)
     known = record.load(path)
     assert set(known) == {"flow", "live"}
     assert known["flow"]["ratios"][0]["median"] == 6.0

@@ -46,21 +46,21 @@ def test_every_variant_answers_frames(results: dict[str, Any]) -> None:
 
 def test_ratios_are_those_of_the_turns_and_judged(results: dict[str, Any]) -> None:
     ours, naive, floor = (results["turns"][name][0] for name in ("ours", "naive", "floor"))
-    told = {one["label"].partition(", doing the naive one's work: ")[2]: one for one in results["ratios"]}
+    told = {ratio["label"].partition(", doing the naive one's work: ")[2]: ratio for ratio in results["ratios"]}
     rate = (ours["frames"] / ours["seconds"]) / (naive["frames"] / naive["seconds"])
     assert told["× a naive service, by rate"]["median"] == pytest.approx(rate)
     assert told["× a naive service, by rate"]["met"] is None
     for label, other, wanted in (("× a naive service", naive, 40), ("of the bare loop, a call a frame", floor, 0.7)):
         cpu = (other["cpu_s"] / other["frames"]) / (ours["cpu_s"] / ours["frames"])
-        one = told[f"{label}, by CPU"]
-        assert one["median"] == pytest.approx(cpu)
-        assert one["target"] == f"≥ {wanted:g}"
-        assert one["met"] is (cpu >= wanted)
+        ratio = told[f"{label}, by CPU"]
+        assert ratio["median"] == pytest.approx(cpu)
+        assert ratio["target"] == f"≥ {wanted:g}"
+        assert ratio["met"] is (cpu >= wanted)
     assert "of the bare loop, eight frames a call, by CPU" in told
 
 
 def test_what_was_missed_is_said_at_the_end(results: dict[str, Any]) -> None:
-    missed = [one["label"] for one in results["ratios"] if one["met"] is False]
+    missed = [ratio["label"] for ratio in results["ratios"] if ratio["met"] is False]
     for label in missed:
         assert f"missed: live: {label}: " in results["printed"]
     assert ("every target met" in results["printed"]) is not bool(missed)
@@ -78,8 +78,8 @@ def test_all_find_the_boxes_that_the_canned_models_give(results: dict[str, Any])
     x1, y1, x2, y2 = canned.PERSON[:4]
     for name in ("ours", "naive"):
         found = results["samples"][name]
-        assert {one["class_id"] for one in found["objects"]} == {0, 16}, name
-        person = next(one["box"] for one in found["objects"] if one["class_id"] == 0)
+        assert {detection["class_id"] for detection in found["objects"]} == {0, 16}, name
+        person = next(detection["box"] for detection in found["objects"] if detection["class_id"] == 0)
         assert person == pytest.approx({"x1": x1, "y1": y1 - 80, "x2": x2, "y2": y2 - 80}, abs=0.05), name
         (pose,) = found["poses"]
         assert pose["keypoints"][16]["y"] == pytest.approx(y2 - 80, abs=0.05), name

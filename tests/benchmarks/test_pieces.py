@@ -108,8 +108,8 @@ def test_a_variant_that_fails_is_quoted() -> None:
 def test_ratios_and_targets_turn_by_turn() -> None:
     found = {"a": [{"x": 6.0}, {"x": 8.0}, {"x": 9.0}], "b": [{"x": 2.0}, {"x": 2.0}, {"x": 9.0}]}
     ratios = (turns.Ratio("a over b", "x", "a", "b", at_least=4), turns.Ratio("a over c", "x", "a", "c"))
-    (one,) = turns.compared(found, ratios)
-    assert one == {"label": "a over b", "median": 3.0, "least": 1.0, "most": 4.0, "target": "≥ 4", "met": False}
+    (ratio,) = turns.compared(found, ratios)
+    assert ratio == {"label": "a over b", "median": 3.0, "least": 1.0, "most": 4.0, "target": "≥ 4", "met": False}
     both = turns.Ratio("", "x", "a", "b", at_least=1, at_most=2)
     assert both.target == "≥ 1 and ≤ 2"
     assert [both.met(value) for value in (0.9, 1, 2, 2.1)] == [False, True, True, False]
@@ -123,13 +123,13 @@ def test_missed_targets_are_named() -> None:
         turns.Ratio("untold", "x", "a"),
     )
     results = {"ratios": turns.compared(found, ratios)}
-    assert [one["label"] for one in turns.judged(results)] == ["a over b", "b over a"]
+    assert [ratio["label"] for ratio in turns.judged(results)] == ["a over b", "b over a"]
     assert turns.missed(results) == ["a over b: 3, wanted ≥ 4"]
 
 
 def test_a_figure_alone_may_have_a_target() -> None:
-    (one,) = turns.compared({"a": [{"x": 6.0}, {"x": 8.0}]}, (turns.Ratio("a", "x", "a", at_most=7),))
-    assert one == {"label": "a", "median": 7.0, "least": 6.0, "most": 8.0, "target": "≤ 7", "met": True}
+    (ratio,) = turns.compared({"a": [{"x": 6.0}, {"x": 8.0}]}, (turns.Ratio("a", "x", "a", at_most=7),))
+    assert ratio == {"label": "a", "median": 7.0, "least": 6.0, "most": 8.0, "target": "≤ 7", "met": True}
 
 
 @pytest.mark.parametrize("count", sessions.COUNTS)

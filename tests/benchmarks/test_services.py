@@ -38,8 +38,8 @@ def stand() -> Iterator[service.Bench]:
     def repository(folder: Path) -> Path:
         return live.repository(folder, frame_s=to_the_limit.MODEL_S)
 
-    with service.bench(repository, STREAMS) as one:
-        yield one
+    with service.bench(repository, STREAMS) as running:
+        yield running
 
 
 def shown(benchmark: Any, results: dict[str, Any]) -> str:
@@ -50,7 +50,7 @@ def shown(benchmark: Any, results: dict[str, Any]) -> str:
 
 def test_an_open_loop_reaches_every_session(stand: service.Bench) -> None:
     plan = sessions.Plan(seconds=1.0, warm_up_s=0.3, rate=40)
-    found = sessions.one(stand, plan, 4)
+    found = sessions.measure_turn(stand, plan, 4)
     assert found["answered"] > 0.5
     assert found["jain"] > 0.8
     assert 0 < found["worst_share"] <= 1.0001
@@ -62,12 +62,12 @@ def test_only_a_queue_that_keeps_all_grows_old_under_twice_the_load(stand: servi
     plan = overload.Plan(seconds=1.5, warm_up_s=0.3, turns=1)
     kept: dict[str, Any] = {}
 
-    def one(name: str) -> turns.Figures:
-        figures, kept[name] = overload.one(stand, plan, name, able)
+    def measure_turn(name: str) -> turns.Figures:
+        figures, kept[name] = overload.measure_turn(stand, plan, name, able)
         return figures
 
     for _ in range(3):  # a machine that stands still for a second makes any result old: it has three tries
-        found = turns.run("overload", plan, one, overload.RATIOS, lambda line: None, shown="p99_ms")
+        found = turns.run("overload", plan, measure_turn, overload.RATIOS, lambda line: None, shown="p99_ms")
         found |= {"capacity": able, "samples": {"ages": kept}}
         newest, fifo = (found["turns"][name][0] for name in ("newest", "fifo"))
         if newest["p99_ms"] < fifo["p99_ms"] / 2 and fifo["growth"] > 1:
@@ -109,7 +109,7 @@ def test_calls_to_triton_are_counted(stand: service.Bench, variant: str) -> None
 
 def test_two_workers_share_the_sessions(stand: service.Bench) -> None:
     plan = workers.Plan(seconds=0.8, warm_up_s=0.3, turns=1, variants=("2",))
-    found = turns.run("workers", plan, lambda name: workers.one(stand, plan, int(name)), workers.RATIOS, print)
+    found = turns.run("workers", plan, lambda name: workers.measure_turn(stand, plan, int(name)), workers.RATIOS, print)
     (figures,) = found["turns"]["2"]
     assert 1 <= figures["fullest"] <= 2
     assert 1 <= figures["batch"] <= 8
@@ -121,7 +121,7 @@ def test_two_workers_share_the_sessions(stand: service.Bench) -> None:
 
 def test_a_lone_session_is_measured_beside_one_of_eight(stand: service.Bench) -> None:
     plan = lone.Plan(seconds=1.0, warm_up_s=0.5)
-    found = lone.one(stand, plan, "lone15")
+    found = lone.measure_turn(stand, plan, "lone15")
     assert found["answered"] > 0.5
     assert found["cpu_us"] > 0
     assert {name for ratio in lone.RATIOS for name in (ratio.over, ratio.under)} == set(lone.LOADS)

@@ -108,10 +108,14 @@ def matchers(expression: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Metric, label and the values named, for each matcher; a pattern's alternatives apart, wildcards left out."""
     for metric, inside in re.findall(_SELECTOR, expression):
         for label, _, value in re.findall(_MATCHER, inside):
-            yield metric, label, tuple(one for one in value.split("|") if not re.search(r"[.+*]", one))
+            yield (
+                metric,
+                label,
+                tuple(alternative for alternative in value.split("|") if not re.search(r"[.+*]", alternative)),
+            )
 
 
 def grouping_labels(expression: str) -> set[str]:
     """Labels in `by (…)` and the like."""
     lists: Iterable[str] = re.findall(_LABEL_LISTS, expression)
-    return {label.strip() for one in lists for label in one.split(",") if label.strip()}
+    return {label.strip() for listed in lists for label in listed.split(",") if label.strip()}

@@ -50,10 +50,10 @@ def test_the_source_of_data_is_chosen_above_and_used_by_all(board: dict[str, Any
 def test_no_two_panels_lie_on_each_other_and_none_hangs_out(board: dict[str, Any]) -> None:
     places = [panel["gridPos"] for panel in board["panels"]]
     assert all(place["x"] >= 0 and place["x"] + place["w"] <= 24 for place in places)
-    for one, other in combinations(places, 2):
-        apart_x = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
-        apart_y = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
-        assert apart_x or apart_y, (one, other)
+    for first, other in combinations(places, 2):
+        apart_x = first["x"] + first["w"] <= other["x"] or other["x"] + other["w"] <= first["x"]
+        apart_y = first["y"] + first["h"] <= other["y"] or other["y"] + other["h"] <= first["y"]
+        assert apart_x or apart_y, (first, other)
     ids = [panel["id"] for panel in board["panels"]]
     assert len(ids) == len(set(ids))
 

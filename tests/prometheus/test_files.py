@@ -79,7 +79,7 @@ def test_every_alert_tells_who_is_woken_what_to_do_first(rule: dict[str, Any]) -
 @pytest.mark.parametrize("rule", ALERTS)
 def test_labels_that_a_text_names_are_labels_of_the_alert(rule: dict[str, Any]) -> None:
     named = set(re.findall(r"\$labels\.(\w+)", str(rule["annotations"])))
-    samples = [one for case in cases() if case.expression == firing(rule["alert"]) for one in case.samples]
+    samples = [sample for case in cases() if case.expression == firing(rule["alert"]) for sample in case.samples]
     for sample in samples:
         assert named <= set(re.findall(r"(\w+)=", sample)), sample
 

@@ -87,7 +87,11 @@ def test_every_job_that_is_named_is_scraped() -> None:
     config = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
     jobs = {job["job_name"] for job in config["scrape_configs"]}
     named = {
-        one for text in everything().values() for _, label, ones in matchers(text) if label == "job" for one in ones
+        job_name
+        for text in everything().values()
+        for _, label, values in matchers(text)
+        if label == "job"
+        for job_name in values
     }
     assert named
     assert named <= jobs
@@ -97,7 +101,9 @@ def test_every_metric_of_ours_is_on_a_dashboard_or_in_the_readme() -> None:
     shown = {plain(target["expr"]) for board in boards() for panel in panels(board) for target in panel["targets"]}
     behind = {rule["record"]: plain(rule["expr"]) for rule in rules("record")}
     names = {name for expression in shown for name in metric_names(expression)}
-    while more := {one for name in names if name in behind for one in metric_names(behind[name])} - names:
+    while (
+        more := {metric_name for name in names if name in behind for metric_name in metric_names(behind[name])} - names
+    ):
         names |= more
     readme = (ROOT / "README.md").read_text()
     for metric in metric_objects():

@@ -117,7 +117,7 @@ def test_a_service_that_is_gone_is_noticed(watched: Watched) -> None:
     watched.service.process.terminate()
     watched.service.process.wait(30)
     watched.prometheus.wait_for('ALERTS{alertname="SightlineDown", alertstate="pending"}')
-    (alert,) = [one for one in watched.prometheus.get("alerts")["alerts"] if one["labels"]["job"] == "backend"]
+    (alert,) = [alert for alert in watched.prometheus.get("alerts")["alerts"] if alert["labels"]["job"] == "backend"]
     assert (
         alert["annotations"]["summary"]
         == f"The service at 127.0.0.1:{watched.service.port} does not answer, or comes and goes"

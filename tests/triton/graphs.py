@@ -78,9 +78,9 @@ def head(images: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarra
 def candidates(raw: np.ndarray, classes: int) -> np.ndarray:
     """The prepared rows of a raw head by the definition, one anchor at a time: [N, A, 6 + the rest]."""
     pictures = []
-    for one in raw:
+    for raw_head in raw:
         rows = []
-        for x, y, width, height, *rest in one.T:
+        for x, y, width, height, *rest in raw_head.T:
             scores, keypoints = rest[:classes], rest[classes:]
             best = int(np.argmax(scores))
             corners = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]

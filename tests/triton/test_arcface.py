@@ -121,7 +121,7 @@ def test_a_photograph_of_a_person_gets_the_embedding_of_its_face(
     with running_triton(repository, tmp_path / "state") as url:
         result, vectors = asyncio.run(analyze(url))
     assert result.stages["face"].status == "ok"
-    (person,) = [one for one in result.objects if isinstance(one, FaceDetection)]
+    (person,) = [detection for detection in result.objects if isinstance(detection, FaceDetection)]
     assert person.class_name == "person"
     vector = decode_embedding(person.embedding)
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
@@ -129,8 +129,8 @@ def test_a_photograph_of_a_person_gets_the_embedding_of_its_face(
     assert float(vector @ faces.embedding(upright(jpeg, head))) > 0.999
     # A crop some pixels beside it is told apart.
     assert float(vector @ faces.embedding(upright(jpeg, np.add(head, 12)))) < 0.99
-    for seed, one in enumerate(vectors):
-        assert float(one @ faces.embedding(faces.chart(seed))) > 0.9999
+    for seed, embedding in enumerate(vectors):
+        assert float(embedding @ faces.embedding(faces.chart(seed))) > 0.9999
 
 
 def upright(jpeg: bytes, head: np.ndarray) -> np.ndarray:

@@ -47,10 +47,10 @@ def on_canvas(points: np.ndarray | tuple[float, ...]) -> np.ndarray:
     return flat
 
 
-def iou(one: np.ndarray, other: np.ndarray) -> float:
-    low, high = np.maximum(one[:2], other[:2]), np.minimum(one[2:], other[2:])
+def iou(box: np.ndarray, other: np.ndarray) -> float:
+    low, high = np.maximum(box[:2], other[:2]), np.minimum(box[2:], other[2:])
     shared = np.prod(np.clip(high - low, 0, None))
-    return float(shared / (np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2]) - shared))
+    return float(shared / (np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2]) - shared))
 
 
 class Served:

@@ -437,10 +437,10 @@ def test_sure_keypoints_are_compared() -> None:
 
 
 def test_embeddings_are_compared_by_their_angle() -> None:
-    one = [1.0, 0.0, 0.0]
-    assert difference("face", [one], [[2.0, 0.05, 0.0]]) is None
-    assert "a cosine of 0.9806" in str(difference("face", [one], [[1.0, 0.2, 0.0]]))
-    assert difference("face", [one], [[0.0, 0.0, 0.0]]) is not None
+    vector = [1.0, 0.0, 0.0]
+    assert difference("face", [vector], [[2.0, 0.05, 0.0]]) is None
+    assert "a cosine of 0.9806" in str(difference("face", [vector], [[1.0, 0.2, 0.0]]))
+    assert difference("face", [vector], [[0.0, 0.0, 0.0]]) is not None
 
 
 def test_answers_are_read_as_trtexec_writes_them(tmp_path: Path) -> None:

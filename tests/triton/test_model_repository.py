@@ -73,7 +73,7 @@ def ask(url: str, *calls: tuple[str, np.ndarray]) -> tuple[ModelSet, list[Reply]
         try:
             vision = await describe(client, settings)
 
-            async def one(model: str, images: np.ndarray) -> Reply:
+            async def infer(model: str, images: np.ndarray) -> Reply:
                 spec = await client.describe(model)
                 assert spec is not None
                 buffer = client.buffer(images.shape, "UINT8")
@@ -83,7 +83,7 @@ def ask(url: str, *calls: tuple[str, np.ndarray]) -> tuple[ModelSet, list[Reply]
                 finally:
                     buffer.release()
 
-            return vision, await asyncio.gather(*(one(*call) for call in calls))
+            return vision, await asyncio.gather(*(infer(*call) for call in calls))
         finally:
             await client.close()
 

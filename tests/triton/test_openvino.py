@@ -53,8 +53,8 @@ def serve(openvino: None, tmp_path: Path) -> Iterator[Serve]:
         return started[-1]
 
     yield start
-    for one in started:
-        one.close()
+    for running in started:
+        running.close()
 
 
 def log_of(served: Served) -> str:
@@ -67,7 +67,7 @@ def test_it_answers_as_onnx_runtime_does(serve: Serve, batch: int | str) -> None
     onnxruntime = serve(batch, runtime="onnxruntime")
     assert re.search("yolo runs in OpenVINO", log_of(openvino))
     assert re.search("yolo runs in ONNX Runtime", log_of(onnxruntime))
-    rows, expected = (one.infer("yolo", *IMAGES)["detections"] for one in (openvino, onnxruntime))
+    rows, expected = (runtime.infer("yolo", *IMAGES)["detections"] for runtime in (openvino, onnxruntime))
     assert rows.shape == expected.shape == (2, 480, 6)
     assert (expected[..., 4] > 0.5).any()
     np.testing.assert_allclose(rows[..., 4], expected[..., 4], atol=1e-4)

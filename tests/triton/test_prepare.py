@@ -49,8 +49,8 @@ def test_frames_of_a_batch_do_not_mix(tmp_path: Path, run_onnx) -> None:
     weights, bias = weights_of(4 + CLASSES)
     prepare(graphs.save(tmp_path / "own.onnx", weights, bias), tmp_path / "prepared.onnx")
     together = run_onnx(tmp_path / "prepared.onnx", IMAGES)
-    for one, image in zip(together, IMAGES, strict=True):
-        assert_same_rows(run_onnx(tmp_path / "prepared.onnx", image[None]), one[None], tolerance=1e-4)
+    for result, image in zip(together, IMAGES, strict=True):
+        assert_same_rows(run_onnx(tmp_path / "prepared.onnx", image[None]), result[None], tolerance=1e-4)
 
 
 def test_pose_head_keeps_its_keypoints(tmp_path: Path, run_onnx) -> None:

@@ -50,7 +50,7 @@ class TritonPythonModel:
         frame = packet(image)
         faces = self._people.faces(frame)
         bodies: list[np.ndarray] = []
-        for person in sorted(self._people.persons(frame), key=lambda one: -one.score):
+        for person in sorted(self._people.persons(frame), key=lambda detection: -detection.score):
             self._add_body(bodies, frame, person, width, height)
         for face in faces:
             if len(bodies) < MAX_POSES and not any(holds(face, body[6:8], width, height) for body in bodies):
@@ -136,8 +136,8 @@ def clip(box: np.ndarray, width: int, height: int) -> np.ndarray:
     return np.clip(box, 0, (width, height, width, height))
 
 
-def iou(one: np.ndarray, other: np.ndarray) -> float:
-    low, high = np.maximum(one[:2], other[:2]), np.minimum(one[2:], other[2:])
+def iou(box: np.ndarray, other: np.ndarray) -> float:
+    low, high = np.maximum(box[:2], other[:2]), np.minimum(box[2:], other[2:])
     shared = float(np.prod(np.clip(high - low, 0, None)))
-    areas = float(np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2]))
+    areas = float(np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2]))
     return shared / (areas - shared) if areas > shared else 0.0
