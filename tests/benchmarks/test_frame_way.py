@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import frame_way
 
-FILES, CALLS = 25, 190
+FILES, CALLS = 26, 190
 """The most that a frame visits. A change that shortens the way lowers them."""
 
 
