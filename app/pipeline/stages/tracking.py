@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from math import isfinite
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -148,7 +149,7 @@ class StreamTracker:
         if len(strong) < len(usable):
             weak = [at for at in usable if scores[at] < MIN_SCORE]
             unseen, _ = self._carry_on(unseen, weak, boxes, classes, ids)
-        if any(track.number < 0 for track in unseen):  # one without a number ends where it is missed
+        if unseen and any(track.number < 0 for track in unseen):  # one without a number ends where it is missed
             self._tracks = [track for track in self._tracks if track.number >= 0 or track.unseen_s == 0]
         self._tracks += [_Track(boxes[at], classes[at]) for at in new]
         return np.array(ids, np.int64)
@@ -177,9 +178,11 @@ class StreamTracker:
                 _PROCESS_NOISE * square * frames / 2,
                 _PROCESS_NOISE * square,
             )
+        lost = False
         for track in self._tracks:
             track.predict(frames, seconds, noise)
-        if any(track.unseen_s > LOST_S for track in self._tracks):
+            lost |= track.unseen_s > LOST_S
+        if lost:
             self._tracks = [track for track in self._tracks if track.unseen_s <= LOST_S]
 
     def _carry_on(
@@ -309,7 +312,7 @@ def match_poses(
         overlaps = overlapping(poses, [boxes[at] for at in people], zeros[: len(poses)], zeros[: len(people)])
         numbers = track_ids.tolist()
         taken_poses, taken_people = set(), set()
-        for pose, person, overlap in sorted(overlaps, key=lambda pair: -pair[2]):
+        for pose, person, overlap in sorted(overlaps, key=itemgetter(2), reverse=True):
             if overlap < min_iou:
                 break
             if pose not in taken_poses and person not in taken_people:
