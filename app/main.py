@@ -21,8 +21,8 @@ from app.live.session import LiveEntryPoint
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.startup import open_pipeline
 from app.process import freeze_gc, log_while_waiting, tune
-from app.segments import routes as segment_routes
-from app.segments.service import SegmentService
+from app.segments.http import SegmentService
+from app.segments.http import router as segments_router
 from app.segments.video import processor
 from app.settings import Settings
 from app.summary import Summaries
@@ -53,7 +53,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(ConnectionLimitMiddleware)  # the last one added is the outermost
     app.include_router(routes.router)
     app.add_exception_handler(RequestValidationError, routes.invalid_query)
-    app.include_router(segment_routes.router)
+    app.include_router(segments_router)
     app.include_router(page.router)
     app.mount("/web", page.WebFiles(settings.web), name="web")
     return app

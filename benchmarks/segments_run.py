@@ -22,8 +22,8 @@ from app.pipeline.types import Frame, FrameJob, StreamMemory
 from app.process import tune
 from app.protocol.result import FrameResult
 from app.protocol.stream import StreamSettings
+from app.segments.http import SegmentService
 from app.segments.keys import Mode, uri
-from app.segments.service import SegmentService
 from app.segments.video.processor import BATCH, IN_FLIGHT, stream_settings
 from app.settings import Settings
 from app.sources.reader import encode

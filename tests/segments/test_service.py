@@ -11,9 +11,9 @@ import pytest
 
 from app.errors import InferenceError, InferenceUnavailable
 from app.inference.fake import FakeClient
+from app.segments.http import SegmentService
 from app.segments.keys import uri
 from app.segments.ports import ObjectAddressRefused
-from app.segments.service import SegmentService
 from app.settings import SegmentSettings
 from tests.segments.test_analyze import Half, unreadable
 from tests.support.seeing import Sight, pipeline_of, squares

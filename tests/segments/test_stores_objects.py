@@ -11,9 +11,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from app.errors import ConfigurationError
 from app.segments.aws import S3Objects
+from app.segments.http import AnyObjects
 from app.segments.keys import uri
 from app.segments.local import FolderObjects
-from app.segments.objects import AnyObjects
 from app.segments.ports import ObjectAddressRefused, ObjectMissing, Objects
 from app.settings import AwsSettings
 from tests.support.aws import Aws

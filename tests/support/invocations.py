@@ -12,8 +12,7 @@ from fastapi import FastAPI
 
 from app.auth import Auth, AuthMiddleware
 from app.pipeline.startup import open_pipeline
-from app.segments.routes import router
-from app.segments.service import SegmentService
+from app.segments.http import SegmentService, router
 from app.settings import Settings
 
 START_S = 60.0

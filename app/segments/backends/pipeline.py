@@ -9,22 +9,81 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from app.errors import InferenceError, InferenceUnavailable
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.startup import open_pipeline
 from app.process import tune
-from app.segments.keys import SegmentKey, beside
+from app.segments.keys import Mode, SegmentKey, beside
 from app.segments.ports import BackendUnavailable, Done, ObjectMissing, Objects, SegmentFailed
 from app.segments.video import VideoError, probe
 from app.segments.video.processor import VideoReport, analyze_video, stream_settings
-from app.settings import Settings
+from app.settings import PipelineSettings, Settings
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[SegmentKey, int | None, int], None]
 """Called with a segment, the number of its analysed frames (None: its analysis ended), and the number of all."""
+Result = TypeVar("Result")
+_MAX_NAME = 100
+"""Bytes of a file's name, which gets a suffix while it is written. File systems take 255."""
+
+
+async def analyze_stored(
+    objects: Objects,
+    input_uri: str,
+    output_uri: str,
+    mode: Mode,
+    pipeline: Pipeline,
+    settings: PipelineSettings,
+    *,
+    max_pixels: int,
+    inspect: Callable[[Path], None],
+    on_frames: Callable[[int], None] | None = None,
+) -> VideoReport:
+    """Downloads a video, analyses it, and uploads the results and the new video.
+
+    Args:
+        max_pixels: largest frame that is decoded, pixels.
+        inspect: called in a thread with the downloaded file, before the analysis.
+        on_frames: called on the event loop with the number of frames that were written since the last call.
+
+    Raises:
+        ObjectMissing, ObjectAddressRefused: of the addresses.
+        VideoError, InferenceError: see `analyze_video`.
+    """
+    with tempfile.TemporaryDirectory(prefix="sightline-film-") as name:
+        folder = Path(name)
+        source, target, results = folder / "in" / _file_name(input_uri), folder / "out.mp4", folder / "out.jsonl"
+        source.parent.mkdir()
+        await _in_thread(objects.download, input_uri, source)
+        await _in_thread(inspect, source)
+        wanted = stream_settings(settings, mode)
+        report = await analyze_video(
+            source, target, results, mode, pipeline, wanted, max_pixels=max_pixels, on_frames=on_frames
+        )
+        # The video is uploaded last, because others wait for it.
+        await _in_thread(objects.upload, results, beside(output_uri))
+        if target.exists():
+            await _in_thread(objects.upload, target, output_uri)
+        return report
+
+
+def _file_name(uri: str) -> str:
+    """The end of the address, which errors call the video by."""
+    end = uri.rpartition("/")[2].replace("\0", "").encode(errors="ignore")
+    name = end[-_MAX_NAME:].decode(errors="ignore")
+    return "film" if name in ("", ".", "..") else name
+
+
+async def _in_thread(work: Callable[..., Result], *arguments: object) -> Result:
+    """Like `asyncio.to_thread`, but if cancelled it waits for the thread, which uses files that are deleted then."""
+    thread = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    try:
+        return await asyncio.shield(thread)
+    finally:
+        await asyncio.wait([thread])
 
 
 class PipelineBackend:
@@ -40,21 +99,21 @@ class PipelineBackend:
         self._thread = threading.Thread(target=self._loop.run_forever, name="pipeline", daemon=True)
         self._closing = asyncio.Event()
         self._pipeline: Future[Pipeline] = Future()
-        self._life: Future[None] | None = None
-        self._analysing: set[asyncio.Task[Any]] = set()
+        self._running: Future[None] | None = None
+        self._analyses: set[asyncio.Task[Any]] = set()
         self._stopped = False
 
     def open(self) -> None:
         """Begins to open the pipeline; `wait` waits for it."""
         tune()
         self._thread.start()
-        self._life = asyncio.run_coroutine_threadsafe(self._live(), self._loop)
+        self._running = asyncio.run_coroutine_threadsafe(self._run(), self._loop)
 
     def wait(self) -> None:
-        """Until the pipeline is open.
+        """Waits until the pipeline is open.
 
         Raises:
-            SightlineError: it cannot be: the message says why.
+            SightlineError: it cannot be opened: the message says why.
             CancelledError: it was closed before.
         """
         self._pipeline.result()
@@ -64,8 +123,7 @@ class PipelineBackend:
 
     def invoke(self, segment: SegmentKey, input_uri: str, output_uri: str) -> Done:
         try:
-            with tempfile.TemporaryDirectory(prefix="segment-") as folder:
-                self._analyse(segment, input_uri, output_uri, Path(folder))
+            report = self._analyze(segment, input_uri, output_uri)
         except (VideoError, ObjectMissing) as error:
             raise SegmentFailed(str(error)) from None
         except CancelledError:
@@ -76,84 +134,88 @@ class PipelineBackend:
             raise SegmentFailed(str(error)) from None
         finally:
             self._progress(segment, None, 0)
+        if report.failed or report.undecodable:
+            message = "segment %s: %d frames could not be analysed, %d pieces could not be decoded"
+            log.warning(message, segment, report.failed, report.undecodable)
         return Done()
 
-    def _analyse(self, segment: SegmentKey, input_uri: str, output_uri: str, folder: Path) -> None:
-        source, target, results = folder / "segment.mp4", folder / "seen.mp4", folder / "seen.jsonl"
-        self._objects.download(input_uri, source)
-        frames, done = probe(source).frames, 0
+    def _analyze(self, segment: SegmentKey, input_uri: str, output_uri: str) -> VideoReport:
+        total = done = 0
 
-        def on_frames(more: int) -> None:
+        def inspect(video: Path) -> None:
+            nonlocal total
+            total = probe(video).frames
+            self._progress(segment, 0, total)
+
+        def on_frames(count: int) -> None:
             nonlocal done
-            done += more
-            self._progress(segment, done, frames)
+            done += count
+            self._progress(segment, done, total)
 
-        self._progress(segment, 0, frames)
-        pipeline = self._pipeline.result()
-        wish = stream_settings(self._settings.pipeline, segment.mode)
-        most = self._settings.live.max_pixels
-        analysis = analyze_video(
-            source, target, results, segment.mode, pipeline, wish, max_pixels=most, on_frames=on_frames
+        analysis = analyze_stored(
+            self._objects,
+            input_uri,
+            output_uri,
+            segment.mode,
+            self._pipeline.result(),
+            self._settings.pipeline,
+            max_pixels=self._settings.live.max_pixels,
+            inspect=inspect,
+            on_frames=on_frames,
         )
-        report = asyncio.run_coroutine_threadsafe(self._tracked(analysis), self._loop).result()
-        if report.failed or report.undecodable:
-            words = "segment %s: %d frames could not be analysed, %d pieces could not be decoded"
-            log.warning(words, segment, report.failed, report.undecodable)
-        self._objects.upload(results, beside(output_uri))
-        if target.exists():
-            self._objects.upload(target, output_uri)
+        return asyncio.run_coroutine_threadsafe(self._cancellable(analysis), self._loop).result()
 
-    async def _tracked(self, analysis: Coroutine[Any, Any, VideoReport]) -> VideoReport:
+    async def _cancellable(self, analysis: Coroutine[Any, Any, VideoReport]) -> VideoReport:
         if self._stopped:
             analysis.close()
             raise asyncio.CancelledError
         task = asyncio.current_task()
         assert task is not None
-        self._analysing.add(task)
+        self._analyses.add(task)
         try:
             return await analysis
         finally:
-            self._analysing.discard(task)
+            self._analyses.discard(task)
 
     def stop(self) -> None:
-        """What is being analysed is given up; nothing more is. From any thread, or a signal."""
+        """Cancels running analyses, and begins no more. From any thread, or a signal handler."""
         self._stopped = True
-        if self._life is not None:
-            self._loop.call_soon_threadsafe(self._give_up)
+        if self._running is not None:
+            self._loop.call_soon_threadsafe(self._cancel)
 
-    def _give_up(self) -> None:
-        for task in self._analysing:
+    def _cancel(self) -> None:
+        for task in self._analyses:
             task.cancel()
         if not self._pipeline.done():
             self._closing.set()
 
     def close(self) -> None:
         self.stop()
-        if self._life is None:
+        if self._running is None:
             return
         self._loop.call_soon_threadsafe(self._closing.set)
-        self._life.result()
-        self._life = None
+        self._running.result()
+        self._running = None
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
-    async def _live(self) -> None:
-        opening = asyncio.ensure_future(self._opened())
+    async def _run(self) -> None:
+        opened = asyncio.ensure_future(self._open_until_closing())
         closing = asyncio.ensure_future(self._closing.wait())
-        await asyncio.wait({opening, closing}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({opened, closing}, return_when=asyncio.FIRST_COMPLETED)
         if not self._pipeline.done():
-            opening.cancel()
+            opened.cancel()
             self._pipeline.cancel()
         closing.cancel()
-        await asyncio.gather(opening, closing, return_exceptions=True)
+        await asyncio.gather(opened, closing, return_exceptions=True)
 
-    async def _opened(self) -> None:
+    async def _open_until_closing(self) -> None:
         try:
-            async with open_pipeline(self._settings, self._settings.ocr) as one:
-                self._pipeline.set_result(one.pipeline)
+            async with open_pipeline(self._settings, self._settings.ocr) as opened:
+                self._pipeline.set_result(opened.pipeline)
                 await self._closing.wait()
-        except Exception as error:  # whoever waits for the pipeline is told
+        except Exception as error:  # passed to the thread that waits for the pipeline
             if self._pipeline.done():
                 log.exception("the pipeline could not be closed")
             else:
