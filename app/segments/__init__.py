@@ -1,1 +1,1 @@
-"""The door of recorded film: segments through queues, a backend, and back together."""
+"""Recorded video: cut into segments, which pass through queues and a backend, and joined again. Start at `commands`."""

@@ -81,7 +81,7 @@ def _submit_on_aws(
         if wait:
             job = follow(resources, job.job_id, display, stopping, every_s=_POLL_S)
     except (BotoCoreError, ClientError) as error:
-        raise SightlineError(f"AWS: {error}. Submit the film again to go on") from None
+        raise SightlineError(f"AWS: {error}. Submit the video again to go on") from None
     return job, final_address(resources.output_bucket, job)
 
 

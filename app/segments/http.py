@@ -106,7 +106,7 @@ class SegmentService:
             raise InferenceUnavailable("the inference server is away, or serves no model that can be used")
         if self._running >= self._max_running:
             metrics.SEGMENTS.labels(BACKEND, "refused").inc()
-            raise Busy(f"{self._running} films are being analysed, as many as INFERENCE_MAX_IN_FLIGHT")
+            raise Busy(f"{self._running} videos are being analysed, as many as INFERENCE_MAX_IN_FLIGHT")
         self._running += 1
         metrics.SEGMENTS_IN_FLIGHT.labels(BACKEND).inc()
         outcome = "failed"

@@ -157,11 +157,11 @@ def follow(
             return job
         if job.status == "failed":
             raise JobFailed(
-                f"job {job_id} failed: {job.reason}. Submit the film again to try what is missing, "
+                f"job {job_id} failed: {job.reason}. Submit the video again to try what is missing, "
                 "or with --again to begin anew"
             )
         if stopping.wait(every_s):
-            raise Interrupted(f"job {job_id} is not done. Submit the film again to go on")
+            raise Interrupted(f"job {job_id} is not done. Submit the video again to go on")
 
 
 def _job_id(submission: Submission, stopping: threading.Event) -> str:
@@ -194,13 +194,13 @@ def _output_lacks(submission: Submission, stopping: threading.Event) -> str | No
 
 def _check_interrupt(stopping: threading.Event) -> None:
     if stopping.is_set():
-        raise Interrupted("nothing is uploaded yet. Submit the film again to go on")
+        raise Interrupted("nothing is uploaded yet. Submit the video again to go on")
 
 
 def _existing(resources: Resources, job_id: str) -> Job:
     job = resources.store.job(job_id)
     if job is None:
-        raise JobFailed(f"job {job_id} is no longer in the store. Submit the film again")
+        raise JobFailed(f"job {job_id} is no longer in the store. Submit the video again")
     return job
 
 
@@ -224,7 +224,7 @@ def _cut_and_upload(
     def check() -> None:
         nonlocal shown
         if stopping.is_set():
-            raise Interrupted(f"job {job_id}: {total} segments are uploaded. Submit the film again to go on")
+            raise Interrupted(f"job {job_id}: {total} segments are uploaded. Submit the video again to go on")
         if not shown and time.monotonic() - started > _LONG_S:
             shown = True
             display.status(f"segment {total} is being cut")

@@ -49,6 +49,7 @@ class SegmentWorker:
         self._reconcile_s = timings.reconcile_s
         self._stopping = threading.Event()
         self._error: str | None = None
+        # The loops' names in /health; "rounds" is the reconciliation.
         self._health = {name: LoopHealth() for name in ("inference", "events", "rounds")}
         self.limiter = Limiter(settings.inference_max_in_flight, resources.backend.name)
         completions = Completions(resources, timings)

@@ -130,7 +130,7 @@ def test_ctrl_c_loses_nothing(variables: dict[str, str], tmp_path: Path) -> None
         wait_for_line(child, log, "segment 0 is done")
         child.send_signal(signal.SIGINT)
         assert child.wait(30) == 130, log.read_text()
-    assert log.read_text().splitlines()[-1].endswith("is not done. Submit the film again to go on")
+    assert log.read_text().splitlines()[-1].endswith("is not done. Submit the video again to go on")
     assert done(folder)[-1].name != "final.mp4"
     before = len(list((folder / "jobs").rglob("*.mp4")))
     said = run(["submit", str(source), *SECONDS], variables, log, folder=folder)
@@ -206,5 +206,5 @@ def test_a_segment_that_no_model_can_see_fails_the_job_and_is_tried_again(canned
     blind = {"TRITON_URL": canned_triton, "MAX_PIXELS": "100", "SEGMENT_ATTEMPTS": "2"}
     line = run(asked, blind, log, folder=folder, code=1)
     assert re.match(r"sightline: job \S+ failed: segment \d: tried 2 times, the last time: .*MAX_PIXELS", line)
-    assert line.endswith("Submit the film again to try what is missing, or with --again to begin anew")
+    assert line.endswith("Submit the video again to try what is missing, or with --again to begin anew")
     assert_whole(Path(run(asked, {"TRITON_URL": canned_triton}, log, folder=folder)), source)

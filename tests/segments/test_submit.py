@@ -216,7 +216,7 @@ def test_a_job_that_failed_is_tried_again_where_it_failed(watched: Watched, subm
     watched.heard()
     resources.store.complete(Completion(SegmentId(job.job_id, 1), "", 1.0))
     resources.store.mark(job.job_id, "failed", "segment 0: the model fell over")
-    with pytest.raises(JobFailed, match=r"segment 0: the model fell over\. Submit the film again"):
+    with pytest.raises(JobFailed, match=r"segment 0: the model fell over\. Submit the video again"):
         follow(resources, job.job_id, ProgressDisplay(), threading.Event(), every_s=0.01)
     again = go(watched, submission)
     assert (again.job_id, again.status, again.round) == (job.job_id, "chunking_complete", 1)
@@ -319,7 +319,7 @@ def test_other_submissiones_are_other_jobs(watched: Watched, submission: Submiss
 def test_waiting_ends_when_it_is_told_to(watched: Watched, submission: Submission) -> None:
     job, stopping = go(watched, submission), threading.Event()
     stopping.set()
-    with pytest.raises(Interrupted, match=r"is not done\. Submit the film again to go on"):
+    with pytest.raises(Interrupted, match=r"is not done\. Submit the video again to go on"):
         follow(watched.resources, job.job_id, ProgressDisplay(), stopping, every_s=60)
 
 

@@ -96,4 +96,4 @@ def test_aws_that_does_not_answer_is_said_in_one_line(stack: Estate, tmp_path: P
     variables = stack.environment | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
     said = run(["submit", str(film(tmp_path / "a.mp4", 1))], variables, tmp_path / "submit.log", code=1)
     assert said.startswith("sightline: AWS: ")
-    assert said.endswith("Submit the film again to go on")
+    assert said.endswith("Submit the video again to go on")

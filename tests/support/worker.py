@@ -246,6 +246,6 @@ class Runtime:
         self.objects.write(uri(self.bucket, f"async-failures/{name}"), b'{"error": {"message": "CUDA out of memory"}}')
 
     def refuse(self, name: str, *, quoted: bool) -> None:
-        said = '{"error":{"code":"busy","message":"1 films are being analysed","field":null}}'
+        said = '{"error":{"code":"busy","message":"1 videos are being analysed","field":null}}'
         words = f"Received server error (503) from primary with message {json.dumps(said) if quoted else said}. See …"
         self.objects.write(uri(self.bucket, f"async-failures/{name}"), words.encode())

@@ -53,7 +53,7 @@ async def analyze_stored(
         ObjectMissing, ObjectAddressRefused: of the addresses.
         VideoError, InferenceError: see `analyze_video`.
     """
-    with tempfile.TemporaryDirectory(prefix="sightline-film-") as name:
+    with tempfile.TemporaryDirectory(prefix="sightline-video-") as name:
         folder = Path(name)
         source, target, results = folder / "in" / _file_name(input_uri), folder / "out.mp4", folder / "out.jsonl"
         source.parent.mkdir()
@@ -74,7 +74,7 @@ def _file_name(uri: str) -> str:
     """The end of the address, which errors call the video by."""
     end = uri.rpartition("/")[2].replace("\0", "").encode(errors="ignore")
     name = end[-_MAX_NAME:].decode(errors="ignore")
-    return "film" if name in ("", ".", "..") else name
+    return "video" if name in ("", ".", "..") else name
 
 
 async def _in_thread(work: Callable[..., Result], *arguments: object) -> Result:
