@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tomllib
 
 import pytest
 
@@ -89,4 +90,29 @@ def test_paths_named_in_the_texts_exist() -> None:
         for name in paths_named(path.read_text())
         if not ((ROOT / name).exists() or (ROOT / f"{name}.py").exists())
     ]
+    assert missing == []
+
+
+def test_the_layers_are_drawn_as_import_linter_holds_them() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    drawn = re.search(r"```\n(__main__ .*?)```", (ROOT / "ARCHITECTURE.md").read_text(), re.S)
+    assert drawn is not None
+    assert [" ".join(layer.split()) for layer in drawn[1].split("→")] == layers
+
+
+def test_the_table_of_packages_names_every_module() -> None:
+    rows = [line for line in (ROOT / "ARCHITECTURE.md").read_text().splitlines() if line.startswith("| `app/")]
+    missing = []
+    for path in sorted((ROOT / "app").rglob("*.py")):
+        parts = path.relative_to(ROOT / "app").with_suffix("").parts
+        if parts[-1] in ("__init__", "__pycache__"):
+            continue
+        if len(parts) == 1:
+            named = any(f"`app/{path.name}`" in row or f"`{path.name}`" in row for row in rows if ".py`" in row)
+        else:  # a package of its own inside stands as a whole, or by its modules
+            row = next((row for row in rows if row.startswith(f"| `app/{parts[0]}` ")), "")
+            named = any(f"`{part}`" in row or f"`{part}/`" in row for part in parts[1:])
+        if not named:
+            missing.append("/".join(parts))
     assert missing == []
