@@ -1,8 +1,8 @@
-"""A recorded film through `/invocations`' own way against the bare pipeline on the same frames.
+"""A recorded video on the way of `/invocations` against the bare pipeline on the same frames.
 
-The film is a panned photograph, 640x480, H.264 with B-frames, with sound. Both sides have as many batches in flight and
-all cores, which Triton shares. Once on the models as they come (MediaPipe, on the processor), where the models are what
-takes time, and once on canned ones, where only what is around the models is left.
+The video is a panned photograph, 640x480, H.264 with B-frames, with sound. Both sides have as many batches in flight
+and all cores, which Triton shares. Each variant runs twice: on the models of a fresh installation (MediaPipe, on the
+CPU), where the models take most of the time, and on canned ones, where only the work around the models is left.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from benchmarks.turns import Figures, Ratio
 MODELS = {"real": "MediaPipe", "canned": "canned models"}
 WAYS = {
     "pipeline": "the pipeline alone, JPEG in",
-    "results_only": "film in, results out",
-    "annotate": "film in, drawn film out",
-    "blur_faces": "film in, faces blurred",
+    "results_only": "video in, results out",
+    "annotate": "video in, drawn video out",
+    "blur_faces": "video in, faces blurred",
 }
 VARIANTS = {f"{models}-{way}": f"{words}: {title}" for models, words in MODELS.items() for way, title in WAYS.items()}
 RATIOS = (
@@ -47,7 +47,10 @@ RATIOS = (
     ),
     *(
         Ratio(
-            f"… {words}, by CPU: the pipeline over the drawn film", "all_us", f"{models}-pipeline", f"{models}-annotate"
+            f"… {words}, by CPU: the pipeline over the drawn video",
+            "all_us",
+            f"{models}-pipeline",
+            f"{models}-annotate",
         )
         for models, words in MODELS.items()
     ),
@@ -58,13 +61,13 @@ FPS = 25
 @dataclass(frozen=True, slots=True)
 class Plan:
     frames: int = 150
-    """Of the film for the real models; that for canned ones is four times as long."""
+    """Frames of the video for the real models; the video for the canned ones is four times as long."""
     turns: int = 3
     variants: tuple[str, ...] = tuple(VARIANTS)
 
 
-def film(path: Path, frames: int) -> Path:
-    """Writes the film: frames that pan there and back, and a hum."""
+def write_video(path: Path, frames: int) -> Path:
+    """Writes the video: frames that pan there and back, and a hum."""
     picture = photographs.picture("astronaut")
     width, height, most = photographs.WIDTH, photographs.HEIGHT, photographs.STEP * photographs.FRAMES
     with av.open(str(path), "w") as out:
@@ -104,7 +107,10 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
         folder = Path(name)
         urls: dict[str, str] = {}
         servers: dict[str, list[int]] = {}
-        films = {"real": film(folder / "real.mp4", plan.frames), "canned": film(folder / "canned.mp4", 4 * plan.frames)}
+        videos = {
+            "real": write_video(folder / "real.mp4", plan.frames),
+            "canned": write_video(folder / "canned.mp4", 4 * plan.frames),
+        }
         for models in {variant.partition("-")[0] for variant in plan.variants}:
             real = models == "real"
             repository = TritonSettings().triton_repository if real else canned.write(folder / "repository")
@@ -114,7 +120,7 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
             models, _, way = variant.partition("-")
             arguments = ["benchmarks.segments_run", "--way", way, "--triton", urls[models]]
             before = _busy_s(servers[models])
-            figures = harness.answer([*arguments, "--film", str(films[models])], everywhere, timeout_s=300)
+            figures = harness.answer([*arguments, "--video", str(videos[models])], everywhere, timeout_s=300)
             seen = figures["frames"] + segments_run.WARM_UP
             figures["triton_us"] = (_busy_s(servers[models]) - before) / seen * 1e6
             return {**figures, "all_us": figures["cpu_us"] + figures["triton_us"]}

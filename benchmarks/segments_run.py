@@ -33,24 +33,24 @@ WARM_UP = 40
 """Frames."""
 
 
-async def run(way: str, url: str, film: Path) -> dict[str, float]:
-    """Rate and processor time over the whole film, after a short one.
+async def run(way: str, url: str, video: Path) -> dict[str, float]:
+    """Rate and processor time over the whole video, after a short one.
 
     Raises:
         BenchmarkError: not every frame came out.
     """
     tune()
     with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name:
-        settings = Settings(triton_url=url, ocr="off", state_dir=Path(name) / "state", segment_folder=film.parent)
+        settings = Settings(triton_url=url, ocr="off", state_dir=Path(name) / "state", segment_folder=video.parent)
         async with open_pipeline(settings, settings.ocr) as opened:
             wish = stream_settings(settings.pipeline, "annotate")
-            await _bare(opened.pipeline, wish, film, WARM_UP)
+            await _bare(opened.pipeline, wish, video, WARM_UP)
             if way in get_args(Mode):
-                return await _film(way, opened.pipeline, settings, film)
-            return await _bare(opened.pipeline, wish, film)
+                return await _video(way, opened.pipeline, settings, video)
+            return await _bare(opened.pipeline, wish, video)
 
 
-async def _film(way: Any, pipeline: Pipeline, settings: Settings, film: Path) -> dict[str, float]:
+async def _video(way: Any, pipeline: Pipeline, settings: Settings, video: Path) -> dict[str, float]:
     service = SegmentService(
         pipeline,
         settings.segments,
@@ -58,7 +58,7 @@ async def _film(way: Any, pipeline: Pipeline, settings: Settings, film: Path) ->
         pipeline_settings=settings.pipeline,
         limits=settings.live,
     )
-    source, target = uri(str(film.parent), film.name), uri(str(film.parent), f"seen-{film.name}")
+    source, target = uri(str(video.parent), video.name), uri(str(video.parent), f"seen-{video.name}")
     clock, processor = time.perf_counter(), time.process_time()
     report = await service.invoke(source, target, way)
     if report.failed:
@@ -66,8 +66,8 @@ async def _film(way: Any, pipeline: Pipeline, settings: Settings, film: Path) ->
     return _figures(report.frames, clock, processor)
 
 
-async def _bare(pipeline: Pipeline, settings: StreamSettings, film: Path, most: int | None = None) -> dict[str, float]:
-    with av.open(str(film)) as container:
+async def _bare(pipeline: Pipeline, settings: StreamSettings, video: Path, most: int | None = None) -> dict[str, float]:
+    with av.open(str(video)) as container:
         frames = [encode(frame.to_ndarray(format="rgb24")) for frame in islice(container.decode(video=0), most)]
     batches = [frames[at : at + BATCH] for at in range(0, len(frames), BATCH)]
     memory, turns, room = StreamMemory(), Sequencer(), asyncio.Semaphore(IN_FLIGHT)
@@ -75,7 +75,7 @@ async def _bare(pipeline: Pipeline, settings: StreamSettings, film: Path, most: 
     async def look(jpegs: list[bytes], turn: Ticket) -> int:
         try:
             with turn:
-                jobs = [FrameJob(Frame("film", jpeg, time.perf_counter(), 0.0, 1), memory, settings) for jpeg in jpegs]
+                jobs = [FrameJob(Frame("video", jpeg, time.perf_counter(), 0.0, 1), memory, settings) for jpeg in jpegs]
                 answers = await pipeline.analyze(jobs, entry="segments", ticket=turn)
                 return sum(
                     isinstance(answer, FrameResult) and answer.stages["detect"].status == "ok" for answer in answers
@@ -101,10 +101,10 @@ def _figures(frames: int, clock: float, processor: float) -> dict[str, float]:
 
 
 def main(
-    way: Annotated[str, typer.Option()], triton: Annotated[str, typer.Option()], film: Annotated[Path, typer.Option()]
+    way: Annotated[str, typer.Option()], triton: Annotated[str, typer.Option()], video: Annotated[Path, typer.Option()]
 ) -> None:
     """Prints one variant's figures as JSON."""
-    print(orjson.dumps(uvloop.run(run(way, triton, film))).decode())
+    print(orjson.dumps(uvloop.run(run(way, triton, video))).decode())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The benchmark `segments`, short: a film's way and the bare pipeline see the same frames."""
+"""The benchmark `segments`, short: a video's way and the bare pipeline see the same frames."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def test_a_short_run_gives_a_ratio_and_a_table() -> None:
         assert turn["frames"] == 60
         assert turn["rate"] > 0
     rate, processor = found["ratios"]
-    assert rate["label"] == "canned models: film in, drawn film out, over the pipeline alone"
+    assert rate["label"] == "canned models: video in, drawn video out, over the pipeline alone"
     assert rate["median"] > 0
     assert 0 < processor["median"] < 1, "what is done more costs more"
     out = io.StringIO()
     segments.show(found, Console(file=out, width=132))
-    assert "drawn film out" in out.getvalue()
+    assert "drawn video out" in out.getvalue()
