@@ -32,12 +32,12 @@ cli.add_typer(segments)
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on (HOST; 127.0.0.1).")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on (PORT; 8000). 0 takes a free one.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that serve (WORKERS; 1).")] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes (WORKERS; 1).")] = None,
 ) -> None:
     """Run the service: the live WebSocket, the HTTP routes and the page.
 
     Without `TRITON_URL` it starts a Triton Inference Server of its own on the CPU. Every setting is an
-    environment variable; the README has them all.
+    environment variable; the README lists them all.
     """
     for name, value in (("HOST", host), ("PORT", port), ("WORKERS", workers)):
         if value is not None:

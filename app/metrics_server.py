@@ -77,8 +77,9 @@ class _Server(ThreadingHTTPServer):
         """Shuts late connections down, so that their threads end. `serve_forever` calls it several times a second."""
         now = time.monotonic()
         for request, due in [*self._open.items()]:
-            if now > due:
-                self._open[request] = now + _TIMEOUT_S
+            # `pop`, because the connection's thread may end it at the same time.
+            if now > due and self._open.pop(request, None) is not None:
+                metrics.CONNECTIONS.labels("http").dec()
                 metrics.CONNECTIONS_REFUSED.labels("slow_head").inc()
                 with suppress(OSError):
                     request.shutdown(socket.SHUT_RDWR)

@@ -44,7 +44,7 @@ _SLOW_BUFFER = 4096
 
 MAX_FRAMES = 120
 QUALITY = 85
-"""Of the JPEGs."""
+"""JPEG quality of the frames that are encoded here."""
 _SCENE = ROOT / "app" / "web" / "scene.jpg"
 _WIDTH, _HEIGHT = 640, 480
 

@@ -64,7 +64,7 @@ class SessionStats:
     """Number of the client."""
     slow: bool = False
     seconds: float = 0.0
-    """From `ready` to the end."""
+    """Seconds from `ready` to the end of the session; 0 if it was never ready."""
     sent: int = 0
     results: int = 0
     errors: Counter[str] = field(default_factory=Counter)
@@ -129,7 +129,7 @@ class SecondStats:
 
 
 Seconds = defaultdict[int, SecondStats]
-"""By due time, in whole seconds from the end of the warm-up; seconds below 0 are not measured."""
+"""Counts by due time, in whole seconds from the end of the warm-up. Figures leave out seconds below 0."""
 
 
 @dataclass(slots=True)
@@ -148,7 +148,7 @@ class LoadStats:
         self.slow: Seconds = defaultdict(SecondStats)
         """Slow readers, apart, because their ages show how they read and not how the service serves."""
         self.clients: defaultdict[int, ClientStats] = defaultdict(ClientStats)
-        """By number; without slow readers."""
+        """By number of the client; without slow readers."""
         self.sessions: list[SessionStats] = []
         self.open = 0
         """Sessions that are ready now."""
@@ -158,7 +158,7 @@ class LoadStats:
         """Sessions refused for a reason that another try does not change."""
         self.given_up = False
         self.late = AgeHistogram()
-        """How late this tool sent its frames: a limit of this tool, not of the service."""
+        """Milliseconds by which this tool sent its frames late: a limit of this tool, not of the service."""
 
     def merge(self, other: LoadStats) -> None:
         """Adds another process's counts."""
@@ -207,7 +207,7 @@ class Figures:
     results: int
     results_per_s: float
     p50_age_ms: float | None
-    """From due to answered."""
+    """Median age of a result, counted from the due time of its frame, milliseconds."""
     p95_age_ms: float | None
     p99_age_ms: float | None
     max_age_ms: float | None
@@ -227,7 +227,7 @@ class Figures:
     """Sessions by how they ended."""
     disagreements: list[str]
     late_p99_ms: float | None
-    """How late this tool sent its frames."""
+    """Milliseconds by which this tool sent its frames late, 99th percentile."""
     slow: SlowReaderFigures
 
 

@@ -120,7 +120,7 @@ def run_plan(plan: LoadPlan, target: Target, *, processes: int = 1, on_progress:
     """
     shares = [plan_clients(plan)[index::processes] for index in range(processes)]
     if processes == 1:
-        return _run(plan, target, shares[0], _hopeless, on_progress)
+        return _run(plan, target, shares[0], _refused_only, on_progress)
     context = multiprocessing.get_context("spawn")
     start, stop = context.Barrier(processes), context.Event()
     with ProcessPoolExecutor(processes - 1, context, _init_process, (start, stop)) as pool:
@@ -129,7 +129,7 @@ def run_plan(plan: LoadPlan, target: Target, *, processes: int = 1, on_progress:
             start.wait(_START_TIMEOUT_S)
         except BrokenBarrierError:
             raise SightlineError(f"--processes {processes}: they did not start in {_START_TIMEOUT_S:g} s") from None
-        stats = _run(plan, target, shares[0], _hopeless, on_progress)
+        stats = _run(plan, target, shares[0], _refused_only, on_progress)
         if stats.given_up:
             stop.set()
         for other in others:
@@ -137,7 +137,8 @@ def run_plan(plan: LoadPlan, target: Target, *, processes: int = 1, on_progress:
     return stats
 
 
-def _hopeless(stats: LoadStats) -> bool:
+def _refused_only(stats: LoadStats) -> bool:
+    """Whether the service refused enough sessions, and accepted none, so that the load is given up."""
     return stats.refusals >= _MAX_REFUSALS and not stats.let_in
 
 

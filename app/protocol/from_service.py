@@ -181,7 +181,7 @@ class Report:
     received: int = 0
     processed: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
-    """By reason."""
+    """Number of frames by reason."""
     failed: int = 0
     bytes: int = 0
     duration_s: float = 0.0

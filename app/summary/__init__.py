@@ -1,7 +1,8 @@
-"""Summaries of streams in words: observations, the backlog that holds them, and the model or the rule that writes.
+"""Summaries of streams in words: observations, the backlog that holds them, and the language model or rules that
+summarize them.
 
-`Summaries` is what the service opens; start reading at `service`, or at `session` for one stream. The other names serve
-programs that use a part alone, such as tests and benchmarks.
+The service opens `Summaries`. Start reading at `service`, or at `session` for one stream. The other names are for
+programs that use one part, such as tests and benchmarks.
 """
 
 from app.summary.backlog import Backlog, BacklogCounts

@@ -22,7 +22,7 @@ _OBJECTS_TRIED = 64
 
 @dataclass(frozen=True, slots=True)
 class SummaryContent:
-    """What a summary says: the fields that the wire's `summary` has, too."""
+    """The content of a summary: the fields that it shares with the protocol's `summary` message."""
 
     title: str
     scene: str
@@ -84,8 +84,8 @@ class SummaryAnswer(BaseModel):
         description=f"two to five plain sentences, at most {SCENE_CHARS} characters"
     )
     activities: _Items = Field(description=f"what was done, one short phrase each, at most {ITEMS}")
-    visible_text: _Items = Field(description=f"text that was read in the picture, as it was read, at most {ITEMS}")
-    concerns: _Items = Field(description=f"what the operator should be told of, at most {ITEMS}; often none")
+    visible_text: _Items = Field(description=f"text that was read in the image, as it was read, at most {ITEMS}")
+    concerns: _Items = Field(description=f"what the operator should know of, at most {ITEMS}; often none")
     confidence: Annotated[float, AfterValidator(_share)] = Field(
         description="how far the observations bear this out, 0 to 1"
     )
@@ -175,8 +175,8 @@ def _place(loc: tuple[int | str, ...]) -> str:
 
 
 def correction(problem: str) -> str:
-    """The message that asks again after an invalid answer."""
+    """The message that asks for another answer after an invalid one."""
     return (
-        f"Your last answer could not be used: {clean(problem, 300)}. Summarise the observations above again. "
+        f"Your last answer could not be used: {clean(problem, 300)}. Summarize the observations above again. "
         "Answer with one JSON object that has exactly the fields asked for, and nothing else."
     )

@@ -73,14 +73,14 @@ class Backlog:
         self._making_room = False
         """Whether a step of making room is scheduled."""
         self._closed = False
-        self._shown = (0, 0, 0, 0)
+        self._reported = (0, 0, 0, 0)
         """This session's part of the gauges."""
         self._disk = spill.buffer(session_id, self, claim)
         self._seq = self._disk.last_seq
         self._offered = self._disk.items
         self._taken = self._merged = self._dropped = 0
         _adopted.inc(self._offered)
-        self._show()
+        self._update_gauges()
 
     @classmethod
     async def adopt(cls, session_id: str, spill: Spill) -> Backlog | None:
@@ -104,7 +104,7 @@ class Backlog:
         self._seq += 1
         self._ram.append(EncodedObservation(self._seq, observation.frames, observation.encode()))
         self._make_room()
-        self._show()
+        self._update_gauges()
 
     async def take(self, max_items: int = 64, max_bytes: int = 65_536) -> list[Observation]:
         """Removes and returns the oldest observations, in order. Cancelling loses nothing.
@@ -161,25 +161,25 @@ class Backlog:
             self.changed(dropped=len(self._drain()))
             await self._disk.end(keep=keep)
             _kept.inc(self._disk.items)
-            self._show_levels(0, 0, 0, 0)
+            self._set_gauges(0, 0, 0, 0)
 
     # --- as the disk buffer's listener ---
 
     def arrived(self, records: Sequence[EncodedObservation]) -> None:
         self._head.extend(records)
-        self._show()
+        self._update_gauges()
 
     def returned(self, records: Sequence[EncodedObservation]) -> None:
         self._ram.put_back(records)
         self._schedule_making_room()
-        self._show()
+        self._update_gauges()
 
     def changed(self, *, merged: int = 0, dropped: int = 0) -> None:
         self._merged += merged
         self._dropped += dropped
         _merged.inc(merged)
         _dropped.inc(dropped)
-        self._show()
+        self._update_gauges()
 
     # --- keeping the bounds of memory ---
 
@@ -198,7 +198,7 @@ class Backlog:
 
     def _make_more_room(self) -> bool:
         self._making_room = not self._closed and self._make_some_room()
-        self._show()
+        self._update_gauges()
         return self._making_room
 
     def _make_some_room(self) -> bool:
@@ -253,23 +253,23 @@ class Backlog:
 
     # --- gauges ---
 
-    def _show(self) -> None:
+    def _update_gauges(self) -> None:
         disk = self._disk
         if not disk.closed:
-            self._show_levels(
+            self._set_gauges(
                 len(self._head) + len(self._ram) + disk.in_flight_items,
                 self._head.size + self._ram.size + disk.in_flight_size,
                 disk.items,
                 disk.size,
             )
 
-    def _show_levels(self, ram_items: int, ram_bytes: int, disk_items: int, disk_bytes: int) -> None:
+    def _set_gauges(self, ram_items: int, ram_bytes: int, disk_items: int, disk_bytes: int) -> None:
         """Adds this session's changes to the gauges, which are sums over all sessions."""
         levels = (ram_items, ram_bytes, disk_items, disk_bytes)
-        for gauge, old, new in zip(_gauges, self._shown, levels, strict=True):
+        for gauge, old, new in zip(_gauges, self._reported, levels, strict=True):
             if new != old:
                 gauge.inc(new - old)
-        self._shown = levels
+        self._reported = levels
 
 
 class MemoryBuffer:

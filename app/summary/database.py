@@ -1,8 +1,8 @@
-"""The SQLite file under the summaries: observations that overflow memory, and each session's last summaries.
+"""The SQLite file of the summaries: observations that overflow memory, and each session's last summaries.
 
 Everything here blocks; only the writer's thread of `spill` calls it. Several processes share the file. Each touches
 only rows of sessions that it owns: a process holds a lock (flock) on an owner file of its own, and the kernel releases
-that lock however the process ends, so that the others can tell whose sessions are orphans.
+that lock however the process ends, so that the others can find out whose sessions are orphans.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ SELECT seq, next FROM (
 
 @dataclass(frozen=True, slots=True)
 class AppendResult:
-    """What `SpillFile.append` changed besides adding rows, and what the session now holds on disk."""
+    """The changes of `SpillFile.append` besides the new rows, and the session's totals on disk afterwards."""
 
     merged: int
     """Rows that were merged into a neighbour."""
@@ -429,7 +429,7 @@ class SpillFile:
         return False
 
 
-# --- opening it ---
+# --- opening the file ---
 
 
 def connect(path: Path) -> sqlite3.Connection:

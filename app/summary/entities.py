@@ -30,7 +30,7 @@ class Entity(NamedTuple):
     """An object that arrived or left."""
 
     number: int
-    """From 1, over all classes of the session; never reused."""
+    """Number of the entity, from 1 over all classes of the session; never reused."""
     class_name: str
 
 

@@ -1,8 +1,8 @@
-"""The language model: one question, and an answer in the form of a summary or the reason why there is none.
+"""Requests to the language model: each returns the content of a summary, or raises `NoAnswer` with the reason.
 
 A request goes out when a slot of LLM_MAX_IN_FLIGHT is free, the time that the server asked for is over, the circuit
-breaker is closed and the budget has room. A request that fails on the way is repeated with jitter; an answer that is
-invalid or a refusal is asked for once more.
+breaker is closed and the budget has room. A request that fails in transit is retried with jitter; after an
+invalid answer or a refusal, one more request is sent.
 
 In this file: `LanguageModel`, then what it alone uses: the client, the circuit breaker, the budget, and how failures
 are classified and retried. The last three do no I/O; their callers pass the time.
@@ -37,7 +37,7 @@ Messages = list[tuple[str, str]]
 """Role (`system`, `human`) and text."""
 
 _POLL_S = 1.0
-"""Seconds between two looks at the breaker while a request waits as the server asked."""
+"""Seconds between two checks of the breaker while a request waits for the time that the server asked for."""
 _HINTS: dict[str, str] = {
     "unauthorized": "the server rejects the key, see LLM_API_KEY",
     "rejected": "the server rejects the request, see LLM_MODEL and LLM_BASE_URL",
@@ -57,7 +57,7 @@ class NoAnswer(SightlineError):
 
 
 class BudgetSpent(SightlineError):
-    """Nothing was sent, because a bound of the budget would be exceeded. The message names its variable."""
+    """Nothing was sent, because the request would exceed a bound of the budget. The message names its variable."""
 
 
 class LanguageModel:
@@ -70,7 +70,7 @@ class LanguageModel:
         self._breaker = CircuitBreaker(settings.llm_breaker_failures, settings.llm_breaker_s)
         self._client = _ModelClient(settings, workers)
         self._asked_until = float("-inf")
-        """Monotonic seconds. Nothing is sent for any session before, because the server asked for that time."""
+        """Monotonic seconds until which nothing is sent for any session, because the server asked for that time."""
 
     async def open(self) -> None:
         """Imports the provider and makes the client; sends nothing.
@@ -88,7 +88,7 @@ class LanguageModel:
 
     @property
     def form(self) -> str | None:
-        """How the model is made to answer in the form of a summary: `json_schema`, or a simpler one."""
+        """The form in which the model is asked to answer: `json_schema`, or a simpler one; None before `open`."""
         return self._client.form
 
     @property
@@ -287,7 +287,7 @@ class _ModelClient:
 
     @property
     def form(self) -> provider.Form | None:
-        """How the model is made to answer in the form of a summary; None before `open`."""
+        """The form in which the model is asked to answer; None before `open`."""
         return self._forms[self._form] if self._forms else None
 
     def confirm(self) -> None:
@@ -411,20 +411,20 @@ class CircuitBreaker:
         return state == "closed"
 
     def succeeded(self, now: float) -> None:
-        """The model answered. A `hold` stands, because the answer may be to a request sent before it."""
+        """Records a success. A `hold` stays in force, because the answer may be to a request sent before it."""
         self._failures, self._probing = 0, False
         if now >= self._held_until:
             self._until = None
 
     def failed(self, now: float) -> None:
-        """A request failed."""
+        """Records a failure."""
         self._failures += 1
         if self._probing or self._failures >= self._allowed:
             self._until = max(self._until or 0.0, now + self._open_s)
         self._probing = False
 
     def released(self) -> None:
-        """A request ended without showing whether the model works, so that the next one may probe."""
+        """Records that a request ended without showing whether the model works, so that the next one may probe."""
         self._probing = False
 
     def hold(self, now: float, seconds: float) -> None:
@@ -457,7 +457,7 @@ _FORM_TOKENS = estimate_tokens(json.dumps(SummaryAnswer.model_json_schema()))
 
 @dataclass(slots=True)
 class Spent:
-    """What a session has used or reserved."""
+    """The tokens that a session has used or reserved."""
 
     tokens: int = 0
 

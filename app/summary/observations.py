@@ -1,7 +1,7 @@
-"""Observations: what consecutive results of one session showed, in a few hundred bytes. Does no I/O.
+"""Observations: the content of consecutive results of one session, in a few hundred bytes. Does no I/O.
 
-`ObservationBuilder` turns results into observations, about one a second; an `Observation` is what the backlog holds and
-what a summary is written from. `merge` makes one observation of two neighbours and is associative: sums are whole
+`ObservationBuilder` turns results into observations, about one a second; the backlog holds them, and summaries are
+written from them. `merge` makes one observation of two neighbours and is associative: sums are whole
 numbers, lists keep the first distinct entries up to a cap, and totals beside the lists count those beyond it.
 
 In this file: movement, the observation and its record, which records to merge, the builder, postures.
@@ -51,7 +51,9 @@ _CAMERA_MOVES = 300
 For a rotation or zoom it is the motion of a corner.
 """
 _UNIT = 1000
+"""Length of a unit vector in the sums of directions."""
 _DIAGONAL = 100_000
+"""Length of a frame's diagonal in the sums of the camera's motion."""
 
 _DIRECTIONS = ("right", "down and right", "down", "down and left", "left", "up and left", "up", "up and right")
 
@@ -110,18 +112,18 @@ class Movement:
         If it did several, the one that moved the image most. A camera that pans right moves the image left, one that
         rolls clockwise rotates the image anticlockwise.
         """
-        way = max(self.camera_path, self.turn_path, self.zoom_path)
-        if way < _CAMERA_MOVES * max(1, self.frames):
+        path = max(self.camera_path, self.turn_path, self.zoom_path)
+        if path < _CAMERA_MOVES * max(1, self.frames):
             return None
-        if way == self.camera_path:
-            gone = math.hypot(self.camera_dx, self.camera_dy)
+        if path == self.camera_path:
+            net = math.hypot(self.camera_dx, self.camera_dy)
         else:
-            gone = abs(self.camera_zoom if way == self.zoom_path else self.camera_turn)
-        if gone < way / 2:
+            net = abs(self.camera_zoom if path == self.zoom_path else self.camera_turn)
+        if net < path / 2:  # most of the motion went back and forth
             return "shaking"
-        if way == self.zoom_path > self.camera_path:
+        if path == self.zoom_path > self.camera_path:
             return "zooming in" if self.camera_zoom > 0 else "zooming out"
-        if way == self.turn_path > self.camera_path:
+        if path == self.turn_path > self.camera_path:
             return "rolling clockwise" if self.camera_turn < 0 else "rolling anticlockwise"
         if abs(self.camera_dx) >= abs(self.camera_dy):
             return "panning right" if self.camera_dx < 0 else "panning left"
@@ -197,7 +199,7 @@ ENTITIES = 32
 TEXTS = 16
 """Most texts in `new_texts`."""
 TEXT_CHARS = 120
-"""Most characters of each."""
+"""Most characters of each text."""
 
 _HEAD = b"o1"
 """Start of every record; the digit is the version of its layout. Four bytes of CRC-32 follow, then JSON."""
@@ -232,7 +234,7 @@ class ObjectCount:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What consecutive results showed."""
+    """The content of consecutive results of one session."""
 
     first_frame_id: int
     last_frame_id: int
@@ -246,17 +248,17 @@ class Observation:
     arrived: tuple[Entity, ...] = ()
     """The first ENTITIES that came into view; entities in view from the start are not among them."""
     arrivals: int = 0
-    """How many came, also beyond the cap. A person who left and came again counts twice, being unidentified."""
+    """Number of arrivals, also beyond the cap. A person who left and came again counts twice, being unidentified."""
     left: tuple[Entity, ...] = ()
     """The first ENTITIES that left."""
     departures: int = 0
-    """How many left, also beyond the cap."""
+    """Number of departures, also beyond the cap."""
     poses: tuple[str, ...] = ()
     """Postures in words, see `posture`; each once."""
     new_texts: tuple[str, ...] = ()
     """The first TEXTS texts that were not read shortly before, cut at TEXT_CHARS."""
     texts: int = 0
-    """How many new texts were read, also beyond the cap."""
+    """Number of new texts, also beyond the cap."""
     motion: Movement = STILL
     failed: tuple[str, ...] = ()
     """Stages that reported `error` on at least one frame, so that what they would have shown is unknown."""
@@ -397,7 +399,7 @@ class EncodedObservation(NamedTuple):
     """Its number in the session; after a merge, the lower of the two."""
     frames: int
     data: bytes
-    """What `Observation.encode` returned."""
+    """The record, as `Observation.encode` returns it."""
 
 
 def neighbours(frames: Sequence[int], wanted: int) -> list[int]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class UnusableAnswer(SightlineError):
-    """A response that is not read to its end: a redirect, a compressed one, or more bytes than any summary has."""
+    """A response that is rejected before its end: a redirect, a compressed one, or one longer than any summary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class ChatModel:
     """An open chat model."""
 
     forms: dict[Form, Runnable[Any, Any]]
-    """The most reliable first. Messages in, AIMessage out."""
+    """By form, the most reliable first: a runnable that takes `Messages` and returns an AIMessage of LangChain."""
     close: Callable[[], Awaitable[None]]
     """Closes its connections."""
 

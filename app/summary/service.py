@@ -1,6 +1,6 @@
 """Summaries of live streams: `Summaries` is the one object of a process, opened by the lifespan, which makes sessions.
 
-It also recovers what ended processes left on disk: each of their sessions gets one last summary.
+It also recovers the observations that ended processes left on disk: each of their sessions gets one last summary.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class Summaries:
         return [summary for data in saved if (summary := _decode(data)) is not None]
 
     def health(self) -> dict[str, Any]:
-        """For `/health/ready`: `state` (ok or degraded), `model`, `breaker`, `form`, `disk`, and the `backlog`."""
+        """For `/health/ready`: `state` (ok or degraded), `disk`, `backlog`, and the rest of `Summarizer.health`."""
         sessions = [*self._sessions]
         backlog = {
             "sessions": len(sessions),
@@ -158,7 +158,7 @@ class Summaries:
     # --- recovery: observations of ended processes ---
 
     async def _recover_loop(self) -> None:
-        """Recovers now and every minute, after repeating what the disk failed to write.
+        """Recovers now and every minute, after repeating the writes that failed.
 
         Orphans older than SUMMARY_ORPHAN_HOURS are deleted without a summary.
         """
@@ -179,7 +179,7 @@ class Summaries:
         if backlog is None:
             return  # another worker adopted it first
         observations: list[Observation] = []
-        """Taken from the backlog, so that they exist nowhere else: they must be summarized whatever fails."""
+        """Taken from the backlog, so that they exist only here: they must be summarized whatever fails."""
         try:
             async with self._summarizer.slot() as slot:
                 while more := await backlog.take(max_items=MOST_OBSERVATIONS, max_bytes=MOST_BYTES):

@@ -1,7 +1,7 @@
 """The summaries of one session: results become observations, and observations a summary at an interval that adapts.
 
-Two tasks run for each session: `_summarize_loop` writes summaries and sends them, `_notify_loop` tells the client when
-summaries fall behind. No frame ever waits for either.
+Two tasks run for each session: `_summarize_loop` writes summaries and sends them, `_notify_loop` sends a notice
+when summaries fall behind. No frame ever waits for either.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class SessionSummaries:
         self._on_end = on_end
         self._builder = ObservationBuilder()
         self._backlog = Backlog(session_id, settings, spill)
-        self._in_hand: list[Observation] = []
+        self._taken: list[Observation] = []
         """Taken from the backlog and not summarized yet; at most what one request holds."""
         self._schedule = SummarySchedule(settings, time.monotonic())
         self._spent = Spent()
@@ -71,7 +71,7 @@ class SessionSummaries:
         """Written and saved, but not sent to the client yet."""
         self._ended = False
         self._closing: set[asyncio.Task[None]] = set()
-        """Work of the session's end that runs on after `finish` has stopped waiting for it."""
+        """Work of the session's end that continues after `finish` has stopped waiting for it."""
         self._finished = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name=f"summaries {session_id}")
 
@@ -135,14 +135,14 @@ class SessionSummaries:
             self._backlog.offer(quiet)
 
     async def _take(self, *, everything: bool) -> None:
-        """Moves observations from the backlog into hand: as many as one request holds, or all, merged to that number.
+        """Takes observations from the backlog: as many as one request holds, or all, merged to that number.
 
         Cancelling loses nothing.
         """
         self._schedule.emptied()
         while self.waiting:
             more = await self._backlog.take(max_items=MOST_OBSERVATIONS, max_bytes=MOST_BYTES)
-            self._in_hand = merge_evenly([*self._in_hand, *more], MOST_OBSERVATIONS)
+            self._taken = merge_evenly([*self._taken, *more], MOST_OBSERVATIONS)
             if not everything or not more:
                 break
         if self.waiting:
@@ -165,7 +165,7 @@ class SessionSummaries:
             try:
                 summary = await self._summarize()
                 # No await between these two: an end before them summarizes again, an end after them keeps the summary.
-                self._in_hand.clear()
+                self._taken.clear()
                 self._unsent = summary
                 if summary is not None:
                     await self._save(summary)
@@ -174,21 +174,21 @@ class SessionSummaries:
             except Exception:  # the boundary of one summary: logged and counted, the session goes on
                 log.exception("a summary of session %s failed", self.id)
                 metrics.SUMMARIES.labels("none", "error").inc()
-                self._in_hand.clear()
+                self._taken.clear()
                 self._schedule.summarized(time.monotonic(), failed=True)
 
     async def _summarize(self, *, everything: bool = False) -> Summary | None:
-        """Summarizes what waits, and leaves those observations in hand. None if there is nothing to summarize."""
+        """Summarizes the waiting observations, and keeps them in `_taken`. None if there are none."""
         self._flush()
-        if not self.waiting and not self._in_hand:
+        if not self.waiting and not self._taken:
             return None
         async with self._summarizer.slot() as slot:
             await self._take(everything=everything)
-            if not self._in_hand:
+            if not self._taken:
                 return None
             begun = time.monotonic()
             prompt = self._prompts.text(self.prompt)
-            summary, failed = await self._summarizer.summarize(self._in_hand, prompt, self._spent, slot=slot)
+            summary, failed = await self._summarizer.summarize(self._taken, prompt, self._spent, slot=slot)
         now = time.monotonic()
         self._schedule.summarized(now, failed=failed, answer_s=now - begun)
         return summary
@@ -205,17 +205,17 @@ class SessionSummaries:
                 continue
             try:
                 await self._send(Notice("summary_backlog", message))
-            except Exception:  # the boundary of one notice: a client that is gone must not end the summaries
+            except Exception:  # the boundary of one notice: a client that has left must not end the summaries
                 log.exception("a notice of session %s was not sent", self.id)
 
-    # --- its end ---
+    # --- the end of the session ---
 
     async def finish(self) -> Summary | None:
         """Ends the summaries and summarizes what was observed since the last one, for `bye.report`.
 
         Takes `summary_finish_s`, and seconds more where the disk is slow. If the model has not answered by then, the
         summary is a digest. A second call waits until the first has ended, and returns None. If cancelled, it saves a
-        digest of what is in hand; observations still in the backlog are left for the next start.
+        digest of the observations taken so far; those in the backlog are left for the next start.
 
         Returns:
             None if nothing was observed.
@@ -228,14 +228,14 @@ class SessionSummaries:
         try:
             await asyncio.wait({self._task})
             summary = await self._last_summary()
-            self._in_hand = []
+            self._taken = []
             if summary is None:
                 return self._unsent
             await self._bounded_wait(self._save(summary))
             return summary
         except asyncio.CancelledError:  # the service's own time to stop is over
-            if in_hand := self._in_hand:
-                self._start_closing(self._save(self._summarizer.digest(in_hand, "finish")))
+            if taken := self._taken:
+                self._start_closing(self._save(self._summarizer.digest(taken, "finish")))
             raise
         finally:
             await self._bounded_wait(self._close())
@@ -252,14 +252,14 @@ class SessionSummaries:
             return None
 
     async def _last_digest(self) -> Summary | None:
-        """A digest of what is in hand, and of what still waits because other sessions kept the model busy."""
+        """A digest of the observations taken, and of those that still wait because the model was busy."""
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_WAIT_S):
                 await self._take(everything=True)
-        return self._summarizer.digest(in_hand, "finish") if (in_hand := self._in_hand) else None
+        return self._summarizer.digest(taken, "finish") if (taken := self._taken) else None
 
     async def _close(self) -> None:
-        """Closes the backlog; what waits stays on disk for the next start."""
+        """Closes the backlog; observations that wait stay on disk for the next start."""
         try:
             await self._backlog.close(keep=self.waiting > 0)
         finally:
@@ -281,7 +281,7 @@ class SessionSummaries:
         task = self._start_closing(work)
         await asyncio.wait({task}, timeout=CLOSE_WAIT_S)
         if not task.done():
-            log.warning("session %s ended before the disk took its summaries", self.id)
+            log.warning("session %s ended before its summaries were written to disk", self.id)
 
     def _closed(self, task: asyncio.Task[None]) -> None:
         self._closing.discard(task)
@@ -308,7 +308,7 @@ def interval_s(pressure: float, *, failures: int, answer_s: float, least_s: floa
     outweigh the pressure: what arrives meanwhile waits, spills and is merged, and one summary covers all of it.
 
     Args:
-        pressure: what waits, 0 (nothing) to 1 (the bounds are reached).
+        pressure: how much waits, 0 (nothing) to 1 (the bounds are reached).
         failures: requests for this session that failed in a row.
         answer_s: seconds that the last answer took; 0 for a digest.
         least_s: SUMMARY_MIN_INTERVAL_S.
@@ -337,16 +337,16 @@ class SummarySchedule:
         self._answer_s = 0.0
 
     def observed(self, now: float) -> None:
-        """An observation waits. The first one starts the clock."""
+        """Records that an observation waits. The first one starts the clock."""
         if self._waiting_since is None:
             self._waiting_since = now
 
     def emptied(self) -> None:
-        """Nothing waits any more."""
+        """Records that nothing waits."""
         self._waiting_since = None
 
     def summarized(self, now: float, *, failed: bool = False, answer_s: float = 0.0) -> None:
-        """A summary was written. `failed`: the model should have written it and did not."""
+        """Records that a summary was written. `failed`: the model failed; `answer_s`: seconds that it took."""
         self._first_done, self._summarized_at, self._answer_s = True, now, answer_s
         self._failures = self._failures + 1 if failed else 0
 
@@ -365,14 +365,14 @@ class SummarySchedule:
         return now - self._summarized_at >= self.interval_s(pressure)
 
 
-# --- when the client is told that summaries fall behind ---
+# --- notices that summaries fall behind ---
 
 BEHIND, CAUGHT_UP = 0.5, 0.2
 """Pressure of the backlog (0.5: memory is full) at which a notice is sent, and below which the lag is over."""
 
 
 class LagNotice:
-    """Reports each change once. Does no I/O."""
+    """Detects that summaries fall behind, and that they have caught up, once each. Does no I/O."""
 
     def __init__(self) -> None:
         self._behind = False

@@ -1,4 +1,4 @@
-"""The disk under the summaries: what overflows memory, and each session's last summaries, survive the process.
+"""The disk of the summaries: it keeps observations that overflow memory, and each session's last summaries.
 
     spill = Spill(state_dir / "summaries", settings)
     await spill.open()
@@ -7,8 +7,8 @@
     await backlog.close(keep=True)
     await spill.close()
 
-`Spill` is what the process has one of, `DiskBuffer` is one session's part of it, `DiskWriter` is the one thread that
-calls `database`; the event loop never waits for the disk. All workers of a service share the folder, which must be on
+A process has one `Spill`, a session one `DiskBuffer`, and the single thread of `DiskWriter` calls `database`; the event
+loop never waits for the disk. All workers of a service share the folder, which must be on
 a local disk. Nothing here raises when the disk is full, the file is damaged or the folder cannot be written: the error
 is logged, counted in SUMMARY_DISK_ERRORS and the work is retried, and the backlogs use memory alone meanwhile.
 """
@@ -45,10 +45,10 @@ _UNSAVED_SESSIONS = 64
 _NO_ROOM_S = 5.0
 """Seconds before a session writes again after SUMMARY_DISK_BYTES was reached."""
 _READ_ATTEMPTS = 3
-"""Reads that may fail in a row. Then the rows on disk are given up, because newer observations wait behind them."""
+"""Reads that may fail in a row. Then the rows on disk are abandoned, because newer observations wait behind them."""
 
 _spilled = SUMMARY_OBSERVATIONS.labels("spilled")
-"""Not an end: an observation that goes to disk is counted again as taken, merged, dropped or kept."""
+"""Not a final outcome: an observation that goes to disk is counted again as taken, merged, dropped or kept."""
 
 Claim = tuple[ClaimedRows, SpillFile]
 """Rows of an ended process that this one took over, and the file that holds them."""
@@ -60,7 +60,7 @@ class Spill:
     def __init__(self, folder: Path, settings: SummarySettings, *, retry_s: float = _RETRY_S) -> None:
         """`retry_s`: seconds without writing after the disk failed."""
         self.cooperative = CooperativeWork()
-        """Runs the merging of all backlogs: a failing disk returns much to many of them at once."""
+        """Runs the merging of all backlogs: a failing disk returns records to many of them at once."""
         self.settings = settings
         self._writer = DiskWriter(folder, settings, retry_s=retry_s, on_lost=self._lost)
         self._buffers: WeakSet[DiskBuffer] = WeakSet()
@@ -72,9 +72,9 @@ class Spill:
         await self._writer.ask(lambda file: None)
 
     async def close(self) -> None:
-        """Stops the thread and closes the file. Call it after every backlog's `close`; what they kept becomes orphans.
+        """Stops the thread and closes the file. Call it after every backlog's `close`; their kept rows become orphans.
 
-        Writes once more what the disk has not taken yet. Summaries that fail again are lost: logged and counted.
+        Repeats the writes that failed so far. Summaries that fail again are lost: logged and counted.
         """
         self._writer.retry_now()
         await self.catch_up()
@@ -85,7 +85,7 @@ class Spill:
             log.error("summaries: the disk did not take %d summaries before the service ended; they are lost", lost)
 
     async def catch_up(self) -> None:
-        """Repeats what failed while the disk was in trouble: saving summaries and ending sessions.
+        """Repeats what failed because of the disk: saving summaries and ending sessions.
 
         Call it every minute, before `orphans`. Cancelling loses nothing.
         """
@@ -210,13 +210,13 @@ class BufferListener(Protocol):
     """The memory above a disk buffer: `Backlog`. Every method is called on the event loop."""
 
     def arrived(self, records: Sequence[EncodedObservation]) -> None:
-        """These were read from disk, in order, and are deleted there."""
+        """Called with records that were read from disk, in order, and deleted there."""
 
     def returned(self, records: Sequence[EncodedObservation]) -> None:
-        """These could not be written; in order, and all newer than what is on disk."""
+        """Called with records that could not be written, in order; all are newer than those on disk."""
 
     def changed(self, *, merged: int = 0, dropped: int = 0) -> None:
-        """So many on disk were merged or dropped; with zeros, only the numbers on disk have changed."""
+        """Called with the numbers of records merged or dropped on disk; with zeros, `items` or `size` changed."""
 
 
 class DiskBuffer:
@@ -245,7 +245,7 @@ class DiskBuffer:
         self.size = claimed.size if claimed else 0
         """Their bytes."""
         self.last_seq = claimed.last_seq if claimed else 0
-        """Of the claimed records; 0 for a new session."""
+        """`seq` of the last claimed record; 0 for a new session."""
         self.closed = False
         """True after `end`."""
         self._in_flight: deque[Sequence[EncodedObservation]] = deque()
@@ -253,7 +253,7 @@ class DiskBuffer:
         self._batch = (0, 0)
         """Number of the next batch: how often batches were returned, and its place since then."""
         self._generation = 0
-        """How often the records on disk were given up. Work of an earlier generation no longer counts."""
+        """How often the records on disk were abandoned. Results of work of an earlier generation are ignored."""
         self._paused_until = float("-inf")
         self._read_failures = 0
         # Only the writer's thread uses these three.
@@ -366,17 +366,17 @@ class DiskBuffer:
         if isinstance(outcome, DiskFailure):
             self._read_failures += 1
             if self._read_failures == _READ_ATTEMPTS:
-                self._give_up()
+                self._abandon_rows()
             return False
         self._read_failures = 0
         self.items -= len(outcome)
         self.size -= sum([len(record.data) for record in outcome])
         self._listener.arrived(outcome)
         if not outcome and self.items:
-            self._give_up()  # another program deleted the rows
+            self._abandon_rows()  # another program deleted the rows
         return True
 
-    def _give_up(self) -> None:
+    def _abandon_rows(self) -> None:
         """Starts a new generation. Deletes the rows if the disk allows it, because the next start would adopt them."""
         self._read_failures = 0
         generation = self._generation
@@ -622,7 +622,7 @@ class DiskWriter:
 
 
 class CooperativeWork:
-    """Runs work that is too long for one turn of the event loop: one step a turn, in turns over all that asked."""
+    """Runs work that is too long for one turn of the event loop: one step per turn, round robin."""
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], bool]] = deque()

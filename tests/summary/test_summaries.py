@@ -174,7 +174,7 @@ async def test_a_disk_that_is_slow_at_the_end_of_a_session_is_waited_for_by_the_
         other.execute("BEGIN IMMEDIATE")  # another worker writes, and takes its time
         last = await session.finish()
         assert last.title == "One cat"
-        assert "ended before the disk took its summaries" in caplog.text
+        assert "ended before its summaries were written to disk" in caplog.text
         assert service.health()["backlog"]["sessions"] == 1
         other.close()
         assert await service.last("one", 9) == [last]
