@@ -615,8 +615,8 @@ class DynamoStore:
         return self._invocations.put_new(item | _expiry(), "invocation_id")
 
     def accepted(self, invocation_id: str, answer_uri: str, failure_uri: str | None, at: float) -> None:
-        said = {"answer_uri": answer_uri, "failure_uri": failure_uri, "called_at": at}
-        given = {name: value for name, value in said.items() if value is not None}
+        changes = {"answer_uri": answer_uri, "failure_uri": failure_uri, "called_at": at}
+        given = {name: value for name, value in changes.items() if value is not None}
         sets = ", ".join(f"#{name} = :{name}" for name in given)
         names = {f"#{name}": name for name in given} | {"#state": "state"}
         values = {f":{name}": value for name, value in given.items()}

@@ -191,7 +191,7 @@ class Lease:
 # --- failed and completed segments ---
 
 MAX_DELIVERIES = 20
-"""Deliveries of one message. After so many without a recorded failure, the segment kills the process that works on it.
+"""Deliveries of a message after which its segment has failed: it seems to kill every process that works on it.
 
 A dead-letter queue should take the message later than that, so that the job is marked as failed.
 """
@@ -479,7 +479,7 @@ class MessageHandler:
             self._count("missing")
             return Disposition.UNKNOWN
         if message.deliveries > MAX_DELIVERIES:
-            self._attempts.give_up(segment, f"delivered {message.deliveries - 1} times, and nobody could end it")
+            self._attempts.give_up(segment, f"delivered {message.deliveries - 1} times, and no worker finished it")
             return self._handled("given_up")
         if not lease.wait():
             return Disposition.RETURNED

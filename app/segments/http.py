@@ -127,7 +127,9 @@ class SegmentService:
             nonlocal lacks
             lacks = truncation(video)
             if lacks is not None and not allow_truncated:
-                raise TruncatedVideo(f"{lacks}; nothing was analysed. With allow_truncated what is there is taken")
+                raise TruncatedVideo(
+                    f"{lacks}; nothing was analysed. With allow_truncated the part that exists is analysed"
+                )
 
         report = await analyze_stored(
             self._objects,
@@ -274,7 +276,7 @@ async def _answer(service: SegmentService, invocation: InvocationRequest) -> Res
         status, code = next(((s, c) for kind, s, c in _STATUS if isinstance(error, kind)), (500, "analysis_failed"))
         return _problem(status, code, str(error))
     except (ClientError, BotoCoreError) as error:
-        return _problem(502, "storage", f"the store did not do what it was asked: {error}")
+        return _problem(502, "storage", f"the object store failed: {error}")
     except OSError as error:
         log.exception("%s", input_uri)
         return _problem(507, "no_room", f"a file could not be written: {error.strerror or error}")

@@ -88,7 +88,7 @@ class Reassembler:
             log.warning("message %s of the reassembly queue is no job (%s); given back", message.id, error)
             return "invalid"
         if message.deliveries > MAX_DELIVERIES:
-            return self._give_up(job_id, f"delivered {message.deliveries - 1} times, and nobody could end it")
+            return self._give_up(job_id, f"delivered {message.deliveries - 1} times, and no process finished it")
         try:
             return self.reassemble(job_id)
         except (VideoError, ObjectMissing) as error:  # the next try would fail in the same way

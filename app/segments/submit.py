@@ -97,7 +97,7 @@ def record(
         if last is None:
             store.put_job(Job(base, submission.mode, video.name, time.time()))
             store.mark(base, "failed", lacks)
-        raise TruncatedVideo(f"{lacks}; nothing was analysed. With --allow-truncated what is there is taken")
+        raise TruncatedVideo(f"{lacks}; nothing was analysed. With --allow-truncated the part that exists is analysed")
     if last is not None:
         ended = last.status in ("done", "failed")
         deleted = last.status == "done" and not resources.objects.exists(final_address(resources.output_bucket, last))
@@ -158,7 +158,7 @@ def follow(
         if job.status == "failed":
             raise JobFailed(
                 f"job {job_id} failed: {job.reason}. Submit the video again to try what is missing, "
-                "or with --again to begin anew"
+                "or with --again to start anew"
             )
         if stopping.wait(every_s):
             raise Interrupted(f"job {job_id} is not done. Submit the video again to go on")

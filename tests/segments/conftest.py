@@ -11,5 +11,5 @@ from tests.support.aws import Aws, running_aws
 
 @pytest.fixture(scope="session")
 def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aws]:
-    with running_aws(tmp_path_factory.mktemp("aws")) as one:
-        yield one
+    with running_aws(tmp_path_factory.mktemp("aws")) as aws:
+        yield aws

@@ -77,7 +77,7 @@ def test_any_json_is_read_or_refused(body: object) -> None:
         found = read(json.dumps(body))
     except InvalidEvent:
         found = []
-    assert all(one.bucket and one.key for one in found)
+    assert all(created.bucket and created.key for created in found)
 
 
 def sns(body: str, **more: str) -> str:

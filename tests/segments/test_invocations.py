@@ -87,7 +87,7 @@ def test_a_film_out_of_s3_is_analysed_back_into_it(url: str, aws: Aws, folder: P
     assert len(lines) == probe(tmp_path / "seen.mp4").frames == FRAMES
     assert packets(tmp_path / "seen.mp4")["audio"] == packets(folder / "a film.mp4")["audio"]
     for line in map(json.loads, lines):
-        assert [one["class_name"] for one in line["objects"]] == ["person", "dog"]
+        assert [found["class_name"] for found in line["objects"]] == ["person", "dog"]
         assert len(line["poses"]) == 1
     originals = shown(folder / "a film.mp4")
     for (_, picture), (_, original) in zip(shown(tmp_path / "seen.mp4"), originals, strict=True):
@@ -203,7 +203,7 @@ def test_more_films_than_may_be_are_refused_for_now(url: str, folder: Path) -> N
     with httpx.Client(timeout=60) as client, ThreadPoolExecutor(4) as threads:
         body = {"s3_input_uri": file(folder / "longer.mp4"), "s3_output_uri": file(folder / "l.mp4")}
         asked = [threads.submit(client.post, f"{url}/invocations", json=body) for _ in range(4)]
-        answers = [one.result() for one in asked]
+        answers = [request.result() for request in asked]
     assert sorted(answer.status_code for answer in answers) == [200, 200, 503, 503]
     refused = next(answer for answer in answers if answer.status_code == 503)
     assert problem(refused)[1] == "busy"

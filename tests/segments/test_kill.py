@@ -91,7 +91,7 @@ def _estate(made: Estate, backend: dict[str, str]) -> Place:
         sqs, queue = made.aws.client("sqs"), made.settings.reassembly_queue_url
         bodies = []
         while found := sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10, VisibilityTimeout=1).get("Messages"):
-            bodies += [one["Body"] for one in found]
+            bodies += [message["Body"] for message in found]
         time.sleep(1.2)  # they are to be seen again by whoever puts the film together
         return bodies
 

@@ -47,9 +47,9 @@ def test_a_fresh_machine_draws_boxes_and_skeletons(tmp_path: Path) -> None:
     assert_whole(final, source)
     lines = assert_lines(final.with_suffix(".jsonl"), 50)
     assert [line for line in lines if "error" in line] == []
-    assert all("person" in {one["class_name"] for one in line["objects"]} for line in lines)
+    assert all("person" in {found["class_name"] for found in line["objects"]} for line in lines)
     poses = [line["poses"][0]["keypoints"] for line in lines]
-    assert all({"nose", "left_eye", "right_eye"} <= {point["name"] for point in one} for one in poses)
+    assert all({"nose", "left_eye", "right_eye"} <= {point["name"] for point in pose} for pose in poses)
     # The nose is drawn where it was found: the picture differs there from what it was.
     for line, (_, before), (_, after) in list(zip(lines, shown(source), shown(final), strict=True))[::10]:
         nose = next(point for point in line["poses"][0]["keypoints"] if point["name"] == "nose")
@@ -206,5 +206,5 @@ def test_a_segment_that_no_model_can_see_fails_the_job_and_is_tried_again(canned
     blind = {"TRITON_URL": canned_triton, "MAX_PIXELS": "100", "SEGMENT_ATTEMPTS": "2"}
     line = run(asked, blind, log, folder=folder, code=1)
     assert re.match(r"sightline: job \S+ failed: segment \d: tried 2 times, the last time: .*MAX_PIXELS", line)
-    assert line.endswith("Submit the video again to try what is missing, or with --again to begin anew")
+    assert line.endswith("Submit the video again to try what is missing, or with --again to start anew")
     assert_whole(Path(run(asked, {"TRITON_URL": canned_triton}, log, folder=folder)), source)

@@ -144,10 +144,10 @@ def test_a_word_is_sent_once(kind: str, request: pytest.FixtureRequest, tmp_path
 
 def test_queues_of_one_database_are_apart(tmp_path: Path) -> None:
     database = LocalDatabase(tmp_path / "state.db")
-    one, two = (LocalQueue(database, name, visibility_s=30) for name in ("segments", "events"))
-    one.send("x")
-    assert two.receive(0) is None
+    segments, events = (LocalQueue(database, name, visibility_s=30) for name in ("segments", "events"))
+    segments.send("x")
+    assert events.receive(0) is None
     other = LocalQueue(LocalDatabase(tmp_path / "state.db"), "segments", visibility_s=30)
     message = other.receive(0)
     assert message is not None, "another process sees it, too"
-    assert one.receive(0) is None
+    assert segments.receive(0) is None

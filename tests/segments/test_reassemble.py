@@ -56,10 +56,10 @@ def analysed(
 
 def turn(resources: Resources, *bodies: str) -> None:
     """Sends these, and has them dealt with."""
-    one = Reassembler(resources, visibility_s=30)
+    reassembler = Reassembler(resources, visibility_s=30)
     for body in bodies:
         resources.reassembly.send(body)
-        one.turn(0)
+        reassembler.turn(0)
 
 
 def counted(outcome: str) -> Any:
@@ -204,8 +204,8 @@ def test_what_does_not_go_away_fails_the_job_in_the_end(
     analysed(resources, source, tmp_path)
     monkeypatch.setattr("app.segments.reassemble._FIRST_PAUSE_S", 0.0)
     resources.reassembly.send(JOB)
-    one = Reassembler(replace(resources, objects=Broken(resources.objects)), visibility_s=30)
+    reassembler = Reassembler(replace(resources, objects=Broken(resources.objects)), visibility_s=30)
     for _ in range(8):
-        one.turn(5)
+        reassembler.turn(5)
     assert left(resources) == 0
     assert status(resources) == ("failed", "its parts cannot be put together: OSError: no route to host")

@@ -54,7 +54,7 @@ class Setup:
         return self.backend.invoke(segment, given, wanted)
 
     def open(self) -> list[str]:
-        return [one.id for one in self.parts.store.open_invocations() if one.state == "open"]
+        return [invocation.id for invocation in self.parts.store.open_invocations() if invocation.state == "open"]
 
     def sent(self) -> list[str]:
         """Jobs in the reassembly queue, taken out."""
@@ -76,8 +76,8 @@ def client(url: str) -> object:
 
 @pytest.fixture
 def setup(aws: Aws) -> Iterator[Setup]:
-    one = estate(aws, segment_visibility_s=30, inference_max_in_flight=2)
-    parts = one.resources()
+    made = estate(aws, segment_visibility_s=30, inference_max_in_flight=2)
+    parts = made.resources()
     runtime = Runtime(parts.objects, parts.output_bucket)
     with runtime.serving() as url:
         backend = SageMakerBackend(
@@ -88,7 +88,7 @@ def setup(aws: Aws) -> Iterator[Setup]:
             input_bucket=parts.input_bucket,
             timeout_s=600,
         )
-        yield Setup(replace(parts, backend=backend), runtime, one.settings, backend)
+        yield Setup(replace(parts, backend=backend), runtime, made.settings, backend)
 
 
 def test_the_call_as_the_api_wants_it(setup: Setup) -> None:
@@ -380,8 +380,8 @@ def test_an_answer_to_nothing_is_given_up_in_the_end(setup: Setup) -> None:
 
 
 def test_motos_own_runtime(aws: Aws) -> None:
-    one = estate(aws)
-    parts = one.resources()
+    made = estate(aws)
+    parts = made.resources()
     runtime = aws.client("sagemaker-runtime")
     backend = SageMakerBackend(
         runtime, "films", parts.objects, parts.store, input_bucket=parts.input_bucket, timeout_s=60
@@ -389,7 +389,7 @@ def test_motos_own_runtime(aws: Aws) -> None:
     parts.store.put_job(Job("clip", "annotate", "clip.mp4", time.time()))
     uploaded(parts, SEGMENT)
     parts.store.chunking_complete("clip", 1)
-    with working(replace(parts, backend=backend), one.settings) as worker:
+    with working(replace(parts, backend=backend), made.settings) as worker:
         (invocation,) = until(lambda: [found for found in parts.store.open_invocations() if found.answer_uri])
         # moto answers into a bucket that it makes on the spot; its event is told by hand.
         bucket, key = split_s3(invocation.answer_uri)

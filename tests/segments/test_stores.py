@@ -43,11 +43,11 @@ def at_once(store: Store, calls: list[Callable[[], object]]) -> list[object]:
         return [call() for call in calls]  # moto, unlike DynamoDB, lets two conditional writes pass at once
     barrier, answers = threading.Barrier(len(calls)), []
 
-    def one(call: Callable[[], object]) -> None:
+    def run(call: Callable[[], object]) -> None:
         barrier.wait()
         answers.append(call())
 
-    threads = [threading.Thread(target=one, args=(call,)) for call in calls]
+    threads = [threading.Thread(target=run, args=(call,)) for call in calls]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -203,43 +203,43 @@ def test_a_trigger_whose_taker_died_is_taken_over_by_one(store: Store) -> None:
 
 
 def test_an_invocation_that_succeeds(store: Store) -> None:
-    one = invocation()
-    assert store.invocation(one.id) is None
-    assert store.record(one)
-    assert not store.record(replace(one, output_uri="another"))
-    assert store.invocation(one.id) == one
-    assert store.open_invocations() == [one]
-    store.accepted(one.id, "s3://out/async/a.out", "s3://out/async-failures/a.out", at=1234.5)
+    recorded = invocation()
+    assert store.invocation(recorded.id) is None
+    assert store.record(recorded)
+    assert not store.record(replace(recorded, output_uri="another"))
+    assert store.invocation(recorded.id) == recorded
+    assert store.open_invocations() == [recorded]
+    store.accepted(recorded.id, "s3://out/async/a.out", "s3://out/async-failures/a.out", at=1234.5)
     known = replace(
-        one, answer_uri="s3://out/async/a.out", failure_uri="s3://out/async-failures/a.out", called_at=1234.5
+        recorded, answer_uri="s3://out/async/a.out", failure_uri="s3://out/async-failures/a.out", called_at=1234.5
     )
-    assert store.invocation(one.id) == known
+    assert store.invocation(recorded.id) == known
     assert store.open_invocations() == [known]
-    assert store.finish(one.id, "succeeded")
-    assert store.invocation(one.id) == replace(known, state="succeeded")
+    assert store.finish(recorded.id, "succeeded")
+    assert store.invocation(recorded.id) == replace(known, state="succeeded")
     assert store.open_invocations() == [replace(known, state="succeeded")], "until it is settled"
-    store.settle(one.id)
-    store.settle(one.id)
+    store.settle(recorded.id)
+    store.settle(recorded.id)
     assert store.open_invocations() == []
-    assert store.invocation(one.id) == replace(known, state="succeeded", settled=True)
+    assert store.invocation(recorded.id) == replace(known, state="succeeded", settled=True)
 
 
 def test_an_invocation_is_finished_once(store: Store) -> None:
-    one = invocation()
-    store.record(one)
-    ends = [lambda: store.finish(one.id, "succeeded"), lambda: store.finish(one.id, "failed", "why")]
+    recorded = invocation()
+    store.record(recorded)
+    ends = [lambda: store.finish(recorded.id, "succeeded"), lambda: store.finish(recorded.id, "failed", "why")]
     answers = at_once(store, ends * 3)
     assert sorted(answers, key=str) == [False] * 5 + [True]
-    assert not store.finish(one.id, "timed_out")
+    assert not store.finish(recorded.id, "timed_out")
     assert not store.finish("b" * 32, "failed")
     assert store.invocation("b" * 32) is None
 
 
 def test_a_failed_invocation_says_why(store: Store) -> None:
-    one = invocation()
-    store.record(one)
-    store.finish(one.id, "failed", "out of memory")
-    assert store.invocation(one.id) == replace(one, state="failed", reason="out of memory")
+    recorded = invocation()
+    store.record(recorded)
+    store.finish(recorded.id, "failed", "out of memory")
+    assert store.invocation(recorded.id) == replace(recorded, state="failed", reason="out of memory")
 
 
 def test_what_is_said_of_an_invocation_that_is_not_there_makes_none(store: Store) -> None:

@@ -34,13 +34,13 @@ class Watched:
         """All segments that are told of, and deletes the messages."""
         found = []
         while message := self.segments.receive(0):
-            for one in read(message.body):
-                segment = parse_input(one.bucket, one.key)
+            for event in read(message.body):
+                segment = parse_input(event.bucket, event.key)
                 assert segment is not None
                 assert self.resources.objects.exists(input_uri(self.resources.input_bucket, segment))
                 found.append(segment)
             self.segments.delete(message)
-        return sorted(found, key=lambda one: one.index)
+        return sorted(found, key=lambda segment: segment.index)
 
 
 both = pytest.mark.parametrize("watched", ["local", "aws"], indirect=True)
@@ -131,7 +131,7 @@ def test_workers_hear_of_a_segment_as_soon_as_it_is_cut(watched: Watched, submis
     heard: list[SegmentKey] = []
     with pytest.raises(Interrupted, match="2 segments are uploaded"):
         go(watched, submission, StopsAfter(2, stopping, lambda: heard.extend(watched.heard())), stopping)
-    assert [one.index for one in heard] == [0, 1]
+    assert [segment.index for segment in heard] == [0, 1]
 
 
 class Says(ProgressDisplay):
@@ -195,7 +195,7 @@ def test_what_is_done_already_is_not_uploaded_again(watched: Watched, submission
     watched.heard()
     watched.resources.store.complete(Completion(SegmentId(job.job_id, 0), "", 1.0))
     go(watched, submission)
-    assert 0 not in [one.index for one in watched.heard()]
+    assert 0 not in [segment.index for segment in watched.heard()]
 
 
 def test_a_job_whose_segments_were_all_done_while_it_was_cut_is_sent_to_be_put_together(
@@ -241,7 +241,7 @@ def test_a_job_whose_parts_do_not_fit_together_can_be_begun_anew(watched: Watche
     for segment in of(job, 0, 1, 2, 3):
         resources.store.complete(Completion(segment.id, "", 1.0))
     resources.store.mark(job.job_id, "failed", "its parts cannot be put together")
-    with pytest.raises(JobFailed, match=r"or with --again to begin anew"):
+    with pytest.raises(JobFailed, match=r"or with --again to start anew"):
         follow(resources, job.job_id, ProgressDisplay(), threading.Event(), every_s=0.01)
     second = go(watched, Submission(submission.video, submission.mode, submission.seconds, again=True))
     assert second.job_id == f"{job.job_id}-2"
@@ -313,7 +313,7 @@ def test_a_film_whose_result_was_deleted_is_done_anew(watched: Watched, submissi
 def test_other_submissiones_are_other_jobs(watched: Watched, submission: Submission) -> None:
     first = record(watched.resources, submission)
     others = [Submission(submission.video, "blur_faces", 0.3), Submission(submission.video, "annotate", 0.5)]
-    assert len({first.job_id, *(record(watched.resources, one).job_id for one in others)}) == 3
+    assert len({first.job_id, *(record(watched.resources, other).job_id for other in others)}) == 3
 
 
 def test_waiting_ends_when_it_is_told_to(watched: Watched, submission: Submission) -> None:

@@ -30,7 +30,7 @@ def read() -> dict[str, Any]:
 
 def of_type(read: dict[str, Any], kind: str) -> dict[str, Any]:
     """Properties of all resources of a type, by name."""
-    return {name: one["Properties"] for name, one in read["Resources"].items() if one["Type"] == kind}
+    return {name: resource["Properties"] for name, resource in read["Resources"].items() if resource["Type"] == kind}
 
 
 def statements(read: dict[str, Any], policy: str) -> list[dict[str, Any]]:
@@ -48,7 +48,7 @@ def told(read: dict[str, Any], bucket: str, key: str) -> list[str]:
     rules = read["Resources"][bucket]["Properties"]["NotificationConfiguration"]["QueueConfigurations"]
     heard = []
     for rule in rules:
-        filters = {one["Name"]: one["Value"] for one in rule["Filter"]["S3Key"]["Rules"]}
+        filters = {filter_rule["Name"]: filter_rule["Value"] for filter_rule in rule["Filter"]["S3Key"]["Rules"]}
         if key.startswith(filters.get("prefix", "")) and key.endswith(filters.get("suffix", "")):
             heard.append(rule["Queue"]["Fn::GetAtt"].split(".")[0])
     return heard
@@ -84,19 +84,19 @@ def test_a_bucket_may_write_to_its_queue_before_it_is_there(read: dict[str, Any]
         assert source.endswith(f":s3:::{resource['Properties']['BucketName']['Fn::Sub']}")
 
 
-def test_every_queue_has_a_dead_letter_queue_beyond_the_workers_own_patience(read: dict[str, Any]) -> None:
+def test_every_queue_has_a_dead_letter_queue_beyond_the_workers_own_limit(read: dict[str, Any]) -> None:
     queues = of_type(read, "AWS::SQS::Queue")
-    living = {name: one for name, one in queues.items() if "RedrivePolicy" in one}
+    living = {name: queue for name, queue in queues.items() if "RedrivePolicy" in queue}
     assert set(living) == {"VideoWorkerQueue", "SegmentOutputQueue", "ReassemblyQueue"}
-    for name, one in living.items():
+    for name, queue in living.items():
         dead = queues[f"{name}Dead"]
-        assert one["RedrivePolicy"]["deadLetterTargetArn"] == {"Fn::GetAtt": f"{name}Dead.Arn"}
-        assert one["RedrivePolicy"]["maxReceiveCount"] > MAX_DELIVERIES + 1
-        assert one.get("FifoQueue") == dead.get("FifoQueue")
-        assert dead["MessageRetentionPeriod"] > one["MessageRetentionPeriod"]
+        assert queue["RedrivePolicy"]["deadLetterTargetArn"] == {"Fn::GetAtt": f"{name}Dead.Arn"}
+        assert queue["RedrivePolicy"]["maxReceiveCount"] > MAX_DELIVERIES + 1
+        assert queue.get("FifoQueue") == dead.get("FifoQueue")
+        assert dead["MessageRetentionPeriod"] > queue["MessageRetentionPeriod"]
     assert living["ReassemblyQueue"]["FifoQueue"] is True  # a job is sent once
     assert {
-        one["Dimensions"][0]["Value"]["Fn::GetAtt"] for one in of_type(read, "AWS::CloudWatch::Alarm").values()
+        alarm["Dimensions"][0]["Value"]["Fn::GetAtt"] for alarm in of_type(read, "AWS::CloudWatch::Alarm").values()
     } == {f"{name}Dead.QueueName" for name in living}
 
 
@@ -129,8 +129,8 @@ def test_rights_name_what_they_are_for(read: dict[str, Any]) -> None:
 
 
 def test_the_outputs_are_the_workers_variables(read: dict[str, Any]) -> None:
-    named = {variable(key): one for key, one in read["Outputs"].items()}
-    variables = {name for name, one in named.items() if one["Description"] == name}
+    named = {variable(key): output for key, output in read["Outputs"].items()}
+    variables = {name for name, output in named.items() if output["Description"] == name}
     fields = {name.upper() for name in SegmentSettings.model_fields}
     assert variables <= fields
     chosen = (
@@ -166,7 +166,8 @@ def test_moto_deploys_it(aws: Aws, endpoint: bool) -> None:
     tested = estate(aws).settings
     for name in ("jobs", "segment_completions", "reassembly_triggered", "invocations"):
         tables = [
-            dynamo.describe_table(TableName=getattr(one, f"{name}_table_name"))["Table"] for one in (settings, tested)
+            dynamo.describe_table(TableName=getattr(configured, f"{name}_table_name"))["Table"]
+            for configured in (settings, tested)
         ]
         assert tables[0]["KeySchema"] == tables[1]["KeySchema"]
         keyed = [
@@ -174,4 +175,4 @@ def test_moto_deploys_it(aws: Aws, endpoint: bool) -> None:
             for table in tables
         ]
         assert keyed[0] == keyed[1]
-        assert {one[0] for one in keyed[0]} <= {BY_STATUS, BY_OPEN}
+        assert {key[0] for key in keyed[0]} <= {BY_STATUS, BY_OPEN}

@@ -65,7 +65,7 @@ def test_a_film_goes_in_and_comes_back_analysed(stack: Estate, variables: dict[s
     assert_whole(final, source)
     results = fetched(stack, address.removesuffix(".mp4") + ".jsonl", tmp_path / "final.jsonl")
     lines = assert_lines(results, 50)
-    assert {one["class_name"] for line in lines for one in line["objects"]} == {"person", "dog"}
+    assert {found["class_name"] for line in lines for found in line["objects"]} == {"person", "dog"}
     # Something was drawn on every frame.
     changed = [abs(a.astype(int) - b).max() for (_, a), (_, b) in zip(shown(source), shown(final), strict=True)]
     assert min(changed) > 100

@@ -87,14 +87,14 @@ def test_segments_go_through_and_the_job_is_sent_once(parts: WorkerResources) ->
     for segment in made:
         assert parts.objects.read(output_uri(parts.output_bucket, segment)) == f"film {segment.index}".encode()
         assert parts.objects.read(beside(output_uri(parts.output_bucket, segment))) == b""
-    assert [one.segment.index for one in parts.store.completions("clip")] == [0, 1, 2]
+    assert [completion.segment.index for completion in parts.store.completions("clip")] == [0, 1, 2]
     assert jobs_sent(parts.reassembly) == ["clip"]
     assert parts.segments.receive(0) is None
 
 
 def test_one_event_may_name_many_segments_and_strangers(parts: WorkerResources) -> None:
     parts.store.put_job(Job("clip", "annotate", "clip.mp4", 0.0))
-    names = [Created(parts.input_bucket, uploaded(parts, one)) for one in segments(3)]
+    names = [Created(parts.input_bucket, uploaded(parts, segment)) for segment in segments(3)]
     strangers = [Created(parts.input_bucket, "segments/readme.txt"), Created("another", names[0].key)]
     parts.segments.send(body_of(names[0], strangers[0], names[1], strangers[1], names[2]))
     parts.store.chunking_complete("clip", 3)
@@ -130,7 +130,7 @@ def test_d1_a_body_that_is_not_understood_ends_in_the_dead_letter_queue(aws: Aws
 
     def buried() -> bool:
         found = sqs.receive_message(QueueUrl=dead, WaitTimeSeconds=0).get("Messages", ())
-        letters.extend(one["Body"] for one in found)
+        letters.extend(letter["Body"] for letter in found)
         return bool(letters)
 
     with working(parts, SETTINGS):
@@ -335,7 +335,7 @@ def test_a_segment_that_ends_whoever_works_on_it_fails_its_job_in_the_end(tmp_pa
         parts.segments.release(message)
     with working(parts, SETTINGS):
         job = until(lambda: (found := parts.store.job("clip")) and found.status == "failed" and found)
-    assert job.reason == "segment 0: delivered 20 times, and nobody could end it"
+    assert job.reason == "segment 0: delivered 20 times, and no worker finished it"
 
 
 def test_a_segment_file_is_only_acknowledged(local: WorkerResources) -> None:
@@ -360,7 +360,7 @@ def test_what_is_worked_on_stays_hidden_and_no_more_is_taken_than_there_are_plac
             until(lambda: len(analyser.asked) == 2)
             assert worker.report()["in_flight"] == 2
             untouched = [message for _ in range(2) if (message := parts.segments.receive(0))]
-            assert [one.deliveries for one in untouched] == [1, 1], "what waits was never received"
+            assert [message.deliveries for message in untouched] == [1, 1], "what waits was never received"
             for message in untouched:
                 parts.segments.extend(message, 60)
             assert parts.segments.receive(4) is None, "hidden for three seconds, and still worked on: it came again"
@@ -397,10 +397,10 @@ def test_a_local_worker_that_is_killed_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_the_worker_as_a_process_with_its_pages(aws: Aws, tmp_path: Path) -> None:
-    one = estate(aws)
-    parts = one.resources()
+    made = estate(aws)
+    parts = made.resources()
     submit(parts, 2)
-    settings = one.environment | {"METRICS_PORT": "0", "DRAIN_TIMEOUT_S": "2", "LOG_FORMAT": "console"}
+    settings = made.environment | {"METRICS_PORT": "0", "DRAIN_TIMEOUT_S": "2", "LOG_FORMAT": "console"}
     log_path = tmp_path / "log"
     with process(["segments", "work"], settings, log_path) as child:
         port = wait_for_line(child, log_path, r"metrics on http://127\.0\.0\.1:(\d+)/metrics")[1]

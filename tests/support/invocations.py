@@ -24,9 +24,9 @@ def answering(settings: Settings) -> Iterator[str]:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_pipeline(settings, settings.ocr) as one:
+        async with open_pipeline(settings, settings.ocr) as opened:
             app.state.segments = SegmentService(
-                one.pipeline,
+                opened.pipeline,
                 settings.segments,
                 settings.aws,
                 pipeline_settings=settings.pipeline,

@@ -60,7 +60,7 @@ def deploy(aws: Aws, **parameters: str) -> tuple[Estate, dict[str, str]]:
     )
     (stack,) = cloud.describe_stacks(StackName=name)["Stacks"]
     assert stack["StackStatus"] == "CREATE_COMPLETE"
-    outputs = {one["OutputKey"]: one["OutputValue"] for one in stack["Outputs"]}
+    outputs = {output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}
     _wire(aws, name)
     fields = {variable(key).lower(): value for key, value in outputs.items()}
     known = {field: value for field, value in fields.items() if field in SegmentSettings.model_fields}
@@ -70,10 +70,10 @@ def deploy(aws: Aws, **parameters: str) -> tuple[Estate, dict[str, str]]:
 def _wire(aws: Aws, name: str) -> None:
     resources = template()["Resources"]
     s3 = aws.client("s3")
-    for one in resources.values():
-        if one["Type"] != "AWS::S3::Bucket":
+    for resource in resources.values():
+        if resource["Type"] != "AWS::S3::Bucket":
             continue
-        properties = one["Properties"]
+        properties = resource["Properties"]
         bucket = properties["BucketName"]["Fn::Sub"]
         for word, value in (("NamePrefix", name), ("AWS::AccountId", ACCOUNT), ("AWS::Region", REGION)):
             bucket = bucket.replace(f"${{{word}}}", value)
