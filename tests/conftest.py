@@ -101,8 +101,8 @@ def serve(canned_triton: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture(scope="session")
 def service(canned_triton: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with default settings on the canned Triton, OCR off; the same for all tests."""
-    with serving(tmp_path_factory.mktemp("service"), {"TRITON_URL": canned_triton, "OCR": "off"}) as one:
-        yield one
+    with serving(tmp_path_factory.mktemp("service"), {"TRITON_URL": canned_triton, "OCR": "off"}) as running:
+        yield running
 
 
 @pytest.fixture(scope="package")
@@ -110,8 +110,8 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """The service as it comes: its own embedded Triton with the checked-in models, and text reading."""
     require_environment(TritonSettings().triton_python, "make triton-env")
     require_environment(OcrSettings().ocr_python, "make ocr-env")
-    with serving(tmp_path_factory.mktemp("real"), {"OCR": "on"}) as one:
-        yield one
+    with serving(tmp_path_factory.mktemp("real"), {"OCR": "on"}) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -27,8 +27,8 @@ WAIT_S = 30.0
 
 @pytest.fixture(scope="module")
 def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aws]:
-    with running_aws(tmp_path_factory.mktemp("aws")) as one:
-        yield one
+    with running_aws(tmp_path_factory.mktemp("aws")) as running:
+        yield running
 
 
 @pytest.fixture
@@ -37,8 +37,8 @@ def front(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ec2]:
     for name, value in aws.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_ENDPOINT_URL")
-    with fronted(aws) as one:
-        yield one
+    with fronted(aws) as proxy:
+        yield proxy
 
 
 def publisher(front: Ec2, count: Callable[[], int], **settings: Any) -> ActivityPublisher:

@@ -251,7 +251,7 @@ def test_b1_whatever_is_sent_is_answered(text: str) -> None:
     ],
 )
 def test_b2_pages_of_elsewhere_may_use_nothing(origin: str) -> None:
-    one = Auth(Settings())
+    authorizer = Auth(Settings())
     for path, method in (
         ("/v1/frames", "POST"),
         ("/v1/models", "GET"),
@@ -264,12 +264,12 @@ def test_b2_pages_of_elsewhere_may_use_nothing(origin: str) -> None:
         ("/web/main.js", "DELETE"),
         ("/nowhere", "GET"),
     ):
-        refusal = one.refusal(asked(path, method=method, origin=origin))
+        refusal = authorizer.refusal(asked(path, method=method, origin=origin))
         assert (status(refusal), refusal and refusal.code) == (403, "origin"), (path, method)
-    assert status(one.refusal(asked("/ws/inference", scheme="ws", origin=origin))) == 403
-    assert status(one.refusal(asked(origin=["http://127.0.0.1:8000", origin]))) == 403
+    assert status(authorizer.refusal(asked("/ws/inference", scheme="ws", origin=origin))) == 403
+    assert status(authorizer.refusal(asked(origin=["http://127.0.0.1:8000", origin]))) == 403
     for path in ("/", "/web/main.js", "/config.json", "/schema.json", "/health/live"):
-        assert one.refusal(asked(path, origin=origin)) is None
+        assert authorizer.refusal(asked(path, origin=origin)) is None
 
 
 @pytest.mark.parametrize(
@@ -286,17 +286,17 @@ def test_b2_pages_of_elsewhere_may_use_nothing(origin: str) -> None:
 )
 @pytest.mark.parametrize("allowed", ["", "http://other", "null"])
 def test_b3_the_same_origin_may_whatever_is_set(origin: str, host: str, scheme: str, allowed: str) -> None:
-    one = Auth(Settings(allowed_origins=allowed))
-    assert one.refusal(asked("/ws/inference", host=host, scheme=scheme, origin=origin)) is None
-    assert status(one.refusal(asked("/ws/inference", host=host, scheme=scheme, origin="http://evil.com"))) == 403
+    authorizer = Auth(Settings(allowed_origins=allowed))
+    assert authorizer.refusal(asked("/ws/inference", host=host, scheme=scheme, origin=origin)) is None
+    assert status(authorizer.refusal(asked("/ws/inference", host=host, scheme=scheme, origin="http://evil.com"))) == 403
 
 
 def test_b3_those_named_may() -> None:
-    one = Auth(Settings(allowed_origins="https://Shop.example:443/, http://localhost:3000, null"))
+    authorizer = Auth(Settings(allowed_origins="https://Shop.example:443/, http://localhost:3000, null"))
     for origin in ("https://shop.example", "https://SHOP.example.", "http://localhost:3000", "null"):
-        assert one.refusal(asked(origin=origin)) is None
+        assert authorizer.refusal(asked(origin=origin)) is None
     for origin in ("http://shop.example", "https://shop.example:8443", "https://a.shop.example", "http://localhost"):
-        assert status(one.refusal(asked(origin=origin))) == 403
+        assert status(authorizer.refusal(asked(origin=origin))) == 403
     assert Auth(Settings(allowed_origins="*")).refusal(asked(origin="what ever")) is None
     own = Auth(Settings(service_url="https://sight.example"))  # behind a proxy that does not say that it speaks TLS
     assert own.refusal(asked(host="sight.example", origin="https://sight.example")) is None
@@ -310,23 +310,23 @@ def test_b3_an_origin_that_is_none_stops_the_start(value: str) -> None:
 
 def test_b3_a_refused_origin_is_explained_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    one = Auth(Settings(allowed_origins="http://other"), clock)
+    authorizer = Auth(Settings(allowed_origins="http://other"), clock)
 
     def explained() -> int:
         return sum("ALLOWED_ORIGINS='http://other'" in line and "http://evil.com" in line for line in caplog.messages)
 
     for _ in range(5):
-        one.refusal(asked(origin="http://evil.com"))
+        authorizer.refusal(asked(origin="http://evil.com"))
     assert explained() == 1
     clock.now += 59
-    one.refusal(asked(origin="http://evil.com"))
+    authorizer.refusal(asked(origin="http://evil.com"))
     assert explained() == 1
     clock.now += 1.1
-    one.refusal(asked(origin="http://evil.com"))
+    authorizer.refusal(asked(origin="http://evil.com"))
     assert explained() == 2
     before = len(caplog.messages)
     for number in range(500):
-        one.refusal(asked(origin=f"http://evil-{number}.com"))
+        authorizer.refusal(asked(origin=f"http://evil-{number}.com"))
     assert len(caplog.messages) - before < 500 + 25
 
 
@@ -343,44 +343,44 @@ def test_b3_a_proxy_that_keeps_the_scheme_to_itself_is_named() -> None:
 
 
 def test_tokens_are_asked_for_wherever_something_is_used() -> None:
-    one = Auth(Settings(auth_tokens="red,blüe"))
+    authorizer = Auth(Settings(auth_tokens="red,blüe"))
     for path in ("/v1/models", "/v1/frames", "/invocations", "/v1/sessions/0/summaries", "/nowhere", "/docs"):
-        assert status(one.refusal(asked(path))) == 401
-        assert one.refusal(asked(path, **bearer("red"))) is None
+        assert status(authorizer.refusal(asked(path))) == 401
+        assert authorizer.refusal(asked(path, **bearer("red"))) is None
     for path in ("/", "/web/main.js", "/metrics", "/status", "/ping", "/health/live", "/schema.json", "/ws/inference"):
-        assert one.refusal(asked(path)) is None
-    assert one.refusal(asked(**bearer("blüe"))) is None
-    assert one.refusal(asked(**bearer("blüe".encode().decode("latin-1")))) is None
+        assert authorizer.refusal(asked(path)) is None
+    assert authorizer.refusal(asked(**bearer("blüe"))) is None
+    assert authorizer.refusal(asked(**bearer("blüe".encode().decode("latin-1")))) is None
     for given in ("Bearer", "Bearer ", "Basic red", "red", "bearer  red "):
-        assert (one.refusal(asked(authorization=given)) is None) == ("bearer" in given)
-    assert status(one.refusal(asked(authorization=["Bearer red", "Bearer blue"]))) == 401
-    assert status(one.token("\ud800", WORLD, "init")) == 401
+        assert (authorizer.refusal(asked(authorization=given)) is None) == ("bearer" in given)
+    assert status(authorizer.refusal(asked(authorization=["Bearer red", "Bearer blue"]))) == 401
+    assert status(authorizer.token("\ud800", WORLD, "init")) == 401
 
 
-def wrong(one: Auth, times: int, client: str = WORLD) -> list[int | None]:
-    return [status(one.refusal(asked(client=client, **bearer("wrong")))) for _ in range(times)]
+def wrong(authorizer: Auth, times: int, client: str = WORLD) -> list[int | None]:
+    return [status(authorizer.refusal(asked(client=client, **bearer("wrong")))) for _ in range(times)]
 
 
 def test_a10_after_a_few_wrong_tokens_an_address_has_to_wait() -> None:
     clock = Clock()
-    one = Auth(Settings(auth_tokens="right"), clock)
-    assert wrong(one, 1000) == [401] * 10 + [429] * 990
-    refusal = one.refusal(asked(client=WORLD, **bearer("wrong")))
+    authorizer = Auth(Settings(auth_tokens="right"), clock)
+    assert wrong(authorizer, 1000) == [401] * 10 + [429] * 990
+    refusal = authorizer.refusal(asked(client=WORLD, **bearer("wrong")))
     assert refusal is not None
     assert refusal.retry_after_s == 5
     assert refusal.response().headers["retry-after"] == "5"
     # Not even the right one is looked at: a brake that a right guess gets past would be none.
-    assert status(one.refusal(asked(client=WORLD, **bearer("right")))) == 429
-    assert status(one.refusal(asked(client=WORLD))) == 401, "who sends none guesses nothing"
-    assert one.refusal(asked("/", client=WORLD, **bearer("wrong"))) is None
-    assert one.refusal(asked(client="203.0.113.10", **bearer("right"))) is None
+    assert status(authorizer.refusal(asked(client=WORLD, **bearer("right")))) == 429
+    assert status(authorizer.refusal(asked(client=WORLD))) == 401, "who sends none guesses nothing"
+    assert authorizer.refusal(asked("/", client=WORLD, **bearer("wrong"))) is None
+    assert authorizer.refusal(asked(client="203.0.113.10", **bearer("right"))) is None
     clock.now += 5
-    assert wrong(one, 2) == [401, 429]
+    assert wrong(authorizer, 2) == [401, 429]
     clock.now += 9
-    assert wrong(one, 1) == [429]
+    assert wrong(authorizer, 1) == [429]
     clock.now += 1
-    assert one.refusal(asked(client=WORLD, **bearer("right"))) is None
-    assert wrong(one, 11) == [401] * 10 + [429], "a right token makes good what was mistyped before"
+    assert authorizer.refusal(asked(client=WORLD, **bearer("right"))) is None
+    assert wrong(authorizer, 11) == [401] * 10 + [429], "a right token makes good what was mistyped before"
 
 
 def test_a10_waits_grow_and_are_forgotten() -> None:
@@ -401,27 +401,29 @@ def test_a10_waits_grow_and_are_forgotten() -> None:
 
 def test_a10_a_token_that_was_right_from_there_is_not_refused_for_others_failures() -> None:
     clock = Clock()
-    one = Auth(Settings(auth_tokens="ours,theirs"), clock)
-    assert one.refusal(asked(client=WORLD, **bearer("ours"))) is None
-    assert wrong(one, 11)[-1] == 429
+    authorizer = Auth(Settings(auth_tokens="ours,theirs"), clock)
+    assert authorizer.refusal(asked(client=WORLD, **bearer("ours"))) is None
+    assert wrong(authorizer, 11)[-1] == 429
     for _ in range(3):
-        assert one.refusal(asked(client=WORLD, **bearer("ours"))) is None
-        assert one.token("ours", WORLD, "init") is None
-        assert one.refusal(asked("/ws/inference", scheme="ws", client=WORLD, **bearer("ours"))) is None
-    assert wrong(one, 1) == [429], "which makes nothing good for others"
-    assert status(one.refusal(asked(client=WORLD, **bearer("theirs")))) == 429
+        assert authorizer.refusal(asked(client=WORLD, **bearer("ours"))) is None
+        assert authorizer.token("ours", WORLD, "init") is None
+        assert authorizer.refusal(asked("/ws/inference", scheme="ws", client=WORLD, **bearer("ours"))) is None
+    assert wrong(authorizer, 1) == [429], "which makes nothing good for others"
+    assert status(authorizer.refusal(asked(client=WORLD, **bearer("theirs")))) == 429
     clock.now += 5
-    assert one.refusal(asked(client=WORLD, **bearer("theirs"))) is None
+    assert authorizer.refusal(asked(client=WORLD, **bearer("theirs"))) is None
 
 
 def test_a10_sockets_and_http_share_the_brake() -> None:
-    one = Auth(Settings(auth_tokens="right"))
-    assert [status(one.token("wrong", WORLD, "WEBSOCKET /ws/inference")) for _ in range(5)] == [401] * 5
-    assert wrong(one, 6) == [401] * 5 + [429]
-    refusal = one.token("right", WORLD, "WEBSOCKET /ws/inference")
+    authorizer = Auth(Settings(auth_tokens="right"))
+    assert [status(authorizer.token("wrong", WORLD, "WEBSOCKET /ws/inference")) for _ in range(5)] == [401] * 5
+    assert wrong(authorizer, 6) == [401] * 5 + [429]
+    refusal = authorizer.token("right", WORLD, "WEBSOCKET /ws/inference")
     assert (status(refusal), refusal and refusal.retry_after_s) == (429, 5)
-    assert status(one.refusal(asked("/ws/inference", scheme="ws", client=WORLD, **bearer("right")))) == 429
-    assert one.refusal(asked("/ws/inference", scheme="ws", client=WORLD)) is None, "its token may be one of those"
+    assert status(authorizer.refusal(asked("/ws/inference", scheme="ws", client=WORLD, **bearer("right")))) == 429
+    assert authorizer.refusal(asked("/ws/inference", scheme="ws", client=WORLD)) is None, (
+        "its token may be one of those"
+    )
 
 
 @pytest.mark.parametrize(
@@ -436,9 +438,9 @@ def test_a10_sockets_and_http_share_the_brake() -> None:
     ],
 )
 def test_a10_an_address_is_a_whole_network_of_ipv6(first: str, second: str, same: bool) -> None:
-    one = Auth(Settings(auth_tokens="right"))
-    assert wrong(one, 11, first)[-1] == 429
-    assert (wrong(one, 1, second) == [429]) is same
+    authorizer = Auth(Settings(auth_tokens="right"))
+    assert wrong(authorizer, 11, first)[-1] == 429
+    assert (wrong(authorizer, 1, second) == [429]) is same
 
 
 def test_a10_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -455,18 +457,18 @@ def test_a10_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a10_each_refusal_is_a_line_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    one = Auth(Settings(auth_tokens="right-secret"))
+    authorizer = Auth(Settings(auth_tokens="right-secret"))
     before = {
         reason: metrics.AUTH_FAILURES.labels(reason)._value.get() for reason in ("bad_token", "too_many_failures")
     }
-    assert len(wrong(one, 12)) == 12
+    assert len(wrong(authorizer, 12)) == 12
     lines = [line for line in caplog.messages if line.startswith("refused: ")]
     assert lines[0] == f"refused: address={WORLD} route=GET /v1/models reason=bad_token"
     assert lines[-1] == f"refused: address={WORLD} route=GET /v1/models reason=too_many_failures"
     assert len(lines) == 12
     after = {reason: metrics.AUTH_FAILURES.labels(reason)._value.get() for reason in before}
     assert {reason: after[reason] - before[reason] for reason in before} == {"bad_token": 10, "too_many_failures": 2}
-    one.refusal(asked("/v1/\r\nforged: line\x1b[2J\u2028" + "x" * 5000, client="a\nb", **bearer("right-secre")))
+    authorizer.refusal(asked("/v1/\r\nforged: line\x1b[2J\u2028" + "x" * 5000, client="a\nb", **bearer("right-secre")))
     assert "wrong" not in caplog.text.replace("wrong tokens", "")
     assert "right-secre" not in caplog.text
     assert all(line.isascii() for line in caplog.messages)
@@ -475,11 +477,11 @@ def test_a10_each_refusal_is_a_line_and_counted(caplog: pytest.LogCaptureFixture
 
 def test_a10_lines_do_not_fill_the_disk(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    one = Auth(Settings(auth_tokens="right"), clock)
-    wrong(one, 5000)
+    authorizer = Auth(Settings(auth_tokens="right"), clock)
+    wrong(authorizer, 5000)
     assert len(caplog.messages) == 2000
     clock.now += 1
-    wrong(one, 1)
+    wrong(authorizer, 1)
     assert caplog.messages[-2] == "refused: 3000 more that were not logged separately"
 
 
@@ -490,14 +492,14 @@ def test_a10_lines_do_not_fill_the_disk(caplog: pytest.LogCaptureFixture) -> Non
     "client", ["203.0.113.9", "localhost", "unknown", "::ffff:203.0.113.9", "10.0.0.1", "fe80::1%lo"]
 )
 def test_without_tokens_only_this_machine_is_served(client: str) -> None:
-    one = Auth(Settings())
+    authorizer = Auth(Settings())
     for path in ("/v1/models", "/invocations", "/nowhere"):
-        assert status(one.refusal(asked(path, client=client))) == 403
-    assert status(one.refusal(asked("/ws/inference", scheme="ws", client=client))) == 403
+        assert status(authorizer.refusal(asked(path, client=client))) == 403
+    assert status(authorizer.refusal(asked("/ws/inference", scheme="ws", client=client))) == 403
     for path in ("/", "/metrics", "/health/live"):
-        assert one.refusal(asked(path, client=client)) is None
+        assert authorizer.refusal(asked(path, client=client)) is None
     assert Auth(Settings(allow_anonymous=True)).refusal(asked(client=client)) is None
     for here in ("127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"):
-        assert one.refusal(asked(client=here)) is None
+        assert authorizer.refusal(asked(client=here)) is None
     for nobody in ("", "127.0.0.1, ", " , "):
-        assert status(one.refusal(asked(x_forwarded_for=nobody))) == 403
+        assert status(authorizer.refusal(asked(x_forwarded_for=nobody))) == 403

@@ -39,7 +39,7 @@ async def test_a_stream_gives_a_typed_result_for_every_frame_then_the_report(ser
         assert session.ready.models.detect is not None
         assert session.ready.models.detect.classes[0] == "person"
         results = await collected(session, [jpeg] * 20)
-    assert [one.seq for one in results] == [*range(1, 21)]
+    assert [result.seq for result in results] == [*range(1, 21)]
     assert results[-1].frame.objects[0].class_name == "person"
     assert results[-1].frame.objects[0].box.x2 == 300.0
     assert session.bye is not None
@@ -70,8 +70,8 @@ async def test_frames_that_the_service_cannot_use_are_told_apart(service: Servic
     frames = [jpeg, b"no jpeg", jpeg[:500], jpeg, b"\x89PNG\r\n\x1a\n"]
     async with connect(service.url, mode="lossless") as session:
         results = await collected(session, frames)
-    assert [one.seq for one in results] == [1, 4]
-    assert [(one.seq, one.code) for one in session.refused] == [
+    assert [result.seq for result in results] == [1, 4]
+    assert [(refusal.seq, refusal.code) for refusal in session.refused] == [
         (2, "undecodable"),
         (3, "undecodable"),
         (5, "undecodable"),
@@ -116,7 +116,7 @@ async def test_wishes_are_in_force(service: Service, jpeg: bytes) -> None:
         (result,) = await collected(session, [jpeg])
     assert (settings.confidence, settings.iou, settings.classes) == (0.1, 0.9, (16,))
     assert (settings.motion_grid, settings.max_age_ms, settings.stages.pose) == (True, 77.0, False)
-    assert [one.class_name for one in result.frame.objects] == ["dog"]
+    assert [detection.class_name for detection in result.frame.objects] == ["dog"]
     assert result.frame.poses == []
 
 
@@ -343,6 +343,6 @@ async def test_leaving_a_stream_early_leaves_the_service_well(service: Service, 
 
 
 async def test_everything_is_accounted_for(service: Service, slow: Service) -> None:
-    for one in (service, slow):
-        assert assert_adds_up(one)["processed"] > 0
-        assert "Traceback" not in one.log
+    for running in (service, slow):
+        assert assert_adds_up(running)["processed"] > 0
+        assert "Traceback" not in running.log

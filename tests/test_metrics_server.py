@@ -30,7 +30,10 @@ def test_health_tells_the_worst_of_the_workers(monkeypatch: pytest.MonkeyPatch) 
         assert http.get("/health/ready").status_code == 200
         seen.of(1).beat(kafka=False, inference=True)
         report = http.get("/health").json()
-        assert (report["state"], [one["state"] for one in report["workers"]]) == ("degraded", ["ok", "degraded"])
+        assert (report["state"], [worker_report["state"] for worker_report in report["workers"]]) == (
+            "degraded",
+            ["ok", "degraded"],
+        )
         assert http.get("/health").status_code == 200, "a restart would not bring Kafka back"
         assert http.get("/health/ready").status_code == 503
         monkeypatch.setattr(worker, "SILENT_S", -1.0)
@@ -65,9 +68,9 @@ def test_b1_another_name_gets_no_figures() -> None:
             (b"GET /metrics HTTP/1.0\r\n\r\n", b"421"),
             (b"GET /health HTTP/1.0\r\n\r\n", b"200"),
         ):
-            with socket.create_connection(("127.0.0.1", port), timeout=10) as one:
-                one.sendall(request)
-                assert one.recv(1 << 16).split(b" ")[1] == status, request
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+                connection.sendall(request)
+                assert connection.recv(1 << 16).split(b" ")[1] == status, request
     opened = Settings(host="0.0.0.0")  # where Prometheus asks pods and containers by their addresses
     with metrics_server.serve_metrics("127.0.0.1", 0, WorkerHeartbeats(1).report, Hosts(opened)) as port:
         assert httpx.get(f"http://127.0.0.1:{port}/metrics", headers={"Host": "10.1.2.3"}).status_code == 200
@@ -86,21 +89,21 @@ def test_a4_connections_that_become_no_request_are_bounded_in_time_and_number(mo
         alive = open_
         while alive:  # a byte now and then does not help
             assert time.monotonic() - begun < 15, f"{len(alive)} connections are open"
-            alive = [one for one in alive if still_open(one)]
+            alive = [connection for connection in alive if still_open(connection)]
             time.sleep(0.1)
         assert httpx.get(f"http://127.0.0.1:{port}/health/live").status_code == 200
 
 
-def still_open(one: socket.socket) -> bool:
+def still_open(connection: socket.socket) -> bool:
     """Sends a byte of a request's line, and looks whether there is an end to be read."""
     try:
-        one.sendall(b"G")
-        one.setblocking(False)
-        return one.recv(1) != b""
+        connection.sendall(b"G")
+        connection.setblocking(False)
+        return connection.recv(1) != b""
     except BlockingIOError:
         return True
     except OSError:
         return False
     finally:
         with suppress(OSError):
-            one.settimeout(20)
+            connection.settimeout(20)

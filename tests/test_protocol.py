@@ -112,7 +112,7 @@ EXAMPLES: list[messages.ServerMessage] = [
 ]
 
 
-@pytest.mark.parametrize("message", EXAMPLES, ids=lambda one: one.type)
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda example: example.type)
 def test_every_message_is_as_the_schema_says_and_is_read_back_as_it_was(message: messages.ServerMessage) -> None:
     wire = messages.encode(message)
     valid("server", message.type, orjson.loads(wire))
@@ -120,7 +120,7 @@ def test_every_message_is_as_the_schema_says_and_is_read_back_as_it_was(message:
 
 
 def test_every_kind_of_message_is_among_the_examples() -> None:
-    assert {type(one) for one in EXAMPLES} == set(messages.SERVER_MESSAGES)
+    assert {type(example) for example in EXAMPLES} == set(messages.SERVER_MESSAGES)
 
 
 def test_a_message_of_a_newer_service_is_named() -> None:
@@ -135,7 +135,7 @@ def test_fields_of_a_newer_service_are_passed_over() -> None:
 TEXT = st.text(st.sampled_from('aβ😀"\\0 \n'), max_size=8)
 SCALAR = st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.integers(-9, 1000) | TEXT
 JSON = SCALAR | st.lists(SCALAR, max_size=3) | st.dictionaries(TEXT, SCALAR, max_size=3)
-FIELDS = sorted({name for one in SCHEMA["client"].values() for name in one["properties"]} - {"type"})
+FIELDS = sorted({name for message in SCHEMA["client"].values() for name in message["properties"]} - {"type"})
 
 
 @given(st.sampled_from(sorted(SCHEMA["client"])), st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=3))

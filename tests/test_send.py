@@ -49,7 +49,7 @@ class Done:
 
 def results(lines: bytes) -> list[Result]:
     found = [decode(line) for line in lines.splitlines()]
-    assert all(isinstance(one, Result) for one in found)
+    assert all(isinstance(result, Result) for result in found)
     return found  # type: ignore[return-value]
 
 
@@ -82,7 +82,7 @@ def test_a_film_gives_a_line_a_frame(service: Service, film: Path) -> None:
     assert [result.seq for result in done.results] == list(range(1, PAN.count + 1))
     for result in done.results:
         assert (result.frame.image.width, result.frame.image.height) == (clip.WIDTH, clip.HEIGHT)
-        assert [one.class_name for one in result.frame.objects] == ["person", "dog"]
+        assert [detection.class_name for detection in result.frame.objects] == ["person", "dog"]
         assert result.frame.stages["detect"].status == "ok"
     # It is the film that was sent: its camera moves.
     camera = done.results[-1].frame.motion.camera
@@ -114,7 +114,7 @@ def test_a_folder_is_sent_by_name_and_what_is_no_picture_is_named(service: Servi
     done = send(service, tmp_path, "-o", tmp_path / "out.jsonl")
     assert (done.code, done.out) == (0, b"")
     found = results((tmp_path / "out.jsonl").read_bytes())
-    assert [(one.seq, one.frame.image.width) for one in found] == [(1, 320), (2, 101), (3, 64)]
+    assert [(result.seq, result.frame.image.width) for result in found] == [(1, 320), (2, 101), (3, 64)]
     assert "left out: " in done.err
     assert "bb.jpg: no image that can be read" in done.err
     # Pictures of several sizes make a film of the first one's.
@@ -126,7 +126,7 @@ def test_a_folder_is_sent_by_name_and_what_is_no_picture_is_named(service: Servi
 def test_one_picture_is_one_line(service: Service, tmp_path: Path) -> None:
     (tmp_path / "one.jpg").write_bytes(PAN.jpegs()[0])
     (result,) = send(service, tmp_path / "one.jpg", "--confidence", 0.85).results
-    assert [one.class_name for one in result.frame.objects] == ["person"]  # the dog has 0.8
+    assert [detection.class_name for detection in result.frame.objects] == ["person"]  # the dog has 0.8
     assert b"\n" not in orjson.dumps(result)
 
 
@@ -136,10 +136,10 @@ def test_limit_ends_it(service: Service, film: Path) -> None:
 
 def test_realtime_keeps_the_pace_that_is_asked_for(service: Service, film: Path) -> None:
     found = send(service, film, "--realtime", "--fps", 20).results
-    taken = np.array([one.captured_at_ms for one in found])
+    taken = np.array([result.captured_at_ms for result in found])
     # Frames are due every 50 ms, and none is sent early. On a busy machine the first one may itself be sent up to a
     # period late, so that the others seem to be as early.
-    due = np.array([one.seq - found[0].seq for one in found]) * 50
+    due = np.array([result.seq - found[0].seq for result in found]) * 50
     assert (taken - taken[0] >= due - 50).all()
     assert len(found) > 1
 
@@ -252,8 +252,8 @@ def test_e7_ctrl_c_before_the_first_answer_leaves_no_file(tmp_path: Path, film: 
 
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         done = interrupted(film, "--url", url, "-o", folder / name, when=connected)
-        for one in held:
-            one.close()
+        for connection in held:
+            connection.close()
     assert (done.code, done.out, done.err) == (130, b"", "sightline: interrupted\n")
     assert list(folder.iterdir()) == []
 
@@ -303,7 +303,7 @@ def test_e7_a_token_that_is_missing_says_how_to_give_it(locked: Service, film: P
 def durations(path: Path) -> tuple[float, dict[str, float]]:
     """Seconds of the whole file, and of its streams by kind."""
     with av.open(str(path)) as container:
-        streams = {one.type: float(one.duration * one.time_base) for one in container.streams}
+        streams = {stream.type: float(stream.duration * stream.time_base) for stream in container.streams}
         return container.duration / av.time_base, streams
 
 
@@ -342,7 +342,9 @@ def test_c15_interlaced_film_is_sent_without_fields(service: Service, tmp_path: 
     pictures = shown(seen)
     assert len(pictures) == 30
     assert [at for at, _ in pictures] == pytest.approx(np.arange(30) / 25, abs=0.001)
-    assert np.mean([combs(pixels) for _, pixels in pictures]) < 0.8 < np.mean([combs(one) for _, one in shown(film)])
+    assert (
+        np.mean([combs(pixels) for _, pixels in pictures]) < 0.8 < np.mean([combs(pixels) for _, pixels in shown(film)])
+    )
 
 
 def test_c15_an_avis_sound_that_does_not_say_which_channels_it_has_is_copied(service: Service, tmp_path: Path) -> None:
@@ -350,7 +352,7 @@ def test_c15_an_avis_sound_that_does_not_say_which_channels_it_has_is_copied(ser
     done = send(service, film, "-o", seen)
     assert (done.code, len(shown(seen))) == (0, 50), done.err
     with av.open(str(seen)) as opened:
-        assert [one.codec_context.name for one in opened.streams.audio] == ["pcm_s16le"]
+        assert [stream.codec_context.name for stream in opened.streams.audio] == ["pcm_s16le"]
 
 
 def test_c13_variable_rates_last_as_long_as_their_source(service: Service, tmp_path: Path) -> None:

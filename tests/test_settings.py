@@ -143,7 +143,7 @@ def test_a_fixed_value_follows_from_the_setting_it_belongs_to(
 
 def held(section: object, name: str) -> object:
     value = getattr(section, name)
-    return [one.get_secret_value() for one in value] if isinstance(value, tuple) else value.get_secret_value()
+    return [secret.get_secret_value() for secret in value] if isinstance(value, tuple) else value.get_secret_value()
 
 
 @pytest.mark.parametrize(

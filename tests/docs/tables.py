@@ -93,7 +93,7 @@ def server_messages() -> str:
             if field.name == "type":
                 continue
             if model is messages.Result and field.name == "frame":
-                fields += [f"`{one.name}`" for one in dataclasses.fields(result.FrameResult)]
+                fields += [f"`{field.name}`" for field in dataclasses.fields(result.FrameResult)]
                 continue
             note = notes.get(field.name)
             fields.append(f"`{field.name}`" + (f" – {note}" if note else ""))
@@ -153,9 +153,9 @@ def _type(annotation: Any) -> str:
     if origin is typing.Annotated:
         return _type(arguments[0])
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_type(one) for one in arguments)
+        return " or ".join(_type(argument) for argument in arguments)
     if origin is typing.Literal:
-        return " or ".join(f"`{one}`" for one in arguments)
+        return " or ".join(f"`{argument}`" for argument in arguments)
     if origin in (list, tuple):
         return f"[{_type(arguments[0])}, …]"
     simple = {str: "string", float: "number", int: "integer", bool: "boolean"}

@@ -43,10 +43,10 @@ def pan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
     (tmp_path / "data").mkdir()
-    with running_redis(tmp_path, "--dir", str(tmp_path / "data"), "--busy-reply-threshold", "50") as one:
-        with one.client() as client:
+    with running_redis(tmp_path, "--dir", str(tmp_path / "data"), "--busy-reply-threshold", "50") as redis:
+        with redis.client() as client:
             client.acl_setuser("admin", enabled=True, passwords=["+secret"], categories=["+@all"], keys=["*"])
-        yield one
+        yield redis
 
 
 @contextmanager

@@ -22,14 +22,14 @@ TOKEN = "a-token-for-the-start"
 @pytest.fixture(scope="session")
 def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aws]:
     """moto's server, the same for all tests."""
-    with running_aws(tmp_path_factory.mktemp("aws")) as one:
-        yield one
+    with running_aws(tmp_path_factory.mktemp("aws")) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
 def front(aws: Aws) -> Iterator[Ec2]:
-    with fronted(aws) as one:
-        yield one
+    with fronted(aws) as proxy:
+        yield proxy
 
 
 @pytest.fixture
@@ -62,6 +62,6 @@ def ec2(front: Ec2, monkeypatch: pytest.MonkeyPatch) -> Ec2:
 @pytest.fixture
 def health(monkeypatch: pytest.MonkeyPatch) -> Iterator[Health]:
     """The service's health as `start-server` sees it, out of order for now."""
-    with health_served() as one:
-        monkeypatch.setenv("HEALTH_URL", one.url)
-        yield one
+    with health_served() as health_server:
+        monkeypatch.setenv("HEALTH_URL", health_server.url)
+        yield health_server

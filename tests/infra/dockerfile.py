@@ -98,7 +98,7 @@ def _matches(pattern: str, path: str) -> bool:
         return bool(re.match(translate(pattern[3:]), path.rpartition("/")[2]))
     wanted, given = pattern.split("/"), path.split("/")
     return len(wanted) == len(given) and all(
-        re.match(translate(one), other) for one, other in zip(wanted, given, strict=True)
+        re.match(translate(glob), other) for glob, other in zip(wanted, given, strict=True)
     )
 
 

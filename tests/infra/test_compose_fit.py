@@ -73,9 +73,9 @@ def test_the_health_checks_tell_well_from_ill() -> None:
         ours = [sys.executable, str(ROOT / "infra" / "docker" / "healthcheck.py")]
         triton = [sys.executable, *services()["triton"]["healthcheck"]["test"][2:]]
         for name in COMMANDS:
-            one = services()[name]
+            service = services()[name]
             assert (
-                one["healthcheck"]["test"][3] == f":{one['environment']['METRICS_PORT']}/health"
+                service["healthcheck"]["test"][3] == f":{service['environment']['METRICS_PORT']}/health"
             )  # 503 where it hangs
         for path in ("/health", "/health/live", "/v2/health/ready"):
             well[path] = subprocess.run([*ours, f":{port}{path}"], check=False).returncode == 0
@@ -98,19 +98,21 @@ def test_nginx_and_the_service_find_and_trust_each_other() -> None:
     (address,) = re.findall(r"^\s*server (127\.0\.0\.1:\d+);", nginx, re.M)
     (network,) = whole()["networks"]["default"]["ipam"]["config"]
     for name in ("backend", "backend-cpu"):
-        one = services()[name]
-        assert one["ports"] == [f"{address}:{one['environment']['PORT']}/tcp"]
+        service = services()[name]
+        assert service["ports"] == [f"{address}:{service['environment']['PORT']}/tcp"]
         # Docker passes on what comes to a published port of loopback from the gateway's address.
-        assert one["environment"]["FORWARDED_ALLOW_IPS"] == network["gateway"]
+        assert service["environment"]["FORWARDED_ALLOW_IPS"] == network["gateway"]
     assert ipaddress.ip_address(network["gateway"]) in ipaddress.ip_network(network["subnet"])
 
 
 def test_memory_is_shared_with_triton_and_with_nobody_else() -> None:
-    def shares(one: Service) -> bool:
-        return any(isinstance(v, dict) and (v["source"], v["target"]) == ("shm", "/dev/shm") for v in one["volumes"])
+    def shares(service: Service) -> bool:
+        return any(
+            isinstance(v, dict) and (v["source"], v["target"]) == ("shm", "/dev/shm") for v in service["volumes"]
+        )
 
     asks = {name for name in OURS if services()[name]["environment"].get("TRITON_URL") and name != "fleet-ingest"}
-    sharing = {name for name, one in services().items() if shares({"volumes": [], **one})}
+    sharing = {name for name, service in services().items() if shares({"volumes": [], **service})}
     assert sharing == asks | {"triton"}
     assert {services()[name]["user"] for name in sharing} == {"1000:1000"}  # regions are their owner's alone
     options = dict(word.partition("=")[::2] for word in whole()["volumes"]["shm"]["driver_opts"]["o"].split(","))
@@ -119,8 +121,8 @@ def test_memory_is_shared_with_triton_and_with_nobody_else() -> None:
 
 def test_prometheus_finds_whom_it_asks() -> None:
     names = set(services()) | {"alertmanager"}
-    for one in services().values():
-        names |= {alias for net in (one.get("networks") or {}).values() if net for alias in net.get("aliases", [])}
+    for service in services().values():
+        names |= {alias for net in (service.get("networks") or {}).values() if net for alias in net.get("aliases", [])}
     config = yaml.safe_load((ROOT / "prometheus" / "prometheus.yml").read_text())
     asked = {}
     for job in config["scrape_configs"]:
@@ -139,7 +141,9 @@ def test_what_is_mounted_is_in_the_repository() -> None:
     raw = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     listing = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
     files = listing.stdout.splitlines()
-    mounted = {str(v).split(":")[0] for one in raw.values() for v in one.get("volumes", []) if str(v).startswith("./")}
+    mounted = {
+        str(v).split(":")[0] for service in raw.values() for v in service.get("volumes", []) if str(v).startswith("./")
+    }
     assert mounted >= {"./triton", "./prometheus"}
     for folder in mounted:  # Docker would make a missing one, as root, and nobody could write there
         assert any(file.startswith(f"{folder[2:]}/") for file in files), folder
@@ -186,9 +190,9 @@ def test_redis_keeps_frames_in_memory_within_its_limit(redis: list[str], tmp_pat
     subprocess.run([*redis, "set", "a", "b"], check=True, stdout=subprocess.DEVNULL)
     subprocess.run([*redis, "shutdown"], check=False)
     assert list(tmp_path.iterdir()) == []
-    one = services()["redis"]
-    limit = one["command"][one["command"].index("--maxmemory") + 1]
-    assert (limit, one["mem_limit"]) == ("1gb", "1536m")  # room for what Redis needs beside the data
+    service = services()["redis"]
+    limit = service["command"][service["command"].index("--maxmemory") + 1]
+    assert (limit, service["mem_limit"]) == ("1gb", "1536m")  # room for what Redis needs beside the data
 
 
 def test_kafka_makes_a_broker_of_its_variables(tmp_path: Path) -> None:
@@ -216,8 +220,8 @@ def test_kafka_makes_a_broker_of_its_variables(tmp_path: Path) -> None:
     written = (tmp_path / "final" / "server.properties").read_text().splitlines()
     assert "advertised.listeners=PLAINTEXT://kafka:9092" in written
     assert services()["fleet-worker"]["environment"]["KAFKA_BOOTSTRAP_SERVERS"] == "kafka:9092"
-    mounts = [str(one).split(":") for one in kafka["volumes"]]
-    assert kafka["environment"]["KAFKA_LOG_DIRS"] in [one[1] for one in mounts]
+    mounts = [str(volume).split(":") for volume in kafka["volumes"]]
+    assert kafka["environment"]["KAFKA_LOG_DIRS"] in [mount[1] for mount in mounts]
 
 
 def _pom() -> str:

@@ -66,7 +66,7 @@ def test_every_step_but_the_systems_own_is_the_makefiles() -> None:
     prerequisites = re.search(r"^install: (.*?) ##", makefile, re.M)
     assert prerequisites is not None
     ready = {"triton-env": ".venv-triton/.ready", "ocr-env": ".venv-ocr/.ready"}
-    assert {ready.get(one, one) for one in makes} == {*prerequisites[1].split(), ".venv/.bootstrap"}
+    assert {ready.get(target, target) for target in makes} == {*prerequisites[1].split(), ".venv/.bootstrap"}
 
 
 def test_what_is_sent_to_docker_is_what_is_needed() -> None:
@@ -172,7 +172,7 @@ def test_the_steps_make_a_service_that_is_whole_and_writes_nothing_beside_its_st
         wait_until(service, "/health/ready")
         assert healthy(build, port)
         answer = httpx.post(f"{service.url}/v1/frames", content=clip.Pan().jpegs()[0], timeout=60).json()
-        assert sorted(one["class_name"] for one in answer["objects"]) == ["face", "person"]
+        assert sorted(detection["class_name"] for detection in answer["objects"]) == ["face", "person"]
         assert [text["text"] for text in answer["texts"]] == [clip.WORDS]
         assert httpx.get(f"{service.url}/").status_code == 200
         libraries = system_libraries(service, build.workdir)  # OCR and Triton have run

@@ -20,14 +20,14 @@ from tests.support.redis import require_program
 FOLDER = ROOT / "infra" / "k8s"
 KUSTOMIZATION = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
 OBJECTS: list[dict[str, Any]] = [
-    one for name in KUSTOMIZATION["resources"] for one in yaml.safe_load_all((FOLDER / name).read_text())
+    manifest for name in KUSTOMIZATION["resources"] for manifest in yaml.safe_load_all((FOLDER / name).read_text())
 ]
 SETTINGS = set(VARIABLES)
 DEPLOYMENTS = ("fleet-worker", "fleet-ingest", "triton")
 
 
 def find(kind: str, name: str) -> dict[str, Any]:
-    (found,) = [one for one in OBJECTS if one["kind"] == kind and one["metadata"]["name"] == name]
+    (found,) = [manifest for manifest in OBJECTS if manifest["kind"] == kind and manifest["metadata"]["name"] == name]
     return found
 
 
@@ -68,7 +68,9 @@ def test_the_kustomization_lists_every_file() -> None:
 
 
 def test_every_deployment_is_there() -> None:
-    assert {one["metadata"]["name"] for one in OBJECTS if one["kind"] == "Deployment"} == set(DEPLOYMENTS)
+    assert {manifest["metadata"]["name"] for manifest in OBJECTS if manifest["kind"] == "Deployment"} == set(
+        DEPLOYMENTS
+    )
 
 
 def test_every_variable_is_a_setting_and_its_value_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,11 +86,11 @@ def test_no_secret_is_in_the_files() -> None:
     secrets = {
         name.upper()
         for section in SECTIONS
-        for name, one in section.model_fields.items()
-        if "Secret" in str(one.annotation)
+        for name, field in section.model_fields.items()
+        if "Secret" in str(field.annotation)
     }
     assert secrets.isdisjoint(settings_map())
-    assert not [one for one in OBJECTS if one["kind"] == "Secret"]
+    assert not [manifest for manifest in OBJECTS if manifest["kind"] == "Secret"]
     for name in ("fleet-worker", "fleet-ingest"):
         assert {"secretRef": {"name": "fleet-secrets"}} in container(name)["envFrom"]
 
@@ -106,8 +108,8 @@ def test_the_budget_the_service_and_the_scaling_find_what_they_are_for() -> None
     assert find("PodDisruptionBudget", "fleet-worker")["spec"]["selector"]["matchLabels"] == labels("fleet-worker")
     service = find("Service", "triton")["spec"]
     assert service["selector"] == labels("triton")
-    ports = {one["name"]: one["containerPort"] for one in container("triton")["ports"]}
-    assert {one["targetPort"]: one["port"] for one in service["ports"]} == ports
+    ports = {port["name"]: port["containerPort"] for port in container("triton")["ports"]}
+    assert {port["targetPort"]: port["port"] for port in service["ports"]} == ports
     host, _, port = settings_map()["TRITON_URL"].partition(":")
     assert (host, int(port)) == ("triton", ports["grpc"])
     assert find("ScaledObject", "fleet-worker")["spec"]["scaleTargetRef"] == {"name": "fleet-worker"}
@@ -151,8 +153,8 @@ def test_nobody_gets_more_than_it_needs(name: str) -> None:
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)
 def test_what_is_written_is_on_a_volume(name: str) -> None:
-    mounts = {one["mountPath"]: one["name"] for one in container(name)["volumeMounts"]}
-    assert set(mounts.values()) == {one["name"] for one in pod(name)["volumes"]}
+    mounts = {mount["mountPath"]: mount["name"] for mount in container(name)["volumeMounts"]}
+    assert set(mounts.values()) == {volume["name"] for volume in pod(name)["volumes"]}
     assert "/tmp" in mounts
     if name != "triton":
         assert settings_map()["STATE_DIR"] in mounts
@@ -163,7 +165,7 @@ def test_probes_and_prometheus_ask_where_metrics_port_listens(name: str) -> None
     (port,) = container(name)["ports"]
     assert port == {"name": "metrics", "containerPort": int(settings_map()["METRICS_PORT"])}
     probes = {kind: container(name)[kind]["httpGet"] for kind in ("startupProbe", "livenessProbe", "readinessProbe")}
-    assert {kind: (one["path"], one["port"]) for kind, one in probes.items()} == {
+    assert {kind: (probe["path"], probe["port"]) for kind, probe in probes.items()} == {
         "startupProbe": ("/health", "metrics"),
         "livenessProbe": ("/health/live", "metrics"),
         "readinessProbe": ("/health/ready", "metrics"),
@@ -185,7 +187,7 @@ def test_one_ingest_at_a_time() -> None:
 def test_scaling_asks_for_metrics_that_there_are() -> None:
     declared = (ROOT / "app" / "metrics.py").read_text()
     triggers = find("ScaledObject", "fleet-worker")["spec"]["triggers"]
-    assert {one["type"] for one in triggers} == {"prometheus"}
+    assert {trigger["type"] for trigger in triggers} == {"prometheus"}
     for trigger in triggers:
         names = re.findall(r"sightline_\w+", trigger["metadata"]["query"])
         assert names
@@ -196,7 +198,10 @@ def test_scaling_asks_for_metrics_that_there_are() -> None:
 def test_scaling_queries_are_promql(tmp_path: Path) -> None:
     require_program("promtool", "prometheus")
     triggers = find("ScaledObject", "fleet-worker")["spec"]["triggers"]
-    rules = [{"record": "asked", "labels": {"by": one["name"]}, "expr": one["metadata"]["query"]} for one in triggers]
+    rules = [
+        {"record": "asked", "labels": {"by": trigger["name"]}, "expr": trigger["metadata"]["query"]}
+        for trigger in triggers
+    ]
     path = tmp_path / "rules.yml"
     path.write_text(yaml.safe_dump({"groups": [{"name": "scaling", "rules": rules}]}))
     done = subprocess.run(["promtool", "check", "rules", path], capture_output=True, text=True, timeout=30, check=False)
@@ -212,15 +217,15 @@ def test_kustomize_renders_it(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     objects = list(yaml.safe_load_all(done.stdout))
     if folder == FOLDER:
-        images = {one["image"] for item in objects if item["kind"] == "Deployment" for one in _containers(item)}
+        images = {found["image"] for item in objects if item["kind"] == "Deployment" for found in _containers(item)}
         assert all(re.search(r":\d", image) for image in images)
         (settings,) = [item["metadata"]["name"] for item in objects if item["kind"] == "ConfigMap"]
         assert {settings} == {
             ref["configMapRef"]["name"]
             for item in objects
             if item["kind"] == "Deployment"
-            for one in _containers(item)
-            for ref in one.get("envFrom", [])
+            for found in _containers(item)
+            for ref in found.get("envFrom", [])
             if "configMapRef" in ref
         }
     else:

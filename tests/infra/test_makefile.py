@@ -36,9 +36,9 @@ def make(folder: Path, interpreters: dict[str, tuple[int, int]], *words: str) ->
     binaries = folder / "bin"
     binaries.mkdir()
     for name, version in interpreters.items():
-        one = binaries / name
-        one.write_text(INTERPRETER.format(python=sys.executable, version=(*version, 1, "final", 0), name=name))
-        one.chmod(0o755)
+        program = binaries / name
+        program.write_text(INTERPRETER.format(python=sys.executable, version=(*version, 1, "final", 0), name=name))
+        program.chmod(0o755)
     for tool in ("make", "bash", "touch"):
         found = shutil.which(tool)
         assert found is not None

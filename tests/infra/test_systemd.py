@@ -78,11 +78,11 @@ def test_a_stop_leaves_every_container_its_grace_period() -> None:
     command = setting("ExecStop").split()
     assert command == ["/usr/bin/docker", "compose", "--profile", '"*"', "stop"]  # --timeout would cut them short
     services: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
-    periods = {name: seconds(str(one.get("stop_grace_period", "10s"))) for name, one in services.items()}
+    periods = {name: seconds(str(service.get("stop_grace_period", "10s"))) for name, service in services.items()}
 
     def stopping(name: str) -> float:
         """Compose stops all at once, but what another one needs only after that one."""
-        needed_by = [other for other, one in services.items() if name in one.get("depends_on", ())]
+        needed_by = [other for other, service in services.items() if name in service.get("depends_on", ())]
         return periods[name] + max(map(stopping, needed_by), default=0.0)
 
     assert seconds(setting("TimeoutStopSec")) > max(map(stopping, services))

@@ -43,7 +43,9 @@ def template() -> dict[str, Any]:
 
 def of_type(template: dict[str, Any], kind: str) -> dict[str, Any]:
     """Properties of all resources of a type, by name."""
-    return {name: one["Properties"] for name, one in template["Resources"].items() if one["Type"] == kind}
+    return {
+        name: resource["Properties"] for name, resource in template["Resources"].items() if resource["Type"] == kind
+    }
 
 
 def statements(template: dict[str, Any], role: str) -> list[dict[str, Any]]:
@@ -129,14 +131,15 @@ def test_the_tags_granted_are_those_written(template: dict[str, Any]) -> None:
 
 def test_every_function_has_an_alarm_and_a_log_that_ends(template: dict[str, Any]) -> None:
     alarms = of_type(template, "AWS::CloudWatch::Alarm").values()
-    watched = {one["Dimensions"][0]["Value"]["Ref"] for one in alarms if one["MetricName"] == "Errors"}
+    watched = {alarm["Dimensions"][0]["Value"]["Ref"] for alarm in alarms if alarm["MetricName"] == "Errors"}
     assert watched == FUNCTIONS
-    assert all(one["AlarmActions"] == [{"Ref": "Alarms"}] for one in alarms)
+    assert all(alarm["AlarmActions"] == [{"Ref": "Alarms"}] for alarm in alarms)
     logs = of_type(template, "AWS::Logs::LogGroup")
     assert {
-        one["LoggingConfig"]["LogGroup"]["Ref"] for one in of_type(template, "AWS::Serverless::Function").values()
+        function["LoggingConfig"]["LogGroup"]["Ref"]
+        for function in of_type(template, "AWS::Serverless::Function").values()
     } == set(logs)
-    assert all(one["RetentionInDays"] == {"Ref": "LogRetentionDays"} for one in logs.values())
+    assert all(log_group["RetentionInDays"] == {"Ref": "LogRetentionDays"} for log_group in logs.values())
     assert len(of_type(template, "AWS::Budgets::Budget")) == 1
 
 
@@ -168,7 +171,7 @@ def test_the_functions_have_time_for_calls_that_are_tried_again(
 
 def test_parameters_are_described_and_refuse_what_would_not_work(template: dict[str, Any]) -> None:
     parameters = template["Parameters"]
-    assert all(one["Description"] for one in parameters.values())
+    assert all(parameter["Description"] for parameter in parameters.values())
     assert parameters["StartTokens"]["NoEcho"] is True
 
     def takes(name: str, value: str) -> bool:

@@ -50,10 +50,10 @@ def test_a_smaller_batch_leaves_the_borders_of_the_next_larger_one(tmp_path: Pat
         """What the model says of the pictures' borders, batch by batch."""
         settings = Settings(triton_url=url, triton_shm="on", ocr="off", state_dir=tmp_path / "service")
         said: list[tuple[int, list[int]]] = []
-        async with open_pipeline(settings, settings.ocr, tracking=False) as one:
+        async with open_pipeline(settings, settings.ocr, tracking=False) as opened:
             async with asyncio.timeout(30):
                 while True:  # the memory that all of these batches share is mapped after the first
-                    buffer = one.client.buffer((4, canned.SIZE, canned.SIZE, 3), "UINT8")
+                    buffer = opened.client.buffer((4, canned.SIZE, canned.SIZE, 3), "UINT8")
                     buffer.release()
                     if buffer.slot is not None:
                         break
@@ -63,7 +63,7 @@ def test_a_smaller_batch_leaves_the_borders_of_the_next_larger_one(tmp_path: Pat
                     FrameJob(Frame(str(number), jpeg, time.perf_counter(), 0.0, 1), StreamMemory(), wish)
                     for number in range(count)
                 ]
-                answers = await one.pipeline.analyze(jobs)
+                answers = await opened.pipeline.analyze(jobs)
                 said.append((count, [wrong(answer) for answer in answers]))
         return said
 

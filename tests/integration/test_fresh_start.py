@@ -35,12 +35,14 @@ def test_an_empty_folder_is_all_it_takes_and_nothing_stays(tmp_path: Path) -> No
             assert file.content == (ROOT / "app" / path[1:]).read_bytes()
         # One picture, so that every part of it has run.
         answer = httpx.post(f"{service.url}/v1/frames", content=clip.Pan().jpegs()[0], timeout=60).json()
-        assert sorted(one["class_name"] for one in answer["objects"]) == ["face", "person"]
+        assert sorted(detection["class_name"] for detection in answer["objects"]) == ["face", "person"]
         assert [text["text"] for text in answer["texts"]] == [clip.WORDS]
         family = psutil.Process(service.process.pid).children(recursive=True)
         assert any("tritonserver" in child.name() for child in family)
         for child in family:  # a child that outlives the service must not keep its port
-            listening = [one.laddr.port for one in child.net_connections("tcp") if one.status == "LISTEN"]
+            listening = [
+                connection.laddr.port for connection in child.net_connections("tcp") if connection.status == "LISTEN"
+            ]
             assert service.port not in listening
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(30) in (0, -signal.SIGTERM)

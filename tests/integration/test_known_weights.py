@@ -138,13 +138,16 @@ def test_overlaps_within_a_class_are_one_thing_and_between_classes_are_two(servi
     # Neighbours: boxes 48x32 of the frame, 16 apart, IoU (32*32)/(2*48*32 - 32*32) = 0.5.
     left, right = (80, 104, 96, 120), (96, 104, 112, 120)
     (same,) = ask(service, frame(320, 240, (left, DIM_RED), (right, RED)))
-    assert [one.confidence for one in same.objects] == pytest.approx([0.9], abs=0.03)
+    assert [detection.confidence for detection in same.objects] == pytest.approx([0.9], abs=0.03)
     assert same.objects[0].box.x1 == pytest.approx(80, abs=0.02)
     (kept,) = ask(service, frame(320, 240, (left, DIM_RED), (right, RED)), iou=0.55)
-    assert [one.confidence for one in kept.objects] == pytest.approx([0.9, 0.66], abs=0.03)
-    assert [one.box.x1 for one in kept.objects] == pytest.approx([80, 64], abs=0.02)
+    assert [detection.confidence for detection in kept.objects] == pytest.approx([0.9, 0.66], abs=0.03)
+    assert [detection.box.x1 for detection in kept.objects] == pytest.approx([80, 64], abs=0.02)
     (other,) = ask(service, frame(320, 240, (left, GREEN), (right, RED)))
-    assert sorted((one.class_name, round(one.box.x1)) for one in other.objects) == [("green", 64), ("red", 80)]
+    assert sorted((detection.class_name, round(detection.box.x1)) for detection in other.objects) == [
+        ("green", 64),
+        ("red", 80),
+    ]
 
 
 def test_class_filter_and_confidence(service: Service) -> None:
@@ -157,7 +160,7 @@ def test_class_filter_and_confidence(service: Service) -> None:
         ({"confidence": 0.8}, ["green"]),
     ):
         (found,) = ask(service, both, **wishes)
-        assert [one.class_name for one in found.objects] == expected
+        assert [detection.class_name for detection in found.objects] == expected
         assert len(found.poses) == (0 if wishes.get("confidence") else 1)  # all are persons, whatever the classes
 
 
@@ -171,7 +174,7 @@ def test_three_hundred_overlapping_candidates(service: Service) -> None:
     assert len(found.poses) == 1
     (crowd,) = ask(service, frame(320, 240, *field), iou=1.0)
     assert len(crowd.objects) == len(crowd.poses) == 300  # of 320
-    scores = [one.confidence for one in crowd.objects]
+    scores = [detection.confidence for detection in crowd.objects]
     assert scores == sorted(scores, reverse=True)
     assert scores == pytest.approx([0.9] + [0.753] * 279 + [0.41] * 20, abs=0.03)
 
@@ -179,7 +182,7 @@ def test_three_hundred_overlapping_candidates(service: Service) -> None:
 def test_nothing_in_the_picture_is_an_answer_too(service: Service) -> None:
     black, red = frame(320, 240), frame(320, 240, ((80, 104, 96, 120), RED))
     answers = ask(service, black, red, black, frame(7, 5), red)
-    assert [(len(one.objects), len(one.poses)) for one in answers] == [(0, 0), (1, 1), (0, 0), (0, 0), (1, 1)]
+    assert [(len(answer.objects), len(answer.poses)) for answer in answers] == [(0, 0), (1, 1), (0, 0), (0, 0), (1, 1)]
 
 
 @pytest.mark.parametrize("ensemble", ["vision", "none"])
@@ -193,13 +196,13 @@ def test_the_frames_of_a_batch_each_get_their_own(repository: Path, tmp_path: Pa
     async def analyzed(url: str) -> list[object]:
         settings = Settings(triton_url=url, triton_ensemble=ensemble, ocr="off", state_dir=tmp_path / "service")
         wish = StreamSettings(stages=Stages(ocr=False, motion=False, track=False))
-        async with open_pipeline(settings, settings.ocr, tracking=False) as one:
-            assert one.pipeline.model_set.max_batch >= len(shown)
+        async with open_pipeline(settings, settings.ocr, tracking=False) as opened:
+            assert opened.pipeline.model_set.max_batch >= len(shown)
             jobs = [
                 FrameJob(Frame(str(number), jpeg, time.perf_counter(), 0.0, 1), StreamMemory(), wish)
                 for number, jpeg in enumerate(shown)
             ]
-            return list(await one.pipeline.analyze(jobs))
+            return list(await opened.pipeline.analyze(jobs))
 
     with running_triton(repository, tmp_path / "triton") as url:
         answers = asyncio.run(analyzed(url))
@@ -229,7 +232,9 @@ def test_without_an_ensemble_both_models_are_asked_and_answer_the_same(
     shutil.rmtree(without / "vision")
     with alone(tmp_path, without) as service:
         apart = ask(service, *jpegs, iou=0.9)
-        assert [(one.objects, one.poses) for one in apart] == [(one.objects, one.poses) for one in together]
+        assert [(answer.objects, answer.poses) for answer in apart] == [
+            (answer.objects, answer.poses) for answer in together
+        ]
         assert requests(service) == {"vision": 0, "yolo": len(jpegs), "yolo_pose": len(jpegs)}
 
 
@@ -240,13 +245,13 @@ def test_end_to_end_heads_are_read_as_they_come(tmp_path: Path) -> None:
     left, right = ((80, 104, 96, 120), DIM_RED), ((96, 104, 112, 120), BIG_RED)
     with alone(tmp_path, repository) as service:
         found, empty = ask(service, frame(320, 240, left, right), frame(320, 240), iou=0.1)
-        assert [one.class_name for one in found.objects] == ["red", "green"]
-        boxes = [corners(one.box) for one in found.objects]
+        assert [detection.class_name for detection in found.objects] == ["red", "green"]
+        boxes = [corners(detection.box) for detection in found.objects]
         assert boxes[0] == pytest.approx(np.array([64, 96, 112, 128]), abs=0.02)
         assert boxes[1] == pytest.approx(np.array([80, 96, 128, 128]), abs=0.02)
-        assert [one.confidence for one in found.objects] == pytest.approx([0.665, 0.9], abs=0.03)
+        assert [detection.confidence for detection in found.objects] == pytest.approx([0.665, 0.9], abs=0.03)
         # Poses likewise; each in the order that the head gives them.
-        assert [one.confidence for one in found.poses] == pytest.approx([0.665, 0.9], abs=0.03)
+        assert [pose.confidence for pose in found.poses] == pytest.approx([0.665, 0.9], abs=0.03)
         for pose, (x, y), box in zip(
             found.poses, [(88, 112), (104, 112)], [(64, 96, 112, 128), (80, 96, 128, 128)], strict=True
         ):

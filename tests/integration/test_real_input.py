@@ -30,7 +30,7 @@ def panned(real: Service) -> list[Result]:
 def test_the_person_and_her_face_are_found_in_every_frame(panned: list[Result]) -> None:
     overlaps = []
     for index, result in enumerate(panned):
-        found = {one.class_name: one for one in result.frame.objects}
+        found = {detection.class_name: detection for detection in result.frame.objects}
         assert sorted(found) == ["face", "person"]
         assert len(result.frame.objects) == 2
         overlaps.append(iou(corners(found["person"].box), PAN.seen(index, clip.PERSON)))
@@ -57,12 +57,12 @@ def test_eyes_and_nose_lie_where_they_are_and_left_is_hers(panned: list[Result])
 
 
 def test_person_and_face_keep_their_numbers_and_the_pose_has_the_persons(panned: list[Result]) -> None:
-    numbers = [{one.class_name: one.track_id for one in result.frame.objects} for result in panned]
+    numbers = [{detection.class_name: detection.track_id for detection in result.frame.objects} for result in panned]
     assert numbers[0] == {"person": None, "face": None}  # one sighting is none yet
     assert numbers[1]["person"] != numbers[1]["face"]
     assert None not in numbers[1].values()
     assert numbers[1:] == [numbers[1]] * (len(panned) - 1)
-    assert [result.frame.poses[0].track_id for result in panned] == [one["person"] for one in numbers]
+    assert [result.frame.poses[0].track_id for result in panned] == [ids["person"] for ids in numbers]
     assert all(result.frame.stages["track"].status == "ok" for result in panned)
 
 
@@ -142,11 +142,11 @@ def test_text_is_read_where_it_is_printed_and_its_age_is_true(real: Service) -> 
         # The text stands where the frame that was answered `age_ms` ago showed it; a fresh one where this frame does.
         origin = int(np.abs(answered - (answered[index] - (stage.age_ms or 0))).argmin())
         near = [index] if stage.status == "ok" else [max(origin - 1, 0), origin, origin + 1]
-        inks = [PAN.seen(places[one], clip.words_box()) for one in near if one < len(places)]
+        inks = [PAN.seen(places[position], clip.words_box()) for position in near if position < len(places)]
         # Four corners, clockwise from the top left, each with its own of the ink.
         off = [np.array(text.polygon) - ink[[[0, 1], [2, 1], [2, 3], [0, 3]]] for ink in inks]
-        assert min(np.hypot(*one.mean(axis=0)) for one in off) < 5
-        assert min(np.abs(one).max() for one in off) < 16  # the reader leaves some room around the ink
+        assert min(np.hypot(*offsets.mean(axis=0)) for offsets in off) < 5
+        assert min(np.abs(offsets).max() for offsets in off) < 16  # the reader leaves some room around the ink
     ages = [stage.age_ms for stage in said if stage.status == "stale"]
     assert all(age is not None and age > 0 for age in ages)
 
@@ -195,8 +195,8 @@ def test_sessions_side_by_side_get_what_is_theirs(real: Service) -> None:
                 assert found["image"] == expected["image"]
                 assert found["objects"] == expected["objects"]
                 assert found["poses"] == expected["poses"]
-        assert len({orjson.dumps(one["objects"]) for one in truth}) >= 6
+        assert len({orjson.dumps(answer["objects"]) for answer in truth}) >= 6
         # Text as well: a sign for the one, none for the others.
-        assert [bool(one["texts"]) for one in truth[-3:]] == [False, False, True]
+        assert [bool(answer["texts"]) for answer in truth[-3:]] == [False, False, True]
 
     asyncio.run(run())

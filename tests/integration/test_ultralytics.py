@@ -76,10 +76,10 @@ def test_c1_the_service_sees_what_ultralytics_sees(
     settings = {"TRITON_REPOSITORY": str(repository), "OCR": "off", "TRITON_DEADLINE_S": "60"}
     with serving(tmp_path, settings) as service:
         stages = {"ocr": False, "motion": False, "track": False}
-        results = [one.frame for one in watch(service.url, jpegs, stages=stages, confidence=0.35, iou=0.45)]
+        results = [result.frame for result in watch(service.url, jpegs, stages=stages, confidence=0.35, iou=0.45)]
     wanted = [json.loads((exports / f"{name}.json").read_text()) for name in (detect, pose)]
-    assert sum(len(one["boxes"]) for one in wanted[0]) > 100
-    assert sum(len(one["boxes"]) for one in wanted[1]) > 100
+    assert sum(len(image["boxes"]) for image in wanted[0]) > 100
+    assert sum(len(image["boxes"]) for image in wanted[1]) > 100
     for found, objects, poses in zip(results, *wanted, strict=True):
         the_same(found, objects, poses)
 
@@ -90,24 +90,24 @@ def the_same(found: FrameResult, objects: dict[str, Any], poses: dict[str, Any])
         assert len(ours) == len(theirs["boxes"]), where
         free: list[Detection | Pose] = [*ours]
         for index, box in enumerate(theirs["boxes"]):
-            alike = [one for one in free if _is(one, theirs, index)]
+            alike = [found_object for found_object in free if _is(found_object, theirs, index)]
             assert alike, (where, box, theirs["scores"][index], theirs["classes"][index])
             free.remove(alike[0])
 
 
-def _is(one: Detection | Pose, theirs: dict[str, Any], index: int) -> bool:
+def _is(found_object: Detection | Pose, theirs: dict[str, Any], index: int) -> bool:
     box, score = np.array(theirs["boxes"][index]), theirs["scores"][index]
-    if abs(one.confidence - score) > SCORE or not _covers(corners(one.box), box):
+    if abs(found_object.confidence - score) > SCORE or not _covers(corners(found_object.box), box):
         return False
-    if isinstance(one, Detection):
-        return one.class_id == theirs["classes"][index]
-    points = np.array([(point.x, point.y) for point in one.keypoints])
+    if isinstance(found_object, Detection):
+        return found_object.class_id == theirs["classes"][index]
+    points = np.array([(point.x, point.y) for point in found_object.keypoints])
     return float(np.abs(points - np.array(theirs["keypoints"][index])[:, :2]).max()) <= POINT
 
 
-def _covers(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+def _covers(box: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
     """Untrained networks give boxes inside out, too, and some so thin that the wire's hundredth of a pixel is a
     hundredth of them: of those the corners are compared."""
     if (other[2:] - other[:2]).min() < 2:
-        return float(np.abs(one - other).max()) <= POINT
-    return iou(one, other) >= IOU
+        return float(np.abs(box - other).max()) <= POINT
+    return iou(box, other) >= IOU

@@ -58,8 +58,8 @@ def main() -> None:
             some = pictures[at : at + batch]
             limits = {"imgsz": SIZE, "conf": CONFIDENCE, "iou": IOU, "max_det": 300, "verbose": False}
             seen += served.predict(some, batch=batch, rect=False, **limits)
-        (FOLDER / f"{name}.json").write_text(json.dumps([written(one) for one in seen]))
-        print(name, [len(one.boxes) for one in seen], flush=True)
+        (FOLDER / f"{name}.json").write_text(json.dumps([written(result) for result in seen]))
+        print(name, [len(result.boxes) for result in seen], flush=True)
 
 
 def written(seen: Any) -> dict[str, Any]:

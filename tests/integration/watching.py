@@ -52,7 +52,7 @@ def corners(box: Box) -> NDArray[np.float64]:
     return np.array([box.x1, box.y1, box.x2, box.y2])
 
 
-def iou(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    low, high = np.maximum(one[:2], other[:2]), np.minimum(one[2:], other[2:])
+def iou(box: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    low, high = np.maximum(box[:2], other[:2]), np.minimum(box[2:], other[2:])
     shared = np.prod(np.clip(high - low, 0, None))
-    return float(shared / (np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2]) - shared))
+    return float(shared / (np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2]) - shared))

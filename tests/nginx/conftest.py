@@ -28,15 +28,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def service(canned_triton: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service that knows by which name nginx is asked for it."""
     settings = {"TRITON_URL": canned_triton, "OCR": "off", "ALLOWED_HOSTS": NAME}
-    with serving(tmp_path_factory.mktemp("service"), settings) as one:
-        yield one
+    with serving(tmp_path_factory.mktemp("service"), settings) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
 def proxy(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     """nginx in front of `service`."""
-    with running_nginx(tmp_path_factory.mktemp("nginx"), service.port) as one:
-        yield one
+    with running_nginx(tmp_path_factory.mktemp("nginx"), service.port) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

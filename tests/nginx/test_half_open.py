@@ -48,7 +48,7 @@ def half_plain(proxy: Proxy) -> socket.socket:
 def test_a9_half_open_connections_of_one_address_are_gone_in_time(proxy: Proxy, kind: object) -> None:
     with ExitStack() as stack:
         open_ = [stack.enter_context(kind(proxy)) for _ in range(MANY)]  # type: ignore[operator]
-        ports = {one.getsockname()[1] for one in open_}
+        ports = {connection.getsockname()[1] for connection in open_}
         deadline = time.monotonic() + PATIENCE_S
         while left := held(proxy, ports):
             assert time.monotonic() < deadline, f"{left} of {MANY} are open"
@@ -60,5 +60,12 @@ def held(proxy: Proxy, ports: set[int]) -> int:
     count = 0
     for pid in proxy.workers():
         with suppress(psutil.NoSuchProcess):
-            count += len(ports & {one.raddr.port for one in psutil.Process(pid).net_connections("tcp") if one.raddr})
+            count += len(
+                ports
+                & {
+                    connection.raddr.port
+                    for connection in psutil.Process(pid).net_connections("tcp")
+                    if connection.raddr
+                }
+            )
     return count

@@ -140,7 +140,7 @@ def test_every_closed_path_is_open_to_those_beside_the_service(service: Service)
 def test_a_picture_is_analysed(proxy: Proxy, jpeg: bytes) -> None:
     answer = proxy.ask("POST", "/v1/frames", content=jpeg)
     assert answer.status_code == 200
-    assert "person" in [one["class_name"] for one in answer.json()["objects"]]
+    assert "person" in [detection["class_name"] for detection in answer.json()["objects"]]
 
 
 def test_bodies_are_bounded_and_never_written_to_disk(proxy: Proxy, jpeg: bytes) -> None:
@@ -169,8 +169,8 @@ def many_pictures(proxy: Proxy, **how: str) -> list[httpx.Response]:
 
 def test_too_many_pictures_are_turned_away_by_address(proxy: Proxy) -> None:
     answers = many_pictures(proxy, source="127.0.0.6")
-    assert {one.status_code for one in answers} == {415, 429}
-    late = next(one for one in answers if one.status_code == 429)
+    assert {answer.status_code for answer in answers} == {415, 429}
+    late = next(answer for answer in answers if answer.status_code == 429)
     assert late.headers["retry-after"] == "1"
     assert late.json()["error"]["code"] == "rate_limited"
     assert proxy.ask("GET", "/v1/models", source="127.0.0.6").status_code == 200  # reading has a measure of its own
@@ -180,7 +180,7 @@ def test_too_many_pictures_are_turned_away_by_address(proxy: Proxy) -> None:
 @pytest.mark.skipif(not can_bind("::1"), reason="this machine has no IPv6")
 def test_ipv6_is_served_and_measured_too(proxy: Proxy) -> None:
     answers = many_pictures(proxy, host="[::1]", source="::1")
-    assert {one.status_code for one in answers} == {415, 429}
+    assert {answer.status_code for answer in answers} == {415, 429}
 
 
 # --- headers ---

@@ -25,7 +25,7 @@ async def test_frames_are_answered_over_wss(proxy: Proxy, service: Service, jpeg
             await live.frame(jpeg, seq)
         results = [await live.answer() for _ in range(5)]
         bye = await live.stop()
-    assert [one["seq"] for one in results] == [1, 2, 3, 4, 5]
+    assert [result["seq"] for result in results] == [1, 2, 3, 4, 5]
     assert results[0]["objects"][0]["class_name"] == "person"
     assert (bye["reason"], bye["report"]["processed"], adds_up(bye["report"])) == ("stopped", 5, True)
 

@@ -30,7 +30,7 @@ def test_what_is_too_long_is_cut():
     assert len(words.title) == TITLE_CHARS
     assert len(words.scene) <= SCENE_CHARS
     assert words.scene.endswith("word…")
-    assert [len(one) for one in words.activities] == [ITEM_CHARS] * ITEMS
+    assert [len(activity) for activity in words.activities] == [ITEM_CHARS] * ITEMS
 
 
 @pytest.mark.parametrize(

@@ -175,13 +175,13 @@ async def test_a_full_disk_bound_folds_what_is_there(tmp_path: Path) -> None:
 async def test_bytes_on_disk_are_bounded_over_all_sessions(tmp_path: Path) -> None:
     size = observed(1000).size
     async with opened(tmp_path, summary_ram_items=4, summary_disk_bytes=40 * size) as (spill, settings):
-        one, two = Backlog("a", settings, spill), Backlog("b", settings, spill)
+        first, second = Backlog("a", settings, spill), Backlog("b", settings, spill)
         for number in range(1, 101):
-            for backlog in (one, two):
+            for backlog in (first, second):
                 offer(backlog, [number])
             await spill.orphans()
-            assert one.counts.disk_bytes + two.counts.disk_bytes <= 40 * size
-        for backlog in (one, two):
+            assert first.counts.disk_bytes + second.counts.disk_bytes <= 40 * size
+        for backlog in (first, second):
             assert backlog.counts.dropped == 0
             assert backlog.counts.merged > 0
             assert await everything(backlog) == list(range(1, 101))

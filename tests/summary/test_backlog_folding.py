@@ -49,7 +49,7 @@ async def test_what_waits_long_is_coarse_and_the_newest_is_not(tmp_path: Path, b
     async with opened(tmp_path, summary_ram_items=16 - bounds["summary_disk_items"], **bounds) as (spill, settings):
         backlog = Backlog("a", settings, spill)
         await offer_slowly(backlog, range(1, 401), spill)
-        sizes = [one.frames for one in await backlog.take(100)]
+        sizes = [item.frames for item in await backlog.take(100)]
         assert sum(sizes) == 400
         assert sizes[-1] == 1
         assert sizes[0] > 50

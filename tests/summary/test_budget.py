@@ -14,13 +14,13 @@ def budget(**bounds):
 
 
 def test_a_session_spends_its_tokens_and_no_more():
-    one, other, shared = Spent(), Spent(), budget(llm_session_tokens=1000)
-    held = shared.reserve(0, one, 500, 400)
+    first, other, shared = Spent(), Spent(), budget(llm_session_tokens=1000)
+    held = shared.reserve(0, first, 500, 400)
     assert isinstance(held, Reservation)
-    assert shared.reserve(0, one, 90, 20) == "session_tokens"
-    shared.settle(0, one, held, 500, 10)  # it took less than was held
-    assert one.tokens == 510
-    assert isinstance(shared.reserve(0, one, 90, 20), Reservation)
+    assert shared.reserve(0, first, 90, 20) == "session_tokens"
+    shared.settle(0, first, held, 500, 10)  # it took less than was held
+    assert first.tokens == 510
+    assert isinstance(shared.reserve(0, first, 90, 20), Reservation)
     assert isinstance(shared.reserve(0, other, 500, 400), Reservation)
 
 
@@ -65,8 +65,8 @@ def test_spent_in_an_hour_never_passes_the_bound_when_nothing_takes_more_than_wa
 
 @given(st.integers(1, 256), st.integers(0, 10**7), st.integers(1, 64))
 def test_workers_have_together_what_was_set_and_no_more(in_flight, tokens, workers):
-    one = LlmSettings(llm_max_in_flight=in_flight, llm_hour_tokens=tokens).part(workers)
-    assert one.llm_max_in_flight >= 1
-    assert one.llm_max_in_flight * workers <= max(in_flight, workers)
-    assert (one.llm_hour_tokens == 0) == (tokens == 0)
-    assert one.llm_hour_tokens * workers <= max(tokens, workers)
+    part = LlmSettings(llm_max_in_flight=in_flight, llm_hour_tokens=tokens).part(workers)
+    assert part.llm_max_in_flight >= 1
+    assert part.llm_max_in_flight * workers <= max(in_flight, workers)
+    assert (part.llm_hour_tokens == 0) == (tokens == 0)
+    assert part.llm_hour_tokens * workers <= max(tokens, workers)

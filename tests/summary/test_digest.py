@@ -12,8 +12,10 @@ def test_nothing_at_all():
 
 
 def test_one_thing_in_one_frame():
-    one = observation(frames=1, lasts_s=0, objects=(seen("dog", 1, frames=1, score=0.8),))
-    assert digest([one]) == SummaryContent("One dog", "For a moment (1 frame) there was one dog.", (), (), (), 0.8)
+    seen_once = observation(frames=1, lasts_s=0, objects=(seen("dog", 1, frames=1, score=0.8),))
+    assert digest([seen_once]) == SummaryContent(
+        "One dog", "For a moment (1 frame) there was one dog.", (), (), (), 0.8
+    )
 
 
 def test_a_busy_scene_from_several_observations():
@@ -58,8 +60,8 @@ def test_a_busy_scene_from_several_observations():
 
 
 def test_movement_and_a_camera_that_pans():
-    one = observation(frames=50, lasts_s=5, motion=moved(50, some=20, pan=True))
-    assert digest([one]) == SummaryContent(
+    only = observation(frames=50, lasts_s=5, motion=moved(50, some=20, pan=True))
+    assert digest([only]) == SummaryContent(
         title="The camera was panning left",
         scene="In five seconds (50 frames) no object was recognised. "
         "There was some movement; the camera was panning left.",
@@ -71,8 +73,8 @@ def test_movement_and_a_camera_that_pans():
 
 
 def test_text_alone():
-    one = observation(frames=50, lasts_s=150, new_texts=("NO ENTRY",), texts=1, motion=moved(50))
-    words = digest([one])
+    only = observation(frames=50, lasts_s=150, new_texts=("NO ENTRY",), texts=1, motion=moved(50))
+    words = digest([only])
     assert words.title == "Text: NO ENTRY"
     assert words.scene == (
         "In two minutes and 30 seconds (50 frames) no object was recognised. Hardly anything moved. One text was read."
@@ -81,10 +83,10 @@ def test_text_alone():
 
 
 def test_what_the_operator_should_know():
-    one = observation(
+    only = observation(
         objects=(seen("person", 1, frames=20, score=0.6),), poses=("standing", "lying"), failed=("ocr", "detect")
     )
-    words = digest([one])
+    words = digest([only])
     assert words.concerns == (
         "somebody was lying down",
         "ocr failed on some frames: what it would have shown is not known",
@@ -95,8 +97,8 @@ def test_what_the_operator_should_know():
 
 def test_many_kinds_of_things_are_not_all_named():
     names = ["person", "car", "bus", "dog", "cat", "bird", "horse", "cow"]
-    one = observation(frames=5, objects=tuple(seen(name, 1, frames=5) for name in names))
-    words = digest([one])
+    only = observation(frames=5, objects=tuple(seen(name, 1, frames=5) for name in names))
+    words = digest([only])
     assert words.title == "One person, one bird, one bus and five more kinds"
     assert words.scene == (
         "For a moment (5 frames) there was one person, one bird, one bus, one car, one cat, one cow "
@@ -122,8 +124,8 @@ def test_a_face_is_nothing_more_than_the_person_it_belongs_to():
 
 def test_people_are_named_first():
     cars = (seen("car", 3, frames=20), seen("person", 1, frames=20))
-    one = observation(objects=cars, arrived=(*entities("car", 1, 2, 3), *entities("person", 4)), arrivals=4)
-    assert digest([one]).activities == ("one person and three cars came into view",)
+    only = observation(objects=cars, arrived=(*entities("car", 1, 2, 3), *entities("person", 4)), arrivals=4)
+    assert digest([only]).activities == ("one person and three cars came into view",)
 
 
 def test_c10_who_comes_again_is_not_counted_as_another():
@@ -145,8 +147,8 @@ def test_c10_who_comes_again_is_not_counted_as_another():
 
 
 def test_many_comings_and_goings():
-    one = observation(arrived=entities("car", *range(32)), arrivals=90, objects=(seen("car", 14, frames=20),))
-    assert digest([one]).activities == ("cars came into view, at least 32 times in all",)
+    only = observation(arrived=entities("car", *range(32)), arrivals=90, objects=(seen("car", 14, frames=20),))
+    assert digest([only]).activities == ("cars came into view, at least 32 times in all",)
 
 
 def test_the_same_observations_give_the_same_words_however_they_were_merged():
@@ -162,7 +164,7 @@ def test_the_same_observations_give_the_same_words_however_they_were_merged():
 
 
 @pytest.mark.parametrize(
-    ("one", "many"),
+    ("singular", "many"),
     [
         ("person", "people"),
         ("bus", "buses"),
@@ -176,9 +178,9 @@ def test_the_same_observations_give_the_same_words_however_they_were_merged():
         ("lorry", "lorries"),
     ],
 )
-def test_plurals(one, many):
-    assert plural(one) == many
-    assert counted(1, one) == f"one {one}"
+def test_plurals(singular, many):
+    assert plural(singular) == many
+    assert counted(1, singular) == f"one {singular}"
 
 
 def test_lists_and_times():

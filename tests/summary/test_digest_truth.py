@@ -32,8 +32,8 @@ def observed(results: list[tuple[float, FrameResult]], groups: int = 0) -> list[
     builder = ObservationBuilder()
     made: list[Observation] = []
     for number, (at_ms, result) in enumerate(results, 1):
-        one = builder.add(number, result, at_ms)
-        made += [found for found in (builder.quiet(), one) if found is not None]
+        finished = builder.add(number, result, at_ms)
+        made += [found for found in (builder.quiet(), finished) if found is not None]
     made += [found for found in (builder.flush(), builder.quiet()) if found is not None]
     if groups and made:
         size = -(-len(made) // groups)
@@ -74,7 +74,7 @@ class Truth:
     def most(self) -> dict[str, int]:
         found: dict[str, int] = {}
         for _, result in self.results:
-            names = [one.class_name for one in result.objects]
+            names = [detection.class_name for detection in result.objects]
             found |= {name: max(found.get(name, 0), names.count(name)) for name in names}
         if 0 < found.get("face", 0) <= found.get("person", 0):
             del found["face"]
@@ -94,7 +94,7 @@ class Truth:
         for concern in words.concerns:
             said = re.fullmatch(r"(\w+) failed on some frames: what it would have shown is not known", concern)
             assert said[1] in failed if said else (concern == "somebody was lying down" and self._anybody_lies())
-        boxes = [one.confidence for _, result in self.results for one in result.objects]
+        boxes = [detection.confidence for _, result in self.results for detection in result.objects]
         if boxes and words.confidence > 0:
             assert words.confidence <= max(boxes) + 0.01
         self._title(words.title, read)
@@ -127,7 +127,9 @@ class Truth:
                     r"(.+) (?:was|were) in view (part of the time|only now and then)", clause
                 ).groups()
                 for name in re.split(r", | and ", who):
-                    (known,) = [one for one in self.most if name in (f"the {one}", plural(one))]
+                    (known,) = [
+                        class_name for class_name in self.most if name in (f"the {class_name}", plural(class_name))
+                    ]
                     assert self.share(known) < 0.8
                     assert (self.share(known) < 0.2) == (often == "only now and then")
         elif said := re.fullmatch(r"(\w+|[\d,]+) texts? (?:was|were) read", low):
@@ -152,7 +154,7 @@ class Truth:
 
     def _motion(self, clause: str) -> None:
         moved = [r.motion.moving_fraction for _, r in self.results if r.motion is not None]
-        share = sum(one >= 0.01 for one in moved) / len(moved)
+        share = sum(fraction >= 0.01 for fraction in moved) / len(moved)
         if clause == "hardly anything moved":
             assert share < 0.1
         elif re.fullmatch(rf"there was (some|much) movement(, mostly (to the )?({DIRECTIONS}))?", clause):

@@ -61,5 +61,5 @@ async def test_rows_that_are_read_after_they_were_given_up_are_not_counted_twice
         await disk.answers(DiskFailure("io"))
     assert (buffer.items, memory.dropped) == (0, 2)  # given up
     await disk.answers(ROWS)
-    assert [await one for one in fetches] == [False] * 4
+    assert [await fetch for fetch in fetches] == [False] * 4
     assert (buffer.items, buffer.size, memory.dropped, memory.came) == (0, 0, 2, [])

@@ -69,8 +69,8 @@ def test_a_sign_that_holds_the_fence_does_not_end_it():
 @given(st.lists(st.text(st.characters(codec="utf-8"), max_size=120), max_size=16), st.text('<>\\u03c\n"OBSERVATIONS'))
 def test_no_text_whatever_leaves_the_fence(texts, name):
     texts = [*texts, OPEN + name + CLOSE]
-    one = observation(new_texts=tuple(texts), texts=len(texts), objects=(seen(name or "x", 1, frames=1),))
-    told = fenced(question([one]))
+    only = observation(new_texts=tuple(texts), texts=len(texts), objects=(seen(name or "x", 1, frames=1),))
+    told = fenced(question([only]))
     assert told[0]["text"] == texts
 
 
@@ -78,14 +78,14 @@ def test_what_is_too_long_is_merged_not_cut():
     many = [observation(n, 1, at_s=n, new_texts=tuple(f"{n}/{k} " + "x" * 100 for k in range(16))) for n in range(100)]
     asked = question(many)
     assert len(asked) < MOST_CHARS + 200
-    assert sum(one["frames"] for one in fenced(asked)) == 100
+    assert sum(row["frames"] for row in fenced(asked)) == 100
 
 
 def test_folding_keeps_order_and_every_frame():
     many = [observation(10 * n + 1, 10, at_s=n) for n in range(11)]
     folded = merge_evenly(many, 4)
-    assert [(one.first_frame_id, one.last_frame_id) for one in folded] == [(1, 30), (31, 60), (61, 90), (91, 110)]
-    assert sum(one.frames for one in folded) == 110
+    assert [(item.first_frame_id, item.last_frame_id) for item in folded] == [(1, 30), (31, 60), (61, 90), (91, 110)]
+    assert sum(item.frames for item in folded) == 110
     assert merge_evenly(many, 11) == many
 
 

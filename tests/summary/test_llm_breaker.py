@@ -21,13 +21,13 @@ def _short_pauses(monkeypatch):
 async def test_the_time_a_server_asked_for_is_not_waited_out_before_a_digest():
     asked_s = 120
     with speaking(openai.fails(429, retry_after=str(asked_s))) as fake:
-        async with model(fake, llm_breaker_failures=1, llm_breaker_s=600, llm_timeout_s=600) as one:
+        async with model(fake, llm_breaker_failures=1, llm_breaker_s=600, llm_timeout_s=600) as language_model:
             begun = monotonic()
             with pytest.raises(NoAnswer):
-                await ask(one)
-            assert one.breaker == "open"
+                await ask(language_model)
+            assert language_model.breaker == "open"
             with pytest.raises(NoAnswer, match=r"circuit breaker .* is open"):
-                await ask(one)
+                await ask(language_model)
             assert monotonic() - begun < asked_s / 2
     assert len(fake.received) == 1
 
@@ -35,14 +35,14 @@ async def test_the_time_a_server_asked_for_is_not_waited_out_before_a_digest():
 async def test_who_waits_as_the_server_asked_stops_waiting_once_the_model_is_left_alone():
     asked_s = 120
     with speaking(openai.fails(429, retry_after=str(asked_s)), openai.fails(500)) as fake:
-        async with model(fake, llm_breaker_failures=2, llm_breaker_s=600, llm_timeout_s=600) as one:
+        async with model(fake, llm_breaker_failures=2, llm_breaker_s=600, llm_timeout_s=600) as language_model:
             begun = monotonic()
             with pytest.raises(NoAnswer):
-                await ask(one)
-            waiting = asyncio.create_task(ask(one))
+                await ask(language_model)
+            waiting = asyncio.create_task(ask(language_model))
             await asyncio.sleep(0.05)
             assert not waiting.done()
-            one._failed("another session's request, sent before, failed as well")
+            language_model._failed("another session's request, sent before, failed as well")
             with pytest.raises(NoAnswer, match=r"circuit breaker .* is open"):
                 await waiting
             assert monotonic() - begun < asked_s / 2
@@ -52,15 +52,15 @@ async def test_who_waits_as_the_server_asked_stops_waiting_once_the_model_is_lef
 async def test_no_more_than_allowed_are_in_flight_when_that_time_ends():
     """Who came while the model was left alone has no slot, and sends nothing."""
     with speaking(openai.fails(500), answer()) as fake:
-        async with model(fake, llm_breaker_failures=1, llm_breaker_s=600, llm_max_in_flight=1) as one:
+        async with model(fake, llm_breaker_failures=1, llm_breaker_s=600, llm_max_in_flight=1) as language_model:
             with pytest.raises(NoAnswer):
-                await ask(one)
-            async with one.slot() as slot:
+                await ask(language_model)
+            async with language_model.slot() as slot:
                 assert not slot
-                one._breaker._until = monotonic()  # the ten minutes are over
-                assert one.breaker == "half-open"
+                language_model._breaker._until = monotonic()  # the ten minutes are over
+                assert language_model.breaker == "half-open"
                 with pytest.raises(NoAnswer, match=r"circuit breaker .* is open"):
-                    await one.ask("the rules", "the question", Spent(), slot=slot)
+                    await language_model.ask("the rules", "the question", Spent(), slot=slot)
             assert len(fake.received) == 1
-            await ask(one)
-            assert one.breaker == "closed"
+            await ask(language_model)
+            assert language_model.breaker == "closed"

@@ -19,12 +19,12 @@ async def test_workers_share_the_hours_tokens_and_the_requests_in_flight():
     with speaking(openai.slow(0.1, answer())) as fake:
         given = settings(fake, llm_max_output_tokens=400, llm_max_in_flight=7, llm_hour_tokens=most)
         workers = [LanguageModel(given, WORKERS) for _ in range(WORKERS)]
-        for one in workers:
-            await one.open()
-        told = await asyncio.gather(*(ask(one) for one in workers for _ in range(9)), return_exceptions=True)
-        for one in workers:
-            await one.close()
-    assert {str(one) for one in told if isinstance(one, NoAnswer)} == {"LLM_HOUR_TOKENS is reached"}
+        for worker in workers:
+            await worker.open()
+        told = await asyncio.gather(*(ask(worker) for worker in workers for _ in range(9)), return_exceptions=True)
+        for worker in workers:
+            await worker.close()
+    assert {str(outcome) for outcome in told if isinstance(outcome, NoAnswer)} == {"LLM_HOUR_TOKENS is reached"}
     assert WORKERS <= len(fake.received) <= most / sum(USAGE)
 
 
@@ -32,10 +32,10 @@ async def test_workers_share_the_slots():
     with speaking(openai.slow(0.3, answer())) as fake:
         given = settings(fake, llm_max_in_flight=5)
         workers = [LanguageModel(given, WORKERS) for _ in range(WORKERS)]
-        for one in workers:
-            await one.open()
-        await asyncio.gather(*(ask(one) for one in workers for _ in range(4)))
-        for one in workers:
-            await one.close()
+        for worker in workers:
+            await worker.open()
+        await asyncio.gather(*(ask(worker) for worker in workers for _ in range(4)))
+        for worker in workers:
+            await worker.close()
     assert len(fake.received) == 12
     assert fake.most_in_flight <= 5

@@ -20,12 +20,12 @@ def _short_pauses(monkeypatch):
 async def asked(maker, spent=None, **more):
     pytest.importorskip(f"langchain_{maker.name}", reason=f"langchain-{maker.name} is missing: the extra {maker.name}")
     given = {"llm_model": f"{maker.name}:test-model", "llm_base_url": maker.url, "llm_api_key": "secret", **more}
-    one = LanguageModel(LlmSettings(_env_file=None, **given))
-    await one.open()
+    language_model = LanguageModel(LlmSettings(_env_file=None, **given))
+    await language_model.open()
     try:
-        return await ask(one, spent)
+        return await ask(language_model, spent)
     finally:
-        await one.close()
+        await language_model.close()
 
 
 @MAKERS

@@ -12,22 +12,22 @@ from tests.support.observations import observations, observed
 
 
 @given(observations)
-def test_a_record_gives_back_the_observation(one: Observation) -> None:
-    record = one.encode()
-    assert Observation.decode(record) == one
-    assert one.size == len(record)
+def test_a_record_gives_back_the_observation(original: Observation) -> None:
+    record = original.encode()
+    assert Observation.decode(record) == original
+    assert original.size == len(record)
 
 
 @given(observations, st.data())
-def test_a_torn_record_is_named(one: Observation, data: st.DataObject) -> None:
-    record = one.encode()
+def test_a_torn_record_is_named(original: Observation, data: st.DataObject) -> None:
+    record = original.encode()
     with pytest.raises(DamagedRecord):
         Observation.decode(record[: data.draw(st.integers(0, len(record) - 1))])
 
 
 @given(observations, st.data())
-def test_an_altered_record_is_named(one: Observation, data: st.DataObject) -> None:
-    record = bytearray(one.encode())
+def test_an_altered_record_is_named(original: Observation, data: st.DataObject) -> None:
+    record = bytearray(original.encode())
     record[data.draw(st.integers(0, len(record) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     with pytest.raises(DamagedRecord):
         Observation.decode(bytes(record))
@@ -53,13 +53,13 @@ def test_folding_may_be_grouped_in_any_way(a: Observation, b: Observation, c: Ob
 @given(st.lists(observations, min_size=1, max_size=6))
 def test_folding_conserves_what_was_counted(many: list[Observation]) -> None:
     whole = many[0]
-    for one in many[1:]:
-        whole = merge(whole, one)
-    assert whole.frames == sum(one.frames for one in many)
-    assert whole.arrivals == sum(one.arrivals for one in many)
-    assert whole.departures == sum(one.departures for one in many)
-    assert whole.texts == sum(one.texts for one in many)
-    assert sum(one.boxes for one in whole.objects) == sum(count.boxes for one in many for count in one.objects)
+    for later in many[1:]:
+        whole = merge(whole, later)
+    assert whole.frames == sum(part.frames for part in many)
+    assert whole.arrivals == sum(part.arrivals for part in many)
+    assert whole.departures == sum(part.departures for part in many)
+    assert whole.texts == sum(part.texts for part in many)
+    assert sum(count.boxes for count in whole.objects) == sum(count.boxes for part in many for count in part.objects)
     assert (whole.first_frame_id, whole.last_frame_id) == (many[0].first_frame_id, many[-1].last_frame_id)
 
 

@@ -41,14 +41,17 @@ def watch(
 ) -> list[Observation]:
     """What comes of these frames, the one after the other; frame `n` is at `n / fps` seconds."""
     ids = range(first, first + len(frames))
-    made = [builder.add(number, one, number * 1000 / fps) for number, one in zip(ids, frames, strict=True)]
-    return [one for one in made if one is not None]
+    made = [builder.add(number, result, number * 1000 / fps) for number, result in zip(ids, frames, strict=True)]
+    return [observation for observation in made if observation is not None]
 
 
 def test_an_observation_a_second_and_the_rest_on_flush() -> None:
     builder = ObservationBuilder()
     made = watch(builder, [frame(seen((1, "person")))] * 25)
-    assert [(one.first_frame_id, one.last_frame_id, one.frames) for one in made] == [(1, 11, 11), (12, 22, 11)]
+    assert [(observation.first_frame_id, observation.last_frame_id, observation.frames) for observation in made] == [
+        (1, 11, 11),
+        (12, 22, 11),
+    ]
     assert made[0].started_at_ms == 100
     assert made[0].ended_at_ms == 1100
     rest = builder.flush()
@@ -65,7 +68,7 @@ def test_nothing_to_say_says_nothing() -> None:
 
 def test_a_slow_stream_gives_one_observation_a_frame() -> None:
     made = watch(ObservationBuilder(), [frame(seen((1, "person")))] * 4, fps=0.5)
-    assert [one.frames for one in made] == [2, 2]
+    assert [observation.frames for observation in made] == [2, 2]
 
 
 def test_who_left_has_left_though_the_clock_went_back_an_hour() -> None:
@@ -73,10 +76,10 @@ def test_who_left_has_left_though_the_clock_went_back_an_hour() -> None:
         builder = ObservationBuilder()
         made = watch(builder, [frame(seen((1, "person"), (2, "dog")))] * 20)
         for number in range(20, 80):
-            one = builder.add(number, frame(seen((1, "person"))), number * 100 + step_ms)
-            made += [] if one is None else [one]
-        left = [entity for one in made for entity in one.left]
-        assert (left, sum(one.arrivals for one in made)) == ([Entity(2, "dog")], 0)
+            observation = builder.add(number, frame(seen((1, "person"))), number * 100 + step_ms)
+            made += [] if observation is None else [observation]
+        left = [entity for observation in made for entity in observation.left]
+        assert (left, sum(observation.arrivals for observation in made)) == ([Entity(2, "dog")], 0)
 
 
 def test_a_clock_that_goes_back_while_detection_fails_makes_nobody_leave() -> None:
@@ -84,23 +87,23 @@ def test_a_clock_that_goes_back_while_detection_fails_makes_nobody_leave() -> No
     made = watch(builder, [frame(seen((1, "person")))] * 20)
     for number in range(20, 80):
         failed = frame(texts=read(f"GATE {number}"), detect=Stage("error"))
-        one = builder.add(number, failed, number * 100 - 3_600_000)
-        made += [] if one is None else [one]
-    assert sum(one.departures for one in made) == 0
+        observation = builder.add(number, failed, number * 100 - 3_600_000)
+        made += [] if observation is None else [observation]
+    assert sum(observation.departures for observation in made) == 0
 
 
 def test_a_clock_that_goes_back_starts_a_new_observation() -> None:
     builder = ObservationBuilder()
     assert builder.add(1, frame(seen((1, "person"))), 50_000) is None
-    one = builder.add(2, frame(seen((1, "person"))), 1_000)
-    assert one is not None
-    assert one.frames == 2
+    observation = builder.add(2, frame(seen((1, "person"))), 1_000)
+    assert observation is not None
+    assert observation.frames == 2
 
 
 def test_classes_are_counted() -> None:
     frames = [frame(seen((1, "person"), (2, "person"), (None, "dog"), confidence=0.75)), frame(seen((1, "person")))] * 5
-    (one,) = watch(ObservationBuilder(), [*frames, frame()])
-    person_, dog = one.objects
+    (observation,) = watch(ObservationBuilder(), [*frames, frame()])
+    person_, dog = observation.objects
     assert (person_.class_name, person_.most, person_.frames, person_.boxes) == ("person", 2, 10, 15)
     assert (dog.class_name, dog.most, dog.frames, dog.boxes) == ("dog", 1, 5, 5)
     assert dog.confidence == 0.75
@@ -108,41 +111,41 @@ def test_classes_are_counted() -> None:
 
 def test_things_come_and_go() -> None:
     builder = ObservationBuilder()
-    both, one = frame(seen((1, "person"), (2, "dog"))), frame(seen((1, "person")))
-    made = watch(builder, [one] + [both] * 10 + [one] * 33)
+    both, person_only = frame(seen((1, "person"), (2, "dog"))), frame(seen((1, "person")))
+    made = watch(builder, [person_only] + [both] * 10 + [person_only] * 33)
     assert made[0].arrived == (Entity(2, "dog"),)
     assert made[0].arrivals == 1
-    assert [one.left for one in made[1:]] == [(), (Entity(2, "dog"),), ()]
-    assert sum(one.departures for one in made) == 1
+    assert [observation.left for observation in made[1:]] == [(), (Entity(2, "dog"),), ()]
+    assert sum(observation.departures for observation in made) == 1
     again = watch(builder, [both] * 11, first=45)
     assert again[0].arrived == (Entity(3, "dog"),)
 
 
 def test_what_is_in_view_from_the_start_did_not_come() -> None:
-    (one,) = watch(ObservationBuilder(), [frame(seen((1, "person"), (2, "dog")))] * 11)
-    assert (one.arrived, one.arrivals) == ((), 0)
+    (observation,) = watch(ObservationBuilder(), [frame(seen((1, "person"), (2, "dog")))] * 11)
+    assert (observation.arrived, observation.arrivals) == ((), 0)
 
 
 def test_nobody_leaves_while_detection_fails() -> None:
     builder = ObservationBuilder()
     off = frame(detect=Stage("error", "timeout"), track=Stage("skipped", "nothing_detected_on"))
     made = watch(builder, [frame(seen((1, "person")))] * 11 + [off] * 55)
-    assert sum(one.departures for one in made) == 0
-    assert all(one.failed == ("detect",) for one in made[1:])
+    assert sum(observation.departures for observation in made) == 0
+    assert all(observation.failed == ("detect",) for observation in made[1:])
 
 
 def test_poses_are_said_once_each() -> None:
     frames = [frame(poses=[person(STANDING)]), frame(poses=[person(SITTING), person(STANDING)])] * 8
-    (one,) = watch(ObservationBuilder(), frames[:11])
-    assert set(one.poses) == {"standing", "sitting"}
+    (observation,) = watch(ObservationBuilder(), frames[:11])
+    assert set(observation.poses) == {"standing", "sitting"}
 
 
 def test_a_pose_without_a_detector_is_a_person_that_arrives() -> None:
     pose = person(STANDING)
     tracked = Pose(pose.confidence, pose.box, pose.keypoints, track_id=7)
     off = Stage("disabled", "off")
-    (one,) = watch(ObservationBuilder(), [frame(detect=off), *[frame(poses=[tracked], detect=off)] * 10])
-    assert one.arrived == (Entity(1, "person"),)
+    (observation,) = watch(ObservationBuilder(), [frame(detect=off), *[frame(poses=[tracked], detect=off)] * 10])
+    assert observation.arrived == (Entity(1, "person"),)
 
 
 def test_a_text_is_new_once_however_it_wavers() -> None:
@@ -156,14 +159,14 @@ def test_a_text_is_new_once_however_it_wavers() -> None:
 
 def test_texts_are_capped_and_counted() -> None:
     many = read(*(f"{number} {'long ' * 60}" for number in range(TEXTS + 5)), "\ud800", "")
-    (one,) = watch(ObservationBuilder(), [frame(texts=many)] * 11)
-    assert len(one.new_texts) == TEXTS
-    assert max(map(len, one.new_texts)) == TEXT_CHARS
-    assert one.texts == TEXTS + 6
-    assert Observation.decode(one.encode()) == one
+    (observation,) = watch(ObservationBuilder(), [frame(texts=many)] * 11)
+    assert len(observation.new_texts) == TEXTS
+    assert max(map(len, observation.new_texts)) == TEXT_CHARS
+    assert observation.texts == TEXTS + 6
+    assert Observation.decode(observation.encode()) == observation
 
 
 def test_motion_alone_is_something_to_say() -> None:
-    (one,) = watch(ObservationBuilder(), [frame(moving=0.1)] * 11)
-    assert one.motion.level == "some"
-    assert one.objects == ()
+    (observation,) = watch(ObservationBuilder(), [frame(moving=0.1)] * 11)
+    assert observation.motion.level == "some"
+    assert observation.objects == ()

@@ -106,7 +106,7 @@ def test_unsure_keypoints_say_nothing() -> None:
 
 @given(st.lists(st.tuples(st.floats(-1e4, 1e4), st.floats(-1e4, 1e4), st.floats(0, 1)), min_size=17, max_size=17))
 def test_any_keypoints_give_words_or_nothing(points: list[tuple[float, float, float]]) -> None:
-    keypoints = tuple(Keypoint(name, *one) for name, one in zip(KEYPOINT_NAMES, points, strict=True))
+    keypoints = tuple(Keypoint(name, *point) for name, point in zip(KEYPOINT_NAMES, points, strict=True))
     assert posture(Pose(0.5, Box(0, 0, 10, 10), keypoints)) in {
         None,
         *(

@@ -52,7 +52,7 @@ async def test_a_killed_service_is_told_at_the_next_start_once_and_in_order(stat
                     (second,) = await told(other, "second")
     assert (first.source, first.first_frame_id, first.last_frame_id) == ("llm", 1, (OBSERVATIONS - 1) * 10)
     assert second.first_frame_id == 1
-    assert ['"cat"' in one.texts[1] for one in fake.received] == [True, False]
+    assert ['"cat"' in request.texts[1] for request in fake.received] == [True, False]
     assert len(fake.received) == 2
 
 

@@ -44,25 +44,25 @@ def pace():
 
 
 def test_the_first_summary_comes_as_soon_as_any_may_after_something_was_seen():
-    one = pace()
-    assert not one.due(1000, 1.0)
-    one.observed(1000)
-    one.observed(1004)
-    assert [one.due(1004.9, 0.0), one.due(1005, 0.0)] == [False, True]
+    rate = pace()
+    assert not rate.due(1000, 1.0)
+    rate.observed(1000)
+    rate.observed(1004)
+    assert [rate.due(1004.9, 0.0), rate.due(1005, 0.0)] == [False, True]
 
 
 def test_the_next_waits_for_the_interval_which_shrinks_while_things_gather():
-    one = pace()
-    one.observed(100)
-    one.emptied()
-    one.summarized(105)
-    assert not one.due(1000, 0.0)  # nothing was seen since
-    one.observed(106)
-    assert [one.due(130, 0.0), one.due(130, 0.4), one.due(165, 0.0)] == [False, True, True]
+    rate = pace()
+    rate.observed(100)
+    rate.emptied()
+    rate.summarized(105)
+    assert not rate.due(1000, 0.0)  # nothing was seen since
+    rate.observed(106)
+    assert [rate.due(130, 0.0), rate.due(130, 0.4), rate.due(165, 0.0)] == [False, True, True]
 
 
 def test_what_was_seen_after_a_long_quiet_is_told_as_a_scene_not_as_its_first_moment():
-    one = pace()
-    one.summarized(105)
-    one.observed(900)
-    assert [one.due(901, 0.0), one.due(905, 0.0)] == [False, True]
+    rate = pace()
+    rate.summarized(105)
+    rate.observed(900)
+    assert [rate.due(901, 0.0), rate.due(905, 0.0)] == [False, True]

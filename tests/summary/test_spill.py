@@ -294,5 +294,5 @@ async def test_a_session_of_the_same_name_starts_its_own_backlog(tmp_path: Path)
         assert found is not None
         assert await everything(found) == list(range(1, 9))
         assert await everything(backlog) == list(range(101, 113))
-        for one in (found, backlog):
-            await one.close(keep=False)
+        for open_backlog in (found, backlog):
+            await open_backlog.close(keep=False)

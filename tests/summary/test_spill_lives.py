@@ -79,26 +79,26 @@ def test_what_was_taken_before_a_kill_is_not_given_again(lives: Any) -> None:
 
 
 def test_two_processes_share_a_folder(lives: Any) -> None:
-    one, two = lives(summary_ram_items=4), lives(summary_ram_items=4)
-    for life, name in ((one, "one"), (two, "two")):
+    first, second = lives(summary_ram_items=4), lives(summary_ram_items=4)
+    for life, name in ((first, "one"), (second, "two")):
         life.ask("begin", name)
     for number in range(1, 101, 2):
-        for life, name in ((one, "one"), (two, "two")):
+        for life, name in ((first, "one"), (second, "two")):
             life.ask("offer", name, number, 2)
-    for life in (one, two):
+    for life in (first, second):
         life.ask("settle")
         assert life.ask("orphans") == []  # both live
-    one.ask("save", "one", b"told by one")
-    assert two.ask("summaries", "one") == [b"told by one"]
-    assert not two.ask("adopt", "one")
-    one.kill()
-    assert two.ask("orphans") == ["one"]
-    assert two.ask("adopt", "one")
-    left = everything(two, "one")
+    first.ask("save", "one", b"told by one")
+    assert second.ask("summaries", "one") == [b"told by one"]
+    assert not second.ask("adopt", "one")
+    first.kill()
+    assert second.ask("orphans") == ["one"]
+    assert second.ask("adopt", "one")
+    left = everything(second, "one")
     assert left[0] == 1
     assert left == list(range(1, len(left) + 1))
-    assert everything(two, "two") == list(range(1, 101))
-    assert two.ask("summaries", "one") == [b"told by one"]
+    assert everything(second, "two") == list(range(1, 101))
+    assert second.ask("summaries", "one") == [b"told by one"]
 
 
 def test_an_orphan_has_one_heir(lives: Any) -> None:
@@ -132,28 +132,28 @@ def test_an_heir_that_is_killed_leaves_the_rest_to_the_next(lives: Any) -> None:
 
 
 def test_a_file_that_one_process_sets_aside_is_left_by_the_other(lives: Any, tmp_path: Path) -> None:
-    one = lives(summary_ram_items=4)
-    one.ask("begin", "a")
-    one.ask("offer", "a", 1, 8)
-    one.ask("settle")
+    life = lives(summary_ram_items=4)
+    life.ask("begin", "a")
+    life.ask("offer", "a", 1, 8)
+    life.ask("settle")
     (path,) = (tmp_path / "summaries").glob("*.sqlite")
     with sqlite3.connect(path) as other:  # into the file itself, out of the log that hides it
         other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     other.close()
     with path.open("r+b") as file:
         file.write(b"\xa5" * 100)
-    two = lives(summary_ram_items=4)  # finds it damaged
-    lost = one.ask("counts", "a")["on_disk"]
+    next_life = lives(summary_ram_items=4)  # finds it damaged
+    lost = life.ask("counts", "a")["on_disk"]
     for number in range(9, 41, 2):
-        one.ask("offer", "a", number, 2)
-        one.ask("settle")
-    counts = one.ask("counts", "a")
+        life.ask("offer", "a", number, 2)
+        life.ask("settle")
+    counts = life.ask("counts", "a")
     assert counts["dropped"] == lost
     balanced(counts)
-    one.kill()
-    assert two.ask("orphans") == ["a"]
-    assert two.ask("adopt", "a")
-    ids = everything(two, "a")
+    life.kill()
+    assert next_life.ask("orphans") == ["a"]
+    assert next_life.ask("adopt", "a")
+    ids = everything(next_life, "a")
     assert ids == list(range(lost + 1, ids[-1] + 1))
     assert len(list((tmp_path / "summaries").glob("*.damaged-*"))) == 1
 

@@ -195,11 +195,11 @@ async def test_while_the_model_fails_digests_take_its_place_and_it_comes_back(st
                 if client.summaries and client.summaries[-1].source == "llm":
                     break
             await session.finish()
-    sources = [one.source for one in client.summaries]
+    sources = [summary.source for summary in client.summaries]
     assert sources.index("llm") >= 2
     assert set(sources[: sources.index("llm")]) == {"digest"}
     assert degraded
-    ends = [(one.first_frame_id, one.last_frame_id) for one in client.summaries]
+    ends = [(summary.first_frame_id, summary.last_frame_id) for summary in client.summaries]
     assert all(before[1] + 1 == after[0] for before, after in pairwise(ends)), ends
 
 

@@ -67,13 +67,13 @@ async def refused(maker: str, url: str) -> NoAnswer:
     pytest.importorskip(f"langchain_{maker}", reason=f"langchain-{maker} is missing: the extra {maker}")
     base = f"{url}/v1" if maker == "openai" else url
     given = {"llm_model": f"{maker}:test-model", "llm_base_url": base, "llm_api_key": "secret", "llm_retries": 0}
-    one = LanguageModel(LlmSettings(_env_file=None, llm_max_output_tokens=100, **given))
-    await one.open()
+    language_model = LanguageModel(LlmSettings(_env_file=None, llm_max_output_tokens=100, **given))
+    await language_model.open()
     try:
         with pytest.raises(NoAnswer) as caught:
-            await ask(one)
+            await ask(language_model)
     finally:
-        await one.close()
+        await language_model.close()
     return caught.value
 
 
@@ -173,10 +173,10 @@ def knows(*forms: str, status: int = 400, words: str = "'response_format.type' m
 @pytest.mark.parametrize(("form", "tries"), [("json_schema", 1), ("json_object", 2), ("tool", 3), ("text", 4)])
 async def test_d9_a_server_is_asked_in_a_form_that_it_knows(form: str, tries: int, status: int):
     with speaking(knows(form, status=status)) as fake:
-        async with model(fake, llm_breaker_failures=2) as one:
-            assert (await ask(one)).title == ANSWER["title"]
-            assert (len(fake.received), one.form, one.breaker) == (tries, form, "closed")
-            await ask(one)  # it is remembered
+        async with model(fake, llm_breaker_failures=2) as language_model:
+            assert (await ask(language_model)).title == ANSWER["title"]
+            assert (len(fake.received), language_model.form, language_model.breaker) == (tries, form, "closed")
+            await ask(language_model)  # it is remembered
             assert len(fake.received) == tries + 1
     if form in ("json_object", "text"):  # nothing else tells the model what is wanted
         assert '"visible_text"' in fake.received[-1].texts[0]
@@ -192,8 +192,8 @@ async def test_d9_a_server_is_asked_in_a_form_that_it_knows(form: str, tries: in
 )
 async def test_d9_json_is_found_in_the_text_of_a_server_that_ignores_the_form(words: str):
     with speaking(lambda exchange: exchange.completion(words)) as fake:
-        async with model(fake) as one:
-            assert (await ask(one)).title == ANSWER["title"]
+        async with model(fake) as language_model:
+            assert (await ask(language_model)).title == ANSWER["title"]
     assert len(fake.received) == 1
 
 
@@ -203,35 +203,35 @@ async def test_d9_a_server_that_answers_in_prose_until_it_is_shown_the_schema():
         exchange.completion(json.dumps(ANSWER) if shown else "Two people wait at a gate.")
 
     with speaking(behave) as fake:
-        async with model(fake) as one:
-            assert (await ask(one)).title == ANSWER["title"]
-            assert one.form == "json_object"
+        async with model(fake) as language_model:
+            assert (await ask(language_model)).title == ANSWER["title"]
+            assert language_model.form == "json_object"
     assert len(fake.received) == 2
 
 
 async def test_d9_a_form_that_has_worked_stays_though_one_answer_is_bad():
     said = iter([json.dumps(ANSWER), "I see two people.", json.dumps(ANSWER), json.dumps(ANSWER)])
     with speaking(lambda exchange: exchange.completion(next(said))) as fake:
-        async with model(fake) as one:
+        async with model(fake) as language_model:
             for _ in range(3):
-                await ask(one)
-            assert one.form == "json_schema"
+                await ask(language_model)
+            assert language_model.form == "json_schema"
     assert len(fake.received) == 4
 
 
 async def test_d9_an_endless_text_of_braces_is_looked_through_for_a_moment_only():
     with speaking(lambda exchange: exchange.completion("{" * 100_000)) as fake:
-        async with model(fake) as one:
+        async with model(fake) as language_model:
             with pytest.raises(NoAnswer) as caught:
-                await ask(one)
+                await ask(language_model)
     assert caught.value.reason == "unparsable"
 
 
 async def test_d9_more_items_than_are_kept_are_cut():
     many = json.dumps({**ANSWER, "activities": [f"activity {n}" for n in range(50)]})
     with speaking(lambda exchange: exchange.completion(many)) as fake:
-        async with model(fake) as one:
-            assert len((await ask(one)).activities) == ITEMS
+        async with model(fake) as language_model:
+            assert len((await ask(language_model)).activities) == ITEMS
 
 
 @pytest.mark.parametrize("proxy", ["ftp://127.0.0.1:9", "socks9://127.0.0.1:9"])
@@ -296,10 +296,10 @@ async def test_d9_a_model_behind_a_socks_proxy_answers(monkeypatch):
         for name in ("NO_PROXY", "no_proxy"):
             monkeypatch.setenv(name, "")
         monkeypatch.setenv("ALL_PROXY", proxy)
-        one = LanguageModel(settings(fake))
-        await one.open()
+        language_model = LanguageModel(settings(fake))
+        await language_model.open()
         try:
-            assert (await ask(one)).title == ANSWER["title"]
+            assert (await ask(language_model)).title == ANSWER["title"]
         finally:
-            await one.close()
+            await language_model.close()
     assert asked == [fake.port]

@@ -40,7 +40,7 @@ async def main(folder: Path) -> None:
     while found := await backlog.take():
         ids += covered(found)
     errors = REGISTRY.get_sample_value("sightline_summary_disk_errors_total", {"reason": "full"})
-    summaries = [one.decode() for one in await spill.summaries("a", 5)]
+    summaries = [summary.decode() for summary in await spill.summaries("a", 5)]
     told = {"last": last, "in_order": ids == list(range(1, last + 1)), "errors": errors, "summaries": summaries}
     print(orjson.dumps({"full": full, "after": asdict(backlog.counts), **told}).decode())
     await backlog.close(keep=False)

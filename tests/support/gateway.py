@@ -49,8 +49,8 @@ class Gateway:
         except (OSError, asyncio.CancelledError):
             pass
         finally:
-            for one in (near_out, far_out):
-                one.transport.abort()
+            for writer in (near_out, far_out):
+                writer.transport.abort()
             self._ways.discard(task)
 
 
@@ -65,9 +65,9 @@ async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> N
 @asynccontextmanager
 async def gateway(to: str) -> AsyncIterator[Gateway]:
     """One that is closed still."""
-    one = Gateway(to)
+    opened = Gateway(to)
     try:
-        yield one
+        yield opened
     finally:
-        await one.close()
-        one.give_up()
+        await opened.close()
+        opened.give_up()

@@ -31,7 +31,10 @@ def sof(marker: int, width: int, height: int, sampling: Sequence[int] = (0x11, 0
 
 def sos(components: Sequence[int], first: int = 0, last: int = 63, bits: int = 0) -> bytes:
     return segment(
-        0xDA, bytes([len(components)]) + b"".join(bytes([one, 0]) for one in components) + bytes([first, last, bits])
+        0xDA,
+        bytes([len(components)])
+        + b"".join(bytes([component, 0]) for component in components)
+        + bytes([first, last, bits]),
     )
 
 
@@ -42,8 +45,8 @@ def scans(count: int, *, marker: int = 0xC0, side: int = 1024, coded: bytes = b"
         before: what stands between SOI and the rest.
     """
     progressive = marker in (0xC2, 0xCA)
-    one = [sos([1 + number % 3], 0, 0 if progressive else 63) + coded for number in range(count)]
-    return SOI + before + DQT + sof(marker, side, side) + DHT + b"".join(one) + EOI
+    coded_scans = [sos([1 + number % 3], 0, 0 if progressive else 63) + coded for number in range(count)]
+    return SOI + before + DQT + sof(marker, side, side) + DHT + b"".join(coded_scans) + EOI
 
 
 def photo(width: int, height: int) -> NDArray[np.uint8]:

@@ -33,8 +33,8 @@ def validators(url: str) -> dict[str, Draft202012Validator]:
     schema = httpx.get(f"{url}/schema.json").json()
     # `unevaluatedProperties`: a field that the schema does not name is found, too.
     return {
-        name: Draft202012Validator({**one, "$defs": schema["$defs"], "unevaluatedProperties": False})
-        for name, one in schema["server"].items()
+        name: Draft202012Validator({**message, "$defs": schema["$defs"], "unevaluatedProperties": False})
+        for name, message in schema["server"].items()
     }
 
 
@@ -126,28 +126,28 @@ def adds_up_report(report: Report) -> bool:
 
 
 def plain_socket(service: Service, *, receive_buffer: int | None = None) -> socket.socket:
-    one = socket.socket()
+    connection = socket.socket()
     if receive_buffer is not None:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    one.settimeout(PATIENCE_S)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    connection.settimeout(PATIENCE_S)
     try:
-        one.connect(("127.0.0.1", service.port))
+        connection.connect(("127.0.0.1", service.port))
     except OSError:
-        one.close()
+        connection.close()
         raise
-    return one
+    return connection
 
 
-def upgrade(one: socket.socket) -> None:
+def upgrade(connection: socket.socket) -> None:
     """Makes it a WebSocket; what the service sends from then on is left unread."""
     key = base64.b64encode(os.urandom(16)).decode()
-    one.sendall(
+    connection.sendall(
         "GET /ws/inference HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
     )
     answer = b""
     while not answer.endswith(b"\r\n\r\n"):
-        answer += one.recv(1)
+        answer += connection.recv(1)
     assert b" 101 " in answer, answer
 
 
@@ -166,16 +166,16 @@ def ws_frame(payload: bytes, opcode: int, *, fin: bool = True) -> bytes:
 TEXT, BINARY, CLOSE, PING, CONTINUATION = 1, 2, 8, 9, 0
 
 
-def reset(one: socket.socket) -> None:
+def reset(connection: socket.socket) -> None:
     """Ends it with RST instead of FIN."""
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    one.close()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
 
 
-def ended(one: socket.socket) -> bool:
+def ended(connection: socket.socket) -> bool:
     """Whether the service ended the connection (having said whatever it wanted) within the patience of a test."""
     try:
-        while one.recv(1 << 16):
+        while connection.recv(1 << 16):
             pass
     except TimeoutError:
         return False
@@ -184,12 +184,12 @@ def ended(one: socket.socket) -> bool:
     return True
 
 
-def send_until_cut_off(one: socket.socket, data: bytes) -> None:
+def send_until_cut_off(connection: socket.socket, data: bytes) -> None:
     """Sends the same over and over until the service has had enough."""
     deadline = time.monotonic() + PATIENCE_S
     try:
         while time.monotonic() < deadline:
-            one.sendall(data)
+            connection.sendall(data)
     except ConnectionError:
         return
     raise AssertionError("the service takes whatever comes")

@@ -28,9 +28,9 @@ def observed(number: int, frames: int = 1, text: str = "") -> Observation:
 def covered(observations: list[Observation]) -> list[int]:
     """Frame ids that observations made by `observed` cover, in their order."""
     ids: list[int] = []
-    for one in observations:
-        ids.extend(range(one.first_frame_id, one.last_frame_id + 1))
-        assert one.frames == one.last_frame_id + 1 - one.first_frame_id
+    for observation in observations:
+        ids.extend(range(observation.first_frame_id, observation.last_frame_id + 1))
+        assert observation.frames == observation.last_frame_id + 1 - observation.first_frame_id
     return ids
 
 
@@ -42,7 +42,7 @@ _tracks = st.lists(
 _objects = st.lists(
     st.builds(ObjectCount, _words, _counts, _counts, st.integers(1, 10**6), _counts),
     max_size=5,
-    unique_by=lambda one: one.class_name,
+    unique_by=lambda count: count.class_name,
 )
 
 observations = st.builds(

@@ -67,7 +67,7 @@ def _wait_for_the_replica(port: int) -> None:
     with redis.Redis(port=port) as sentinel:
         while True:
             try:
-                if any(one["master-link-status"] == "ok" for one in sentinel.sentinel_slaves(SERVICE)):
+                if any(replica["master-link-status"] == "ok" for replica in sentinel.sentinel_slaves(SERVICE)):
                     return
             except redis.RedisError:
                 pass
