@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def ordinary_priority() -> Iterator[None]:
-    """A library that makes this process real-time starves all others from then on, on every core that it uses."""
+    """No test leaves this process real-time: it would starve all other processes on every core that it uses."""
     yield
     if hasattr(os, "sched_getscheduler"):
         assert os.sched_getscheduler(0) == os.SCHED_OTHER
@@ -78,7 +78,7 @@ def canned_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
-    """What tests that are coroutines run on."""
+    """The backend of tests that are coroutines."""
     return "asyncio"
 
 

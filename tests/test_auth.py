@@ -1,4 +1,4 @@
-"""Who may: hosts, origins, tokens and the brake, decided without a server."""
+"""Hosts, origins, tokens and the limit of wrong tokens, decided without a server."""
 
 from __future__ import annotations
 

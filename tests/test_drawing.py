@@ -1,4 +1,4 @@
-"""A result drawn over its picture, and in supervision's types."""
+"""Results drawn over their image, and converted to supervision's types."""
 
 from __future__ import annotations
 

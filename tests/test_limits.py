@@ -1,4 +1,4 @@
-"""Back-off, which must outlive whatever it waits for."""
+"""Back-off, which must go on however long an outage lasts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log lines for machines: one JSON object a line, whatever is in it."""
+"""JSON logs: one object a line, whatever the message holds."""
 
 from __future__ import annotations
 

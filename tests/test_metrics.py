@@ -1,4 +1,4 @@
-"""Figures that are added up before they touch a metric are in what `/metrics` answers all the same."""
+"""`/metrics` includes figures that are buffered before they reach a metric."""
 
 from __future__ import annotations
 

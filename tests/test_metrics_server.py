@@ -95,7 +95,7 @@ def test_a4_connections_that_become_no_request_are_bounded_in_time_and_number(mo
 
 
 def still_open(connection: socket.socket) -> bool:
-    """Sends a byte of a request's line, and looks whether there is an end to be read."""
+    """Sends a byte of a request line; returns whether the server has not closed the connection."""
     try:
         connection.sendall(b"G")
         connection.setblocking(False)

@@ -1,4 +1,4 @@
-"""How commands end on SIGTERM, and what a start says while it waits."""
+"""How commands end on SIGTERM, and which lines a start logs while it waits."""
 
 from __future__ import annotations
 

@@ -224,7 +224,7 @@ def test_schema_is_json() -> None:
 
 
 def interrupted(*arguments: object, when: Callable[[], bool], number: int = signal.SIGINT) -> Done:
-    """`send`, to which a signal is sent as soon as something is so."""
+    """Runs `send` and sends it a signal as soon as `when` returns true."""
     command = [sys.executable, "-m", "app", "send", *map(str, arguments)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         deadline = time.monotonic() + 30

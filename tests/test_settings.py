@@ -1,4 +1,4 @@
-"""Settings: what they are read from, and what a wrong one is told."""
+"""Settings: their sources, and the errors of wrong values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from app.settings import SECRETS, SECTIONS, VARIABLES, Settings, ignored_variabl
 
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Neither variables nor a `.env` of the one who runs the tests."""
+    """Removes the variables and the `.env` of the person who runs the tests."""
     for section in SECTIONS:
         for name in section.model_fields:
             monkeypatch.delenv(name.upper(), raising=False)

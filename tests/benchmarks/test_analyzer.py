@@ -1,4 +1,4 @@
-"""How perf_analyzer is asked and read, with a program in its place that says what it was told."""
+"""The call of perf_analyzer and the reading of its output, with a stand-in that prints its arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A chart of every benchmark of which results are committed."""
+"""A chart can be drawn of every benchmark with committed results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The network that stands for a YOLO: its size, and that `make models` takes it for one."""
+"""The network that stands for a YOLO has its size, and `make models` accepts it as one."""
 
 from __future__ import annotations
 

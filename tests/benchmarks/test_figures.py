@@ -1,4 +1,4 @@
-"""The committed results, what may become one, and the tables that are made of them."""
+"""The committed results, the rules for committing results, and the tables made of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmarks that press a service or a Triton, tiny: they run, and what they report has its shape."""
+"""The benchmarks that load a service or a Triton run in small, and their reports are complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real Redis and a real Kafka for the fleet's tests."""
+"""Fixtures of the fleet's tests: a real Redis, a real Kafka, and workers."""
 
 from __future__ import annotations
 

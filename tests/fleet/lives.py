@@ -1,4 +1,4 @@
-"""A worker's consumer without models and Kafka: frames are answered by the test."""
+"""A worker's consumer without models and Kafka: the test itself finishes the frames."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Life:
         return self.consumer.read(self.in_flight.room(1, 0.1) if room is None else room)
 
     def keep(self) -> None:
-        """Renews its lease, as a worker that finishes what is in hand."""
+        """Renews its lease, as a worker does that finishes its frames in flight."""
         with connect(self._settings) as client:
             Leases(client, self.consumer.name, Keys.of(self._settings), lease_ms(self._fleet)).keep()
 

@@ -1,4 +1,4 @@
-"""A network camera: a film for ever over RTSP (RFC 2326), by TCP or UDP, to whoever knows the password."""
+"""A network camera: repeats a video over RTSP (RFC 2326), by TCP or UDP, for clients that know the password."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _START_S = 20.0
 
 @contextmanager
 def camera(film: Path, folder: Path, *, udp: bool = False, password: str = PASSWORD) -> Iterator[str]:
-    """Its URL, password and all; it is gone when the block ends. `ffmpeg` cuts the film into RTP packets.
+    """Serves until the block ends; yields the URL with its password. `ffmpeg` cuts the video into RTP packets.
 
     Args:
         udp: whether it sends by UDP and by nothing else.
@@ -53,7 +53,7 @@ def camera(film: Path, folder: Path, *, udp: bool = False, password: str = PASSW
 def _serve(
     listener: socket.socket, packets: socket.socket, sdp: bytes, ended: threading.Event, udp: bool, password: str
 ) -> None:
-    """One client after the other."""
+    """Serves clients one after the other."""
     wanted = "Basic " + base64.b64encode(f"{USER}:{password}".encode()).decode()
     while not ended.is_set():
         try:
@@ -119,7 +119,7 @@ def _play(
 
 
 def _has_gone(client: socket.socket) -> bool:
-    """Whether it hung up, or said so; a client by UDP says nothing else while it plays but that it is still there."""
+    """Whether the client hung up or sent TEARDOWN; while it plays, a client by UDP sends only keepalives."""
     client.setblocking(False)
     try:
         said = client.recv(65536)

@@ -1,4 +1,4 @@
-"""Cameras that go on sending while a test does something else."""
+"""Cameras that send frames in the background of a test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A batch that fails is tried again in halves: what can be answered is, and only what cannot is not."""
+"""A failing batch is tried again in halves, so that only the frames that fail by themselves get no result."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def spec(name: str) -> ModelSpec:
 
 @pytest.fixture
 async def opened(tmp_path: Path) -> AsyncIterator[Opened]:
-    """The real pipeline on the fake client, whose model asks `fails` of every batch; and the sizes it was asked."""
+    """Yields the real pipeline on the fake client, which calls `fails` for each batch, and the list of batch sizes."""
     pipelines = []
 
     def make(fails: Callable[[Array], bool], **overrides: object) -> tuple[Analysis, FakeClient, list[int]]:

@@ -1,4 +1,4 @@
-"""Micro-batches: when one is due, what is in it, and how large it may get."""
+"""Micro-batches: when a batch is due, which frames it holds, and how large it may get."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers as processes that join, leave, die and stand still while cameras send: order, losses and what comes twice."""
+"""Worker processes join, leave, die and freeze while cameras send: order, losses and duplicates of results."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ UNDECODABLE = 'sightline_frames_dropped_total{entry="fleet",reason="undecodable"
 
 
 def is_of(name: str, fleet: Fleet) -> bool:
-    """Whether a worker of this name is the process."""
+    """Whether the process has the worker of this name."""
     return f"-{fleet.process.pid}-" in name
 
 
 def answers_of(fleet: Fleet, *, since: int = 0) -> None:
-    """Waits until a worker has answered something, of an epoch from `since` on."""
+    """Waits until a worker has written results of epoch `since` or later."""
     eventually(
         fleet.values,
         lambda values: any(is_of(value["worker"], fleet) and value["epoch"] >= since for value in values),
@@ -41,7 +41,7 @@ def answers_of(fleet: Fleet, *, since: int = 0) -> None:
 
 
 def stand_still(fleet: Fleet, redis: redis_library.Redis) -> None:
-    """Stops it at a moment when it has frames in hand."""
+    """Stops the process (SIGSTOP) while it has frames in flight."""
 
     def stopped_with_some() -> bool:
         fleet.process.send_signal(signal.SIGSTOP)
@@ -56,7 +56,7 @@ def stand_still(fleet: Fleet, redis: redis_library.Redis) -> None:
 
 
 def handed_over(redis: redis_library.Redis, gone: Fleet, heir: Fleet) -> None:
-    """Waits until others have all cameras of one, and have answered what it had in hand."""
+    """Waits until `gone` holds no camera and none of its frames is pending, because `heir` took them over."""
     eventually(
         lambda: [*redis.hvals(HOLDERS), *map(str.encode, holders(redis))],
         lambda names: not any(is_of(name.decode(), gone) for name in names),
@@ -69,8 +69,8 @@ def ids_of(values: list[dict[str, Any]]) -> set[tuple[str, str]]:
 
 
 def in_strict_order(values: list[dict[str, Any]]) -> tuple[list[tuple[str, str]], int]:
-    """Camera and frame of what a consumer keeps that wants every frame once and in order, by the README's two rules;
-    how many it discards for their epoch.
+    """(camera, frame) of the results that a consumer keeps by the README's two rules (each frame once, in order),
+    and the number of results that it discards for their epoch.
     """
     epochs: dict[str, int] = {}
     kept: dict[tuple[str, str], None] = {}

@@ -1,4 +1,4 @@
-"""Recordings into Redis: a film, a folder of pictures, JPEG passed through; what a frame in Redis says of itself."""
+"""Ingest of recordings into Redis: a video, a folder of images, JPEG passed through, and a frame's fields in Redis."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ PAN = clip.Pan(step=(2, 1), count=20)
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """20 pictures at 15 a second."""
+    """A video of 20 frames, 15 a second."""
     return clip.write_mp4(tmp_path_factory.mktemp("films") / "pan.mp4", PAN.pictures(), fps=15)
 
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Ten JPEGs and a file that is none."""
+    """A folder with ten JPEGs and a file that is not a JPEG."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number, jpeg in enumerate(PAN.jpegs()[:10]):

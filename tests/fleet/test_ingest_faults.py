@@ -1,4 +1,4 @@
-"""What ingest outlives: a source that dies and comes back, one that was never there, and Redis away."""
+"""Ingest survives a source that fails and returns, a source that never existed, and an outage of Redis."""
 
 from __future__ import annotations
 

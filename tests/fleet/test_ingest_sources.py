@@ -1,4 +1,4 @@
-"""Ingest of sources unlike a plain film: on their side, in bursts, joined, by UDP, with secrets, with traps."""
+"""Ingest of unusual sources: rotated, in bursts, joined, by UDP, with credentials, with hostile content."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_c12_a_gap_of_an_hour_is_not_waited_for(
 
 @contextmanager
 def live_playlist(film: Path, folder: Path, *, at_once: int) -> Iterator[str]:
-    """A film as live HLS: so many pieces of two seconds are there at first, then one more every two seconds."""
+    """A video as live HLS: begins with so many two-second segments and adds another every two seconds."""
     folder.mkdir()
     with av.open(str(film)) as source, av.open(str(folder / "all.m3u8"), "w", format="hls", options={
         "hls_time": "2", "hls_list_size": "0", "hls_segment_filename": str(folder / "%03d.ts")}) as out:  # fmt: skip

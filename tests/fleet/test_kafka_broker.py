@@ -1,4 +1,4 @@
-"""The broker that the fleet's tests write to: Apache's own, and what is written stays when it restarts."""
+"""The broker of the fleet's tests is Apache Kafka, and keeps its messages over a restart."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.service import require_environment
 
 
 def produce(broker: Broker, topic: str, *values: str) -> list[str]:
-    """Writes with an idempotent producer; the errors of what was not taken."""
+    """Writes with an idempotent producer; returns the errors of the messages that the broker did not take."""
     errors: list[str] = []
     settings = {"bootstrap.servers": broker.bootstrap, "enable.idempotence": broker.real, "compression.type": "lz4"}
     producer = Producer({**settings, "log_level": 0})

@@ -1,4 +1,4 @@
-"""A camera that changes hands, over a real Redis: one worker at a time, its answers in order, whoever stood still."""
+"""Leases over a real Redis: a camera has one worker at a time and results in order, even when a worker freezes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def counted(name: str, **labels: str) -> float:
 
 
 def some(*lives: Life) -> list[CameraFrame]:
-    """The next frames of whichever worker has some; each is asked in its turn, and so keeps its lease."""
+    """Reads from each worker in turn until one has frames; each read also renews the worker's lease."""
     deadline = time.monotonic() + 20
     while True:
         for life in lives:
@@ -46,7 +46,7 @@ def some(*lives: Life) -> list[CameraFrame]:
 
 @pytest.fixture
 def leases(redis: redis_library.Redis, redis_server: RedisServer) -> Iterator[dict[str, Leases]]:
-    """Of two workers, `a` and `b`."""
+    """The leases of two workers, `a` and `b`."""
     keys = Keys.of(RedisSettings())
     with ExitStack() as stack:
         clients = {name: stack.enter_context(redis_server.client()) for name in "ab"}

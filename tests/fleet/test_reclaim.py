@@ -1,4 +1,4 @@
-"""What dead workers left, over a real Redis: whose last delivery it is comes one by one, so one alone is to blame."""
+"""Reclaimed frames over a real Redis: a frame on its last delivery comes alone, so that a crash is its own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def trimmed() -> float:
 
 
 def left_twice(redis: redis_library.Redis, begin: Begin, count: int) -> list[str]:
-    """Frames of camera `a` that two workers had in hand when they ended."""
+    """Frames of camera `a` that two workers had in flight when they ended."""
     entries = add_frames(redis, "a", [b"old"] * count)
     for name in ("first", "second"):
         life, seen = begin(name), 0
@@ -145,7 +145,7 @@ def test_what_comes_after_a_suspect_in_its_camera_waits_for_it_though_it_was_del
 
 
 def lost_before_it_claims(redis: redis_library.Redis, begin: Begin) -> Life:
-    """A worker that has taken camera `a` over, and stood still until another one had it before it claimed anything."""
+    """A worker that took camera `a` over and then froze, so that it lost the camera before it claimed any frame."""
     life = begin("stood-still")
     deadline = time.monotonic() + 20
     while "frames:a" not in life.consumer.epochs:

@@ -1,4 +1,4 @@
-"""Redis that is there and refuses: a replica, a full one, a Cluster; and Sentinel, which knows another."""
+"""Redis servers that refuse commands (a replica, a full server, a Cluster), and failover by Sentinel."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def admin(server: RedisServer) -> Iterator[redis_library.Redis]:
 
 @contextmanager
 def refusing(server: RedisServer, word: str, folder: Path) -> Iterator[None]:
-    """The server says so of whatever is written, and closes no connection, while the block lasts."""
+    """The server refuses every write with this error, and closes no connection, until the block ends."""
     with admin(server) as client:
         if word == "READONLY":
             client.replicaof("127.0.0.1", free_port())

@@ -1,4 +1,4 @@
-"""How many frames are taken: all that are wanted, fewer while the stream's lag grows."""
+"""The sampling rate of ingest: the full rate, and a lower one while the stream's lag grows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SETTINGS = IngestSettings(ingest_fps=30, ingest_busy_fps=15, ingest_min_fps=1, i
 
 
 def looks(fps: float, *lags: int | None) -> list[float]:
-    """Frames a second after each look."""
+    """The rate (frames a second) after each look at the lag."""
     found, before = [], None
     for lag in lags:
         fps = adapt_rate(fps, lag, before, SETTINGS)

@@ -1,4 +1,4 @@
-"""Who reads what: even, stable, the same wherever it is computed, and never more than there is room for."""
+"""Which worker owns which camera: even, stable, computed alike by every worker, within each one's capacity."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_without_workers_nobody_owns_anything() -> None:
 
 
 def moved(before: dict[str, str], after: dict[str, str]) -> int:
-    """Cameras that were there before and have another worker now."""
+    """Cameras that existed before and have a different worker now."""
     return sum(after.get(camera, owner) != owner for camera, owner in before.items())
 
 

@@ -1,4 +1,4 @@
-"""More frames than a worker can look at, over a real Redis: equal shares, the newest, and every frame in the books."""
+"""An overloaded worker over a real Redis: equal shares, the newest frames first, and every frame counted."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def overloaded(
     rounds: int,
     able: int,
 ) -> tuple[list[list[CameraFrame]], int]:
-    """In every round the cameras named film a frame each time that they are named, and `able` frames are looked at.
+    """Rounds: each camera sends a frame for each time that it is named, and the worker processes `able` frames.
 
     A round takes ROUND_S at least: on a fast machine nothing would lag otherwise.
     """
@@ -78,7 +78,7 @@ def overloaded(
 
 
 def drained(life: Life, redis: redis_library.Redis) -> list[CameraFrame]:
-    """What is left, once the cameras have stopped."""
+    """Processes the remaining frames after the cameras have stopped."""
     found: list[CameraFrame] = []
     empty = 0
     while empty < EMPTY:

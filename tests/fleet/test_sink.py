@@ -1,4 +1,4 @@
-"""Answers into Kafka and acknowledgements into Redis: one only after the other, whatever is away."""
+"""Results go to Kafka before the acknowledgement goes to Redis, even when either is down."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Open = Callable[..., tuple[KafkaSink, InFlight, str]]
 
 @pytest.fixture
 def opened(redis: redis_library.Redis, redis_server: RedisServer, kafka: Broker) -> Iterator[Open]:
-    """A sink on the shared servers; closed without patience at the end."""
+    """A sink on the shared servers; closed without waiting at the end."""
     with ExitStack() as stack:
 
         def make(**kafka_settings: object) -> tuple[KafkaSink, InFlight, str]:
@@ -54,7 +54,7 @@ def opened(redis: redis_library.Redis, redis_server: RedisServer, kafka: Broker)
 
 
 def read(redis: redis_library.Redis, in_flight: InFlight, count: int) -> list[FrameOrigin]:
-    """Frames of camera `cam` in a worker's hands."""
+    """Reads frames of camera `cam` as a worker, so that they are in flight."""
     add_frames(redis, "cam", [b"x"] * count)
     group_of(redis, "cam")
     now_ms = time.time() * 1000
@@ -69,7 +69,7 @@ def counted(outcome: str, **labels: str) -> float:
 
 
 def test_with_hold_kafkas_client_never_gives_an_answer_up() -> None:
-    """Sent anew, it would come behind younger ones of its camera, which wait in the client's queue meanwhile."""
+    """A result that is sent again would come behind newer ones of its camera, which wait in the client's queue."""
     assert producer_options(KafkaSettings(kafka_failure_policy="hold"))["message.timeout.ms"] == 0
     assert producer_options(KafkaSettings(kafka_failure_policy="ack"))["message.timeout.ms"] > 0
 

@@ -1,4 +1,4 @@
-"""Which cameras there are: from the command line, YAML and Redis; and what is said of those that are wrong."""
+"""The list of cameras from the command line, YAML and Redis, and the errors of wrong entries."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_yaml_is_read_again_and_stays_as_it_was_while_it_is_broken(tmp_path: Pat
     assert sorted(listing.read(redis)[0]) == ["b"]
 
 
-def test_the_hash_in_redis_is_what_no_source_at_all_means(redis: redis_library.Redis) -> None:
+def test_without_any_source_the_hash_in_redis_is_read(redis: redis_library.Redis) -> None:
     listing = SourceList([], KEY)
     assert listing.read(redis) == ({}, [])
     redis.hset(KEY, "gate", '"rtsp://cam/1"')

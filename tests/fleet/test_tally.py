@@ -1,4 +1,4 @@
-"""Times added up are in the histogram as if each had been observed by itself."""
+"""Buffered observations give the same histogram as observations one by one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from app import metrics
 from app.fleet.in_flight import ENTRY_POINT, FRAMES, MetricsBuffer
 
 
-def test_many_values_at_once_are_as_one_by_one() -> None:
+def test_buffered_values_give_the_same_histogram_as_single_ones() -> None:
     values = [0.0, 0.001, 0.0010001, 0.5, 1.0, 1.0, 99.0]
     alone, together = (
         Histogram("seconds", "…", buckets=(0.001, 0.5, 1.0), registry=CollectorRegistry()) for _ in range(2)

@@ -40,7 +40,7 @@ def read(redis: redis_library.Redis, camera: str, count: int, worker: str) -> li
 
 @pytest.fixture
 def fleet(redis: redis_library.Redis) -> redis_library.Redis:
-    """`one` is behind by 6 with 4 in hand, `two` is kept up with, `three` no worker has met; one worker is gone."""
+    """Camera `one` lags by 6 with 4 frames in flight, `two` has no lag, `three` has no worker; one worker is gone."""
     for camera in ("one", "two"):
         redis.xgroup_create(f"frames:{camera}", GROUP, id="0", mkstream=True)
     add(redis, "one", 10)

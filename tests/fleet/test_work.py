@@ -1,4 +1,4 @@
-"""`fleet work`, end to end: frames out of Redis, answers in Kafka, nothing pending, every frame accounted for."""
+"""`fleet work`, end to end: frames from Redis, results in Kafka, none pending, every frame counted."""
 
 from __future__ import annotations
 

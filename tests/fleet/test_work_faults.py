@@ -1,4 +1,4 @@
-"""Workers that die, streams that are cut, frames that nobody can answer, a Redis that comes back empty."""
+"""Workers that die, streams that are trimmed, frames that always fail, a Redis that returns empty."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kafka stopped, Triton killed, a burst: nothing that Redis holds is lost, and it all adds up."""
+"""With Kafka stopped, Triton killed or a burst, no frame in Redis is lost and the counters add up."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ AWAY_S = 20.0
 
 
 def nothing_is_lost(fleet: Fleet, redis: redis_library.Redis, cameras: SendingCameras) -> list[dict[str, Any]]:
-    """Every picture came out of Kafka, as kcat reads it, once; nothing is pending; the metrics add up."""
+    """Each frame has one result in Kafka, as kcat reads it; no frame is pending; the metrics add up."""
     good, bad = len(cameras.frames), len(cameras.broken)
     values = fleet.values_once(good)
     assert len(values) == good

@@ -1,4 +1,4 @@
-"""The worker of mode `async` in this process, on a model of the tests, with the real Redis and Kafka."""
+"""The worker in mode `async`, inside this process, on a fake model, with a real Redis and Kafka."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ async def test_a_batch_that_the_models_are_too_small_for_is_not_asked_for_again(
 
 
 class Gated(FakeClient):
-    """Answers as many requests as it is let."""
+    """A client that answers only as many requests as the test releases."""
 
     def __init__(self) -> None:
         super().__init__({"yolo": (SERVED, persons)})
@@ -130,7 +130,7 @@ async def test_what_a_worker_has_in_hand_grows_to_two_batches_and_no_further(
 
 
 def settled(worker: Worker) -> bool:
-    """Whether all frames in hand are with the models, or wait for them."""
+    """Whether all frames in flight are at the models or wait for them."""
     return len(worker.in_flight) == worker.in_flight.frames > 0
 
 

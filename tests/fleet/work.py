@@ -1,4 +1,4 @@
-"""`fleet work` as a process of its own, cameras that write to Redis, and what comes out of Kafka by kcat."""
+"""`fleet work` as a separate process, cameras that write to Redis, and results that kcat reads from Kafka."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Fleet(Service):
     @classmethod
     @contextmanager
     def running(cls, folder: Path, settings: Mapping[str, str]) -> Iterator[Fleet]:
-        """Ready, with its first look at the cameras behind it."""
+        """Waits until the worker is ready and has looked for cameras once."""
         folder.mkdir(parents=True)
         defaults = {"STATE_DIR": str(folder / "state"), "METRICS_PORT": "0", "FLEET_DISCOVER_S": "0.2"}
         # Tests write their frames beforehand: old is what a test says is old.
@@ -49,11 +49,11 @@ class Fleet(Service):
         return assert_adds_up(self, "fleet")
 
     def values(self) -> list[dict[str, Any]]:
-        """Everything in its topic, in order."""
+        """Every value in the worker's topic, in order."""
         return topic_values(self.settings["KAFKA_BOOTSTRAP_SERVERS"], self.settings["KAFKA_TOPIC"])
 
     def values_once(self, count: int) -> list[dict[str, Any]]:
-        """The same, once there are so many."""
+        """Waits until the topic holds `count` values; returns them in order."""
         return eventually(self.values, lambda values: len(values) >= count, self)
 
 
@@ -68,7 +68,7 @@ def topic_values(bootstrap: str, topic: str) -> list[dict[str, Any]]:
 
 
 def eventually(ask: Callable[[], Any], enough: Callable[[Any], bool], fleet: Fleet | None = None) -> Any:
-    """Asks until the answer is enough."""
+    """Calls until the value satisfies the condition; returns the value."""
     deadline = time.monotonic() + PATIENCE_S
     while not enough(answer := ask()):
         if time.monotonic() > deadline:
@@ -92,18 +92,18 @@ def add_frames(
 
 
 def group_of(redis: redis_library.Redis, camera: str) -> None:
-    """Makes the workers' group before any worker does."""
+    """Creates the workers' consumer group before a worker does."""
     redis.xgroup_create(f"frames:{camera}", GROUP, id="0", mkstream=True)
 
 
 def left_by_the_dead(redis: redis_library.Redis, camera: str, count: int) -> list[str]:
-    """Reads frames as a worker that then dies: delivered once, never acknowledged."""
+    """Reads frames in the name of a dead worker: each is delivered once and never acknowledged."""
     answer = redis.xreadgroup(GROUP, "long-gone", {f"frames:{camera}": ">"}, count=count)
     return [entry.decode() for entry, _ in answer[0][1]]
 
 
 def holders(redis: redis_library.Redis) -> dict[str, int]:
-    """Entries delivered and not acknowledged, by consumer, over all cameras; who has none is left out."""
+    """Number of pending entries over all cameras, by consumer; consumers without any are left out."""
     found: dict[str, int] = {}
     for key in redis.scan_iter(match="frames:*", _type="stream"):
         if any(group["name"] == GROUP.encode() for group in redis.xinfo_groups(key)):
@@ -114,5 +114,5 @@ def holders(redis: redis_library.Redis) -> dict[str, int]:
 
 
 def pending(redis: redis_library.Redis) -> int:
-    """Entries delivered and not acknowledged."""
+    """Number of pending entries (delivered and not acknowledged)."""
     return sum(holders(redis).values())

@@ -1,4 +1,4 @@
-"""docker-compose.yml as Debian's docker-compose reads it."""
+"""Reads docker-compose.yml by Debian's docker-compose."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def compose(
 
 @functools.cache
 def whole() -> dict[str, Any]:
-    """The file with every profile on. Not to be changed."""
+    """The composed file with every profile on; callers must not change it."""
     with tempfile.TemporaryDirectory() as folder:
         done = compose(Path(folder), *(f"--profile={name}" for name in sorted(PROFILES)))
     assert (done.returncode, done.stderr) == (0, "")

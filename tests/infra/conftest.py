@@ -1,4 +1,4 @@
-"""AWS for the functions of `infra/lambda`, and those as Lambda has them: top-level modules, told by variables."""
+"""AWS for the functions of `infra/lambda`, which load as in Lambda: top-level modules, set by variables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOKEN = "a-token-for-the-start"
 
 @pytest.fixture(scope="session")
 def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aws]:
-    """moto's server, the same for all tests."""
+    """moto's server, shared by all tests."""
     with running_aws(tmp_path_factory.mktemp("aws")) as running:
         yield running
 
@@ -61,7 +61,7 @@ def ec2(front: Ec2, monkeypatch: pytest.MonkeyPatch) -> Ec2:
 
 @pytest.fixture
 def health(monkeypatch: pytest.MonkeyPatch) -> Iterator[Health]:
-    """The service's health as `start-server` sees it, out of order for now."""
+    """The health endpoint that `start-server` polls; it reports an unready service at first."""
     with health_served() as health_server:
         monkeypatch.setenv("HEALTH_URL", health_server.url)
         yield health_server

@@ -63,7 +63,7 @@ class Ec2:
 
     @property
     def state(self) -> str:
-        """What moto itself says: `running` or `stopped`."""
+        """The instance's state in moto: `running` or `stopped`."""
         found = self._real.describe_instances(InstanceIds=[self.instance_id])
         state: str = found["Reservations"][0]["Instances"][0]["State"]["Name"]
         return state
@@ -84,12 +84,12 @@ class Ec2:
         self.shows("running")
 
     def halts(self) -> None:
-        """The machine is off, whoever did it."""
+        """Stops the instance in moto, as if somebody had switched it off."""
         self._real.stop_instances(InstanceIds=[self.instance_id])
         self.shows(None)
 
     def shows(self, state: str | None) -> None:
-        """The state of the instance from now on; None: moto's."""
+        """Reports this state of the instance from now on; None: moto's own."""
         self._shown = state
 
     def launched(self, seconds_ago: float) -> None:
@@ -105,7 +105,7 @@ class Ec2:
         self.refuse(operation, "", 0, times=times)
 
     def after(self, operation: str, then: Callable[[], None]) -> None:
-        """Something that happens once, between the next call of this operation and its caller's next one."""
+        """Runs a function once, after the next call of this operation and before the caller's next call."""
         self._then[operation] = then
 
     def answer(self, operation: str, sent: bytes, forward: Iterator[Said]) -> Said:
@@ -139,12 +139,12 @@ class Ec2:
 
 
 def _figures(asked: dict[str, Any]) -> int:
-    """How many figures a call of GetMetricStatistics may bring: from the start's whole minute on."""
+    """The number of data points that GetMetricStatistics would return, counted from the start's whole minute."""
     return math.ceil((asked["EndTime"] - asked["StartTime"] // 60 * 60) / asked["Period"])
 
 
 def _error(operation: str, fault: _Fault) -> Said:
-    """As EC2 says it in XML, CloudWatch in JSON."""
+    """An error response: XML for EC2, JSON for CloudWatch."""
     if operation in ("GetMetricStatistics", "PutMetricData"):
         body = json.dumps({"__type": fault.code, "message": "the test says so"}).encode()
         return fault.status, {"Content-Type": "application/x-amz-json-1.0"}, body
@@ -155,7 +155,7 @@ def _error(operation: str, fault: _Fault) -> Said:
 
 @contextmanager
 def fronted(aws: Aws) -> Iterator[Ec2]:
-    """EC2 on a port of its own, closed with the block."""
+    """Serves EC2 on its own port until the block ends."""
     ec2 = Ec2(aws)
 
     class Door(BaseHTTPRequestHandler):
@@ -187,7 +187,7 @@ def fronted(aws: Aws) -> Iterator[Ec2]:
             yield status, {name: value for name, value in given.items() if name.lower() not in _HOP}, body
 
         def log_message(self, *_: object) -> None:
-            """Nothing on stderr."""
+            """Logs nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Door) as server:
         ec2.url = f"http://127.0.0.1:{server.server_port}"

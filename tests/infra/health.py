@@ -1,4 +1,4 @@
-"""What a service's `/health/ready` answers while its machine starts."""
+"""Serves `/health/ready` like a service whose machine starts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Health:
-    """`ready` says what it answers; `asked` counts the calls, and `ready_after` of them it is ready by itself."""
+    """`ready` chooses the response; `asked` counts the calls; after `ready_after` calls it becomes ready by itself."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -35,7 +35,7 @@ def health_served() -> Iterator[Health]:
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Nothing on stderr."""
+            """Logs nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Door) as server:
         health.url = f"http://127.0.0.1:{server.server_port}/health/ready"

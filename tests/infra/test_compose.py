@@ -1,4 +1,4 @@
-"""docker-compose.yml: what it asks of the one who starts it, and how each container is held."""
+"""docker-compose.yml: required settings, profiles, and the limits and privileges of each container."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docker-compose.yml against what it names: settings, commands, nginx, Prometheus, Triton, Redis, Kafka."""
+"""docker-compose.yml agrees with the settings, commands, nginx, Prometheus, Triton, Redis and Kafka it names."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_memory_is_shared_with_triton_and_with_nobody_else() -> None:
     assert (options["uid"], options["mode"], options["size"]) == ("1000", "0700", "1g")
 
 
-def test_prometheus_finds_whom_it_asks() -> None:
+def test_prometheus_targets_are_services_of_the_network() -> None:
     names = set(services()) | {"alertmanager"}
     for service in services().values():
         names |= {alias for net in (service.get("networks") or {}).values() if net for alias in net.get("aliases", [])}

@@ -1,4 +1,4 @@
-"""The Dockerfile: what it takes in, what it pins, and its steps carried out in a clean folder – no Docker needed."""
+"""The Dockerfile: its build context, its pins, and its steps, which run in a clean folder without Docker."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tracked() -> list[str]:
     return sorted(name for name in names if name and (ROOT / name).is_file())
 
 
-def test_images_are_pinned_and_run_as_nobody_in_particular() -> None:
+def test_images_are_pinned_and_run_as_an_ordinary_user() -> None:
     outside = {stage.base for stage in STAGES.values()} - STAGES.keys()
     assert all(re.fullmatch(r"python:3\.12\.\d+-slim-bookworm", base) for base in outside)
     for name in ("backend", "backend-cpu"):
@@ -128,7 +128,7 @@ def healthy(build: Build, port: int) -> bool:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Gone afterwards: three environments are a gigabyte, which pytest would keep."""
+    """A folder that is deleted afterwards, because pytest would keep a gigabyte (three environments)."""
     with tempfile.TemporaryDirectory(prefix="sightline-image-") as name:
         yield Path(name)
 

@@ -1,4 +1,4 @@
-"""The Kubernetes manifests: what they name exists, what belongs together fits, and nobody gets more than it needs."""
+"""The Kubernetes manifests: every reference exists, related values agree, and each pod has minimal privileges."""
 
 from __future__ import annotations
 

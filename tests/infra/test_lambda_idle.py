@@ -16,7 +16,7 @@ HOUR = 3600.0
 
 
 def figure(ec2: Ec2, minutes_ago: float, most: int, *, now: int = 0) -> None:
-    """A figure as the service publishes it: of a minute in which `most` sessions were open at once."""
+    """Publishes the activity metric as the service does: a minute with at most `most` open sessions."""
     ec2.aws.client("cloudwatch").put_metric_data(
         Namespace="Sightline",
         MetricData=[
@@ -170,7 +170,7 @@ def test_a_wrong_variable_is_named(ec2: Ec2, monkeypatch: pytest.MonkeyPatch, na
 
 
 class Context:
-    """What Lambda hands a function: how long it has left."""
+    """The context that Lambda passes to a function: the remaining time."""
 
     def __init__(self, seconds: float) -> None:
         self._until = time.monotonic() + seconds
@@ -194,7 +194,7 @@ def watch(ec2: Ec2, seconds: float = 60) -> dict[str, Any]:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Polls without a pause."""
+    """Makes the function poll without a pause."""
     import watch_start
 
     monkeypatch.setattr(watch_start, "POLL_S", 0.01)

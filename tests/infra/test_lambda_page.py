@@ -48,7 +48,7 @@ def function_url() -> Iterator[tuple[str, list[str]]]:
         do_POST = do_OPTIONS = do_GET
 
         def log_message(self, *_: object) -> None:
-            """Nothing on stderr."""
+            """Logs nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Door) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)

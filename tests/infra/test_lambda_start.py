@@ -55,7 +55,7 @@ def call(method: str = "POST", **given: Any) -> dict[str, Any]:
 
 
 def ask(method: str = "POST", **given: Any) -> dict[str, Any]:
-    """The body of an answer that is a 200."""
+    """Calls the function, which must respond with 200; returns the body."""
     answer = call(method, **given)
     assert answer["statusCode"] == 200, answer
     body: dict[str, Any] = json.loads(answer["body"])

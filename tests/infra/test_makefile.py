@@ -1,4 +1,4 @@
-"""Which Python the Makefile takes."""
+"""The Python that the Makefile chooses."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ else:
 
 
 def make(folder: Path, interpreters: dict[str, tuple[int, int]], *words: str) -> subprocess.CompletedProcess[str]:
-    """The first step of `make install` where there are only these."""
+    """Runs the first step of `make install` with only these interpreters on the PATH."""
     binaries = folder / "bin"
     binaries.mkdir()
     for name, version in interpreters.items():
@@ -61,14 +61,14 @@ def make(folder: Path, interpreters: dict[str, tuple[int, int]], *words: str) ->
         ({"python3": (3, 9), "python3.12": (3, 12)}, "python3.12"),
     ],
 )
-def test_one_that_suits_is_taken(tmp_path: Path, there: dict[str, tuple[int, int]], taken: str) -> None:
+def test_a_suitable_python_is_taken(tmp_path: Path, there: dict[str, tuple[int, int]], taken: str) -> None:
     done = make(tmp_path, there)
     assert done.returncode == 0, done.stderr
     assert f"made by {taken}\n" in done.stdout
 
 
 @pytest.mark.parametrize("version", [(3, 10), (3, 13)])
-def test_where_none_suits_one_line_says_what_is_wanted(tmp_path: Path, version: tuple[int, int]) -> None:
+def test_without_a_suitable_python_one_line_names_the_versions(tmp_path: Path, version: tuple[int, int]) -> None:
     done = make(tmp_path, {"python3": version})
     assert done.returncode != 0
     said = done.stderr.splitlines()
@@ -79,7 +79,7 @@ def test_where_none_suits_one_line_says_what_is_wanted(tmp_path: Path, version: 
     assert "made by" not in done.stdout
 
 
-def test_one_that_is_named_is_taken_with_a_word(tmp_path: Path) -> None:
+def test_a_named_python_is_taken_with_a_warning(tmp_path: Path) -> None:
     there = {"python3": (3, 12), "python3.13": (3, 13), "python3.10": (3, 10)}
     done = make(tmp_path, there, "PYTHON=python3.13")
     assert done.returncode == 0, done.stderr
@@ -87,7 +87,7 @@ def test_one_that_is_named_is_taken_with_a_word(tmp_path: Path) -> None:
     assert "Python 3.13: MediaPipe" in done.stdout
 
 
-def test_one_that_is_too_old_is_not(tmp_path: Path) -> None:
+def test_a_named_python_that_is_too_old_is_refused(tmp_path: Path) -> None:
     done = make(tmp_path, {"python3": (3, 12), "python3.10": (3, 10)}, "PYTHON=python3.10")
     assert done.returncode != 0
     assert "python3.10 is 3.10" in done.stderr

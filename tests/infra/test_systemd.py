@@ -1,4 +1,4 @@
-"""The unit and the script that bring the machine up: what systemd says of the one, what the other does."""
+"""The systemd unit and the start-up script: systemd accepts the unit, and the script waits for what it needs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def seconds(text: str) -> float:
 
 
 def verified(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
-    """What `systemd-analyze verify` says of a unit beside a Docker of its own."""
+    """The output of `systemd-analyze verify` for the unit, with a stand-in for Docker's unit."""
     unit = folder / "inference-compose.service"
     unit.write_text(text)
     (folder / "docker.service").write_text("[Unit]\nDescription=Docker\n[Service]\nExecStart=/bin/true\n")
@@ -81,7 +81,7 @@ def test_a_stop_leaves_every_container_its_grace_period() -> None:
     periods = {name: seconds(str(service.get("stop_grace_period", "10s"))) for name, service in services.items()}
 
     def stopping(name: str) -> float:
-        """Compose stops all at once, but what another one needs only after that one."""
+        """Longest time to stop a service: compose stops all services at once, but a dependency after its dependents."""
         needed_by = [other for other, service in services.items() if name in service.get("depends_on", ())]
         return periods[name] + max(map(stopping, needed_by), default=0.0)
 
@@ -151,7 +151,7 @@ def test_it_waits_for_docker_and_for_the_driver(machine: Machine, tmp_path: Path
     ("broken", "said"),
     [("docker", "Docker did not answer within 0 s"), ("nvidia-smi", "no GPU within 0 s")],
 )
-def test_what_never_comes_is_named(machine: Machine, broken: str, said: str) -> None:
+def test_a_dependency_that_never_comes_is_named(machine: Machine, broken: str, said: str) -> None:
     machine.program(broken, "exit 1")
     done = machine.boot(DOCKER_WAIT_S="0", GPU_WAIT_S="0")
     assert done.returncode == 1

@@ -154,7 +154,7 @@ def test_starts_are_limited_and_the_schedule_is_denser_than_the_idle_time(templa
 def test_the_functions_have_time_for_calls_that_are_tried_again(
     template: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that Lambda cuts short answers nobody: the page would hear 502 instead of "Amazon is busy"."""
+    """If Lambda cut a function short, the page would get a 502 instead of "Amazon is busy"."""
     import machine
 
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")

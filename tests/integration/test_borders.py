@@ -47,7 +47,7 @@ def test_a_smaller_batch_leaves_the_borders_of_the_next_larger_one(tmp_path: Pat
     wish = StreamSettings(stages=Stages(ocr=False, motion=False, track=False))
 
     async def analyzed(url: str) -> list[tuple[int, list[int]]]:
-        """What the model says of the pictures' borders, batch by batch."""
+        """The size of each batch, and the model's count of wrong border pixels for each frame in it."""
         settings = Settings(triton_url=url, triton_shm="on", ocr="off", state_dir=tmp_path / "service")
         said: list[tuple[int, list[int]]] = []
         async with open_pipeline(settings, settings.ocr, tracking=False) as opened:
@@ -73,7 +73,7 @@ def test_a_smaller_batch_leaves_the_borders_of_the_next_larger_one(tmp_path: Pat
 
 
 def wrong(answer: object) -> int:
-    """Pixels of the border that are not its grey."""
+    """The number of border pixels that are not the letterbox's grey."""
     assert isinstance(answer, FrameResult)
     assert answer.stages["detect"].status == "ok"
     return round((answer.objects[0].box.x2 - 20) * 100)

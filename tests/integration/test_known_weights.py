@@ -53,7 +53,7 @@ def installed(folder: Path, *options: str) -> Path:
 
 @contextmanager
 def alone(folder: Path, repository: Path) -> Iterator[Service]:
-    """A service with an embedded Triton on this repository."""
+    """Starts a service with an embedded Triton on this repository."""
     require_environment(TritonSettings().triton_python, "make triton-env")
     with serving(folder, {"TRITON_REPOSITORY": str(repository), "OCR": "off"}) as service:
         yield service
@@ -215,7 +215,7 @@ def test_the_frames_of_a_batch_each_get_their_own(repository: Path, tmp_path: Pa
 
 
 def requests(service: Service) -> dict[str, float]:
-    """Requests by model."""
+    """The number of inference requests by model."""
     names = ("vision", "yolo", "yolo_pose")
     samples = service.metrics()
     return {name: samples.get(f'sightline_model_batch_size_count{{model="{name}"}}', 0) for name in names}

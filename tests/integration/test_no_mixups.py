@@ -91,7 +91,7 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def colour_of(session: int, seq: int) -> np.ndarray:
-    """R, G, B, another for every frame; room above for the box."""
+    """R, G, B, different for every frame and small enough that the box stays inside the image."""
     return np.random.default_rng((session, seq)).integers(0, 240, 3)
 
 
@@ -120,7 +120,7 @@ async def well_behaved(url: str, number: int) -> None:
 
 
 async def rude(service: Service, over: asyncio.Event, number: int) -> None:
-    """Comes, sends, and is gone in the middle of whatever the service does with it."""
+    """A client that connects, sends, and disconnects while the service still processes its frames."""
     fate = random.Random(number)
     while not over.is_set():
         socket = await open_socket(service.socket_url, compression=None)
@@ -133,7 +133,7 @@ async def rude(service: Service, over: asyncio.Event, number: int) -> None:
 
 
 async def impatient(service: Service, over: asyncio.Event) -> None:
-    """Asks for single pictures and does not wait for all of the answers."""
+    """A client that posts single images and cancels some of its requests."""
     async with httpx.AsyncClient() as http:
         for seq in range(100_000):
             if over.is_set():

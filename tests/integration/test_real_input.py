@@ -1,4 +1,4 @@
-"""Photographs and films through the whole service: what it says against what is known of them."""
+"""Photographs and videos through the whole service: the results agree with what is known about the images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOTION_ALONE = {"detect": False, "pose": False, "ocr": False}
 
 @pytest.fixture(scope="module")
 def panned(real: Service) -> list[Result]:
-    """What the service says of the pan."""
+    """The results of the panned video."""
     return watch(real.url, PAN.jpegs())
 
 
@@ -161,7 +161,7 @@ def test_a_picture_without_text_says_that_it_was_read(real: Service) -> None:
 
 
 def pictures() -> list[bytes]:
-    """Eight pictures that have different things in different places."""
+    """Eight images with different objects in different places."""
     astronaut, cat, coffee = data.astronaut(), data.chelsea(), data.coffee()
     return [
         clip.encode(picture)

@@ -42,7 +42,7 @@ def python() -> str:
 
 @pytest.fixture(scope="module")
 def exports(python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Networks, and what Ultralytics sees with them in pictures of eight shapes."""
+    """Exported networks, and Ultralytics' own results with them on images of eight shapes."""
     folder = tmp_path_factory.mktemp("ultralytics")
     (folder / "pictures").mkdir()
     photograph = np.tile(skimage.data.astronaut()[..., ::-1], (4, 4, 1))

@@ -1,4 +1,4 @@
-"""A client that writes down what it got, and when."""
+"""Clients that record each result and the time at which it came."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from app.protocol.result import Box
 
 
 def watch(url: str, jpegs: list[bytes], **wishes: Any) -> list[Result]:
-    """The results of these frames, every one analysed."""
+    """Sends these frames; returns their results. Each frame must be analysed."""
     return asyncio.run(watching(url, jpegs, **wishes))
 
 
@@ -30,7 +30,7 @@ async def watching(url: str, jpegs: list[bytes], **wishes: Any) -> list[Result]:
 def watch_film(
     url: str, film: Callable[[list[Result]], Iterable[bytes]], *, every_s: float = 0.1, at_most: int = 400
 ) -> list[Result]:
-    """The results of a film that is made as it goes: `film` sees the results so far and gives frame after frame."""
+    """Returns the results of a video made on the fly: `film` gets the results so far and yields the next frames."""
     seen: list[Result] = []
 
     async def paced() -> AsyncIterator[bytes]:

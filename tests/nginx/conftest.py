@@ -1,4 +1,4 @@
-"""nginx with the shipped files, in front of the real service; and connections that say nothing for 70 seconds."""
+"""nginx with the shipped files before the real service, and connections that stay silent for 70 seconds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def service(canned_triton: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service that knows by which name nginx is asked for it."""
+    """A service whose allowed hosts include the name under which nginx serves it."""
     settings = {"TRITON_URL": canned_triton, "OCR": "off", "ALLOWED_HOSTS": NAME}
     with serving(tmp_path_factory.mktemp("service"), settings) as running:
         yield running
@@ -57,7 +57,7 @@ def mute_upstream() -> Iterator[int]:
 
 @pytest.fixture(scope="session", autouse=True)
 def silences(proxy: Proxy, mute_upstream: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Silences]:
-    """Begun with the first test in here: what each connection has to say after 70 seconds of silence."""
+    """Replies of connections after 70 seconds of silence; they begin with the first test of this folder."""
     with ExitStack() as stack:
         mute = stack.enter_context(running_nginx(tmp_path_factory.mktemp("nginx-mute"), mute_upstream))
         pool = stack.enter_context(ThreadPoolExecutor(2))
@@ -70,7 +70,7 @@ def silences(proxy: Proxy, mute_upstream: int, tmp_path_factory: pytest.TempPath
 
 
 def _after_silence(proxy: Proxy, over: threading.Event, *, live: bool) -> str:
-    """Opens, says nothing for 70 seconds, says something; returns the answer."""
+    """Opens a connection, sends nothing for 70 seconds, then sends a message; returns the reply."""
     with proxy.opened_plainly() as connection:
         if live:
             connection.send('{"type": "init"}')

@@ -1,4 +1,4 @@
-"""Connections that never become a request: their clocks are the default servers', since no name is known yet."""
+"""Connections that never become a request: the default servers' timeouts hold, as no name is known yet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plain HTTP through nginx: TLS, what is open and what is closed, limits, headers, the cached page."""
+"""Plain HTTP through nginx: TLS, public and private paths, limits, headers, the cached page."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_certificates_can_be_renewed_over_plain_http(proxy: Proxy) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/config.json", "/web/main.js", "/health/live", "/health/ready", "/schema.json"])
-def test_what_everybody_may_see(proxy: Proxy, service: Service, path: str) -> None:
+def test_public_paths_are_served(proxy: Proxy, service: Service, path: str) -> None:
     answer = proxy.ask("GET", path)
     assert answer.status_code == 200
     if path != "/health/ready":  # it says how much room is on the disk
@@ -119,7 +119,7 @@ def test_what_everybody_may_see(proxy: Proxy, service: Service, path: str) -> No
         ("POST", "/invocations"),
     ],
 )
-def test_what_nobody_may_see(proxy: Proxy, method: str, path: str) -> None:
+def test_private_paths_are_refused(proxy: Proxy, method: str, path: str) -> None:
     answer = proxy.ask(method, path)
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
 
@@ -158,7 +158,7 @@ def test_bodies_are_bounded_and_never_written_to_disk(proxy: Proxy, jpeg: bytes)
 
 
 def many_pictures(proxy: Proxy, **how: str) -> list[httpx.Response]:
-    """The answers to more than nginx lets through, many at once: one after the other a busy machine is too slow."""
+    """Responses to more requests than nginx admits, sent at once, because a busy machine would send them too slowly."""
 
     def ask(_: int) -> httpx.Response:
         return proxy.ask("POST", "/v1/frames", content=b"no JPEG", **how)

@@ -1,4 +1,4 @@
-"""Live sessions through nginx: wss, silence, reloads, who the client is."""
+"""Live sessions through nginx: wss, silent connections, reloads, and the client's address."""
 
 from __future__ import annotations
 

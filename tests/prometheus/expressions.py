@@ -1,4 +1,4 @@
-"""Every expression of the shipped dashboards and rules, and what the promtool tests say about them."""
+"""Every expression of the shipped dashboards and rules, and the promtool tests' expectations of them."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def boards() -> tuple[dict[str, Any], ...]:
 
 
 def panels(board: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The panels that show something."""
+    """The board's panels except rows."""
     return [panel for panel in board["panels"] if panel["type"] != "row"]
 
 
 def panel_expressions() -> dict[str, str]:
-    """By where it stands."""
+    """The panels' expressions by their place: dashboard and title."""
     return {
         f"{board['title']} / {panel['id']} {panel['title']} / {target['refId']}": plain(target["expr"])
         for board in boards()
@@ -62,7 +62,7 @@ def rules(kind: str) -> tuple[dict[str, Any], ...]:
 
 
 def everything() -> dict[str, str]:
-    """Panels and rules; by where it stands."""
+    """The expressions of panels and rules by their place."""
     stated = {f"record {rule['record']}": plain(rule["expr"]) for rule in rules("record")}
     stated |= {f"alert {rule['alert']}": plain(rule["expr"]) for rule in rules("alert")}
     return panel_expressions() | stated
@@ -79,7 +79,7 @@ class Case:
 
 @cache
 def cases() -> tuple[Case, ...]:
-    """Of all promtool tests. Those files themselves are run by promtool in `test_files.py`."""
+    """The expectations of all promtool tests. `test_files.py` runs the files themselves with promtool."""
     groups = [group for path in PROMTOOL_TESTS for group in yaml.safe_load(path.read_text())["tests"]]
     return tuple(
         Case(plain(case["expr"]), tuple(sample["labels"] for sample in case["exp_samples"]))

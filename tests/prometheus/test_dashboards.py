@@ -1,4 +1,4 @@
-"""The dashboards are what their source says, and whole enough for Grafana to show."""
+"""The dashboards match their source and are complete enough for Grafana."""
 
 from __future__ import annotations
 

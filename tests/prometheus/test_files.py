@@ -1,4 +1,4 @@
-"""promtool reads every file and passes its unit tests; every alert has one that fires and one that does not."""
+"""promtool accepts every file, and its unit tests pass; each alert has a test that fires and one that does not."""
 
 from __future__ import annotations
 

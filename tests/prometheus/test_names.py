@@ -1,4 +1,4 @@
-"""Names in expressions are names of ours, or of Triton; labels and their values, too."""
+"""Every metric, label and label value in an expression exists in the service or in Triton."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TARGET_LABELS = {"job", "instance"}
 
 @cache
 def ours() -> dict[str, set[str]]:
-    """Labels by the name of a series, as the exposition has it."""
+    """Labels by the name of a series, as in the text exposition."""
     series: dict[str, set[str]] = {}
     for metric in metric_objects():
         labels, name = set(metric._labelnames), metric._name

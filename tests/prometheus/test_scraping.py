@@ -1,4 +1,4 @@
-"""A real Prometheus reads a real service and its Triton under a short load, and works every expression out."""
+"""A real Prometheus scrapes a real service and its Triton under a short load and evaluates every expression."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SESSIONS, FRAMES = 2, 60
 
 @dataclass(frozen=True)
 class Watched:
-    """What is scraped, and who scrapes it."""
+    """The service that is scraped, and the Prometheus that scrapes it."""
 
     prometheus: Prometheus
     service: Service
@@ -34,7 +34,7 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory, jpeg: bytes) -> Iterator[Watched]:
-    """The service asks for a token; Prometheus has none."""
+    """A service that requires a token, and a Prometheus without one."""
     require_program("prometheus")
     require_environment(TritonSettings().triton_python, "make triton-env")
     folder = tmp_path_factory.mktemp("watched")

@@ -36,7 +36,7 @@ async def ask(model: LanguageModel, spent: Spent | None = None) -> SummaryConten
 
 
 async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    """Waits for a condition that something else brings about."""
+    """Waits until the condition holds; other tasks bring it about."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110  servers in threads set no events of ours
             await asyncio.sleep(0.01)

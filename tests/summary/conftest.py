@@ -1,4 +1,4 @@
-"""A developer's own settings, keys and proxies must not change what is tested."""
+"""Removes a developer's own settings, keys and proxies, so that they do not change the tests."""
 
 import os
 

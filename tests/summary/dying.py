@@ -1,4 +1,4 @@
-"""A service to be killed with work waiting.
+"""A process that a test kills while observations wait in its backlog.
 
 `python -m tests.summary.dying FOLDER` offers observations of two sessions, says `ready` once they are on disk; waits.
 """

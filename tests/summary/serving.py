@@ -18,7 +18,7 @@ NO_MODEL = LlmSettings(llm_model=None)
 
 @asynccontextmanager
 async def summaries(folder: Path, model: LlmSettings = NO_MODEL, **settings: Any) -> AsyncIterator[Summaries]:
-    """With short intervals unless told otherwise."""
+    """Opens summaries, with short intervals unless the settings say otherwise."""
     service = Summaries(SummarySettings(**{**QUICK, **settings}), model, folder)
     await service.open()
     try:
@@ -28,7 +28,7 @@ async def summaries(folder: Path, model: LlmSettings = NO_MODEL, **settings: Any
 
 
 class Client:
-    """What a session said."""
+    """A client that collects the messages of a session."""
 
     def __init__(self) -> None:
         self.heard: list[Summary | Notice] = []

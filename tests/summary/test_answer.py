@@ -1,4 +1,4 @@
-"""Which answers are summaries."""
+"""Which of a model's answers are accepted as summaries."""
 
 import json
 from types import SimpleNamespace

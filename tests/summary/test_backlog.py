@@ -39,7 +39,7 @@ def offer(backlog: Backlog, numbers: Iterable[int]) -> None:
 
 
 async def offer_slowly(backlog: Backlog, numbers: Iterable[int], spill: Spill) -> None:
-    """Never more at once than the disk keeps up with."""
+    """Offers observations no faster than the disk writes them."""
     for number in numbers:
         offer(backlog, [number])
         if number % 2 == 0:
@@ -64,7 +64,7 @@ def outcomes() -> dict[str, float]:
 
 
 def since(before: dict[str, float]) -> dict[str, float]:
-    """What they grew by; checks that everything that came is told of."""
+    """Growth of the counters since `before`; checks that every observation has an outcome."""
     more = {name: value - before[name] for name, value in outcomes().items() if value != before[name]}
     came, became = (sum(more.get(name, 0) for name in names) for names in (_CAME, _BECAME))
     assert came == became

@@ -20,7 +20,7 @@ RAM, DISK = 8, 40
 
 @dataclass
 class Waiting:
-    """Of one session: the ids of frames that nobody took yet, which are always consecutive."""
+    """One session's frame ids that were not taken yet; they are always consecutive."""
 
     first: int = 1
     end: int = 1
@@ -41,7 +41,7 @@ class Waiting:
 
 
 class Lives(stateful.RuleBasedStateMachine):
-    """The process under test at one end, at the other what it must answer."""
+    """Drives the process under test and a model of what it must return."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the model may cost."""
+"""The token budget of the language model."""
 
 import pytest
 from hypothesis import given

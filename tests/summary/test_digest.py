@@ -1,4 +1,4 @@
-"""The summary by rule, word for word."""
+"""The summary by rules, compared word for word."""
 
 import pytest
 

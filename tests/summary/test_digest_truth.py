@@ -284,7 +284,7 @@ CLASSES = ("person", "face", "dog", "bus", "car", "sheep", "wine glass", "1")
 
 @st.composite
 def scenes(draw) -> Truth:
-    """Anything that results may hold, be it plausible or not."""
+    """Any results that the types allow, plausible or not."""
     chance = Random(draw(st.integers(0, 2**32)))
     results = []
     at_ms = 0.0

@@ -1,4 +1,4 @@
-"""A disk buffer whose disk answers when the test says so, in orders of events that no real disk gives at will."""
+"""A disk buffer on a fake disk that completes when the test says so, for rare orders of events."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROWS = [EncodedObservation(1, 1, b"one"), EncodedObservation(2, 1, b"two")]
 
 
 class Disk:
-    """Keeps what is to be called for every piece of work, in order."""
+    """A fake disk that keeps the callbacks of its requests, in order."""
 
     accepting = True
 
@@ -30,7 +30,7 @@ class Disk:
         self.waiting.append(done)
 
     async def answers(self, outcome: Any) -> None:
-        """The oldest work that waits ends like this."""
+        """Completes the oldest waiting request with this outcome."""
         self.waiting.pop(0)(outcome)
         await asyncio.sleep(0)
 

@@ -1,4 +1,4 @@
-"""What the model is sent: rules, prompt, and data that cannot leave its fence."""
+"""The request to the model: rules, prompt, and data that cannot break out of its fence."""
 
 import orjson
 from hypothesis import given

@@ -283,7 +283,7 @@ async def test_giving_up_in_the_middle_leaves_nothing_behind():
 
 
 async def test_nothing_is_reported_to_langsmith(monkeypatch):
-    """Its variables may be set for something else on the machine."""
+    """LangSmith's variables may be set on the machine for another program."""
     with speaking() as langsmith, speaking() as fake:
         for name in ("LANGSMITH_TRACING", "LANGCHAIN_TRACING_V2"):
             monkeypatch.setenv(name, "true")
@@ -309,7 +309,7 @@ async def test_nothing_is_reported_to_langsmith(monkeypatch):
 @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
 @pytest.mark.parametrize("streaming", [False, True])
 async def test_the_server_of_the_tests_speaks_the_protocol_as_langchains_client_does(method, streaming):
-    """Both ways to ask for a form, whole and streamed: what stands in for a provider here must do as one does."""
+    """Both ways to request structured output, whole and streamed: the fake server must act like a provider."""
     from langchain_openai import ChatOpenAI
     from openai import DefaultAsyncHttpxClient
 

@@ -50,7 +50,7 @@ async def test_who_waits_as_the_server_asked_stops_waiting_once_the_model_is_lef
 
 
 async def test_no_more_than_allowed_are_in_flight_when_that_time_ends():
-    """Who came while the model was left alone has no slot, and sends nothing."""
+    """A request that came while the breaker was open holds no slot and is not sent."""
     with speaking(openai.fails(500), answer()) as fake:
         async with model(fake, llm_breaker_failures=1, llm_breaker_s=600, llm_max_in_flight=1) as language_model:
             with pytest.raises(NoAnswer):

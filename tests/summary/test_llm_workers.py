@@ -1,4 +1,4 @@
-"""Several workers of one service, each with its own client: together they keep the bounds."""
+"""Several workers of one service, each with its own client, stay within the service's limits together."""
 
 import asyncio
 

@@ -39,7 +39,7 @@ def frame(
 def watch(
     builder: ObservationBuilder, frames: Sequence[FrameResult], *, first: int = 1, fps: float = 10
 ) -> list[Observation]:
-    """What comes of these frames, the one after the other; frame `n` is at `n / fps` seconds."""
+    """The observations made of these frames in order; frame `n` is at `n / fps` seconds."""
     ids = range(first, first + len(frames))
     made = [builder.add(number, result, number * 1000 / fps) for number, result in zip(ids, frames, strict=True)]
     return [observation for observation in made if observation is not None]

@@ -33,7 +33,7 @@ def dying(folder):
 
 
 async def told(service, session_id):
-    """Its summaries, once there are any."""
+    """Waits until the session has summaries; returns them."""
     async with asyncio.timeout(10):
         while not (found := await service.last(session_id, 9)):  # noqa: ASYNC110  another task tells them
             await asyncio.sleep(0.01)

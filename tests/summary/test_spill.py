@@ -44,7 +44,7 @@ def remove_all(folder: Path) -> None:
 
 
 async def leave(folder: Path, session_id: str, numbers: range) -> None:
-    """A process that ended in order, with these observations untold."""
+    """Leaves observations as a process does that ended in order before it summarized them."""
     async with opened(folder, summary_ram_items=4) as (spill, settings):
         backlog = Backlog(session_id, settings, spill)
         await offer_slowly(backlog, numbers, spill)

@@ -1,4 +1,4 @@
-"""Spill: what failed while the disk was in trouble is repeated."""
+"""Spill repeats the operations that failed while the disk had errors."""
 
 from __future__ import annotations
 

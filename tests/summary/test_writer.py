@@ -1,4 +1,4 @@
-"""The writer's thread: whatever happens to the folder, every request is answered and the thread goes on."""
+"""The writer's thread answers every request and keeps running, even when its folder fails."""
 
 from __future__ import annotations
 

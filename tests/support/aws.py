@@ -24,7 +24,7 @@ _LISTENING = re.compile(r"Running on (http://127\.0\.0\.1:\d+)")
 
 @dataclass(frozen=True)
 class Aws:
-    """Where it listens, and whom it takes one for."""
+    """A running moto server: its address, and clients of it."""
 
     endpoint_url: str
 

@@ -54,12 +54,12 @@ class Life:
         return answer
 
     def kill(self) -> None:
-        """As the kernel does it: SIGKILL, nothing is closed."""
+        """Kills the process with SIGKILL, so that nothing is closed."""
         self.process.kill()
         self._over()
 
     def end(self) -> None:
-        """In order: everything is kept on disk."""
+        """Ends the process in order, so that everything is kept on disk."""
         self.ask("end")
         self._over()
 
@@ -88,7 +88,7 @@ class _Life:
             self._backlogs[session_id].offer(observed(number))
 
     async def flood(self, session_id: str, count: int) -> None:
-        """Offers so many, telling all the while how many are on disk."""
+        """Offers this many observations; after each it sends the number on disk to the test."""
         backlog = self._backlogs[session_id]
         for number in range(1, count + 1):
             backlog.offer(observed(number))
@@ -99,7 +99,7 @@ class _Life:
                 self._connection.send(backlog.counts.on_disk)
 
     async def settle(self) -> None:
-        """Until what is on its way to the disk is there."""
+        """Waits until all writes have reached the disk."""
         await self._spill.orphans()
 
     async def take(self, session_id: str, items: int) -> list[Observation]:

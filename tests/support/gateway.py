@@ -1,4 +1,4 @@
-"""A way to a server that a test opens and closes: closed, nobody answers at its address."""
+"""A TCP proxy that a test opens and closes; while it is closed, its address refuses connections."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 
 
 class Gateway:
-    """Hands bytes on between its address and the server's. For one event loop."""
+    """Forwards bytes between its address and the server's, within one event loop."""
 
     def __init__(self, to: str) -> None:
         host, _, port = to.rpartition(":")
@@ -29,7 +29,7 @@ class Gateway:
         self._server = await asyncio.start_server(self._through, "127.0.0.1", self._port, reuse_port=True)
 
     async def close(self) -> None:
-        """Ends what is open as well."""
+        """Closes the listening socket and every open connection."""
         if self._server is not None:
             self._server.close()
         for way in self._ways:
@@ -64,7 +64,7 @@ async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> N
 
 @asynccontextmanager
 async def gateway(to: str) -> AsyncIterator[Gateway]:
-    """One that is closed still."""
+    """Yields a gateway that is not open yet."""
     opened = Gateway(to)
     try:
         yield opened

@@ -42,7 +42,7 @@ def ingesting(server: RedisServer, *sources: str, loop: bool = False, **settings
 
 
 def until(what: Callable[[], Any], *, patience_s: float = PATIENCE_S) -> Any:
-    """What it answers, as soon as that is true."""
+    """Calls until the value is true; returns it."""
     deadline = time.monotonic() + patience_s
     while not (found := what()):
         assert time.monotonic() < deadline, f"did not come true in {patience_s:g} s"

@@ -1,4 +1,4 @@
-"""A bare client of the live protocol: it sends what a test says, right or wrong, and checks what comes back."""
+"""A bare client of the live protocol: sends any bytes, valid or not, and validates every message it receives."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Live:
         return await self.until("result", "error")
 
     async def rest(self) -> list[Message]:
-        """Everything up to the end of the connection."""
+        """All messages up to the end of the connection."""
         messages = []
         with suppress(ConnectionClosed):
             while True:
@@ -96,7 +96,7 @@ class Live:
 
 @asynccontextmanager
 async def opened(service: Service, headers: Mapping[str, str] | None = None, **options: Any) -> AsyncIterator[Live]:
-    """A socket on which nothing was said yet."""
+    """A socket that has sent nothing yet."""
     options = {"compression": None, "max_size": None, "ping_interval": None, "close_timeout": 5, **options}
     async with connect(service.socket_url, additional_headers=headers, **options) as connection:
         yield Live(connection, service)
@@ -139,7 +139,7 @@ def plain_socket(service: Service, *, receive_buffer: int | None = None) -> sock
 
 
 def upgrade(connection: socket.socket) -> None:
-    """Makes it a WebSocket; what the service sends from then on is left unread."""
+    """Performs the WebSocket handshake; messages of the service after it are left unread."""
     key = base64.b64encode(os.urandom(16)).decode()
     connection.sendall(
         "GET /ws/inference HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -167,7 +167,7 @@ TEXT, BINARY, CLOSE, PING, CONTINUATION = 1, 2, 8, 9, 0
 
 
 def reset(connection: socket.socket) -> None:
-    """Ends it with RST instead of FIN."""
+    """Closes the connection with RST instead of FIN."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
 
@@ -185,7 +185,7 @@ def ended(connection: socket.socket) -> bool:
 
 
 def send_until_cut_off(connection: socket.socket, data: bytes) -> None:
-    """Sends the same over and over until the service has had enough."""
+    """Sends the data again and again until the service closes the connection."""
     deadline = time.monotonic() + PATIENCE_S
     try:
         while time.monotonic() < deadline:

@@ -18,7 +18,7 @@ SERVICE = "cams"
 
 @dataclass
 class Watched:
-    """`first` begins as the master."""
+    """A Sentinel and its two servers; `first` begins as the master."""
 
     port: int
     first: RedisServer
@@ -26,7 +26,7 @@ class Watched:
 
     @property
     def url(self) -> str:
-        """One Sentinel that nobody runs, one that is there."""
+        """A URL of two Sentinels: the first does not exist, the second runs."""
         return f"redis+sentinel://127.0.0.1:1,127.0.0.1:{self.port}/{SERVICE}"
 
     def fail_over(self) -> None:

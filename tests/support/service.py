@@ -1,4 +1,4 @@
-"""The service and its Triton as processes of their own, and what one asks of them."""
+"""The service and its Triton as separate processes, and queries of them."""
 
 from __future__ import annotations
 

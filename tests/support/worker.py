@@ -49,7 +49,7 @@ def working(
 
 
 def until(true: Callable[[], Any], what: str = "") -> Any:
-    """Waits until it is; returns what it is."""
+    """Waits until the value is true; returns it."""
     deadline = time.monotonic() + WAIT_S
     while not (found := true()):
         assert time.monotonic() < deadline, what or "it did not come to be"
@@ -58,7 +58,7 @@ def until(true: Callable[[], Any], what: str = "") -> Any:
 
 
 class Counts:
-    """What counters have gone up by since this was made."""
+    """The growth of counters since this object was made."""
 
     def __init__(self) -> None:
         self._before: dict[tuple[str, tuple[str, ...]], float] = {}
@@ -119,7 +119,7 @@ class Page(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing is logged a request."""
+        """Logs nothing."""
 
 
 @dataclass
@@ -236,7 +236,7 @@ class Runtime:
         self.objects.write(uri(self.bucket, f"async/{name}"), b'{"frames": 1}')
 
     def answer_all(self) -> None:
-        """Answers calls that wait."""
+        """Answers the calls that wait."""
         with self.lock:
             waiting, self.waiting = self.waiting, []
         for name, asked in waiting:

@@ -147,5 +147,5 @@ def upright(jpeg: bytes, head: np.ndarray) -> np.ndarray:
 
 
 def inverse(matrix: np.ndarray) -> tuple[float, ...]:
-    """Pillow wants the way from crop to picture."""
+    """The inverse transform, from crop to image, which Pillow expects."""
     return tuple(cv2.invertAffineTransform(matrix).ravel().tolist())

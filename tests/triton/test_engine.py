@@ -116,7 +116,7 @@ class Host:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def serves(self, name: str) -> str:
-        """plan or onnx."""
+        """Which file the repository serves: `plan` or `onnx`."""
         folder = self.repository / name
         version = folder / str(installed_version(folder))
         kind = json.loads((version / "engine.json").read_text())["kind"]
@@ -128,7 +128,7 @@ class Host:
 
 @pytest.fixture(scope="module")
 def ready_host(triton_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Host:
-    """`engine.py source` is done."""
+    """A host after `engine.py source`."""
     host = Host(tmp_path_factory.mktemp("ready"), triton_python)
     host.set_up()
     assert "yolo_pose: people.onnx made ready for TensorRT" in host.run("source")
@@ -137,7 +137,7 @@ def ready_host(triton_python: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def built_host(ready_host: Host, tmp_path_factory: pytest.TempPathFactory) -> Host:
-    """And `engine.py build`, on an A10G."""
+    """A host after `engine.py source` and `engine.py build`, on an A10G."""
     host = copy(ready_host, tmp_path_factory.mktemp("built"))
     assert "yolo: serves plan" in host.run("build")
     return host
@@ -145,13 +145,13 @@ def built_host(ready_host: Host, tmp_path_factory: pytest.TempPathFactory) -> Ho
 
 @pytest.fixture
 def host(ready_host: Host, tmp_path: Path) -> Host:
-    """`engine.py source` is done; the test's own."""
+    """A host of the test's own after `engine.py source`."""
     return copy(ready_host, tmp_path)
 
 
 @pytest.fixture
 def built(built_host: Host, tmp_path: Path) -> Host:
-    """`engine.py build` is done; the test's own."""
+    """A host of the test's own after `engine.py build`."""
     return copy(built_host, tmp_path)
 
 

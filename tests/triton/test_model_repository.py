@@ -64,7 +64,7 @@ def url(triton_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def ask(url: str, *calls: tuple[str, np.ndarray]) -> tuple[ModelSet, list[Reply]]:
-    """What the service reads of the server, and the answers to requests that are all in flight at once."""
+    """Returns the models as the service reads them, and the replies to requests that are in flight together."""
 
     async def run() -> tuple[ModelSet, list[Reply]]:
         settings = TritonSettings(triton_max_in_flight=64, triton_deadline_s=30, triton_shm="off")

@@ -1,4 +1,4 @@
-"""`make models` as it is called: files into a repository, or a reason and nothing changed."""
+"""`make models`, run as a command: it installs the files, or prints a reason and changes nothing."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""An installed ONNX in OpenVINO, through the embedded Triton: the same answers as in ONNX Runtime, and who chooses."""
+"""OpenVINO in the embedded Triton gives the same results as ONNX Runtime; how the runtime is chosen."""
 
 import asyncio
 import os
