@@ -33,6 +33,8 @@ from tests.support.sentinel import SERVICE, running_sentinel
 
 ADMIN = "redis://admin:secret@127.0.0.1:{port}"
 STATES = ("READONLY", "NOREPLICAS", "NOPERM", "OOM", "MISCONF", "BUSY", "NOAUTH")
+CLUSTER = ("--cluster-enabled", "yes", "--cluster-port")
+"""Options of a Cluster's node; its bus port follows. The default, port + 10000, may be in use by a connection."""
 
 
 @pytest.fixture(scope="module")
@@ -383,7 +385,7 @@ def test_d2_sentinels_are_asked_at_the_start(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", [("ingest", "0"), ("work",), ("top", "--once")])
 def test_d3_a_cluster_is_refused_by_name_at_the_start(tmp_path: Path, command: tuple[str, ...]) -> None:
-    with running_redis(tmp_path, "--cluster-enabled", "yes") as server:
+    with running_redis(tmp_path, *CLUSTER, str(free_port())) as server:
         environment = {**os.environ, "REDIS_URL": server.url, "METRICS_PORT": "0", "STATE_DIR": str(tmp_path / "state")}
         done = subprocess.run(
             [sys.executable, "-m", "app", "fleet", *command],
@@ -400,7 +402,7 @@ def test_d3_a_cluster_is_refused_by_name_at_the_start(tmp_path: Path, command: t
 
 
 def test_d3_a_cluster_that_shows_only_later_is_refused_too(tmp_path: Path, pan: Path) -> None:
-    with running_redis(tmp_path, "--cluster-enabled", "yes") as server:
+    with running_redis(tmp_path, *CLUSTER, str(free_port())) as server:
         server.stop()
         life = Life(server, "w")
         life.consumer.check()
