@@ -1,4 +1,4 @@
-"""moto's server, one for all tests of recorded film: each makes an estate of its own in it."""
+"""moto's server for all tests of recorded video. Each test creates buckets, queues and tables of its own in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who analyses a segment: the stub, and a server of `/invocations`."""
+"""The backends: the stub, and a server of `/invocations`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""S3's events."""
+"""S3's events, parsed and written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`/ping` and `/invocations`: the real pipeline on a real Triton, films in moto's S3 and in a folder."""
+"""`/ping` and `/invocations`: the real pipeline on a real Triton, videos in moto's S3 and in a folder."""
 
 from __future__ import annotations
 

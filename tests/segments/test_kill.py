@@ -1,4 +1,4 @@
-"""Kill -9 at ten random points: no segment is lost, and a job is sent to be put together once."""
+"""kill -9 at ten random points: no segment is lost, and a job is sent to reassembly once."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tests.support.worker import until
 KILLS = 10
 SEGMENTS = 30
 VISIBILITY_S = "4"
-"""What was in hand at a kill comes back so late."""
+"""Seconds after which a killed worker's messages are delivered again."""
 SECONDS = ["--seconds", "0.3"]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a job is worked on, and how one looks into it."""
+    """Where a job is worked on, and how the test inspects it."""
 
     folder: Path | None
     variables: dict[str, str]
@@ -92,7 +92,7 @@ def _estate(made: Estate, backend: dict[str, str]) -> Place:
         bodies = []
         while found := sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10, VisibilityTimeout=1).get("Messages"):
             bodies += [message["Body"] for message in found]
-        time.sleep(1.2)  # they are to be seen again by whoever puts the film together
+        time.sleep(1.2)  # until the messages are visible again, for the reassembler
         return bodies
 
     def fetch(job_id: str, target: Path) -> Path:
@@ -111,7 +111,8 @@ def test_a_worker_that_is_killed_loses_nothing(place: Place, tmp_path: Path) -> 
     said = run(["submit", str(source), *SECONDS, "--no-wait"], place.variables, log, folder=place.folder)
     job_id = said.split("/")[-2]
     variables = place.variables | {"INFERENCE_MAX_IN_FLIGHT": "2"}
-    # Points of the job, and from there on a moment: on a slow machine moments alone would all come before any work.
+    # Each kill waits for a number of completed segments, then for a random moment. With random moments alone all kills
+    # would come before any work on a slow machine.
     points = sorted(random.sample(range(SEGMENTS * 2 // 3), KILLS))
     for number, point in enumerate(points):
         work_log = tmp_path / f"work-{number}.log"
@@ -126,7 +127,7 @@ def test_a_worker_that_is_killed_loses_nothing(place: Place, tmp_path: Path) -> 
     with segments(["work"], variables, tmp_path / "work.log", folder=place.folder) as work:
         until(lambda: place.done() == SEGMENTS, "a segment was lost")
         until(place.sent, "nobody sent the job to be put together")
-        work.kill()  # told to end it would wait for its last request for a message
+        work.kill()  # on SIGTERM it would wait for its last long poll
     assert place.sent() == [job_id]
     with segments(["reassemble"], variables, tmp_path / "reassemble.log", folder=place.folder) as reassemble:
         run(["submit", str(source), *SECONDS], place.variables, log, folder=place.folder)
@@ -139,7 +140,7 @@ def test_a_worker_that_is_killed_loses_nothing(place: Place, tmp_path: Path) -> 
 def test_a_submission_that_is_killed_goes_on_when_it_is_called_again(
     canned_triton: str, state: Path, tmp_path: Path
 ) -> None:
-    """Cutting, analysing and putting together in one process, killed wherever it is."""
+    """Cutting, analysing and joining in one process, which is killed at random moments."""
     folder = tmp_path / "out"
     source = film(tmp_path / "film.mp4", SEGMENTS)
     variables = {"TRITON_URL": canned_triton}
@@ -155,6 +156,6 @@ def test_a_submission_that_is_killed_goes_on_when_it_is_called_again(
     assert_lines(final.with_suffix(".jsonl"), SEGMENTS * FRAMES_A_SEGMENT)
     told = "".join(path.read_text() for path in tmp_path.glob("*.log"))
     assert told.count("sent to be put together") == 1
-    # Nothing but the film and its results is left.
+    # Only the video and its results are left.
     assert sorted(path.name for path in final.parent.iterdir()) == ["final.jsonl", "final.mp4"]
     assert list((folder / "segments").iterdir()) == []

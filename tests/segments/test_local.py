@@ -32,7 +32,7 @@ def variables(canned_triton: str) -> dict[str, str]:
 
 
 def done(folder: Path) -> list[Path]:
-    """What was made in a folder."""
+    """The output files in a folder."""
     return sorted(path.relative_to(folder) for path in (folder / "jobs").rglob("*.*"))
 
 
@@ -61,7 +61,7 @@ def test_a_fresh_machine_draws_boxes_and_skeletons(tmp_path: Path) -> None:
 def test_text_is_read_from_the_first_frame_on_and_drawn_where_it_stands(
     variables: dict[str, str], tmp_path: Path
 ) -> None:
-    """Reading takes longer than many frames, and its process seconds to start: a film waits for it."""
+    """Reading takes longer than many frames, and its process seconds to start: a video waits for it."""
     require_environment(OcrSettings().ocr_python, "make ocr-env")
     pan = clip.Pan(step=(1, 0), count=60)
     source = clip.write_mp4(tmp_path / "clip.mp4", pan.pictures(), fps=FPS)
@@ -74,7 +74,7 @@ def test_text_is_read_from_the_first_frame_on_and_drawn_where_it_stands(
     lines = assert_lines(Path(said).with_suffix(".jsonl"), 60)
     assert all([text["text"] for text in line["texts"]] == [clip.WORDS] for line in lines)
     assert lines[0]["stages"]["ocr"]["status"] == "ok"
-    # Its age is the film's, not the clock's of a machine that is fast or slow.
+    # Its age is measured in the video's time, not by the clock of a fast or slow machine.
     ages = [line["stages"]["ocr"]["age_ms"] or 0 for line in lines]
     assert max(ages) <= 60 / FPS * 1000
     (text,) = lines[0]["texts"]

@@ -1,4 +1,4 @@
-"""Segments put together, once, whatever comes twice, early or damaged: on moto's AWS and in a folder."""
+"""Segments are joined once, even if messages come twice, early or damaged; on moto's AWS and in a folder."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def source(tmp_path: Path) -> Path:
 def analysed(
     resources: Resources, source: Path, folder: Path, *, mode: Mode = "annotate", results: bool = True
 ) -> None:
-    """A job whose segments are all there, done in no order."""
+    """Makes a job whose segments are all complete, out of order."""
     parts = list(cut(source, folder / "parts", 0.3))
     resources.store.put_job(Job(JOB, mode, "film.mp4", 1.0))
     for index in (2, 0, 3, 1):
@@ -55,7 +55,7 @@ def analysed(
 
 
 def turn(resources: Resources, *bodies: str) -> None:
-    """Sends these, and has them dealt with."""
+    """Sends these messages, and has each handled."""
     reassembler = Reassembler(resources, visibility_s=30)
     for body in bodies:
         resources.reassembly.send(body)
@@ -68,7 +68,7 @@ def counted(outcome: str) -> Any:
 
 
 def left(resources: Resources) -> int:
-    """Messages that are there to be received."""
+    """The number of messages that can be received."""
     count = 0
     while resources.reassembly.receive(0):
         count += 1
@@ -172,7 +172,7 @@ def test_parts_that_do_not_fit_together_fail_the_job(resources: Resources, sourc
 
 
 class Broken:
-    """Objects of which none can be read just now."""
+    """Objects whose downloads fail."""
 
     def __init__(self, objects: Any) -> None:
         self._objects = objects

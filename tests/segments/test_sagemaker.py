@@ -1,4 +1,4 @@
-"""The asynchronous endpoint: a runtime that speaks SageMaker's call, its answers as objects in moto's S3."""
+"""The asynchronous endpoint: a stand-in for SageMaker's runtime, which writes its answers to moto's S3."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SEGMENT = SegmentKey("clip", 0, "annotate")
 
 @dataclass(frozen=True)
 class Setup:
-    """An estate whose backend is the runtime."""
+    """Resources whose backend is the runtime."""
 
     parts: WorkerResources
     runtime: Runtime
@@ -40,7 +40,7 @@ class Setup:
             yield worker
 
     def submit(self, count: int = 1) -> list[SegmentKey]:
-        """A job with its segments; S3 tells the queue."""
+        """Makes a job and uploads its segments; S3 sends their events."""
         store = self.parts.store
         store.put_job(Job("clip", "annotate", "clip.mp4", time.time()))
         made = [SegmentKey("clip", index, "annotate") for index in range(count)]
@@ -57,7 +57,7 @@ class Setup:
         return [invocation.id for invocation in self.parts.store.open_invocations() if invocation.state == "open"]
 
     def sent(self) -> list[str]:
-        """Jobs in the reassembly queue, taken out."""
+        """Receives and deletes all jobs in the reassembly queue."""
         found = []
         while (message := self.parts.reassembly.receive(0)) is not None:
             found.append(message.body)
@@ -204,7 +204,7 @@ def test_a_container_that_never_has_room_fails_the_job_in_the_end(
 
 
 class Sends:
-    """A queue that nobody reads: how long each message is held back."""
+    """A queue without a reader, which records each message's delay."""
 
     name = "segments"
 
@@ -391,7 +391,7 @@ def test_motos_own_runtime(aws: Aws) -> None:
     parts.store.chunking_complete("clip", 1)
     with working(replace(parts, backend=backend), made.settings) as worker:
         (invocation,) = until(lambda: [found for found in parts.store.open_invocations() if found.answer_uri])
-        # moto answers into a bucket that it makes on the spot; its event is told by hand.
+        # moto answers into a bucket that it makes on the spot; the test sends its event.
         bucket, key = split_s3(invocation.answer_uri)
         assert parse_answer(bucket, key) is None
         parts.events.send(body_of(Created(bucket, key)))

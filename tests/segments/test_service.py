@@ -1,4 +1,4 @@
-"""Which films `/invocations` takes: by what is served, and by where they lie."""
+"""Which videos `/invocations` accepts, by the models that are served and by the addresses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Films submitted, interrupted, submitted again: on moto's AWS and in a folder."""
+"""Videos submitted, interrupted and submitted again, on moto's AWS and in a folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Watched:
         self.segments = segments
 
     def heard(self) -> list[SegmentKey]:
-        """All segments that are told of, and deletes the messages."""
+        """The announced segments, sorted; deletes their messages."""
         found = []
         while message := self.segments.receive(0):
             for event in read(message.body):
@@ -85,7 +85,7 @@ def go(
 
 
 def taken(queue: Queue) -> list[str]:
-    """What all its messages say; they are deleted."""
+    """The bodies of all its messages, which are deleted."""
     found = []
     while message := queue.receive(0):
         found.append(message.body)
@@ -94,7 +94,7 @@ def taken(queue: Queue) -> list[str]:
 
 
 def finish(resources: Resources, job: Job) -> None:
-    """As if all of it had been done."""
+    """Marks the job as done, as if its segments had been analysed and joined."""
     resources.objects.write(final_uri(resources.output_bucket, job.job_id), b"film")
     resources.store.mark(job.job_id, "done")
 
@@ -104,7 +104,7 @@ def of(job: Job, *indices: int) -> list[SegmentKey]:
 
 
 class StopsAfter(ProgressDisplay):
-    """Sets the event when so many segments are uploaded."""
+    """Sets the event once so many segments are uploaded."""
 
     def __init__(self, count: int, stopping: threading.Event, then: Callable[[], None] = lambda: None) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ def test_workers_hear_of_a_segment_as_soon_as_it_is_cut(watched: Watched, submis
 
 
 class Says(ProgressDisplay):
-    """Notes what it is told, and sets the event after so many times."""
+    """Records the status texts, and sets the event after so many of them."""
 
     def __init__(self, stopping: threading.Event, after: int) -> None:
         super().__init__()
@@ -280,7 +280,7 @@ def test_a_film_that_is_done_is_done_anew_only_when_asked(watched: Watched, subm
 @both
 def test_a_job_that_is_stuck_is_told_of_once_more_when_asked(watched: Watched, submission: Submission) -> None:
     resources, job = watched.resources, go(watched, submission)
-    assert len(watched.heard()) == 4  # and nobody did anything
+    assert len(watched.heard()) == 4  # which no worker received
     resources.store.complete(Completion(SegmentId(job.job_id, 3), "", 1.0))
     assert (
         go(watched, Submission(submission.video, submission.mode, submission.seconds, again=True)).job_id == job.job_id
@@ -295,7 +295,7 @@ def test_a_job_whose_last_message_was_lost_is_put_together_when_asked(watched: W
     for index in range(4):
         resources.store.complete(Completion(SegmentId(job.job_id, index), "", 1.0))
     assert Completions(resources).check(job.job_id)
-    assert taken(resources.reassembly) == [job.job_id]  # and nobody did anything
+    assert taken(resources.reassembly) == [job.job_id]  # which no worker received
     assert go(watched, submission).status == "chunking_complete"
     assert taken(resources.reassembly) == []
     anew = go(watched, Submission(submission.video, submission.mode, submission.seconds, again=True))

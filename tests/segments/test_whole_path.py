@@ -1,4 +1,4 @@
-"""The whole way on AWS: the deployed template, the three commands as processes, and the service's /invocations."""
+"""The whole path on AWS: the deployed template, the three commands as processes, and the service's /invocations."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ Make = Callable[..., WorkerResources]
 
 @pytest.fixture(params=["aws", "local"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
-    """WorkerResources of either kind."""
+    """Makes resources on moto's AWS or in a folder."""
     if request.param == "local":
         return lambda **settings: local_resources(tmp_path, SETTINGS.model_copy(update=settings))
     aws: Aws = request.getfixturevalue("aws")
@@ -45,7 +45,7 @@ def parts(make: Make) -> WorkerResources:
 
 @pytest.fixture
 def local(tmp_path: Path) -> WorkerResources:
-    """For what is the same on AWS, since its stores and queues are (see their tests)."""
+    """Local resources, for behaviour that is the same on AWS, because the tests of stores and queues cover both."""
     return local_resources(tmp_path, SETTINGS)
 
 
@@ -54,7 +54,7 @@ def segments(count: int, job_id: str = "clip") -> list[SegmentKey]:
 
 
 def submit(parts: WorkerResources, count: int, job_id: str = "clip") -> list[SegmentKey]:
-    """A job with all its segments uploaded, and told of where nobody else does."""
+    """Makes a job with all its segments uploaded; sends their events if no bucket does."""
     parts.store.put_job(Job(job_id, "annotate", "clip.mp4", time.time()))
     made = segments(count, job_id)
     for segment in made:
@@ -66,7 +66,7 @@ def submit(parts: WorkerResources, count: int, job_id: str = "clip") -> list[Seg
 
 
 def jobs_sent(queue: Queue) -> list[str]:
-    """Takes all jobs out of the reassembly queue."""
+    """Receives and deletes all jobs in the reassembly queue."""
     found = []
     while (message := queue.receive(0)) is not None:
         found.append(message.body)
@@ -277,7 +277,7 @@ def test_segments_of_a_failed_job_are_left_alone_until_it_is_reopened(local: Wor
 
 
 class Overtaken:
-    """A backend that fails a segment which somebody else has done meanwhile."""
+    """A backend that fails a segment which another worker has completed meanwhile."""
 
     name = "overtaken"
 
@@ -420,7 +420,7 @@ def test_a_worker_outlives_aws(local: WorkerResources) -> None:
     settings = SETTINGS.model_copy(update={"inference_max_in_flight": 1})
 
     class Dull:
-        """A store that does not answer at first."""
+        """A store whose first two reads fail."""
 
         def __init__(self) -> None:
             self.left = 2

@@ -1,4 +1,4 @@
-"""What recorded video works with, on moto's server and on a folder."""
+"""Resources of recorded video on moto's server and in a folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Estate:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The same as variables."""
+        """The settings as environment variables."""
         given = self.settings.model_dump(exclude_defaults=True)
         return self.aws.environment | {name.upper(): str(value) for name, value in given.items()}
 
@@ -55,7 +55,7 @@ class Estate:
 
 
 def estate(aws: Aws, **settings: Any) -> Estate:
-    """A new one. S3 tells the queues: `segments/` of the input bucket, all of the output bucket."""
+    """Creates one. S3 sends events for `segments/` of the input bucket, and for all objects of the output bucket."""
     name = f"t{uuid.uuid4().hex[:10]}"
     s3, sqs = aws.client("s3"), aws.client("sqs")
     dead = sqs.create_queue(QueueName=f"{name}-dead")["QueueUrl"]
@@ -123,7 +123,7 @@ def _tables(aws: Aws, name: str) -> dict[str, str]:
 
 
 def local_resources(folder: Path, settings: SegmentSettings, backend: Backend | None = None) -> WorkerResources:
-    """The same on a folder, which is both buckets."""
+    """Resources in a folder, which is both buckets."""
     database = LocalDatabase(folder / ".state" / "segments.db")
     objects = FolderObjects(folder)
 
@@ -143,6 +143,6 @@ def local_resources(folder: Path, settings: SegmentSettings, backend: Backend | 
 
 
 def uploaded(parts: WorkerResources, segment: SegmentKey, data: bytes = b"film") -> str:
-    """Puts a segment into the input bucket; on moto S3 tells the queue. Returns its key."""
+    """Writes a segment to the input bucket; on moto, S3 sends its event. Returns its key."""
     parts.objects.write(input_uri(parts.input_bucket, segment), data)
     return input_key(segment)
