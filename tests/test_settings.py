@@ -9,7 +9,7 @@ import pytest
 
 from app.auth import require_tokens
 from app.errors import ConfigurationError
-from app.settings import SECRETS, SECTIONS, VARIABLES, Settings, ignored_variables, secret_given
+from app.settings import SECRETS, SECTIONS, VARIABLES, Section, Settings, ignored_variables, secret_given
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +86,145 @@ def test_lists_are_written_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tokens_are_never_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTH_TOKENS", "hush")
     assert "hush" not in repr(Settings().access)
+
+
+# --- every setting by its variable ---
+
+OTHERS = {
+    "HOST": "0.0.0.0",
+    "PORT": "8001",
+    "WORKERS": "2",
+    "LOG_LEVEL": "debug",
+    "LOG_FORMAT": "console",
+    "DRAIN_TIMEOUT_S": "10.5",
+    "FORWARDED_ALLOW_IPS": "10.0.0.0/8",
+    "STATE_DIR": "/srv/state_dir",
+    "AUTH_TOKENS": "secret",
+    "ALLOW_ANONYMOUS": "true",
+    "ALLOWED_HOSTS": "sight.example",
+    "ALLOWED_ORIGINS": "https://shop.example",
+    "MAX_SESSIONS_PER_TOKEN": "65",
+    "MAX_SESSIONS_PER_ADDRESS": "65",
+    "MAX_SESSIONS": "65",
+    "MAX_WAITING": "129",
+    "MAX_CONNECTIONS": "2049",
+    "MAX_CONNECTIONS_PER_ADDRESS": "513",
+    "CREDITS": "3",
+    "MAX_FRAME_BYTES": "2097153",
+    "MAX_PIXELS": "16777217",
+    "MAX_MESSAGES_PER_S": "240.5",
+    "INIT_TIMEOUT_S": "10.5",
+    "SEND_TIMEOUT_S": "5.5",
+    "PING_INTERVAL_S": "15.5",
+    "IDLE_TIMEOUT_S": "120.5",
+    "MAX_PAUSE_S": "600.5",
+    "MAX_SESSION_S": "28800.5",
+    "TRITON_URL": "10.0.0.5:8001",
+    "TRITON_MAX_IN_FLIGHT": "9",
+    "TRITON_DEADLINE_S": "5.5",
+    "TRITON_SHM": "off",
+    "TRITON_DETECT_MODEL": "triton-detect-model",
+    "TRITON_POSE_MODEL": "triton-pose-model",
+    "TRITON_ENSEMBLE": "triton-ensemble",
+    "TRITON_REPOSITORY": "/srv/triton_repository",
+    "TRITON_PYTHON": "/srv/triton_python",
+    "TRITON_START_TIMEOUT_S": "120.5",
+    "TRITON_LABELS": "/srv/triton_labels",
+    "CONFIDENCE": "0.5",
+    "IOU": "0.6",
+    "MOTION_METHOD": "farneback",
+    "DECODE": "fast",
+    "DECODE_BUDGET_MS": "2000.5",
+    "EXIF_ORIENTATION": "on",
+    "OCR": "on",
+    "OCR_PYTHON": "/srv/ocr_python",
+    "OCR_MODELS": "/srv/ocr_models",
+    "OCR_MIN_INTERVAL_S": "1.5",
+    "OCR_MIN_CONFIDENCE": "0.5",
+    "OCR_TIMEOUT_S": "20.5",
+    "OCR_MAX_RSS_MB": "1501",
+    "SERVICE_URL": "https://sight.example",
+    "START_SERVER_URL": "https://start.example",
+    "SUMMARY_MIN_INTERVAL_S": "5.5",
+    "SUMMARY_MAX_INTERVAL_S": "60.5",
+    "SUMMARY_RAM_ITEMS": "257",
+    "SUMMARY_DISK_BYTES": "67108865",
+    "SUMMARY_ORPHAN_HOURS": "24.5",
+    "SUMMARY_PROMPTS": "/srv/summary_prompts",
+    "SUMMARY_PROMPT": "summary-prompt",
+    "LLM_MODEL": "openai:gpt-5-mini",
+    "LLM_BASE_URL": "http://10.0.0.5/v1",
+    "LLM_API_KEY": "a-key",
+    "OPENAI_API_KEY": "a-key",
+    "ANTHROPIC_API_KEY": "a-key",
+    "LLM_MAX_IN_FLIGHT": "5",
+    "LLM_TIMEOUT_S": "20.5",
+    "LLM_MAX_OUTPUT_TOKENS": "2001",
+    "LLM_SESSION_TOKENS": "200001",
+    "LLM_HOUR_TOKENS": "2000001",
+    "AWS_REGION": "eu-central-1",
+    "AWS_ENDPOINT_URL": "http://127.0.0.1:5000",
+    "ACTIVITY_METRIC": "cloudwatch",
+    "ACTIVITY_NAMESPACE": "activity-namespace",
+    "ACTIVITY_INSTANCE_ID": "i-0123456789abcdef0",
+    "REDIS_URL": "redis://10.0.0.5",
+    "FLEET_STREAM_PREFIX": "shop:",
+    "FLEET_GROUP": "fleet-group",
+    "KAFKA_BOOTSTRAP_SERVERS": "kafka-bootstrap-servers",
+    "KAFKA_TOPIC": "kafka-topic",
+    "KAFKA_FAILURE_POLICY": "ack",
+    "KAFKA_OPTIONS": '{"acks": "1"}',
+    "FLEET_MODE": "sync",
+    "FLEET_PROCESSES": "2",
+    "FLEET_PROFILE": "throughput",
+    "BATCH_SIZE": "2",
+    "BATCH_TIMEOUT_MS": "0.5",
+    "FLEET_STAGES": "detect",
+    "FRAME_STALENESS_MS": "2000.5",
+    "FLEET_DISCOVER_S": "2.5",
+    "FLEET_RECLAIM_IDLE_MS": "60001",
+    "FLEET_MAX_DELIVERIES": "4",
+    "METRICS_PORT": "8003",
+    "MAX_SUB_BATCH": "17",
+    "INGEST_FPS": "30.5",
+    "INGEST_MAXLEN": "101",
+    "INPUT_BUCKET_NAME": "input-bucket-name",
+    "OUTPUT_BUCKET_NAME": "output-bucket-name",
+    "JOBS_TABLE_NAME": "jobs-table-name",
+    "INVOCATIONS_TABLE_NAME": "invocations-table-name",
+    "SEGMENT_COMPLETIONS_TABLE_NAME": "segment-completions-table-name",
+    "REASSEMBLY_TRIGGERED_TABLE_NAME": "reassembly-triggered-table-name",
+    "VIDEO_WORKER_QUEUE_URL": "video-worker-queue-url",
+    "SEGMENT_OUTPUT_QUEUE_URL": "segment-output-queue-url",
+    "REASSEMBLY_QUEUE_URL": "reassembly-queue-url",
+    "INFERENCE_BACKEND": "http",
+    "INFERENCE_HTTP_URL": "http://10.0.0.5:8080",
+    "INFERENCE_MAX_IN_FLIGHT": "6",
+    "SAGEMAKER_ENDPOINT_NAME": "sagemaker-endpoint-name",
+    "SAGEMAKER_REGION": "sagemaker-region",
+    "SAGEMAKER_INVOKE_TIMEOUT_SECONDS": "1201",
+    "SEGMENT_ATTEMPTS": "4",
+    "SEGMENT_VISIBILITY_S": "121",
+    "SEGMENT_FOLDER": "/srv/segment_folder",
+}
+"""Of every variable a valid value that is not its default."""
+
+
+def test_every_variable_is_tried() -> None:
+    assert OTHERS.keys() == VARIABLES.keys()
+
+
+@pytest.mark.parametrize(("name", "value"), OTHERS.items())
+def test_a_variable_sets_its_field_and_no_other(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    def fields() -> dict[str, object]:
+        settings = Settings()
+        sections = [section for section in vars(settings).values() if isinstance(section, Section)]
+        return {field: getattr(section, field) for section in sections for field in type(section).model_fields}
+
+    before = fields()
+    monkeypatch.setenv(name, value)
+    changed = {field for field, now in fields().items() if now != before[field]}
+    assert changed - {"fleet_reclaim_s", "summary_ram_bytes"} == {name.lower()}
 
 
 # --- what is no setting any more ---

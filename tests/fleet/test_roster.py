@@ -81,3 +81,10 @@ def test_one_worker_goes_through_the_keys_for_all(redis: redis_library.Redis, si
     redis.delete("frames:later")
     second.refresh()
     assert second.streams == every
+
+
+def test_two_groups_on_one_redis_share_no_key_of_their_workers() -> None:
+    day, night = (Keys.of(RedisSettings(fleet_group=group)) for group in ("day", "night"))
+    for name in ("workers", "away", "holders", "leases"):
+        assert getattr(day, name) != getattr(night, name)
+    assert day.cameras == night.cameras

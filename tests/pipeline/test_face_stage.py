@@ -74,10 +74,17 @@ def arcface(batches: list[int] | None = None, fail: Callable[[int], bool] = lamb
 
 
 def analyze(
-    client: FakeClient, jpegs: list[bytes], state: Path, *, wanted: bool = True, on: bool = True, **stages: bool
+    client: FakeClient,
+    jpegs: list[bytes],
+    state: Path,
+    *,
+    wanted: bool = True,
+    on: bool = True,
+    most: int = 16,
+    **stages: bool,
 ) -> list[FrameResult]:
     async def go() -> list[FrameResult | FrameError]:
-        settings = Settings(ocr="off")
+        settings = Settings(ocr="off", max_sub_batch=most)
         pipeline = Pipeline(
             client,
             Ocr(settings.ocr, state_dir=state),
@@ -137,6 +144,15 @@ def test_each_person_carries_the_embedding_of_its_own_face(tmp_path: Path) -> No
         assert alike[seed - 1] > 0.999
     assert result.stages["face"].status == "ok"
     assert "face" in result.timings_ms
+
+
+def test_a_request_holds_no_more_faces_than_max_sub_batch(tmp_path: Path) -> None:
+    jpeg, poses = frame_of([1, 2, 3, 4, 5])
+    batches: list[int] = []
+    client = FakeClient({**scene([poses]), "arcface": arcface(batches)})
+    (result,) = analyze(client, [jpeg], tmp_path, most=2)
+    assert sorted(batches) == [1, 2, 2]
+    assert sum(isinstance(found, FaceDetection) for found in result.objects) == 5
 
 
 def test_only_such_a_person_has_the_field(tmp_path: Path) -> None:

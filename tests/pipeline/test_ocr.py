@@ -275,6 +275,17 @@ def test_no_text_is_ok_and_empty(state: Path):
 
 
 @needs_ocr
+def test_a_text_below_ocr_min_confidence_is_left_out(state: Path):
+    strict = Ocr(settings(ocr_min_confidence=1.0), state_dir=state)
+
+    async def main() -> None:
+        stream = Stream(strict, sign("PLATFORM 9"))
+        await until(lambda: stream.frame() == ([], Stage("skipped", "unreadable")))
+
+    run(strict, main)
+
+
+@needs_ocr
 def test_what_is_no_picture_is_an_error_of_that_frame_alone(state: Path):
     ocr, before = Ocr(settings(ocr_min_interval_s=1.0), state_dir=state), counted("failed")
 

@@ -6,6 +6,7 @@ import sys
 from contextlib import contextmanager
 
 import pytest
+from prometheus_client import REGISTRY
 
 from app.settings import ROOT
 from app.summary import Backlog
@@ -86,6 +87,17 @@ async def left_behind(state_dir, count):
         backlog = Backlog("a", settings, spill)
         await offer_slowly(backlog, range(1, count + 1), spill)
         await backlog.close(keep=True)
+
+
+async def test_an_orphan_older_than_summary_orphan_hours_is_deleted_without_a_summary(state_dir):
+    def dropped():
+        return REGISTRY.get_sample_value("sightline_summary_observations_total", {"outcome": "dropped"}) or 0.0
+
+    await left_behind(state_dir, 40)
+    before = dropped()
+    async with summaries(state_dir, summary_orphan_hours=1e-9) as service:
+        await until(lambda: dropped() == before + 40)
+        assert await service.last("a", 9) == []
 
 
 @pytest.mark.parametrize("ends", ["by a shutdown", "by a fault"])
