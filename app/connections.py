@@ -144,6 +144,7 @@ class ConnectionLimits:
         return ConnectionRecord(self, address, refused)
 
     def moved(self, before: str, now: str) -> None:
+        """Counts a connection in state `now` instead of `before`; both are of STATES."""
         self._gauges[before].dec()
         self._gauges[now].inc()
 
@@ -155,6 +156,7 @@ class ConnectionLimits:
         return refused
 
     def left(self, record: ConnectionRecord) -> None:
+        """Stops counting a connection that is closed."""
         self._open -= 1
         self._gauges[record.state].dec()
         self._forget(record.address)
@@ -228,6 +230,7 @@ class DescriptorWatch:
         self._latch = Latch()
 
     def check(self) -> None:
+        """Tries to open a file. Call it about once a second."""
         try:
             os.close(os.open(os.devnull, os.O_RDONLY))
         except OSError as error:
@@ -280,6 +283,7 @@ class SlowReaderTimeout:
             self._transport.abort()
 
     def stop(self) -> None:
+        """Stops watching the peer."""
         self._timer.cancel()
 
 

@@ -31,14 +31,20 @@ class FrameError(SightlineError):
 
 
 class FrameTooLarge(FrameError):
+    """A frame has more bytes or pixels than allowed."""
+
     code = "too_large"
 
 
 class TooExpensive(FrameError):
+    """The preparation of a frame took, or would take, more CPU time than allowed."""
+
     code = "too_expensive"
 
 
 class UndecodableFrame(FrameError):
+    """A frame is no JPEG, truncated or damaged."""
+
     code = "undecodable"
 
 

@@ -230,6 +230,7 @@ class HistogramBuffer(Generic[T]):
         _BUFFERS.append(self.flush)
 
     def add(self, observed: T) -> None:
+        """Adds an observation, and flushes the buffer if it is full. The observation must not change any more."""
         with self._lock:
             self._waiting.append(observed)
             full = len(self._waiting) >= _BUFFERED
@@ -237,6 +238,7 @@ class HistogramBuffer(Generic[T]):
             self.flush()
 
     def flush(self) -> None:
+        """Updates the histogram with all observations in the buffer."""
         with self._lock:
             waiting, self._waiting = self._waiting, []
         self._write(waiting)

@@ -161,6 +161,7 @@ class ShutdownLog:
         self._log("drained after %.1f s", time.monotonic() - (self._began or 0.0))
 
     def ended(self) -> None:
+        """Logs that the process ends now."""
         self._log("ended")
 
     def _log(self, message: str, *values: object) -> None:

@@ -76,6 +76,7 @@ class LoadClient:
         """Due times of frames without an answer, by seq, oldest first."""
 
     async def run(self) -> None:
+        """Sends frames and holds sessions until the load ends. Failed sessions are counted, not raised."""
         clock = asyncio.create_task(self._send_frames())
         sessions = asyncio.create_task(self._run_sessions())
         try:

@@ -26,6 +26,7 @@ class AgeHistogram:
         self.highest = 0.0
 
     def add(self, age_ms: float) -> None:
+        """Adds an age in milliseconds."""
         self._counts[math.floor(math.log(max(age_ms, 0.01)) / _LOG)] += 1
         self.highest = max(self.highest, age_ms)
 
@@ -46,6 +47,7 @@ class AgeHistogram:
 
     @staticmethod
     def merged(parts: Iterable[AgeHistogram]) -> AgeHistogram:
+        """A new histogram with the ages of all parts."""
         out = AgeHistogram()
         for part in parts:
             out._counts.update(part._counts)
@@ -120,6 +122,7 @@ class SecondStats:
     """Results in which a stage had status `error`."""
 
     def add(self, other: SecondStats) -> None:
+        """Adds the counts that another process has for the same second."""
         self.due += other.due
         self.sent += other.sent
         self.unsent.update(other.unsent)

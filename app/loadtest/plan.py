@@ -31,6 +31,7 @@ class LoadPlan:
 
     @property
     def measured_from(self) -> float:
+        """Start of the measurement, seconds from the start of the load."""
         return self.ramp + self.warm_up
 
     @property

@@ -27,6 +27,8 @@ class StagesPatch(_Message):
 
 
 class SummaryChoice(_Message):
+    """The prompt that summaries follow."""
+
     prompt: str = Field(min_length=1, max_length=64, description="name of one of the operator's prompts")
 
 

@@ -13,6 +13,8 @@ from app.protocol.stream import StreamSettings
 
 @dataclass(frozen=True, slots=True)
 class DetectModel:
+    """The detection model that is loaded, and its class names by id."""
+
     name: str
     """Display name from the model's metadata, such as `yolov8n` or `mediapipe`; without one, its name in Triton."""
     classes: tuple[str, ...]
@@ -20,6 +22,8 @@ class DetectModel:
 
 @dataclass(frozen=True, slots=True)
 class PoseModel:
+    """The pose model that is loaded. `skeleton` has the limbs, as pairs of indices into `keypoints`."""
+
     name: str
     keypoints: tuple[str, ...]
     skeleton: tuple[tuple[int, int], ...]
@@ -27,6 +31,8 @@ class PoseModel:
 
 @dataclass(frozen=True, slots=True)
 class Models:
+    """The models that are loaded; null for those that are not."""
+
     detect: DetectModel | None
     """Null while the inference server is unavailable."""
     pose: PoseModel | None
@@ -35,6 +41,8 @@ class Models:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
+    """Limits of a session. Times are seconds; `max_pixels` is width times height of a frame."""
+
     max_frame_bytes: int
     max_pixels: int
     max_messages_per_s: float
@@ -83,6 +91,8 @@ class SettingsInForce:
 
 @dataclass(frozen=True)
 class Dropped:
+    """Numbers of dropped frames."""
+
     since_last: int
     """Frames of this session dropped since its last `result`."""
     total: int
@@ -150,6 +160,8 @@ class Error:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
+    """A check whether the client is alive, which it answers with `pong`."""
+
     t: float
     """Epoch milliseconds."""
     type: Literal["ping"] = "ping"
@@ -170,6 +182,8 @@ ByeReason = Literal[
 
 @dataclass(frozen=True, slots=True)
 class StageTimes:
+    """Quantiles of the time that a stage took, milliseconds."""
+
     p50_ms: float
     p95_ms: float
 

@@ -23,6 +23,8 @@ SIZE = _LAYOUT.size
 
 
 class BinaryFrame(NamedTuple):
+    """A binary message. `seq` and `captured_at_ms` are None without a header."""
+
     seq: int | None
     captured_at_ms: float | None
     jpeg: bytes

@@ -56,6 +56,8 @@ def _many(kind: type[T]) -> type[T]:
 
 @_many
 class Box:
+    """A box from its top left to its bottom right corner, pixels."""
+
     x1: float
     y1: float
     x2: float
@@ -64,6 +66,8 @@ class Box:
 
 @_many
 class Detection:
+    """One object that was found. `confidence` is 0 to 1."""
+
     class_id: int
     class_name: str
     confidence: float
@@ -83,6 +87,8 @@ class FaceDetection(Detection):
 
 @_many
 class Keypoint:
+    """One of KEYPOINT_NAMES; position in pixels, `confidence` 0 to 1."""
+
     name: str
     x: float
     y: float
@@ -91,6 +97,8 @@ class Keypoint:
 
 @_many
 class Pose:
+    """The keypoints of one person, with the person's box and confidence, 0 to 1."""
+
     confidence: float
     box: Box
     keypoints: tuple[Keypoint, ...]
@@ -101,6 +109,8 @@ class Pose:
 
 @dataclass(frozen=True)
 class Text:
+    """One line of text that was read. `confidence` is 0 to 1."""
+
     text: str
     confidence: float
     polygon: tuple[tuple[float, float], ...]
@@ -125,6 +135,8 @@ class CameraMotion:
 
 @dataclass(frozen=True)
 class MotionGrid:
+    """The dense flow since the last frame, as one vector for each cell of a grid over the frame."""
+
     columns: int
     rows: int
     scale: float
@@ -136,6 +148,8 @@ class MotionGrid:
 
 @dataclass(frozen=True)
 class Motion:
+    """Motion since the last frame, split into the camera's and that of the rest."""
+
     score: float
     """Mean motion besides the camera's, in frame diagonals per frame, over all cells; a cell that stands still is 0."""
     direction_deg: float | None
@@ -163,12 +177,16 @@ OFF = Stage("disabled", "off")
 
 @dataclass(frozen=True)
 class Image:
+    """Size of the frame that coordinates refer to, pixels."""
+
     width: int
     height: int
 
 
 @dataclass(frozen=True)
 class FrameResult:
+    """All results of one frame. Lists are empty, and `motion` is null, for stages without a result."""
+
     image: Image
     objects: list[Detection] = field(default_factory=list)
     poses: list[Pose] = field(default_factory=list)

@@ -64,6 +64,11 @@ class VideoWriter:
         """The last frame and its time. It is encoded once the time of the next frame gives its duration."""
 
     def write(self, jpeg: bytes, result: Result, source_frame: SourceFrame) -> None:
+        """Adds a frame, annotated with its result, at the time that it has in the source.
+
+        Raises:
+            SightlineError: the file cannot be written.
+        """
         # EXIF orientation is ignored, because the result's pixel coordinates ignore it.
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         pixels: Any = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags)

@@ -69,6 +69,7 @@ def fixed(default: Any = PydanticUndefined, **options: Any) -> Any:
 
 
 def is_fixed(field: FieldInfo) -> bool:
+    """Whether the field was made by `fixed`, so that no variable sets it."""
     return isinstance(field.json_schema_extra, dict) and _FIXED in field.json_schema_extra
 
 

@@ -127,6 +127,7 @@ class Backlog:
 
     @property
     def counts(self) -> BacklogCounts:
+        """The counts so far; records in flight to the disk count as `in_ram`."""
         return BacklogCounts(
             offered=self._offered,
             taken=self._taken,
@@ -284,10 +285,12 @@ class MemoryBuffer:
         return len(self._records)
 
     def append(self, record: EncodedObservation) -> None:
+        """Adds a record as the newest."""
         self._records.append(record)
         self.size += len(record.data)
 
     def extend(self, records: Iterable[EncodedObservation]) -> None:
+        """Adds records as the newest, in order."""
         for record in records:
             self.append(record)
 

@@ -93,10 +93,12 @@ class LanguageModel:
 
     @property
     def name(self) -> str:
+        """LLM_MODEL."""
         return self._settings.llm_model or ""
 
     @property
     def breaker(self) -> BreakerState:
+        """State of the circuit breaker."""
         return self._breaker.state(time.monotonic())
 
     @asynccontextmanager
@@ -398,6 +400,7 @@ class CircuitBreaker:
         self._probing = False
 
     def state(self, now: float) -> BreakerState:
+        """The state at `now`."""
         if self._until is None:
             return "closed"
         return "open" if now < self._until else "half-open"

@@ -162,6 +162,7 @@ class MovementSum:
         self._sums = [0] * _NUMBERS
 
     def add(self, motion: Motion, image: Image) -> None:
+        """Adds the motion of one frame; `image` is the size of that frame."""
         sums = self._sums
         sums[0] += 1
         if motion.moving_fraction >= _SOME_FRACTION:

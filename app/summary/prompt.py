@@ -111,6 +111,7 @@ class Prompts:
         return tuple(self._texts)
 
     def text(self, name: str) -> str:
+        """The text of a prompt in `names`."""
         return self._texts[name]
 
     def chosen(self, name: str | None) -> str:

@@ -444,6 +444,7 @@ class DiskWriter:
     # --- on the event loop ---
 
     def start(self) -> None:
+        """Starts the thread. Call it on the event loop that `done` callbacks run on."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name="summary-spill", daemon=True)
         self._thread.start()

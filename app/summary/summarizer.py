@@ -76,6 +76,7 @@ class Summarizer:
             log.warning("LLM_BASE_URL or LLM_API_KEY is set, but LLM_MODEL is not: summaries are digests")
 
     async def close(self) -> None:
+        """Closes the model's client."""
         if self._model is not None:
             await self._model.close()
 
