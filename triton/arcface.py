@@ -1,8 +1,8 @@
 """Recognises and installs an ArcFace ONNX: crops of 112x112 in, 512 numbers out.
 
-InsightFace's exports differ in one thing that no shape tells: those that came from MXNet scale their pixels
-themselves. InsightFace looks for it among the first nodes (`ArcFaceONNX` in its
-python-package/insightface/model_zoo/arcface_onnx.py), and so do we.
+InsightFace's exports differ in a way that no shape shows: exports from MXNet scale the pixels themselves. Like
+InsightFace (`ArcFaceONNX` in its python-package/insightface/model_zoo/arcface_onnx.py), this module recognises those by
+their first nodes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FIRST_NODES = 8
 
 @dataclass(frozen=True)
 class Arcface:
-    """A model as it is to be served."""
+    """A recognised model and the scaling of its input."""
 
     model: onnx.ModelProto
     input_mean: float
@@ -35,12 +35,16 @@ class Arcface:
 
     @property
     def parameters(self) -> dict[str, str]:
-        """What the service reads: crops become (x - input_mean) / input_std."""
+        """The configuration's parameters, by which the service scales crops: (x - input_mean) / input_std."""
         return {"input_mean": f"{self.input_mean:g}", "input_std": f"{self.input_std:g}"}
 
 
 def read_arcface(source: Path) -> Arcface:
-    """Raises UnknownLayout: not an ONNX file, or not of ArcFace's shapes; with those found."""
+    """Reads a model and recognises whether it scales its input.
+
+    Raises:
+        UnknownLayout: it is not an ONNX file, or does not have ArcFace's shapes; the message lists the shapes found.
+    """
     model = load(source)
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
@@ -59,17 +63,17 @@ def read_arcface(source: Path) -> Arcface:
         )
         raise UnknownLayout(
             f"{source.name}: found {found}\n"
-            f"an ArcFace takes FP32 or FP16 [N, 3, {SIDE}, {SIDE}] and gives [N, {LENGTH}]"
+            f"an ArcFace takes FP32 or FP16 [N, 3, {SIDE}, {SIDE}] and returns [N, {LENGTH}]"
         )
     scales = _scales(model)
     return Arcface(model, *((0.0, 1.0) if scales else (127.5, 127.5)))
 
 
 def install_arcface(source: Path, repository: Path) -> Path:
-    """Installs an ONNX as `arcface`, as it is, and returns its version folder.
+    """Installs an unchanged ONNX as `arcface`; returns its version folder.
 
     Raises:
-        UnknownLayout: see `read_arcface`; the repository is as it was.
+        UnknownLayout: as by `read_arcface`. The repository is not changed.
     """
     found = read_arcface(source)
 

@@ -1,4 +1,4 @@
-"""Class names as people have them at hand: a text file, a YAML file as data sets bring it, a list between commas."""
+"""Reads class names from a text file, from a YAML file in the format of data sets, or from a comma-separated list."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def given_names(text: str) -> tuple[str, ...]:
     """The names by class id.
 
     Args:
-        text: path of a text file (one name a line), of a YAML file (a list, a mapping from ids to names, or either
-            under `names`, as Ultralytics' data sets have it), or names between commas.
+        text: the path of a text file (one name a line) or of a YAML file (a list, a mapping from ids to names, or
+            either under `names`, as in Ultralytics' data sets), or names separated by commas.
 
     Raises:
-        UnknownLayout: none of these; says what was seen.
+        UnknownLayout: the text is none of these; the message says what was found.
     """
     path = Path(text).expanduser()
     if not _is_file(path):
@@ -36,13 +36,7 @@ def given_names(text: str) -> tuple[str, ...]:
     if isinstance(found, dict) and "names" in found:
         found = found["names"]
     if isinstance(found, dict):
-        ids = sorted(
-            found,
-            key=lambda class_id: (
-                not isinstance(class_id, int),
-                str(class_id) if not isinstance(class_id, int) else class_id,
-            ),
-        )
+        ids = sorted(found, key=lambda key: (not isinstance(key, int), str(key) if not isinstance(key, int) else key))
         if ids != list(range(len(ids))):
             raise UnknownLayout(
                 f"NAMES={text}: its ids are {', '.join(map(str, ids))[:80]}; want 0, 1, 2, … without gaps"
@@ -51,7 +45,7 @@ def given_names(text: str) -> tuple[str, ...]:
     if not isinstance(found, list):
         raise UnknownLayout(f"NAMES={text}: want a list of names, or a mapping from ids to names, also under `names`")
     while found and isinstance(found[-1], str) and not found[-1].strip():
-        found.pop()  # the end of a text file
+        found.pop()  # empty lines at the end of a text file
     return _checked(text, [str(name).strip() if isinstance(name, str | int | float) else "" for name in found])
 
 

@@ -1,4 +1,4 @@
-"""Triton's model configurations (config.pbtxt) for what is installed."""
+"""Builds Triton's model configurations (config.pbtxt) for installed models."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def onnx_config(
     instances: int,
     given: Mapping[str, str] | None = None,
 ) -> str:
-    """For an ONNX behind `onnx_model.py`: tensors as the graph declares them, the batch dimension left to Triton.
+    """The configuration of an ONNX that `onnx_model.py` serves, with the graph's tensors without the batch dimension.
 
-    No dynamic batching: on a CPU a batch gains nothing, and would give one instance all that waits.
+    It has no dynamic batching, because on a CPU a batch saves no time, and one instance would get all waiting requests.
 
     Args:
         given: further string parameters.
@@ -55,9 +55,9 @@ instance_group [ {{ kind: KIND_CPU count: {instances} }} ]
 def gpu_config(
     model: onnx.ModelProto, name: str, platform: str, shown: str, classes: Sequence[str], given: Mapping[str, str]
 ) -> str:
-    """For a GPU host: a TensorRT plan of the graph (`tensorrt_plan`), or the graph itself (`onnxruntime_onnx`).
+    """The configuration for a GPU host, for a TensorRT plan (`tensorrt_plan`) or the graph itself (`onnxruntime_onnx`).
 
-    The version is left at 1: whoever installs it writes the right one (`engine_swap`).
+    The version is 1; `engine_swap` replaces it when it installs the model.
 
     Args:
         given: further string parameters.
@@ -77,14 +77,15 @@ max_batch_size: {MAX_BATCH}
 version_policy {{ specific {{ versions: [ 1 ] }} }}
 input [ {tensor} ]
 output [ {", ".join(_tensor(value) for value in model.graph.output)} ]
-# A batch goes at once when an instance is free; what waits meanwhile goes in the next, at the largest size it fills.
+# If an instance is free, a batch starts at once. Requests that wait meanwhile form the next batch, of the largest
+# preferred size that they fill.
 dynamic_batching {{
   preferred_batch_size: [ {", ".join(map(str, PREFERRED))} ]
   max_queue_delay_microseconds: {DELAY_US}
 }}
-# Two, so that one copies its pictures in while the other computes.
+# Two instances, so that one can copy its input while the other computes.
 instance_group [ {{ kind: KIND_GPU count: 2 }} ]
-# The first run of a size loads its kernels; no client's frame shall wait for that.
+# The first run of a batch size loads its kernels, so that a warm-up keeps clients' frames from waiting for it.
 model_warmup [
   {warm}
 ]
@@ -94,10 +95,10 @@ model_warmup [
 def ensemble_config(
     name: str, size: Size, steps: Sequence[tuple[str, str, str, int, int]], shown: str, classes: Sequence[str]
 ) -> str:
-    """For an ensemble whose steps all take `images`.
+    """The configuration of an ensemble whose steps all take `images`.
 
     Args:
-        steps: of each model its name, its output, the ensemble's output, rows and columns.
+        steps: for each model its name, its output, the ensemble's output, and the output's rows and columns.
     """
     outputs = ", ".join(
         f'{{ name: "{output}" data_type: TYPE_FP32 dims: [ {rows}, {columns} ] }}'
@@ -123,14 +124,14 @@ ensemble_scheduling {{
 
 
 def resized(text: str, size: Size) -> str:
-    """A checked-in configuration with another height and width of its `images`."""
+    """A checked-in configuration with the height and width of its `images` replaced."""
     return re.sub(
         r'(name: "images" data_type: TYPE_UINT8 dims: \[) \d+, \d+, 3 \]', rf"\g<1> {size[0]}, {size[1]}, 3 ]", text
     )
 
 
 def parameters(shown: str, classes: Sequence[str]) -> str:
-    """What the service reads: who answers, and the names of its classes in the order of their ids."""
+    """The parameters that the service reads: the model's display name, and its class names in the order of the ids."""
     values = {"display_name": shown}
     if classes:
         values["class_names"] = json.dumps(list(classes), ensure_ascii=False)
@@ -148,6 +149,6 @@ def _tensor(value: onnx.ValueInfoProto) -> str:
     tensor = value.type.tensor_type
     if tensor.elem_type not in TYPES:
         kind = onnx.TensorProto.DataType.Name(tensor.elem_type)
-        raise UnknownLayout(f"{value.name} is {kind}; known are UINT8, FLOAT and FLOAT16")
+        raise UnknownLayout(f"{value.name} is {kind}; want UINT8, FLOAT or FLOAT16")
     dims = ", ".join(str(dim.dim_value if dim.dim_value > 0 else -1) for dim in tensor.shape.dim[1:])
     return f'{{ name: "{value.name}" data_type: {TYPES[tensor.elem_type]} dims: [ {dims} ] }}'

@@ -1,11 +1,11 @@
-"""`make engine`: TensorRT plans for the GPU of this host, out of what `make models` installed.
+"""`make engine`: builds TensorRT plans for this host's GPU from the models that `make models` installed.
 
-    engine.py source    on the host: the ONNX made ready for TensorRT, and its answer about one picture
-    engine.py build     in the Triton container: plans, checked against that answer, filed by GPU; then `select`
-    engine.py select    in the Triton container: this GPU's plans into the repository, else the ONNX
-    engine.py serve     the container's command: `select`, then tritonserver; what follows `--` goes to it
+    engine.py source    on the host: prepares each ONNX for TensorRT, and stores its output for one image
+    engine.py build     in the Triton container: builds plans, compares their output with it, stores them; then `select`
+    engine.py select    in the Triton container: puts this GPU's plans into the repository, or the ONNX if there is none
+    engine.py serve     the container's command: `select`, then tritonserver with the arguments after `--`
 
-`build`, `select` and `serve` need nothing but Python's standard library, nvidia-smi and trtexec.
+`build`, `select` and `serve` need only Python's standard library, nvidia-smi and trtexec.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> int:
             return 0
         own = options.command == "serve" and not has_sources(options.engines) and served(options.repository)
         if own:
-            print(f"nothing in {options.engines}: {options.repository} is served as it is: {', '.join(own)}")
+            print(f"no model in {options.engines}; {options.repository} is served unchanged: {', '.join(own)}")
         else:
             device = here()
             if options.command == "build":
@@ -50,11 +50,11 @@ def main() -> int:
 
 
 def build_all(engines: Path, device: Device, *, force: bool) -> None:
-    """A plan for each model that has none yet for this device."""
+    """Builds a plan for each model that has no valid one for this device yet; `force`: for every model."""
     for source in sources(engines):
         plan = plan_path(engines, device, source)
         if not force and choose(engines, device, source).kind == "plan":
-            print(f"{source.name}: {plan.name} is there already (FORCE=1 builds it anew)")
+            print(f"{source.name}: {plan.name} exists already (FORCE=1 builds it anew)")
             continue
         print(f"{source.name}: building for {device.slug}; this takes some minutes", flush=True)
         build(engines, device, source)
@@ -62,7 +62,7 @@ def build_all(engines: Path, device: Device, *, force: bool) -> None:
 
 
 def select_all(engines: Path, device: Device, repository: Path) -> None:
-    """What fits this device into the repository; Triton takes it at its next start."""
+    """Installs the plan or ONNX for this device in the repository; Triton loads it at its next start."""
     for source in sources(engines):
         choice = choose(engines, device, source)
         print(f"{source.name}: serves {choice.kind} {install(choice, repository)} ({choice.reason})", flush=True)
@@ -71,10 +71,14 @@ def select_all(engines: Path, device: Device, repository: Path) -> None:
 
 
 def serve(repository: Path, arguments: list[str]) -> None:
-    """Becomes tritonserver: signals and the exit status are its own."""
+    """Replaces this process by tritonserver, so that signals and the exit status are the server's.
+
+    Raises:
+        Stop: tritonserver is not in the PATH.
+    """
     server = shutil.which("tritonserver")
     if server is None:
-        raise Stop("tritonserver is not in the PATH: `serve` is for the Triton container")
+        raise Stop("tritonserver is not in the PATH: run `serve` in the Triton container")
     command = [
         server,
         f"--model-repository={repository}",
@@ -91,17 +95,21 @@ def serve(repository: Path, arguments: list[str]) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("source", "build", "select", "serve"))
-    parser.add_argument("--models", type=Path, default=TRITON / "cpu_repository", help="where make models put them")
-    parser.add_argument("--engines", type=Path, default=TRITON / "engines", help="where plans are filed")
-    parser.add_argument("--repository", type=Path, default=TRITON / "model_repository", help="what Triton serves")
-    parser.add_argument("--picture", type=Path, help="source: a JPEG on which the models find something")
+    parser.add_argument(
+        "--models", type=Path, default=TRITON / "cpu_repository", help="where `make models` installed them"
+    )
+    parser.add_argument("--engines", type=Path, default=TRITON / "engines", help="where plans are stored")
+    parser.add_argument(
+        "--repository", type=Path, default=TRITON / "model_repository", help="the repository that Triton serves"
+    )
+    parser.add_argument("--picture", type=Path, help="source: a JPEG on which the models detect something")
     parser.add_argument(
         "--onnx-python",
         type=Path,
         default=TRITON.parent / ".venv-triton" / "bin" / "python",
         help="source: an interpreter with ONNX Runtime",
     )
-    parser.add_argument("--force", action="store_true", help="build: also what is there already")
+    parser.add_argument("--force", action="store_true", help="build: also plans that exist already")
     given = sys.argv[1:]
     end = given.index("--") if "--" in given else len(given)
     options = parser.parse_args(given[:end])

@@ -1,4 +1,4 @@
-"""Builds plans with trtexec and files those that say what their ONNX says. Standard library alone."""
+"""Builds plans with trtexec, and stores those whose output agrees with their ONNX. Uses only the standard library."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from engine_device import Device, Stop, trtexec
 from engine_files import Source, file_sidecar, plan_path
 
 MIN, OPT, MAX = 1, 8, 16
-"""Batches of the profile; MAX is the configuration's max_batch_size."""
+"""Batch sizes of the optimisation profile; MAX is the configuration's max_batch_size."""
 BUILD_S = 3600
 RUN_S = 600
 
 
 def build(engines: Path, device: Device, source: Source) -> Path:
-    """Builds a plan, asks it and the ONNX about the same picture, and files it under the device's name.
+    """Builds a plan, compares its output for the source's image with the ONNX's, and stores it under the device's name.
 
     Raises:
-        Stop: trtexec failed, or the plan says something else. Nothing is filed then; what was there stays.
+        Stop: trtexec failed, or the outputs differ. Nothing is stored then, and an earlier plan stays.
     """
     plan = plan_path(engines, device, source)
     plan.parent.mkdir(parents=True, exist_ok=True)
@@ -29,25 +29,28 @@ def build(engines: Path, device: Device, source: Source) -> Path:
         fresh = Path(scratch) / plan.name
         _run(build_command(source, fresh, plan.parent / "timing.cache"), BUILD_S, f"{source.name}: the build")
         if not fresh.exists():
-            raise Stop(f"{source.name}: trtexec reported success and wrote no plan")
+            raise Stop(f"{source.name}: trtexec reported success but wrote no plan")
         answer = Path(scratch) / "answer.json"
         _run(ask_command(source, fresh, answer), RUN_S, f"{source.name}: the plan's first run")
         try:
             given = read_output(answer)
         except (OSError, ValueError, KeyError) as error:
-            raise Stop(f"{source.name}: the plan's answer cannot be read: {error}") from None
+            raise Stop(f"{source.name}: the plan's output cannot be read: {error}") from None
         wrong = difference(source.task, read_output(source.folder / "answer.json"), given)
         if wrong:
-            raise Stop(f"{source.name}: the plan does not say what its ONNX says: {wrong}. It is not used")
+            raise Stop(f"{source.name}: the plan's output differs from its ONNX's: {wrong}. The plan is not used")
         file_sidecar(fresh, device, source)
-        # The sidecar first: a plan without one is never served.
+        # The sidecar comes first, because a plan is served only with a sidecar that fits it.
         fresh.with_suffix(".json").replace(plan.with_suffix(".json"))
         fresh.replace(plan)
     return plan
 
 
 def build_command(source: Source, plan: Path, timing_cache: Path) -> list[str]:
-    """FP16, one profile for every batch; kernels that were timed before on this device are not timed again."""
+    """The command that builds an FP16 plan with one profile for all batch sizes.
+
+    The timing cache spares trtexec timing again the kernels that it has timed on this device before.
+    """
     return [
         trtexec(),
         f"--onnx={source.onnx}",
@@ -62,7 +65,7 @@ def build_command(source: Source, plan: Path, timing_cache: Path) -> list[str]:
 
 
 def ask_command(source: Source, plan: Path, answer: Path) -> list[str]:
-    """One run on the picture, its output written as JSON."""
+    """The command that runs a plan once on the source's image and writes the output as JSON."""
     return [
         trtexec(),
         f"--loadEngine={plan}",
@@ -80,7 +83,7 @@ def _shape(source: Source, batch: int) -> str:
 
 
 def _quoted(name: str) -> str:
-    """trtexec parts names from the rest at colons; single quotes keep those of the name."""
+    """The tensor's name for trtexec, in single quotes if it contains a colon, because trtexec splits at colons."""
     return f"'{name}'" if ":" in name else name
 
 

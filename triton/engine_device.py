@@ -1,6 +1,6 @@
-"""The GPU of this host and the TensorRT of this container: what a plan is bound to. Standard library alone.
+"""The GPU of this host and the TensorRT version of this container. A plan runs only with the same ones.
 
-Runs inside the Triton container, whose Python has neither onnx nor numpy to rely on.
+Uses only the standard library, because it runs in the Triton container, whose Python may lack onnx and numpy.
 """
 
 from __future__ import annotations
@@ -13,64 +13,72 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TRTEXEC = Path("/usr/src/tensorrt/bin/trtexec")
-"""Where NVIDIA's containers keep it, beside the PATH."""
+"""Its path in NVIDIA's containers, which is not in their PATH."""
 
 
 class Stop(Exception):
-    """Nothing was changed; says why, and what to do."""
+    """The command ends without changing anything. The message says why, and what to do."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """A plan runs where all three are the same, and nowhere else."""
+    """The properties that must be the same where a plan is built and where it runs."""
 
     gpu: str
-    """As nvidia-smi names it."""
+    """The GPU's name, as reported by nvidia-smi."""
     capability: str
-    """Compute capability, the SM: 8.6."""
+    """Compute capability (SM), for example 8.6."""
     tensorrt: str
-    """10.3.0."""
+    """TensorRT's version, for example 10.3.0."""
 
     @property
     def slug(self) -> str:
-        """The folder's name: nvidia-a10g-sm86-trt10.3.0."""
+        """The name of the folder for this device's plans, for example nvidia-a10g-sm86-trt10.3.0."""
         gpu = re.sub(r"[^a-z0-9]+", "-", self.gpu.lower()).strip("-")
         return f"{gpu}-sm{self.capability.replace('.', '')}-trt{self.tensorrt}"
 
 
 def here() -> Device:
-    """The first GPU that this container sees.
+    """The first GPU of this container, and its TensorRT.
 
     Raises:
-        Stop: no GPU, or no TensorRT.
+        Stop: there is no GPU, or no TensorRT.
     """
     return Device(*gpu(), tensorrt())
 
 
 def gpu() -> tuple[str, str]:
-    """Name and compute capability, as nvidia-smi tells them."""
+    """The first GPU's name and compute capability, as reported by nvidia-smi.
+
+    Raises:
+        Stop: nvidia-smi does not exist, or reports no GPU.
+    """
     query = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
     try:
         asked = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
     except OSError:
         raise Stop(
-            "nvidia-smi is not there: this container sees no GPU. Start it with one (compose: the `triton` service's "
-            "GPU reservation; needs NVIDIA's container toolkit), or take the `cpu` profile, which needs none"
+            "nvidia-smi is missing: this container has no GPU. Start it with one (compose: the `triton` service's GPU "
+            "reservation; needs NVIDIA's container toolkit), or use the `cpu` profile, which needs none"
         ) from None
     first = next(iter(asked.stdout.strip().splitlines()), "")
     name, comma, capability = first.rpartition(",")
     if asked.returncode != 0 or not comma or not re.fullmatch(r"\d+\.\d+", capability.strip()):
-        raise Stop(f"nvidia-smi names no GPU: {(asked.stderr or asked.stdout).strip()[-300:] or 'it says nothing'}")
+        raise Stop(f"nvidia-smi reports no GPU: {(asked.stderr or asked.stdout).strip()[-300:] or 'no output'}")
     return name.strip(), capability.strip()
 
 
 def find_trtexec() -> str | None:
-    """The command, from the PATH or where NVIDIA's containers keep it."""
+    """The path of trtexec, from the PATH or at `TRTEXEC`; None if it is missing."""
     return shutil.which("trtexec") or (str(TRTEXEC) if TRTEXEC.exists() else None)
 
 
 def trtexec() -> str:
-    """Raises Stop: it is not there."""
+    """The path of trtexec.
+
+    Raises:
+        Stop: it is missing.
+    """
     found = find_trtexec()
     if found is None:
         raise Stop(
@@ -81,7 +89,11 @@ def trtexec() -> str:
 
 
 def tensorrt() -> str:
-    """TensorRT's version: of the first line that trtexec writes, else of its library's name."""
+    """TensorRT's version, from trtexec's output; if trtexec is missing, from the name of TensorRT's library.
+
+    Raises:
+        Stop: neither shows the version.
+    """
     command = find_trtexec()
     if command is None:
         return library_version(path.name for path in Path("/usr/lib").glob("*/libnvinfer.so.*"))
@@ -93,15 +105,23 @@ def tensorrt() -> str:
 
 
 def library_version(names: Iterable[str]) -> str:
-    """libnvinfer.so.10.3.0 is 10.3.0; its shorter names are links to it."""
+    """The version in the library's full name: libnvinfer.so.10.3.0 is 10.3.0. Shorter names are links to it.
+
+    Raises:
+        Stop: no name is a full one.
+    """
     for name in names:
         if found := re.fullmatch(r"libnvinfer\.so\.(\d+\.\d+\.\d+)", name):
             return found[1]
-    raise Stop("no TensorRT here, neither trtexec nor libnvinfer: this runs in the Triton container (…-py3)")
+    raise Stop("no TensorRT here, neither trtexec nor libnvinfer: run this in the Triton container (…-py3)")
 
 
 def version_of(banner: str) -> str:
-    """`[TensorRT v100300]` is 10.3.0; before TensorRT 10 a place had one digit less: v8601 is 8.6.1."""
+    """The version in trtexec's output: `[TensorRT v100300]` is 10.3.0. Before TensorRT 10, `v8601` is 8.6.1.
+
+    Raises:
+        Stop: the output contains no version.
+    """
     found = re.search(r"\[TensorRT v(\d+)\]", banner)
     if found is None:
         raise Stop(f"trtexec does not say which TensorRT it is; it began: {banner.strip()[:200]!r}")

@@ -1,6 +1,6 @@
-"""Where plans are filed, and which file serves on this host. Standard library alone.
+"""Where plans are stored, and which file serves a model on this host. Uses only the standard library.
 
-engines/source/                        what `engine.py source` writes: nothing in it depends on a GPU
+engines/source/                        written by `engine.py source`; independent of the GPU
     yolo/  model.onnx  sheet.json  plan.pbtxt  onnx.pbtxt  picture.bin  answer.json
     vision.pbtxt
 engines/nvidia-a10g-sm86-trt10.3.0/    one folder for each GPU and TensorRT
@@ -19,33 +19,34 @@ from engine_device import Device, Stop
 
 @dataclass(frozen=True)
 class Source:
-    """A model that a plan can be made of."""
+    """A model from which plans can be built."""
 
     folder: Path
     name: str
-    """Triton's: yolo, yolo_pose, arcface."""
+    """The model's name in Triton: yolo, yolo_pose or arcface."""
     task: str
     """detect, pose or face."""
     sha256: str
-    """Of model.onnx."""
+    """Checksum of model.onnx."""
     input: str
+    """Name of the input tensor."""
     shape: list[int]
-    """Of one picture, without the batch."""
+    """Shape of one image, without the batch dimension."""
     made_of: str
-    """The file that the user brought."""
+    """Name of the file that the user installed."""
 
     @property
     def onnx(self) -> Path:
         return self.folder / "model.onnx"
 
     def config(self, kind: str) -> str:
-        """`plan` or `onnx`: the configuration to serve it by, with version 1 in it."""
+        """The configuration for a kind, `plan` or `onnx`; its version is 1."""
         return (self.folder / f"{kind}.pbtxt").read_text()
 
 
 @dataclass(frozen=True)
 class Sidecar:
-    """The JSON beside a plan: what it was built of, on what."""
+    """The JSON file beside a plan: the ONNX and the device that it was built from and for."""
 
     device: Device
     model: str
@@ -55,7 +56,7 @@ class Sidecar:
 
 @dataclass(frozen=True)
 class Choice:
-    """What is to serve a model here."""
+    """The file that serves a model on this device."""
 
     source: Source
     kind: str
@@ -69,12 +70,12 @@ class Choice:
 
 
 def has_sources(engines: Path) -> bool:
-    """Whether `engine.py source` found a model."""
+    """Whether `engine.py source` has written a model."""
     return any((engines / "source").glob("*/sheet.json"))
 
 
 def sources(engines: Path) -> list[Source]:
-    """Every model of `engines/source`.
+    """All models in `engines/source`.
 
     Raises:
         Stop: there is none.
@@ -93,13 +94,13 @@ def plan_path(engines: Path, device: Device, source: Source) -> Path:
 
 
 def file_sidecar(plan: Path, device: Device, source: Source) -> None:
-    """Writes it beside the plan, or beside what is about to become one."""
+    """Writes the sidecar of a plan; the plan may still be in a temporary folder."""
     sidecar = Sidecar(device, source.name, source.sha256, checksum(plan))
     plan.with_suffix(".json").write_text(json.dumps(asdict(sidecar), indent=2) + "\n")
 
 
 def read_sidecar(plan: Path) -> Sidecar | None:
-    """None where it is missing or of another make: such a plan is never served."""
+    """The plan's sidecar; None if it is missing or has another format. A plan without a sidecar is never served."""
     try:
         found = json.loads(plan.with_suffix(".json").read_text())
         return Sidecar(**{**found, "device": Device(**found["device"])})
@@ -108,7 +109,7 @@ def read_sidecar(plan: Path) -> Sidecar | None:
 
 
 def choose(engines: Path, device: Device, source: Source) -> Choice:
-    """The plan that was built of this very ONNX on this very device; else the ONNX itself, and why."""
+    """The plan that was built from this ONNX on this device; else the ONNX itself, with the reason."""
     plan = plan_path(engines, device, source)
     if plan.exists():
         sidecar = read_sidecar(plan)

@@ -1,4 +1,4 @@
-"""What TensorRT wants of an ONNX beyond what ONNX Runtime does; the numbers stay the same."""
+"""Adapts an ONNX for TensorRT, which needs more than ONNX Runtime; the outputs stay the same."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 
 def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with an open batch whose UINT8 input is cast before anything else is done to it."""
+    """A copy with an open batch dimension, whose UINT8 input goes to a Cast first."""
     made = onnx.ModelProto()
     made.CopyFrom(model)
     open_batch(made)
@@ -18,10 +18,10 @@ def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def cast_first(model: onnx.ModelProto) -> None:
-    """Transpose, Cast becomes Cast, Transpose: TensorRT's UINT8 exists at the input only, for a cast to read.
+    """Replaces Transpose, Cast by Cast, Transpose, because TensorRT allows UINT8 only at the input of a Cast.
 
-    See `DataType.UINT8` in TensorRT's API. ONNX Runtime is better off the other way round: it moves a quarter of the
-    bytes.
+    See `DataType.UINT8` in TensorRT's API. For ONNX Runtime the other order is faster, because its Transpose then moves
+    a quarter of the bytes.
     """
     images = {value.name for value in model.graph.input if value.type.tensor_type.elem_type == TensorProto.UINT8}
     nodes = model.graph.node
@@ -44,10 +44,10 @@ def cast_first(model: onnx.ModelProto) -> None:
 
 
 def open_batch(model: onnx.ModelProto) -> None:
-    """Frees a batch of 1: at the input, the output, and in every Reshape that was written down with it.
+    """Makes a batch dimension of 1 open: at the input, at the output, and in every Reshape with a constant shape.
 
-    Exports for single frames hold shapes such as [1, 144, -1] in their Reshapes; with 0 in place of the 1 that
-    dimension is the input's own. Whether that was all, only a run with a larger batch can tell (`engine_source`).
+    Exports for single frames have shapes such as [1, 144, -1] in their Reshapes. With 0 instead of the 1, the Reshape
+    keeps its input's dimension. Other operators may still assume a batch of 1, so `engine_source` runs a larger batch.
     """
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
@@ -71,6 +71,6 @@ def open_batch(model: onnx.ModelProto) -> None:
             continue
         if len(found) > 1 and found[0] == 1:
             opened = np.array([0, *found[1:]], np.int64)
-            # Under a name of its own: others may read the same constant.
+            # The new shape has a name of its own, because other nodes may read the same constant.
             node.input[1] = f"{shape}/open/{node.output[0]}"
             graph.initializer.append(numpy_helper.from_array(opened, node.input[1]))

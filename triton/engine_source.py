@@ -1,6 +1,6 @@
-"""What building a plan needs of the host: the ONNX made ready, a picture, and the ONNX's own answer about it.
+"""Prepares plans on the host: the ONNX for TensorRT, an image, and the ONNX's output for that image.
 
-Runs in the project's environment; ONNX Runtime runs in the embedded Triton's.
+Runs in the project's environment; ONNX Runtime runs in a subprocess with the embedded Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from app.settings import ROOT
 
 PICTURE = ROOT / "app" / "web" / "sample.jpg"
 BATCH = 3
-"""Pictures of the run that shows whether the batch is really open."""
+"""Images in the run that checks whether the batch dimension is open."""
 RUN = """
 import sys, numpy as np, onnxruntime
 options = onnxruntime.SessionOptions()
@@ -43,7 +43,7 @@ np.save(sys.argv[3], session.run(None, {session.get_inputs()[0].name: np.load(sy
 
 @dataclass(frozen=True)
 class Installed:
-    """A model as `make models` left it."""
+    """A model that `make models` installed."""
 
     name: str
     onnx: Path
@@ -58,29 +58,29 @@ class Installed:
     @property
     def parameters(self) -> dict[str, str]:
         given = {key: self.about[key] for key in ("input_mean", "input_std") if key in self.about}
-        # Sheets of older installations do not name the rows, but where they came from.
+        # The model.json of an older installation has no `rows`, but the layout of the export.
         rows = self.about.get("rows") or ("end_to_end" if self.about.get("layout") == "end2end" else None)
         return given | ({"layout": rows} if rows else {})
 
 
 def collect(models: Path, engines: Path, picture: Path | None, onnx_python: Path) -> Iterator[str]:
-    """Writes `engines/source` anew out of a repository that `make models` filled; says what it did.
+    """Writes `engines/source` anew from a repository that `make models` filled; yields a line for each model.
 
     Raises:
-        Stop: nothing is installed, or a model cannot be made ready. What was there stays.
+        Stop: nothing is installed, or a model cannot be prepared. The previous `engines/source` stays.
     """
     found = [model for name in (DETECT, POSE, ARCFACE) if (model := _installed(models, name))]
     if not found:
         raise Stop(
             f"no prepared model in {models}: run `make models` first (DETECT=, POSE= and ARCFACE= name your own); "
-            "what was installed as it is has to be prepared"
+            "a model that was installed unprepared (--as-is) cannot be used"
         )
     engines.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=engines, prefix=".source-") as scratch:
         fresh = Path(scratch) / "source"
         for model in found:
-            _make_ready(model, fresh / model.name, picture or PICTURE, onnx_python)
-            yield f"{model.name}: {model.about['source']} made ready for TensorRT"
+            _prepare(model, fresh / model.name, picture or PICTURE, onnx_python)
+            yield f"{model.name}: {model.about['source']} prepared for TensorRT"
         reason = _ensemble(found, fresh / "vision.pbtxt")
         if reason:
             yield f"no ensemble: {reason}"
@@ -96,12 +96,12 @@ def _installed(models: Path, name: str) -> Installed | None:
     return Installed(name, version / "model.onnx", json.loads((version / "model.json").read_text()))
 
 
-def _make_ready(installed: Installed, folder: Path, picture: Path, onnx_python: Path) -> None:
+def _prepare(installed: Installed, folder: Path, picture: Path, onnx_python: Path) -> None:
     folder.mkdir(parents=True)
     if installed.about.get("batch") not in (None, 1):
         raise Stop(
-            f"{installed.name}: {installed.about['source']} was exported with batch={installed.about['batch']}; "
-            "a plan takes any number: export it with an open batch (Ultralytics: dynamic=True) and install that"
+            f"{installed.name}: {installed.about['source']} was exported with batch={installed.about['batch']}, but a "
+            "plan needs an open batch: export it with one (Ultralytics: dynamic=True) and install that"
         )
     model = for_tensorrt(onnx.load(installed.onnx))
     onnx.save(model, folder / "model.onnx")
@@ -116,8 +116,8 @@ def _make_ready(installed: Installed, folder: Path, picture: Path, onnx_python: 
     answer = _run(onnx_python, installed.onnx, image[None], f"{installed.name}: {installed.about['source']}")
     if installed.about["task"] != "face" and not sure(answer[0].tolist()):
         raise Stop(
-            f"{installed.name}: the ONNX is sure of nothing on {picture.name} (no score over {SURE}), so that no plan "
-            "can be checked by it; name a JPEG that shows what it knows: make engine PICTURE=path.jpg"
+            f"{installed.name}: the ONNX detects nothing on {picture.name} (no score of at least {SURE}), so no plan "
+            "can be compared with it; give a JPEG with objects of its classes: make engine PICTURE=path.jpg"
         )
     _check_batch(installed, folder / "model.onnx", image, answer, onnx_python)
     write_output(folder / "answer.json", model.graph.output[0].name, answer.shape, answer.ravel().tolist())
@@ -133,7 +133,7 @@ def _make_ready(installed: Installed, folder: Path, picture: Path, onnx_python: 
 
 
 def _image(installed: Installed, picture: Path, kind: int) -> NDArray[Any]:
-    """The picture as the model takes it, without the batch."""
+    """The image as the model's input, without the batch dimension."""
     jpeg = picture.read_bytes()
     info = inspect(jpeg, max_bytes=1 << 26, max_pixels=1 << 26)
     height, width = installed.size
@@ -148,7 +148,11 @@ def _image(installed: Installed, picture: Path, kind: int) -> NDArray[Any]:
 def _check_batch(
     installed: Installed, ready: Path, image: NDArray[Any], answer: NDArray[Any], onnx_python: Path
 ) -> None:
-    """The graph made ready answers each picture of a batch as the graph that came answers it alone."""
+    """Checks that the prepared graph's output for an image in a batch agrees with the original's for it alone.
+
+    Raises:
+        Stop: the graph does not run with a batch, or its outputs differ.
+    """
     blank = np.zeros_like(image)
     batch = np.stack([image, blank, image])[:BATCH]
     what = f"{installed.name}: {installed.about['source']} with a batch of {BATCH}"
@@ -165,10 +169,10 @@ def _check_batch(
             wrong = (
                 difference(installed.about["task"], wanted.tolist(), given.tolist())
                 if len(given)
-                else "too few answers"
+                else "too few outputs"
             )
         if wrong:
-            raise Stop(f"{what} answers otherwise than alone: {wrong}{hint}")
+            raise Stop(f"{what} gives another output than for a single image: {wrong}{hint}")
 
 
 def _run(onnx_python: Path, model: Path, images: NDArray[Any], what: str) -> NDArray[Any]:
@@ -186,7 +190,7 @@ def _run(onnx_python: Path, model: Path, images: NDArray[Any], what: str) -> NDA
 
 
 def _ensemble(found: list[Installed], target: Path) -> str | None:
-    """Writes the ensemble's configuration where both models take the same pictures; else says why not."""
+    """Writes the ensemble's configuration if both models have the same input size; else returns the reason why not."""
     parts = {model.name: model for model in found if model.name != ARCFACE}
     missing = [name for name in (DETECT, POSE) if name not in parts]
     if missing:

@@ -1,8 +1,8 @@
-"""Puts what was chosen into the repository that Triton serves. Standard library alone.
+"""Installs the chosen plan or ONNX in the repository that Triton serves. Uses only the standard library.
 
-A model's files go into a version folder of their own; `configs/installed.pbtxt`, which wins over the checked-in
-config.pbtxt (`--model-config-name=installed`), names that version. Replacing this one file is the switch: whenever
-Triton starts, it finds a model that is whole. The version before stays beside it.
+A model's files go into a new version folder. `configs/installed.pbtxt`, which takes precedence over the checked-in
+config.pbtxt (`--model-config-name=installed`), names that version. Replacing this one file is the switch, so that
+Triton finds a complete model at any start. The previous version stays beside it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FILES = {"plan": "model.plan", "onnx": "model.onnx"}
 
 
 def install(choice: Choice, repository: Path) -> Path:
-    """Returns the version folder that serves from the next start on; the same as before where nothing changed."""
+    """Installs a file; returns the version folder that serves from the next start on, the same if nothing changed."""
     folder = repository / choice.source.name
     folder.mkdir(parents=True, exist_ok=True)
     config = choice.source.config(choice.kind)
@@ -46,7 +46,7 @@ def install(choice: Choice, repository: Path) -> Path:
 
 
 def install_ensemble(config: str | None, folder: Path) -> None:
-    """The ensemble's configuration, or none: then it is not served."""
+    """Writes the ensemble's configuration; None removes it, so that the ensemble is not served."""
     if config is None:
         (folder / "configs" / "installed.pbtxt").unlink(missing_ok=True)
         return
@@ -55,7 +55,7 @@ def install_ensemble(config: str | None, folder: Path) -> None:
 
 
 def served(repository: Path) -> list[str]:
-    """Models to load: what is installed, and what somebody put there with files of its own."""
+    """Names of the models to load: installed ones, and others with files in a version folder."""
     return sorted(
         folder.name
         for folder in repository.iterdir()

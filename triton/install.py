@@ -1,8 +1,8 @@
-"""Puts ONNX models into a repository and keeps its ensemble in step with what is there.
+"""Installs ONNX models in a repository, and updates its ensemble to the installed models.
 
-An installed model is a new version folder (`2/`, `3/`, …: model.onnx, model.json, model.py) and
-`configs/installed.pbtxt`, which wins over the `config.pbtxt` beside it and names the version. Replacing that one
-file is the switch: until then Triton starts with what was there before, never with half a model.
+An installed model consists of a new version folder (`2/`, `3/`, …: model.onnx, model.json, model.py) and of
+`configs/installed.pbtxt`, which takes precedence over the checked-in `config.pbtxt` and names the version. Replacing
+this one file is the switch, so that Triton starts with either the old or the new model, never with half of one.
 """
 
 from __future__ import annotations
@@ -22,41 +22,39 @@ from prepare import Sheet, layout_of, prepare
 
 DETECT, POSE, VISION, MEDIAPIPE = "yolo", "yolo_pose", "vision", "_mediapipe"
 BACKEND = Path(__file__).with_name("onnx_model.py")
-
-
 TASKS = {DETECT: "detect", POSE: "pose"}
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What whoever installs an ONNX says about it."""
+class InstallOptions:
+    """The user's options for the installation of an ONNX."""
 
     names: tuple[str, ...] | None = None
     """Class names by id."""
     layout: str | None = None
-    """`raw` or `end_to_end`."""
+    """The output's layout, `raw` or `end_to_end`."""
     as_is: bool = False
-    """Not prepared."""
+    """Installs the ONNX unprepared."""
 
 
-def install(source: Path, name: str, repository: Path, wishes: Wishes = Wishes()) -> Path:
-    """Installs an ONNX as `name`, prepared unless wished otherwise, and returns its version folder.
+def install(source: Path, name: str, repository: Path, options: InstallOptions = InstallOptions()) -> Path:
+    """Installs an ONNX as `name`, prepared unless `options.as_is`; returns its version folder.
 
     Raises:
-        UnknownLayout: no layout that we read; the repository is as it was.
+        UnknownLayout: the layout is unknown. The repository is not changed.
     """
 
     def fill(fresh: Path) -> tuple[Sequence[str], Mapping[str, str]]:
-        told = {"task": TASKS[name], "given": wishes.names, "told": wishes.layout}
-        if wishes.as_is:
+        hints = {"task": TASKS[name], "given": options.names, "told": options.layout}
+        if options.as_is:
             shutil.copyfile(source, fresh / "model.onnx")
             model = load(source)
-            layout = layout_of(model, source, **told)
-            classes = class_names(model, layout, wishes.names)
-            size = {"input_size": f"{layout.height}x{layout.width}"}  # an export may leave it open
+            layout = layout_of(model, source, **hints)
+            classes = class_names(model, layout, options.names)
+            size = {"input_size": f"{layout.height}x{layout.width}"}  # the graph's own may be open
             batch = {"batch": str(layout.batch)} if layout.batch else {}
             return classes, {"layout": layout.as_is, **size, **batch}
-        sheet = prepare(source, fresh / "model.onnx", **told)
+        sheet = prepare(source, fresh / "model.onnx", **hints)
         return sheet.names, {"layout": sheet.rows}
 
     return place(name, repository, source.stem, fill)
@@ -71,8 +69,8 @@ def place(
     """Makes a new version folder and switches to it; returns it.
 
     Args:
-        fill: puts model.onnx into the folder that it is given, and returns the class names and further string
-            parameters of the configuration.
+        fill: writes model.onnx into the folder that it gets, and returns the class names and further string parameters
+            of the configuration.
     """
     folder = repository / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +91,7 @@ def place(
 
 
 def remove(name: str, repository: Path) -> None:
-    """Takes back what was installed as `name`; the checked-in model answers again."""
+    """Removes the model that was installed as `name`, so that Triton serves the checked-in one, if there is one."""
     folder = repository / name
     if not folder.is_dir():
         return
@@ -108,10 +106,10 @@ def remove(name: str, repository: Path) -> None:
 
 
 def compose(repository: Path) -> str | None:
-    """Writes the ensemble over what is installed now; MediaPipe stands in where one model is missing.
+    """Writes the ensemble of the installed models; MediaPipe replaces a missing one.
 
     Returns:
-        Why there is no ensemble; None when there is one.
+        Why there is no ensemble of installed models; None if there is one, or if no model is installed.
     """
     sheets = {name: installed(repository / name) for name in (DETECT, POSE)}
     sizes = {name: (sheet.height, sheet.width) for name, sheet in sheets.items() if sheet}
@@ -188,5 +186,5 @@ def write_config(folder: Path, text: str) -> None:
 
 
 def versions(folder: Path) -> list[int]:
-    """Numbers of the version folders that there are."""
+    """The numbers of the version folders."""
     return [int(path.name) for path in folder.iterdir() if path.is_dir() and path.name.isdigit()]

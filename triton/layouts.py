@@ -1,4 +1,4 @@
-"""Recognises an Ultralytics-style ONNX: by its metadata and its last nodes where its shape leaves a doubt."""
+"""Recognises an Ultralytics-style ONNX by its shapes and, if these are ambiguous, by its metadata and last nodes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Unknown = Callable[[str], "UnknownLayout"]
 KEYPOINTS = 17
 STRIDES = (8, 16, 32)
 MARK = "sightline_layout"
-"""In a prepared graph's metadata: what its rows are. Also the values of a configuration's parameter `layout`."""
+"""Key in a prepared graph's metadata; its value is the meaning of the rows."""
 LAYOUTS = ("raw", "end_to_end", "prepared")
 _POSE_ROWS = 5 + 3 * KEYPOINTS
 
@@ -33,34 +33,34 @@ _TASKS = {
 
 
 class UnknownLayout(ValueError):
-    """The graph is of no layout that we read. Names the file, the shapes found and those known."""
+    """The graph has no known layout. The message names the file, the shapes found and the known ones."""
 
 
 class SharedShape(UnknownLayout):
-    """Two families share the shape, and neither metadata nor graph tell them apart; an answer of the model would."""
+    """Two families of models have this shape, and neither metadata nor graph show which it is; a run would."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What an ONNX takes and gives."""
+    """The input and output of an ONNX."""
 
     kind: str
     """raw, end2end or prepared."""
     height: int
     width: int
     batch: int | None
-    """None: any."""
+    """The fixed batch size; None: any."""
     input_name: str
     input_type: int
     output_name: str
     output_type: int
     classes: int | None
-    """How many; None where the shape does not say."""
+    """Number of classes; None if the shape does not show it."""
     pose: bool
     candidates: int
-    """Rows that the prepared graph gives; -1 where only a run shows how many."""
+    """Rows of the prepared graph's output; -1 if only a run shows how many."""
     overlaps: bool
-    """Whether the rows are yet to be suppressed."""
+    """Whether the rows overlap, because the graph has not suppressed them."""
 
     @property
     def columns(self) -> int:
@@ -68,24 +68,28 @@ class Layout:
 
     @property
     def rows(self) -> str:
-        """What the prepared graph's rows are, as the service's parameter `layout` names it."""
+        """The meaning of the prepared graph's rows, as a value of the configuration's parameter `layout`."""
         return "prepared" if self.overlaps else "end_to_end"
 
     @property
     def as_is(self) -> str:
-        """The same of the graph as it came."""
+        """The meaning of the unprepared graph's rows, as a value of the parameter `layout`."""
         return "raw" if self.kind == "raw" else self.rows
 
 
 def load(source: Path) -> onnx.ModelProto:
-    """Raises UnknownLayout: not an ONNX file, or damaged."""
+    """Loads a graph and sorts its nodes.
+
+    Raises:
+        UnknownLayout: the file is not an ONNX, or is damaged.
+    """
     try:
         model = onnx.load(source)
         sort_nodes(model.graph)
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError, TypeError) as error:
-        raise UnknownLayout(f"{source.name}: not a sound ONNX file: {error}") from None
-    except Exception as error:  # protobuf's DecodeError has no public home of its own
+        raise UnknownLayout(f"{source.name}: not a valid ONNX file: {error}") from None
+    except Exception as error:  # protobuf's DecodeError has no public module
         if type(error).__name__ != "DecodeError":
             raise
         raise UnknownLayout(f"{source.name}: not an ONNX file: {error}") from None
@@ -93,10 +97,10 @@ def load(source: Path) -> onnx.ModelProto:
 
 
 def sort_nodes(graph: onnx.GraphProto) -> None:
-    """Puts every node behind those that it reads from: converters to FP16 append theirs at the end."""
+    """Sorts the nodes so that each follows its inputs, because converters to FP16 append nodes at the end."""
     made_by = {output: index for index, node in enumerate(graph.node) for output in node.output if output}
     placed: list[int] = []
-    state = [0] * len(graph.node)  # 1 on the way, 2 placed
+    state = [0] * len(graph.node)  # 0: not placed, 2: placed
     for first in range(len(graph.node)):
         waiting = [first]
         while waiting:
@@ -128,13 +132,13 @@ def metadata(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def names(model: onnx.ModelProto) -> list[str]:
-    """As `labels`; none where they are but the ids in words: Ultralytics writes those where it was given no others."""
+    """The labels; empty if they are only the ids as text, which Ultralytics writes when it has no names."""
     found = labels(model)
     return found if found != [str(index) for index in range(len(found))] else []
 
 
 def labels(model: onnx.ModelProto) -> list[str]:
-    """One for each class in the order of their ids: the metadata's `names`, a dict or list as Python writes it."""
+    """The metadata's `names` in the order of the class ids; the metadata has a dict or list in Python's notation."""
     try:
         given = ast.literal_eval(metadata(model).get("names", "None"))
     except (ValueError, SyntaxError):
@@ -145,7 +149,7 @@ def labels(model: onnx.ModelProto) -> list[str]:
 
 
 def class_names(model: onnx.ModelProto, layout: Layout, given: Sequence[str] | None = None) -> list[str]:
-    """Those given, else as `names`; where there are none `person` for a pose model, else class_0, class_1, …"""
+    """The given names, else those of the metadata; without any, `person` for a pose model, else class_0, class_1, …"""
     alone = ["person"] if layout.pose and layout.classes in (1, None) else []
     return list(given or names(model) or alone or [f"class_{index}" for index in range(layout.classes or 0)])
 
@@ -161,12 +165,13 @@ def read_layout(
     """Recognises the graph: by its metadata, then by its last nodes, and by shapes that only one family has.
 
     Args:
-        task: `detect` or `pose`, where whoever installs it says so; the metadata wins.
-        given: the class names, where whoever installs it names them.
-        told: the layout, likewise: `raw` or `end_to_end`.
+        task: the user's `detect` or `pose`; the metadata's task takes precedence.
+        given: the user's class names.
+        told: the user's layout, `raw` or `end_to_end`.
 
     Raises:
-        UnknownLayout: see there. Also where two families share the shape and nothing tells them apart.
+        UnknownLayout: the layout is not known.
+        SharedShape: two families of models have this shape, and nothing shows which it is.
     """
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
@@ -185,7 +190,7 @@ def read_layout(
     value, head = inputs[0], _shape(outputs[0])
     shape, kind = _shape(value), value.type.tensor_type.elem_type
     if len(head) == 2:
-        raise unknown("one vector a picture: a classification model, or YOLO-NAS' flat list")
+        raise unknown("one vector for each image: a classification model, or YOLO-NAS' flat list")
     if len(shape) != 4 or len(head) != 3:
         raise unknown()
     prepared = kind == TensorProto.UINT8 and shape[3] == 3
@@ -196,7 +201,7 @@ def read_layout(
         head = _inferred_head(model, value.name, height, width, prepared)
     if not prepared and _is_detr(about, parts):
         raise unknown(
-            "it is RT-DETR's head, or another whose boxes are shares of the picture (cx, cy, w, h from 0 to 1): such "
+            "it is RT-DETR's head, or another whose boxes are relative to the image (cx, cy, w, h from 0 to 1): such "
             "heads are not read. Export a YOLO (YOLOv8, YOLO11, YOLO26) instead"
         )
     common = {
@@ -217,7 +222,7 @@ def read_layout(
                 f"{name}: found {found}\n"
                 f"[N, {rows or '?'}, {columns}] could be an end-to-end YOLO's rows (x1, y1, x2, y2, score, class) or "
                 "those of RT-DETR (cx, cy, w, h from 0 to 1), and neither its metadata (end2end, args, head) nor its "
-                f"last nodes tell which. Say so if it is the former: make models LAYOUT=end_to_end\n{KNOWN}"
+                f"last nodes show which. If it is the former: make models LAYOUT=end_to_end\n{KNOWN}"
             )
         overlaps = prepared and not finished
         kind_name = "prepared" if overlaps else "end2end"
@@ -230,9 +235,7 @@ def read_layout(
     if prepared or rows is None or rows < 5:
         raise unknown()
     if finished:
-        raise unknown(
-            f"its metadata or its last nodes say that it has suppressed overlaps itself, yet it has {columns} columns"
-        )
+        raise unknown(f"by its metadata or its last nodes it suppresses overlaps itself, but it has {columns} columns")
     if columns is not None and (rows >= columns or rows in (cells, 3 * cells)):
         raise unknown(
             "anchors in rows, as of YOLOv5 and YOLOX (with an objectness): export with Ultralytics, as yolov5nu"
@@ -247,25 +250,25 @@ def read_layout(
 
 
 def _several(inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]) -> str | None:
-    """What a graph with several inputs or outputs looks like."""
+    """Describes a graph with several inputs or outputs; None if it has no known form."""
     shapes = [_shape(value) for value in outputs]
     if any(value.name.lower().startswith("num_det") for value in outputs):
         return "a head behind TensorRT's EfficientNMS: export without the plug-in"
     if any(len(shape) == 4 for shape in shapes):
         return "the 4-dimensional output is a segmentation model's"
     if len(inputs) > 1 or any(len(shape) == 3 and shape[2] == 4 for shape in shapes):
-        return "boxes and scores apart, as of RF-DETR, D-FINE or YOLO-NAS: such heads are not read"
+        return "separate boxes and scores, as of RF-DETR, D-FINE or YOLO-NAS: such heads are not read"
     return None
 
 
 def _unrolled(about: dict[str, str]) -> int | None:
-    """Pictures at a time of an export with nms=True and an open batch: its suppression is written out for so many."""
+    """The batch size of an export with nms=True and an open batch, because its suppression is built for this number."""
     batch = about.get("batch", "")
     return int(batch) if _args(about).get("nms") is True and batch.isdigit() and int(batch) > 0 else None
 
 
 def _args(about: dict[str, str]) -> dict[str, object]:
-    """The arguments of Ultralytics' export; empty where there are none."""
+    """The arguments of Ultralytics' export; empty if the metadata has none."""
     try:
         args = ast.literal_eval(about.get("args", "{}"))
     except (ValueError, SyntaxError):
@@ -279,7 +282,7 @@ def _is_detr(about: dict[str, str], parts: Sequence[Part]) -> bool:
 
 
 def _says_finished(about: dict[str, str], parts: Sequence[Part], model: onnx.ModelProto, told: str | None) -> bool:
-    """Whether something says that the graph has done its own suppression: rows, whatever their number."""
+    """Whether the graph suppresses overlaps itself, according to the user, its metadata or its nodes."""
     if told is not None:
         return told == "end_to_end"
     if MARK in about:
@@ -297,12 +300,20 @@ def _check_keypoints(about: dict[str, str], pose: bool, unknown: Unknown) -> Non
 def _classes(
     rows: int, pose: bool, said: str | None, known: Sequence[str], parts: Sequence[Part], unknown: Unknown
 ) -> int:
-    """How many classes a raw head of so many rows has; `said`: the task by its metadata."""
+    """The number of classes of a raw head with `rows` rows.
+
+    Args:
+        said: the task in its metadata.
+        known: the class names, if any.
+
+    Raises:
+        UnknownLayout: the rows are ambiguous, or do not fit the names or the nodes.
+    """
     if not (pose or said) and rows == _POSE_ROWS and len(known) != rows - 4 and parts != ["other", "shares"]:
         raise unknown(
             f"{rows} rows are one class with {KEYPOINTS} keypoints, or {rows - 4} classes, and neither its metadata "
-            "(task, names) nor its last nodes tell which. Say so: make models POSE=… for the former, or DETECT=… with "
-            f"{rows - 4} NAMES for the latter"
+            "(task, names) nor its last nodes show which. For the former: make models POSE=…; for the latter: DETECT=… "
+            f"with {rows - 4} NAMES"
         )
     extra = 3 * KEYPOINTS if pose else 0
     classes = rows - 4 - extra
@@ -312,15 +323,15 @@ def _classes(
         )
     if not pose and len(parts) > 2:
         raise unknown(
-            "behind its scores there is something else that would be taken for classes: masks, an angle or keypoints. "
-            "Export a detection model, or name it as what it is (make models POSE=…)"
+            "its rows after the scores are not classes, but masks, an angle or keypoints. Export a detection model, or "
+            "install it as a pose model (make models POSE=…)"
         )
     if known and len(known) != classes:
         hint = {
-            1: ": oriented boxes have a row more, an angle; YOLOv5 and YOLOX an objectness",
-            32: ": a segmentation model has 32 rows more",
+            1: ": oriented boxes have one more row, an angle; YOLOv5 and YOLOX have an objectness",
+            32: ": a segmentation model has 32 more rows",
         }.get(classes - len(known), "")
-        raise unknown(f"{rows} rows have room for {classes} classes, and {len(known)} are named{hint}")
+        raise unknown(f"{rows} rows are {classes} classes, but the number of names is {len(known)}{hint}")
     return classes
 
 
@@ -336,7 +347,11 @@ def _describe(value: onnx.ValueInfoProto) -> str:
 
 
 def _size(model: onnx.ModelProto, dims: list[int | None], unknown: UnknownLayout) -> tuple[int, int]:
-    """Height and width: the input's own, or the metadata's `imgsz` where the export left them open."""
+    """Height and width of the input; if they are open, the metadata's `imgsz`.
+
+    Raises:
+        UnknownLayout: they are open, and the metadata has no `imgsz`.
+    """
     if None not in dims:
         return dims[0], dims[1]  # type: ignore[return-value]
     try:
@@ -347,13 +362,13 @@ def _size(model: onnx.ModelProto, dims: list[int | None], unknown: UnknownLayout
         size = [size, size]
     if not (isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size)):
         raise UnknownLayout(
-            f"{unknown}\nheight and width are open and the metadata names no `imgsz`: export at one size"
+            f"{unknown}\nheight and width are open and the metadata has no `imgsz`: export with a fixed size"
         )
     return size[0], size[1]
 
 
 def _inferred_head(model: onnx.ModelProto, name: str, height: int, width: int, nhwc: bool) -> list[int | None]:
-    """The output's shape once height and width are fixed."""
+    """The output's shape with the given height and width."""
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
     for value in fixed.graph.input:
@@ -366,4 +381,4 @@ def _inferred_head(model: onnx.ModelProto, name: str, height: int, width: int, n
             dim.Clear()
     del fixed.graph.value_info[:]
     inferred = _shape(shape_inference.infer_shapes(fixed, data_prop=True).graph.output[0])
-    return [declared_size or other for declared_size, other in zip(declared, inferred, strict=False)]
+    return [given or found for given, found in zip(declared, inferred, strict=False)]

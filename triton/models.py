@@ -1,14 +1,14 @@
-"""`make models`: puts YOLO, and ArcFace, into the embedded Triton's repository.
+"""`make models`: installs YOLO and ArcFace in the embedded Triton's repository.
 
     make models                                      yolov8n and yolov8n-pose, downloaded and exported
     make models DETECT=yolo11s POSE=yolo11s-pose     any name that Ultralytics knows
     make models DETECT=best.pt                       your own weights
     make models DETECT=best.onnx                     your own export: offline, without Ultralytics
-    make models DETECT=best.onnx NAMES=names.txt     with class names, where the export has none
+    make models DETECT=best.onnx NAMES=names.txt     with class names, if the export has none
     make models ARCFACE=w600k_r50.onnx               face embeddings: your ONNX, offline
     make models REMOVE=1                             back to MediaPipe
 
-Nothing is replaced before everything asked for is ready. The service takes the new models at its next start.
+No model is replaced before all requested models are ready. The service loads the new models at its next start.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from pathlib import Path
 
 from arcface import ARCFACE, install_arcface, read_arcface
 from class_names import given_names
-from install import DETECT, POSE, TASKS, Wishes, compose, install, remove
+from install import DETECT, POSE, TASKS, InstallOptions, compose, install, remove
 from layouts import UnknownLayout, load, names
 from prepare import layout_of, prepare
 
 REPOSITORY = Path(__file__).with_name("cpu_repository")
 DEFAULTS = {DETECT: "yolov8n", POSE: "yolov8n-pose"}
 LICENCE = """\
-YOLO's weights and the tool that exports them are Ultralytics', under the AGPL-3.0 licence (or one bought from
-Ultralytics): https://www.ultralytics.com/license. The tool runs in a temporary environment that is deleted
-afterwards; the weights stay on this machine and are no part of this project. Ctrl-C now to do without them."""
+YOLO's weights and the tool that exports them belong to Ultralytics and are under the AGPL-3.0 licence (or one bought
+from Ultralytics): https://www.ultralytics.com/license. The tool runs in a temporary environment that is deleted
+afterwards. The weights stay on this machine and are not part of this project. Press Ctrl-C now to cancel."""
 EXPORT = """\
 import sys
 from ultralytics import YOLO
 print(YOLO(sys.argv[1]).export(format="onnx", imgsz=[int(size) for size in sys.argv[2].split(",")], simplify=True))
 """
 EXPORT_PACKAGES = ("ultralytics", "onnx", "onnxslim", "onnxruntime", "opencv-python-headless")
-# The desktop build of OpenCV, which Ultralytics asks for, needs libGL; a server has none.
+# Ultralytics depends on the desktop build of OpenCV, which needs libGL; servers usually lack it.
 OVERRIDES = "opencv-python ; sys_platform == 'never'\nopencv-python-headless\n"
 
 
 class Stop(Exception):
-    """Nothing was installed; says why, and what to do."""
+    """The command ends without installing anything. The message says why, and what to do."""
 
 
 def main() -> int:
@@ -75,16 +75,18 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pose", help=f"pose model: {what}")
     parser.add_argument(
         "--names",
-        help="class names of the detection model, for an export without: a file (one a line, or YAML), or a,b,c",
+        help="class names of the detection model, if its export has none: a file (one a line, or YAML), or a,b,c",
     )
     parser.add_argument(
-        "--layout", choices=("raw", "end_to_end"), help="what the detection model gives, where nothing tells"
+        "--layout", choices=("raw", "end_to_end"), help="the detection model's output, if the graph does not show it"
     )
     parser.add_argument("--arcface", help="face embedding model: a path to a .onnx")
     parser.add_argument("--imgsz", default="640", help="size to export at: one number, or HEIGHT,WIDTH (default 640)")
-    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="where to (default triton/cpu_repository)")
-    parser.add_argument("--as-is", action="store_true", help="install a .onnx as it is, not prepared")
-    parser.add_argument("--remove", action="store_true", help="take back what was installed")
+    parser.add_argument(
+        "--repository", type=Path, default=REPOSITORY, help="the repository (default triton/cpu_repository)"
+    )
+    parser.add_argument("--as-is", action="store_true", help="install a .onnx unprepared")
+    parser.add_argument("--remove", action="store_true", help="remove the installed models")
     options = parser.parse_args()
     if not re.fullmatch(r"\d+(,\d+)?", options.imgsz):
         parser.error(f"--imgsz {options.imgsz!r}: want one number, or HEIGHT,WIDTH, for example 480,640")
@@ -94,9 +96,9 @@ def _options() -> argparse.Namespace:
 def _install(wanted: dict[str, str], options: argparse.Namespace) -> None:
     named = given_names(options.names) if options.names else None
     if (named or options.layout) and DETECT not in wanted:
-        raise Stop("NAMES and LAYOUT are the detection model's: name that, too, with DETECT=")
-    wishes = {
-        name: Wishes(
+        raise Stop("NAMES and LAYOUT apply to the detection model: name it as well, with DETECT=")
+    per_model = {
+        name: InstallOptions(
             names=named if name == DETECT else None,
             layout=options.layout if name == DETECT else None,
             as_is=options.as_is,
@@ -117,17 +119,21 @@ def _install(wanted: dict[str, str], options: argparse.Namespace) -> None:
         warnings = [
             warning
             for name, source in ready.items()
-            for warning in _look_over(name, source, wishes[name], folder / "check")
+            for warning in _check(name, source, per_model[name], folder / "check")
         ]
         for name, source in ready.items():
-            version = install(source, name, options.repository, wishes[name])
+            version = install(source, name, options.repository, per_model[name])
             print(f"{name}: {source.name} -> {version}")
         for warning in warnings:
             print(f"WARNING: {warning}", file=sys.stderr)
 
 
 def _local(given: str) -> Path | None:
-    """The .onnx at hand; None for what has to be exported first."""
+    """The path of a given .onnx; None if the model must be exported first.
+
+    Raises:
+        Stop: there is no such file, or the text is no name of a model.
+    """
     path = Path(given).expanduser()
     if path.suffix in (".onnx", ".pt") and not path.exists() and len(path.parts) > 1:
         raise Stop(f"{given}: there is no such file")
@@ -141,42 +147,48 @@ def _local(given: str) -> Path | None:
 
 
 def _arcface(given: str) -> Path:
-    """The file, looked over before anything is installed."""
+    """The path of a given ArcFace, checked before anything is installed.
+
+    Raises:
+        Stop, UnknownLayout: there is no such file, or it is no ArcFace.
+    """
     path = Path(given).expanduser()
     if path.suffix != ".onnx" or not path.is_file():
-        raise Stop(f"ARCFACE={given}: there is no such .onnx file; its weights are yours to bring")
+        raise Stop(
+            f"ARCFACE={given}: there is no such .onnx file; ArcFace's weights are not downloaded, bring your own"
+        )
     read_arcface(path)
     return path
 
 
-def _look_over(name: str, source: Path, wishes: Wishes, scratch: Path) -> list[str]:
-    """What is to be said about a model that can be installed.
+def _check(name: str, source: Path, options: InstallOptions, scratch: Path) -> list[str]:
+    """Checks that a model can be installed; returns warnings about it.
 
     Raises:
-        UnknownLayout, Stop: it cannot.
+        UnknownLayout, Stop: it cannot be installed.
     """
-    told = {"task": TASKS[name], "given": wishes.names, "told": wishes.layout}
+    hints = {"task": TASKS[name], "given": options.names, "told": options.layout}
     model = load(source)
-    layout = layout_of(model, source, **told)
+    layout = layout_of(model, source, **hints)
     if layout.pose != (TASKS[name] == "pose"):
         raise Stop(
             f"{source.name}: is a {'pose' if layout.pose else 'detect'} model; {name} wants one for {TASKS[name]}"
         )
-    if not wishes.as_is:
-        prepare(source, scratch / f"{name}.onnx", **told)
-    said = []
-    if not (layout.pose or wishes.names or names(model)):
+    if not options.as_is:
+        prepare(source, scratch / f"{name}.onnx", **hints)
+    warnings = []
+    if not (layout.pose or options.names or names(model)):
         count = f"its {layout.classes} classes are" if layout.classes else "its classes are"
-        said.append(
-            f"{source.name} brings no class names: {count} called class_0, class_1, …, and nothing counts as a person. "
+        warnings.append(
+            f"{source.name} has no class names: {count} called class_0, class_1, …, and no class counts as `person`. "
             "Name them: make models DETECT=… NAMES=names.txt (one a line, or YAML), or NAMES=person,car"
         )
     if layout.batch not in (None, 1):
-        said.append(
-            f"{source.name} was exported with batch={layout.batch}: a lone picture takes as long as {layout.batch}. An "
+        warnings.append(
+            f"{source.name} was exported with batch={layout.batch}: a single image takes as long as {layout.batch}. An "
             "export with batch=1, or dynamic=True, is faster"
         )
-    return said
+    return warnings
 
 
 def _export_environment(folder: Path) -> Path:
@@ -185,22 +197,26 @@ def _export_environment(folder: Path) -> Path:
     environment = folder / "environment"
     made = subprocess.run([*run, "venv", "--quiet", "--python", sys.executable, environment], check=False)
     if made.returncode != 0:
-        raise Stop("the temporary environment for Ultralytics' export tool could not be made (see above)")
+        raise Stop("the temporary environment for Ultralytics' export tool could not be created (see above)")
     python = environment / "bin" / "python"
     overrides = folder / "overrides.txt"
     overrides.write_text(OVERRIDES)
     packages = [*run, "pip", "install", "--python", str(python), "--override", str(overrides), *EXPORT_PACKAGES]
-    # PyTorch without CUDA is a tenth of the size, but has an index of its own that not every network reaches.
+    # PyTorch without CUDA has a tenth of the size, but its separate index is not reachable from every network.
     if any(subprocess.run([*packages, *extra], check=False).returncode == 0 for extra in (["--torch-backend=cpu"], [])):
         return python
     raise Stop(
-        "Ultralytics' export tool could not be installed (see above): it takes a network with a package index. "
-        "Without one, export elsewhere and name the file: make models DETECT=path/to/best.onnx"
+        "Ultralytics' export tool could not be installed (see above): it needs a package index. Without one, export "
+        "the model elsewhere and give the file: make models DETECT=path/to/best.onnx"
     )
 
 
 def _export(python: Path, given: str, size: str, folder: Path) -> Path:
-    """Runs Ultralytics' own export in a folder of its own, where it also leaves what it downloads."""
+    """Runs Ultralytics' export in a new folder, which also receives its downloads; returns the ONNX.
+
+    Raises:
+        Stop: the export failed.
+    """
     folder.mkdir()
     path = Path(given).expanduser()
     if path.exists():
@@ -210,7 +226,7 @@ def _export(python: Path, given: str, size: str, folder: Path) -> Path:
     tool = subprocess.run([python, "-c", EXPORT, weights.name, size], cwd=folder, check=False)
     exported = weights.with_suffix(".onnx")
     if tool.returncode != 0 or not exported.exists():
-        raise Stop(f"{given}: Ultralytics did not export it (see above); a name's weights need a network to fetch")
+        raise Stop(f"{given}: Ultralytics did not export it (see above); weights given by name are downloaded")
     return exported
 
 

@@ -1,13 +1,14 @@
-"""Triton's Python backend: the `model.onnx` beside this file on the CPU: OpenVINO if installed, else ONNX Runtime.
+"""A model of Triton's Python backend: runs the `model.onnx` beside this file on the CPU, in OpenVINO if it is
+installed, else in ONNX Runtime.
 
-Copied to a model's version folder as model.py by install.py. Inputs and outputs are the graph's own, as the
-configuration names them. One thread an instance: on a CPU two instances of one thread beat one of two, and batches
-gain nothing, so every request runs by itself. A graph exported for single pictures, or for batches of four, is given as
-many at a time; a batch that is not full is filled up.
+install.py copies this file to a model's version folder as model.py. Inputs and outputs are the graph's own, as named
+in the configuration. Each instance has one thread, because on a CPU two instances with one thread are faster than one
+with two. Each request runs by itself, because batches save no time. A graph that was exported for a fixed batch, such
+as 1 or 4, gets that many images at a time; a smaller batch is padded.
 
-String parameters of the configuration choose: `runtime` (openvino, onnxruntime) and, for OpenVINO, `precision` (f32,
-bf16; unset: BF16 where the processor computes in it, which moves boxes by a tenth of a pixel or so). `batch`: pictures
-at a time of a graph that leaves them open but is written for so many.
+String parameters of the configuration: `runtime` (openvino, onnxruntime); for OpenVINO, `precision` (f32, bf16; unset:
+BF16 if the processor computes in it, which moves boxes by about a tenth of a pixel); `batch`, the images at a time for
+a graph whose batch dimension is open although its operators assume this number.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import triton_python_backend_utils as pb_utils
 
 
 class _Capsule:
-    """What `np.from_dlpack` wants to see around a capsule."""
+    """Wraps a capsule with the methods that `np.from_dlpack` calls."""
 
     def __init__(self, capsule: object) -> None:
         self.capsule = capsule
@@ -34,7 +35,7 @@ class _Capsule:
         return (1, 0)  # the CPU
 
 
-# The backend's own conversion speaks numpy's 1.x ABI: with numpy 2 it gives wrong numbers.
+# The backend's own conversion uses the ABI of numpy 1.x, and returns wrong numbers with numpy 2.
 DLPACK = np.lib.NumpyVersion(np.__version__) >= "2.0.0"
 
 
@@ -57,12 +58,14 @@ def write(name: str, array: np.ndarray) -> object:
 
 
 def _keep_quiet(capsule: object) -> None:
-    """Whoever took the memory gives it back; the capsule's own destructor would look for it in vain and complain."""
+    """Removes the capsule's destructor, because the consumer of the memory frees it, and the destructor would log an
+    error.
+    """
     ctypes.pythonapi.PyCapsule_SetDestructor(ctypes.py_object(capsule), None)
 
 
 class OnnxRuntime:
-    """One session of one thread."""
+    """A session of ONNX Runtime with one thread."""
 
     title = "ONNX Runtime"
 
@@ -70,7 +73,7 @@ class OnnxRuntime:
         import onnxruntime
 
         if precision not in ("", "f32"):
-            raise ValueError(f"precision={precision!r}: ONNX Runtime computes as the graph says; leave it unset")
+            raise ValueError(f"precision={precision!r}: ONNX Runtime computes in the graph's types; leave it unset")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -82,7 +85,7 @@ class OnnxRuntime:
 
 
 class OpenVino:
-    """One stream of one thread. Its answers are copied: the next run overwrites them."""
+    """A stream of OpenVINO with one thread. It copies its outputs, because the next run overwrites them."""
 
     title = "OpenVINO"
 
@@ -109,12 +112,12 @@ RUNTIMES = {"openvino": OpenVino, "onnxruntime": OnnxRuntime}
 
 
 def chosen(parameters: dict) -> type:
-    """What the configuration names; else OpenVINO where it is installed."""
+    """The runtime that the configuration names; else OpenVINO if it is installed, else ONNX Runtime."""
     named = parameters.get("runtime", {}).get("string_value", "")
     if named and named not in RUNTIMES:
         raise pb_utils.TritonModelException(f"runtime={named!r}: want {' or '.join(RUNTIMES)}")
     if named == "openvino" and importlib.util.find_spec("openvino") is None:
-        raise pb_utils.TritonModelException("runtime='openvino': it is not installed here; `make openvino-env` does it")
+        raise pb_utils.TritonModelException("runtime='openvino': it is not installed; run `make openvino-env`")
     return RUNTIMES[named or ("openvino" if importlib.util.find_spec("openvino") else "onnxruntime")]
 
 
@@ -131,7 +134,7 @@ class TritonPythonModel:
         try:
             self._model = runtime(path, parameters.get("precision", {}).get("string_value", ""))
         except Exception as error:  # the runtimes' own errors share no base; the model cannot be served either way
-            raise pb_utils.TritonModelException(f"{path} is no model that {runtime.title} can run: {error}") from None
+            raise pb_utils.TritonModelException(f"{runtime.title} cannot load {path}: {error}") from None
         batch = parameters.get("batch", {}).get("string_value", "")
         if batch:
             self._model.batch = int(batch)
@@ -141,34 +144,34 @@ class TritonPythonModel:
         self._outputs = [output["name"] for output in config["output"]]
 
     def execute(self, requests: list) -> list:
-        return [self._answer(request) for request in requests]
+        return [self._respond(request) for request in requests]
 
-    def _answer(self, request: object) -> object:
+    def _respond(self, request: object) -> object:
         images = read(pb_utils.get_input_tensor_by_name(request, self._input))
         try:
-            answers = [self._run(part) for part in self._parts(images)]
-        except Exception as error:  # this request's own answer; the next may well succeed
+            outputs = [self._run(part) for part in self._parts(images)]
+        except Exception as error:  # fails only this request, because the next may succeed
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{self._model.title}: {error}"))
         wanted = set(request.requested_output_names())
         tensors = []
-        for name, values in zip(self._outputs, zip(*answers, strict=True), strict=True):
+        for name, values in zip(self._outputs, zip(*outputs, strict=True), strict=True):
             if name in wanted:
                 joined = np.concatenate(values) if len(values) > 1 else np.ascontiguousarray(values[0])
                 tensors.append(write(name, joined))
         return pb_utils.InferenceResponse(tensors)
 
     def _parts(self, images: np.ndarray) -> list:
-        """As many pictures at a time as the graph was exported for; one of an open batch takes all."""
+        """The images in parts of the graph's batch size; one part if its batch is open."""
         batch = self._model.batch
         return [images] if batch is None else [images[at : at + batch] for at in range(0, len(images), batch)]
 
     def _run(self, images: np.ndarray) -> list:
-        """A batch that is not full is filled up with its last picture, whose answers are dropped."""
+        """Runs one part. Pads a smaller batch with its last image and drops the padding's outputs."""
         count, batch = len(images), self._model.batch or len(images)
         if count < batch:
             images = np.concatenate([images, np.repeat(images[-1:], batch - count, axis=0)])
-        answers = self._model.run(self._outputs, self._input, np.ascontiguousarray(images))
-        for output in answers:
+        outputs = self._model.run(self._outputs, self._input, np.ascontiguousarray(images))
+        for output in outputs:
             if len(output) != batch:
-                raise ValueError(f"{len(output)} answers to {batch} pictures")
-        return [output[:count] for output in answers]
+                raise ValueError(f"the output has {len(output)} rows for {batch} images")
+        return [output[:count] for output in outputs]

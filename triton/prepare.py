@@ -1,4 +1,4 @@
-"""Prepares an Ultralytics-style ONNX for the wire: bytes in, a short list of candidates out. Offline.
+"""Prepares an Ultralytics-style ONNX for serving: takes bytes and returns a row for each candidate. Works offline.
 
     python triton/prepare.py yolov8n.onnx -o prepared.onnx
 
@@ -7,11 +7,11 @@ images      FP32/FP16 [N, 3, H, W], 0..1, RGB      images      UINT8 [N, H, W, 3
 raw head    [N, 4 + classes, A], [N, 56, A]        detections  FP32 [N, A, 6], [N, A, 57]
 end-to-end  [N, K, 6], [N, K, 57]                  detections  FP32 [N, K, 6], [N, K, 57]
 
-A quarter of the bytes go in, and of a detection model a fourteenth comes out. A row is x1, y1, x2, y2 in input
-pixels, score, class, and for poses x, y, confidence of 17 keypoints. Every anchor keeps its row: which of them count
-only the reader knows, who has the threshold and the classes asked for. Overlaps are the reader's, too, unless the
-source has suppressed them itself; the metadata's `sightline_layout` says which. Weights are untouched; metadata
-(`names`, `task`, `imgsz`) is carried over; beside the graph a JSON with the same name tells what it is and its SHA-256.
+The input has a quarter of the bytes, and the output of a detection model a fourteenth. A row is x1, y1, x2, y2 in input
+pixels, score, class, and for poses x, y, confidence of 17 keypoints. Every anchor keeps its row, as only the service
+knows the threshold and the requested classes. The service also suppresses overlaps, unless the source graph does; the
+metadata's `sightline_layout` records this. The weights are not changed, and the metadata (`names`, `task`, `imgsz`) is
+copied. A JSON file beside the graph, with the same name, describes it and has its SHA-256.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from asking import are_finished, default_python
 from layouts import KEYPOINTS, MARK, Layout, SharedShape, UnknownLayout, class_names, load, metadata, read_layout
 from onnx import TensorProto, compose, helper, numpy_helper
+from probe import default_python, end_to_end_problem
 
 PREFIX = "net/"
-"""Everything of the source is renamed with it, so that our own names never meet one of its names."""
+"""Prefix of all names of the source graph, so that the added names cannot be equal to one of them."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Sheet:
     columns: int
     layout: str
     rows: str = "prepared"
-    """What the graph's rows are: `prepared` (overlaps still in) or `end_to_end`."""
+    """The meaning of the graph's rows: `prepared` (with overlaps) or `end_to_end`."""
     batch: int | None = None
-    """Pictures that the graph takes, never more nor fewer; None: any number."""
+    """The graph's fixed batch size; None: it accepts any."""
 
 
 def prepare(
@@ -65,10 +65,10 @@ def prepare(
     """Writes the prepared graph to `target` and its sheet to `target` with the suffix .json.
 
     Args:
-        task, given, told: as `layouts.read_layout` takes them.
+        task, given, told: as for `layouts.read_layout`.
 
     Raises:
-        UnknownLayout: see there.
+        UnknownLayout: the layout is not known, or remains ambiguous.
     """
     model = load(source)
     layout = layout_of(model, source, task=task, given=given, told=told)
@@ -102,10 +102,10 @@ def prepare(
 def layout_of(
     model: onnx.ModelProto, source: Path, *, task: str | None, given: Sequence[str] | None, told: str | None
 ) -> Layout:
-    """`read_layout`; a graph that leaves a doubt is run once, where there is an ONNX Runtime to run it in.
+    """Recognises the layout by `read_layout`; runs an ambiguous graph once on noise if ONNX Runtime is installed.
 
     Raises:
-        UnknownLayout: see there.
+        UnknownLayout: the layout is not known, or remains ambiguous.
     """
     try:
         return read_layout(model, source.name, task=task, given=given, told=told)
@@ -114,9 +114,9 @@ def layout_of(
         if not python.exists():
             raise
         layout = read_layout(model, source.name, task=task, given=given, told="end_to_end")
-        wrong = are_finished(source, (layout.height, layout.width), python)
+        wrong = end_to_end_problem(source, (layout.height, layout.width), python)
         if wrong is not None:
-            raise UnknownLayout(f"{doubt}\nAsked with a picture of noise: {wrong}") from None
+            raise UnknownLayout(f"{doubt}\nA run on an image of noise: {wrong}") from None
         return layout
 
 
@@ -126,7 +126,7 @@ def checksum(path: Path) -> str:
 
 
 def rebuild(model: onnx.ModelProto, layout: Layout) -> onnx.ModelProto:
-    """The source between our input and our output."""
+    """A graph of the input's conversion, the source graph, and the output's conversion."""
     graph = compose.add_prefix(model, PREFIX).graph
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     before = _input_nodes(layout)
@@ -139,7 +139,7 @@ def rebuild(model: onnx.ModelProto, layout: Layout) -> onnx.ModelProto:
     scale = numpy_helper.from_array(
         np.asarray(255, np.float16 if layout.input_type == TensorProto.FLOAT16 else np.float32), "scale"
     )
-    # The source's notes on inner shapes are left out: with a size fixed at last they may contradict it.
+    # The source's `value_info` is left out, because its shapes may contradict the size that is fixed now.
     rebuilt = helper.make_model(
         helper.make_graph(
             [*before, *graph.node, *after],
@@ -159,7 +159,7 @@ def rebuild(model: onnx.ModelProto, layout: Layout) -> onnx.ModelProto:
 
 
 def _input_nodes(layout: Layout) -> list[onnx.NodeProto]:
-    """As Ultralytics does it: to the network's own type first, then divided."""
+    """Nodes that convert the input as Ultralytics does: cast to the network's type first, then divide by 255."""
     return [
         helper.make_node("Transpose", ["images"], ["nchw"], perm=[0, 3, 1, 2]),
         helper.make_node("Cast", ["nchw"], ["pixels"], to=layout.input_type),
@@ -172,7 +172,7 @@ def _end2end_nodes(layout: Layout, opset: int) -> tuple[list[onnx.NodeProto], li
 
 
 def _raw_nodes(layout: Layout, opset: int) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
-    """[N, C, A] -> [N, A, columns]: every anchor's corners, best score, its class, keypoints."""
+    """Nodes that convert [N, C, A] to [N, A, columns]: each anchor's corners, best score, class and keypoints."""
     classes = layout.classes or 0
     channels = 4 + classes + (3 * KEYPOINTS if layout.pose else 0)
     values = {"zero": [0], "two": [2], "four": [4], "end_of_classes": [4 + classes], "axis1": [1]}
@@ -209,9 +209,11 @@ def _raw_nodes(layout: Layout, opset: int) -> tuple[list[onnx.NodeProto], list[T
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="ONNX as Ultralytics exports it")
-    parser.add_argument("--task", choices=("detect", "pose"), help="what it is for, where its metadata does not say")
-    parser.add_argument("--layout", choices=("raw", "end_to_end"), help="what its output is, where nothing tells")
+    parser.add_argument("source", type=Path, help="an ONNX in Ultralytics' format")
+    parser.add_argument("--task", choices=("detect", "pose"), help="the model's task, if its metadata does not name it")
+    parser.add_argument(
+        "--layout", choices=("raw", "end_to_end"), help="the output's layout, if the graph does not show it"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="the prepared ONNX; its JSON goes beside it")
     options = parser.parse_args()
     try:

@@ -131,7 +131,7 @@ def ready_host(triton_python: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """A host after `engine.py source`."""
     host = Host(tmp_path_factory.mktemp("ready"), triton_python)
     host.set_up()
-    assert "yolo_pose: people.onnx made ready for TensorRT" in host.run("source")
+    assert "yolo_pose: people.onnx prepared for TensorRT" in host.run("source")
     return host
 
 
@@ -201,7 +201,7 @@ def test_plans_are_built_checked_filed_and_swapped_in(built: Host) -> None:
     assert sidecar["model"] == "yolo"
     assert not list(plan.parent.glob(".building-*"))
     before = len(built.calls)
-    assert "is there already" in built.run("build")
+    assert "exists already" in built.run("build")
     assert not any("onnx" in call for call in built.calls[before:])
 
 
@@ -236,7 +236,7 @@ def test_a_plan_that_says_something_else_is_not_used(built: Host) -> None:
     bent = install(head(built.folder / "bent.onnx", 6, NAMES, width=70), DETECT, built.folder / "bent")
     done = built.attempt("build", "--force", INSTEAD=str(bent / "model.onnx"))
     assert done.returncode == 1
-    assert "does not say what its ONNX says" in done.stderr
+    assert "output differs from its ONNX's" in done.stderr
     assert plan.read_bytes() == before
     assert installed_version(built.repository / "yolo") == version
     assert built.serves("yolo") == "plan"
@@ -277,7 +277,7 @@ def test_without_a_gpu_it_says_so(host: Host) -> None:
     host.command("nvidia-smi", "#!/bin/sh\necho 'No devices were found'\nexit 6\n")
     done = host.attempt("select")
     assert done.returncode == 1
-    assert "names no GPU: No devices were found" in done.stderr
+    assert "reports no GPU: No devices were found" in done.stderr
 
 
 def test_nothing_installed_says_what_to_do(host: Host) -> None:
@@ -375,7 +375,7 @@ def test_a_batch_of_one_is_opened(host: Host) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), source)
     install(source, DETECT, host.models)
     (host.models / "yolo_pose" / "configs" / "installed.pbtxt").unlink()
-    assert "made ready" in host.run("source")
+    assert "prepared for TensorRT" in host.run("source")
     (ready,) = sources(host.engines)
     assert onnx.load(ready.onnx).graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
 

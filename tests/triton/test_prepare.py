@@ -263,7 +263,7 @@ def test_c3_class_ids_out_of_a_topk_are_an_end_to_end_head(tmp_path: Path) -> No
 @pytest.mark.parametrize("indexed", [False, True])
 def test_c4_rt_detr_is_refused_by_name(tmp_path: Path, shares: bool, metadata: dict[str, str], indexed: bool) -> None:
     boxes = SHARES if shares else corners()
-    with pytest.raises(UnknownLayout, match=r"RT-DETR's head.*shares of the picture"):
+    with pytest.raises(UnknownLayout, match=r"RT-DETR's head.*relative to the image"):
         prepare(rows_of(tmp_path / "own.onnx", boxes, shares=shares, indexed=indexed, **metadata), tmp_path / "p.onnx")
 
 
@@ -316,12 +316,16 @@ def raw_of(path: Path, *extra: str, classes: int = 15, **metadata: str) -> Path:
 @pytest.mark.parametrize(
     ("extra", "metadata", "why"),
     [
-        (["1"], {}, "taken for classes: masks, an angle"),
-        (["32"], {}, "taken for classes"),
+        (["1"], {}, "not classes, but masks, an angle"),
+        (["32"], {}, "not classes, but masks"),
         (["1"], {"task": "obb"}, "oriented boxes"),
         (["32"], {"task": "segment"}, "segmentation"),
-        (["1"], {"task": "detect", "names": str({i: f"n{i}" for i in range(15)})}, "taken for classes"),
-        ([], {"names": str({i: f"n{i}" for i in range(14)})}, "room for 15 classes, and 14 are named: oriented boxes"),
+        (["1"], {"task": "detect", "names": str({i: f"n{i}" for i in range(15)})}, "not classes, but masks"),
+        (
+            [],
+            {"names": str({i: f"n{i}" for i in range(14)})},
+            "15 classes, but the number of names is 14: oriented boxes",
+        ),
     ],
 )
 def test_c4_masks_and_angles_are_no_classes(tmp_path: Path, extra: list[str], metadata: dict, why: str) -> None:
@@ -355,8 +359,8 @@ def test_c4_56_rows_that_nothing_explains_are_what_whoever_installs_them_says(tm
         ({"output": [1, 85, 1890]}, "three anchors a cell"),
         ({"output": [1, 630, 85]}, "YOLOv5 and YOLOX"),
         ({"num_dets": [1, 1], "boxes": [1, 100, 4], "scores": [1, 100], "labels": [1, 100]}, "EfficientNMS"),
-        ({"dets": [1, 300, 4], "labels": [1, 300, 91]}, "boxes and scores apart, as of RF-DETR"),
-        ({"boxes": [1, 630, 4], "scores": [1, 630, 80]}, "boxes and scores apart"),
+        ({"dets": [1, 300, 4], "labels": [1, 300, 91]}, "separate boxes and scores, as of RF-DETR"),
+        ({"boxes": [1, 630, 4], "scores": [1, 630, 80]}, "separate boxes and scores"),
         ({"output0": [1, 116, 630], "output1": [1, 32, 40, 48]}, "segmentation"),
         ({"output0": [1, 1000]}, "classification"),
     ],

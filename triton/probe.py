@@ -1,6 +1,6 @@
-"""Asks a model itself what its rows are, where neither its metadata nor its graph tells: one run in ONNX Runtime.
+"""Finds out what a model's rows mean by running it once on noise, if neither its metadata nor its graph shows it.
 
-Runs in the project's environment; ONNX Runtime runs in the embedded Triton's.
+Runs in the project's environment; ONNX Runtime runs in a subprocess with the embedded Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -21,20 +21,24 @@ options = onnxruntime.SessionOptions()
 options.log_severity_level = 3
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 value = session.get_inputs()[0]
-size = [int(one) for one in sys.argv[3:]]
-shape = [one if isinstance(one, int) else open for one, open in zip(value.shape, (1, 3, *size))]
-picture = np.random.default_rng(0).random(shape)
-picture = picture.astype("float16" if "float16" in value.type else "float32")
-np.save(sys.argv[2], session.run(None, {value.name: picture})[0])
+size = [int(side) for side in sys.argv[3:]]
+shape = [dim if isinstance(dim, int) else default for dim, default in zip(value.shape, (1, 3, *size))]
+image = np.random.default_rng(0).random(shape)
+image = image.astype("float16" if "float16" in value.type else "float32")
+np.save(sys.argv[2], session.run(None, {value.name: image})[0])
 """
 TIMEOUT_S = 300
 
 
-def are_finished(model: Path, size: tuple[int, int], python: Path) -> str | None:
-    """Whether the rows [N, K, 6 or more] that a graph answers to noise are corners in pixels.
+def end_to_end_problem(model: Path, size: tuple[int, int], python: Path) -> str | None:
+    """Runs the model on noise and checks that its rows [N, K, 6 or more] have corners in pixels.
+
+    Args:
+        size: height and width of the input.
+        python: an interpreter with ONNX Runtime.
 
     Returns:
-        None when they are, or when it finds nothing at all; else what they look like, or why it could not be asked.
+        None if they have, or if the model detects nothing; else a description of the rows, or why the run failed.
     """
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch) / "answer.npy"
@@ -45,9 +49,9 @@ def are_finished(model: Path, size: tuple[int, int], python: Path) -> str | None
                 command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            return f"it could not be asked: {error}"
+            return f"it could not be run: {error}"
         if done.returncode != 0:
-            return f"it could not be asked: {done.stderr.strip()[-300:]}"
+            return f"it could not be run: {done.stderr.strip()[-300:]}"
         rows = np.load(answer)
     return implausible(rows[0], "end_to_end", 0)
 
