@@ -42,7 +42,7 @@ def main(
         bool, typer.Option("--force", help="Record even short or partial runs, and those of a noisy machine.")
     ] = False,
 ) -> None:
-    """Measures what README.md in this folder describes."""
+    """Runs the benchmarks that README.md in this folder describes."""
     console = Console()
     console.width = max(console.width, 132)
     if name is not None and name not in BENCHMARKS:
@@ -111,7 +111,7 @@ def _write(benchmark: ModuleType, results: dict[str, Any], output: Path, console
 
 
 def _record(results: dict[str, Any], console: Console, *, force: bool) -> bool:
-    """False where the machine was too noisy for that."""
+    """Records the results; returns False if the machine was too noisy for that."""
     against = record.noise_objections(results["noise"])
     if against and not force:
         line = f"{results['benchmark']} is not recorded: {'; '.join(against)}; run it again, or with --force"
@@ -122,7 +122,7 @@ def _record(results: dict[str, Any], console: Console, *, force: bool) -> bool:
 
 
 def _verdict(found: Sequence[dict[str, Any]], console: Console, *, whole: bool) -> list[str]:
-    """Says which targets were missed, or that none was of a whole run; the benchmarks that missed one."""
+    """Prints the missed targets, or that a whole run missed none; returns the benchmarks that missed one."""
     missed = {results["benchmark"]: lines for results in found if (lines := turns.missed(results))}
     for name, lines in missed.items():
         for line in lines:

@@ -31,7 +31,7 @@ LIBRARIES = ("libb64", "libcudart")
 
 @dataclass(frozen=True, slots=True)
 class Analyzer:
-    """A binary that runs."""
+    """A perf_analyzer binary that runs on this machine."""
 
     path: Path
     libraries: Path | None
@@ -45,7 +45,7 @@ class Analyzer:
 
 
 def find(*, fetch: bool = True) -> tuple[Analyzer | None, str]:
-    """One that runs, and what it is; or None and why there is none.
+    """Returns a binary that runs and its description, or None and the reason.
 
     Args:
         fetch: whether a wheel may be got from the package index.

@@ -1,4 +1,4 @@
-"""What a session pays for its backlog: the time of an `offer`, and how long the event loop stalls while it spills.
+"""The cost of a session's backlog: the time of an `offer`, and the event loop's stalls while it spills.
 
 One event loop offers observations in small groups, with turns of the loop in between, as many sessions would; a
 probe on the same loop wants to run every millisecond, and notes how late it was. Then everything is taken back. Every
@@ -33,7 +33,7 @@ class Plan:
 
 
 def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Runs the plan; everything that was measured.
+    """Runs the plan and returns all measurements.
 
     Raises:
         BenchmarkError: a process failed, or did not give back what it was offered.
@@ -48,7 +48,7 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
 
 
 def show(results: dict[str, Any], console: Console) -> None:
-    """The tables."""
+    """Prints the tables."""
     columns = {
         "offer_p50_us": "offer p50 µs",
         "offer_p99_us": "p99",
@@ -65,5 +65,5 @@ def show(results: dict[str, Any], console: Console) -> None:
 
 
 def plan_from(**given: Any) -> Plan:
-    """The plan with what was asked for; None leaves a default."""
+    """The plan with these values; None leaves a default."""
     return turns.plan_from(Plan, given)

@@ -59,7 +59,7 @@ class Measured:
 
 
 def observation(number: int) -> Observation:
-    """As a busy second gives it: 30 frames, three classes, a few tracks, poses and texts."""
+    """An observation of a busy second: 30 frames, three classes, a few tracks, poses and texts."""
     return Observation(
         first_frame_id=number * FRAMES,
         last_frame_id=number * FRAMES + FRAMES - 1,

@@ -1,4 +1,4 @@
-"""Models that answer the same at once, for a real Triton: what is measured or tested is everything around them.
+"""Models with constant, immediate results on a real Triton, to measure and test everything around the models.
 
 `write` makes a repository of Python-backend models in the shapes of real ones.
 """
@@ -87,7 +87,7 @@ def model(
     instances: int = 1,
     class_names: Sequence[str] | None = None,
 ) -> None:
-    """One model that answers `outputs`, each of one picture, whatever it is shown.
+    """Writes a model that returns `outputs` (each of one image) for any input.
 
     Args:
         delay_s: that a request takes, however many pictures it has.

@@ -1,4 +1,4 @@
-"""A picture of a benchmark's results: what its module draws, else bars of the figure that counts."""
+"""A chart of a benchmark's results: its module's own chart, or else bars of the main figure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIGURES = {
 
 
 def draw(module: ModuleType, results: Mapping[str, Any], path: Path) -> Path | None:
-    """Writes a PNG; None where there is nothing to draw."""
+    """Writes a PNG and returns its path; None if there is nothing to draw."""
     own = getattr(module, "draw", None)
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()

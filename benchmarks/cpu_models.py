@@ -63,7 +63,7 @@ class Plan(turns.Plan):
 
 
 def environment() -> Path:
-    """The interpreter with both runtimes; made where it is not there, or was made of other versions.
+    """Returns the interpreter with both runtimes; makes it if it is missing or has other versions.
 
     Raises:
         BenchmarkError: the packages cannot be got.
@@ -119,7 +119,7 @@ def measure_turn(python: Path, folder: Path, plan: Plan, variant: str) -> Figure
 
 
 def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Runs the plan; everything that was measured.
+    """Runs the plan and returns all measurements.
 
     Raises:
         BenchmarkError: the runtimes are not there and cannot be got, or one of them failed.
@@ -140,7 +140,7 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
 
 
 def show(results: dict[str, Any], console: Console) -> None:
-    """The tables."""
+    """Prints the tables."""
     columns = {
         "frames_per_s": "frames/s",
         "cpu_ms": "CPU ms a frame",
@@ -153,5 +153,5 @@ def show(results: dict[str, Any], console: Console) -> None:
 
 
 def plan_from(**given: Any) -> Plan:
-    """The plan with what was asked for; None leaves a default."""
+    """The plan with these values; None leaves a default."""
     return turns.plan_from(Plan, given)

@@ -50,7 +50,7 @@ def pictures() -> list[bytes]:
 
 
 async def results(jpegs: list[bytes], decode: str, folder: Path) -> list[FrameResult]:
-    """Every picture analysed alone."""
+    """The result of each image, analysed in a call of its own."""
     settings = Settings(decode=decode, state_dir=folder, triton_url=None, ocr="off")
     found = []
     async with open_pipeline(settings, settings.ocr, tracking=False) as door:

@@ -36,7 +36,7 @@ class Headline:
     figure: str = ""
 
     def row(self, results: Mapping[str, Any]) -> tuple[str, str, str]:
-        """Raises KeyError where the record has no such figure."""
+        """The table's row. Raises KeyError if the record has no such figure."""
         if self.variant:
             return self.words, spread(results["variants"][self.variant][self.figure]), "–"
         for ratio in results["ratios"]:
@@ -78,13 +78,13 @@ HEADLINES = (
 
 
 def fill(text: str) -> str:
-    """The text with the figures between its marks made anew."""
+    """The text with the figures between its marks written anew."""
     made = {"headlines": headlines, "figures": table}
     return _BLOCK.sub(lambda found: f"{found[1]}{made[found[2]]()}\n{found[3]}", text)
 
 
 def headlines(path: Path = record.COMMITTED) -> str:
-    """Markdown: a few figures that tell most."""
+    """Markdown: the most important figures."""
     known = record.load(path)
     rows = [headline.row(known[headline.benchmark]) for headline in HEADLINES]
     told = {name: known[name] for name in {headline.benchmark for headline in HEADLINES}}
@@ -92,7 +92,7 @@ def headlines(path: Path = record.COMMITTED) -> str:
 
 
 def table(path: Path = record.COMMITTED) -> str:
-    """Markdown: what was compared, by how much, what was wanted; then the machine of each run."""
+    """Markdown: each comparison with its result and its target, then the machine of each run."""
     known = record.load(path)
     rows = [(f"`{name}`", *row) for name, results in sorted(known.items()) for row in _rows(results)]
     head = ("benchmark", "what", "median (least–most)", "wanted")

@@ -68,7 +68,7 @@ class Slot:
 
 
 def slot_bytes(count: int) -> int:
-    """What so many pictures and their outputs take."""
+    """The bytes that this many images and their outputs take."""
     return count * (PIXELS + 4 * K * (ROW + POSE_ROW))
 
 

@@ -100,12 +100,12 @@ def _grey(frame: NDArray[np.uint8], small: bool) -> NDArray[np.uint8]:
 
 
 def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Runs the plan; everything that was measured."""
+    """Runs the plan and returns all measurements."""
     return turns.run("flow", plan, lambda variant: inner.ask("flow", variant, plan), RATIOS, say)
 
 
 def show(results: dict[str, Any], console: Console) -> None:
-    """The tables."""
+    """Prints the tables."""
     columns = {
         "cpu_us": "CPU µs a frame",
         "p99_us": "p99 µs",
@@ -117,5 +117,5 @@ def show(results: dict[str, Any], console: Console) -> None:
 
 
 def plan_from(**given: Any) -> Plan:
-    """The plan with what was asked for; None leaves a default."""
+    """The plan with these values; None leaves a default."""
     return turns.plan_from(Plan, given)

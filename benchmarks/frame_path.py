@@ -103,7 +103,7 @@ def _ours(*, exact: bool = True) -> Callable[[bytes], Any]:
 
 
 def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Runs the plan; everything that was measured."""
+    """Runs the plan and returns all measurements."""
     with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name:
         frames = photographs.write(Path(name), len(photographs.NAMES))
         return turns.run(
@@ -112,7 +112,7 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
 
 
 def show(results: dict[str, Any], console: Console) -> None:
-    """The tables."""
+    """Prints the tables."""
     columns = {"cpu_us": "CPU µs a frame", "p50_us": "p50 µs", "p99_us": "p99 µs", "faults": "page faults a frame"}
     turns.show(
         results, "frame_path: JPEG to a model's input, 640x480 where no size is named", VARIANTS, columns, console
@@ -120,5 +120,5 @@ def show(results: dict[str, Any], console: Console) -> None:
 
 
 def plan_from(**given: Any) -> Plan:
-    """The plan with what was asked for; None leaves a default."""
+    """The plan with these values; None leaves a default."""
     return turns.plan_from(Plan, given)

@@ -1,4 +1,4 @@
-"""What every benchmark needs: processes on their own cores, the machine in words, ratios with their spread."""
+"""Shared parts of the benchmarks: processes on their own cores, the machine's description, ratios with spread."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _OWN = {name.upper() for section in SECTIONS for name in section.model_fields} |
 
 
 class BenchmarkError(Exception):
-    """A process that takes part did not do what it should. The message quotes it."""
+    """A process of a benchmark failed. The message quotes its output."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cores:
-    """Who runs where. With fewer than three cores the load shares Triton's, with one everything shares it."""
+    """The cores of each process. With two cores the load shares Triton's; with one core all share it."""
 
     tested: frozenset[int]
     triton: frozenset[int]
@@ -42,7 +42,7 @@ class Cores:
 
 
 def cores(tested: int = 1) -> Cores:
-    """So many cores for what is tested; of the rest one for the load and all others for Triton."""
+    """Assigns this many cores to the tested process, one of the rest to the load, and all others to Triton."""
     mine = sorted(os.sched_getaffinity(0))
     under_test, rest = frozenset(mine[:tested]), frozenset(mine[tested:] or mine)
     load = frozenset(mine[-1:])
@@ -118,7 +118,7 @@ def triton(repository: Path, state: Path, on: frozenset[int]) -> Iterator[tuple[
 
 
 def wait_until_ready(child: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    """Until `/health/ready` answers 200."""
+    """Waits until `/health/ready` responds with 200."""
     deadline = time.monotonic() + START_S
     while True:
         check(child, log, deadline)
@@ -147,7 +147,7 @@ def free_port() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A figure over the turns."""
+    """The spread of a figure over the turns."""
 
     median: float
     least: float
@@ -166,7 +166,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def machine() -> dict[str, Any]:
-    """What it was measured on."""
+    """A description of the machine."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {

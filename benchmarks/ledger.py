@@ -1,4 +1,4 @@
-"""A service's books, out of its `/metrics`: frames received, what became of them, how they went to the models."""
+"""A service's frame counts from its `/metrics`: received, their outcomes, and the batches at the models."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Ledger:
 
 
 def read(url: str, entry: str | None = None) -> Ledger:
-    """The books of one entry point, or of all together."""
+    """Reads the counts of one entry point, or of all together."""
     frames, sessions = dict.fromkeys(_FRAMES, 0), 0
     for family in _families(url):
         word = family.name.removeprefix("sightline_frames_")

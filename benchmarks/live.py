@@ -37,7 +37,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Stand:
-    """What all variants of a run share."""
+    """The servers and frames that all variants of a run share."""
 
     plan: Plan
     cores: Cores
@@ -85,7 +85,7 @@ def floor(stand: Stand, *options: str) -> dict[str, Any]:
 
 
 def _loaded(stand: Stand, service: list[str], port: int, extra: list[str], **settings: str) -> dict[str, Any]:
-    """What the load client saw of a service started for it."""
+    """Starts a service for the load client; returns the client's measurements."""
     log = stand.folder / "service.log"
     with harness.process(service, stand.cores.tested, log, **settings) as child:
         harness.wait_until_ready(child, f"http://127.0.0.1:{port}", log)
@@ -127,7 +127,7 @@ def repository(folder: Path, frame_s: float = 0.0) -> Path:
 
 
 def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Runs the plan; everything that was measured.
+    """Runs the plan and returns all measurements.
 
     Raises:
         BenchmarkError: a process failed, or the variants did not find the same things.
@@ -166,7 +166,7 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
 
 
 def agree(samples: dict[str, Any], tolerance: float = 0.05) -> None:
-    """All found the same boxes, all services the same keypoints; a fast wrong answer is no result."""
+    """Checks that all variants found the same boxes, and all services the same keypoints: a fast wrong one fails."""
     found = {name: places(sample) for name, sample in samples.items()}
     services = {name: boxes + points for name, (boxes, points) in found.items() if not name.startswith("floor")}
     for told in ({name: boxes for name, (boxes, _) in found.items()}, services):
@@ -187,11 +187,11 @@ def places(sample: dict[str, Any]) -> tuple[list[float], list[float]]:
 
 
 def show(results: dict[str, Any], console: Console) -> None:
-    """The tables."""
+    """Prints the tables."""
     live_report.show(results, {name: variant.title for name, variant in VARIANTS.items()}, console)
 
 
 def plan_from(**given: Any) -> Plan:
-    """The plan with what was asked for; None leaves a default."""
+    """The plan with these values; None leaves a default."""
     known = {field.name for field in fields(Plan)}
     return Plan(**{name: value for name, value in given.items() if name in known and value is not None})

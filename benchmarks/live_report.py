@@ -35,7 +35,7 @@ RATIOS = (
 
 
 def figures(turn: Measured) -> Figures:
-    """Of one turn."""
+    """The figures of one turn."""
     return {
         "frames_per_s": turn.rate,
         "cpu_us_per_frame": turn.cpu_us,
@@ -66,13 +66,13 @@ def compared(measured: Mapping[str, Sequence[Measured]]) -> list[dict[str, Any]]
 
 
 def bottleneck(summary: dict[str, Any]) -> str:
-    """Which of the two cores was full."""
+    """The bottleneck: which of the two cores was full."""
     core, far = (summary["core_busy"]["median"], summary["triton_busy"]["median"] + summary["load_busy"]["median"])
     return "its core" if core > 0.9 else "Triton's core" if far > 0.9 else "neither"
 
 
 def show(results: dict[str, Any], titles: Mapping[str, str], console: Console) -> None:
-    """The tables."""
+    """Prints the tables."""
     plan = results["plan"]
     title = f"live: {plan['sessions']} sessions, 640x480, {plan['mean_jpeg_bytes'] / 1000:.0f} KB a JPEG"
     rates = Table(title=title, box=SIMPLE, caption="busy: shares of one core, by who used it")

@@ -150,7 +150,7 @@ async def run(options: argparse.Namespace) -> dict[str, object]:
 
 
 def parser(text: str | None) -> argparse.ArgumentParser:
-    """What every load is told."""
+    """The command line's arguments that every load has."""
     made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--url", required=True)
     made.add_argument("--frames", type=Path, required=True, help="folder of clips, one a session, in turns")

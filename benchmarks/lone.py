@@ -1,4 +1,4 @@
-"""One webcam alone against one of eight: what a frame costs where nobody shares the work of waking up.
+"""One webcam alone against one of eight: the cost of a frame when no other session shares the wake-ups.
 
 Open loop, `realtime`, with tracking, canned models. A lone session wakes every thread and process for one frame; of
 eight that come together each pays a part of it. Its CPU time a frame should be at most 1.5 times that of one of eight.
@@ -46,7 +46,7 @@ class Plan(turns.Plan):
 
 
 def measure_turn(stand: service.Bench, plan: Plan, variant: str) -> Figures:
-    """One turn: a fresh service."""
+    """Measures one turn on a fresh service."""
     count, rate = LOADS[variant]
     with service.served(stand, stand.cores.tested) as running:
         found = service.paced(stand, running, FIRST, plan.warm_up_s, plan.seconds, sessions=count, rate=rate)
@@ -55,13 +55,13 @@ def measure_turn(stand: service.Bench, plan: Plan, variant: str) -> Figures:
 
 
 def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Runs the plan; everything that was measured."""
+    """Runs the plan and returns all measurements."""
     with service.bench(canned.write, 8) as stand:
         return turns.run("lone", plan, lambda variant: measure_turn(stand, plan, variant), RATIOS, say)
 
 
 def show(results: dict[str, Any], console: Console) -> None:
-    """The tables."""
+    """Prints the tables."""
     columns = {
         "rate": "results/s",
         "answered": "of those due",
@@ -74,5 +74,5 @@ def show(results: dict[str, Any], console: Console) -> None:
 
 
 def plan_from(**given: Any) -> Plan:
-    """The plan with what was asked for; None leaves a default."""
+    """The plan with these values; None leaves a default."""
     return turns.plan_from(Plan, {**given, "sessions": None})

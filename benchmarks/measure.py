@@ -1,4 +1,4 @@
-"""One variant's window of measurement: frames, latencies, and the CPU time of everybody who took part."""
+"""One variant's window of measurement: frames, latencies, and the CPU time of all processes that took part."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one variant did in one window."""
+    """The measurements of one variant in one window."""
 
     frames: int
     seconds: float
@@ -93,7 +93,7 @@ def cpu_s(pid: int) -> float:
 
 
 def lifetime_s(pid: int) -> float:
-    """The same with that of its children that it has waited for, and theirs; 0 once it is gone."""
+    """User and system seconds of a process and of all descendants already waited for; 0 once it is gone."""
     try:
         return sum(int(ticks) for ticks in _stat(pid)[11:15]) * _TICK_S
     except OSError:

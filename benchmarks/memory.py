@@ -37,7 +37,7 @@ def resident(pids: Iterable[int]) -> tuple[int, int]:
 
 
 def slope(looks: Looks) -> float:
-    """A second, of a straight line by least squares."""
+    """The slope a second of a least-squares line."""
     seconds, amounts = np.array(looks).T
     return float(np.polyfit(seconds, amounts, 1)[0])
 
@@ -67,7 +67,7 @@ def trend(found: list[Figures]) -> dict[str, Any]:
 
 
 def judged(ratios: Iterable[Ratio], slopes_of: Mapping[str, list[Figures]]) -> list[dict[str, Any]]:
-    """Slopes against what is wanted."""
+    """Compares slopes with their targets."""
     out = []
     for ratio in ratios:
         found = trend(slopes_of[ratio.over])[ratio.figure]

@@ -66,12 +66,12 @@ class _Connection(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Quiet."""
+        """Logs nothing."""
 
 
 @contextmanager
 def serving(answer_s: float | None) -> Iterator[Model]:
-    """A model that answers after so many seconds, or never."""
+    """Serves a model that answers after so many seconds, or never."""
     model = Model(answer_s)
     with _Server(("127.0.0.1", 0), _Connection) as server:
         server.model, model.port = model, server.server_port

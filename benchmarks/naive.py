@@ -1,4 +1,4 @@
-"""The service that `live` is held against: what a day with the tutorials gives. It does the same work.
+"""The service that `live` is compared with: it follows the tutorials and does the same work.
 
 FastAPI and uvicorn as they come; `cv2.imdecode`; Farneback on the whole frame; letterbox, FP32 NCHW over 255 by
 numpy; two calls to Triton through `tritonclient` with all numbers in the messages; raw heads, read by numpy and

@@ -61,7 +61,7 @@ def capacity(stand: service.Bench) -> Figures:
 
 
 def measure_turn(stand: service.Bench, plan: Plan, variant: str, able: Figures) -> tuple[Figures, list[list[float]]]:
-    """One turn: figures, and when each frame was due (seconds) with its result's age (milliseconds)."""
+    """Measures one turn: its figures, and for each frame its due time (seconds) and its result's age (milliseconds)."""
     mode = "realtime" if variant == "newest" else "lossless"
     with service.served(stand, stand.cores.tested) as running:
         options = {"sessions": SESSIONS, "rate": 2 * able["rate"], "rest": 1.0}
@@ -91,7 +91,7 @@ def over_time(ages: Sequence[Sequence[float]], seconds: float) -> list[float]:
 
 
 def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Runs the plan; everything that was measured."""
+    """Runs the plan and returns all measurements."""
     ages: dict[str, list[list[float]]] = {}
     with service.bench(repository, SESSIONS) as stand:
         able = capacity(stand)
@@ -106,7 +106,7 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
 
 
 def show(results: dict[str, Any], console: Console) -> None:
-    """The tables."""
+    """Prints the tables."""
     able = results["capacity"]
     columns = {
         "rate": "results/s",
@@ -134,5 +134,5 @@ def draw(results: dict[str, Any], axes: Any) -> None:
 
 
 def plan_from(**given: Any) -> Plan:
-    """The plan with what was asked for; None leaves a default."""
+    """The plan with these values; None leaves a default."""
     return turns.plan_from(Plan, given)

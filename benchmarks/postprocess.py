@@ -152,16 +152,16 @@ def _read(reader: DetectReader, output: NDArray[np.float32], box: Letterbox) -> 
 
 
 def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Runs the plan; everything that was measured."""
+    """Runs the plan and returns all measurements."""
     return turns.run("postprocess", plan, lambda variant: inner.ask("postprocess", variant, plan), RATIOS, say)
 
 
 def show(results: dict[str, Any], console: Console) -> None:
-    """The tables."""
+    """Prints the tables."""
     columns = {"cpu_us": "CPU µs a head", "p99_us": "p99 µs", "objects": "objects", "faults": "page faults a head"}
     turns.show(results, "postprocess: a head of 8,400 anchors to objects", VARIANTS, columns, console)
 
 
 def plan_from(**given: Any) -> Plan:
-    """The plan with what was asked for; None leaves a default."""
+    """The plan with these values; None leaves a default."""
     return turns.plan_from(Plan, given)

@@ -97,7 +97,7 @@ def _hum(number: int) -> Any:
 
 
 def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Runs the plan; everything that was measured.
+    """Runs the plan and returns all measurements.
 
     Raises:
         BenchmarkError: a process failed.
@@ -136,11 +136,11 @@ def _busy_s(pids: Sequence[int]) -> float:
 
 
 def show(results: Mapping[str, Any], console: Console) -> None:
-    """The tables."""
+    """Prints the tables."""
     columns = {"rate": "frames/s", "cpu_us": "CPU µs a frame", "triton_us": "Triton's", "busy": "cores busy"}
     turns.show(results, "segments", VARIANTS, columns, console, "cores busy: without Triton")
 
 
 def plan_from(**given: Any) -> Plan:
-    """The plan with what was asked for; None leaves a default."""
+    """The plan with these values; None leaves a default."""
     return turns.plan_from(Plan, given)

@@ -1,4 +1,4 @@
-"""One variant of the benchmark `segments`, in a process of its own."""
+"""Runs one variant of the benchmark `segments` in this process."""
 
 from __future__ import annotations
 

@@ -77,13 +77,13 @@ def measure_turn(stand: service.Bench, plan: Plan, count: int) -> Figures:
 
 
 def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Runs the plan; everything that was measured."""
+    """Runs the plan and returns all measurements."""
     with service.bench(canned.write, 8) as stand:
         return turns.run("sessions", plan, lambda variant: measure_turn(stand, plan, int(variant)), RATIOS, say)
 
 
 def show(results: dict[str, Any], console: Console) -> None:
-    """The tables."""
+    """Prints the tables."""
     columns = {
         "rate": "results/s",
         "answered": "of those due",
@@ -98,5 +98,5 @@ def show(results: dict[str, Any], console: Console) -> None:
 
 
 def plan_from(**given: Any) -> Plan:
-    """The plan with what was asked for; None leaves a default."""
+    """The plan with these values; None leaves a default."""
     return turns.plan_from(Plan, {**given, "sessions": None})

@@ -31,7 +31,7 @@ STRICT = True
 
 
 def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Runs the plan; everything that was measured.
+    """Runs the plan and returns all measurements.
 
     Raises:
         BenchmarkError: a process failed, a frame is unaccounted for, or client and service do not agree.
@@ -96,5 +96,5 @@ def draw(results: dict[str, Any], axes: Any) -> None:
 
 
 def plan_from(**given: Any) -> Plan:
-    """The plan with what was asked for; None leaves a default."""
+    """The plan with these values; None leaves a default."""
     return turns.plan_from(Plan, {**given, "turns": None, "variants": None})

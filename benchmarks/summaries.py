@@ -1,4 +1,4 @@
-"""What summaries cost the frames: the same load with summaries off, by rule, and with models that hang or answer.
+"""The cost of summaries to frames: the same load with summaries off, by rules, and with models that hang or answer.
 
 The service and the load are those of `live`; so is the way of measuring. A frame must not notice who writes.
 """
@@ -66,7 +66,7 @@ RATIOS = (
 
 
 def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Runs the plan; everything that was measured.
+    """Runs the plan and returns all measurements.
 
     Raises:
         BenchmarkError: a process failed, or nothing was summarised.
@@ -88,7 +88,7 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
 
 
 def show(results: dict[str, Any], console: Console) -> None:
-    """The tables."""
+    """Prints the tables."""
     columns = {"p50_ms": "p50 ms", "p95_ms": "p95 ms", "p99_ms": "p99 ms"}
     columns |= {"rate": "frames/s", "cpu_us": "CPU µs a frame"}
     titles = {name: variant.title for name, variant in VARIANTS.items()}
@@ -96,5 +96,5 @@ def show(results: dict[str, Any], console: Console) -> None:
 
 
 def plan_from(**given: Any) -> Plan:
-    """The plan with what was asked for; None leaves a default."""
+    """The plan with these values; None leaves a default."""
     return turns.plan_from(Plan, given)

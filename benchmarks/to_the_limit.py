@@ -107,7 +107,7 @@ async def press(url: str, way: tuple[int, int], seconds: float, warm_up_s: float
 
 
 def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Runs the plan; everything that was measured."""
+    """Runs the plan and returns all measurements."""
     tool, told = analyzer.find()
     by = told if tool is not None else f"our own client, since perf_analyzer is not to be had ({told})"
     say(f"pressed directly by {by}")
@@ -121,7 +121,7 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
 
 
 def show(results: dict[str, Any], console: Console) -> None:
-    """The tables."""
+    """Prints the tables."""
     ways = {figure(way): "{} × {}".format(*way) for way in WAYS}
     columns = {"rate": "frames/s", **ways, "cpu_us": "CPU µs a frame", "p50_ms": "p50 ms", "p99_ms": "p99 ms"}
     caption = f"directly: by {results['by']}; pictures a request × requests in flight"
@@ -130,7 +130,7 @@ def show(results: dict[str, Any], console: Console) -> None:
 
 
 def plan_from(**given: Any) -> Plan:
-    """The plan with what was asked for; None leaves a default."""
+    """The plan with these values; None leaves a default."""
     return turns.plan_from(Plan, given)
 
 

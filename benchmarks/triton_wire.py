@@ -114,7 +114,7 @@ async def run(variant: str, url: str, warm_up_s: float, seconds: float, triton: 
 
 
 def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Runs the plan; everything that was measured."""
+    """Runs the plan and returns all measurements."""
     places = harness.cores()
     with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name:
         folder = Path(name)
@@ -131,7 +131,7 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
 
 
 def show(results: dict[str, Any], console: Console) -> None:
-    """The tables."""
+    """Prints the tables."""
     columns = {
         "rate": "calls/s",
         "cpu_us": "client: CPU µs a call",
@@ -144,7 +144,7 @@ def show(results: dict[str, Any], console: Console) -> None:
 
 
 def plan_from(**given: Any) -> Plan:
-    """The plan with what was asked for; None leaves a default."""
+    """The plan with these values; None leaves a default."""
     return turns.plan_from(Plan, given)
 
 

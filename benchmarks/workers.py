@@ -115,14 +115,14 @@ def _connections(pid: int, port: int, state: str) -> int:
 
 
 def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Runs the plan; everything that was measured."""
+    """Runs the plan and returns all measurements."""
     places = harness.cores(tested=2 if OWN_CORES else 1)
     with service.bench(canned.write, SESSIONS, places) as stand:
         return turns.run("workers", plan, lambda variant: measure_turn(stand, plan, int(variant)), RATIOS, say)
 
 
 def show(results: dict[str, Any], console: Console) -> None:
-    """The tables."""
+    """Prints the tables."""
     columns = {
         "rate": "frames/s",
         "cpu_us": "CPU µs a frame",
@@ -137,5 +137,5 @@ def show(results: dict[str, Any], console: Console) -> None:
 
 
 def plan_from(**given: Any) -> Plan:
-    """The plan with what was asked for; None leaves a default."""
+    """The plan with these values; None leaves a default."""
     return turns.plan_from(Plan, {**given, "sessions": None})
