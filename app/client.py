@@ -131,7 +131,7 @@ async def connect(
             compression=None,
             max_size=None,
             ping_interval=None,
-            proxy=None if leads_to_loopback(service) else True,  # True: as the environment says
+            proxy=None if leads_to_loopback(service) else True,  # True: the proxy that the environment names
         )
     # ImportError: the environment names a SOCKS proxy, and the package for it is not installed.
     except (OSError, WebSocketException, ImportError) as error:
@@ -148,7 +148,7 @@ _LONGEST_BODY = 300
 
 
 def _failure(error: Exception) -> str:
-    """The reason why no session began, with a remedy."""
+    """Describes why no session could be opened, with a remedy."""
     if isinstance(error, InvalidStatus):
         return _http_failure(error)
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -213,7 +213,7 @@ def address(url: str) -> str:
 
 
 class LiveSession:
-    """An open session. One task sends, one receives; `stream` does both."""
+    """An open session. One task may send while another receives; `stream` does both."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket = socket
@@ -222,12 +222,15 @@ class LiveSession:
         self._credit = asyncio.Event()
         self._ended: SessionEnded | None = None
         self.ready: Ready
+        """The service's `ready`, received before `connect` yields: session id, models, settings, limits, credits."""
         self.bye: Bye | None = None
+        """The service's last message, with the report; None until it comes."""
         self.notices: list[Notice] = []
+        """Notices that `stream` received."""
         self.summaries: list[messages.Summary] = []
         """Summaries that `stream` received."""
         self.refused: list[messages.Error] = []
-        """Frames that the service could not use."""
+        """Errors of the frames that the service could not use."""
 
     async def _until_ready(self) -> None:
         while True:

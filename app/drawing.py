@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     import supervision
 
 _SURE = 0.3
-"""Keypoints less confident than this are not drawn."""
+"""Confidence above which a keypoint is drawn."""
 _TEXT = (255, 210, 60)
-"""RGB, as all colours here except those passed to supervision, which assumes BGR."""
+"""Colour of texts. RGB, as all colours here except those passed to supervision, which assumes BGR."""
 
 
 def to_supervision(frame: FrameResult) -> tuple[supervision.Detections, supervision.KeyPoints]:

@@ -1,4 +1,4 @@
-"""`InferenceClient`: what the pipeline needs of an inference client, and the types that it exchanges.
+"""`InferenceClient`, the Protocol by which the pipeline uses an inference client, and the types that they exchange.
 
 `triton.TritonClient` is the real client, `fake.FakeClient` the one for tests. A process has one client; the lifespan
 opens it and passes it on.
@@ -38,8 +38,9 @@ class ModelSpec:
     max_batch: int
     """Largest batch of one request; at least 1."""
     parameters: Mapping[str, str] = field(default_factory=dict)
-    """The model configuration's string parameters. We read `display_name` (the name of the network) and `class_names`
-    (a JSON array of names in the order of class ids)."""
+    """The model configuration's string parameters. The pipeline reads `display_name` (the name of the network),
+    `class_names` (a JSON array of names in the order of class ids), `layout`, `input_size`, `input_mean`, `input_std`.
+    """
     batched: bool = False
     """Whether the server batches requests by itself (dynamic batching)."""
 
@@ -66,7 +67,7 @@ class InferenceClient(Protocol):
 
     @property
     def generation(self) -> int:
-        """Increases with every connection: descriptions from before may be out of date."""
+        """Increases with every connection, because descriptions from before it may be out of date."""
         ...
 
     async def describe(self, model: str) -> ModelSpec | None:

@@ -47,23 +47,25 @@ log = logging.getLogger(__name__)
 
 INSTALL = "`make triton-env` installs it; `make demo` does so by itself"
 POLL_S = 0.1
+"""Seconds between two checks whether the server is ready, or has ended."""
 GRACE_S = 1.5
-"""Between SIGTERM and SIGKILL. All requests are answered by then; Triton would go on to unload models in order."""
+"""Seconds between SIGTERM and SIGKILL. All requests are answered by then; Triton would still unload models in order."""
 BACKOFF_S = (0.5, 30.0)
-"""The first wait before a restart, and the longest: it doubles in between."""
+"""Seconds of the first wait before a restart, and of the longest; each wait is twice the one before."""
 STEADY_S = 60.0
-"""After a life of so many seconds, a server is restarted after the first wait again."""
+"""Seconds that a server must run so that its next restart again comes after the first wait."""
 LOGS_KEPT = 8
+"""Newest log files in the folder that a start keeps, of all instances."""
 _REAPER_S = 5.0
 """Seconds beyond the grace that the reaper may take to end the server."""
 BACKENDS_CHECK_S = 0.5
-"""Between two checks that all backend processes run."""
+"""Seconds between two checks that all backend processes run."""
 _PASSING = ("already in use", "lock_exception")
 """Words in the log of a start that is worth a second try: another program took a port that was free when we asked for
 it, or Triton's Python backend failed on its own locks (https://github.com/triton-inference-server/server/issues/8882).
 """
 
-# Runs in the environment's own interpreter. -I: neither the caller's variables nor its folder leak in.
+# Runs in the environment's own interpreter. -I keeps the caller's variables and folder out of it.
 _ENVIRONMENT_QUERY = """
 import importlib.util, json, sys, sysconfig
 spec = importlib.util.find_spec("pytriton")
@@ -172,7 +174,7 @@ class EmbeddedTriton:
                 failures = 0
             failures += 1
             wait = backoff_s(failures, *BACKOFF_S)
-            log.error("%s; starting it again in %.1f s. Its last words:\n%s", why, wait, self._log_tail())
+            log.error("%s; starting it again in %.1f s. The end of its log:\n%s", why, wait, self._log_tail())
             await self._end()
             await asyncio.sleep(wait)
             self.restarts += 1
@@ -185,7 +187,7 @@ class EmbeddedTriton:
                 await self._end()
 
     async def _until_broken(self) -> tuple[str, str]:
-        """Waits until the server or a backend process of it ended or hangs; returns the reason and a description."""
+        """Waits until the server or one of its backend processes ends or hangs; returns a reason and a description."""
         if self.pid is None:  # it did not start, and cannot be probed
             return await self._until_lost()
         liveness = LivenessProbe(self.http_url, self.pid, self._backend_processes, self._settings.triton_deadline_s)
@@ -487,12 +489,12 @@ def _same_links(first: Path, second: Path) -> bool:
 
 
 def free_ports() -> Ports:
-    """Three loopback ports that are free now. They may be taken any time, so the caller must be ready to ask again."""
+    """Three loopback ports that are free now. Another program may take one at any time, so the caller must retry."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return Ports(*(int(each.getsockname()[1]) for each in sockets))
+        for listener in sockets:
+            listener.bind(("127.0.0.1", 0))
+        return Ports(*(int(listener.getsockname()[1]) for listener in sockets))
 
 
 def models_of(repository: Path) -> tuple[str, ...]:

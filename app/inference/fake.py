@@ -34,7 +34,7 @@ class _PrivateRegion(Region):
 class FakeClient:
     """An `InferenceClient` whose models are functions from the input batch to outputs by name.
 
-    A test may set `up` and `latency_s`, and read `calls`.
+    A test may set `up` and `latency_s` (seconds that each request takes), and read `calls`.
     """
 
     def __init__(self, models: Mapping[str, tuple[ModelSpec, Model]], *, max_in_flight: int = 8) -> None:

@@ -1,17 +1,17 @@
-"""Checks that an embedded Triton, its models and their processes still answer, and tells a hang from slowness.
+"""Checks that an embedded Triton, its models and their processes still answer, and separates a hang from slowness.
 
 `LivenessProbe` probes the server and each of its models twice a deadline. A probe of a model is one blank image for
 every process of the model that has none: some ten milliseconds of a core every few seconds, also while there is no
-other load. Probes go over HTTP, because frames go over gRPC. The verdict is `ProbeRecord`'s and `StoppedProcesses`',
-which do no I/O. They tell a hung process from a slow one by evidence:
+other load. Probes go over HTTP, because frames go over gRPC. `ProbeRecord` and `StoppedProcesses`, which do
+no I/O, decide whether a process hangs. One of these facts separates a hung process from a slow one:
 
-- the process is *stopped* (SIGSTOP): the kernel says so;
+- the kernel reports that the process is *stopped* (SIGSTOP);
 - a probe is old, and *nothing at all* was answered for two deadlines; or
 - a probe is old, and a *later one was answered*: probes are taken in order, so one process holds the old one.
 
 The slower the answers, the older a probe must be: at least three times the slowest answer (or the later probe's own).
-All times are *awake* seconds: a look that comes late, because the machine was suspended or this process got no CPU
-time, counts as one look.
+All times are *awake* seconds: a check that comes late, because the machine was suspended or this process got no CPU
+time, counts as one check (`AwakeClock`).
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ _OLD = 1.5
 _SLOW = 3.0
 """Times the slowest answer that a probe may take before silence counts as a hang."""
 _LEAST_DEADLINE_S = 1.0
-_LOOK_S = 1.0
-"""The most awake seconds that one look adds."""
+_CHECK_S = 1.0
+"""The most awake seconds that one check adds."""
 _POLL_S = 0.25
+"""Seconds between two checks."""
 _BYTES = {"TYPE_UINT8": 1, "TYPE_FP16": 2, "TYPE_FP32": 4}
 _SICK = "is not healthy"
 """Triton's Python backend answers this on behalf of a process of its own that does not answer."""
@@ -53,8 +54,8 @@ _BACKEND_NAME = "triton_python_b"
 class BackendProcess:
     """A process in which Triton's Python backend runs a model ("stub" in Triton's words).
 
-    Triton does not notice when one ends: it goes on to report that it is ready, and every frame that falls to that
-    process fails. Linux only, as the embedded server is.
+    Triton does not notice when such a process ends: it still reports that it is ready, and every frame that it gives to
+    that process fails. Linux only, as the embedded server is.
     """
 
     pid: int
@@ -108,8 +109,8 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def _limit(deadline_s: float) -> float:
-    """Two deadlines, less the time that may pass before the next look."""
-    return deadline_s * DEADLINES - min(_LOOK_S, deadline_s / 4)
+    """Seconds: two deadlines, less the time that may pass before the next check."""
+    return deadline_s * DEADLINES - min(_CHECK_S, deadline_s / 4)
 
 
 class AwakeClock:
@@ -122,7 +123,7 @@ class AwakeClock:
     def tick(self, monotonic: float) -> float:
         """Takes the monotonic time, and returns the awake seconds since the first call."""
         if self._last is not None:
-            self.now += min(max(0.0, monotonic - self._last), _LOOK_S)
+            self.now += min(max(0.0, monotonic - self._last), _CHECK_S)
         self._last = monotonic
         return self.now
 
@@ -219,7 +220,7 @@ class StoppedProcesses:
     deadline_s: float
     since: dict[int, float] = field(default_factory=dict)
 
-    def look(self, stopped: set[int], now: float) -> int | None:
+    def check(self, stopped: set[int], now: float) -> int | None:
         """Takes the processes that are stopped now; returns one that has been stopped for two deadlines, if any."""
         self.since = {pid: self.since.get(pid, now) for pid in stopped}
         limit = _limit(max(self.deadline_s, _LEAST_DEADLINE_S))
@@ -288,7 +289,7 @@ class LivenessProbe:
             await asyncio.sleep(_POLL_S)
 
     def _stopped_reason(self, now: float) -> str | None:
-        pid = self._stopped.look({pid for pid in (self._server, *self._backends) if _stopped(pid)}, now)
+        pid = self._stopped.check({pid for pid in (self._server, *self._backends) if _stopped(pid)}, now)
         if pid is None:
             return None
         what = f"the process {pid} of its model {self._backends[pid].model}" if pid in self._backends else "it"
@@ -300,7 +301,7 @@ class LivenessProbe:
             return f"Triton is hung: it {why}"
         for model, record in self._records.items():
             if record.old(now) and not self._server_record.old(now):
-                # Our probes may wait behind many frames: are those answered?
+                # Our probes may wait behind many frames, so answers to those count, too.
                 with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, IndexError, TimeoutError):
                     async with asyncio.timeout(1.0):
                         count = await _answered(http, model)

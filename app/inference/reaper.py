@@ -1,4 +1,4 @@
-"""Runs one command, and ends it with all its processes when the parent is gone, however the parent ended.
+"""Runs one command, and ends it with all its processes when the parent process ends, also by SIGKILL.
 
     python -S -E reaper.py --parent PID --log FILE --shm PREFIX --grace SECONDS --set NAME=VALUE -- command...
 
@@ -22,7 +22,9 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 LOG_LIMIT = 16 * 1024 * 1024
+"""Bytes from which the log is cut."""
 LOG_KEPT = 1024 * 1024
+"""Bytes of its end that a cut log keeps."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 

@@ -27,7 +27,7 @@ Placed = dict[str, tuple[int, tuple[int, ...]]]
 
 
 def read_spec(name: str, metadata: Any, config: Any, *, batched: bool = False) -> ModelSpec:
-    """A model as the server describes it by its metadata and its configuration."""
+    """Makes a model's description from the server's metadata and configuration of it (protobuf messages)."""
     return ModelSpec(
         name=name,
         version=max(metadata.versions, key=int, default=""),
@@ -40,7 +40,7 @@ def read_spec(name: str, metadata: Any, config: Any, *, batched: bool = False) -
 
 
 def infer_method(channel: Any) -> Any:
-    """ModelInfer on a channel of grpc or grpc.aio, for serialized requests: their fixed part is written only once."""
+    """ModelInfer on a channel of grpc.aio, for serialized requests: their fixed part is written only once."""
     return channel.unary_unary(
         "/inference.GRPCInferenceService/ModelInfer",
         response_deserializer=service_pb2.ModelInferResponse.FromString,
@@ -80,7 +80,8 @@ def shared_request(model: ModelSpec, buffer: Buffer) -> tuple[bytes, Placed, int
     """A request whose input, and outputs if they fit, are in the buffer's slot.
 
     Returns:
-        The serialized request, where its outputs will be, and the new `cursor`: where the next request's may go.
+        The serialized request, the places of its outputs, and the new `cursor`, at which the next request's outputs may
+        begin.
     """
     slot = buffer.slot
     assert slot is not None
@@ -138,7 +139,7 @@ def outputs(answer: Any, model: ModelSpec, buffer: Buffer, placed: Placed) -> di
                 out[tensor.name] = np.frombuffer(next(raw, b""), dtype).reshape(shape)
         except ValueError:
             raise InferenceError(
-                f"{answer.model_name}: output {tensor.name!r} holds less or more than its shape {list(shape)} says"
+                f"{answer.model_name}: output {tensor.name!r} holds less or more than its shape {list(shape)}"
             ) from None
     count = len(buffer.array)
     for expected in model.outputs:
@@ -161,7 +162,7 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 
 
 def failure(model: str, error: Any, *, url: str, deadline_s: float) -> InferenceError:
-    """Counts gRPC's error, of either kind of channel, and returns the error to raise for it."""
+    """Counts an error of gRPC and returns the error to raise for it."""
     details = error.details() or error.code().name
     if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
         metrics.INFERENCE_ERRORS.labels("timeout").inc()
@@ -174,7 +175,7 @@ def failure(model: str, error: Any, *, url: str, deadline_s: float) -> Inference
 
 
 def description_failure(error: InferenceError) -> InferenceError:
-    """The error to raise if a description could not be had: a server that is too busy to give it counts as away."""
+    """The error to raise when a description fails: a server that is too busy to describe a model counts as away."""
     if isinstance(error, InferenceTimeout):
-        return InferenceUnavailable("the server did not say in time what it serves")
+        return InferenceUnavailable("the server did not describe its models in time")
     return error

@@ -1,7 +1,8 @@
 """Memory for requests' inputs and outputs: regions that Triton has mapped, lent out in slots; or plain heap memory.
 
-A region is registered as more memory is needed, and given up when the server restarts. Its name is unlinked as soon as
-Triton has it mapped, so that a killed service leaves nothing in /dev/shm, and no name is ever used twice.
+A client registers a region when it needs more memory, and drops all regions when the server restarts. The name of a
+region is unlinked as soon as Triton has mapped it, so that a killed service leaves nothing in /dev/shm. No name is ever
+used twice.
 """
 
 from __future__ import annotations
@@ -42,10 +43,12 @@ _PAGE = 4096
 _SHM = "/dev/shm"
 _DEADLINE_S = 2.0
 _BUDGET = 256 * 1024 * 1024
+"""Bytes of all regions of one client."""
 _STEP = _BUDGET // 16
 """Bytes that a pool grows by, or one slot if that is larger: small batches that are needed once must leave memory for
 large ones."""
 _SLOTS = 32
+"""Greatest number of slots in one region."""
 
 
 def region_name() -> str:
@@ -130,7 +133,7 @@ class Slot:
     requests: dict[tuple[str, str, int, int], Any] = field(default_factory=dict)
     """Serialized requests for this slot, by model, version, batch size and output offset; they never change."""
     borders: dict[int, object] = field(default_factory=dict)
-    """Index in the batch -> the placement of the last painted border. The code that fills the input keeps it."""
+    """Index in the batch -> the placement of the last painted border. The code that fills the input maintains it."""
 
 
 class Buffer:
@@ -160,7 +163,7 @@ class Buffer:
         self._holders += 1
 
     def rest(self, seconds: float) -> None:
-        """Keeps the memory out of use for so long after the last `release`, because a request was abandoned, and the
+        """Keeps the memory out of use for `seconds` after the last `release`, because a request was abandoned, and the
         server may still work on it and write its answer.
         """
         self._rest_s = max(self._rest_s, seconds)
@@ -193,18 +196,20 @@ class Pool:
     """Slots that the server may still write into, each with the monotonic time until which it stays out of use."""
     growing: bool = False
     full: bool = False
-    """Whether the log already says that the pool can grow no more."""
+    """Whether a warning that the pool can grow no more has been logged."""
     input_bytes: int = field(init=False)
-    """Of a full batch."""
+    """Bytes of the input of a full batch."""
 
     def __post_init__(self) -> None:
         self.input_bytes = math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def slot_bytes(self) -> int:
+        """Bytes that one slot needs, for the input and the outputs of a full batch."""
         return self.input_bytes + self.output_bytes
 
     def add(self, region: Region) -> None:
+        """Adds all slots of a region, as free ones."""
         self.free.extend(Slot(region, index * region.slot_bytes) for index in range(region.slots))
 
     def put(self, slot: Slot, rest_s: float = 0.0) -> None:
@@ -301,7 +306,8 @@ class SharedMemory:
         return max(alone_bytes, sum(size for size, alone in sizes if not alone))
 
     async def connected(self) -> None:
-        """Starts over with a server that has nothing mapped; tests whether it can map memory, unless TRITON_SHM=off.
+        """Drops all regions, because a server that has restarted has mapped none; tests whether it can map memory,
+        unless TRITON_SHM=off.
 
         Raises:
             ConfigurationError: TRITON_SHM=on, and the server cannot map our memory.
@@ -372,9 +378,8 @@ class SharedMemory:
             log.warning("no shared memory (%s): tensors go over gRPC", error)
             self._works = False
             return None
-        self._mapped.append(
-            region
-        )  # before the call, so that it is unregistered in the end, whatever happens meanwhile
+        # Before the call, so that `close` unregisters the region also if the call is interrupted.
+        self._mapped.append(region)
         try:
             request = service_pb2.SystemSharedMemoryRegisterRequest(
                 name=region.name, key=f"/{region.name}", offset=0, byte_size=region.size

@@ -44,15 +44,17 @@ _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
 ]
 _LEFT_OPEN = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-"""Results of a request on which the server may still work. Every other error comes from the server when it is done."""
+"""Errors after which the server may still work on the request. It sends every other error when it is done with it."""
 _REST_S = 60.0
 """Seconds for which the memory of such a request stays out of use, or four deadlines if that is longer. The server
 drops cancelled requests unless it works on them already; a hung server has been restarted by then, with new memory.
 """
 _PROBE_INTERVAL_S = 5.0
+"""Seconds between two probes of a server that answers."""
 _PROBE_DEADLINE_S = 2.0
+"""Seconds that a probe, or a request for a description, may take."""
 _RECONNECT_S = (0.1, 2.0)
-"""The first wait between two probes of a server that is away, and the longest."""
+"""Seconds of the first wait between two probes of a server that is away, and of the longest."""
 
 
 class FairSemaphore:
@@ -136,10 +138,12 @@ class TritonClient:
 
     @property
     def up(self) -> bool:
+        """See `InferenceClient.up`."""
         return self._up
 
     @property
     def generation(self) -> int:
+        """See `InferenceClient.generation`."""
         return self._generation
 
     @property
@@ -252,7 +256,7 @@ class TritonClient:
             self._concurrency.release()
 
     def _request(self, model: ModelSpec, buffer: Buffer) -> tuple[bytes, Placed]:
-        """The serialized request, and where its outputs will be in the slot: name -> (offset in the slot, shape)."""
+        """The serialized request, and the places of its outputs: name -> (bytes from the start of the slot, shape)."""
         slot = buffer.slot
         if slot is None or slot.region not in self._memory:
             # The server has not mapped this memory since its start: the request carries the pixels.
@@ -270,7 +274,7 @@ class TritonClient:
     def _failure(self, model: str, error: grpc.aio.AioRpcError, deadline_s: float | None = None) -> InferenceError:
         away = error.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
         if not away and "shared memory region" in (error.details() or ""):
-            self._lost_memory = away = True  # the server restarted between two probes and lost what was registered
+            self._lost_memory = away = True  # the server restarted between two probes and lost its registered regions
         if away:
             self._suspect.set()
         if deadline_s is not None and error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:

@@ -17,7 +17,7 @@ _IMAGE_RETRY_S = 1.0
 
 
 class Rejected(SightlineError):
-    """There is no slot and no place to wait. Another try may succeed after `retry_after_s`."""
+    """A session or an image is rejected by a limit. Another try may succeed after `retry_after_s` seconds."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
@@ -32,7 +32,7 @@ class WaitingSession:
         self.moved = asyncio.Event()
         """Set whenever `position` changes, also when the session gets its slot."""
         self.position = 0
-        """1 is the next one to get a slot; 0 has a slot."""
+        """Place in the queue: 1 gets the next slot; 0 means that the session has a slot."""
 
 
 class Admission:

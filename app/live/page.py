@@ -31,7 +31,7 @@ async def page(request: Request) -> Response:
 
 @router.get("/config.json")
 async def config(request: Request) -> Response:
-    """The addresses of the service and of what starts it. Null: the page's own address; nothing starts it."""
+    """The address of the service (null: the page's own) and that of the instance starter (null: there is none)."""
     web: WebSettings = request.app.state.settings.web
     return JSONResponse(
         {"service_url": web.service_url, "start_server_url": web.start_server_url},
@@ -40,7 +40,7 @@ async def config(request: Request) -> Response:
 
 
 class WebFiles(StaticFiles):
-    """The page's modules. Each file has the headers, because a worker obeys those of its own file."""
+    """The page's modules. Each response has the headers, because a web worker obeys the headers of its own file."""
 
     def __init__(self, web: WebSettings) -> None:
         super().__init__(directory=_WEB)

@@ -63,7 +63,7 @@ class DropQueue(Generic[T]):
             await self._arrived.wait()
 
     def wake(self) -> None:
-        """Wakes the consumer, which waits for something else, too."""
+        """Wakes the consumer although no item was put, because it also waits for another event."""
         self._arrived.set()
 
     async def space(self) -> None:
@@ -145,7 +145,7 @@ class Receiver:
             if not self.queue.closed:  # else the frame is too late, and is counted with the session's reason to end
                 self._stats.dropped("superseded")
         elif not self.lossless:
-            # Two frames may arrive as one piece of data: the first is taken out before the second supersedes it.
+            # Two frames may arrive in one read of the socket: lets the consumer take the first before the second comes.
             await asyncio.sleep(0)
         return None
 

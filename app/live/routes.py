@@ -37,14 +37,14 @@ router = APIRouter()
 _STARTED = time.time()
 _ID = re.compile("[0-9]{1,9}")
 _MOST_SHOWN = 40
-"""Characters of an unknown parameter's name that are repeated."""
+"""Characters of an unknown parameter's name that the error quotes."""
 _LEAST_FREE = 64 * 1024 * 1024
 """Bytes of free disk below which the service is not ready."""
 ENTRY = "http"
 """This entry point's value of the metrics' label."""
 RATE = metrics.RateGauge(ENTRY)
 _POLL_S = 0.01
-"""Between two looks whether an image's text is read."""
+"""Seconds between two checks whether an image's text has been read."""
 
 
 async def invalid_query(request: Request, error: Exception) -> Response:
@@ -103,7 +103,7 @@ async def no_socket(socket: WebSocket) -> None:
 async def why_not(request: Request) -> Response:
     """Answers with the refusal that a handshake would get here, in plain HTTP; 204 if it would be accepted.
 
-    A browser does not tell a page why its handshake was refused. The limits on connections and `auth` have checked this
+    A browser does not show a page why its handshake was refused. The limits on connections and `auth` have checked this
     request already, as they check a handshake.
     """
     return Response(status_code=204)
@@ -118,7 +118,7 @@ async def frames(
 ) -> Response:
     """One JPEG, PNG or WebP in, as the body or as the part `file` of a form; one result out.
 
-    The answer waits until text is read, because it delays no other frame.
+    The response waits until text is read, because the wait delays no other frame.
     """
     entry_point = _entry_point(request)
     if entry_point.images >= entry_point.live.max_sessions:
@@ -197,7 +197,7 @@ async def _analyze(pipeline: Pipeline, image: bytes, settings: StreamSettings, *
     """Analyses one JPEG, PNG or WebP, and waits until its text is read.
 
     Args:
-        ocr_timeout_s: seconds that one OCR run may take. This waits for the image's own run, and for one before it.
+        ocr_timeout_s: seconds that one OCR run may take. The wait is for the image's own run, and one run before it.
 
     Raises:
         FrameError: the image cannot be used.

@@ -1,8 +1,8 @@
-"""A session's messages to its client: results in the order of their frames, summaries, and the socket's slow reader.
+"""A session's messages to its client: results in the order of their frames, and summaries. Detects slow readers.
 
 `Results` analyses the session's frames. In `realtime` one frame at a time is in the pipeline, and each new frame
-replaces the one that waits. In `lossless` as many are in the pipeline as the client may have unanswered, up to `AHEAD`:
-the next frame is decoded while the last one is at the models.
+replaces the one that waits. In `lossless` the pipeline holds as many frames as the client may have unanswered, up to
+`AHEAD`, so that it decodes the next frame while the models work on the one before.
 """
 
 from __future__ import annotations
@@ -81,7 +81,12 @@ class Sender:
             await self._send_event({"type": "websocket.send", "text": text.decode()}, self._send_timeout_s)
 
     async def _send_event(self, event: Message, timeout_s: float) -> None:
-        """Waits as long as the client reads anything within each `timeout_s`."""
+        """Sends an event; waits as long as the client reads anything within each `timeout_s` seconds.
+
+        Raises:
+            TooSlow: the client read nothing for `timeout_s`.
+            Gone: the socket is closed.
+        """
         unread = None
         while True:
             before, unread = unread, self._connection.unread if self._connection is not None else 0
@@ -114,7 +119,7 @@ class Sender:
 class SummaryStream:
     """A session's summaries, by its settings in force: on or off, and with which prompt.
 
-    They begin with the first result for which summaries are on. When they are switched off, what was seen until then is
+    They begin with the first result for which summaries are on. When they are switched off, the results until then are
     summarized, and no more results are taken.
     """
 
@@ -137,7 +142,7 @@ class SummaryStream:
         self._session.offer(frame_id, result, at_ms)
 
     async def finish(self) -> Summary | None:
-        """Returns a summary of what was seen since the last one; takes at most SUMMARY_FINISH_S."""
+        """Returns a summary of the results since the last summary, or None; takes at most SUMMARY_FINISH_S."""
         return await self._session.finish() if self._session is not None else None
 
 
@@ -161,8 +166,9 @@ class Results:
 
     Args:
         settings: the settings in force, for the next frame that enters the pipeline.
-        judged: called, with the monotonic time, with whether a frame was of use: it was analysed, or it was no image
-            that can be. Not called for frames that may be as good as any.
+        judged: called with whether a frame was useful, and with the monotonic time: True for a frame that was analysed,
+            False for one that cannot be (no image, damaged, too large). Not called for a frame that was stale or whose
+            analysis failed, because such a frame may be a good one.
     """
 
     def __init__(

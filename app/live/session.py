@@ -1,4 +1,4 @@
-"""One live session: a socket from its upgrade to `bye`; and what all sessions share.
+"""One live session, a socket from its upgrade to `bye`; and `LiveEntryPoint`, which all sessions share.
 
 A session has three tasks: `_read` takes the client's messages, `_serve` waits for a slot and then sends results,
 `_watch_time` checks the timeouts. Each of them may `end` the session. `bye`, with the report, is sent in one place.
@@ -53,13 +53,13 @@ from app.summary import Summaries
 log = logging.getLogger(__name__)
 
 _TICK_S = 0.5
-"""Between two checks of the timeouts."""
+"""Seconds between two checks of the timeouts."""
 _MAX_REASON = 500
 """Characters of a model's own error message in a notice."""
 
 
 class LiveEntryPoint:
-    """What all live sessions share: pipeline, summaries, settings, admission, and the sessions that are open."""
+    """The objects that all live sessions share: pipeline, summaries, settings, admission, and the open sessions."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class LiveEntryPoint:
 
     @property
     def open_now(self) -> int:
-        """Sessions, served and waiting, and images being analysed. A machine with any must not be stopped."""
+        """Sessions (served and waiting) plus images being analysed. While it is above 0, the machine must not stop."""
         return self.admission.active + self.admission.waiting + self.images
 
     def notify(self, notice: Notice) -> None:
@@ -109,7 +109,7 @@ class LiveEntryPoint:
             session.notify(notice)
 
     def notices(self) -> list[Notice]:
-        """Notices of what is degraded now, for a session that begins."""
+        """Notices of the parts that are degraded now, for a session that begins."""
         found = []
         if not self._inference_up:
             found.append(_inference_unavailable(self._inference_reason))
@@ -209,8 +209,8 @@ class Session:
                 reading, watching = tasks.create_task(self._read()), tasks.create_task(self._watch_time())
                 await self._ending.wait()
                 if self._ready and self._reason in ("stopped", "shutdown", "max_session"):
-                    # Frames in flight are answered, each within its time. Reading ends when the client leaves; then no
-                    # answer is needed.
+                    # Frames in flight are answered, each within `answer_s`. The reading task ends when the client
+                    # leaves; then no answer is needed.
                     frames = len(self._receiver.queue) + len(self._results)
                     timeout_s = self._entry_point.answer_s * (1 + frames)
                     await asyncio.wait({serving, reading}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
@@ -407,7 +407,7 @@ class Session:
         )
 
     async def _send(self, message: ServerMessage) -> bool:
-        """Sends; returns False if the session is over, because the client has left or does not read."""
+        """Sends a message; returns False if the session is over, because the client has left or does not read."""
         try:
             await self._sender.send(message)
         except TooSlow:
@@ -427,7 +427,8 @@ class Session:
             over = self._timeouts.over(now)
             if over is not None:
                 self.end(*over)
-            # A session that waits for a slot is not read once its queue is full, so that only this shows its end.
+            # Once its queue is full, a session that waits for a slot is not read, so that only `left` shows that the
+            # client has gone.
             if not self._ready and self._sender.left:
                 self.end(None)
 
@@ -454,7 +455,7 @@ class Timeouts:
         """Seconds of the pauses that are over, since the session got its slot."""
         self._serving = False
         self._useful = True
-        """Whether the last frame that was judged was of use."""
+        """Whether the last frame that was judged was useful."""
 
     def serve(self, now: float) -> None:
         """Records that the session has its slot: it must send frames from now on. Earlier pauses do not count."""
@@ -470,7 +471,7 @@ class Timeouts:
             self._last_frame = now
 
     def judged(self, useful: bool, now: float) -> None:
-        """Records whether a frame got a result, or was none: not an image, or a larger one than is accepted."""
+        """Records whether a frame was useful, so that it got a result; a frame that is no image or too large is not."""
         self._useful = useful
         if useful:
             self._last_frame = now
@@ -536,7 +537,7 @@ def apply_patch(
     if patch.summary is not None and prompt is not None:
         given["summary_prompt"] = prompt(patch.summary.prompt)
     changed: StreamSettings = dataclasses.replace(settings, **given)
-    if prompt is None:  # because the settings in force say what really runs
+    if prompt is None:  # because the settings in force must show which stages really run
         return dataclasses.replace(changed, stages=dataclasses.replace(changed.stages, summary=False))
     return dataclasses.replace(changed, summary_prompt=prompt(changed.summary_prompt))
 

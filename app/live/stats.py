@@ -11,9 +11,9 @@ from app import metrics
 from app.protocol.messages import Dropped, Report, StageTimes, Summary
 
 ENTRY = "live"
-"""This entry point's value of the metrics' label."""
+"""This entry point's value of the metrics' label `entry`."""
 _SAMPLES = 512
-"""Of each stage's latest times, for the report's quantiles."""
+"""Latest times that are kept for each stage, for the report's quantiles."""
 _received = metrics.FRAMES_RECEIVED.labels(ENTRY)
 _processed = metrics.FRAMES_PROCESSED.labels(ENTRY)
 _ages = metrics.ages(ENTRY)

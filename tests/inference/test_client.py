@@ -145,7 +145,7 @@ async def test_a_server_too_busy_to_say_what_it_serves_is_asked_again(monkeypatc
     monkeypatch.setattr(triton, "_PROBE_DEADLINE_S", 0.5)
     try:
         async with client(f"127.0.0.1:{port}", triton_shm="off") as opened:
-            with pytest.raises(InferenceUnavailable, match="did not say in time what it serves"):
+            with pytest.raises(InferenceUnavailable, match="did not describe its models in time"):
                 await opened.describe("yolo")
     finally:
         await server.stop(None)

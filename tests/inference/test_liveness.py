@@ -80,8 +80,8 @@ def test_d7_time_that_passed_without_us_does_not_count() -> None:
     assert clock.tick(100.25) == 0.25
     assert clock.tick(3700.25) == 1.25  # an hour's suspension
     standstill = StoppedProcesses(5)
-    assert standstill.look({7}, 0) is None
-    assert standstill.look({7}, 8.9) is None
-    assert standstill.look({7}, 9.5) == 7
-    assert standstill.look(set(), 9.6) is None
-    assert standstill.look({7}, 10) is None
+    assert standstill.check({7}, 0) is None
+    assert standstill.check({7}, 8.9) is None
+    assert standstill.check({7}, 9.5) == 7
+    assert standstill.check(set(), 9.6) is None
+    assert standstill.check({7}, 10) is None

@@ -13,8 +13,7 @@ import pytest
 
 from app.addresses import is_loopback, leads_to_loopback
 from app.client import SessionEnded, connect
-from app.inference.blocking import BlockingClient
-from app.settings import ROOT, TritonSettings
+from app.settings import ROOT
 from tests.conftest import Serve
 from tests.support.proxy import BEHIND_A_PROXY
 from tests.support.service import Service
@@ -39,16 +38,6 @@ def test_the_service_and_its_client_find_who_is_beside_them(behind: Service, jpe
     result = orjson.loads(sent.stdout.splitlines()[0])
     assert result["stages"]["detect"]["status"] == "ok"
     assert [detection["class_name"] for detection in result["objects"]] == ["person", "dog"]
-
-
-def test_threads_find_it_as_well(canned_triton: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in BEHIND_A_PROXY.items():
-        monkeypatch.setenv(name, value)
-    client = BlockingClient(canned_triton, TritonSettings())
-    try:
-        assert client.up
-    finally:
-        client.close()
 
 
 @pytest.mark.parametrize("proxy", [BEHIND_A_PROXY["http_proxy"], "socks5://127.0.0.1:9", "nonsense"])
