@@ -1,9 +1,9 @@
-"""Batches of frames of several streams that arrive in the same turn of the event loop; live sessions use it.
+"""Puts frames of several streams that arrive in the same turn of the event loop into batches, for live sessions.
 
 No frame waits for others while a core is free: with little load a turn takes microseconds, and each frame goes alone.
-While every core has a frame to prepare, frames collect that could only wait for a thread. So the batches grow with the
-load, and most of a frame's costs besides its decoding – a request, its answer, a hop to a thread, numpy's calls – are
-paid once per batch.
+While every core has a frame to prepare, a new frame could only wait for a thread, so the batcher collects such frames.
+Therefore batches grow with the load, and most of a frame's costs besides its decoding (a request, its answer, a hop to
+a thread, numpy's calls) arise once a batch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from app.protocol.result import FrameResult
 log = logging.getLogger(__name__)
 
 MAX_BATCH = 8
-"""Frames in a batch. More gain next to nothing, and the first would wait until the last is decoded."""
+"""Most frames in a batch. More would gain next to nothing, and the first would wait until the last is decoded."""
 LARGE = 512 * 1024
 """Bytes of a JPEG that takes so long to decode that it goes alone, so that no other frame waits for it."""
 
@@ -40,11 +40,12 @@ class PendingFrame:
     def __init__(self, job: FrameJob, answer: asyncio.Future[FrameResult | FrameError]) -> None:
         self.job = job
         self.answer = answer
-        """Raises what the analysis of this frame raised. A caller that no longer needs the answer calls `cancel`."""
+        """The result, or the error of an unusable frame. Any other exception of the analysis is raised by awaiting it.
+        A caller that no longer needs the answer calls `cancel`."""
         self.batch: _Batch | None = None
 
     def cancel(self) -> None:
-        """Gives the answer up. The other frames of the batch are analysed all the same."""
+        """Cancels the answer. The other frames of the batch are still analysed."""
         if not self.answer.cancel() and not self.answer.cancelled():
             self.answer.exception()  # marks a possible exception as retrieved, because it is not awaited any more
         if self.batch is not None:
@@ -60,8 +61,9 @@ class _Batch:
     """Frames that are analysed together, after the earlier frames of the same streams.
 
     Args:
-        prepared: called once its frames are prepared.
-        context: of its task.
+        analyze: analyses the frames and sets their answers.
+        prepared: called once the frames are prepared.
+        context: the context variables of the batch's task.
     """
 
     def __init__(
@@ -101,7 +103,7 @@ class LiveBatcher:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
-        pipeline.when_less_busy(self._go_on)
+        pipeline.when_less_busy(self._start_waiting)
         self._waiting: list[PendingFrame] = []
         self._scheduled = False
         """Whether `_start` is scheduled."""
@@ -112,34 +114,33 @@ class LiveBatcher:
         self._context = contextvars.Context()
 
     def submit(self, job: FrameJob) -> PendingFrame:
-        """Analyses one frame as `Pipeline.analyze` does.
+        """Analyses one frame as `Pipeline.analyze` does. Returns at once.
 
-        It goes together with others only if the server batches by itself: a model on the CPU analyses the images of a
-        batch one after the other, and the first would wait for the last.
+        The frame shares a batch with others only if the server batches by itself: a model on the CPU analyses the
+        images of a batch one after the other, and the first would wait for the last.
         """
         loop = asyncio.get_running_loop()
         frame = PendingFrame(job, loop.create_future())
         if not self._scheduled:
             self._scheduled = True
-            # After two turns, because data that the sockets hold now is read in between.
+            # After two turns of the loop, because it reads the data that the sockets hold now in between.
             loop.call_soon(loop.call_soon, self._start)
         self._waiting.append(frame)
         return frame
 
-    def _go_on(self) -> None:
+    def _start_waiting(self) -> None:
         if self._waiting and not self._scheduled:
             self._start()
 
     def _prepared(self) -> None:
         self._preparing -= 1
-        if self._waiting and not self._scheduled:
-            self._start()
+        self._start_waiting()
 
     def _start(self) -> None:
         self._scheduled = False
         if self._preparing and self._pipeline.busy:
-            # Until `_go_on`. Frames never wait only for other entry points' work, because that may never end; then
-            # they queue beside it.
+            # The frames wait until `_start_waiting` is called. They never wait only for the work of other entry points,
+            # because that may never end; they are submitted and queue beside it.
             return
         frames = [frame for frame in self._waiting if not frame.answer.done()]
         self._waiting.clear()
@@ -176,13 +177,13 @@ class LiveBatcher:
                 await self._run_singly(frames, ticket, error)
             return
         for frame, result in zip(frames, results, strict=True):
-            if frame.answer.done():  # its session has ended, and must not stay in OCR's queue
+            if frame.answer.done():  # its session has ended, so its stream must not stay in OCR's queue
                 self._pipeline.ocr.forget(frame.job.memory.ocr)
             else:
                 frame.answer.set_result(result)
 
     async def _run_singly(self, frames: list[PendingFrame], ticket: Ticket, error: Exception) -> None:
-        """Analyses each frame of a failed batch again, alone, so that one frame's fault does not affect the others."""
+        """Analyses each frame of a failed batch again, alone, so that one faulty frame does not affect the others."""
         # Logged here, because the error may not happen again with single frames.
         log.error("%d frames together failed; each is tried alone", len(frames), exc_info=error)
         await ticket.finish()

@@ -44,11 +44,11 @@ class Letterbox:
 
 @lru_cache(maxsize=1024)
 def letterbox(image_width: int, image_height: int, canvas_width: int, canvas_height: int) -> Letterbox:
-    """Fits a frame into a canvas: the largest size that keeps its proportions, centred.
+    """Fits a frame into a canvas: the largest size that keeps its proportions, centred. All arguments are pixels.
 
     Rounds as Ultralytics' `LetterBox(auto=False, center=True, scaleup=True)` does (ultralytics/data/augment.py),
-    since the models were trained and are judged with it: sizes to the nearest pixel, an odd rest goes right
-    and below. A side never shrinks to nothing.
+    because the models were trained and are judged with it: sizes to the nearest pixel; the odd pixel of an uneven
+    border lies on the right and below. A side is at least one pixel.
     """
     scale = min(canvas_width / image_width, canvas_height / image_height)
     width = max(1, round(image_width * scale))
@@ -74,19 +74,20 @@ def to_image(xyxy: NDArray[Any], box: Letterbox) -> Floats:
 def points_to_image(xy: NDArray[Any], box: Letterbox) -> Floats:
     """Points `[..., 2]` in canvas pixels -> frame pixels, clipped to the frame.
 
-    As Ultralytics' `scale_boxes` and `scale_coords` (ultralytics/utils/ops.py, 8.4): each side by the size that it was
-    really given, which is rounded: 1920x400 lies in 320x320 as 320x67, not 66.7, two pixels of the frame at its edge.
+    As Ultralytics' `scale_boxes` and `scale_coords` (ultralytics/utils/ops.py, 8.4), each side is scaled by the rounded
+    size that the frame has on the canvas. A frame of 1920x400, for example, covers 320x67 pixels of 320x320, not
+    320x66.7: with the exact scale, a point at its lower edge would be two frame pixels off.
     """
     pad, limit, scale = _ends(box)
     points: Floats = np.subtract(xy, pad, dtype=np.float32)
     points /= scale
-    np.maximum(points, np.float32(0), out=points)  # both together in half the time of np.clip
+    np.maximum(points, np.float32(0), out=points)  # the two calls take half the time of np.clip
     return np.minimum(points, limit, out=points)
 
 
 @lru_cache(maxsize=1024)
 def _ends(box: Letterbox) -> tuple[Floats, Floats, Floats]:
-    """x and y each: the start of the frame on the canvas, its size in frame pixels, canvas pixels over frame pixels."""
+    """Three arrays `[2]`, x and y: the frame's start on the canvas, its size in frame pixels, canvas by frame size."""
     return (
         np.array((box.pad_x, box.pad_y), np.float32),
         np.array((box.image_width, box.image_height), np.float32),
@@ -129,15 +130,21 @@ def nms(
 ) -> Ints:
     """Greedy non-maximum suppression within each class: indices of the boxes kept, best first.
 
-    A box goes when it overlaps a better one of its class by more than `iou_threshold`; equal scores keep their
-    order. The result is that of the plain loop over all pairs, to the bit that of Ultralytics' `non_max_suppression`
-    (ultralytics/utils/nms.py): overlaps are computed in float32 of boxes moved apart by class, which rounds the
-    corners of later classes to as much as a sixteenth of a pixel. Candidates are taken in blocks: a block is compared
-    with itself, its survivors then with all that is left, so that neither many candidates nor many survivors
-    cost a full matrix.
+    A box is removed when it overlaps a better one of its class by more than `iou_threshold`; equal scores keep their
+    order. The result is that of the plain loop over all pairs, and to the bit that of Ultralytics'
+    `non_max_suppression` (ultralytics/utils/nms.py): overlaps are computed in float32 of boxes moved apart by class,
+    which rounds the corners of later classes to as much as a sixteenth of a pixel. Candidates are taken in blocks: a
+    block is compared with itself, and its survivors then with all remaining candidates, so that neither many candidates
+    nor many survivors need a full matrix.
 
     Args:
-        images: `[n]` of which image each box is; None: all of one. No box suppresses one of another image.
+        xyxy: `[n, 4]`, pixels.
+        scores: `[n]`.
+        class_ids: `[n]`, integers.
+        iou_threshold: greatest overlap of two boxes that are both kept, 0 to 1.
+        max_detections: greatest number of boxes kept.
+        images: `[n]`, the image index of each box; None: all boxes belong to one image. A box suppresses only boxes of
+            its own image.
     """
     least = _just_below(iou_threshold)
     apart = xyxy + (class_ids.astype(np.float32) * _APART)[:, None]
@@ -158,7 +165,7 @@ def nms(
 
 
 def _just_below(threshold: float) -> np.float32:
-    """The float32 bound with the same result: a float32 exceeds it just where it exceeds the threshold as a double."""
+    """The float32 bound that any float32 exceeds exactly when it exceeds the threshold, a double."""
     nearest = np.float32(threshold)
     return nearest if float(nearest) <= threshold else np.nextafter(nearest, np.float32(-1))
 
@@ -170,8 +177,11 @@ def _overlap(xyxy: Floats, kinds: NDArray[Any], a: Ints, b: Ints, threshold: np.
 
 
 def _survivors(over: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which boxes survive. `over[i, j]`: i and j overlap, the better first; a survivor removes later ones it
-    overlaps."""
+    """Bool `[n]`: the boxes that survive. A survivor removes the later boxes that it overlaps.
+
+    Args:
+        over: bool `[n, n]`, whether box i and box j overlap; better boxes first.
+    """
     alive = np.ones(len(over), dtype=np.bool_)
     for i in np.flatnonzero(over.any(axis=1)):
         if alive[i]:

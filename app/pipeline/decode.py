@@ -2,8 +2,8 @@
 
 Markers are found as libjpeg finds them (ITU-T T.81, B.1.1; libjpeg's jdmarker.c): fill bytes and bytes of no marker
 are skipped, and so are TEM and RSTn, which have no length; the payload of a segment is skipped by its length; after SOS
-follows coded data up to the next marker that is not RSTn. Therefore the content of a payload or a thumbnail does not
-count, and everything that the decoder will read does.
+follows coded data up to the next marker that is not RSTn. Therefore only markers that the decoder
+will read count, and none inside a payload or a thumbnail.
 
 `exact` gives the pixels that OpenCV gives, to the level: `cv2.imdecode`, then `cv2.resize` with `INTER_LINEAR` from the
 full size, as Ultralytics prepares an image. Fast decoding differs by up to 37 levels: it uses libjpeg's quick DCT and
@@ -59,7 +59,7 @@ _SUBSAMPLINGS = {(1, 1): "444", (2, 1): "422", (2, 2): "420", (1, 2): "440", (4,
 
 
 class _Unsettled(Exception):
-    """Planning has read as much as it may."""
+    """Planning has searched `PLANNED_BYTES` without a result."""
 
 
 Colorspace = Literal["YCbCr", "Gray", "RGB", "CMYK", "YCCK"]
@@ -67,7 +67,7 @@ Colorspace = Literal["YCbCr", "Gray", "RGB", "CMYK", "YCCK"]
 
 @dataclass(frozen=True, slots=True)
 class JpegInfo:
-    """What the markers of a JPEG say."""
+    """The properties of a JPEG that its markers show."""
 
     width: int
     """As coded: the orientation is not applied."""
@@ -162,17 +162,17 @@ _ANY_SOF = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]")
 def _walk(jpeg: bytes, max_pixels: int, *, planning: bool = False) -> JpegInfo:
     header: _Header | None = None
     adobe: int | None = None
-    room = PLANNED_BYTES if planning else len(jpeg) + 2
+    unsearched = PLANNED_BYTES if planning else len(jpeg) + 2
     """Bytes that may still be searched for markers."""
     at, segments, scans, work, orientation, whole = 2, 0, 0, 0, 1, False
     while True:
-        if room >= 2 and jpeg[at : at + 2] in _MARKERS:  # almost always: a search takes a microsecond to begin
+        if unsearched >= 2 and jpeg[at : at + 2] in _MARKERS:  # almost always: a search takes a microsecond to begin
             found: int | None = at + 2
         else:
-            found = _after_marker(jpeg, at, min(at + room, len(jpeg)))
+            found = _after_marker(jpeg, at, min(at + unsearched, len(jpeg)))
         if found is None:
             break
-        room -= found - at
+        unsearched -= found - at
         at = found
         marker = jpeg[at - 1]
         if marker == _EOI:
@@ -215,7 +215,7 @@ def _walk(jpeg: bytes, max_pixels: int, *, planning: bool = False) -> JpegInfo:
             adobe = jpeg[at + 13] if at + 13 < len(jpeg) else None
         at = end
     settled = whole or (header is not None and not header.progressive and scans > 0)
-    if planning and not settled and at + room < len(jpeg):
+    if planning and not settled and at + unsearched < len(jpeg):
         raise _Unsettled
     if header is None or not scans:
         raise UndecodableFrame("the JPEG's header is damaged, or cut short: no image follows")
@@ -256,6 +256,7 @@ def _too_many_scans(work: int, scans: int, header: _Header, max_pixels: int) -> 
 
 
 def too_many_pixels(width: int, height: int, most: int) -> FrameTooLarge:
+    """The error for an image of more than `most` pixels; all arguments are pixels."""
     return FrameTooLarge(
         f"the frame is {width}x{height}, {width * height:,} pixels; at most {most:,} are taken (MAX_PIXELS)"
     )
@@ -308,7 +309,7 @@ def _scanned(header: _Header, segment: bytes) -> int:
     named = segment[1 : 1 + 2 * count : 2]
     if named == header.names and len(set(named)) == count:
         return header.work
-    # Where two components have one name, decoders differ in which one they take: the dearer one counts.
+    # Where two components have one name, decoders differ in which one they take; the more expensive one counts.
     return sum(
         max(
             (samples for own, samples in zip(header.names, header.samples, strict=True) if own == name),
@@ -693,7 +694,8 @@ def _rgb(part: NDArray[Any]) -> Pixels:
 
 
 def _png(data: bytes, max_pixels: int) -> StillImage:
-    """The still image; of an animation the one for viewers without animation (W3C PNG, 4.9 and 5)."""
+    """Checks a PNG's chunks, and keeps those of the still image; in an animation, this is the image for viewers that do
+    not animate (W3C PNG, 4.9 and 5)."""
     if data[12:16] != b"IHDR" or len(data) < 33:
         raise UndecodableFrame("the PNG is damaged or cut short: its header does not come first")
     width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
@@ -726,7 +728,7 @@ def _png(data: bytes, max_pixels: int) -> StillImage:
 
 
 def _webp(data: bytes, max_pixels: int) -> StillImage:
-    """RFC 9649, 2.5 to 2.7: the size stands in the header of the image's own chunk, and in VP8X where there is one."""
+    """Checks a WebP's headers (RFC 9649, 2.5 to 2.7). The size stands in the image's chunk, and in any VP8X."""
     if 8 + int.from_bytes(data[4:8], "little") > len(data):
         raise UndecodableFrame("the WebP is cut short")
     at, canvas = 12, None

@@ -139,7 +139,7 @@ Classes = NDArray[np.int32]
 LAYOUTS = ("raw", "end_to_end", "prepared")
 """Values of a model's string parameter `layout`."""
 _NORMALISED = 1.5
-"""Boxes in pixels exceed this somewhere."""
+"""The largest coordinate of boxes in pixels exceeds this; that of normalised boxes (0 to 1) does not."""
 _MOST_SURE = 1.01
 """Scores do not exceed 1, apart from rounding."""
 
@@ -188,9 +188,10 @@ def find_head(
     """Picks the output tensor to read, and its layout.
 
     Args:
-        columns: columns of the layouts with rows.
+        form: the model's input.
+        columns: number of columns of an `end_to_end` or `prepared` head.
         sure: whether `[N, a, b]` is certainly a raw head.
-        likely: whether it is a raw head unless another layout fits better.
+        likely: whether `[N, a, b]` is a raw head unless another layout fits better.
         output: name of the output; None: any.
         known: the known shapes, for the message.
 
@@ -235,7 +236,7 @@ def find_head(
 
 
 def _strange(spec: ModelSpec, form: InputFormat) -> str | None:
-    """Describes a model of another family by its outputs; None where nothing shows the family."""
+    """Describes a model of another family by its outputs; None where no output shows the family."""
     outputs, cells = spec.outputs, anchors(form)
     names = {t.name.lower() for t in outputs}
     if any(len(t.shape) == 4 for t in outputs):
@@ -296,7 +297,7 @@ def confirm(spec: ModelSpec, head: NDArray[Any], layout: Layout, class_count: in
     reason = implausible(head, layout, class_count)
     if reason is not None:
         raise ModelRejected(
-            f"model {spec.name!r}: {reason}. Its parameter `layout` says what it is, where that is known: {known}"
+            f"model {spec.name!r}: {reason}. Set its parameter `layout` if it is one of the known layouts: {known}"
         )
 
 
@@ -380,7 +381,7 @@ def scoring_rows(heads: NDArray[Any], confidence: float) -> Rows:
     """The rows of `[batch, K, 6 + extra]` that score: an image index and a row index each, in order.
 
     This is the only pass over all rows. They take a few hundred KB and may lie in another processor's cache, so a
-    second pass would be dear.
+    second pass would be expensive.
     """
     with np.errstate(invalid="ignore"):
         image, row = (heads[..., 4] > confidence).nonzero()
@@ -390,8 +391,9 @@ def scoring_rows(heads: NDArray[Any], confidence: float) -> Rows:
 def batch_candidates(heads: NDArray[Any], rows: Rows, *, iou: float, suppress: bool) -> Found | None:
     """The results of `candidates` for all images of `[batch, K, 6 + extra]` at once, for all classes.
 
-    numpy's cost is that of a call and not that of a row, so one pass is cheaper while few rows score. Returns None
-    where it is not (too many rows) or where some numbers are not finite: then read each image with `candidates`.
+    A call of numpy costs more than the few rows that score, so one pass for all images is cheaper than one for each.
+    Returns None if too many rows score for that, or if some numbers are not finite: then read each image with
+    `candidates`.
 
     Args:
         rows: the result of `scoring_rows`.

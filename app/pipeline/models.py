@@ -1,4 +1,4 @@
-"""The models: which ones the server has, how each is read, and whether they answer."""
+"""The server's models: their readers (`ModelSet`), and a record of those that fail (`ModelWatch`)."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ async def _face(client: InferenceClient, name: str) -> tuple[FaceReader | None, 
 
 def _ensemble(spec: ModelSpec, detect: DetectReader, pose: PoseReader) -> tuple[DetectReader, PoseReader] | None:
     """Readers of the ensemble's two outputs; None where its input differs from that of its parts."""
-    # The parameters of the model behind an output say what the output is.
+    # The parameters of the model behind an output describe that output (its layout, its class names).
     detect_spec, pose_spec = (
         dataclasses.replace(spec, parameters={**spec.parameters, **part.spec.parameters}) for part in (detect, pose)
     )
@@ -151,7 +151,7 @@ def _display(spec: ModelSpec) -> str:
 
 
 class ModelWatch:
-    """Knows which models fail. Each model is tried once after it was loaded, and watched while frames come.
+    """Records which models fail. The pipeline tries each model once after it was loaded, and reports later answers.
 
     A model fails when it does not answer its trial, or after it has answered only errors for two deadlines.
 
@@ -164,29 +164,35 @@ class ModelWatch:
         self._limit_s = DEADLINES * deadline_s
         self.changed = changed or (lambda: None)
         self.suspects: dict[str, float] = {}
-        """Models whose last answer was an error, and since when only errors came; monotonic seconds."""
+        """By model whose last answer was an error: the time of the first error in a row, monotonic seconds."""
         self.failing: dict[str, str] = {}
         """By model: its error, or that it gave no answer."""
 
     @property
     def reason(self) -> str | None:
-        """The errors of all failing models, in words."""
+        """The errors of all failing models, joined; None if no model fails."""
         return "; ".join(dict.fromkeys(self.failing.values())) or None
 
     def answered(self, model: str) -> None:
-        """The model answered a request."""
+        """Records that the model answered a request."""
         self.suspects.pop(model, None)
         if self.failing.pop(model, None) is not None:
             self.changed()
 
     def failed(self, model: str, reason: str, now: float, *, trial: bool = False) -> None:
-        """The model refused a request, or exceeded the deadline. `now`: monotonic seconds."""
+        """Records that the model refused a request, or exceeded the deadline.
+
+        Args:
+            reason: the error.
+            now: monotonic seconds.
+            trial: whether the request was a trial, after which the model fails at once.
+        """
         since = self.suspects.setdefault(model, now)
         if model not in self.failing and (trial or now - since >= self._limit_s):
             self.failing[model] = reason
             self.changed()
 
     def forget(self) -> None:
-        """The server was connected anew and may have other models."""
+        """Forgets all failures, because the server was connected anew and may have other models."""
         self.suspects.clear()
         self.failing.clear()

@@ -40,11 +40,11 @@ log = logging.getLogger(__name__)
 
 
 class Pipeline:
-    """Analyses frames. Holds no state of any stream: what a stream remembers comes with its `FrameJob`.
+    """Analyses frames. Holds no state of any stream: the stream's memory comes with each `FrameJob`.
 
     Args:
-        faces: for an entry point that has faces embedded (`FrameJob.faces`). None: the server is never asked for such
-            a model.
+        faces: settings of the face model, for an entry point that has faces embedded (`FrameJob.faces`). None: the
+            pipeline never asks the server for a face model.
     """
 
     def __init__(
@@ -72,10 +72,11 @@ class Pipeline:
         self._describing = asyncio.Lock()
         self.watch = ModelWatch(triton.triton_deadline_s)
         self.most_together = sys.maxsize
-        """Frames that a caller should put in one call, where it can choose: half of a batch that the server refused."""
+        """Most frames that a caller should put in one call, where it can choose: unlimited until the server refuses a
+        batch, then half of that batch."""
 
     def close(self) -> None:
-        """Ends the threads. Frames under way are finished, except those that would take long."""
+        """Ends the threads. Finishes frames under way, but waits no longer than a second for any pool of threads."""
         self._threads.close()
         self._slow.close()
 
@@ -89,12 +90,13 @@ class Pipeline:
     ) -> list[FrameResult | FrameError]:
         """Analyses frames as one batch. Returns one answer a frame, in order: a result, or the error of that frame.
 
-        Frames of one stream must not be in two calls at a time, unless tickets keep the calls in order. More frames
-        than a model takes at once go as several batches, one after the other. When a model fails, its stage says
-        `error` and the rest of the frame is answered.
+        Frames of one stream must not be in two calls at a time, unless tickets keep the calls in order. If there are
+        more frames than a model takes at once, they go as several batches, one after the other. When a model fails, its
+        stage has the status `error`, and the other stages still have their results.
 
         Args:
-            entry: the entry point whose stage times these are.
+            jobs: the frames; those of one stream in their order.
+            entry: the entry point, which is the label of the stage times.
             record: receives the stage times instead, for an entry point that sums them up before they reach a metric.
             ticket: the call's place in the order, where streams have several calls at a time. See `Ticket`.
         """
@@ -115,7 +117,7 @@ class Pipeline:
     async def _analyze(
         self, jobs: Sequence[FrameJob], record: Record, ticket: Ticket | None, *, whole: bool = True
     ) -> list[FrameResult | FrameError]:
-        """The whole way of one batch, which is all of the call (`whole`) or a part."""
+        """Analyses one batch, which holds all frames of the call (`whole`) or a part of them."""
         if ticket is not None:
             await ticket.prepare()
         started = time.perf_counter()
@@ -153,7 +155,7 @@ class Pipeline:
         return batch
 
     def _memory(self, batch: Batch, form: InputFormat) -> Input:
-        """Input memory of this format, one for all models that take the same."""
+        """Input memory of this format; models with the same format share it."""
         found = batch.inputs.get(form)
         if found is None:
             buffer = self.client.buffer(form.shape(len(batch.frames)), form.dtype)
@@ -263,14 +265,14 @@ class Pipeline:
         try:
             return await self.client.infer(spec, buffer, stream=stream, deadline_s=deadline_s)
         except InferenceTimeout as error:
-            log.warning("%s; asked once more", error)
+            log.warning("%s; the request is repeated once", error)
         try:
             return await self.client.infer(spec, buffer, stream=stream, deadline_s=deadline_s)
         except InferenceTimeout as error:
             raise InferenceUnavailable(str(error)) from None
 
     def _refused(self, frames: int, error: InferenceError) -> None:
-        """Halves `most_together` after a refused batch. A server that is away or late says nothing about its size."""
+        """Halves `most_together` after a refused batch. A server that is away or late has not refused the size."""
         if 1 < frames < 2 * self.most_together and not isinstance(error, (InferenceUnavailable, InferenceTimeout)):
             self.most_together = frames // 2
             log.warning("a batch of %d was refused: %s", frames, error)
@@ -283,7 +285,7 @@ class Pipeline:
         return self._threads.busy >= min(self._cores, self._threads.count)
 
     def when_less_busy(self, call: Callable[[], None]) -> None:
-        """`call` is called in the event loop whenever a thread has finished its work."""
+        """Registers `call`, which is called in the event loop whenever a thread has finished its work."""
         self._threads.on_done = call
 
     # --- which models are served, and whether they answer ---

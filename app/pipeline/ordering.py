@@ -1,7 +1,7 @@
 """Order among several concurrent calls of `Pipeline.analyze` for one stream, whose requests to the models overlap.
 
-A call uses what its stream remembers twice: the last grey frame while frames are prepared, and tracks and texts while
-frames are finished. In both places the calls go one after the other, in the order of their tickets.
+A call uses its stream's memory (`StreamMemory`) twice: the last grey frame while frames are prepared, and tracks and
+texts while frames are finished. In both steps the calls go one after the other, in the order of their tickets.
 """
 
 from __future__ import annotations
@@ -57,10 +57,11 @@ class Ticket:
             self._before = []
 
     def work(self) -> None:
-        """A thread now uses what the streams remember, until `rest`: a call that ends earlier is not over."""
+        """Records that a thread uses the streams' memory until `rest`. A call that ends earlier is not over."""
         self._threads_at_work += 1
 
     def rest(self) -> None:
+        """Records that a thread no longer uses the streams' memory; each `work` needs its `rest`."""
         self._threads_at_work -= 1
         if self._ended:
             self.end()
@@ -98,5 +99,6 @@ class Sequencer:
         self._last.end()
 
     def take(self) -> Ticket:
+        """A ticket behind all those taken before."""
         ticket = self._last = Ticket([self._last])
         return ticket

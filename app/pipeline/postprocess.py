@@ -52,7 +52,7 @@ class Scan:
 
 
 def scan(batch: Batch, request: Request, reply: Reply) -> Scan:
-    """Takes microseconds a frame."""
+    """Finds the rows of a reply that score in any frame. Takes microseconds a frame."""
     confidence = min([state.job.settings.confidence for state in batch.frames])
     rows: dict[str, Rows] = {}
     raw = False
@@ -136,14 +136,14 @@ def crowded(state: FrameState) -> bool:
 
 
 def track_all(batch: Batch) -> None:
-    """Tracks what was found in all frames, in order, and writes it down. Takes milliseconds for a crowd."""
+    """Runs `track_and_write` on all usable frames, in order. Takes milliseconds for a crowd."""
     for state in batch.frames:
         if state.error is None:
             track_and_write(state, batch.model_set)
 
 
 def track_and_write(state: FrameState, models: ModelSet) -> None:
-    """Fills `objects` and `people` as the wire has them. Poses take their track ids from the people that they lie on.
+    """Fills `objects` and `people` as the wire has them. A pose gets the track id of the object that it lies on.
 
     Uses the stream's tracker: each frame once, in order.
     """

@@ -1,9 +1,9 @@
 """From image bytes to input tensors, the small grey frame and its optical flow, in worker threads.
 
 A frame that came decoded is laid into the same canvases as the others. One call of `Threads.run` costs half of
-`run_in_executor`, which makes two futures and chains them. A codec cannot be stopped from outside; therefore each
-frame has a budget of CPU time, and a thread that exceeds it is given up: its piece counts as over, another thread takes
-its place, and nothing that it still does touches what others use. It ends by itself and holds the piece's memory until
+`run_in_executor`, which makes two futures and chains them. A codec cannot be stopped from outside; therefore each frame
+has a budget of CPU time. `Threads` gives up a thread that exceeds it: the piece counts as over, another thread takes
+the thread's place, and its later results are dropped. The thread ends by itself and holds the piece's memory until
 then.
 """
 
@@ -65,9 +65,9 @@ def heavy(job: FrameJob) -> bool:
 
 
 class Preprocessor:
-    """Prepares frames as the settings say.
+    """Prepares frames by the settings DECODE, EXIF_ORIENTATION, MOTION_METHOD and DECODE_BUDGET_MS.
 
-    Raises nothing: an unusable frame gets a `FrameState.error`.
+    Its pieces raise no error for an unusable frame, which gets a `FrameState.error` instead.
     """
 
     def __init__(self, settings: PipelineSettings, limits: LiveSettings) -> None:
@@ -141,7 +141,7 @@ class Preprocessor:
         if settings.stages.motion:
             self._flow(state)
             state.time("motion", clock)
-        # None where no stage used it: the next flow must not start from an old image.
+        # None where no stage used the grey frame, because the next flow must not start from an old image.
         memory.grey = state.grey if wants_grey else None
 
     def whole(self, job: FrameJob, info: JpegInfo) -> Pixels:
@@ -184,12 +184,13 @@ class Preprocessor:
         return False
 
     def _again(self, job: FrameJob) -> bytes:
-        """A JPEG for text reading, where the frame's own bytes are no JPEG or lie on their side."""
+        """A JPEG for text reading, where the frame's own bytes are no JPEG, or need to be turned upright."""
         pixels = self._read(job).pixels
         assert pixels is not None
         return encode_jpeg(pixels)
 
     def too_expensive(self) -> TooExpensive:
+        """The error of a frame whose preparation exceeded the budget."""
         return TooExpensive(
             f"preparing the frame took more than {self.budget_s * 1000:g} ms of CPU time, which is DECODE_BUDGET_MS"
         )
@@ -249,7 +250,7 @@ class Piece:
 
     Args:
         work: receives this piece. It must call `keep` before it changes anything that outlives the piece.
-        given_up: called in the event loop when the work exceeds its budget; its thread still runs then.
+        given_up: called in the event loop when the work exceeds its budget, while its thread still runs.
         ended: called in the event loop when the thread of a piece that was given up has ended.
     """
 
@@ -299,11 +300,11 @@ class _Worker:
     """A thread and its current work."""
 
     clock: int = -1
-    """Its CPU clock (clock_gettime(2)), set once it runs."""
+    """Id of its CPU clock (clock_gettime(2)), set once it runs."""
     item: _Item | None = None
     piece: Piece | None = None
     began_s: float = 0.0
-    """CPU clock at the start of the piece."""
+    """CPU seconds of the thread at the start of the piece."""
     lost: bool = False
     """Whether it was given up and still runs."""
     thread: threading.Thread | None = field(default=None, repr=False)
@@ -367,7 +368,7 @@ class Threads:
         return work_set.future
 
     def close(self) -> None:
-        """Waits until all work is done, but for hanging work no longer than a second."""
+        """Ends the threads once all work is done. With a budget it waits for them no longer than a second in all."""
         self._closed = True
         with self._lock:
             workers = list(self._workers)

@@ -1,4 +1,4 @@
-"""Registration of two small grey frames: the camera's motion from one to the other, and where each cell went.
+"""Registration of two small grey frames: the camera's motion from one to the other, and the motion of each cell.
 
 The camera's motion is a similarity (a shift, a turn and a zoom), fitted to vectors many of which belong to things that
 move by themselves. Points and vectors are complex numbers, x + iy in frame pixels from the middle of the frame, y down:
@@ -137,7 +137,7 @@ def fit(
         second, away, _ = _motion(used.only(others), more, tolerance)
         if second is not None and votes(follow, use & (away < wide**2), columns, rows) < 0.5:
             best, off = second, away
-    # A slow motion is near to none: vectors that do not tell the two apart must not vote for a standing camera.
+    # A slow motion is near to none: vectors that fit both must not vote for a standing camera.
     reach = min(wide, abs(best.t) / 3 + tolerance / 2) ** 2
     standing, going = use & (used.length < reach), use & (off < reach)
     if (standing > going).any() and stands(votes(standing, going, columns, rows)):
@@ -382,7 +382,7 @@ class GreyFrame:
 
 
 class FlowField:
-    """Where the cells went, by dense flow.
+    """The motion of each cell, by dense flow.
 
     Args:
         pair: the two frames.
@@ -523,7 +523,7 @@ def same(pair: FramePair) -> bool:
 
 
 def register(pair: FramePair, flow: DenseFlow) -> Registration:
-    """The camera's motion, and where each cell went.
+    """The camera's motion, and the motion of each cell.
 
     Flow finds motions of a few grey pixels. Where that explains too little, the shifts that phase correlation finds are
     tried. A motion that reaches far is taken out, and flow runs again on the rest.
@@ -619,30 +619,30 @@ def _registered(pair: FramePair, camera: Similarity, alike: Floats, field: FlowF
     return Registration(camera, alike, field, np.count_nonzero(seen & (alike > HELD)) / count, seen)
 
 
-def _better(pair: FramePair, one: Registration, other: Registration) -> Registration:
+def _better(pair: FramePair, first: Registration, second: Registration) -> Registration:
     """The registration that holds in more of the image."""
-    share = _share(pair, one, other, np.maximum(one.field.alike, other.field.alike))
+    share = _share(pair, first, second, np.maximum(first.field.alike, second.field.alike))
     if share == 0.5:
-        seen = one.seen & other.seen
-        return one if one.alike[seen].sum() > other.alike[seen].sum() else other
-    if one.camera is STILL and other.camera is not STILL:
-        return one if stands(share) else other
-    if other.camera is STILL and one.camera is not STILL:
-        return other if stands(1 - share) else one
-    return one if share > 0.5 else other
+        seen = first.seen & second.seen
+        return first if first.alike[seen].sum() > second.alike[seen].sum() else second
+    if first.camera is STILL and second.camera is not STILL:
+        return first if stands(share) else second
+    if second.camera is STILL and first.camera is not STILL:
+        return second if stands(1 - share) else first
+    return first if share > 0.5 else second
 
 
-def _share(pair: FramePair, one: Registration, other: Registration, reached: Floats) -> float:
+def _share(pair: FramePair, first: Registration, second: Registration, reached: Floats) -> float:
     """The first motion's share of the votes, against the second.
 
     A motion holds in a cell that it keeps in view and leaves alike, or little more unlike than the best likeness
     `reached` there. A cell that has not moved votes against any motion that would have taken it out of view.
     """
-    bound = 1 - UNLIKE - 2 * (1 - np.maximum(np.maximum(one.alike, other.alike), reached))
+    bound = 1 - UNLIKE - 2 * (1 - np.maximum(np.maximum(first.alike, second.alike), reached))
     np.maximum(bound, MATCH, out=bound)
-    first = one.seen & (one.alike > bound)
-    second = other.seen & (other.alike > bound)
-    return votes(first & ~second, second & ~first, pair.layout.columns, pair.layout.rows)
+    in_first = first.seen & (first.alike > bound)
+    in_second = second.seen & (second.alike > bound)
+    return votes(in_first & ~in_second, in_second & ~in_first, pair.layout.columns, pair.layout.rows)
 
 
 def by_cell(planes: Floats, rows: int, columns: int) -> Floats:

@@ -30,6 +30,8 @@ _AGAIN_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class OpenPipeline:
+    """An open pipeline, its client, and the embedded Triton."""
+
     pipeline: Pipeline
     client: TritonClient
     embedded: EmbeddedTriton | None
@@ -50,7 +52,7 @@ def check_settings(settings: Settings) -> None:
 
 
 class _Follower:
-    """Loads the models as soon as the server is connected, instead of with the next frame.
+    """Loads and tries the models as soon as the server is connected, instead of with the next frame.
 
     Args:
         notify: called with whether models answer frames now, and with the reason where a model fails.
@@ -69,7 +71,7 @@ class _Follower:
             self.changed(True)
 
     def changed(self, up: bool) -> None:
-        """The server was connected, or disconnected."""
+        """Follows a change of the connection: `up` is whether the server is connected now."""
         if self._pipeline is None:
             return
         if not up:
@@ -83,7 +85,7 @@ class _Follower:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def _judged(self) -> None:
-        """`ModelWatch` reports that a model fails, or answers again."""
+        """Notifies the service, because `ModelWatch` has found that a model fails, or answers again."""
         assert self._pipeline is not None
         reason = self._pipeline.watch.reason
         if reason is not None:
@@ -159,7 +161,7 @@ async def open_pipeline(
         pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live, faces)
         stack.push_async_callback(asyncio.to_thread, pipeline.close)
         try:
-            with log_while_waiting("the models to say what they take and give, and to answer an image"):
+            with log_while_waiting("the models' descriptions and their first answers"):
                 await pipeline.load()
                 await pipeline.try_models()
         except ModelRejected as error:

@@ -1,4 +1,4 @@
-"""The types that all modules of the pipeline share: a frame, what its stream remembers, and a batch on its way."""
+"""The types that all modules of the pipeline share: a frame, its stream's memory, and a batch on its way."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
+    """One frame as it came to an entry point."""
+
     stream: str
+    """The stream's id."""
     jpeg: bytes
     """The image's bytes: a JPEG, or with `FrameJob.photo` perhaps a PNG or WebP."""
     received: float
@@ -57,7 +60,7 @@ class Frame:
 
 @dataclass(slots=True)
 class StreamMemory:
-    """What one stream must remember between frames. The entry point owns it; only one frame at a time may use it."""
+    """The state of one stream between frames. The entry point owns it; only one frame at a time may use it."""
 
     grey: NDArray[Any] | None = None
     """The last frame, small and grey: the first image of the next optical flow."""
@@ -79,10 +82,11 @@ class FrameJob:
     """Whether to embed faces. The entry point decides; the live protocol has no field for it."""
     photo: bool = False
     """Whether the image stands alone and comes from no camera. Then PNG and WebP are accepted, too, and
-    EXIF_ORIENTATION=auto turns the image as its EXIF orientation says."""
+    EXIF_ORIENTATION=auto turns the image by its EXIF orientation."""
     deadline_s: float | None = None
     """Seconds that an inference request may take, for an entry point that can wait: a request that takes longer is
-    repeated once; then the server counts as unavailable. None: TRITON_DEADLINE_S applies, and the stage says `error`.
+    repeated once; then the server counts as unavailable. None: TRITON_DEADLINE_S applies, without a second try; the
+    stage's status is then `error`.
     """
     heavy: bool | None = None
     """Whether preparing the frame takes long; `preprocess.heavy` determines it once."""
@@ -93,13 +97,13 @@ class FrameJob:
 
 @dataclass(slots=True)
 class FrameState:
-    """What is known of one frame on its way through a batch."""
+    """The state of one frame on its way through a batch."""
 
     job: FrameJob
     info: JpegInfo | None = None
     grey: NDArray[Any] | None = None
     pixels: NDArray[np.uint8] | None = None
-    """The whole upright frame, RGB `[h, w, 3]`. Kept for cutting out faces, where it was decoded at full size."""
+    """The upright frame, RGB `[h, w, 3]`, for cutting out faces; None unless it was decoded at full size anyway."""
     still: Callable[[], bytes] | None = None
     """Makes a JPEG of the analysed image; set where the frame's own bytes are no JPEG or lie on their side."""
     motion: Motion | None = None
@@ -149,7 +153,7 @@ class Input:
         return slot is None or not self.form.is_image or slot.borders.pop(index, None) != box
 
     def laid(self, index: int, box: Letterbox) -> None:
-        """Records that the frame lies there, with its border around it."""
+        """Records that the frame lies at `box`, with its border around it."""
         if self.buffer.slot is not None and self.form.is_image:
             self.buffer.slot.borders[index] = box
 
@@ -164,6 +168,7 @@ class Request:
 
     @property
     def stages(self) -> tuple[str, ...]:
+        """Names of the stages that read the reply."""
         return tuple(name for name, reader in (("detect", self.detect), ("pose", self.pose)) if reader is not None)
 
 
@@ -185,5 +190,6 @@ class Batch:
             tensor.buffer.hold()
 
     def release(self) -> None:
+        """Drops one reference to the input memory, which returns to its pool after the last."""
         for tensor in self.inputs.values():
             tensor.buffer.release()

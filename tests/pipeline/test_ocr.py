@@ -491,7 +491,7 @@ def test_own_models_are_used_and_broken_ones_named(state: Path, tmp_path: Path):
 def test_a_broken_environment_is_told_and_so_is_its_repair(
     state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(ocr_process, "back_off_s", lambda starts, runs: 0.2 if starts else 0.0)
+    monkeypatch.setattr(ocr_process, "restart_wait_s", lambda starts, runs: 0.2 if starts else 0.0)
     repaired, python = tmp_path / "repaired", tmp_path / "python"
     python.write_text(f'#!/bin/sh\n[ -e {repaired} ] && exec {PYTHON} "$@"\necho no numpy here >&2\nexit 3\n')
     python.chmod(0o755)

@@ -1,7 +1,7 @@
 import numpy as np
 
 from app.pipeline.stages.ocr.policy import OcrMemory, changed_cells, due, has_changed, stage, text_cells
-from app.pipeline.stages.ocr.process import back_off_s
+from app.pipeline.stages.ocr.process import restart_wait_s
 from app.protocol.result import Stage, Text
 
 GREY = np.full((120, 160), 128, np.uint8)
@@ -127,6 +127,6 @@ def test_the_scene_outlives_the_callers_buffer():
 
 
 def test_back_off_grows_and_is_bounded():
-    assert back_off_s(0, 0) == 0.0
-    assert [back_off_s(0, n) for n in (1, 2, 3, 5000)] == [0.5, 1.0, 2.0, 30.0]
-    assert [back_off_s(n, 5) for n in (1, 2, 3, 5000)] == [5.0, 10.0, 20.0, 300.0]
+    assert restart_wait_s(0, 0) == 0.0
+    assert [restart_wait_s(0, n) for n in (1, 2, 3, 5000)] == [0.5, 1.0, 2.0, 30.0]
+    assert [restart_wait_s(n, 5) for n in (1, 2, 3, 5000)] == [5.0, 10.0, 20.0, 300.0]

@@ -37,8 +37,9 @@ from app.settings import FleetSettings
 SIDE = 112
 """Width and height of a crop, pixels."""
 LENGTH = 512
-"""Numbers in an embedding."""
+"""Number of values in an embedding."""
 MEAN, STD = 127.5, 127.5
+"""Defaults of the parameters `input_mean` and `input_std`."""
 KNOWN = f"FP32 or FP16 [N, 3, {SIDE}, {SIDE}] in, [N, {LENGTH}] out"
 
 Crops = NDArray[np.uint8]
@@ -79,7 +80,7 @@ class FaceReader:
 
 
 def face_reader(spec: ModelSpec) -> FaceReader:
-    """Makes the reader for a model from its metadata.
+    """Makes the reader for a face model from its metadata.
 
     Raises:
         ModelRejected: the tensors are not those of ArcFace, or a parameter is no number.
@@ -117,12 +118,12 @@ def _parameter(spec: ModelSpec, name: str, default: float) -> float:
 
 
 def encode_embedding(unit: Floats) -> str:
-    """One embedding for the wire: base64 of its float32, little-endian."""
+    """One embedding `[512]` for the wire: base64 of its values as little-endian float32."""
     return base64.b64encode(unit.astype("<f4").tobytes()).decode()
 
 
 def decode_embedding(text: str) -> Floats:
-    """The embedding that `encode_embedding` wrote: `[512]`."""
+    """The embedding of a result (`FaceDetection.embedding`): float32 `[512]`. The inverse of `encode_embedding`."""
     return np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32)
 
 
@@ -316,7 +317,7 @@ class FaceStage:
 
 
 def _find(state: FrameState, index: int, batch: Batch, reader: FaceReader) -> _Faces | None:
-    """The faces to embed. None where there are none; the stage is set then."""
+    """The faces of a frame that can be embedded; None if there are none, after setting the frame's face stage."""
     posed, detected = state.posed, state.detected
     if posed is None or detected is None:
         state.stages[FACE] = Stage("skipped", "no_poses" if posed is None else "no_detections")

@@ -1,4 +1,4 @@
-"""Motion: dense optical flow between two small grey frames, and what moved from one to the other. Pure.
+"""Motion: dense optical flow between two small grey frames, and the cells that moved from one to the other. Pure.
 
 The grey frames have at most 160 pixels a side (`decode.grey_size`); results are in frame pixels.
 """
@@ -49,9 +49,9 @@ GAIN = 0.03
 LOST = 0.5
 """Correlation below which a cell is not where the camera's motion puts it."""
 CHANGED = 0.6
-"""Correlation below which something else may be there."""
+"""Correlation below which the content of a cell may have changed."""
 MANY_LOST = 0.03
-"""Share of lost cells from which they are searched for."""
+"""Share of lost cells (`LOST`) from which `_faster` searches for them."""
 ONE_WAY = 0.1
 """Least length of the sum of vectors, over the sum of their lengths, that still gives a direction."""
 A_FEW = 0.01
@@ -61,7 +61,7 @@ GRID_SCALE = 0.25
 
 
 def obstacle(previous: Grey | None, current: Grey) -> str | None:
-    """Why there is no flow from one frame to the next, as a `Stage.reason`; None where there is."""
+    """The reason why no flow can be computed between two grey frames, as a `Stage.reason`; None if it can be."""
     if min(current.shape) < MIN_SIDE:
         return "frame_too_small"
     if previous is None:
@@ -112,7 +112,7 @@ class Flow:
 
 
 def motion(flow: Flow, previous: Grey, current: Grey, *, width: int, height: int, grid: bool) -> Motion:
-    """What moved from one frame to the next, by cells of 8x8 grey pixels.
+    """Measures the motion from one frame to the next, by cells of 8x8 grey pixels.
 
     A cell moves by itself where it departs from the camera's motion by more than 0.2% of the frame's diagonal (1.6
     pixels at 640x480, less than half a grey pixel) plus a tenth of the motion that flow had to find, which is its error
@@ -177,7 +177,7 @@ def _own(pair: FramePair, found: Registration, field: FlowField) -> tuple[Points
 
 
 def _faster(pair: FramePair, flow: DenseFlow, found: Registration, moving: Mask) -> FlowField | None:
-    """Searches for things that moved too far for flow: a shift of the area that the camera's motion leaves unlike."""
+    """Searches for objects that moved too far for flow: a shift of the cells that the camera's motion leaves unlike."""
     changed = (found.alike < CHANGED) & ~moving
     mask = cv2.resize(changed.reshape(pair.layout.rows, pair.layout.columns).astype(np.float32), pair.layout.size)
     there = pair.after.half if found.camera is STILL else pair.drawn_back(pair.after.half, found.camera)
@@ -197,7 +197,8 @@ def _vectors(pair: FramePair, found: Registration, own: Points, moving: Mask) ->
 
 
 def _direction(moving: Points, speed: Floats) -> float | None:
-    """Direction of the sum of the vectors, so that each counts by its length. None where they cancel each other out."""
+    """Direction of the sum of the vectors, so that each counts by its length; degrees, clockwise from the right. None
+    where they cancel each other out."""
     whole = complex(moving.sum())
     x, y = whole.real, whole.imag
     if math.hypot(x, y) < ONE_WAY * float(speed.sum()):

@@ -1,4 +1,4 @@
-"""Tracking: the same number for the same object for as long as its stream lasts."""
+"""Tracking: gives an object the same number in all frames of its stream."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOST_S = 2.0
 MIN_SCORE = 0.4
 """Score that starts a track; a weaker box can only carry one on (ByteTrack's second round)."""
 MIN_SIGHTINGS = 2
-"""Frames in a row before a track has a number, so that a flash of a box gets none."""
+"""Frames in a row before a track has a number, so that a box that flashes up in one frame gets none."""
 MIN_IOU = 0.1
 """Least overlap of a box with the place that its track is predicted to be at."""
 FRAME_RATE = 30.0
@@ -44,7 +44,8 @@ Overlaps = list[tuple[int, int, float]]
 
 @cache
 def load() -> Callable[..., Any]:
-    """Imports the solver of assignments, which takes a fifth of a second; a service calls it at its start."""
+    """Imports and returns the solver of assignments. The import takes a fifth of a second, so a service calls this at
+    its start."""
     from scipy.optimize import linear_sum_assignment
 
     solver: Callable[..., Any] = linear_sum_assignment
@@ -63,13 +64,13 @@ class _Track:
         self.class_id = class_id
         self.number = -1
         self.sightings = 1
-        """In a row."""
+        """Frames in a row in which the object was detected."""
         self.unseen_s = 0.0
         self.box = tuple(box)
         self.velocity = (0.0, 0.0, 0.0, 0.0)
         """Pixels a frame of FRAME_RATE."""
         self.covariance = (1.0, 0.0, 1.0)
-        """Of a coordinate: its variance, the covariance with its velocity, the velocity's variance."""
+        """A coordinate's variance, its covariance with its velocity, and the velocity's variance."""
 
     def predict(self, frames: float, seconds: float, noise: tuple[float, float, float]) -> None:
         x1, y1, x2, y2 = self.box
@@ -87,7 +88,7 @@ class _Track:
         gain = place / (place + _MEASUREMENT_NOISE)
         turn = shared / (place + _MEASUREMENT_NOISE)
         off = 1.0 - gain
-        # Joseph's form, as the reference has it: stays positive whatever is rounded.
+        # Joseph's form, as in `trackers`: the variance stays positive despite rounding.
         self.covariance = (
             off * off * place + gain * gain * _MEASUREMENT_NOISE,
             off * (shared - turn * place) + gain * turn * _MEASUREMENT_NOISE,
@@ -142,14 +143,16 @@ class StreamTracker:
         classes = [0] * len(boxes) if class_id is None else class_id.tolist()
         ids = [-1] * len(boxes)
         usable: Sequence[int] = range(len(boxes))
-        if not isfinite(sum(map(sum, boxes))):  # such a box overlaps nothing and would spoil what it is added to
+        if not isfinite(sum(map(sum, boxes))):  # a box with NaN or infinity overlaps nothing and would spoil sums
             usable = [at for at in usable if isfinite(sum(boxes[at]))]
         strong = [at for at in usable if scores[at] >= MIN_SCORE]
         unseen, new = self._carry_on(self._tracks, strong, boxes, classes, ids)
         if len(strong) < len(usable):
             weak = [at for at in usable if scores[at] < MIN_SCORE]
             unseen, _ = self._carry_on(unseen, weak, boxes, classes, ids)
-        if unseen and any(track.number < 0 for track in unseen):  # one without a number ends where it is missed
+        if unseen and any(
+            track.number < 0 for track in unseen
+        ):  # a track without a number ends with the first frame that misses it
             self._tracks = [track for track in self._tracks if track.number >= 0 or track.unseen_s == 0]
         self._tracks += [_Track(boxes[at], classes[at]) for at in new]
         return np.array(ids, np.int64)
@@ -188,7 +191,7 @@ class StreamTracker:
     def _carry_on(
         self, tracks: list[_Track], chosen: list[int], boxes: list[Corners], classes: list[int], ids: list[int]
     ) -> tuple[list[_Track], list[int]]:
-        """Gives the chosen boxes to tracks and writes their ids; the tracks and the boxes that are left over."""
+        """Gives the chosen boxes to tracks and writes their ids; returns the tracks and boxes that are left over."""
         if not tracks or not chosen:
             return tracks, chosen
         overlaps = overlapping(
@@ -216,7 +219,7 @@ class StreamTracker:
 def overlapping(
     a: Sequence[Corners], b: Sequence[Corners], a_classes: Sequence[int], b_classes: Sequence[int]
 ) -> Overlaps:
-    """The pairs of a box of `a` and one of `b` of the same class that overlap at all, row by row."""
+    """The pairs of a box of `a` and a box of `b` that are of one class and overlap at all, row by row."""
     if len(a) * len(b) > _PAIRS_IN_PYTHON:
         return _overlapping_many(a, b, a_classes, b_classes)
     found = []
@@ -248,7 +251,7 @@ def _overlapping_many(
 
 
 def assign(overlaps: Overlaps, least: float) -> list[tuple[int, int]]:
-    """One to one pairs of rows and columns with the largest sum of overlaps, those under `least` left out; by row.
+    """Pairs rows and columns one to one for the largest sum of overlaps; leaves out pairs under `least`. Sorted by row.
 
     A pair that shares neither its row nor its column is taken as it is. Only groups of pairs that compete are solved
     (Jonker and Volgenant's algorithm, `scipy.optimize.linear_sum_assignment`): on most frames there are none.
@@ -299,7 +302,7 @@ def match_poses(
     """Track ids `[poses]` of the people that poses lie on, one to one, the largest overlap first; -1 without one.
 
     Args:
-        track_ids: `[n]` of `detected`; -1 where there is none, which its pose then gets.
+        track_ids: `[n]`, the ids of `detected`; -1 means no id, and its pose then has none either.
         person_class_ids: the classes that a pose may belong to.
         min_iou: least overlap of the two boxes.
     """

@@ -1,4 +1,4 @@
-"""Text reading beside the frames: no frame waits for it, and each result says how old its texts are.
+"""Text reading beside the frames: no frame waits for it, and each result shows the age of its texts.
 
 `Ocr.attach` returns at once with the last finished texts, and queues the frame when a run is due. One task serves the
 queue in order, one run at a time, through one process that is replaced when it has grown too large, hangs or dies. A
@@ -43,7 +43,7 @@ def _is_a_line(text: Text) -> bool:
 class Ocr:
     """Reads text; one instance a service process. All methods must be called in the event loop's thread.
 
-    `on_change(available, reason)` is called when text reading fails (`reason` says why) or works again.
+    `on_change(available, reason)` is called when text reading fails (`reason` is the error) or works again.
 
     Raises:
         ConfigurationError: OCR=on and its environment is missing, or OCR_MODELS holds no models.
@@ -77,7 +77,7 @@ class Ocr:
 
     @property
     def name(self) -> str:
-        """Name of the models."""
+        """Name of the models, for clients."""
         return "PP-OCRv6 small" if self._settings.ocr_models is None else self._settings.ocr_models.name
 
     def attach(
@@ -119,7 +119,7 @@ class Ocr:
         """The state for /health/ready.
 
         `state`: ok (also before the first frame, when there is no process yet), starting, degraded (the last run or
-        start failed; `reason` says how) or disabled.
+        start failed; `reason` is the error) or disabled.
         """
         process = self._supervisor.process
         return {

@@ -1,4 +1,4 @@
-"""The OCR process as the service sees it: started, given frames, replaced. `worker.py` is the program that it runs.
+"""The service's side of the OCR process: starts it, sends it frames, replaces it. It runs the program `worker.py`.
 
 OcrProcessError
 ├── OcrStartFailed    the process did not start: its environment or its models are broken
@@ -133,9 +133,9 @@ class OcrProcess:
 
     @property
     def last_line(self) -> str:
-        """The last line it wrote to stderr."""
+        """The last line that the process wrote to stderr."""
         lines = re.sub(r"\x1b\[[0-9;]*m", "", self._errors.decode(errors="replace")).strip().splitlines()
-        return lines[-1][:300] if lines else "it said nothing"
+        return lines[-1][:300] if lines else "it wrote nothing"
 
     async def read(self, jpeg: bytes, *, timeout_s: float) -> Reading:
         """The lines of text in a frame.
@@ -269,7 +269,7 @@ class OcrSupervisor:
         """Returns the process. Starts one where there is none, with as many attempts as that takes."""
         while (process := self.process) is None:
             await self.drop()
-            await asyncio.sleep(back_off_s(self._failed_starts, self._failed_runs))
+            await asyncio.sleep(restart_wait_s(self._failed_starts, self._failed_runs))
             self.starting = True
             try:
                 self._process = await OcrProcess.start(
@@ -316,7 +316,7 @@ class OcrSupervisor:
         return True
 
 
-def back_off_s(failed_starts: int, failed_runs: int) -> float:
+def restart_wait_s(failed_starts: int, failed_runs: int) -> float:
     """Seconds before the next start, by failures in a row. A broken environment rarely repairs itself soon."""
     return backoff_s(failed_starts, 5.0, 300.0) or backoff_s(failed_runs, 0.5, 30.0)
 

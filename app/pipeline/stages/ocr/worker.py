@@ -144,7 +144,7 @@ def open_reader(cache: Path, models: Path | None) -> Callable[[bytes], dict[str,
         ]
         return {"size": [width, height], "texts": texts}
 
-    # PaddleOCR's own pipeline, for single lines: what it cuts out, and its reader (PaddleX is pinned).
+    # PaddleOCR's inner pipeline, for single lines: its cropping and its recogniser. Private, but PaddleX is pinned.
     inside = pipeline.paddlex_pipeline._pipeline
 
     def recognise(image: Any) -> tuple[str, float]:
