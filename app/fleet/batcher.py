@@ -1,7 +1,7 @@
-"""Micro-batches: as many frames as a batch takes, or those that are there when the first has waited long enough. Pure.
+"""Groups frames into micro-batches: a batch is due when it is full, or its oldest frame has waited long enough. Pure.
 
-A camera's frames are never in two batches at once, and are in order within one, because its stream memory (tracks, the
-last image) belongs to one frame after the other.
+A camera's frames are never in two batches at once, and are in order within one, because each frame reads and changes
+the camera's stream memory (tracks, the last image).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class MicroBatcher:
     def __init__(self) -> None:
         self._queues: dict[str, deque[CameraFrame]] = {}
         self._ready: deque[str] = deque()
-        """Streams with waiting frames and none at work, in the order of their turns."""
+        """Streams that have waiting frames and no frame in a running batch, in round-robin order."""
         self._busy: set[str] = set()
         self._waiting = self._eligible = 0
 
@@ -78,7 +78,7 @@ class MicroBatcher:
             self._waiting += 1
 
     def take(self, limits: BatchLimits, now: float) -> list[CameraFrame]:
-        """The next batch, one frame of each camera before a second of any; empty while none is due."""
+        """Removes and returns the next batch, round robin over the cameras; empty while none is due."""
         if not self._eligible or (self._eligible < limits.size and self._first() + limits.wait_s > now):
             return []
         batch: list[CameraFrame] = []
@@ -113,5 +113,5 @@ class MicroBatcher:
         return self._first() + limits.wait_s if self._eligible else None
 
     def _first(self) -> float:
-        """When the frame arrived that has waited longest, of those that may be taken."""
+        """Arrival of the longest-waiting frame, among those that may be taken."""
         return min(self._queues[stream][0].arrived for stream in self._ready)

@@ -33,7 +33,7 @@ def work(
     """Analyse the cameras' frames, until Ctrl-C or SIGTERM.
 
     Any number of workers on any number of machines share the cameras; each camera belongs to one worker at a time.
-    Without `TRITON_URL` it starts a Triton Inference Server of its own on the CPU.
+    Without `TRITON_URL` the command starts its own Triton Inference Server on the CPU.
     """
     given = (("FLEET_PROCESSES", processes), ("FLEET_MODE", mode), ("METRICS_PORT", metrics_port))
     os.environ.update({name: str(value) for name, value in given if value is not None})
@@ -50,7 +50,7 @@ def ingest(
         typer.Argument(
             metavar="[SOURCES]...",
             help="Files, folders, URLs (rtsp://…), cameras (/dev/video0, 0), each also as NAME=SOURCE; YAML files with "
-            "a list of them; `redis` (and nothing at all): the hash `fleet:sources`.",
+            "a list of them; `redis`, which is the default: the hash `fleet:sources`.",
         ),
     ] = None,
     loop: Annotated[bool, typer.Option("--loop", help="Recordings start over at their end.")] = False,
@@ -66,8 +66,8 @@ def ingest(
 @cli.command()
 def top(
     once: Annotated[bool, typer.Option("--once", help="Print once and end.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each look, one a line.")] = False,
-    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each update, one a line.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two updates.")] = 1.0,
     metrics: Annotated[
         list[str] | None, typer.Option(help="`host:port` of a worker's metrics; may be given several times.")
     ] = None,

@@ -1,4 +1,4 @@
-"""Connections to Redis, by address or by Sentinel; errors of the server told from errors of a command; outages."""
+"""Connections to Redis, by address or by Sentinel; classification of Redis' errors; outages."""
 
 from __future__ import annotations
 
@@ -199,11 +199,12 @@ def refuse_cluster(error: Exception) -> None:
 
 
 def check_server(client: redis.Redis, *, first: bool = False) -> None:
-    """Checks that the server is one Redis of version 7 or later, no node of a Cluster and no Sentinel. If the account
-    may not run INFO, the server is accepted.
+    """Checks that the server is a Redis of version 7 or later, and neither a node of a Cluster nor a Sentinel. If the
+    account may not run INFO, the server is accepted.
 
     Args:
-        first: whether the process starts: then the password must be right, and with Sentinel the service must be known.
+        first: whether the process is starting. Only then a wrong password, or a service that the Sentinels do not know,
+            is a ConfigurationError.
 
     Raises:
         ConfigurationError: this server cannot be used.
@@ -258,8 +259,8 @@ def _check_service(pool: SentinelConnectionPool) -> None:
 
 
 def check_redis(settings: RedisSettings) -> None:
-    """Checks the server before the process starts anything else. An unreachable server is no error: the process waits
-    for it.
+    """Checks the server before the process starts anything else. An unreachable server is not an error, because the
+    process waits for it.
 
     Raises:
         ConfigurationError: REDIS_URL is not a valid address, or the server cannot be used.
@@ -313,7 +314,7 @@ class Outage:
     """
 
     def __init__(self, what: str) -> None:
-        """`what`: what waits while Redis is away, for the log."""
+        """`what`: a plural noun for the log, for the items that wait while Redis is away."""
         self._what = what
         self._failures = 0
         self._next_try = 0.0

@@ -36,13 +36,13 @@ log = logging.getLogger(__name__)
 _WAIT_MS = 100
 """Longest wait for a frame of any stream, once a whole round of streams has brought none."""
 _ROOM_WAIT_S = 0.1
-"""Longest wait for room, after which the consumer refreshes its membership all the same."""
+"""Longest wait until a frame may be read; then the consumer refreshes its membership without reading."""
 _IDLE_S = 0.02
 _TRANSFER_S = 0.1
 """Seconds between two transfers of cameras to and from other workers."""
 LAG_SHARE = 0.25
-"""Share of FRAME_STALENESS_MS after which a camera lags whose next frame still waits in Redis. A worker has so few
-frames in flight that each is analysed within the same share.
+"""Share of FRAME_STALENESS_MS. A camera lags if its next frame has waited in Redis for longer. A worker limits its
+frames in flight so that each is analysed within the same share.
 """
 _FRESH_SHARE = 0.5
 """Share of FRAME_STALENESS_MS up to which frames of a camera that lags are read along with newer ones."""
@@ -56,7 +56,7 @@ _BEGINNING = "-"
 
 
 def consumer_name() -> str:
-    """A name that no other worker has, and no earlier process of this one had."""
+    """A name that is unique among all workers and among all starts of a worker."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
@@ -153,8 +153,7 @@ class Consumer:
         waits a moment and returns nothing.
 
         Raises:
-            ConfigurationError: this Redis cannot be used. `check` did not find it out, because Redis was unreachable
-                then.
+            ConfigurationError: this Redis cannot be used, which `check` could not detect while Redis was unreachable.
         """
         if self._outage.paused:
             time.sleep(_IDLE_S)
@@ -324,7 +323,7 @@ class Consumer:
         for stream, frames, selection in self._select_newest(sorted(late), count):
             selections.append(selection)
             selected[stream] = frames
-        selections = selections[:room]  # a read of all streams may bring more than there is room for
+        selections = selections[:room]  # a read of all streams may return more than `room` frames
         self._empty_reads = 0 if selections else self._empty_reads + len(streams)
         return self._take(selections, selected)
 
@@ -407,8 +406,8 @@ class Consumer:
         """
         staleness_ms, added_ms = self._fleet.frame_staleness_ms, float(frame.origin.entry.partition("-")[0])
         age_ms = time.time() * 1000 - frame.origin.captured_at_ms
-        # The wait is measured by Redis' clock alone, because the camera's may be ahead; an id that is no time says
-        # nothing.
+        # The wait is measured by Redis' clock alone, because the camera's may be ahead. If the id is not a time, the
+        # frame's age takes its place.
         waited_ms = self.membership.now_ms - added_ms if added_ms > _NO_TIME_MS else age_ms
         soon_ms = 2000 * self._in_flight.latency_s
         return waited_ms > share * staleness_ms or age_ms + soon_ms > staleness_ms
@@ -447,7 +446,7 @@ class Consumer:
             self._unplace(self._held)
             return
         refuse_cluster(error)
-        self._unreachable(error)  # READONLY, OOM and the like: waited for, and logged once
+        self._unreachable(error)  # READONLY, OOM and the like: the consumer waits, and logs each once
 
     def sign_off(self) -> None:
         """Stops reading: other workers get the cameras as soon as none of their frames is in flight here."""
@@ -472,10 +471,10 @@ class Consumer:
 
 
 class ConsumerThread:
-    """Reads until it is stopped, as many frames as there is room for.
+    """Reads until it is stopped, as many frames as `in_flight` allows.
 
     Args:
-        least: frames for which there must be room before it reads, because many small reads cost more than one.
+        least: frames that `in_flight` must allow before it reads, because many small reads cost more than one.
         deliver: called from this thread with the frames.
         on_failure: called from this thread when it ends with an error.
     """

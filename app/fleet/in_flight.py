@@ -1,4 +1,4 @@
-"""A worker's books: the frames that it has in flight, and the buffer of its frame counters."""
+"""The frames that a worker has in flight, and the buffer of its frame counters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from app.fleet.streams import CameraFrame, FrameOrigin
 ENTRY_POINT = "fleet"
 """The fleet's value of the metrics' label `entry`."""
 MOST_RESULTS = 1024
-"""Results that wait for Kafka at most."""
+"""Most results that wait for Kafka."""
 _WEIGHT = 0.3
 """Weight of the newest batch in a moving average."""
 FRAMES = 100

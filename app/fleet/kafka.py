@@ -44,8 +44,8 @@ _MANY_ACKS = 128
 _MOST_ACKS = 1024
 _LIBRARY_LOG = logging.getLogger("librdkafka")
 _MESSAGE_TIMEOUT_MS = {"hold": 0, "ack": 5_000}
-"""Milliseconds after which Kafka's client gives a message up, by KAFKA_FAILURE_POLICY; 0: never. A message that is
-given up and sent again would arrive after younger ones of its camera. `InFlight` bounds how many messages wait.
+"""Milliseconds after which Kafka's client gives up a message, by KAFKA_FAILURE_POLICY. 0: never, because a message that
+is given up and sent again would arrive after newer ones of its camera. `InFlight` limits the messages that wait.
 """
 _PERMANENT = frozenset(
     {
@@ -162,9 +162,9 @@ class KafkaSink:
             threading.Thread(target=self._guarded, args=(self._serve,), name="kafka-poll", daemon=True),
         ]
         self._undelivered = False
-        """A message could not be delivered, and none was delivered since."""
+        """Whether a message could not be delivered, and none was delivered since."""
         self._down = False
-        """No broker could be reached, and no message was delivered since."""
+        """Whether no broker could be reached, or Kafka refused the login, and no message was delivered since."""
         self._moved = time.monotonic()
         """When a message was last delivered, or none waited."""
         self._last_error = ""
@@ -174,7 +174,7 @@ class KafkaSink:
 
     @property
     def up(self) -> bool:
-        """Whether Kafka takes messages, as far as there were any."""
+        """Whether Kafka takes messages; True if there were none to deliver."""
         stuck = time.monotonic() - self._moved > _STUCK_S
         return not (self._undelivered or stuck or (self._down and len(self._in_flight)))
 
@@ -221,7 +221,7 @@ class KafkaSink:
         if done:
             self.producer.flush(1)
         else:
-            # The next worker of these cameras publishes the frames that are left: no message may follow after that.
+            # The next worker of these cameras publishes the remaining frames, so no message of this one may follow.
             self.producer.purge()
             self._acks.flush(last=True)
             self._count_left()
@@ -233,7 +233,9 @@ class KafkaSink:
     def _count_left(self) -> None:
         """Counts the frames that are left as dropped. Those that only lack the acknowledgement were counted before."""
         if unacknowledged := len(self._acks):
-            log.warning("%d frames stay pending in Redis, which could not be told that they are done", unacknowledged)
+            log.warning(
+                "%d frames stay pending in Redis, because Redis did not take their acknowledgements", unacknowledged
+            )
         if (left := len(self._in_flight) - unacknowledged) > 0:
             log.warning("%d frames stay pending in Redis, because their results could not be delivered in time", left)
             self._counts.dropped("left_pending", left)
@@ -243,7 +245,7 @@ class KafkaSink:
     def _guarded(self, run: Callable[[], None]) -> None:
         try:
             run()
-        except Exception as error:  # without this thread nothing would be delivered any more, and nothing would show it
+        except Exception as error:  # without this thread no result would be delivered, and no error would show it
             log.exception("delivering results failed")
             self._on_fatal(f"delivering results failed: {type(error).__name__}: {error}")
 
@@ -293,7 +295,7 @@ class KafkaSink:
                 self._counts.dropped("fenced")
                 self._in_flight.acknowledged([origin])
             elif time.clock_gettime(time.CLOCK_BOOTTIME) - asked > self._lease_s or not self._produce(message):
-                break  # this process stood still since it asked, and asks Redis again; or the client's queue is full
+                break  # this process stood still after it asked Redis, so it asks again; or the client's queue is full
             self._queue.popleft()
         return True
 
@@ -405,7 +407,7 @@ class Acknowledgements:
             self._waiting.append((origin, delivered))
 
     def flush(self, *, last: bool = False) -> None:
-        """Sends what has gathered: every few milliseconds, when many wait, or if it is the `last` time."""
+        """Sends the waiting acknowledgements if the last flush was long enough ago, if many wait, or if `last`."""
         if not self._waiting or (self._outage.paused and not last):
             return
         if len(self._waiting) < _MANY_ACKS and time.monotonic() - self._flushed < _ACK_PERIOD_S and not last:
@@ -418,7 +420,7 @@ class Acknowledgements:
             self._retry_later(sending, error)
             return
         self._flushed = time.monotonic()
-        # Another worker has taken the camera, and with it the entry: it publishes the frame once more.
+        # If another worker has taken the camera, it publishes the frame once more.
         _FENCED_ACK.inc(sum(delivered and (origin.stream, origin.epoch) in lost for origin, delivered in sending))
         self._in_flight.acknowledged([origin for origin, _ in sending])
         self._outage.recovered()
@@ -437,7 +439,7 @@ class Acknowledgements:
 
 
 def _producer(settings: KafkaSettings, *, on_error: Callable[[KafkaError], None]) -> Producer:
-    """Brokers that are unreachable are no error: the client waits for them.
+    """A new client of Kafka. Unreachable brokers are not an error, because the client waits for them.
 
     Args:
         on_error: called, from `poll`, with errors of the connection: a broker is unreachable, a password is wrong.

@@ -1,4 +1,4 @@
-"""Which worker holds which camera: leases, epochs, and the scripts that check them whenever a frame changes its state.
+"""The leases of cameras: epochs, and the scripts that check the holder whenever a frame changes its state.
 
 Redis keeps a record for every camera: the epoch, and the worker that holds the camera. A record stands until its worker
 releases it or another worker takes it. Another worker may take it once the holder's lease has ended by Redis' own
@@ -304,8 +304,8 @@ class Leases:
         self._client.zrem(self._leases, self._name)
 
     def waiting(self, pipe: Any, places: Sequence[tuple[str, str]]) -> None:
-        """Adds to a transaction the question how many entries were added after each `(stream, last)`, including those
-        that MAXLEN has dropped since.
+        """Adds to a transaction a command that counts the entries after each `(stream, last)`. If Redis reports the
+        group's lag, the count includes entries that MAXLEN has dropped since.
         """
         streams = [stream for stream, _ in places]
         pipe.eval(_WAITING, len(streams), *streams, self._group, *(last for _, last in places))
@@ -370,9 +370,8 @@ class Leases:
         }
 
     def forget(self, known: Collection[str], older_than_ms: float) -> None:
-        """Removes old records of streams that no longer exist: those released, and those of workers that were killed.
-        Also removes leases of workers that ended before `older_than_ms`, because every start of a worker uses a new
-        name.
+        """Removes leases that ended before `older_than_ms`, because every start of a worker uses a new name. If there
+        are many records, also removes old records of unknown streams that no living worker holds.
         """
         self._client.zremrangebyscore(self._leases, "-inf", older_than_ms)
         most = 2 * len(known) + 1000

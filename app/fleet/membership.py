@@ -1,4 +1,4 @@
-"""Which workers and cameras exist, and so which cameras belong to this worker and in which order it reads them.
+"""The fleet's workers and cameras, the assignment of cameras to workers, and the order in which a worker reads them.
 
 Workers write themselves into a sorted set, scored by the time at which they count as gone. Cameras are those that
 ingest has registered, and all other streams with the fleet's prefix. Every worker computes the same assignment from the
@@ -202,11 +202,11 @@ def assign(cameras: Iterable[str], workers: Collection[str]) -> dict[str, str]:
     """The worker of every camera: rendezvous hashing (Thaler and Ravishankar 1998) with bounded loads (Mirrokni,
     Thorup and Zadimoghaddam 2016).
 
-    A camera goes to the worker with the highest score for it that has room; cameras choose in the order of their
-    hashes. A worker has room for a quarter more than its even share, so that few cameras get another worker than their
-    first choice: as a rule, a camera that comes or goes moves no other camera, and a worker that comes or goes moves
-    its own cameras and very few others. A camera has one worker at a time, so that its stream memory (tracks, the last
-    image) stays in one process and its frames stay in order.
+    A camera goes to the worker with the highest score for it among those below their limit; cameras choose in the order
+    of their hashes. A worker's limit is a quarter above its even share, so that few cameras get another worker than
+    their first choice: as a rule, a camera that comes or goes moves no other camera, and a worker that comes or goes
+    moves its own cameras and very few others. A camera has one worker at a time, so that its stream memory (tracks, the
+    last image) stays in one process and its frames stay in order.
     """
     ordered = sorted(cameras, key=_stable_hash)
     if not workers:
@@ -234,9 +234,9 @@ def _room(cameras: int, workers: Sequence[str]) -> list[int]:
     """Most cameras of each worker: a quarter more than the even share, rounded up; only the even share while a quarter
     of it is less than one camera.
 
-    If the quarter were rounded up for all workers at once, one more camera would sometimes give room to every worker,
-    and cameras that had been turned away would return to all of them. So the workers' room grows one worker after the
-    other, in the order of their hashes, over the first quarter of a step.
+    If the quarter were rounded up for all workers at once, one more camera would sometimes raise every worker's limit,
+    and each would take back cameras that had gone elsewhere. So the limits grow one worker after the other, in the
+    order of their hashes, over the first quarter of a step.
     """
     count = len(workers)
     if cameras < _QUARTER * count:
@@ -272,7 +272,7 @@ def split_shards(streams: Iterable[str], most: int) -> list[tuple[str, ...]]:
 class ReadSchedule:
     """Which streams the next read asks for: the shards round robin, and all streams of a shard before the next shard.
 
-    Redis' COUNT applies to each stream, so streams times count never exceeds the room. The count is equal for all
+    Redis' COUNT applies to each stream, so streams times count never exceeds `room`. The count is equal for all
     streams of a round, whatever the size of their shards, because otherwise some cameras would get more than their
     share.
     """

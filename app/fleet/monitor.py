@@ -36,7 +36,7 @@ _STALE_S = 5.0
 """The age of a camera that sent nothing for so long is red."""
 
 Wait = Callable[[], bool]
-"""Waits until the next look is due; returns False if there is none."""
+"""Waits until the next update is due; returns False if the command ends."""
 
 
 class RedisAway(SightlineError):
@@ -54,13 +54,13 @@ def run(
     """Shows the fleet until Ctrl-C.
 
     Args:
-        once: takes two looks, because rates need two, and prints the second.
-        as_json: prints a JSON object for each look, one a line, instead of tables.
-        interval_s: seconds between two looks.
+        once: reads the fleet twice, because rates need two states, and prints the second.
+        as_json: prints a JSON object for each update, one a line, instead of tables.
+        interval_s: seconds between two updates.
         metrics: `host:port` of workers' metrics, which count the outcomes of frames.
 
     Raises:
-        RedisAway: Redis does not answer; if the table is live, only the first look raises it.
+        RedisAway: Redis does not answer; if the table is live, only the first read raises it.
         ConfigurationError: REDIS_URL is not a valid address, or this Redis cannot be used.
     """
     console = Console()
@@ -103,7 +103,7 @@ def _describe(error: redis.RedisError) -> str:
 
 @contextmanager
 def _until_interrupted(interval_s: float) -> Iterator[Wait]:
-    """Ctrl-C takes effect between two looks, because in the middle of one a library's clean-up could swallow it."""
+    """Ctrl-C takes effect between two updates, because during one a library's clean-up could swallow it."""
     over = threading.Event()
     with handling_signals(lambda *_: over.set(), signal.SIGINT):
         yield lambda: not over.wait(interval_s)
@@ -148,9 +148,9 @@ def _fitting(overview: Overview, console: Console) -> Group:
 class CameraState:
     camera_id: str
     fps_in: float | None
-    """Frames per second added since the last look; None at the first look."""
+    """Frames per second added since the last call of `look`; None at the first."""
     fps_out: float | None
-    """Frames per second that workers read since the last look; None at the first look."""
+    """Frames per second that workers read since the last call of `look`; None at the first."""
     lag: int | None
     """Frames that no worker has read yet; None: the stream has no group of workers yet."""
     pending: int
@@ -167,7 +167,7 @@ class CameraState:
 class WorkerState:
     name: str
     cameras: int
-    """Streams that it has read from."""
+    """Streams in which the worker has a consumer."""
     pending: int
     idle_s: float | None
     """Seconds since it last asked for frames, of the stream that it asked last; None: it never asked."""
@@ -204,7 +204,7 @@ class Overview:
 
 
 class FleetObserver:
-    """Looks at the fleet repeatedly; rates are those between two looks."""
+    """Reads the state of the fleet repeatedly; rates are means between two calls of `look`."""
 
     def __init__(self, client: redis.Redis, settings: RedisSettings, metrics: Sequence[str] = ()) -> None:
         """`metrics`: `host:port`, or whole URLs, of workers' metrics."""
@@ -237,7 +237,7 @@ class FleetObserver:
         )
 
     def reconnect(self) -> None:
-        """Closes the connection, because the address may mean another server by the next look."""
+        """Closes the connection, because the address may mean another server at the next read."""
         self._client.connection_pool.disconnect()
 
     def _camera_ids(self) -> set[str]:

@@ -1,4 +1,4 @@
-"""What a fleet keeps in Redis: the names of its keys, the entries of a camera's stream, and the status of a stream."""
+"""A fleet's data in Redis: the names of its keys, the entries of a camera's stream, and the status of a stream."""
 
 from __future__ import annotations
 

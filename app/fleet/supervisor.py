@@ -42,7 +42,7 @@ from app.settings import Settings
 log = logging.getLogger(__name__)
 
 YOUNG = 5_000
-"""New objects that start a garbage collection: a few batches' worth, of which all but one batch are garbage."""
+"""New objects that trigger a garbage collection: those of a few batches, of which all but one are garbage by then."""
 _PAUSES_S = (0.5, 30.0)
 _STEADY_S = 60.0
 """A worker that ran this long is restarted after the shortest pause."""
@@ -246,10 +246,10 @@ def _worker_process(heartbeat: WorkerHeartbeat) -> None:
 
 
 def count_lost_frames(counters: Path) -> None:
-    """Counts the frames that were in flight in a worker that died as dropped, in the worker's own file of counters.
+    """Counts a dead worker's frames in flight as dropped, in the worker's own file of counters.
 
-    So the counts add up at once, not only when another worker has the slot. A worker that claims such a frame counts it
-    as received again.
+    So received = processed + dropped + failed holds at once, before another process has the slot. A worker that claims
+    such a frame counts it as received again.
     """
     if not counters.exists():  # the worker died before it counted anything
         return

@@ -29,7 +29,7 @@ from app.settings import Settings
 log = logging.getLogger(__name__)
 
 SILENT_S = 15.0
-"""After this long without a heartbeat a worker hangs."""
+"""A worker without a heartbeat for this long counts as hanging."""
 _BEAT_S = 1.0
 _FIELDS = 4
 
@@ -149,17 +149,17 @@ class Worker:
         self._pump()
 
     def _pump(self) -> None:
-        """Starts every batch that is due and has a place, and sets the timer for the next one."""
+        """Starts all batches that are due, up to the limit of running batches, and sets the timer for the next one."""
         limits = fit_limits(self._low, self._high, len(self._batcher) + self._consumer.lag, self._most_batches)
         while self._at_work < self._most_batches:
-            # A batch size that the models refused is not tried again and again.
+            # `most_together` is the largest batch that the models have not refused.
             size = min(limits.size, self._pipeline.most_together)
             batch = self._batcher.take(dataclasses.replace(limits, size=size), time.perf_counter())
             if not batch:
                 break
             self._at_work += 1
             self._counts.batch(len(batch) / self._high.size)
-            task = asyncio.create_task(self._answer(batch))
+            task = asyncio.create_task(self._analyze(batch))
             self._tasks.add(task)  # the event loop keeps no hard reference
             task.add_done_callback(self._tasks.discard)
         if self._timer is not None:
@@ -169,7 +169,7 @@ class Worker:
         if due is not None and self._at_work < self._most_batches:
             self._timer = self._loop.call_later(max(0.0, due - time.perf_counter()), self._pump)
 
-    async def _answer(self, batch: list[CameraFrame]) -> None:
+    async def _analyze(self, batch: list[CameraFrame]) -> None:
         try:
             for outcome in await self._analysis.analyze(batch):
                 self._publish(outcome)

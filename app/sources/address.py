@@ -1,4 +1,4 @@
-"""Addresses of sources: a file, a folder, a camera of this machine or a URL; what may be shown of one, and its name.
+"""Parses the address of a source (a file, a folder, a camera of this machine or a URL), hides its secrets, names it.
 
 Camera URLs carry secrets in every place that a URL has: before an `@`, in the query, in the path (a stream key,
 `/user=admin&password=X`). `shown` and `name` contain none of them. Pure, apart from checking whether a file exists.
@@ -22,7 +22,7 @@ from app.errors import ConfigurationError
 SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "tcp", "udp", "rtp", "srt")
 MAX_NAME = 128
 HIDDEN = "…"
-"""Replaces what is not shown."""
+"""Replaces each hidden part of an address."""
 
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
 _HOST = re.compile(r"(?P<host>\[[0-9a-f:.%\w]+\]|[\w.-]*)(?P<colon>:(?P<port>\d{1,5}))?(?=[/?#;]|$)", re.IGNORECASE)
@@ -36,7 +36,7 @@ _SECRET_NAME = re.compile(
     r"(?i)(?:user|login|account)_?(?:name|id)|pass(?:wor[dt]|wd|phrase|code|key)s?|(?:\w*[_-])?(?:token|secret|key)s?|"
     r"(?:access|api|auth|stream)(?:key|token)|credentials?"
 )
-"""A part of a path whose value is the next part. `_SECRET_WORD` is searched for within a part, too."""
+"""If a segment of a path is such a name, or matches `_SECRET_WORD`, the next segment is its value and is hidden."""
 _URL_IN_TEXT = re.compile(r"""[a-z][a-z0-9+.-]*://(?:[^\s'"<>`]*:[^'"<>`\n@]{0,64}@)?[^\s'"<>`]*""", re.IGNORECASE)
 """A URL within a text. A space in its password does not end it."""
 _SECRET_IN_TEXT = re.compile(
@@ -52,7 +52,7 @@ _OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 class AddressRefused(ConfigurationError):
-    """The text is no address of a source that can be read."""
+    """The text is not the address of a supported source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Address:
     name: str
     """The camera's id, unless one is given: the file's or folder's name, or host, port and path of a URL."""
     secrets: tuple[str, ...] = field(default=(), repr=False)
-    """What the URL contains beyond `shown`, longest first."""
+    """The parts of the URL that `shown` hides, longest first."""
 
     @property
     def is_url(self) -> bool:
@@ -235,8 +235,8 @@ class _Split:
     opened_host: str
     opened_tail: str
     unsure: bool = False
-    """Whether the URL has two possible readings. Then FFmpeg's is opened, and `host` and `tail` have only what is no
-    secret in either."""
+    """Whether the URL can be read in two ways. Then FFmpeg gets the URL unchanged, and `host` and `tail` contain only
+    parts that are not secret in either."""
 
 
 def _split(rest: str) -> _Split | None:

@@ -21,7 +21,7 @@ class Clock:
     single frame with a wrong time does not affect the others. A frame without a time comes one period after the last.
 
     Args:
-        period: seconds from frame to frame, as far as the source tells; used until frames show their real period.
+        period: seconds from frame to frame that the source declares; used until the frames show their real period.
         gap_s: a longer step ahead is a jump; None: no step ahead is, because the container's times are reliable.
     """
 
@@ -36,7 +36,7 @@ class Clock:
         self._odd: tuple[Fraction, Fraction, Fraction] | None = None
         """If the last frame was out of step: the source's time of it, the time it was given, and the step."""
         self.offsets: list[Fraction] = []
-        """What is added to the source's times: from the beginning, and then from each jump on, seconds."""
+        """Seconds added to the source's times: the first from the beginning, each further one from a jump on."""
 
     @property
     def period(self) -> Fraction:

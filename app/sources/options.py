@@ -1,6 +1,6 @@
 """How a source is read: transport, FFmpeg options, rotation, frames per second.
 
-Only options that name no file, protocol or format are allowed, so that a person who may list sources cannot read this
+Only options that name no file, protocol or format are allowed, so that a user who may list sources cannot read this
 machine's files through them.
 """
 
@@ -67,13 +67,13 @@ class Options:
     """How a source is read."""
 
     transport: Transport = "auto"
-    """Of RTSP: `auto` asks for TCP, and uses UDP if the camera has nothing else."""
+    """The transport of RTSP. `auto` asks for TCP, and uses UDP if the camera does not support TCP."""
     ffmpeg: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     """Names and values for FFmpeg; a value may be a password."""
     rotation: int | None = None
-    """Degrees, clockwise, by which frames are turned in place of what the source asks for; None: as it asks."""
+    """Clockwise degrees by which frames are turned instead of the source's own rotation; None: the source's own."""
     fps: float | None = None
-    """Frames per second that are taken at most; None: the settings decide."""
+    """Most frames per second that are taken; None: the settings decide."""
 
     @classmethod
     def parse(cls, fields: Mapping[Any, Any], address: Address) -> Options:

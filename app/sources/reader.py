@@ -1,8 +1,8 @@
 """Reads frames from files, folders, URLs and this machine's cameras by PyAV: upright, on one clock.
 
-`open_source` returns a reader. It does for all entry points what they need: FFmpeg may open only what the kind of
-address allows, frames are turned upright, their times become one clock that never goes back, sizes are limited before
-anything is decoded, interlaced recordings become progressive, and errors contain none of the address's secrets.
+`open_source` returns a reader. All entry points use it, so that for all of them FFmpeg may use only the protocols that
+the kind of address needs, frames are upright, their times are on one clock that never goes back, sizes are limited
+before decoding, interlaced recordings become progressive, and errors contain none of the address's secrets.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from app.sources.orientation import UPRIGHT, Orientation
 from app.sources.truncation import truncation
 
 OPEN_S, READ_S = 10.0, 5.0
-"""How long opening a source, and waiting for its next data, may take, seconds."""
+"""Longest time for opening a source, and for waiting for its next data, seconds."""
 MAX_PIXELS = 4096 * 4096
-"""Of a frame, unless the settings give another limit."""
+"""Most pixels of a frame, unless the settings give another limit."""
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 VIDEOS = frozenset(
     {".mp4", ".m4v", ".mkv", ".mov", ".avi", ".webm", ".ts", ".m2ts", ".mpg", ".mpeg", ".mjpeg", ".mjpg"}
@@ -117,7 +117,7 @@ class SourceFrame:
     at: Fraction
     """Seconds since the source's first frame, on a clock without jumps."""
     lasts: Fraction = Fraction(1, 25)
-    """Seconds until the next frame, as far as the source tells."""
+    """Seconds until the next frame, as declared by the source or estimated."""
     jpeg: bytes | None = None
     """The source's own JPEG, if it is upright."""
     decoded: Any = None
@@ -147,11 +147,11 @@ class ReadLimits:
     """How a source is read, and how much reading it may take."""
 
     max_pixels: int = MAX_PIXELS
-    """Of a frame."""
+    """Most pixels of a frame."""
     max_bytes: int = 64 << 20
-    """Of an image file, and of a frame of Motion JPEG."""
+    """Most bytes of an image file, and of a frame of Motion JPEG."""
     threads: int = 1
-    """Of a decoder; 0: FFmpeg chooses."""
+    """Threads of a decoder; 0: FFmpeg chooses."""
     image_s: float = 1 / 25
     """Seconds that each image of a folder is shown for."""
     with_audio: bool = False
@@ -171,9 +171,9 @@ class Reader(Protocol):
     """`recorded`: a frame is due at its time; `bursts`: likewise, although the source is live, because its frames
     arrive seconds at once (HLS); `live`: a frame is due when it arrives."""
     frames: int | None
-    """How many frames there will be; None if that is unknown."""
+    """Number of frames; None if it is unknown."""
     fps: float
-    """On average, as far as the source tells."""
+    """Average frames per second that the source declares."""
     damaged: int
     """Pieces so far that could not be decoded."""
 
@@ -183,7 +183,7 @@ class Reader(Protocol):
         ...
 
     def truncated(self) -> list[str]:
-        """What the source's files lack of what they declare, in words. Blocks, because some are read to their end."""
+        """A sentence for each truncated file of the source. Blocks, because some files are read to their end."""
         ...
 
     def __iter__(self) -> Iterator[SourceFrame]: ...
@@ -259,7 +259,7 @@ class Container:
         self.pace: Pace = "recorded" if recorded else "bursts" if name == "hls" else "live"
         rate = self.stream.average_rate or self.stream.guessed_rate
         self.rate = Fraction(rate) if rate and 1 / 3600 < rate <= 1000 else Fraction(25)
-        """Frames per second, on average, as far as the source tells."""
+        """Average frames per second that the source declares; 25 if it declares none."""
         self.fps = float(self.rate)
         self.frames: int | None = (self.stream.frames or None) if recorded else None
         gap_s: float | None = _BURST_GAP_S if self.pace == "bursts" else GAP_S
@@ -379,7 +379,7 @@ class Container:
         )
 
     def _decode(self, packet: Any) -> list[tuple[Any, SourceFrame]]:
-        """A packet's frames, each with the frame or packet of PyAV that has its time."""
+        """Decodes a packet; returns its frames, each with the frame or packet of PyAV that has its time."""
         if self.stream.codec_context.name != "mjpeg" or not packet.size:
             return [(raw, self._frame(raw, UPRIGHT)) for raw in self._deinterlaced(packet.decode())]
         jpeg = bytes(packet)

@@ -19,9 +19,9 @@ import av.error
 from app.sources.address import ffmpeg_name
 
 _TOLERANCE_S, _TOLERANCE_SHARE = 0.5, 0.01
-"""What a video may lack of a duration in seconds, because writers round and count differently."""
+"""Tolerated difference to a declared duration, because writers round and count differently."""
 _STRICT_S = 0.02
-"""What a video may lack of its duration if bytes are missing. Those may be only an index."""
+"""Tolerated difference if bytes are missing, because those may be only an index."""
 _DECLARING = ("mov", "matroska", "avi", "flv", "asf")
 _BOXES = {b"ftyp", b"styp", b"sidx", b"free", b"skip", b"wide", b"uuid", b"prft", b"emsg", b"meta", b"moov", b"mfra"}
 _SAMPLES = {b"moof", b"mdat"}
@@ -36,12 +36,12 @@ def _no_check() -> None:
 
 
 def truncation(path: Path, name: str | None = None, check: Callable[[], None] = _no_check) -> str | None:
-    """What a video lacks of what its file declares, in words; None if it lacks nothing or declares nothing.
+    """A sentence that says how much of a video is missing; None if it is complete, or if its file declares nothing.
 
     Reads the whole file if its index is not at its beginning. Blocks.
 
     Args:
-        name: the video's name in the words; None: the file's name.
+        name: the video's name in the sentence; None: the file's name.
         check: called repeatedly; its exception ends the reading.
     """
     try:

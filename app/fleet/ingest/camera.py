@@ -27,7 +27,7 @@ _FIRST_PAUSE_S = 0.5
 _LATE_S = 2.0
 """A recording that is further behind than this continues from its current frame; it does not rush through the rest."""
 _STARVED_S = 2.0
-"""After this long without a frame, a live frame is taken whatever the camera's own clock says."""
+"""After this long without a frame, the next live frame is taken regardless of the camera's own clock."""
 _LEFT_OUT = metrics.INGEST_FRAMES.labels("sampled_out")
 _UNDECODABLE = metrics.INGEST_FRAMES.labels("undecodable")
 
@@ -74,7 +74,7 @@ class IngestCamera:
         self._stopping.set()
 
     def join(self, timeout_s: float) -> bool:
-        """Whether the thread has ended in time. A thread that waits for its source's data ends with that wait."""
+        """Waits for the thread; returns whether it ended in time. A thread that is reading ends after that read."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 

@@ -111,7 +111,7 @@ class Outbox:
             self._changed.notify()
 
     def close(self, timeout_s: float) -> bool:
-        """Writes the waiting frames, once, and ends the thread; returns whether it ended in time."""
+        """Tries once to write the waiting frames, and ends the thread; returns whether it ended in time."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -148,7 +148,7 @@ class Outbox:
         self._client.close()
 
     def _failed(self, problem: Exception) -> None:
-        """Redis is unreachable, refuses, or cannot be used: the next try reconnects and checks the server again."""
+        """Handles a failed write, so that the next one reconnects and checks the server again."""
         if not self._outage:
             log.error("Redis takes no frames (REDIS_URL): %s; frames are dropped until it does", problem)
         self._outage = error_word(problem)

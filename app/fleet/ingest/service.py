@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 CHECK_S = 1.0
 """Seconds between two checks of the streams' lag."""
 SILENT_S = 30.0
-"""After this long without a check the process hangs, and /health reports `silent`."""
+"""A process without a check for this long counts as hanging, and /health reports `silent`."""
 STOP_S = 6.0
 """Seconds that stopping may take: a read from a source without data times out after 5."""
 _COLOURS = {"running": "green", "connecting": "cyan", "retrying": "red", "ended": "dim"}

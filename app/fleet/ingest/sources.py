@@ -1,4 +1,4 @@
-"""Which cameras ingest reads: sources from the command line, from YAML files, or from a hash in Redis."""
+"""The cameras that ingest reads: sources from the command line, from YAML files, or from a hash in Redis."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class CameraSource:
     address: str
     """A file, a folder, a URL, or `/dev/videoN`. A URL may contain a password: show `shown` instead."""
     camera_type: str
-    """Free text for readers of the results, at most 64 characters; the kind of source unless given."""
+    """Free text for consumers of the results, at most 64 characters; by default the kind of source."""
     loop: bool = False
     """Files and folders start over at their end."""
     options: Options = AS_IT_IS
@@ -247,7 +247,7 @@ def _source(
     label = None if name is None else checked_name(name)
     chosen = checked_name(camera_id) if camera_id is not None else label or place.name
     if is_reserved(chosen):
-        raise SourceRefused(f"{chosen!r}: this name is reserved for the stream of dead letters")
+        raise SourceRefused(f"{chosen!r}: this name is reserved for the dead-letter stream")
     if place.kind == "device":
         address = place.text
     shown_name = label if label and label != chosen else ""
