@@ -1,4 +1,4 @@
-"""MediaPipe's networks as plain functions of one picture, without its Python API.
+"""MediaPipe's networks as plain functions of one image, without its Python API.
 
 The networks and their graphs ship in the wheel (Apache 2.0). Its `import mediapipe` pulls in plotting, audio and
 a second framework; only the graph runner is needed, so the package is entered from the side.
@@ -63,7 +63,7 @@ resource_util.set_resource_dir(_folder.removesuffix("/mediapipe"))
 
 @dataclass(frozen=True)
 class Found:
-    """A face or a person. All lengths are shares of the picture's width (x) or height (y)."""
+    """A face or a person. All lengths are shares of the image's width (x) or height (y)."""
 
     score: float
     box: tuple[float, float, float, float]
@@ -73,7 +73,7 @@ class Found:
     the upper body."""
 
     def moved(self, part: tuple[int, int, int, int], width: int, height: int) -> Found:
-        """Found in a part of a picture (x1, y1, x2, y2 in pixels): the same in shares of the whole."""
+        """Converts a detection in a part of an image (x1, y1, x2, y2 in pixels) to shares of the whole image."""
         x1, y1, x2, y2 = part
         start = np.array([x1 / width, y1 / height])
         scale = np.array([(x2 - x1) / width, (y2 - y1) / height])
@@ -82,7 +82,7 @@ class Found:
 
 
 class Graph:
-    """One graph, run picture by picture. Keeps nothing from one to the next."""
+    """A graph that processes one image at a time, and keeps no state between two images."""
 
     def __init__(self, text: str, output: str, **side: object) -> None:
         self._graph = calculator_graph.CalculatorGraph(graph_config=text)
@@ -102,7 +102,7 @@ class Graph:
 
 
 class People:
-    """Faces, persons and their landmarks in one picture."""
+    """Detects faces, people and their landmarks in one image."""
 
     def __init__(self) -> None:
         self._faces = Graph(FACES, "faces")
@@ -132,7 +132,7 @@ class People:
 
 
 def packet(image: np.ndarray) -> object:
-    """A picture, RGB uint8 [H, W, 3] and contiguous, as the graphs take it."""
+    """An image, RGB uint8 [H, W, 3] and contiguous, as the graphs take it."""
     return packet_creator.create_image_frame(image, image_format=image_frame.ImageFormat.SRGB)
 
 

@@ -78,7 +78,7 @@ class TritonPythonModel:
             bodies.append(np.concatenate([box, [person.score, PERSON], points[COCO].ravel()]))
 
     def _look_closer(self, bodies: list[np.ndarray], frame: object, image: np.ndarray, face: Found) -> None:
-        """Looks for the body of a face once more, with less around it: the network sees 224 pixels of any picture."""
+        """Searches a face's body again in a smaller part of the image, because the network scales any input to 224 pixels."""
         height, width = image.shape[:2]
         left, top, wide, high = face.box
         x, y, size = (left + wide / 2) * width, (top + high / 2) * height, max(wide * width, high * height)
@@ -97,7 +97,7 @@ def holds(face: Found, point: np.ndarray, width: int, height: int) -> bool:
 
 
 def unpad(canvas: np.ndarray) -> tuple[int, int, np.ndarray]:
-    """The picture inside its letterbox, with the place of its upper left corner.
+    """The image inside its letterbox, and the position of its upper left corner.
 
     MediaPipe letterboxes for itself; pixels spent on our border are pixels lost to its small networks.
     """
@@ -116,7 +116,7 @@ def _inside(border: np.ndarray) -> tuple[int, int]:
 
 
 def body_box(points: np.ndarray, width: int, height: int) -> np.ndarray:
-    """x1, y1, x2, y2 around the visible landmarks, the trunk and the head's top, clipped to the picture."""
+    """x1, y1, x2, y2 around the visible landmarks, the trunk and the head's top, clipped to the image."""
     visible = points[:, 2] >= VISIBLE
     # Hips beyond the edge are marked unseen, but the trunk reaches down to them all the same.
     visible[HIPS] = True
