@@ -109,14 +109,17 @@ class EmbeddedTriton:
 
     @property
     def grpc_url(self) -> str:
+        """`host:port`. Raises InferenceUnavailable before `start`."""
         return f"127.0.0.1:{self._bound_ports.grpc}"
 
     @property
     def http_url(self) -> str:
+        """`http://host:port`. Raises InferenceUnavailable before `start`."""
         return f"http://127.0.0.1:{self._bound_ports.http}"
 
     @property
     def metrics_url(self) -> str:
+        """Address of Triton's Prometheus metrics. Raises InferenceUnavailable before `start`."""
         return f"http://127.0.0.1:{self._bound_ports.metrics}/metrics"
 
     @property

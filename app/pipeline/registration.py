@@ -61,6 +61,7 @@ class Similarity(NamedTuple):
 
     @property
     def zoom(self) -> float:
+        """Factor by which it enlarges the image."""
         return abs(self.a)
 
     def past(self, other: Similarity) -> Similarity:

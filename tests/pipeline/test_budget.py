@@ -241,7 +241,7 @@ def test_a3_what_is_over_its_budget_is_refused_also_where_it_is_done_by_then(tmp
             pictures = [encode(photo(3000, 2000), progressive=progressive) for progressive in (False, True)]
             return await made.analyze([job(jpeg) for jpeg in pictures])
 
-    assert [one.code for one in asyncio.run(run()) if isinstance(one, FrameError)] == ["too_expensive"] * 2
+    assert [answer.code for answer in asyncio.run(run()) if isinstance(answer, FrameError)] == ["too_expensive"] * 2
 
 
 def test_a3_any_ordinary_frame_up_to_max_pixels_is_within_the_budget(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_a3_any_ordinary_frame_up_to_max_pixels_is_within_the_budget(tmp_path: P
         async with pipeline(Sight(), tmp_path) as made:
             return await made.analyze([job(jpeg) for jpeg in jpegs])
 
-    assert all(isinstance(one, FrameResult) for one in asyncio.run(run()))
+    assert all(isinstance(answer, FrameResult) for answer in asyncio.run(run()))
 
 
 def test_a3_costly_frames_have_threads_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +272,7 @@ def test_a3_costly_frames_have_threads_of_their_own(tmp_path: Path, monkeypatch:
         async with pipeline(Sight(), tmp_path) as made:
             return await made.analyze([costly, light])
 
-    assert all(isinstance(one, FrameResult) for one in asyncio.run(run()))
+    assert all(isinstance(answer, FrameResult) for answer in asyncio.run(run()))
     assert names == {True: {"decode-heavy"}, False: {"decode"}}
 
 

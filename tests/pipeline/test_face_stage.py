@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -18,6 +20,7 @@ from app.errors import FrameError, InferenceError
 from app.inference.client import ModelSpec, TensorSpec
 from app.inference.fake import FakeClient, Model
 from app.pipeline.multimodal import Pipeline
+from app.pipeline.stages import faces as face_stage
 from app.pipeline.stages.faces import decode_embedding
 from app.pipeline.stages.ocr import Ocr
 from app.pipeline.types import Frame, FrameJob, StreamMemory
@@ -104,7 +107,7 @@ def analyze(
             pipeline.close()
 
     answers = asyncio.run(go())
-    assert all(isinstance(one, FrameResult) for one in answers)
+    assert all(isinstance(answer, FrameResult) for answer in answers)
     return answers  # type: ignore[return-value]
 
 
@@ -122,8 +125,8 @@ def frame_of(seeds: list[int], size: tuple[int, int] = FRAME, zoom: float = 1.0)
 
 def likeness(result: FrameResult, seed: int) -> float:
     """The best of a frame's embeddings against the chart's own."""
-    found = [decode_embedding(one.embedding) for one in result.objects if isinstance(one, FaceDetection)]
-    return max((float(vector @ faces.embedding(faces.chart(seed))) for vector in found), default=-1.0)
+    vectors = [decode_embedding(found.embedding) for found in result.objects if isinstance(found, FaceDetection)]
+    return max((float(vector @ faces.embedding(faces.chart(seed))) for vector in vectors), default=-1.0)
 
 
 def faces_counted(outcome: str) -> float:
@@ -133,12 +136,12 @@ def faces_counted(outcome: str) -> float:
 def test_each_person_carries_the_embedding_of_its_own_face(tmp_path: Path) -> None:
     jpeg, poses = frame_of([1, 2, 3])
     (result,) = analyze(FakeClient({**scene([poses]), "arcface": arcface()}), [jpeg], tmp_path)
-    people = [one for one in result.objects if one.class_id == 0]
+    people = [found for found in result.objects if found.class_id == 0]
     assert len(people) == 3
-    by_place = sorted(people, key=lambda one: one.box.x1)
-    for seed, one in zip((1, 2, 3), by_place, strict=True):
-        assert isinstance(one, FaceDetection)
-        vector = decode_embedding(one.embedding)
+    by_place = sorted(people, key=lambda found: found.box.x1)
+    for seed, person in zip((1, 2, 3), by_place, strict=True):
+        assert isinstance(person, FaceDetection)
+        vector = decode_embedding(person.embedding)
         alike = [float(vector @ faces.embedding(faces.chart(other))) for other in (1, 2, 3)]
         assert np.argmax(alike) + 1 == seed
         assert alike[seed - 1] > 0.999
@@ -158,7 +161,7 @@ def test_a_request_holds_no_more_faces_than_max_sub_batch(tmp_path: Path) -> Non
 def test_only_such_a_person_has_the_field(tmp_path: Path) -> None:
     jpeg, poses = frame_of([1])
     (result,) = analyze(FakeClient({**scene([poses]), "arcface": arcface()}), [jpeg], tmp_path)
-    written = {one["class_id"]: "embedding" in one for one in orjson.loads(orjson.dumps(result))["objects"]}
+    written = {found["class_id"]: "embedding" in found for found in orjson.loads(orjson.dumps(result))["objects"]}
     assert written == {0: True, 16: False}
 
 
@@ -170,6 +173,54 @@ def test_a_door_that_does_not_ask_sees_nothing_of_it(tmp_path: Path, on: bool, w
     assert set(result.stages) == set(STAGES)
     assert "arcface" not in {name for name, _ in client.calls}
     assert b"embedding" not in orjson.dumps(result)
+
+
+def test_a_cancelled_call_keeps_its_memory_until_the_faces_are_cut_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jpeg, poses = frame_of([1])
+    client = FakeClient({**scene([poses]), "arcface": arcface()})
+    shape = (1, SIZE, SIZE, 3)
+    first = client.buffer(shape, "UINT8")
+    memory = first.array
+    first.release()  # the next buffer of this shape has the same memory
+    begun, go_on, cut = threading.Event(), threading.Event(), face_stage.crop
+
+    def slow(*arguments: Any) -> Any:
+        begun.set()
+        assert go_on.wait(10)
+        return cut(*arguments)
+
+    monkeypatch.setattr(face_stage, "crop", slow)
+
+    def reused() -> bool:
+        buffer = client.buffer(shape, "UINT8")
+        try:
+            return np.shares_memory(buffer.array, memory)
+        finally:
+            buffer.release()
+
+    async def run() -> None:
+        settings = Settings(ocr="off")
+        ocr = Ocr(settings.ocr, state_dir=tmp_path)
+        pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live, faces=settings.fleet)
+        job = FrameJob(Frame("s", jpeg, time.perf_counter(), 0.0, 1), StreamMemory(), StreamSettings(), faces=True)
+        try:
+            call = asyncio.create_task(pipeline.analyze([job]))
+            assert await asyncio.to_thread(begun.wait, 10)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            assert not reused()
+            go_on.set()
+            async with asyncio.timeout(10):
+                while not reused():  # noqa: ASYNC110  the pool offers no event
+                    await asyncio.sleep(0.01)
+        finally:
+            go_on.set()
+            pipeline.close()
+
+    asyncio.run(run())
 
 
 def test_at_most_16_crops_a_request_over_all_frames_of_a_batch(tmp_path: Path) -> None:
@@ -188,10 +239,10 @@ def test_a_request_that_fails_costs_its_frames_this_stage_alone(tmp_path: Path) 
     before = faces_counted("error")
     first, second = analyze(client, [jpeg for jpeg, _ in frames], tmp_path)
     assert first.stages["face"].status == "ok"
-    assert sum(isinstance(one, FaceDetection) for one in first.objects) == 12
+    assert sum(isinstance(found, FaceDetection) for found in first.objects) == 12
     assert (second.stages["face"].status, second.stages["face"].reason) == ("error", "arcface: out of memory")
     # Four of its faces went with the first request.
-    assert sum(isinstance(one, FaceDetection) for one in second.objects) == 4
+    assert sum(isinstance(found, FaceDetection) for found in second.objects) == 4
     assert len(second.objects) == 13
     assert (second.stages["detect"].status, second.stages["pose"].status) == ("ok", "ok")
     assert faces_counted("error") - before == 8
@@ -264,4 +315,4 @@ def test_an_answer_without_length_is_an_error(tmp_path: Path) -> None:
     model = (spec(), lambda tensor: {"embedding": np.zeros((len(tensor), 512), np.float32)})
     (result,) = analyze(FakeClient({**scene([poses]), "arcface": model}), [jpeg], tmp_path)
     assert result.stages["face"].status == "error"
-    assert not any(isinstance(one, FaceDetection) for one in result.objects)
+    assert not any(isinstance(found, FaceDetection) for found in result.objects)

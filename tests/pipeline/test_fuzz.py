@@ -112,8 +112,8 @@ def _other_precision(p: Parts, dice: random.Random) -> Parts:
 
 def _header(p: Parts, change: Callable[[bytes], bytes]) -> Parts:
     return [
-        change(one) if len(one) > 10 and one[0] == 0xFF and one[1] in (*range(0xC0, 0xC4), 0xC9, 0xCA) else one
-        for one in p
+        change(part) if len(part) > 10 and part[0] == 0xFF and part[1] in (*range(0xC0, 0xC4), 0xC9, 0xCA) else part
+        for part in p
     ]
 
 
@@ -215,7 +215,7 @@ def test_the_parts_of_a_jpeg_are_all_of_it() -> None:
     for jpeg in seeds():
         assert b"".join(parts(jpeg)) == jpeg
         assert inspect(jpeg, max_bytes=1 << 21, max_pixels=MAX_PIXELS).scans == sum(
-            one[:2] == b"\xff\xda" for one in parts(jpeg)
+            part[:2] == b"\xff\xda" for part in parts(jpeg)
         )
 
 

@@ -44,7 +44,7 @@ def served(*names: str) -> dict[str, tuple[ModelSpec, Model]]:
     return {
         name: (
             ModelSpec(name, "1", INPUT, outputs[name], 16, NAMES if name != "yolo_pose" else {}),
-            lambda images, name=name: {one.name: answer[one.name](images) for one in outputs[name]},
+            lambda images, name=name: {tensor.name: answer[tensor.name](images) for tensor in outputs[name]},
         )
         for name in names
     }
@@ -84,7 +84,7 @@ def test_a_batch_is_one_request_and_each_frame_gets_its_own_answer(tmp_path: Pat
     assert isinstance(dark, FrameResult)
     assert isinstance(light, FrameResult)
     assert (dark.objects[0].box.y1, light.objects[0].box.y1) == (40.0, 160.0)  # 80 rows of border above the first
-    assert [len(one.poses) for one in (dark, light)] == [1, 1]
+    assert [len(result.poses) for result in (dark, light)] == [1, 1]
 
 
 @pytest.mark.parametrize("names", [("yolo", "yolo_pose"), ("yolo", "yolo_pose", "vision")])
@@ -125,9 +125,9 @@ def test_motion_does_not_start_from_a_frame_before_it_was_off(tmp_path: Path) ->
             pipeline.close()
 
     said = [
-        (one.stages["motion"].status, one.stages["motion"].reason)
-        for one in asyncio.run(run())
-        if isinstance(one, FrameResult)
+        (answer.stages["motion"].status, answer.stages["motion"].reason)
+        for answer in asyncio.run(run())
+        if isinstance(answer, FrameResult)
     ]
     off, first, ok = ("disabled", "off"), ("skipped", "first_frame"), ("ok", None)
     assert said == [first, ok, off, ok, off, first, ok]
@@ -139,7 +139,7 @@ def test_more_frames_than_a_model_takes_go_in_several_batches(tmp_path: Path) ->
     jobs = [job(jpeg, stream) for stream, jpeg in zip("abcde", [photograph(), white()] * 3, strict=False)]
     answers = analyze(client, jobs, tmp_path)
     assert client.calls == [("yolo", "a"), ("yolo", "c"), ("yolo", "e")]
-    assert [one.objects[0].box.y1 for one in answers if isinstance(one, FrameResult)] == [40, 160, 40, 160, 40]
+    assert [answer.objects[0].box.y1 for answer in answers if isinstance(answer, FrameResult)] == [40, 160, 40, 160, 40]
 
 
 def test_without_a_server_every_frame_is_still_answered(tmp_path: Path) -> None:

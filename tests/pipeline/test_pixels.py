@@ -44,7 +44,7 @@ def test_pixels_give_what_their_jpeg_gives(tmp_path: Path) -> None:
 
     for jpeg, pixels in zip(*asyncio.run(run()), strict=True):
         assert jpeg.image == pixels.image
-        assert [one.track_id for one in jpeg.objects] == [one.track_id for one in pixels.objects]
+        assert [found.track_id for found in jpeg.objects] == [found.track_id for found in pixels.objects]
         for side in ("x1", "y1", "x2", "y2"):
             assert getattr(pixels.objects[0].box, side) == pytest.approx(getattr(jpeg.objects[0].box, side), abs=1.0)
         assert (jpeg.motion is None) == (pixels.motion is None)
@@ -73,11 +73,13 @@ def test_without_models_pixels_still_have_motion_and_a_size(tmp_path: Path) -> N
         async with pipeline_of(Sight(), tmp_path) as (pipeline, _):
             pictures = Pan(step=(6, 0), count=4).pictures()
             jobs = [FrameJob(frame(one, number=i), memory, off) for i, one in enumerate(pictures)]
-            return [one for one in await pipeline.analyze(jobs) if isinstance(one, FrameResult)]
+            return [answer for answer in await pipeline.analyze(jobs) if isinstance(answer, FrameResult)]
 
     found = asyncio.run(run())
-    assert [one.image.width for one in found] == [640] * 4
-    assert all(one.motion is not None and one.motion.camera.dx == pytest.approx(-6, abs=1) for one in found[1:])
+    assert [result.image.width for result in found] == [640] * 4
+    assert all(
+        result.motion is not None and result.motion.camera.dx == pytest.approx(-6, abs=1) for result in found[1:]
+    )
 
 
 def test_too_many_pixels_are_refused(tmp_path: Path) -> None:

@@ -54,6 +54,8 @@ class Detected:
 
 @dataclass(frozen=True, slots=True)
 class DetectReader:
+    """Reads the output of one detection model; made by `detect_reader`."""
+
     spec: ModelSpec
     input: InputFormat
     output_name: str

@@ -242,13 +242,23 @@ class FaceStage:
         clock = time.perf_counter()
         found = [faces for index, state in frames if (faces := _find(state, index, batch, reader)) is not None]
         if found:
-            await self._threads.run(*([self._piece(faces, batch, reader)] for faces in found))
+            await self._cut(found, batch, reader)
             await self._embed([faces for faces in found if faces.error is None], reader)
         for faces in found:
             if faces.error is not None:
                 _fail(faces.state, str(faces.error), len(faces.people))
         for _, state in frames:
             state.time(FACE, clock)
+
+    def _cut(self, found: list[_Faces], batch: Batch, reader: FaceReader) -> asyncio.Future[None]:
+        """Cuts out all faces in threads; await the future at once. Cancelling does not stop the threads.
+
+        Until they are done, the batch's memory is held, because they read frames from it.
+        """
+        batch.hold()
+        cutting = self._threads.run(*([self._piece(faces, batch, reader)] for faces in found))
+        cutting.add_done_callback(lambda _: batch.release())
+        return asyncio.shield(cutting)
 
     def _piece(self, faces: _Faces, batch: Batch, reader: FaceReader) -> Piece:
         """Work for a thread: cuts the faces out of the frame and scales them into the input tensor."""

@@ -57,6 +57,8 @@ class Posed:
 
 @dataclass(frozen=True, slots=True)
 class PoseReader:
+    """Reads the output of one pose model; made by `pose_reader`."""
+
     spec: ModelSpec
     input: InputFormat
     output_name: str

@@ -53,6 +53,7 @@ class OcrMemory:
 
     @property
     def pending(self) -> bool:
+        """Whether a frame of the stream is queued or being read."""
         return self.running or self.waiting is not None
 
     def ask(self, still: JpegSource, grey: NDArray[np.uint8] | None, now: float) -> None:
@@ -75,6 +76,7 @@ class OcrMemory:
         self.running, self.problem, self.unreadable = False, None, unreadable
 
     def fail(self, problem: str) -> None:
+        """Records that the run failed; drops a queued frame."""
         self.waiting, self.running, self.problem = None, False, problem
 
 

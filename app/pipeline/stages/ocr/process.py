@@ -44,23 +44,29 @@ class OcrProcessError(SightlineError):
 
 
 class OcrStartFailed(OcrProcessError):
-    pass
+    """The process did not start: its environment or its models are broken."""
 
 
 class OcrTimedOut(OcrProcessError):
+    """A run took longer than OCR_TIMEOUT_S; the process must be killed."""
+
     outcome = "timeout"
 
 
 class OcrCrashed(OcrProcessError):
+    """The process died, or sent an invalid answer."""
+
     outcome = "crashed"
 
 
 class OcrUnreadable(OcrProcessError):
-    pass
+    """Only this frame cannot be read; the process goes on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
+    """The answer of the OCR process to one frame."""
+
     texts: list[Text]
     """Texts of any confidence, in reading order."""
     width: int
@@ -259,10 +265,12 @@ class OcrSupervisor:
 
     @property
     def process(self) -> OcrProcess | None:
+        """The process; None while none runs."""
         return self._process if self._process is not None and self._process.alive else None
 
     @property
     def restarts(self) -> int:
+        """Number of successful starts after the first."""
         return max(0, self._starts - 1)
 
     async def ready(self) -> OcrProcess:
