@@ -29,7 +29,7 @@ from app.pipeline.boxes import Floats, Ints, Letterbox, nms
 DEFAULT_SIZE = 640
 """Side of the canvas where the model leaves its size open and has no parameter `input_size`."""
 
-_NUMPY = {"UINT8": np.uint8, "FP16": np.float16, "FP32": np.float32}
+_DTYPES = ("UINT8", "FP16", "FP32")
 _KNOWN = "UINT8, FP16 or FP32 of [N, H, W, 3] or [N, 3, H, W]"
 
 
@@ -84,7 +84,7 @@ def input_format(spec: ModelSpec) -> InputFormat:
         raise ModelRejected(f"model {spec.name!r}: want one input, an image; it has {len(spec.inputs)} ({names})")
     (tensor,) = spec.inputs
     layout: Literal["NHWC", "NCHW"] | None = None
-    if len(tensor.shape) == 4 and tensor.dtype in _NUMPY:
+    if len(tensor.shape) == 4 and tensor.dtype in _DTYPES:
         if tensor.shape[3] == 3:
             layout = "NHWC"
         elif tensor.shape[1] == 3:

@@ -105,15 +105,15 @@ def test_turns_keep_a_stream_in_order_while_its_calls_overlap(tmp_path: Path) ->
                     jobs = [FrameJob(frame(square(n), number=n), memory, SETTINGS) for n in (number, number + 1)]
                     answers = await pipeline.analyze(jobs, ticket=turn)
                     finished.append(number)
-                    return [one for one in answers if isinstance(one, FrameResult)]
+                    return [answer for answer in answers if isinstance(answer, FrameResult)]
 
             groups = await asyncio.gather(*(call(number) for number in range(0, 40, 2)))
         assert finished == list(range(0, 40, 2))
-        return [one for group in groups for one in group]
+        return [result for group in groups for result in group]
 
     found = asyncio.run(run())
     assert client.most > 2
-    assert {one.objects[0].track_id for one in found[2:]} == {1}
+    assert {result.objects[0].track_id for result in found[2:]} == {1}
     for number, one in enumerate(found):
         x, y = place(number)
         assert (one.objects[0].box.x1, one.objects[0].box.x2) == pytest.approx((x, x + SIDE), abs=2.0)

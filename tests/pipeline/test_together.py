@@ -28,17 +28,17 @@ def reader(columns: int, dtype: str = "UINT8") -> Any:
 
 
 def heads(seed: int, most: int, columns: int) -> NDArray[np.float32]:
-    """Up to `most` rows a picture that score, many on top of each other."""
+    """Up to `most` rows an image that score, many on top of each other."""
     random = np.random.default_rng(seed)
     out = np.zeros((len(BOXES), 300, columns), np.float32)
-    for one in out:
+    for head in out:
         count = random.integers(0, most + 1)
         at = random.choice(300, count, replace=False)
         corners = random.choice([50.0, 60.0, 300.0], (count, 2)) + random.uniform(0, 40, (count, 2))
-        one[at, :2], one[at, 2:4] = corners, corners + random.uniform(-5, 200, (count, 2))
-        one[at, 4] = random.choice([0.2, 0.5, 0.9], count)
-        one[at, 5] = 0 if columns > 6 else random.integers(0, 3, count)
-        one[at, 6:] = random.uniform(-20, 700, (count, columns - 6))
+        head[at, :2], head[at, 2:4] = corners, corners + random.uniform(-5, 200, (count, 2))
+        head[at, 4] = random.choice([0.2, 0.5, 0.9], count)
+        head[at, 5] = 0 if columns > 6 else random.integers(0, 3, count)
+        head[at, 6:] = random.uniform(-20, 700, (count, columns - 6))
     return out
 
 
@@ -89,4 +89,4 @@ def test_boxes_of_two_pictures_never_suppress_each_other() -> None:
     assert found is not None
     assert found[1].tolist() == [0, 1]
     first: Letterbox | None = BOXES[0]
-    assert [len(one.xyxy) for one in reader(6).read_all({"found": head}, [first, first], **LIMITS)] == [1, 1]
+    assert [len(found.xyxy) for found in reader(6).read_all({"found": head}, [first, first], **LIMITS)] == [1, 1]

@@ -142,5 +142,5 @@ async def test_a_cancelled_calls_thread_is_waited_for(
         calls[0].cancel()
         await asyncio.gather(*calls, return_exceptions=True)
         await asyncio.sleep(0.25)
-    assert [one.cancelled() for one in calls] == [True, False, False]
+    assert [call.cancelled() for call in calls] == [True, False, False]
     assert watched.most == 1

@@ -109,8 +109,8 @@ def test_a_whole_head_reads_as_a_plain_loop_would():
     reader = detect_reader(model(FLOAT, (-1, 7, 8400)))
     found = read(reader, head, confidence=0.45, iou=0.3, box=letterbox(640, 640, 640, 640))
     assert 20 < len(kept) < 300
-    assert found.class_id.tolist() == [one[4] for one in kept]
-    assert found.xyxy == pytest.approx(np.array([one[:4] for one in kept]), abs=1e-3)
+    assert found.class_id.tolist() == [row[4] for row in kept]
+    assert found.xyxy == pytest.approx(np.array([row[:4] for row in kept]), abs=1e-3)
 
 
 def test_only_the_best_class_of_a_box_counts():
@@ -210,4 +210,4 @@ def test_detections_for_the_wire():
     assert (first.box.y1, first.box.x2, first.box.y2) == (2.13, 3.33, 4.0)
     assert (second.class_name, second.track_id) == ("class_7", None)
     assert {type(value) for value in (first.confidence, first.box.x1, second.box.x2)} == {float}
-    assert [one.track_id for one in detections(detected, None, ())] == [None, None]
+    assert [found.track_id for found in detections(detected, None, ())] == [None, None]
