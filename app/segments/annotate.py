@@ -14,15 +14,15 @@ from app.segments.video.writer import YuvFrame
 Points = NDArray[np.int32]
 
 _MIN_CONFIDENCE = 0.3
-"""Keypoints that are less confident are not drawn."""
+"""Only keypoints with a confidence above this are drawn."""
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _DARK, _LIGHT = 16, 235
-"""Brightness of a label's letters."""
+"""Luma of a label's letters, 0 to 255: dark letters on a light box, light ones on a dark box."""
 
 
 @dataclass(frozen=True, slots=True)
 class Colour:
-    """A colour as values of the three planes, 0 to 255."""
+    """A colour as its values in the Y, U and V planes, 0 to 255."""
 
     y: int
     u: int
@@ -48,7 +48,7 @@ _LIMB, _JOINT, _TEXT = Colour.rgb(0, 230, 118), Colour.rgb(255, 255, 255), Colou
 
 
 def annotate(frame: YuvFrame, result: FrameResult) -> None:
-    """Draws a result on the frame's own planes."""
+    """Draws a result on the planes of the frame, in place. The result's coordinates are pixels of the frame."""
     painter = _Painter(frame)
     for found in result.objects:
         painter.box(found.box.x1, found.box.y1, found.box.x2, found.box.y2, _colour(found.class_id, found.track_id))
@@ -67,9 +67,7 @@ def annotate(frame: YuvFrame, result: FrameResult) -> None:
 
 
 class _Painter:
-    """Draws the same shape on all planes. The colour planes are half as large, so that OpenCV's `shift` halves the
-    coordinates there.
-    """
+    """Draws each shape on all planes. The colour planes have half the size: OpenCV's `shift` halves coordinates."""
 
     def __init__(self, frame: YuvFrame) -> None:
         self._frame = frame
@@ -99,7 +97,7 @@ class _Painter:
             cv2.polylines(plane, [corners], True, value, thick, cv2.LINE_AA, shift)
 
     def label(self, text: str, x: int, y: int, colour: Colour, *, below: bool = False) -> None:
-        """Draws text on a filled box above the point, or with `below` under it, moved so that it lies in the frame."""
+        """Draws text on a filled box above the point, or with `below` under it. The box is moved into the frame."""
         (width, height), descent = cv2.getTextSize(text, _FONT, self._letters, self._weight)
         width, tall = width + 2 * self._pad, height + descent + self._pad
         left = max(0, min(x, self._frame.width - width))
@@ -111,8 +109,8 @@ class _Painter:
         cv2.putText(self._frame.planes[0], text, place, _FONT, self._letters, shade, self._weight, cv2.LINE_8)
 
     def _planes(self, colour: Colour) -> list[tuple[NDArray[np.uint8], int, int, int]]:
-        """For each plane: the plane, the colour's value in it, the bits by which coordinates are shifted, the line
-        width.
+        """For each plane: the plane, the colour's value in it, the bits by which coordinates are shifted, and the line
+        width, pixels.
         """
         y, u, v = self._frame.planes
         half = (self._thick + 1) // 2

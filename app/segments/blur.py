@@ -1,7 +1,7 @@
-"""Makes faces unrecognizable, also shortly before and after they are found.
+"""Blurs faces beyond recognition, also shortly before and after the models find them.
 
-Faces come from the detector's class `face`, from the heads of poses, and from the boxes of people for whom neither
-gives a face.
+Faces are the boxes of the detector's class `face`, the heads of poses, and, for people with neither, the top of their
+box.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from app.protocol.result import Box, FrameResult, Keypoint, Pose
 from app.segments.video.writer import Plane, YuvFrame
 
 FACE_CLASS = "face"
-"""The class, in any spelling of its letters, whose boxes are faces."""
+"""The class whose boxes are faces. Upper and lower case do not matter."""
 HOLD_S = 0.5
-"""How long a face is blurred before it is first found and after it is last found, seconds of the video."""
+"""Seconds of the video for which a face is blurred before it is first found and after it is last found."""
 MAX_HELD_PIXELS = 64_000_000
-"""Pixels of the frames that are held, at 1.5 bytes each: half a second of 1920x1080 at 60 frames per second, less of
-larger frames."""
+"""Pixels of all held frames together, 1.5 bytes each: half a second of 1920x1080 at 60 frames per second; of larger
+frames less time."""
 CELLS = 6
 """A face is scaled down to this many cells across before it is blurred, so that the lost detail cannot be restored."""
 _MIN_CONFIDENCE = 0.2
-"""Of a keypoint. Lower than for drawing, because an unneeded blur does no harm."""
+"""Keypoints above this confidence are used. It is lower than for drawing, because an unneeded blur does no harm."""
 _DETECTOR_MARGIN = 1.3
-"""By which a detected face's box grows, because detectors draw it tightly."""
+"""Factor by which a detected face's box grows, because detectors draw it tightly."""
 _ASPECT = 1.15
 """A face's height divided by its width."""
 _MAX_SIZE_RATIO = 2.0
 """Two faces whose sizes differ by more than this factor belong to different people."""
 _MIN_IOU = 0.3
-"""Two boxes of the same thing overlap by at least this."""
+"""Two boxes belong to the same face or the same person only if their IoU is above this."""
 _NOSE, _LEFT_EYE, _RIGHT_EYE, _LEFT_EAR, _RIGHT_EAR, _LEFT_SHOULDER, _RIGHT_SHOULDER = range(7)
 _REACH = {
     (_LEFT_EAR, _RIGHT_EAR): 0.9,
@@ -49,30 +49,29 @@ _REACH = {
     (_NOSE, _RIGHT_EYE): 2.8,
     (_LEFT_SHOULDER, _RIGHT_SHOULDER): 0.33,
 }
-"""The head's radius divided by the distance between two keypoints. Turning or bowing a head brings some pairs closer
-together and leaves others, so the largest radius counts."""
+"""The head's radius divided by the distance between two keypoints. Turning or bowing a head shortens only some of these
+distances, so the largest radius is used."""
 
 
 class FaceBlur:
     """Blurs the faces of one video, whose frames are added in order.
 
-    A face that is suddenly found was there before. Frames are therefore held for HOLD_S, so that it can be blurred in
-    them, too.
+    A newly found face was probably visible before the models found it. Frames are therefore held for HOLD_S, so that
+    the face can be blurred in them, too.
 
     Args:
-        max_pixels: of the frames that are held.
+        max_pixels: limit of all held frames together, pixels. Beyond it the oldest frame is finished early.
     """
 
     def __init__(self, max_pixels: int = MAX_HELD_PIXELS) -> None:
         self._max_pixels = max_pixels
         self._faces: list[tuple[Face, float]] = []
-        """Each face where it was last found, and when."""
+        """Each face at its last place, and the time at which it was found there, seconds of the video."""
         self._held: deque[tuple[float, YuvFrame]] = deque()
         self._pixels = 0
 
     def add(self, frame: YuvFrame, result: FrameResult | None, at_s: float) -> list[YuvFrame]:
-        """Blurs the faces found in the next frame, and those found shortly before; blurs faces that are new in the held
-        frames, too.
+        """Blurs the next frame's faces and those found shortly before; blurs its new faces in the held frames, too.
 
         Args:
             result: None if the frame could not be analysed. Then the whole frame is blurred, because its faces are
@@ -80,7 +79,7 @@ class FaceBlur:
             at_s: the frame's time, seconds of the video.
 
         Returns:
-            The frames, this one or earlier ones, that are finished: each once, in their order.
+            The frames that are finished now, in order. Every frame is returned once, by `add` or by `flush`.
         """
         self._held.append((at_s, frame))
         self._pixels += frame.width * frame.height
@@ -93,14 +92,14 @@ class FaceBlur:
         return self._finished(at_s)
 
     def flush(self) -> list[YuvFrame]:
-        """The frames that are still held. To be called after the last frame."""
+        """Returns the frames that are still held, in order. To be called once, after the last frame."""
         left = [frame for _, frame in self._held]
         self._held.clear()
         return left
 
     def _follow(self, found: list[Face], at_s: float) -> None:
-        """Updates the faces. A face that moved is blurred in the held frames since it was last found, a new face in all
-        of the last HOLD_S.
+        """Updates the known faces. A known face is blurred at its new place in the held frames since it was last found,
+        a new face in those of the last HOLD_S.
         """
         known = [(face, found_at) for face, found_at in self._faces if at_s - found_at < HOLD_S]
         matches = _matches([face for face, _ in known], found)
@@ -170,8 +169,8 @@ class Face:
 def _faces(result: FrameResult) -> list[Face]:
     """All faces of a frame.
 
-    For a person or pose without a known face it is the top of the box: as high as the box is wide, and at least a third
-    of its height.
+    The face of a person or pose without a known face is the top of the box: as high as the box is wide, and at least a
+    third of its height.
     """
     detected = [_from_box(found.box) for found in result.objects if found.class_name.casefold() == FACE_CLASS]
     heads = [(pose, head) for pose in result.poses if (head := _head(pose)) is not None]
@@ -193,7 +192,7 @@ def _top(box: Box) -> Face:
 
 
 def _head(pose: Pose) -> Face | None:
-    """The face of a pose whose nose, eyes or ears are known."""
+    """The face of a pose; None if neither nose, eyes nor ears are known."""
     known = {index: point for index, point in enumerate(pose.keypoints[:7]) if point.confidence > _MIN_CONFIDENCE}
     head = [point for index, point in known.items() if index <= _RIGHT_EAR]
     if not head:
@@ -211,7 +210,7 @@ def _faceless(people: list[Box], heads: list[tuple[Pose, Face]], detected: list[
         return []
     of_pose = _pairs(_over(iou(_boxes(people), _boxes([pose.box for pose, _ in heads])), _MIN_IOU))
     with_head = {person for person, _ in of_pose}
-    # A face and a head of the same person are one face, so that this face cannot serve for another person.
+    # A detected face that matches a pose's head belongs to that person, so it cannot be the face of another one.
     used = {face for _, face in _pairs(_similarity([heads[pose][1] for _, pose in of_pose], detected))}
     left = [index for index in range(len(people)) if index not in with_head]
     free = [face for index, face in enumerate(detected) if index not in used]
@@ -220,9 +219,9 @@ def _faceless(people: list[Box], heads: list[tuple[Pose, Face]], detected: list[
 
 
 def _matches(before: Sequence[Face], now: Sequence[Face]) -> list[int | None]:
-    """For each face of `now` the index of the same face in `before`: one of similar size that overlaps.
+    """For each face of `now` the index of the same face in `before`, which has a similar size and overlaps; else None.
 
-    Each face is matched once, so that a missed face is not taken for a found one beside it.
+    Each face is matched at most once, so that a face that is missing now is not matched to a neighbouring one.
     """
     if not before or not now:
         return [None] * len(now)
@@ -231,7 +230,7 @@ def _matches(before: Sequence[Face], now: Sequence[Face]) -> list[int | None]:
 
 
 def _similarity(some: Sequence[Face], others: Sequence[Face]) -> Floats:
-    """IoU `[some, others]`; 0 for faces that cannot be the same."""
+    """IoU, float32 `[some, others]`; 0 for faces that cannot be the same."""
     if not some or not others:
         return np.zeros((len(some), len(others)), np.float32)
     overlap = iou(
@@ -243,8 +242,8 @@ def _similarity(some: Sequence[Face], others: Sequence[Face]) -> Floats:
 
 
 def _closeness(people: Sequence[Box], faces: Sequence[Face]) -> Floats:
-    """How near each face is to the top centre of each person's box `[people, faces]`: 1 there, 0 outside the upper
-    half.
+    """Nearness of each face to the top centre of each person's box, float32 `[people, faces]`: 1 there, 0 outside the
+    upper half.
     """
     closeness = np.zeros((len(people), len(faces)), np.float32)
     for row, box in enumerate(people):
@@ -257,7 +256,11 @@ def _closeness(people: Sequence[Box], faces: Sequence[Face]) -> Floats:
 
 
 def _pairs(scores: Floats) -> list[tuple[int, int]]:
-    """Matches rows and columns one to one, the largest score first; never where the score is 0."""
+    """Matches rows and columns one to one, largest scores first; pairs with a score of 0 are not matched.
+
+    Returns:
+        (row, column) of each match.
+    """
     rows, columns = np.nonzero(scores > 0)
     pairs: list[tuple[int, int]] = []
     used_rows, used_columns = set[int](), set[int]()

@@ -1,4 +1,4 @@
-"""Names of objects, built and parsed. Pure.
+"""Builds and parses the keys and addresses of objects. No I/O.
 
 A *bucket* is an S3 bucket, or without S3 the absolute path of a folder. The keys are the same in both.
 
@@ -7,8 +7,8 @@ A *bucket* is an S3 bucket, or without S3 the absolute path of a folder. The key
     output bucket   jobs/{job}/segments/{index:05d}.mp4       the analysed segment
                     jobs/{job}/segments/{index:05d}.jsonl     its results, one frame a line
                     jobs/{job}/final.mp4, final.jsonl         all segments, joined
-                    async/…{invocation}.out                   SageMaker's answer
-                    async-failures/…{invocation}…             SageMaker's failure
+                    async/…{invocation}.out                   the response that SageMaker stores
+                    async-failures/…{invocation}…             the error that SageMaker stores
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Mode = Literal["annotate", "blur_faces", "results_only"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
 MAX_SEGMENTS = 100_000
-"""An index has five digits, so that keys sort in the order of the video."""
+"""Segments per job. An index has five digits, so that keys sort in the order of the video."""
 
 _JOB = re.compile(r"[A-Za-z0-9-]{1,64}")
 _INPUT = re.compile(rf"segments/({_JOB.pattern})/(\d{{5}})\.({'|'.join(MODES)})\.mp4")
@@ -51,7 +51,7 @@ class SegmentId:
 
     @property
     def id(self) -> SegmentId:
-        """The id without the mode, so that it is equal for every mode."""
+        """The id without the mode, so that ids of the same segment are equal in every mode."""
         return SegmentId(self.job_id, self.index)
 
     def __str__(self) -> str:
@@ -60,7 +60,11 @@ class SegmentId:
 
 @dataclass(frozen=True, slots=True)
 class SegmentKey(SegmentId):
-    """A segment and the mode in which it is analysed."""
+    """A segment and the mode in which it is analysed.
+
+    Raises:
+        ValueError: the job id, the index or the mode is not valid.
+    """
 
     mode: Mode
 
@@ -77,6 +81,7 @@ class Answer:
 
     invocation_id: str
     failed: bool
+    """Whether the object lies below `async-failures/`."""
 
 
 def check_job_id(job_id: str) -> str:
@@ -133,7 +138,7 @@ def input_uri(bucket: str, segment: SegmentKey) -> str:
 
 
 def parse_input(bucket: str, key: str) -> SegmentKey | None:
-    """The segment that an object of the input bucket holds; None if the key is not a segment's."""
+    """The segment in this object of the input bucket; None for any other key."""
     found = _INPUT.fullmatch(key)
     return SegmentKey(found[1], int(found[2]), cast(Mode, found[3])) if found and bucket else None
 
@@ -151,23 +156,24 @@ def output_key(segment: SegmentId) -> str:
 
 
 def output_uri(bucket: str, segment: SegmentId) -> str:
-    """The output address. In mode `results_only` it has no object; the results are `beside` it in every mode."""
+    """Address of the analysed segment. In mode `results_only` no object is there. In every mode the results are
+    `beside` it."""
     return uri(bucket, output_key(segment))
 
 
 def beside(video_uri: str) -> str:
-    """Address of the results (JSONL) of a video."""
+    """Address of the results (JSONL) that belong to a video's address."""
     return video_uri.removesuffix(".mp4") + ".jsonl"
 
 
 def parse_output(bucket: str, key: str) -> SegmentId | None:
-    """The segment whose output an object of the output bucket is; None for any other key, such as `final.mp4`."""
+    """The segment whose analysed video has this key of the output bucket; None for other keys, such as `final.mp4`."""
     found = _OUTPUT.fullmatch(key)
     return SegmentId(found[1], int(found[2])) if found and bucket else None
 
 
 def parse_answer(bucket: str, key: str) -> Answer | None:
-    """The invocation that an object below `async/` or `async-failures/` answers; None if its name contains no id.
+    """The invocation whose outcome this object below `async/` or `async-failures/` is; None if its name contains no id.
 
     SageMaker may put folders before the name, or text around the id.
     """

@@ -1,4 +1,4 @@
-"""The reassembly queue: joins a job's segments into one video, and their results into one file."""
+"""Consumes the reassembly queue: joins a job's segments into one video, and their results into one file."""
 
 from __future__ import annotations
 
@@ -19,20 +19,28 @@ from app.segments.worker import LoopHealth, VisibilityHeartbeat
 log = logging.getLogger(__name__)
 
 _POLL_S = 5.0
-"""Seconds that a request for a message is held; a reassembler that stops waits for it."""
+"""Seconds that one request for a message waits. A reassembler that stops waits for its end."""
 _MAX_TRIES = 8
 """Deliveries after which an error counts as permanent: about ten minutes."""
 _FIRST_PAUSE_S = 5.0
+"""Seconds between the first delivery of a failing job and the second. The pause doubles with each delivery."""
 _MAX_PAUSE_S = 300.0
-"""Pauses between the deliveries of a job that failed."""
+"""The longest of these pauses, seconds."""
 _FAILED = b',"error":{'
-"""In the line of a frame with an error in place of a result. Recognized text cannot contain it: quotes are escaped."""
+"""Found only in the result line of a frame with an error. Recognized text cannot contain it, because JSON escapes
+quotes."""
 _QUEUE_PAUSE_S = 5.0
-"""Pause after the queue itself failed."""
+"""Seconds of the pause after the queue itself failed."""
 
 
 class Reassembler:
-    """Reassembles job after job. Killed at any moment, it loses nothing; a job that comes twice is made once."""
+    """Reassembles job after job. A reassembler that is killed loses no job, because the queue delivers the message
+    again; a job whose message arrives twice is reassembled once.
+
+    Args:
+        visibility_s: the queue's visibility timeout, which a heartbeat extends, seconds.
+        poll_s: seconds that one request for a message waits.
+    """
 
     def __init__(self, resources: Resources, *, visibility_s: float, poll_s: float = _POLL_S) -> None:
         self._resources = resources
@@ -42,7 +50,7 @@ class Reassembler:
         self._health = LoopHealth()
 
     def stop(self) -> None:
-        """Asks `run` to return after the current job; from any thread, or a signal handler."""
+        """Makes `run` return after the current job. Any thread or a signal handler may call it."""
         self._stopping.set()
 
     def report(self) -> dict[str, Any]:
@@ -50,19 +58,19 @@ class Reassembler:
         return self._health.report()
 
     def run(self) -> None:
-        """Works until `stop`."""
+        """Handles messages until `stop` is called. Errors of the queue are logged and counted, not raised."""
         while not self._stopping.is_set():
             try:
                 self.turn(self._poll_s)
-            except Exception:  # the queue cannot be reached, or refuses: the loop must survive that
-                log.exception("the reassembly queue could not be asked; trying again")
+            except Exception:  # the queue cannot be reached or refuses: the loop must continue
+                log.exception("the reassembly queue failed; trying again")
                 SEGMENT_MESSAGES.labels("reassembly", "error").inc()
                 self._health.failed()
                 self._stopping.wait(_QUEUE_PAUSE_S)
             self._health.turned()
 
     def turn(self, wait_s: float) -> None:
-        """Waits up to `wait_s` for a message, and handles it."""
+        """Waits up to `wait_s` seconds for a message, and handles it."""
         queue = self._resources.reassembly
         message = queue.receive(wait_s)
         if message is None:
@@ -81,11 +89,12 @@ class Reassembler:
             log.warning("%s", error)
 
     def _handle(self, message: Message) -> str:
-        """Returns the label of the counter. After `error` and `invalid` the message is delivered again."""
+        """Handles a message; returns its outcome, the counter's label. After `error` or `invalid` the message is
+        delivered again."""
         try:
             job_id = check_job_id(message.body)
         except ValueError as error:
-            log.warning("message %s of the reassembly queue is no job (%s); given back", message.id, error)
+            log.warning("message %s of the reassembly queue is not a job id (%s); released", message.id, error)
             return "invalid"
         if message.deliveries > MAX_DELIVERIES:
             return self._give_up(job_id, f"delivered {message.deliveries - 1} times, and no process finished it")
@@ -96,25 +105,25 @@ class Reassembler:
         except Exception as error:  # any error of S3, the store or the disk: the job is delivered again
             if message.deliveries >= _MAX_TRIES:
                 return self._give_up(job_id, f"{type(error).__name__}: {error}")
-            log.exception("job %s could not be put together; trying again", job_id)
+            log.exception("job %s could not be reassembled; trying again", job_id)
             return "error"
 
     def _give_up(self, job_id: str, reason: str) -> str:
-        log.error("job %s cannot be put together: %s", job_id, reason)
+        log.error("job %s cannot be reassembled: %s", job_id, reason)
         self._resources.store.mark(job_id, "failed", f"its parts cannot be put together: {reason}")
         return "given_up"
 
     def reassemble(self, job_id: str) -> str:
-        """Makes the final files of a job whose segments are all done; returns the label of the counter.
+        """Makes the final files of a job whose segments are all complete; returns the outcome, the counter's label.
 
         Raises:
             VideoError: the segments do not fit together.
-            ObjectMissing: one of them does not exist.
+            ObjectMissing: the video or, in mode `results_only`, the results of a segment do not exist.
         """
         resources = self._resources
         job = resources.store.job(job_id)
         if job is None:
-            log.warning("job %s is not recorded; left alone", job_id)
+            log.warning("job %s is not in the store; its message is ignored", job_id)
             return "unknown"
         if job.status == "failed":
             return "job_failed"
@@ -123,7 +132,7 @@ class Reassembler:
             return "duplicate"
         complete = {completion.segment.index for completion in resources.store.completions(job_id)}
         if job.total is None or not complete.issuperset(range(job.total)):
-            log.warning("job %s: a message of an earlier round; its segments are not all done", job_id)
+            log.warning("job %s: its segments are not all complete; the message of an earlier round is ignored", job_id)
             return "early"
         with tempfile.TemporaryDirectory(prefix="reassembly-") as folder:
             failed = self._make(job, [SegmentId(job_id, index) for index in range(job.total)], Path(folder))
@@ -136,7 +145,10 @@ class Reassembler:
         return "done"
 
     def _make(self, job: Job, segments: list[SegmentId], folder: Path) -> int:
-        """Uploads the results before the video, which others wait for. Returns how many frames have no result."""
+        """Makes and uploads the final files; returns the number of frames without a result.
+
+        The results are uploaded before the video, because clients wait for the video.
+        """
         bucket, objects = self._resources.output_bucket, self._resources.objects
         results = folder / "final.jsonl"
         failed = self._results(job, segments, results)
@@ -152,9 +164,11 @@ class Reassembler:
         return failed or 0
 
     def _results(self, job: Job, segments: list[SegmentId], target: Path) -> int | None:
-        """Writes all results into one file; returns how many are errors.
+        """Writes all results into one file.
 
-        None if the backend wrote no results, which a foreign backend need not do.
+        Returns:
+            The number of lines that are errors; None if the backend wrote no results, which a foreign backend need not
+            do.
         """
         part = target.with_name("part.jsonl")
         found, failed = False, 0

@@ -1,6 +1,7 @@
-"""Submitting a video: it is cut into segments, which are uploaded one by one, and its job is followed to its end.
+"""Submits a video: cuts it into segments, uploads them one by one, and follows the job to its end.
 
-Submitted again, the same video goes on where it was interrupted: the job's id is derived from the video.
+If the same video is submitted again, the job continues where it was interrupted, because its id is derived from the
+video.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ from app.sources.truncation import truncation
 log = logging.getLogger(__name__)
 
 _CHUNK = 4 << 20
-"""Bytes of a video that are hashed between two checks for an interrupt: some milliseconds."""
+"""Bytes of a video that are hashed between two checks for an interrupt; hashing them takes some milliseconds."""
 _LONG_S = 2.0
-"""Seconds after which the display says that a segment is still being cut."""
+"""Seconds after which the display shows that a segment is still being cut."""
 _MAX_NAME = 40
-"""Characters of the video's name in its job's id."""
+"""Characters of the video's name in its job's id, at most."""
 
 
 class Interrupted(SightlineError):
@@ -47,7 +48,7 @@ class Interrupted(SightlineError):
 
 
 class JobFailed(SightlineError):
-    """A segment, or the reassembly, was given up. The message says why."""
+    """A segment or the reassembly failed permanently, or the job was deleted. The message has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +58,10 @@ class Submission:
     video: Path
     mode: Mode = "annotate"
     seconds: float = 10.0
-    """A segment's minimum length."""
+    """A segment's minimum length, seconds."""
     again: bool = False
-    """Analyse a job that is done or failed from the start; for any other job, announce missing segments once more."""
+    """Start a new job if the last one is done or failed; for any other job, upload and announce its incomplete segments
+    once more."""
     allow_truncated: bool = False
     """Accept a video whose file was cut off, and analyse the part that exists."""
 
@@ -75,9 +77,11 @@ def record(
 ) -> Job:
     """Returns the video's job: the existing one, or a new one if there is none or it is to be started anew.
 
+    A done job is started anew also if its final file was deleted.
+
     Raises:
         VideoError: the video cannot be read.
-        TruncatedVideo: its file was cut off. The job is failed until the video is submitted with `allow_truncated`.
+        TruncatedVideo: its file was cut off. A new job is failed until the video is submitted with `allow_truncated`.
         Interrupted: `stopping` was set meanwhile.
     """
     display, stopping = display or ProgressDisplay(), stopping or threading.Event()
@@ -110,7 +114,7 @@ def record(
 def upload(
     resources: Resources, submission: Submission, job: Job, display: ProgressDisplay, stopping: threading.Event
 ) -> Job:
-    """Cuts the video and uploads the segments that are missing in the input bucket.
+    """Cuts the video and uploads the segments that are missing in the input bucket; returns the job as it is then.
 
     Raises:
         VideoError: the video cannot be cut.
@@ -118,13 +122,13 @@ def upload(
     """
     display.start(job)
     if job.status == "failed":
-        log.warning("job %s had failed (%s); trying again what is missing", job.job_id, job.reason)
+        log.warning("job %s had failed (%s); its missing segments are tried again", job.job_id, job.reason)
         resources.store.reopen(job.job_id)
     elif submission.again and job.status == "chunking_complete":
-        # All segments may be complete and the reassembly message lost. Only another round sends the message again.
+        # All segments may be complete and the reassembly message lost. Only a new round sends the message again.
         resources.store.reopen(job.job_id)
-    # The segments of a failed job are in the bucket, so they must be uploaded again for the workers to hear of them.
-    # The same holds for a later round that was interrupted.
+    # The segments of a failed job are in the bucket already. They are uploaded again so that the bucket sends their
+    # events to the workers again. The same holds for a later round that was interrupted.
     again = job.status == "failed" or submission.again or (job.status == "chunking" and job.round > 0)
     announced = job.status == "chunking_complete" and resources.announce is None  # the bucket has sent all events
     if job.status == "done" or (announced and not again):
@@ -136,7 +140,7 @@ def upload(
         resources.store.mark(job.job_id, "chunking", lacks)
     resources.store.chunking_complete(job.job_id, total)
     display.all_uploaded(total)
-    # All segments may be complete by now; then no worker checks the job soon.
+    # Check here, because if all segments are complete by now, no later completion makes a worker check the job.
     Completions(resources).check(job.job_id)
     return _existing(resources, job.job_id)
 
@@ -144,10 +148,13 @@ def upload(
 def follow(
     resources: Resources, job_id: str, display: ProgressDisplay, stopping: threading.Event, *, every_s: float
 ) -> Job:
-    """Shows a job's progress until it is done.
+    """Shows a job's progress until it is done; returns the job.
+
+    Args:
+        every_s: seconds between two looks at the store.
 
     Raises:
-        JobFailed: the job has failed.
+        JobFailed: the job has failed, or the store no longer has it.
         Interrupted: `stopping` was set meanwhile.
     """
     while True:
@@ -165,7 +172,12 @@ def follow(
 
 
 def _job_id(submission: Submission, stopping: threading.Event) -> str:
-    """Derived from the video's bytes, and from the options that decide its segments."""
+    """The job id that is derived from the video's bytes, the mode and the segments' length, so that the same submission
+    finds its job.
+
+    Raises:
+        Interrupted: `stopping` was set meanwhile.
+    """
     digest = hashlib.sha256()
     with submission.video.open("rb") as video:
         while chunk := video.read(_CHUNK):
@@ -177,14 +189,14 @@ def _job_id(submission: Submission, stopping: threading.Event) -> str:
 
 
 def _numbered(base: str) -> Iterator[str]:
-    """The ids of a video's jobs: each of them was started anew after the one before."""
+    """The ids of a video's jobs in the order in which they are started anew: `base`, `base-2`, …"""
     yield base
     for number in itertools.count(2):
         yield f"{base}-{number}"
 
 
 def _output_lacks(submission: Submission, stopping: threading.Event) -> str | None:
-    """Text on what the output will lack, for the user."""
+    """For the user: the parts of the video that the output will lack; None if it will lack nothing."""
     video = submission.video
     found = [truncation(video, check=lambda: _check_interrupt(stopping))] if submission.allow_truncated else []
     if submission.mode != "results_only":
@@ -213,7 +225,7 @@ def _cut_and_upload(
     *,
     again: bool,
 ) -> int:
-    """Uploads the missing segments; returns the number of all.
+    """Cuts the video and uploads the missing segments; returns the number of all segments.
 
     Args:
         again: also upload segments that exist, so that the bucket sends their events once more.
@@ -275,7 +287,7 @@ class ProgressDisplay:
 
     def __enter__(self) -> ProgressDisplay:
         if self._console.is_terminal:
-            # Log lines appear above the display. The display itself shows progress, so only warnings are logged.
+            # Log lines appear above the display. The display shows progress itself, so only warnings are logged.
             handler = RichHandler(logging.WARNING, self._console, show_path=False)
             logging.getLogger().handlers[:] = [handler]
             self._live.start(refresh=True)
@@ -287,33 +299,38 @@ class ProgressDisplay:
         self._live.stop()
 
     def status(self, text: str) -> None:
-        """Sets the line that says what the command waits for; empty removes it."""
+        """Sets the line on what the command waits for; an empty text removes it."""
         self._status = text
         if text and not self._console.is_terminal:
             log.info("%s", text)
 
     def start(self, job: Job) -> None:
-        """Sets the job that is shown."""
+        """Shows this job from now on."""
         self._job_id = job.job_id
         self._title = f"{job.source}  {job.mode}  job {job.job_id}"
         log.info("job %s: %s of %s", job.job_id, job.mode, job.source)
 
     def uploaded(self, index: int) -> None:
-        """A segment is in the input bucket."""
+        """Marks a segment as uploaded to the input bucket."""
         with self._lock:
             self._uploaded.add(index)
         log.info("segment %d is cut and uploaded", index)
 
     def all_uploaded(self, total: int) -> None:
-        """All segments are in the input bucket."""
+        """Marks all segments as uploaded to the input bucket and sets their number."""
         with self._lock:
             self._total = total
             self._uploaded.update(range(total))
 
     def progress(self, segment: SegmentKey, frames: int | None, total: int) -> None:
-        """Sets the number of a segment's analysed frames; None: its analysis ended, successfully or not."""
+        """Sets the number of a segment's analysed frames.
+
+        Args:
+            frames: None if the analysis ended, successfully or not.
+            total: frames of the segment.
+        """
         self._status = ""
-        if segment.job_id != self._job_id:  # of an earlier video that was interrupted in the same folder
+        if segment.job_id != self._job_id:  # a segment of an interrupted job in the same folder
             return
         index = segment.index
         with self._lock:
@@ -323,7 +340,7 @@ class ProgressDisplay:
                 self._analysing[index] = frames, total
 
     def completed(self, indices: Collection[int]) -> None:
-        """These segments are complete."""
+        """Marks these segments as complete."""
         with self._lock:
             if self._completed_before is None:
                 self._completed_before = len(self._completed | set(indices))

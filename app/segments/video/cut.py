@@ -26,7 +26,7 @@ from app.sources.address import ffmpeg_name
 from app.sources.copying import add_copy
 
 _MAX_PACKETS = 600
-"""Packets held at once, because some videos have a single key frame."""
+"""Packets held at once. A group of more packets is handed on in pieces, because some videos have a single key frame."""
 
 
 def _no_check() -> None:
@@ -45,16 +45,18 @@ def cut(
     names, and readers recognize them by their content. Audio that MP4 does not accept is left out, because the joined
     video could not hold it.
 
-    Yields `folder/00000.mp4`, …, each once it is complete. Its metadata say where it stands in the video (`Position`),
-    so that `concat` puts every frame and all audio back in its place. It does not cut at a key frame that later frames
-    are shown before (an open group of pictures).
+    Yields `folder/00000.mp4`, …, each once it is complete. A part's metadata contain its `Position` in the video, so
+    that `concat` puts every frame and all audio back in its place. A key frame begins no part if frames that follow it
+    in the file are shown before it (an open group of pictures), because they need frames of the part before.
 
     Args:
+        seconds: minimum length of a part, except the last.
         check: called repeatedly, also within a part, which may be the whole video; its exception ends the cutting.
         silent: leaves out all audio.
 
     Raises:
-        VideoError: the file has no video, or one whose frames no container here accepts.
+        VideoError: the file has no video, its frames have no times or decreasing ones, or no container here accepts
+            them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open_video(source) as media:
@@ -90,7 +92,7 @@ def _parts(
 
 
 def _groups(media: MediaFile) -> Iterator[list[Any]]:
-    """Yields the packets from one key frame up to the next, in decoding order."""
+    """Yields the packets from one key frame up to the next, at most `_MAX_PACKETS`, in decoding order."""
     group: list[Any] = []
     last: int | None = None
     for packet in media.container.demux(media.video):
@@ -111,7 +113,7 @@ def _groups(media: MediaFile) -> Iterator[list[Any]]:
 
 
 def _with_dts(group: list[Any]) -> list[Any]:
-    """Sets missing decoding times, which Matroska does not give for its first frames: each is set one frame's duration
+    """Sets missing decoding times, because Matroska gives none for its first frames: each is set one frame's duration
     before the next.
     """
     after: int | None = None
@@ -123,7 +125,7 @@ def _with_dts(group: list[Any]) -> list[Any]:
 
 
 def _is_closed(group: list[Any]) -> bool:
-    """Whether the group begins with a key frame and shows nothing before it that could need earlier frames."""
+    """Whether the group begins with a key frame and shows no frame before it, which could need earlier frames."""
     return bool(group[0].is_keyframe) and min(packet.pts for packet in group) == group[0].pts
 
 
@@ -134,7 +136,9 @@ class _Part:
         self._path, self._media, self._audio = path, media, audio
         self._base = Fraction(media.video.time_base)
         self.start = self.latest = start
-        """Seconds on the file's own clock: the part's beginning, and when the last frame so far is shown."""
+        """Seconds on the file's own clock: the beginning of the part, and the latest time at which one of its frames so
+        far is shown.
+        """
         name = choose_format([media.video, *audio.streams])
         self._out: Any = av.open(ffmpeg_name(path), "w", format=name, options=muxer_options(name, "use_metadata_tags"))
         self._out.metadata.update(position.tags())
@@ -200,13 +204,14 @@ class _Joiner:
     def __init__(self, path: Path, name: str) -> None:
         self._out: Any = av.open(ffmpeg_name(path), "w", format=name, options=muxer_options(name, "faststart"))
         self._streams: dict[int, Any] = {}
-        """Streams of the output by track number, as all dictionaries here."""
+        """Streams of the output by track number. The other dictionaries have the same keys."""
         self._codings: dict[int, tuple[object, ...]] = {}
         self._end = Fraction(0)
-        """Where the last part's frames end, seconds."""
+        """When the last part's frames end, seconds."""
         self._audio_ends: dict[int, Fraction] = {}
+        """When the last part's audio ends, seconds."""
         self._last: dict[int, int] = {}
-        """Each stream's last decoding time, in its own unit."""
+        """The last decoding time of each stream, in units of its time base."""
 
     def __enter__(self) -> _Joiner:
         return self
@@ -216,7 +221,7 @@ class _Joiner:
 
     def add_streams(self, part: MediaFile) -> None:
         """Adds a part's streams to the output. All must be added before the first packet, because a later part may have
-        audio that the first has not.
+        audio that the first part lacks.
         """
         for stream in (part.video, *part.audio):
             number, coding = part.track_id(stream), _coding(stream)
@@ -260,11 +265,11 @@ class _Joiner:
         return start + before - begins
 
     def _write(self, number: int, packet: Any, shift: Fraction) -> Fraction:
-        """Writes a packet, moved by `shift` seconds; returns when it ends, seconds."""
+        """Writes a packet, moved by `shift` seconds; returns its end, seconds."""
         base = Fraction(packet.time_base)
         moved = round(shift / base)
         packet.pts += moved
-        # In a re-encoded part the first frames may be due for decoding before the last part's last ones: decode later.
+        # A re-encoded part may begin with decoding times before the end of the last part: move them later.
         packet.dts = max(packet.dts + moved, self._last.get(number, packet.dts + moved - 1) + 1)
         packet.pts = max(packet.pts, packet.dts)
         self._last[number] = packet.dts
@@ -275,7 +280,7 @@ class _Joiner:
 
 
 def _coding(stream: Any) -> tuple[object, ...]:
-    """What must be equal in all parts."""
+    """The codec parameters of a stream that must be equal in all parts."""
     codec = stream.codec_context
     size = (codec.width, codec.height) if stream.type == "video" else (codec.sample_rate, codec.layout.name)
     return codec.name, *size, codec.extradata, stream.time_base

@@ -1,8 +1,8 @@
 """Analyses a video: every frame in order, decoded, analysed in batches, drawn on and encoded; none is dropped.
 
-`analyze_video` is the whole way. Three things happen at once: the next frames are decoded in one thread, some batches
-are in the pipeline, and analysed batches are drawn on and encoded in another thread. Frames are handed on batch by
-batch, so that only a few are in memory.
+`analyze_video` does all of this. Three steps run at once: one thread decodes the next frames, the pipeline analyses up
+to `IN_FLIGHT` batches, and another thread draws on analysed batches and encodes them. Frames move on batch by batch, so
+that only a few are in memory.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from app.settings import PipelineSettings
 log = logging.getLogger(__name__)
 
 RATE = metrics.RateGauge(ENTRY)
-"""Written frames per second, for the metrics."""
+"""Written frames per second, as a metric."""
 MAX_PIXELS = 4096 * 4096
 """The largest frame, pixels, unless the caller sets another limit."""
 IN_FLIGHT = 4
@@ -54,16 +54,18 @@ BATCH = 4
 MAX_TEXT_LAG_S = 1.0
 """How old a text reading may be, seconds of the video, before frames wait for the next one."""
 DEADLINE_S = 60.0
-"""For one inference request, seconds. It is long because no user waits for a live answer, and a slow answer of a busy
-machine is better than an unanalysed frame."""
+"""Time limit of one inference request, seconds. It is long because no user waits for a live result, and a slow result
+of a busy machine is better than an unanalysed frame."""
 _POLL_S = 0.01
+"""Seconds between two checks of whether text reading has caught up."""
 _BATCH_PIXELS = 8_000_000
 """Pixels per batch at most, so that batches of large frames contain fewer of them."""
 _BLUR_CONFIDENCE = 0.2
-"""Lower than for drawing, because a face that is not detected stays visible."""
+"""The highest detection confidence threshold in mode `blur_faces`. It is low because a face that is not detected stays
+visible."""
 
 AnalysisResult = FrameResult | Exception
-"""What the pipeline returned for a frame, or why it returned nothing."""
+"""The result of a frame, or the error in place of it."""
 
 
 class FrameFailed(InferenceError):
@@ -74,7 +76,7 @@ class FrameFailed(InferenceError):
 
 @dataclass(frozen=True, slots=True)
 class VideoReport:
-    """What an analysis did."""
+    """Frame counts and times of a finished analysis."""
 
     frames: int
     """Frames of the video. The results and the new video contain all of them."""
@@ -85,25 +87,27 @@ class VideoReport:
     first_frame: int
     """The number of the first frame in the whole video, if this one is a part of it."""
     start_s: float
+    """Beginning of this video in the whole one, seconds."""
     duration_s: float
-    """From the beginning to the last frame's time, seconds."""
+    """From this video's beginning to its last frame's time, seconds."""
     elapsed_s: float
-    """How long the analysis took."""
+    """Duration of the analysis, seconds."""
     truncated: str | None = None
-    """What the file lacks of what it declares, in words; None if it lacks nothing or the caller did not check."""
+    """A sentence on the declared part of the file that is missing; None if the file is complete or the caller did not
+    check it."""
 
 
-# --- what the models can do ---
+# --- settings and models ---
 
 
 def stream_settings(pipeline: PipelineSettings, mode: Mode) -> StreamSettings:
-    """The settings for analysing a video. As in a live session, frames carry the last texts that were read."""
+    """The settings for analysing a video. As in a live session, each result has the last texts that were read."""
     confidence = min(pipeline.confidence, _BLUR_CONFIDENCE) if mode == "blur_faces" else pipeline.confidence
     return StreamSettings(mode="lossless", confidence=confidence, iou=pipeline.iou)
 
 
 async def load_models(pipeline: Pipeline) -> None:
-    """Loads the models' descriptions, unless they are loaded.
+    """Loads the models' descriptions if they are not loaded yet. A rejected model is no error here.
 
     Raises:
         InferenceUnavailable: the inference server cannot be reached.
@@ -111,7 +115,7 @@ async def load_models(pipeline: Pipeline) -> None:
     with contextlib.suppress(ModelRejected):  # `ModelSet.rejected` has the reason
         await pipeline.load()
     if not pipeline.client.up:
-        raise InferenceUnavailable("the inference server is away")
+        raise InferenceUnavailable("the inference server cannot be reached")
 
 
 def serves_any(models: ModelSet) -> bool:
@@ -136,7 +140,7 @@ def required_stages(models: ModelSet, mode: Mode) -> frozenset[str]:
     return frozenset(name for name, model in loaded.items() if model is not None)
 
 
-# --- the whole way ---
+# --- the analysis ---
 
 
 async def analyze_video(
@@ -150,13 +154,13 @@ async def analyze_video(
     max_pixels: int = MAX_PIXELS,
     on_frames: Callable[[int], None] | None = None,
 ) -> VideoReport:
-    """Analyses a video; writes `results` (JSONL) and, unless its mode is `results_only`, the new video `target` (MP4).
+    """Analyses a video; writes `results` (JSONL) and, except in mode `results_only`, the new video `target` (MP4).
 
-    Both files appear once they are complete. A frame that cannot be analysed is written unchanged – in mode
-    `blur_faces` blurred as a whole – and its line in the results has the error.
+    Both files appear once they are complete. A frame that cannot be analysed is written unchanged (in mode
+    `blur_faces` blurred as a whole), and its line in the results has the error.
 
     Args:
-        target: None: no video is written, whatever the mode.
+        target: path of the new video; None writes none in any mode.
         max_pixels: largest frame that is decoded, pixels.
         on_frames: called on the event loop with the number of frames that were written since the last call.
 
@@ -172,7 +176,7 @@ async def analyze_video(
         target = None
     started = time.perf_counter()
     with ExitStack() as stack:
-        # The video is renamed last, so that a process that waits for it finds the results, too.
+        # The video gets its final name last, so that a process that waits for it finds the results, too.
         video_path = None if target is None else stack.enter_context(written_atomically(target))
         results_path = stack.enter_context(written_atomically(results))
         media = stack.enter_context(open_video(source, max_pixels=max_pixels, on_damage=count_undecodable))
@@ -195,11 +199,11 @@ async def analyze_video(
 
 
 class VideoProcessor:
-    """Takes one video's frames from the reader through the pipeline to the output.
+    """Passes the frames of one video from the reader through the pipeline to the output. `run` may be called once.
 
     Raises:
-        InferenceUnavailable: no model is served.
-        InferenceError: the model that the mode needs is not served.
+        InferenceUnavailable: no detection or pose model is loaded.
+        InferenceError: the model that the mode needs is not loaded.
     """
 
     def __init__(
@@ -229,8 +233,8 @@ class VideoProcessor:
 
         Raises:
             VideoError: the file ends unexpectedly, or not one of its frames can be decoded.
-            InferenceUnavailable: the inference server went away.
-            InferenceError: the model that the mode needs is not served any more.
+            InferenceUnavailable: the inference server can no longer be reached.
+            InferenceError: the model that the mode needs is no longer loaded.
         """
         loop = asyncio.get_running_loop()
         in_flight: deque[tuple[list[VideoFrame], asyncio.Task[list[AnalysisResult]]]] = deque()
@@ -259,7 +263,11 @@ class VideoProcessor:
         writing: asyncio.Future[None],
         threads: ThreadPoolExecutor,
     ) -> asyncio.Future[None]:
-        """Waits for a batch's results and for the batch before it to be written; then starts writing this one."""
+        """Waits for a batch's results and until the batch before it is written; then starts to write this one.
+
+        Returns:
+            The writing of this batch.
+        """
         try:
             results = await task
             await asyncio.shield(writing)
@@ -270,8 +278,8 @@ class VideoProcessor:
         return asyncio.get_running_loop().run_in_executor(threads, self._output.write, frames, results)
 
     async def _end(self, tasks: list[asyncio.Task[list[AnalysisResult]]], *threads: asyncio.Future[Any]) -> None:
-        """Cancels what still runs and waits for its end. Frames that were received and not written count as failed,
-        because the video was given up.
+        """Cancels the batches in flight and waits for them and the threads. Received frames that were not written count
+        as failed, because the analysis of the video ended before them.
         """
         for task in tasks:
             task.cancel()
@@ -287,13 +295,13 @@ class VideoProcessor:
             try:
                 results = await self._pipeline.analyze(jobs, entry=ENTRY, ticket=ticket)
             except Exception as error:
-                # Whatever the error is, the other frames must not suffer.
-                log.exception("frames %d to %d of a video", frames[0].number, frames[-1].number)
+                # Any error fails only this batch; the other batches go on.
+                log.exception("frames %d to %d of a video failed", frames[0].number, frames[-1].number)
                 return [error] * len(frames)
             finally:
                 for frame in frames:
                     frame.pixels = None
-            required_stages(self._pipeline.model_set, self._mode)  # another server may have taken over meanwhile
+            required_stages(self._pipeline.model_set, self._mode)  # raises if a required model is gone meanwhile
             return [_checked(result, self._required) for result in await self._with_texts(results, frames[-1].at)]
 
     def _job(self, frame: VideoFrame) -> FrameJob:
@@ -311,10 +319,11 @@ class VideoProcessor:
     async def _with_texts(
         self, results: Sequence[FrameResult | FrameError], at: Fraction
     ) -> Sequence[FrameResult | FrameError]:
-        """Waits until text reading has caught up; returns the results with its texts.
+        """Waits until text reading has caught up; returns the results with the texts that it read.
 
-        Text reading runs beside the frames, so it would fall behind where these are fast. Waits for the video's first
-        reading, and for one that is older than MAX_TEXT_LAG_S of the video; OCR's own time limits bound the wait.
+        Text reading runs beside the analysis of frames and would fall behind if frames are fast. The processor
+        therefore waits for the video's first reading, and for any reading that began more than MAX_TEXT_LAG_S of the
+        video ago. OCR's own time limits bound the wait.
 
         Args:
             at: the time of the last frame, seconds of the video.
@@ -352,7 +361,7 @@ def _text_lags(memory: OcrMemory, at_s: float) -> bool:
 
 
 def _checked(result: FrameResult | FrameError, required: frozenset[str]) -> AnalysisResult:
-    """The result; or an error if a required stage failed or was skipped, because a video is not played a second time.
+    """Returns the result, or an error if a required stage failed or was skipped: the frame is not analysed again.
 
     Args:
         required: names of the stages that must have run.
@@ -367,21 +376,22 @@ def _checked(result: FrameResult | FrameError, required: frozenset[str]) -> Anal
         if stage.status == "error" or (stage.status == "disabled" and name in required):
             if stage.reason == "inference_unavailable":
                 raise InferenceUnavailable(
-                    "the inference server went away, or was too slow, while the video was analysed"
+                    "the inference server became unreachable, or was too slow, while the video was analysed"
                 )
             return FrameFailed(f"{name}: {stage.reason}")
     return result
 
 
-# --- what is written ---
+# --- the output files ---
 
 
 class _Output:
-    """Writes every frame of a video in order, to the results and to the new video, and counts. One thread uses it.
+    """Writes every frame of a video in order to the results and to the new video, and counts frames. One thread at a
+    time may use it.
 
     Args:
         results_path: file for the results.
-        video_path: file for the new video; None: none is written.
+        video_path: file for the new video; None writes none.
     """
 
     def __init__(self, results_path: Path, video_path: Path | None, media: MediaFile, mode: Mode) -> None:
@@ -390,7 +400,7 @@ class _Output:
         self._encoder = None if video_path is None else VideoEncoder(video_path, media)
         self._blur = FaceBlur() if mode == "blur_faces" else None
         self._unwritten: deque[VideoFrame] = deque()
-        """Frames that are not encoded yet, because faces that are found soon may have to be blurred in them, too."""
+        """Frames that are not encoded yet: a face that a later frame shows may have to be blurred in them, too."""
         self._complete = False
         self.frames = self.failed = 0
         self.until: Fraction = media.position.start
@@ -419,7 +429,7 @@ class _Output:
         self.close()
 
     def close(self) -> None:
-        """Closes the files as they are."""
+        """Closes the files in their present state. May be called again."""
         encoder, self._encoder = self._encoder, None
         if encoder is not None:
             self._stack.callback(encoder.close, complete=self._complete)

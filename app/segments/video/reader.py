@@ -1,4 +1,4 @@
-"""Opens a video file safely, says where a part stands in the whole video, and reads its frames in order, numbered."""
+"""Opens a video file with limits, reads a part's position in the whole video, and reads numbered frames in order."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ENTRY = "segments"
 _ANY_SIZE = (1 << 31) - 1
 """Pixels per frame. Copying packets needs no lower limit; analysis sets its own."""
 _OWN_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""Errors of this machine, which say nothing about the video."""
+"""Errors of this machine, for which the video is not to blame."""
 _START, _FIRST, _RATE, _SIZE = "sightline_start", "sightline_first_frame", "sightline_rate", "sightline_size"
 _MAX_PIXELS = 4096 * 4096
 """The largest frame size that a part's metadata may ask for, pixels."""
@@ -40,7 +40,7 @@ _MAX_PIXELS = 4096 * 4096
 
 
 class VideoError(SightlineError):
-    """The video cannot be used. The message names the file and what is wrong with it."""
+    """The video cannot be used. The message names the file and the defect."""
 
 
 class TruncatedVideo(VideoError):
@@ -49,7 +49,10 @@ class TruncatedVideo(VideoError):
 
 @contextmanager
 def ffmpeg_errors(path: Path) -> Iterator[None]:
-    """Raises a `VideoError` in place of a source's and FFmpeg's errors.
+    """Raises a `VideoError` in place of a `SourceError` or an error of FFmpeg.
+
+    Args:
+        path: the file that FFmpeg's error is about.
 
     Errors of this machine, such as a full disk, stay `OSError`s, because the video is not to blame.
     """
@@ -94,16 +97,16 @@ class Position:
     first_frame: int = 0
     """The number of the part's first frame in the video."""
     rate: Fraction | None = None
-    """Frames per second of the whole video, because parts are encoded alike only if they agree on it."""
+    """Frames per second of the whole video; None if unknown. Parts are encoded alike only if they agree on it."""
     size: tuple[int, int] | None = None
-    """Width and height of the video's first frame, upright. All parts are encoded in this size, also where the video
-    changes its size."""
+    """Width and height of the video's first frame, upright, pixels; None if unknown. All parts are encoded in this
+    size, also where the video changes its size."""
     known: bool = False
     """Whether the file's metadata contain the position."""
 
     @classmethod
     def read(cls, metadata: Mapping[str, str]) -> Position:
-        """The position that a file's metadata give; the video's beginning if they give none or an invalid one."""
+        """The position in a file's metadata; the video's beginning if they contain none or an invalid one."""
         try:
             metadata = {name.lower(): value for name, value in metadata.items()}  # Matroska writes names in capitals
             start, first = Fraction(metadata[_START]), int(metadata[_FIRST])
@@ -132,7 +135,7 @@ class MediaFile:
 
     path: Path
     reader: Container
-    """Decodes the video's frames. Packets for copying come from `container`."""
+    """Decodes the video's frames. Packets to be copied are read from `container`."""
     audio: list[Any]
     """Audio streams of PyAV."""
     position: Position
@@ -151,8 +154,8 @@ class MediaFile:
     def origin(self) -> Fraction:
         """The video's first moment on the file's own clock, seconds.
 
-        For a part it is 0, whatever comes first in its file: its frames may begin later than audio that was dropped
-        when it was cut.
+        For a part it is 0 even if its first frame is later, because audio that began before that frame may have been
+        dropped when the part was cut.
         """
         return Fraction(0) if self.position.known else self.reader.origin
 
@@ -196,17 +199,19 @@ def open_video(
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """What `probe` finds out about a video."""
+    """The properties of a video that `probe` reads."""
 
     duration_s: float
-    """Duration of the video stream; the audio may be longer or shorter."""
+    """Duration of the video stream, seconds; the audio may be longer or shorter."""
     frames: int
     fps: float
-    """On average."""
+    """Frames per second on average; 0 if the duration is unknown."""
     width: int
-    """Of the upright frame: a rotation that the file asks for is applied."""
+    """Width of the upright first frame, pixels: the rotation that the file asks for is applied."""
     height: int
+    """Height of the same frame, pixels."""
     audio: bool
+    """Whether the file has an audio stream."""
 
 
 def probe(path: Path) -> VideoInfo:
@@ -227,14 +232,18 @@ def probe(path: Path) -> VideoInfo:
 
 
 def upright_size(path: Path) -> tuple[int, int] | None:
-    """Width and height of a video's first frame, upright; None if no frame can be decoded."""
+    """Width and height of a video's first frame, upright, pixels; None if no frame can be decoded.
+
+    Raises:
+        VideoError: the file is missing or cannot be read.
+    """
     with open_video(path) as media:
         first = next(iter(media.reader), None)
         return None if first is None else first.turn.size(first.decoded.width, first.decoded.height)
 
 
 def _count_frames(media: MediaFile) -> tuple[int, Fraction]:
-    """Frames and seconds of a video whose container does not store them, as Matroska and transport streams."""
+    """Frames and seconds of a video whose container does not store them, such as Matroska or a transport stream."""
     count, first, last = 0, None, Fraction(0)
     base = Fraction(media.video.time_base)
     for packet in media.container.demux(media.video):
@@ -254,13 +263,13 @@ class VideoFrame:
     """One frame of a video."""
 
     number: int
-    """In the whole video, from 0."""
+    """Number in the whole video, from 0."""
     at: Fraction
     """Seconds from the whole video's beginning."""
     pts: int
-    """The time from this file's beginning, in units of its video stream; grows from frame to frame."""
+    """The time from this file's beginning, in units of its video stream's time base; increases from frame to frame."""
     decoded: Any | None = None
-    """The `av.VideoFrame` as stored, for the video that is written."""
+    """The `av.VideoFrame` as stored, from which the new video's frame is made."""
     turn: Orientation = UPRIGHT
     """How `decoded` must be turned to be upright."""
     pixels: NDArray[np.uint8] | None = None
@@ -271,7 +280,7 @@ def count_undecodable(problem: str, code: str) -> None:
     """Counts a piece of a video that cannot be decoded as a received and failed frame; `on_damage` of `open_video`."""
     metrics.FRAMES_RECEIVED.labels(ENTRY).inc()
     metrics.FRAMES_FAILED.labels(ENTRY, "decode").inc()
-    if code != UndecodableFrame.code:  # a video has either no undecodable frame or many
+    if code != UndecodableFrame.code:  # undecodable frames are not logged, because a video may have many
         log.warning("a frame is left out: %s", problem)
 
 
@@ -281,13 +290,13 @@ class VideoReader:
     def __init__(self, media: MediaFile) -> None:
         codec = media.video.codec_context
         self.width, self.height = codec.width, codec.height
-        """Of the frames as stored, pixels."""
+        """Size of the frames as stored, pixels."""
         self._media = media
         self._frames = self._numbered()
 
     @property
     def undecodable(self) -> int:
-        """Pieces so far that could not be decoded."""
+        """Number of pieces so far that could not be decoded."""
         return self._media.reader.damaged
 
     def read(self, count: int) -> list[VideoFrame]:

@@ -1,5 +1,5 @@
-"""Streams that are copied from one file into another without re-encoding: which container accepts them, and their
-audio, read up to a moment and written to the tracks of the new file.
+"""Copies streams from one file into another without re-encoding: chooses a container that accepts them, reads audio
+packets up to a given time, and writes them to the tracks of the new file.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from app.segments.video.reader import open_video, times_go_back
 from app.sources.copying import accepts, add_copy
 
 _FORMATS = ("mp4", "mov", "matroska", "nut")
-"""In the order in which they are tried. Matroska comes late because its times are whole milliseconds. NUT accepts most
-of what FFmpeg decodes."""
+"""Container formats in the order in which they are tried. Matroska comes late because its times are whole
+milliseconds. NUT accepts most of what FFmpeg decodes."""
 _MOV_FORMATS = ("mp4", "mov")
 _MOV_OPTIONS = {"movie_timescale": "90000", "use_stream_ids_as_track_ids": "1"}
-"""The time at which a stream begins is stored in units of the timescale; FFmpeg's default is a millisecond."""
+"""MP4 stores a stream's beginning in units of the timescale. FFmpeg's default, a millisecond, is too coarse."""
 
 
 def choose_format(streams: Sequence[Any]) -> str:
-    """The first container format that accepts these streams. If none does it is MP4, whose error then says so."""
+    """The first container format that accepts these streams. If none does, it is MP4: its muxer then fails."""
     return next((name for name in _FORMATS if accepts(name, streams)), _FORMATS[0])
 
 
@@ -36,7 +36,7 @@ def muxer_options(name: str, flags: str) -> dict[str, str]:
 
 
 class AudioReader:
-    """Reads the packets of a video's audio streams, of those that MP4 accepts.
+    """Reads the packets of those audio streams of a video that MP4 accepts.
 
     Each stream is read through a file handle of its own, so that nothing is held in memory, however far apart audio and
     video are stored in the file.
@@ -66,13 +66,16 @@ class AudioReader:
             self._packets.append(media.container.demux(media.audio[index]))
         self._next: list[Any | None] = [None] * len(chosen)
         self._last: list[int | None] = [None] * len(chosen)
-        """The last decoding time of each stream, in its own unit."""
+        """The last decoding time of each stream, in units of its time base."""
 
     def until(self, moment: Fraction | None) -> Iterator[tuple[int, Any]]:
-        """Yields a stream's index and a packet of it, for all packets that begin before this moment.
+        """Yields (index in `streams`, packet) of all packets that begin before this moment and were not yielded yet.
 
         Args:
-            moment: seconds on the file's clock; None: yields all packets that are left.
+            moment: seconds on the file's clock; None yields all remaining packets.
+
+        Raises:
+            VideoError: the times of a stream go back.
         """
         for index in range(len(self.streams)):
             while (packet := self._peek(index)) is not None:
@@ -109,7 +112,7 @@ class AudioTracks:
             stream.id = number
 
     def write(self, index: int, packet: Any, shift: Fraction) -> None:
-        """Writes a packet of the stream with this index, its times moved by `shift` seconds."""
+        """Writes a packet of the stream with this index in `AudioReader.streams`, moved by `shift` seconds."""
         moved = round(shift / packet.time_base)
         packet.pts += moved
         packet.dts = packet.pts if packet.dts is None else packet.dts + moved

@@ -1,4 +1,4 @@
-"""Encodes the analysed video: frames as YUV planes to be drawn on, encoded at their own times, with the audio copied.
+"""Encodes the analysed video: YUV frames that can be drawn on, an encoder that keeps their times, and copied audio.
 
 H.264 is encoded from 4:2:0: brightness at full size, the two colours at half. Drawing on these planes saves converting
 the whole frame to RGB and back, which takes longer than the drawing.
@@ -27,17 +27,17 @@ _FULL_FORMAT = "yuv444p"
 _ENCODER = {"preset": "veryfast", "crf": "21"}
 """Options of x264: good quality at a few milliseconds per frame."""
 _KEY_FRAME_S = 2
-"""Seconds from one key frame to the next."""
+"""Seconds between key frames, at most."""
 
 
 # --- a frame as planes ---
 
 
 class YuvFrame:
-    """An upright frame with even sides, whose planes can be drawn on; what is not drawn on stays as it was decoded.
+    """An upright frame with even sides, whose planes can be drawn on. Other pixels keep their decoded values.
 
-    An odd side grows by a pixel: the last row or column is repeated. `size` is width and height before that. `planes`
-    are Y `[h, w]`, U and V `[h / 2, w / 2]`, uint8, writeable.
+    An odd side grows by a pixel: the last row or column is repeated. `size` is width and height before that, pixels.
+    `planes` are Y `[h, w]`, U and V `[h / 2, w / 2]`, uint8, writeable views of `frame`, the `av.VideoFrame`.
 
     Args:
         decoded: an `av.VideoFrame`.
@@ -104,9 +104,10 @@ def _copy_padded(plane: NDArray[Any], target: Plane) -> None:
 class VideoEncoder:
     """Writes an MP4 with H.264 and the audio that MP4 accepts. Blocks; one thread at a time may use it.
 
-    Encodes 4:2:0, but 4:4:4 if a side is odd, because 4:2:0 needs even sides.
+    The pixel format is 4:2:0, or 4:4:4 if a side is odd, because 4:2:0 needs even sides.
 
-    Frames keep their own times, also with a variable frame rate. The metadata give the part's `Position`.
+    Frames keep their own times, also with a variable frame rate. If the video is a part, the metadata contain its
+    `Position`.
 
     Args:
         media: the video that is analysed; its audio is copied.
@@ -126,10 +127,10 @@ class VideoEncoder:
 
         Args:
             yuv: the frame's planes, drawn on.
-            frame: gives the time; for the first frame also the colours.
+            frame: the frame whose time is used; for the first frame also its colour properties.
 
         Raises:
-            VideoError: MP4 does not accept the video's audio.
+            VideoError: MP4 does not accept the streams.
         """
         if self._video is None:
             self._begin(yuv, frame)
@@ -137,7 +138,7 @@ class VideoEncoder:
         width, height = self._video.width, self._video.height
         even = width + width % 2, height + height % 2
         if (encoded.width, encoded.height) != even:
-            # The video changes its size, here or before this part of it.
+            # The video changed its size, in this part or before it.
             encoded = encoded.reformat(*even)
         if even != (width, height):
             encoded = _cropped(encoded, width, height)
@@ -149,7 +150,7 @@ class VideoEncoder:
         """Closes the file.
 
         Args:
-            complete: whether all frames are written; then the rest of the audio is written, too.
+            complete: whether all frames were written. If so, the rest of the audio is written, too.
         """
         try:
             if complete and self._video is not None:
