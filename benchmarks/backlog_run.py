@@ -1,4 +1,4 @@
-"""One variant of the benchmark `backlog`, in a process of its own.
+"""Runs one variant of the benchmark `backlog` in this process.
 
 python -m benchmarks.backlog_run --variant spill --observations 10000
 """
@@ -25,9 +25,9 @@ from benchmarks.harness import BenchmarkError
 
 SESSION = "session"
 GROUP = 8
-"""Observations offered in one turn of the loop."""
+"""Observations offered in one turn of the event loop."""
 FRAMES = 30
-"""Of an observation."""
+"""Frames of an observation."""
 PROBE_S = 0.001
 
 Span = tuple[int, int, int]
@@ -49,12 +49,12 @@ class Measured:
     """How late the probe ran while observations were offered, without the time that its thread waited for a core."""
     lag_max_ms: float
     take_lag_max_ms: float
-    """The same while they were taken back."""
+    """The longest such delay while observations were taken back, milliseconds."""
     wall_lag_max_ms: float
-    """While they were offered, with that time: what else the machine does is in there."""
+    """The longest delay while observations were offered, with the wait for a core, which other programs cause."""
     spilled: int
     merged: int
-    """Observations folded because the disk was behind by more than memory may hold."""
+    """Observations that were merged because the disk fell behind by more than memory may hold."""
     record_bytes: int
 
 
@@ -83,7 +83,7 @@ def observation(number: int) -> Observation:
 
 
 class Probe:
-    """A task that wants to run every millisecond."""
+    """A task that is due every millisecond and records its delays."""
 
     def __init__(self) -> None:
         self._late: list[tuple[float, float]] = []
@@ -103,7 +103,7 @@ class Probe:
 
 
 def waited_s() -> float:
-    """Seconds that this thread was ready and had no core (the kernel's sched-stats.rst); 0 where that is not told."""
+    """Seconds that this thread was ready and had no core (sched-stats.rst of the kernel); 0 if it reports none."""
     try:
         return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
     except OSError:

@@ -90,8 +90,8 @@ def model(
     """Writes a model that returns `outputs` (each of one image) for any input.
 
     Args:
-        delay_s: that a request takes, however many pictures it has.
-        frame_s: that each picture of a request takes, one after the other.
+        delay_s: seconds that a request takes, however many images it contains.
+        frame_s: seconds that each image of a request takes, one after the other.
     """
     folder = repository / name / "1"
     folder.mkdir(parents=True)
@@ -119,7 +119,7 @@ def model(
 
 
 PERSON = (100.0, 120.0, 300.0, 520.0, 0.9, 0.0)
-"""A person on the canvas; of a 640x480 frame the canvas rows 80 to 560 are the picture."""
+"""A person on the canvas. A 640x480 frame fills the canvas rows 80 to 560."""
 DOG = (400.0, 300.0, 560.0, 500.0, 0.8, 16.0)
 
 

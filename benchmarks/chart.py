@@ -17,7 +17,7 @@ FIGURES = {
     "p95_ms": "p95 ms",
     "offer_p50_us": "µs",
 }
-"""The first that a benchmark's variants have is drawn."""
+"""Figures and their names. The first one that the variants have is drawn."""
 
 
 def draw(module: ModuleType, results: Mapping[str, Any], path: Path) -> Path | None:
@@ -37,7 +37,7 @@ def draw(module: ModuleType, results: Mapping[str, Any], path: Path) -> Path | N
 
 
 def bars(module: ModuleType, results: Mapping[str, Any], axes: Any) -> bool:
-    """One bar a variant, its spread as a line over it; logarithmic where the variants are far apart."""
+    """Draws a bar for each variant with its spread as a line; logarithmic if the variants are far apart."""
     variants: Mapping[str, Any] = results.get("variants", {})
     shared = [name for name in FIGURES if variants and all(name in figures for figures in variants.values())]
     if not shared:

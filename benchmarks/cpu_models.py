@@ -1,9 +1,9 @@
 """A YOLO on the processor: ONNX Runtime against OpenVINO; FP32, BF16, INT8; square input against the frame's own shape.
 
-The network has YOLOv8n's layers and random weights (`yolov8n.py`): what a frame costs is the same, and nothing need
-be fetched. It is prepared as `make models` does it and runs as the embedded Triton runs it: one instance a core, one
-thread each. INT8 is calibrated on pictures (`triton/calibrate.py`): BENCH_PICTURES names a folder of yours, else
-photographs out of scikit-image. Everything runs in an environment of its own, made on the first run from
+The network has YOLOv8n's layers and random weights (`yolov8n.py`): a frame costs the same, and nothing is
+downloaded. It is prepared as `make models` does it and runs as the embedded Triton runs it: one instance a core, one
+thread each. INT8 is calibrated on images (`triton/calibrate.py`) of the folder BENCH_PICTURES, or on
+photographs of scikit-image. Everything runs in an environment of its own, made on the first run from
 requirements/cpu.txt.
 """
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.decoding
 
-Not one of `make bench`: it measures no time. Prints one JSON object: of the boxes of `exact`, how many `fast` found too
-(same class, IoU of at least a half), and how far those lie off; keypoints in pixels of the frame.
+Not one of `make bench`: it measures no time. Prints one JSON object: of the boxes of `exact`, how many `fast` found
+too (same class, IoU of at least 0.5), and how far these differ; keypoints in pixels of the frame.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from app.protocol.stream import Stages, StreamSettings
 from app.settings import Settings
 
 SHAPES = ((640, 480), (1280, 720), (1920, 1080), (1000, 1000), (720, 1280), (1920, 400), (333, 517), (2600, 1900))
-WISHES = StreamSettings(confidence=0.25, stages=Stages(ocr=False, motion=False, track=False))
+SETTINGS = StreamSettings(confidence=0.25, stages=Stages(ocr=False, motion=False, track=False))
 
 
 def pictures() -> list[bytes]:
@@ -53,12 +53,12 @@ async def results(jpegs: list[bytes], decode: str, folder: Path) -> list[FrameRe
     """The result of each image, analysed in a call of its own."""
     settings = Settings(decode=decode, state_dir=folder, triton_url=None, ocr="off")
     found = []
-    async with open_pipeline(settings, settings.ocr, tracking=False) as door:
-        while not door.pipeline.models.detect:  # noqa: ASYNC110
+    async with open_pipeline(settings, settings.ocr, tracking=False) as opened:
+        while not opened.pipeline.models.detect:  # noqa: ASYNC110
             await asyncio.sleep(0.2)
         for jpeg in jpegs:
             frame = Frame("a", jpeg, time.perf_counter(), 0.0, 1)
-            (result,) = await door.pipeline.analyze([FrameJob(frame, StreamMemory(), WISHES, deadline_s=60.0)])
+            (result,) = await opened.pipeline.analyze([FrameJob(frame, StreamMemory(), SETTINGS, deadline_s=60.0)])
             if not isinstance(result, FrameResult):
                 raise result
             found.append(result)

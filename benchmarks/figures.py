@@ -22,7 +22,7 @@ AMOUNTS = {
     "live": {"frames_per_s": "frames a second", "cpu_us_per_frame": "CPU µs a frame"},
     "cpu_models": {"frames_per_s": "frames a second", "cpu_ms": "CPU ms a frame"},
 }
-"""Figures of the variants themselves that are told beside their ratios."""
+"""Figures of the variants themselves that the tables show beside the ratios."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Dense flow: Farneback on the whole frame, on the small picture, and DIS on the small picture; time and error.
+"""Dense flow: Farneback on the whole frame and on the small frame, and DIS on the small frame; time and error.
 
 The error is the mean end-point error in frame pixels on photographs that were warped by a known motion (a pan, a turn
 and a zoom at once), away from the edge, where what came in from outside has no match.
@@ -44,7 +44,7 @@ class Plan(turns.Plan):
 
 
 def warps() -> list[NDArray[np.float32]]:
-    """Motions as affine matrices `[2, 3]`, frame pixels: about the picture's middle, then a pan."""
+    """Motions as affine matrices `[2, 3]`, frame pixels: about the frame's centre, then a pan."""
     out = []
     for pan_x, pan_y, degrees, zoom in MOTIONS:
         matrix = cv2.getRotationMatrix2D((WIDTH / 2, HEIGHT / 2), degrees, zoom).astype(np.float32)
@@ -73,7 +73,7 @@ def pairs() -> list[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float
 
 
 def work(variant: str, clips: Sequence[Sequence[bytes]]) -> inner.Work:
-    """One flow between two grey pictures; its error on known warps beforehand."""
+    """The step that computes the flow between two grey frames, and its error on known warps."""
     tune()
     method, _, width = variant.partition("-")
     small = width == "160"

@@ -21,7 +21,7 @@ from benchmarks import harness, photographs
 from benchmarks.turns import Figures
 
 Work = tuple[Callable[[int], object], Figures]
-"""What is repeated, told how often it ran before, and figures that are not times."""
+"""The step that is repeated, called with the number of its earlier runs, and figures that are not times."""
 
 
 def timed(step: Callable[[int], object], warm_up_s: float, seconds: float) -> Figures:

@@ -112,10 +112,10 @@ RATIOS = live_report.RATIOS
 
 
 def repository(folder: Path, frame_s: float = 0.0) -> Path:
-    """Prepared models as `make models` writes them, and the same answers as raw heads behind FP32 pictures.
+    """Prepared models as `make models` writes them, and the same answers as raw heads for FP32 images.
 
     Args:
-        frame_s: that the prepared ones take for a frame; the raw ones answer at once.
+        frame_s: seconds per frame of the prepared models; the raw ones answer at once.
     """
     canned.write(folder, frame_s=frame_s)
     for name, head in (
@@ -178,7 +178,7 @@ def agree(samples: dict[str, Any], tolerance: float = 0.05) -> None:
 
 
 def places(sample: dict[str, Any]) -> tuple[list[float], list[float]]:
-    """Every coordinate of a result's boxes, and of its keypoints, in frame pixels; a bare loop tells only boxes."""
+    """Every coordinate of a result's boxes, and of its keypoints, in frame pixels; a bare loop returns only boxes."""
     found = [*sample["objects"], *sample["poses"]]
     if isinstance(found[0] if found else None, list):
         return [value for row in found for value in row[:4]], []

@@ -29,7 +29,7 @@ from benchmarks.measure import Window
 _RESULT = b'"objects"'
 """In every result, and in no other message."""
 _PING = 0x89
-"""First byte of a WebSocket's own ping. Left unanswered: frames tell as well that we are here."""
+"""First byte of a WebSocket's own ping. It stays unanswered, because frames keep the session alive as well."""
 _PASSED_OVER = (b'"ping"', b'"source"', b'"notice"')
 """In messages that may come at any time; `source` is a summary's."""
 
@@ -163,10 +163,10 @@ def parser(text: str | None) -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    told = parser(__doc__)
-    told.add_argument("--sessions", type=int, help="one a clip, if not told")
-    told.add_argument("--credits", type=int, default=2, help="frames in flight, each session")
-    json.dump(uvloop.run(run(told.parse_args())), sys.stdout)
+    arguments = parser(__doc__)
+    arguments.add_argument("--sessions", type=int, help="default: one for each clip")
+    arguments.add_argument("--credits", type=int, default=2, help="frames in flight, each session")
+    json.dump(uvloop.run(run(arguments.parse_args())), sys.stdout)
 
 
 if __name__ == "__main__":

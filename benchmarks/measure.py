@@ -27,9 +27,9 @@ class Measured:
     load_cpu_s: float
     """Of the load client; 0 where there is none."""
     machine_busy_s: float
-    """Of all CPUs, whoever used them."""
+    """CPU seconds of all CPUs, used by any process."""
     stolen_s: float
-    """That the hypervisor gave to somebody else."""
+    """CPU seconds that the hypervisor gave to other machines."""
     page_faults: int = 0
     """Of the process under test."""
 
@@ -81,7 +81,7 @@ def _clocks(groups: Sequence[Sequence[int]]) -> tuple[float, ...]:
 
 
 def machine_s() -> tuple[float, float]:
-    """CPU seconds of all CPUs, whoever used them, and those that the hypervisor gave to somebody else."""
+    """CPU seconds of all CPUs, used by any process, and those that the hypervisor gave to other machines."""
     _, user, nice, system, _, _, hard, soft, stolen, *_ = Path("/proc/stat").read_text().split("\n", 1)[0].split()
     return sum(map(int, (user, nice, system, hard, soft))) * _TICK_S, int(stolen) * _TICK_S
 

@@ -23,7 +23,7 @@ WORDS = {
 @dataclass
 class Model:
     answer_s: float | None
-    """None: never."""
+    """Seconds until the answer; None if it never comes."""
     port: int = 0
     requests: int = 0
     over: threading.Event = field(default_factory=threading.Event)
@@ -46,7 +46,7 @@ class _Server(ThreadingHTTPServer):
     model: Model
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """The service hangs up when it ends."""
+        """Ignores the connections that the service closes when it ends."""
 
 
 class _Connection(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""What else the machine did meanwhile: the CPU time of others, and what the hypervisor took away."""
+"""CPU time that other programs and the hypervisor took during a benchmark."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rich.console import Console
 from benchmarks.measure import lifetime_s, machine_s
 
 QUIET = 0.1
-"""Of a core, used by others or stolen: more, and times are not to be trusted."""
+"""Share of a core that others may use or the hypervisor may take. With more, times cannot be trusted."""
 
 
 class Noise:
-    """Looked at while each variant runs. This process and all that descend from it are no others."""
+    """Measures other programs' CPU time while variants run. This process and its descendants do not count as others."""
 
     def __init__(self) -> None:
         self._others: list[float] = []
@@ -27,7 +27,7 @@ class Noise:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """One variant in one turn."""
+        """Measures while one variant runs in one turn."""
         before = self._clocks()
         yield
         seconds, busy, stolen, own = (b - a for a, b in zip(before, self._clocks(), strict=True))
@@ -35,7 +35,7 @@ class Noise:
         self._stolen.append(stolen / seconds)
 
     def told(self) -> dict[str, float]:
-        """The most in any turn and the median, as shares of one core."""
+        """The maximum over the turns and the median, as shares of one core."""
         others, stolen = sorted(self._others), sorted(self._stolen)
         return {
             "others": round(others[len(others) // 2], 3),
@@ -46,7 +46,7 @@ class Noise:
         }
 
     def _clocks(self) -> tuple[float, float, float, float]:
-        """Now; CPU seconds of the machine, those stolen, and those of our own, the dead among them."""
+        """Now; CPU seconds of the machine, those stolen, and those of our own processes, including ended ones."""
         own = 0.0
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
             used = resource.getrusage(who)
@@ -56,7 +56,7 @@ class Noise:
 
 
 def others(noise: Mapping[str, Any]) -> str:
-    """What else the machine did, in words; empty when it was quiet in every turn."""
+    """A sentence on what other programs took; empty if the machine was quiet in every turn."""
     most = noise["others_most"] + noise["stolen_most"]
     if most <= QUIET:
         return ""
@@ -64,6 +64,6 @@ def others(noise: Mapping[str, Any]) -> str:
 
 
 def warn(noise: Mapping[str, Any], console: Console) -> None:
-    """Says so when the machine was not quiet."""
-    if told := others(noise):
-        console.print(f"{told}: trust CPU time and ratios, not rates", style="yellow", highlight=False)
+    """Prints a warning if the machine was not quiet."""
+    if text := others(noise):
+        console.print(f"{text}: trust CPU time and ratios, not rates", style="yellow", highlight=False)

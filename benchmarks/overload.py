@@ -3,8 +3,8 @@
 Both are the same service: `realtime`, where a new frame takes the place of the one that waits, and `lossless`, where
 frames wait in the socket in the order they came (first in, first out). The model takes 20 ms a frame, one at a time,
 so that it is the limit on every machine. First the capacity is measured, closed loop; then twice that comes in, open
-loop. Ages are told in rounds: a round is what a session waits for its answer at capacity, the median of four that share
-the model, a frame in flight each. It is about four times what the model takes for one frame.
+loop. Ages are given in rounds: a round is the time that a session waits for its answer at capacity, the median of four
+that share the model, a frame in flight each. It is about four times what the model takes for one frame.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is sent: photographs that ship inside scikit-image, panned so that flow has work."""
+"""The frames that benchmarks send: photographs of scikit-image, panned so that optical flow has work."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write(folder: Path, count: int) -> Path:
 
 
 def read(folder: Path) -> list[list[bytes]]:
-    """What `write` wrote."""
+    """Reads the clips that `write` wrote."""
     return [[path.read_bytes() for path in sorted(stream.iterdir())] for stream in sorted(folder.iterdir())]
 
 

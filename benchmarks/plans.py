@@ -1,4 +1,4 @@
-"""Which benchmarks there are, which run with all, and how long each then takes."""
+"""The list of benchmarks, those that run together, and their durations then."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ turns. Nothing of it is recorded: with three turns each, and as long as by name,
 
 
 def given(name: str, told: dict[str, Any], *, brief: bool) -> dict[str, Any]:
-    """What a benchmark's plan is made with; what was told goes before what is brief."""
+    """The options for a benchmark's plan: those given, and with `brief` the brief ones for all others."""
     return {**BRIEF.get(name, {}), **told} if brief else told
 
 

@@ -59,7 +59,7 @@ class Plan(turns.Plan):
 def head(count: int) -> NDArray[np.float32]:
     """A raw head `[84, 8400]`: about eight candidates an object, jittered, the rest noise under the threshold.
 
-    Everything lies in the 640x480 picture on the canvas. An object's best candidate scores 0.6 to 0.9, its second 0.8
+    All objects lie in the 640x480 frame on the canvas. An object's best candidate scores 0.6 to 0.9, its second 0.8
     of that, so that bests and seconds mix, and the others less: each object of either count has its best among K rows.
     """
     chance = np.random.default_rng(8)

@@ -18,7 +18,7 @@ from benchmarks.noise import others
 
 COMMITTED = Path(__file__).with_name("results.json")
 TURNS = 3
-"""At least, or a median is a mean, and a spread says nothing."""
+"""Turns at least, because with fewer a median is a mean and a spread means nothing."""
 _LEFT_OUT = ("turns", "samples")
 
 
@@ -42,9 +42,9 @@ def objections(plan: Mapping[str, Any], whole: Mapping[str, Any]) -> list[str]:
 
 
 def noise_objections(noise: Mapping[str, Any]) -> list[str]:
-    """The same of what else ran on the machine."""
-    told = others(noise)
-    return [told] if told else []
+    """Why a run is not to be recorded because of other programs on the machine; empty if it may be."""
+    text = others(noise)
+    return [text] if text else []
 
 
 def entry(results: Mapping[str, Any]) -> dict[str, Any]:

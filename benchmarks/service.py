@@ -16,12 +16,12 @@ from benchmarks import harness, photographs
 from benchmarks.harness import Cores
 
 SAME_WORK: dict[str, Any] = {"stages": {"ocr": False, "track": False}}
-"""Of an `init`: what the naive service does."""
+"""Settings of an `init` for the same work as the naive service's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What the turns of a run share: pictures, a Triton, cores."""
+    """The clips, the Triton and the cores that all turns of a run share."""
 
     folder: Path
     cores: Cores

@@ -87,7 +87,7 @@ def _look(stand: Bench, running: Running, at_s: float, say: Callable[[str], None
 
 
 def settled(running: Running) -> ledger.Ledger:
-    """The service's books once nobody is left."""
+    """The service's frame counts once all sessions have ended."""
     deadline = time.monotonic() + _REST_S
     while (books := ledger.read(running.url)).sessions or not books.adds_up:
         if time.monotonic() > deadline:

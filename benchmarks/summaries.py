@@ -1,6 +1,6 @@
 """The cost of summaries to frames: the same load with summaries off, by rules, and with models that hang or answer.
 
-The service and the load are those of `live`; so is the way of measuring. A frame must not notice who writes.
+The service and the load are those of `live`; so is the way of measuring. Summaries should not slow frames down.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.turns import Figures, Ratio
 
 SUMMARISED: dict[str, Any] = {"stages": {"ocr": False, "summary": True}}
 OFTEN = {"SUMMARY_MIN_INTERVAL_S": "1", "SUMMARY_MAX_INTERVAL_S": "2", "LLM_TIMEOUT_S": "600"}
-"""Every session has something to tell within the warm-up, and goes on telling."""
+"""Settings with which every session sends its first summary in the warm-up, and further ones after that."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The service against NVIDIA's perf_analyzer: what is lost on the way to the models when the models are the limit.
 
 Both press the same Triton and the same model, which takes 5 ms a frame, one at a time. perf_analyzer sends nothing but
-requests, their tensors in shared memory: eight pictures in flight a request each, or eight in a request with one or two
+requests, their tensors in shared memory: eight images in flight, one per request, or eight in a request with one or two
 in flight. The limit is the best of the three, for a request has a price of its own. The service does everything else as
 well: sockets, decoding, flow, results. At least 90% is wanted.
 """
@@ -31,7 +31,7 @@ from benchmarks.turns import Figures, Ratio
 SESSIONS = 8
 MODEL_S = 0.005
 WAYS = ((1, 8), (8, 1), (8, 2))
-"""To press the models: pictures a request, requests in flight."""
+"""Ways to load the models: images per request, requests in flight."""
 VARIANTS = {
     "service": "the service, 8 lossless sessions",
     "bare": "the models pressed directly, the best of three ways",
@@ -82,7 +82,7 @@ def _rate(stand: service.Bench, plan: Plan, tool: analyzer.Analyzer | None, way:
 
 
 async def press(url: str, way: tuple[int, int], seconds: float, warm_up_s: float = 0.5) -> Figures:
-    """Calls and nothing else, tensors in shared memory. `way`: pictures a call, calls at a time."""
+    """Sends requests only, with tensors in shared memory. `way`: images per request, requests in flight."""
     pictures, in_flight = way
     client = TritonClient(url, TritonSettings(triton_shm="auto", triton_max_in_flight=in_flight))
     await client.open()

@@ -42,7 +42,7 @@ class Ratio:
     over: str
     """The variant whose figure is above the line."""
     under: str | None = None
-    """None: the figure itself is looked at."""
+    """The variant whose figure is below the line; None for the figure of `over` itself."""
     at_least: float | None = None
     at_most: float | None = None
 
@@ -91,7 +91,7 @@ def run(
 
     Args:
         one: one turn of a variant.
-        shown: the figure that is told while it runs.
+        shown: the figure that is printed while the benchmark runs.
     """
     turns: dict[str, list[Figures]] = {variant: [] for variant in plan.variants}
     noise = Noise()
@@ -159,7 +159,7 @@ def show(
     Args:
         names: of the variants, in words.
         columns: figures to be shown, and their headings.
-        spread_of: what the spread is over; turns, if not told.
+        spread_of: what the spread is over; turns by default.
     """
     spread_of = spread_of or f"{results['plan']['turns']} turns"
     table = Table(title=f"{title}: median (least–most) of {spread_of}", box=SIMPLE, caption=caption)

@@ -1,4 +1,4 @@
-"""Clients that come and go, and not all of them politely: what `sightline load` leaves out.
+"""Clients that connect and misbehave in the ways that `sightline load` leaves out.
 
     python -m benchmarks.unruly --url ws://127.0.0.1:8000/ws/inference --seconds 60 --seats 4
 
@@ -45,7 +45,7 @@ class Visitor:
             await _until(session, '"bye"')
 
     async def vanishing(self) -> None:
-        """Sends more than can be answered, and is gone without a word."""
+        """Sends more frames than can be answered, then drops the connection."""
         async with self._opened() as session:
             mode = self._chance.choice(("realtime", "lossless"))
             await session.send(json.dumps({"type": "init", "mode": mode}))
@@ -55,7 +55,7 @@ class Visitor:
             session.transport.abort()
 
     async def garbage(self) -> None:
-        """Pictures that are none, messages that are none; what the service says to them is read."""
+        """Sends invalid JPEGs and invalid messages, and reads the service's errors."""
         async with self._opened() as session:
             for _ in range(self._chance.randrange(1, 12)):
                 await session.send(self._junk())

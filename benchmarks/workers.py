@@ -8,8 +8,8 @@ costs as much as one of one worker, two full cores give twice the frames of one;
 memory, smaller batches) shows as less.
 
 The kernel deals connections out over the workers by address and port, as good as by dice, and they stay there: with all
-sessions on one worker, two give no more than one. The fullest worker's sessions, over an even share, tell; of 24
-sessions one worker gets more than 18 less than once in a hundred times. The two figures are to be read together.
+sessions on one worker, two give no more than one. The measure is the fullest worker's sessions over an even share; of
+24 sessions one worker gets more than 18 less than once in a hundred times. The two figures are to be read together.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A network with YOLOv8n's layers and random weights, as ONNX: what it costs is the same, what it says means nothing.
+"""A network with YOLOv8n's layers and random weights, as ONNX: it costs the same, but its outputs mean nothing.
 
 Built from the published architecture (backbone, feature pyramid and head of 80 classes: 3.2 million parameters,
 8.7 GFLOPs at 640x640), batch normalisation folded as an export has it. Nothing is downloaded.
