@@ -137,6 +137,6 @@ def write(repository: Path, *, delay_s: float = 0.0, frame_s: float = 0.0, names
     found, posed = detections([PERSON, DOG]), poses([person_pose()])
     model(repository, "yolo", {"detections": found}, class_names=names, **times)
     model(repository, "yolo_pose", {"detections": posed}, **times)
-    # One model in place of an ensemble: an ensemble's own scheduling is not what is looked at here.
+    # One model in place of an ensemble, because an ensemble's own scheduling is not measured here.
     model(repository, "vision", {"detections": found, "poses": posed}, class_names=names, **times)
     return repository

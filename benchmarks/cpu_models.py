@@ -107,7 +107,7 @@ def measure_turn(python: Path, folder: Path, plan: Plan, variant: str) -> Figure
     """One turn: an instance a core, each a thread with a session of its own, in a fresh process."""
     runtime, precision, shape = variant.split("-")
     model = folder / f"{shape}{'-int8' if precision == 'int8' else ''}.onnx"
-    # An INT8 graph says itself what is INT8; the rest of it runs as the processor runs best.
+    # An INT8 graph marks its INT8 layers itself; the other layers run in the precision that suits the processor.
     hint = "" if precision == "int8" or runtime == "onnxruntime" else precision
     command = [str(python), str(Path(__file__).with_name("cpu_models_run.py")), str(model), runtime, hint or "-"]
     command += [str(plan.warm_up_s), str(plan.seconds)]

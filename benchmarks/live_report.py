@@ -17,7 +17,7 @@ from benchmarks.turns import Figures, Ratio
 
 
 def _ratios(variant: str, what: str, *, judged: bool = False) -> Iterator[Ratio]:
-    """How many times the naive service, what share of the bare loops. What is wanted is judged by CPU time."""
+    """The ratios to the naive service and to the bare loops. Targets apply to the CPU time."""
     of = "of the bare loop, a call a frame"
     for words, loop, low in ((f"{what}: × a naive service", "naive", 40.0), (f"{what}: {of}", "floor", 0.7)):
         yield Ratio(f"{words}, by CPU", "cpu_us_per_frame", loop, variant, at_least=low if judged else None)
@@ -56,7 +56,7 @@ def summary(measured: Sequence[Measured]) -> dict[str, Any]:
 
 
 def others_s(turn: Measured) -> float:
-    """CPU time of whatever else ran on the machine. Its clocks count in ticks: a little under 0 is none."""
+    """CPU seconds of other programs on the machine. Clocks count in ticks, so a value slightly below 0 means none."""
     return max(0.0, turn.machine_busy_s - turn.cpu_s - turn.triton_cpu_s - turn.load_cpu_s)
 
 

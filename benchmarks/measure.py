@@ -25,7 +25,7 @@ class Measured:
     """User and system time of the process under test, all its threads."""
     triton_cpu_s: float
     load_cpu_s: float
-    """Of the load client; 0 where there is none."""
+    """CPU seconds of the load client; 0 if there is none."""
     machine_busy_s: float
     """CPU seconds of all CPUs, used by any process."""
     stolen_s: float

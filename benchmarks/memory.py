@@ -16,7 +16,7 @@ WARM_UP = 0.2
 """Share of a soak in which pools fill and libraries settle."""
 
 Looks = Sequence[tuple[float, float]]
-"""When, in seconds, and how much."""
+"""Samples: a time in seconds, and the value at that time."""
 
 
 def resident(pids: Iterable[int]) -> tuple[int, int]:
@@ -37,24 +37,24 @@ def resident(pids: Iterable[int]) -> tuple[int, int]:
 
 
 def slope(looks: Looks) -> float:
-    """The slope a second of a least-squares line."""
+    """The slope per second of a least-squares line through the samples."""
     seconds, amounts = np.array(looks).T
     return float(np.polyfit(seconds, amounts, 1)[0])
 
 
 def slopes(steady: Sequence[Mapping[str, float]], of: Mapping[str, str]) -> list[Figures]:
-    """A minute: over all looks, over the first half, over the second: whether it levels off.
+    """Slopes per minute over all samples, their first half and their second half, which show whether memory levels off.
 
     Args:
-        steady: looks after the warm-up, each with `at_s`.
-        of: a slope's name -> the figure of a look that it is of.
+        steady: samples after the warm-up, each with `at_s`, seconds.
+        of: a slope's name -> the figure of the samples that it is computed from.
 
     Raises:
-        BenchmarkError: too few looks.
+        BenchmarkError: there are too few samples.
     """
     half = len(steady) // 2
     if half < 2:
-        raise BenchmarkError(f"{len(steady)} looks after the warm-up are too few for a slope: give it more --seconds")
+        raise BenchmarkError(f"{len(steady)} samples after the warm-up are too few for a slope: set a larger --seconds")
     return [
         {name: 60 * slope([(look["at_s"], look[figure]) for look in part]) for name, figure in of.items()}
         for part in (steady, steady[:half], steady[half:])
@@ -62,7 +62,7 @@ def slopes(steady: Sequence[Mapping[str, float]], of: Mapping[str, str]) -> list
 
 
 def trend(found: list[Figures]) -> dict[str, Any]:
-    """The slopes over all looks, which count, with the halves' as their spread."""
+    """The slopes over all samples, with those of the halves as their spread."""
     return {name: {**spread, "median": found[0][name]} for name, spread in turns.summary(found).items()}
 
 

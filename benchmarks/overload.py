@@ -24,7 +24,7 @@ from benchmarks.turns import Figures, Ratio
 SESSIONS = 4
 MODEL_S = 0.02
 PARTS = 6
-"""Of the window, whose p99 ages are compared: the first and the last say whether ages grow."""
+"""Parts of the window. The p99 ages of the first and the last show whether ages grow."""
 VARIANTS = {"newest": "newest wins (`realtime`)", "fifo": "first in, first out (`lossless`)"}
 RATIOS = (
     # The design says "service times"; a model that takes one frame at a time serves four sessions in a round.

@@ -2,8 +2,8 @@
 
 Open loop, `realtime`. Throughput within 10% either way and CPU time a frame at most 10% over that of one session are
 wanted, and no session under half its fair share. More results from many sessions than from one is as much a miss as
-fewer: it says that the one did not keep up, and that the loads were not equal. Jain's index is 1 when all sessions get
-the same.
+fewer: it means that the one session did not keep up, so that the loads were not equal. Jain's index is 1 if all
+sessions get equally much.
 """
 
 from __future__ import annotations

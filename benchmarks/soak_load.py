@@ -1,4 +1,4 @@
-"""The two loads of `soak`, and the looks at memory while they last."""
+"""Runs the two loads of `soak` and samples memory meanwhile."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.service import Bench, Running
 from benchmarks.turns import Figures
 
 GROUPS = {"service": "the service", "triton": "Triton", "ocr": "the OCR process"}
-"""Processes that are looked at together."""
+"""Groups of processes whose memory is measured together."""
 MB = 1e6
 _REST_S = 30.0
 """In which, after the load, all sessions end and all frames are accounted for."""

@@ -2,8 +2,8 @@
 
     python -m benchmarks.unruly --url ws://127.0.0.1:8000/ws/inference --seconds 60 --seats 4
 
-One client after the other in each seat, chosen by chance. Prints one JSON object: how often each kind came, and how
-often the service, or the socket, ended its visit before it was over itself.
+Each of `--seats` slots runs one client after the other, of random kinds. Prints one JSON object: how often each kind
+ran, and how often the service or the socket ended it early.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from app.loadtest.client import load_frames
 
 _PATIENCE_S = 5.0
-"""Of a client that waits for an answer."""
+"""Seconds that a client waits for an answer."""
 
 
 class Visitor:
-    """One seat's clients."""
+    """The clients that one slot runs, one after the other."""
 
     def __init__(self, url: str, jpegs: Sequence[bytes], seed: int) -> None:
         self._url, self._jpegs, self._chance = url, jpegs, random.Random(seed)
 
     async def lossless(self) -> None:
-        """Every frame is waited for, and the end is in order."""
+        """Waits for the result of every frame, and stops the session properly."""
         async with self._opened() as session:
             await session.send('{"type":"init","mode":"lossless"}')
             for _ in range(self._chance.randrange(3, 40)):
@@ -121,7 +121,7 @@ async def _until(session: ClientConnection, word: str) -> None:
 
 
 async def run(url: str, seconds: float, seats: int) -> dict[str, dict[str, int]]:
-    """All seats at once."""
+    """Runs all slots at once."""
     came: Counter[str] = Counter()
     cut: Counter[str] = Counter()
     jpegs, until = load_frames("clip"), time.monotonic() + seconds
