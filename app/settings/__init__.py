@@ -144,7 +144,9 @@ def ignored_variables() -> list[str]:
     """A sentence for each variable that is set and was a setting in an earlier version."""
     seen = variables()
     fixed = {
-        name.upper(): f"it is always {field.get_default(call_default_factory=True, validated_data={})}"
+        name.upper(): field.description
+        if field.default_factory
+        else f"it is always {field.default} ({field.description})"
         for section in SECTIONS
         for name, field in section.model_fields.items()
         if is_fixed(field)

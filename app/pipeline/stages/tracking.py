@@ -150,9 +150,8 @@ class StreamTracker:
         if len(strong) < len(usable):
             weak = [at for at in usable if scores[at] < MIN_SCORE]
             unseen, _ = self._carry_on(unseen, weak, boxes, classes, ids)
-        if unseen and any(
-            track.number < 0 for track in unseen
-        ):  # a track without a number ends with the first frame that misses it
+        # A track without a number ends with the first frame that misses it.
+        if unseen and any(track.number < 0 for track in unseen):
             self._tracks = [track for track in self._tracks if track.number >= 0 or track.unseen_s == 0]
         self._tracks += [_Track(boxes[at], classes[at]) for at in new]
         return np.array(ids, np.int64)
