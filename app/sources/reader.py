@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from statistics import median_low
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
@@ -31,11 +32,9 @@ from numpy.typing import NDArray
 
 from app.errors import FrameError, FrameTooLarge, SightlineError, UndecodableFrame
 from app.pipeline.decode import check_packet, inspect
-from app.sources import orientation
 from app.sources.address import Address, ffmpeg_name, printable
-from app.sources.clock import GAP_S, Clock
 from app.sources.options import AS_IT_IS, Options
-from app.sources.orientation import UPRIGHT, Orientation
+from app.sources.orientation import UPRIGHT, Orientation, of_exif, of_frame
 from app.sources.truncation import truncation
 
 OPEN_S, READ_S = 10.0, 5.0
@@ -77,6 +76,8 @@ _NO_TIMESTAMPS = 0x80
 """AVFMT_NOTIMESTAMPS: FFmpeg invents the times of such a stream from a frame rate."""
 
 Pace = Literal["recorded", "bursts", "live"]
+FieldOrder = Literal["tff", "bff"]
+"""Whether the upper (top) or the lower (bottom) field of an interlaced frame comes first."""
 OnDamage = Callable[[str, str], None]
 """Called with a message and a code (`undecodable`, `too_large`, `too_expensive`) for each piece that is not decoded.
 Reading continues."""
@@ -273,6 +274,9 @@ class Container:
         self._lasts: Fraction | None = None
         self._passes: bool | None = False if limits.video_file else None
         """Whether the source's own JPEGs are passed on; None until the first has been checked."""
+        self._fields: FieldOrder | None = None
+        """The order of the fields if it is Motion JPEG whose packets hold the JPEGs of two fields, each half as high as
+        the frame that FFmpeg makes of both."""
         # Only for recordings, because it delays frames by one.
         self._deinterlacer = Deinterlacer() if recorded else None
 
@@ -384,25 +388,30 @@ class Container:
             return [(raw, self._frame(raw, UPRIGHT)) for raw in self._deinterlaced(packet.decode())]
         jpeg = bytes(packet)
         check_packet(jpeg, max_pixels=self._limits.max_pixels)
-        turn, valid = UPRIGHT, False
+        turn, height = UPRIGHT, None
         with suppress(UndecodableFrame):  # FFmpeg decodes some JPEGs that other decoders refuse
             info = inspect(jpeg, max_bytes=self._limits.max_bytes, max_pixels=self._limits.max_pixels)
-            turn, valid = orientation.of_exif(info.orientation), True
-        as_stored = turn.upright or self._options.rotation == 0
+            turn, height = of_exif(info.orientation), info.height
+        decoded: list[Any] | None = None
         if self._passes is None:
-            first = packet.decode()
-            plain = not first or not turn.upright or self._turn(first[0], UPRIGHT).upright
-            self._passes = plain and not self._options.rotation and valid and _is_jpeg(jpeg)
-            if not (self._passes and valid and as_stored):
-                return [(raw, self._frame(raw, turn)) for raw in first]
-        if self._passes and valid and as_stored:
+            decoded = packet.decode()
+            upright = not decoded or not turn.upright or self._turn(decoded[0], UPRIGHT).upright
+            whole = height is not None and (not decoded or decoded[0].height == height)
+            self._passes = upright and whole and not self._options.rotation and _is_jpeg(jpeg)
+        if self._passes and height is not None and (turn.upright or self._options.rotation == 0):
             return [(packet, SourceFrame(Fraction(0), jpeg=jpeg))]
-        return [(raw, self._frame(raw, turn)) for raw in self._deinterlaced(packet.decode())]
+        decoded = packet.decode() if decoded is None else decoded
+        if decoded and height is not None:
+            if decoded[0].height != 2 * height:
+                self._fields = None
+            elif self._fields is None:
+                self._fields = _field_order(jpeg, decoded[0])
+        return [(raw, self._frame(raw, turn)) for raw in self._deinterlaced(decoded, self._fields)]
 
-    def _deinterlaced(self, frames: list[Any]) -> list[Any]:
+    def _deinterlaced(self, frames: list[Any], fields: FieldOrder | None = None) -> list[Any]:
         if self._deinterlacer is None:
             return frames
-        return [progressive for frame in frames for progressive in self._deinterlacer.push(frame)]
+        return [progressive for frame in frames for progressive in self._deinterlacer.push(frame, fields)]
 
     def _frame(self, raw: Any, exif: Orientation) -> SourceFrame:
         if raw.width * raw.height > self._limits.max_pixels:
@@ -412,7 +421,7 @@ class Container:
     def _turn(self, frame: Any, exif: Orientation) -> Orientation:
         if self._options.rotation is not None:
             return Orientation.from_degrees(self._options.rotation)
-        return orientation.of_frame(frame) if exif.upright else exif
+        return of_frame(frame) if exif.upright else exif
 
     def _time(self, timed: Any) -> tuple[Fraction, Fraction]:
         """When a frame is shown, and for how long, seconds.
@@ -480,7 +489,7 @@ class ImageFile:
         if not _is_jpeg(jpeg):
             return None
         rotation = self._options.rotation
-        turn = orientation.of_exif(info.orientation) if rotation is None else Orientation.from_degrees(rotation)
+        turn = of_exif(info.orientation) if rotation is None else Orientation.from_degrees(rotation)
         if turn.upright:
             return SourceFrame(Fraction(0), jpeg=jpeg)
         pixels = simplejpeg.decode_jpeg(jpeg, "RGB")
@@ -541,17 +550,103 @@ class Folder:
                 self.damaged += 1
                 self._on_damage(f"left out: {error}", error.code)
             if last is not None:
-                start += last + reader.period
+                self.period = reader.period  # the folder's last frame may be one of a video
+                start += last + self.period
 
 
-# --- parts of a container ---
+# --- parts of a container: its clock, progressive frames, audio ---
+
+GAP_S = 10
+"""A step ahead of more seconds is a jump and no pause. FFmpeg uses the same limit for joined streams."""
+_MAX_PERIODS = 10
+"""A step ahead of up to this many periods is no jump either, because time-lapse recordings exist."""
+_MIN_STEP, _MAX_PERIOD = Fraction(1, 1000), Fraction(3600)
+
+
+class Clock:
+    """Converts presentation times to seconds that grow from frame to frame.
+
+    At a jump – the times go back, because recordings were joined or a counter wrapped, or they go far ahead – a new
+    clock begins: the frame comes one period after the frame before it, and later frames keep their distances to it. A
+    single frame with a wrong time does not affect the others. A frame without a time comes one period after the last.
+
+    Args:
+        period: seconds from frame to frame that the source declares; used until the frames show their real period.
+        gap_s: a longer step ahead is a jump; None: no step ahead is, because the container's times are reliable.
+    """
+
+    def __init__(self, period: Fraction, *, gap_s: float | None = GAP_S) -> None:
+        self._declared = min(max(period, _MIN_STEP), _MAX_PERIOD)
+        self._gap = None if gap_s is None else Fraction(gap_s)
+        self._steps: deque[Fraction] = deque(maxlen=9)
+        self._begun = False
+        self._out = Fraction(0)
+        self._last: Fraction | None = None
+        """The source's time of the last frame that was in step."""
+        self._odd: tuple[Fraction, Fraction, Fraction] | None = None
+        """If the last frame was out of step: the source's time of it, the time it was given, and the step."""
+        self.offsets: list[Fraction] = []
+        """Seconds added to the source's times: the first from the beginning, each further one from a jump on."""
+
+    @property
+    def period(self) -> Fraction:
+        """Seconds from frame to frame, the median of the last few."""
+        return median_low(self._steps) if self._steps else self._declared
+
+    def at(self, time: Fraction | None) -> Fraction:
+        """The next frame's time, seconds since the first frame.
+
+        Args:
+            time: the source's time of the frame, seconds; None: the source gives none.
+        """
+        if not self._begun:
+            self._begun = True
+            self._anchor(time)
+        elif time is None or self._last is None:
+            self._out += self.period
+            self._anchor(time)
+        elif self._in_step(step := time - self._last):
+            self._steps.append(step)
+            self._continue(time)
+        elif self._odd is not None and self._is_jump(time):
+            self.offsets.append(self._odd[1] - self._odd[0])
+            self._continue(time)
+        else:
+            self._out += self.period
+            self._odd = (time, self._out, step)
+        return self._out
+
+    def _anchor(self, time: Fraction | None) -> None:
+        if time is not None and self._last is None:
+            self._last = time
+            self.offsets.append(self._out - time)
+
+    def _continue(self, time: Fraction) -> None:
+        self._out = max(time + self.offsets[-1], self._out + _MIN_STEP)
+        self._last, self._odd = time, None
+
+    def _in_step(self, step: Fraction) -> bool:
+        return step > 0 and (self._gap is None or step <= max(self._gap, _MAX_PERIODS * self.period))
+
+    def _is_jump(self, time: Fraction) -> bool:
+        """Whether this frame is in step with the odd one before it, which then began a new clock."""
+        assert self._odd is not None
+        step = time - self._odd[0]
+        if self._in_step(step):
+            return True
+        if 0 < step < 2 * self._odd[2] and self._odd[2] < 2 * step:  # the same large step twice is the real period
+            self._steps.clear()
+            self._steps.append(step)
+            return True
+        return False
 
 
 class Deinterlacer:
     """Makes a recording's frames progressive, each at its own time; adds no frames and leaves none out.
 
     Frames before the first interlaced one pass unchanged and at once. From then on each frame comes one frame later,
-    and progressive ones still pass unchanged. Each frame tells which of its two fields is the earlier.
+    and progressive ones still pass unchanged. Each frame tells whether it is interlaced and which of its two fields is
+    the earlier, unless `push` is told.
     """
 
     def __init__(self) -> None:
@@ -560,15 +655,19 @@ class Deinterlacer:
         self._inside: deque[Any] = deque()
         """Time, time base and duration of each frame inside the filter."""
 
-    def push(self, frame: Any) -> Iterator[Any]:
-        """Takes the next `av.VideoFrame`; yields those that are ready."""
-        if self._graph is not None and _frame_format(frame) != self._format:
+    def push(self, frame: Any, fields: FieldOrder | None = None) -> Iterator[Any]:
+        """Takes the next `av.VideoFrame`; yields those that are ready.
+
+        Args:
+            fields: the frame is interlaced in this order, whatever it tells.
+        """
+        if self._graph is not None and (*_frame_format(frame), fields) != self._format:
             yield from self.flush()
         if self._graph is None:
-            if not frame.interlaced_frame:
+            if not (frame.interlaced_frame or fields):
                 yield frame
                 return
-            self._open(frame)
+            self._open(frame, fields)
         self._inside.append((frame.pts, frame.time_base, frame.duration))
         self._graph.push(frame)
         yield from self._ready()
@@ -580,8 +679,8 @@ class Deinterlacer:
             yield from self._ready()
             self._graph = None
 
-    def _open(self, frame: Any) -> None:
-        self._format = _frame_format(frame)
+    def _open(self, frame: Any, fields: FieldOrder | None) -> None:
+        self._format = (*_frame_format(frame), fields)
         graph = av.filter.Graph()
         # The filter's times are not used, because some frames have none; frames are recognized by their order.
         source = graph.add_buffer(
@@ -589,9 +688,7 @@ class Deinterlacer:
         )
         bwdif = graph.add("bwdif", "mode=send_frame:parity=auto:deint=interlaced")
         sink = graph.add("buffersink")
-        source.link_to(bwdif)
-        bwdif.link_to(sink)
-        graph.configure()
+        graph.link_nodes(source, *([graph.add("setfield", fields)] if fields else []), bwdif, sink).configure()
         self._graph = graph
 
     def _ready(self) -> Iterator[Any]:
@@ -606,6 +703,20 @@ class Deinterlacer:
 
 def _frame_format(frame: Any) -> tuple[object, ...]:
     return frame.width, frame.height, frame.format.name
+
+
+def _field_order(packet: bytes, frame: Any) -> FieldOrder:
+    """The order of the fields in a frame that FFmpeg made of a Motion JPEG packet, whose first JPEG is the earlier one.
+
+    FFmpeg weaves both into one `av.VideoFrame`, but does not tell which of them it took for the upper field.
+    """
+    try:
+        first = np.asarray(simplejpeg.decode_jpeg(packet, "GRAY"), np.int16)[:, :, 0]
+    except ValueError:
+        return "bff"  # as FFmpeg supposes for AVI
+    grey = frame.to_ndarray(format="gray")
+    upper, lower = (int(np.abs(first - grey[row::2]).sum()) for row in (0, 1))
+    return "tff" if upper <= lower else "bff"
 
 
 class AudioBuffer:

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from app.fleet.ingest import Sampler
-from app.sources.clock import Clock
+from app.sources.reader import Clock
 
 PERIOD = Fraction(1, 25)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import os
 import subprocess
+from fractions import Fraction
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import av
 import numpy as np
@@ -17,8 +19,8 @@ from PIL import Image, ImageOps
 
 from app.sources.address import parse
 from app.sources.options import Options
-from app.sources.reader import Reader, ReadLimits, SourceError, SourceFrame, SourceLost, open_source, played
-from tests.segments.test_kinds import combs, interlaced
+from app.sources.reader import Reader, ReadLimits, SourceError, SourceFrame, SourceLost, encode, open_source, played
+from tests.segments.test_kinds import combs, interlaced, panned
 from tests.segments.test_truncated import cut_off, fast
 from tests.support import clip
 from tests.support.movie import movie
@@ -147,6 +149,20 @@ def test_c12_a_recording_that_starts_over_keeps_its_pace(tmp_path: Path) -> None
     assert [after - before for before, after in pairwise(times)] == pytest.approx([1 / 25] * 249, abs=0.002)
 
 
+@pytest.mark.parametrize("last", ["image", "video"])
+def test_c12_a_folder_that_starts_over_shows_its_last_frame_for_that_frames_own_time(tmp_path: Path, last: str) -> None:
+    movie(tmp_path / ("a.mp4" if last == "image" else "z.mp4"), seconds=0.2, sound_s=None)
+    Image.new("RGB", (320, 240)).save(tmp_path / "m.png")
+    round_s = 0.2 + 0.5
+    times: list[float] = []
+    for _, frame in played(lambda: opened(tmp_path, image_s=0.5), again=True):
+        times.append(float(frame.at))
+        if len(times) == 13:
+            break
+    once = [*np.arange(5) / 25, 0.2] if last == "image" else [0, *(0.5 + np.arange(5) / 25)]
+    assert times == pytest.approx([*once, *(np.add(once, round_s)), 2 * round_s], abs=0.002)
+
+
 def test_frames_that_are_larger_than_allowed_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
     video = movie(tmp_path / "a.mp4", seconds=0.2, sound_s=None)
     Image.new("RGB", (640, 480)).save(tmp_path / "a.png")
@@ -228,6 +244,40 @@ def test_c15_a_recording_has_no_fields(tmp_path: Path, bottom_first: bool) -> No
     assert [float(frame.at) for frame in found] == pytest.approx(np.arange(30) / 25)
     assert [float(frame.lasts) for frame in found] == pytest.approx(np.full(30, 1 / 25))
     assert np.mean([combs(frame.pixels()) for frame in found]) < 0.8
+
+
+def two_fields_a_packet(path: Path, count: int) -> Path:
+    """Motion JPEG of a fast pan as capture cards write it: a packet holds the JPEGs of both fields, the earlier first.
+
+    The earlier is the lower field in AVI, the upper one in QuickTime.
+    """
+    earlier = 1 if path.suffix == ".avi" else 0
+    with av.open(str(path), "w") as video:
+        stream: Any = video.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuvj420p"
+        for number in range(count):
+            fields = [panned(2 * number, (160, 120))[earlier::2], panned(2 * number + 1, (160, 120))[1 - earlier :: 2]]
+            packet = av.Packet(b"".join(encode(field, 95) for field in fields))
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, number, number, Fraction(1, 25)
+            packet.is_keyframe = True
+            video.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.avi", "a.mov"])
+@pytest.mark.parametrize(("options", "limits"), [(None, {}), (Options(rotation=180), {}), (None, {"video_file": True})])
+def test_c15_no_frame_of_motion_jpeg_has_fields(
+    tmp_path: Path, name: str, options: Options | None, limits: dict[str, object]
+) -> None:
+    found = frames(two_fields_a_packet(tmp_path / name, 10), options, **limits)
+    assert [float(frame.at) for frame in found] == pytest.approx(np.arange(10) / 25)
+    assert all(frame.pixels().shape == (120, 160, 3) for frame in found)
+    assert max(combs(frame.pixels()) for frame in found) < 0.8  # the first is no exception
+    moments = [panned(2 * number, (160, 120)) for number in range(10)]
+    turned = [moment[::-1, ::-1] if options else moment for moment in moments]
+    assert (
+        np.mean([np.abs(frame.pixels() - moment.astype(int)) for frame, moment in zip(found, turned, strict=True)]) < 4
+    )
 
 
 def test_c15_recorded_video_is_no_playlist_and_no_script(tmp_path: Path) -> None:

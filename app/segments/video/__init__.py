@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from app.segments.video.cut import concat, cut
 from app.segments.video.reader import Position, TruncatedVideo, VideoError, VideoInfo, probe
-from app.segments.video.streams import dropped_audio
+from app.segments.video.writer import dropped_audio
 
 __all__ = ["Position", "TruncatedVideo", "VideoError", "VideoInfo", "concat", "cut", "dropped_audio", "probe"]

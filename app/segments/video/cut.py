@@ -21,7 +21,7 @@ from app.segments.video.reader import (
     times_go_back,
     upright_size,
 )
-from app.segments.video.streams import AudioReader, AudioTracks, choose_format, muxer_options
+from app.segments.video.writer import AudioReader, AudioTracks, choose_format, muxer_options
 from app.sources.address import ffmpeg_name
 from app.sources.copying import add_copy
 

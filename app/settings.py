@@ -1,17 +1,222 @@
-"""Every setting, in sections: one for each part of the service. `fixed` fields are no settings; see `section`."""
+"""Settings: frozen sections, one for each part, read once from the environment (or `.env`) and passed on.
+
+Only commands read the environment. The README's table lists every variable; a test holds the two together. First come
+the base class of the sections and the files of secrets, then the sections with every setting, then `Settings`.
+"""
 
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
+import stat
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import NoDecode, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from app.addresses import read_host, read_origin
-from app.settings.section import ROOT, Commas, Section, fixed, split, web_address
+from app.errors import ConfigurationError
+
+# --- how a section is read ---
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The folder that contains `app/`: the repository, if the program runs from one."""
+
+Commas = Annotated[tuple[str, ...], NoDecode]
+"""A list written as `a,b,c` in the environment."""
+
+_FIXED = "fixed"
+_WEB_ADDRESS = re.compile(r"https?://[^\s/;,'\"?#@]+(/[^\s;,'\"]*)?")
+_MOST_SECRET_BYTES = 64 * 1024
+"""Most bytes of a file that holds a secret; a larger file is something else."""
+
+
+class Section(BaseSettings):
+    """The settings of one part, frozen, read from the environment or `.env`; secrets also from the files named there.
+
+    Raises:
+        ConfigurationError: a file that should hold a secret cannot be used.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, env_file=".env", extra="ignore", case_sensitive=False)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The sources, highest precedence first: arguments, files of secrets, the environment, `.env`."""
+        files = _SecretFiles(settings_cls, env_settings, dotenv_settings)
+        return init_settings, files, _Settable(settings_cls, env_settings), _Settable(settings_cls, dotenv_settings)
+
+
+def fixed(default: Any = PydanticUndefined, **options: Any) -> Any:
+    """A field that no variable sets, because it follows from other settings, or because no deployment needs another.
+
+    Code may still pass another value, and tests do. A variable of its name is ignored, and a warning says so.
+    """
+    return Field(default, json_schema_extra={_FIXED: True}, **options)
+
+
+def is_fixed(field: FieldInfo) -> bool:
+    """Whether the field was made by `fixed`, so that no variable sets it."""
+    return isinstance(field.json_schema_extra, dict) and _FIXED in field.json_schema_extra
+
+
+class _Settable(PydanticBaseSettingsSource):
+    """The values of a source of variables, without those of `fixed` fields."""
+
+    def __init__(self, section: type[BaseSettings], source: PydanticBaseSettingsSource) -> None:
+        super().__init__(section)
+        self._source = source
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return self._source.get_field_value(field, field_name)
+
+    def __call__(self) -> dict[str, Any]:
+        fields = self.settings_cls.model_fields
+        return {
+            name: value for name, value in self._source().items() if name not in fields or not is_fixed(fields[name])
+        }
+
+
+def variables() -> dict[str, str]:
+    """The variables of the environment and of `.env`, names in upper case; the environment wins."""
+    found = DotEnvSettingsSource(Section).env_vars
+    return {name.upper(): value for name, value in {**found, **os.environ}.items() if value}
+
+
+class _SecretFiles(PydanticBaseSettingsSource):
+    """`NAME_FILE` names a file with the value of `NAME`, as Docker and Kubernetes provide secrets."""
+
+    def __init__(self, section: type[BaseSettings], *variables: PydanticBaseSettingsSource) -> None:
+        super().__init__(section)
+        self._set: dict[str, str] = {}
+        for source in reversed(variables):  # the environment wins over `.env`
+            assert isinstance(source, EnvSettingsSource | DotEnvSettingsSource)
+            self._set |= {name.lower(): value for name, value in source.env_vars.items() if value}
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """The secret of one setting, from its file; None if no file is named."""
+        path = self._set.get(f"{field_name}_file") if is_secret(field) else None
+        if path is None:
+            return None, field_name, False
+        name = field_name.upper()
+        if field_name in self._set:
+            raise ConfigurationError(f"{name} and {name}_FILE={path!r} are both set: should be one of them")
+        return read_secret(name, path), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        problems = []
+        for name, field in self.settings_cls.model_fields.items():
+            try:
+                value, _, _ = self.get_field_value(field, name)
+            except ConfigurationError as error:
+                problems.append(str(error))
+            else:
+                found |= {} if value is None else {name: value}
+        if problems:
+            raise ConfigurationError("\n".join(problems))
+        return found
+
+
+def is_secret(field: FieldInfo) -> bool:
+    """Whether a setting holds a secret: its value is never written out, and may come from a file."""
+
+    def holds(annotation: Any) -> bool:
+        return annotation is SecretStr or any(map(holds, get_args(annotation)))
+
+    return holds(field.annotation)
+
+
+def secret_given(name: str, environment: Mapping[str, str]) -> str | None:
+    """The secret of a variable that is no setting, from `NAME` or the file that `NAME_FILE` names; None without either.
+
+    Raises:
+        ConfigurationError: both are set, or the file cannot be used.
+    """
+    value, path = environment.get(name) or None, environment.get(f"{name}_FILE")
+    if path and value:
+        raise ConfigurationError(f"{name} and {name}_FILE={path!r} are both set: should be one of them")
+    return read_secret(name, path) if path else value
+
+
+def service_token(given: str | None) -> str | None:
+    """A client command's token: `given` by its option, else SIGHTLINE_TOKEN, else the file SIGHTLINE_TOKEN_FILE names.
+
+    Raises:
+        ConfigurationError: both variables are set, or the file cannot be used.
+    """
+    variable = secret_given("SIGHTLINE_TOKEN", os.environ)
+    return given or variable
+
+
+def read_secret(name: str, path: str) -> str:
+    """The secret in a file, without the line ends after it.
+
+    Raises:
+        ConfigurationError: there is no such file, or it cannot be read, is empty, too large or no text.
+    """
+    wanted = f"should be a readable file that holds the value of {name} and nothing else"
+    try:
+        # O_NONBLOCK, because opening a named pipe without a writer would block the start forever.
+        with open(path, "rb", opener=lambda at, flags: os.open(at, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ConfigurationError(f"{name}_FILE={path!r}: no regular file; {wanted}")
+            content = file.read(_MOST_SECRET_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        why = getattr(error, "strerror", None) or error
+        raise ConfigurationError(f"{name}_FILE={path!r}: {why}; {wanted}") from None
+    if len(content) > _MOST_SECRET_BYTES:
+        raise ConfigurationError(f"{name}_FILE={path!r}: more than {_MOST_SECRET_BYTES} bytes; {wanted}")
+    try:
+        text = content.decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{name}_FILE={path!r}: no UTF-8 text; {wanted}") from None
+    if not text.strip() or "\0" in text:
+        raise ConfigurationError(f"{name}_FILE={path!r}: {'no text' if text.strip() else 'empty'}; {wanted}")
+    return text
+
+
+def split(value: object) -> object:
+    """Splits a string at commas and line ends into a tuple; returns any other value unchanged.
+
+    Line ends count, because a file of secrets may have one a line.
+    """
+    if not isinstance(value, str):
+        return value
+    return tuple(part.strip() for part in re.split(r"[,\r\n]", value) if part.strip())
+
+
+def web_address(value: str | None, example: str) -> str | None:
+    """The address without slashes at its end; None if `value` is None or empty.
+
+    Raises:
+        ValueError: `value` is no http(s) address.
+    """
+    if not value:
+        return None
+    if not _WEB_ADDRESS.fullmatch(value):
+        raise ValueError(f"a web address, for example {example}")
+    return value.rstrip("/")
+
 
 # --- the service, access to it, live sessions, the page ---
 
@@ -556,3 +761,116 @@ class SegmentSettings(Section):
     @classmethod
     def _address(cls, value: str | None) -> str | None:
         return web_address(value, "http://10.0.1.5:8080")
+
+
+# --- all sections ---
+
+S = TypeVar("S", bound=Section)
+
+
+class Settings:
+    """All sections. Each part of the service gets its own section.
+
+    Raises:
+        ConfigurationError: one line for each wrong variable: its name, the value seen, and a right value.
+    """
+
+    def __init__(self, **overrides: object) -> None:
+        problems: list[str] = []
+
+        def read(section: type[S]) -> S:
+            given = {name: value for name, value in overrides.items() if name in section.model_fields}
+            try:
+                return section(**given)
+            except ConfigurationError as error:
+                problems.append(str(error))
+            except ValidationError as error:
+                problems.extend(_explain(error))
+            return section.model_construct()
+
+        self.server = read(ServerSettings)
+        self.access = read(AccessSettings)
+        self.live = read(LiveSettings)
+        self.triton = read(TritonSettings)
+        self.pipeline = read(PipelineSettings)
+        self.ocr = read(OcrSettings)
+        self.web = read(WebSettings)
+        self.summary = read(SummarySettings)
+        self.llm = read(LlmSettings)
+        self.aws = read(AwsSettings)
+        self.activity = read(ActivitySettings)
+        self.redis = read(RedisSettings)
+        self.kafka = read(KafkaSettings)
+        self.fleet = read(FleetSettings)
+        self.ingest = read(IngestSettings)
+        self.segments = read(SegmentSettings)
+        if problems:
+            raise ConfigurationError("\n".join(problems))
+
+
+SECTIONS: tuple[type[Section], ...] = (
+    ServerSettings,
+    AccessSettings,
+    LiveSettings,
+    TritonSettings,
+    PipelineSettings,
+    OcrSettings,
+    WebSettings,
+    SummarySettings,
+    LlmSettings,
+    AwsSettings,
+    ActivitySettings,
+    RedisSettings,
+    KafkaSettings,
+    FleetSettings,
+    IngestSettings,
+    SegmentSettings,
+)
+
+
+VARIABLES: dict[str, FieldInfo] = {
+    name.upper(): field for section in SECTIONS for name, field in section.model_fields.items() if not is_fixed(field)
+}
+"""Every setting, by its variable."""
+
+SECRETS = tuple(name for name, field in VARIABLES.items() if is_secret(field))
+"""Settings whose values are never logged. Each may come from the file that `NAME_FILE` names."""
+
+
+_REMOVED = {
+    "LLM_SESSION_COST": "LLM_SESSION_TOKENS bounds what a session may use",
+    "LLM_HOUR_COST": "LLM_HOUR_TOKENS bounds what all sessions may use in an hour",
+    "LLM_INPUT_PRICE": "the model's use is bounded in tokens",
+    "LLM_OUTPUT_PRICE": "the model's use is bounded in tokens",
+}
+"""Variables of earlier versions that were removed, and what replaces them."""
+
+
+def ignored_variables() -> list[str]:
+    """A sentence for each variable that is set and was a setting in an earlier version."""
+    seen = variables()
+    fixed = {
+        name.upper(): field.description
+        if field.default_factory
+        else f"it is always {field.default} ({field.description})"
+        for section in SECTIONS
+        for name, field in section.model_fields.items()
+        if is_fixed(field)
+    }
+    return [
+        f"{name}={seen[name]!r} is ignored, because it is no setting any more: {why}"
+        for name, why in {**fixed, **_REMOVED}.items()
+        if name in seen
+    ]
+
+
+def _explain(error: ValidationError) -> list[str]:
+    lines = []
+    for detail in error.errors():
+        if detail["type"] == "default_factory_not_called":  # its default follows from a wrong value
+            continue
+        name = str(detail["loc"][0]).upper() if detail["loc"] else "settings"
+        seen = "a secret" if name in SECRETS else repr(detail["input"])
+        message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ").partition(", unable")[0]
+        lines.append(f"{name}={seen}: should be {message}")
+    return lines
