@@ -234,6 +234,9 @@ class ServerSettings(Section):
         ("127.0.0.1", "::1"),
         description="proxies whose X-Forwarded-For is trusted, addresses or networks, comma-separated",
     )
+    plugins: Path | None = Field(
+        None, description="folder whose `.py` files add stages, sinks and backends of recorded video; unset: none"
+    )
     state_dir: Path = Field(ROOT / ".state", description="folder for logs and for data that outlives a process")
 
     @field_validator("forwarded_allow_ips", mode="before")
