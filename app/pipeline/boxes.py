@@ -6,7 +6,7 @@ sent.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -25,7 +25,7 @@ _APART = np.float32(7680)
 
 @dataclass(frozen=True, slots=True)
 class Letterbox:
-    """Where a frame lies in its canvas. All integers are pixels; `scale` is canvas over frame."""
+    """Where a frame lies in its canvas. All integers are pixels; scales are canvas over frame."""
 
     image_width: int
     image_height: int
@@ -33,13 +33,22 @@ class Letterbox:
     canvas_height: int
     scale: float
     width: int
-    """Width of the frame on the canvas."""
+    """Width of the frame on the canvas, as far as it is visible."""
     height: int
-    """Height of the frame on the canvas."""
+    """Height of the frame on the canvas, as far as it is visible."""
     pad_x: int
-    """Left edge of the frame on the canvas."""
+    """Left edge of the visible frame on the canvas."""
     pad_y: int
-    """Top edge of the frame on the canvas."""
+    """Top edge of the visible frame on the canvas."""
+    scale_x: float
+    """By what an x on the canvas, counted from `pad_x - cut_x`, is divided to be an x of the frame."""
+    scale_y: float
+    cut_x: int = 0
+    """Pixels of the scaled frame that lie beyond the canvas's left edge."""
+    cut_y: int = 0
+    """Pixels of the scaled frame that lie beyond the canvas's top edge."""
+    smooth: bool = False
+    """Whether the frame is scaled with antialiasing, and the canvas may show only its middle."""
 
 
 @lru_cache(maxsize=1024)
@@ -63,6 +72,79 @@ def letterbox(image_width: int, image_height: int, canvas_width: int, canvas_hei
         height,
         pad_x=round((canvas_width - width) / 2 - 0.1),
         pad_y=round((canvas_height - height) / 2 - 0.1),
+        scale_x=width / image_width,
+        scale_y=height / image_height,
+    )
+
+
+@lru_cache(maxsize=1024)
+def top_left(image_width: int, image_height: int, canvas_width: int, canvas_height: int) -> Letterbox:
+    """Fits a frame into the top left corner of a canvas, as YOLOX's `preproc` does (yolox/data/data_augment.py).
+
+    Sizes are rounded down, and boxes are divided by the exact scale, not by that of the rounded size.
+    """
+    scale = min(canvas_width / image_width, canvas_height / image_height)
+    return Letterbox(
+        image_width,
+        image_height,
+        canvas_width,
+        canvas_height,
+        scale,
+        width=max(1, int(image_width * scale)),
+        height=max(1, int(image_height * scale)),
+        pad_x=0,
+        pad_y=0,
+        scale_x=scale,
+        scale_y=scale,
+    )
+
+
+@lru_cache(maxsize=1024)
+def stretch(image_width: int, image_height: int, canvas_width: int, canvas_height: int) -> Letterbox:
+    """Fills a canvas with a frame, whose proportions change."""
+    scale_x, scale_y = canvas_width / image_width, canvas_height / image_height
+    return Letterbox(
+        image_width,
+        image_height,
+        canvas_width,
+        canvas_height,
+        min(scale_x, scale_y),
+        canvas_width,
+        canvas_height,
+        pad_x=0,
+        pad_y=0,
+        scale_x=scale_x,
+        scale_y=scale_y,
+    )
+
+
+@lru_cache(maxsize=1024)
+def crop(image_width: int, image_height: int, canvas_width: int, canvas_height: int) -> Letterbox:
+    """Fills a square canvas with the middle of a frame, whose shorter side becomes the canvas's.
+
+    As torchvision's `Resize(size)` and `CenterCrop(size)`, with which Ultralytics prepares images for classification
+    (`classify_transforms` in ultralytics/data/augment.py): the longer side is rounded down, the cut to the nearest even
+    number of a half. A canvas that is not square is filled with the whole frame, as by `Resize((height, width))`.
+    """
+    if canvas_width != canvas_height:
+        return replace(stretch(image_width, image_height, canvas_width, canvas_height), smooth=True)
+    shorter = min(image_width, image_height)
+    width, height = (int(canvas_width * side / shorter) for side in (image_width, image_height))
+    return Letterbox(
+        image_width,
+        image_height,
+        canvas_width,
+        canvas_height,
+        canvas_width / shorter,
+        canvas_width,
+        canvas_height,
+        pad_x=0,
+        pad_y=0,
+        scale_x=width / image_width,
+        scale_y=height / image_height,
+        cut_x=round((width - canvas_width) / 2),
+        cut_y=round((height - canvas_height) / 2),
+        smooth=True,
     )
 
 
@@ -74,9 +156,9 @@ def to_image(xyxy: NDArray[Any], box: Letterbox) -> Floats:
 def points_to_image(xy: NDArray[Any], box: Letterbox) -> Floats:
     """Points `[..., 2]` in canvas pixels -> frame pixels, clipped to the frame.
 
-    As Ultralytics' `scale_boxes` and `scale_coords` (ultralytics/utils/ops.py, 8.4), each side is scaled by the rounded
-    size that the frame has on the canvas. A frame of 1920x400, for example, covers 320x67 pixels of 320x320, not
-    320x66.7: with the exact scale, a point at its lower edge would be two frame pixels off.
+    As Ultralytics' `scale_boxes` and `scale_coords` (ultralytics/utils/ops.py, 8.4), each side of a letterboxed frame
+    is scaled by the rounded size that it has on the canvas. A frame of 1920x400, for example, covers 320x67 pixels of
+    320x320, not 320x66.7: with the exact scale, a point at its lower edge would be two frame pixels off.
     """
     pad, limit, scale = _ends(box)
     points: Floats = np.subtract(xy, pad, dtype=np.float32)
@@ -89,9 +171,9 @@ def points_to_image(xy: NDArray[Any], box: Letterbox) -> Floats:
 def _ends(box: Letterbox) -> tuple[Floats, Floats, Floats]:
     """Three arrays `[2]`, x and y: the frame's start on the canvas, its size in frame pixels, canvas by frame size."""
     return (
-        np.array((box.pad_x, box.pad_y), np.float32),
+        np.array((box.pad_x - box.cut_x, box.pad_y - box.cut_y), np.float32),
         np.array((box.image_width, box.image_height), np.float32),
-        np.array((box.width / box.image_width, box.height / box.image_height), np.float32),
+        np.array((box.scale_x, box.scale_y), np.float32),
     )
 
 

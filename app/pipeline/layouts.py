@@ -13,8 +13,9 @@ h from 0 to 1): they count as the former only after an answer of the model has c
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from app.errors import ModelRejected
 from app.inference.client import ModelSpec, TensorSpec
-from app.pipeline.boxes import Floats, Ints, Letterbox, nms
+from app.pipeline.boxes import Floats, Ints, Letterbox, crop, letterbox, nms, stretch, top_left
 
 DEFAULT_SIZE = 640
 """Side of the canvas where the model leaves its size open and has no parameter `input_size`."""
@@ -33,9 +34,23 @@ _DTYPES = ("UINT8", "FP16", "FP32")
 _KNOWN = "UINT8, FP16 or FP32 of [N, H, W, 3] or [N, 3, H, W]"
 
 
+Resize = Literal["letterbox", "letterbox_top_left", "stretch", "crop"]
+Colour = Literal["rgb", "bgr"]
+Three = tuple[float, float, float]
+
+_PLACES: dict[str, Callable[[int, int, int, int], Letterbox]] = {
+    "letterbox": letterbox,
+    "letterbox_top_left": top_left,
+    "stretch": stretch,
+    "crop": crop,
+}
+RESIZES, COLOURS = (*_PLACES,), ("rgb", "bgr")
+"""Values of a model's string parameters `resize` and `colour`."""
+
+
 @dataclass(frozen=True, slots=True)
 class InputFormat:
-    """A model's only input tensor, RGB. UINT8 takes pixels as they are, FP16 and FP32 take pixels divided by 255."""
+    """A model's only input tensor. UINT8 takes pixels as they are, FP16 and FP32 take (pixels / scale - mean) / std."""
 
     name: str
     height: int
@@ -43,17 +58,41 @@ class InputFormat:
     dtype: Literal["UINT8", "FP16", "FP32"]
     """Triton's name."""
     layout: Literal["NHWC", "NCHW"]
+    resize: Resize = "letterbox"
+    """How a frame is fitted into the image; see `boxes`."""
+    colour: Colour = "rgb"
+    """Order of the channels."""
+    scale: Literal[1, 255] = 255
+    mean: Three = (0.0, 0.0, 0.0)
+    """Of each channel, in the tensor's order, in units of pixels / scale."""
+    std: Three = (1.0, 1.0, 1.0)
     is_image: bool = field(init=False, compare=False)
     """Whether the tensor holds images as a canvas does. Frames are then decoded into it, and `fill` does nothing."""
+    _table: NDArray[Any] | None = field(init=False, compare=False, repr=False)
+    """`[3, 256]`: the tensor's value for each level of each channel; None where the pixels are only divided by 255."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "is_image", self.dtype == "UINT8" and self.layout == "NHWC")
+        is_image = self.dtype == "UINT8" and self.layout == "NHWC" and self.colour == "rgb"
+        object.__setattr__(self, "is_image", is_image)
+        plain = self.scale == 255 and self.mean == (0.0, 0.0, 0.0) and self.std == (1.0, 1.0, 1.0)
+        object.__setattr__(self, "_table", None if plain or self.dtype == "UINT8" else self._levels())
+
+    def _levels(self) -> NDArray[Any]:
+        # In float32, in the order of torchvision's `normalize`.
+        levels = np.arange(256, dtype=np.float32) / np.float32(self.scale)
+        mean, std = np.array(self.mean, np.float32)[:, None], np.array(self.std, np.float32)[:, None]
+        table = (levels - mean) / std
+        return table.astype(np.float16).view(np.uint16) if self.dtype == "FP16" else table
 
     def shape(self, batch: int) -> tuple[int, int, int, int]:
         """Shape of the tensor in a request with `batch` images."""
         if self.layout == "NHWC":
             return batch, self.height, self.width, 3
         return batch, 3, self.height, self.width
+
+    def place(self, image_width: int, image_height: int) -> Letterbox:
+        """Where a frame of this size lies in the image."""
+        return _PLACES[self.resize](image_width, image_height, self.width, self.height)
 
     def fill(self, canvas: NDArray[np.uint8], out: NDArray[Any]) -> None:
         """Writes a canvas, RGB uint8 `[H, W, 3]`, to `out`: one image of the tensor, of its dtype.
@@ -63,25 +102,50 @@ class InputFormat:
         """
         if self.is_image and np.may_share_memory(canvas, out):
             return
+        reverse, table = self.colour == "bgr", self._table
         if self.layout == "NHWC":
-            _scale(canvas, out)
-        else:
-            for plane, target in zip(cv2.split(canvas), out, strict=True):
+            ordered = cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR) if reverse else canvas
+            if table is None:
+                _scale(ordered, out)
+            else:
+                _look_up(ordered, np.ascontiguousarray(table.T)[None], out)
+            return
+        planes = cv2.split(canvas)
+        for number, (plane, target) in enumerate(zip(planes[::-1] if reverse else planes, out, strict=True)):
+            if table is None:
                 _scale(plane, target)
+            else:
+                _look_up(plane, table[number : number + 1], target)
+
+
+_LAYOUT_FORMATS: dict[str, dict[str, str]] = {
+    "yolox": {"colour": "bgr", "scale": "1", "resize": "letterbox_top_left"},
+    "rtdetr": {"resize": "stretch"},
+    "rtdetr_rows": {"resize": "stretch"},
+    "boxes_logits": {"resize": "stretch"},
+}
+"""By layout of the head: what its families want their images to be. The model's own parameters take precedence."""
 
 
 def input_format(spec: ModelSpec) -> InputFormat:
-    """Reads size, type and layout of the input from a model's metadata.
+    """Reads size, type, layout and contents of the input from a model's metadata and parameters.
 
     Height or width that the model leaves open (-1) come from its parameter `input_size` (`640`, or `480x640`:
-    height, then width), else are 640.
+    height, then width), else are 640. The parameters `resize`, `colour`, `scale` (255 or 1), `mean` and `std` (JSON
+    arrays of three numbers, in the order of the tensor's channels) say what the pixels become.
 
     Raises:
-        ModelRejected: the model has several inputs, or one of an unknown kind.
+        ModelRejected: the model has several inputs, one of an unknown kind, or a parameter with an unknown value.
     """
     if len(spec.inputs) != 1:
         names = ", ".join(tensor.name for tensor in spec.inputs) or "none"
-        raise ModelRejected(f"model {spec.name!r}: want one input, an image; it has {len(spec.inputs)} ({names})")
+        hint = (
+            ". It is an RT-DETR or D-FINE with its post-processor: export it without (layout boxes_logits), or make "
+            "orig_target_sizes a constant, [[width, height]] of the input (layout rows_apart)"
+            if any("target_size" in tensor.name for tensor in spec.inputs)
+            else ""
+        )
+        raise ModelRejected(f"model {spec.name!r}: want one input, an image; it has {len(spec.inputs)} ({names}){hint}")
     (tensor,) = spec.inputs
     layout: Literal["NHWC", "NCHW"] | None = None
     if len(tensor.shape) == 4 and tensor.dtype in _DTYPES:
@@ -102,7 +166,50 @@ def input_format(spec: ModelSpec) -> InputFormat:
     height, width = tensor.shape[1:3] if layout == "NHWC" else tensor.shape[2:4]
     open_height, open_width = _open_size(spec)
     height, width = height if height > 0 else open_height, width if width > 0 else open_width
-    return InputFormat(tensor.name, height, width, tensor.dtype, layout)  # type: ignore[arg-type]
+    given = {**_LAYOUT_FORMATS.get(spec.parameters.get("layout", ""), {}), **spec.parameters}
+    resize, colour = _choice(spec, given, "resize", RESIZES), _choice(spec, given, "colour", COLOURS)
+    if tensor.dtype == "UINT8":
+        _check_bytes(spec, tensor)
+        return InputFormat(tensor.name, height, width, "UINT8", layout, resize, colour)  # type: ignore[arg-type]
+    scale = int(_choice(spec, given, "scale", ("255", "1")))
+    mean, std = _three(spec, "mean", (0.0, 0.0, 0.0)), _three(spec, "std", (1.0, 1.0, 1.0))
+    if 0.0 in std:
+        raise ModelRejected(f"model {spec.name!r}: parameter std={spec.parameters['std']!r} has a 0")
+    return InputFormat(tensor.name, height, width, tensor.dtype, layout, resize, colour, scale, mean, std)  # type: ignore[arg-type]
+
+
+def _choice(spec: ModelSpec, given: Mapping[str, str], name: str, known: Sequence[str]) -> str:
+    """The value of a parameter, the first of the known ones where it is not given."""
+    value = given.get(name, known[0]).strip()
+    if value not in known:
+        raise ModelRejected(f"model {spec.name!r}: parameter {name}={value!r}; want {' or '.join(known)}")
+    return value
+
+
+def _three(spec: ModelSpec, name: str, default: Three) -> Three:
+    text = spec.parameters.get(name)
+    if text is None:
+        return default
+    try:
+        values = [float(value) for value in json.loads(text)]
+    except (ValueError, TypeError):
+        values = []
+    if len(values) != 3 or not all(map(math.isfinite, values)):
+        raise ModelRejected(
+            f"model {spec.name!r}: parameter {name}={text!r}; want a JSON array of three numbers, one a channel, "
+            "such as [0.485, 0.456, 0.406]"
+        )
+    return values[0], values[1], values[2]
+
+
+def _check_bytes(spec: ModelSpec, tensor: TensorSpec) -> None:
+    for name, right in (("scale", ("1",)), ("mean", ()), ("std", ())):
+        value = spec.parameters.get(name)
+        if value is not None and value.strip() not in right:
+            raise ModelRejected(
+                f"model {spec.name!r}: parameter {name}={value!r}, but input {tensor.name!r} is UINT8 and takes pixels "
+                "as they are: remove the parameter, or declare the input as FP32 or FP16"
+            )
 
 
 def _open_size(spec: ModelSpec) -> tuple[int, int]:
@@ -123,9 +230,14 @@ def _scale(pixels: NDArray[Any], out: NDArray[Any]) -> None:
         out[...] = pixels
     elif out.dtype == np.float16:
         # numpy's float16 arithmetic is slow; there are only 256 values, so OpenCV looks up their bits.
-        cv2.LUT(pixels, _HALVES, dst=out.view(np.uint16))
+        _look_up(pixels, _HALVES, out)
     else:
         np.multiply(pixels, np.float32(1 / 255), out=out)
+
+
+def _look_up(pixels: NDArray[Any], table: NDArray[Any], out: NDArray[Any]) -> None:
+    """Replaces each level by its value in the table, `[1, 256]` or `[1, 256, 3]`; half floats as their bits."""
+    cv2.LUT(pixels, table, dst=out.view(np.uint16) if out.dtype == np.float16 else out)
 
 
 _HALVES = (np.arange(256, dtype=np.float32) / 255).astype(np.float16).view(np.uint16)[None]
@@ -421,9 +533,7 @@ def to_images(points: Floats, image: Ints, boxes: Sequence[Letterbox | None]) ->
     """`boxes.points_to_image` for points `[n, m, 2]` of several images, each with a letterbox of its own."""
     nowhere = (0, 0, 1, 1, 0, 0)
     lies = [
-        (b.pad_x, b.pad_y, b.width / b.image_width, b.height / b.image_height, b.image_width, b.image_height)
-        if b
-        else nowhere
+        (b.pad_x - b.cut_x, b.pad_y - b.cut_y, b.scale_x, b.scale_y, b.image_width, b.image_height) if b else nowhere
         for b in boxes
     ]
     place = np.array(lies, dtype=np.float32)[image, None]

@@ -22,12 +22,13 @@ from queue import SimpleQueue
 
 from app.errors import FrameError, TooExpensive, UndecodableFrame
 from app.metrics import DECODE_GIVEN_UP
-from app.pipeline.boxes import Letterbox, letterbox
+from app.pipeline.boxes import Letterbox
 from app.pipeline.decode import (
     SOI,
     Coded,
     JpegInfo,
     Pixels,
+    crop_into,
     decode_grey,
     decode_into,
     decode_still,
@@ -107,7 +108,7 @@ class Preprocessor:
             now = time.perf_counter()
             decode_s, clock = now - clock, now
         for form, tensor in batch.inputs.items():
-            box = letterbox(info.width, info.height, form.width, form.height)
+            box = form.place(info.width, info.height)
             border = tensor.place(index, box)
             canvas = tensor.canvas(index)
             decoded = self._lay(image, box, canvas, border=border)
@@ -116,7 +117,8 @@ class Preprocessor:
                 now = time.perf_counter()
                 decode_s, clock = decode_s + now - clock, now
             if wants_grey and grey is None:
-                grey = small_grey(canvas, box)
+                # A canvas that shows only the frame's middle was filled from decoded pixels.
+                grey = grey_of(image.pixels) if box.smooth and image.pixels is not None else small_grey(canvas, box)
             form.fill(canvas, tensor.buffer.array[index])
             now = time.perf_counter()
             prepare_s, clock = prepare_s + now - clock, now
@@ -172,6 +174,12 @@ class Preprocessor:
 
     def _lay(self, image: _Image, box: Letterbox, canvas: Pixels, *, border: bool) -> bool:
         """Lays the frame into a canvas; returns whether the codec was needed."""
+        if box.smooth:
+            coded = image.pixels is None
+            if image.pixels is None:
+                image.pixels = decode_whole(image.coded, image.info, exact=self._exact)
+            crop_into(image.pixels, box, canvas)
+            return coded
         if image.pixels is None and self._exact and not fits(image.info, box):
             # Decoded once, for all canvases and for faces, because `exact` needs the full size anyway.
             image.pixels = decode_whole(image.coded, image.info)
