@@ -57,7 +57,7 @@ def ingest(
 ) -> None:
     """Write frames of cameras and recordings to Redis, until Ctrl-C or SIGTERM."""
     exit_on_sigterm()
-    from app.fleet.ingest import run
+    from app.fleet.ingest.service import run
     from app.settings import Settings
 
     run(Settings(), sources or [], loop=loop)

@@ -40,7 +40,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 """Triton's names of the types that we read and write."""
 PREFIX = "sightline"
 _PAGE = 4096
-_SHM = "/dev/shm"
+SHM = "/dev/shm"
 _DEADLINE_S = 2.0
 _BUDGET = 256 * 1024 * 1024
 """Bytes of all regions of one client."""
@@ -87,12 +87,12 @@ def orphaned(name: str) -> bool:
 def unlink_orphans() -> None:
     """Removes regions from /dev/shm whose process on this host was killed before Triton had mapped them."""
     try:
-        names = os.listdir(_SHM)
+        names = os.listdir(SHM)
     except OSError:
         return
     for name in filter(orphaned, names):
         with contextlib.suppress(OSError):
-            os.unlink(f"{_SHM}/{name}")
+            os.unlink(f"{SHM}/{name}")
 
 
 class Region:
@@ -107,7 +107,7 @@ class Region:
         self.slot_bytes = -(-slot_bytes // _PAGE) * _PAGE
         self.slots = slots
         self.size = self.slot_bytes * slots
-        self._path = f"{_SHM}/{self.name}"
+        self._path = f"{SHM}/{self.name}"
         descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:
             # Reserves the pages now: a full /dev/shm then fails here, not as a SIGBUS in the middle of a frame.

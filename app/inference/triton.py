@@ -1,32 +1,29 @@
-"""The Triton client: one grpc.aio channel, a concurrency limit, deadlines, reconnection, shared memory."""
+"""The Triton client: one grpc.aio channel, a concurrency limit, deadlines, reconnection, shared memory.
+
+The end of the file is Triton's protocol without I/O: descriptions, requests, answers and errors.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import grpc
+import numpy as np
+from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from app import metrics
 from app.errors import ConfigurationError, InferenceError, InferenceTimeout, InferenceUnavailable
-from app.inference.client import ModelSpec, Reply
-from app.inference.requests import (
-    Placed,
-    description_failure,
-    failure,
-    infer_method,
-    outputs,
-    plain_request,
-    read_spec,
-    shared_request,
-)
-from app.inference.shared_memory import Buffer, SharedMemory
+from app.inference.client import ModelSpec, Reply, TensorSpec
+from app.inference.shared_memory import DTYPES, Buffer, SharedMemory, output_bytes
 from app.limits import backoff_s
 from app.settings import TritonSettings
 
@@ -49,12 +46,17 @@ _REST_S = 60.0
 """Seconds for which the memory of such a request stays out of use, or four deadlines if that is longer. The server
 drops cancelled requests unless it works on them already; a hung server has been restarted by then, with new memory.
 """
-_PROBE_INTERVAL_S = 5.0
+PROBE_INTERVAL_S = 5.0
 """Seconds between two probes of a server that answers."""
-_PROBE_DEADLINE_S = 2.0
+PROBE_DEADLINE_S = 2.0
 """Seconds that a probe, or a request for a description, may take."""
 _RECONNECT_S = (0.1, 2.0)
 """Seconds of the first wait between two probes of a server that is away, and of the longest."""
+_RAW = service_pb2.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number
+_RAW_TAG = bytes([_RAW << 3 | 2])  # wire type 2: a length, then so many bytes
+
+Placed = dict[str, tuple[int, tuple[int, ...]]]
+"""Outputs in shared memory: name -> (bytes from the start of the slot, shape)."""
 
 
 class FairSemaphore:
@@ -183,13 +185,13 @@ class TritonClient:
         """See `InferenceClient.describe`."""
         try:
             name = {"name": model}
-            ready = await self._stub.ModelReady(service_pb2.ModelReadyRequest(**name), timeout=_PROBE_DEADLINE_S)
+            ready = await self._stub.ModelReady(service_pb2.ModelReadyRequest(**name), timeout=PROBE_DEADLINE_S)
             if not ready.ready:
                 return None
             metadata = await self._stub.ModelMetadata(
-                service_pb2.ModelMetadataRequest(**name), timeout=_PROBE_DEADLINE_S
+                service_pb2.ModelMetadataRequest(**name), timeout=PROBE_DEADLINE_S
             )
-            answer = await self._stub.ModelConfig(service_pb2.ModelConfigRequest(**name), timeout=_PROBE_DEADLINE_S)
+            answer = await self._stub.ModelConfig(service_pb2.ModelConfigRequest(**name), timeout=PROBE_DEADLINE_S)
             batched = await self._batched(answer.config)
         except grpc.aio.AioRpcError as error:
             if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
@@ -206,7 +208,7 @@ class TritonClient:
             return bool(config.HasField("dynamic_batching"))
         for part in parts:
             request = service_pb2.ModelConfigRequest(name=part)
-            answer = await self._stub.ModelConfig(request, timeout=_PROBE_DEADLINE_S)
+            answer = await self._stub.ModelConfig(request, timeout=PROBE_DEADLINE_S)
             if not await self._batched(answer.config):
                 return False
         return True
@@ -289,7 +291,7 @@ class TritonClient:
         while True:
             # Not `wait_for`: before Python 3.12 it loses a cancellation that comes together with the event.
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(backoff_s(failures, *_RECONNECT_S) or _PROBE_INTERVAL_S):
+                async with asyncio.timeout(backoff_s(failures, *_RECONNECT_S) or PROBE_INTERVAL_S):
                     await self._suspect.wait()
             self._suspect.clear()
             if not await self._reachable():
@@ -322,7 +324,7 @@ class TritonClient:
 
     async def _probe(self) -> bool:
         try:
-            answer = await self._stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=_PROBE_DEADLINE_S)
+            answer = await self._stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=PROBE_DEADLINE_S)
         except grpc.aio.AioRpcError:
             return False
         return bool(answer.ready)
@@ -351,3 +353,159 @@ def _drop_result(call: asyncio.Task[Reply]) -> None:
     """Drops the answer or the error of a call whose awaiter was cancelled."""
     if not call.cancelled():
         call.exception()
+
+
+# --- the protocol without I/O: descriptions, requests, answers, errors ---
+# A request's tensors lie in shared memory or in the message itself.
+
+
+def read_spec(name: str, metadata: Any, config: Any, *, batched: bool = False) -> ModelSpec:
+    """Makes a model's description from the server's metadata and configuration of it (protobuf messages)."""
+    return ModelSpec(
+        name=name,
+        version=max(metadata.versions, key=int, default=""),
+        inputs=tuple(TensorSpec(t.name, t.datatype, tuple(t.shape)) for t in metadata.inputs),
+        outputs=tuple(TensorSpec(t.name, t.datatype, tuple(t.shape)) for t in metadata.outputs),
+        max_batch=max(1, config.max_batch_size),
+        batched=batched,
+        parameters={key: value.string_value for key, value in config.parameters.items()},
+    )
+
+
+def infer_method(channel: Any) -> Any:
+    """ModelInfer on a channel of grpc.aio, for serialized requests: their fixed part is written only once."""
+    return channel.unary_unary(
+        "/inference.GRPCInferenceService/ModelInfer",
+        response_deserializer=service_pb2.ModelInferResponse.FromString,
+    )
+
+
+def plain_request(model: ModelSpec, array: NDArray[Any]) -> bytes:
+    """A request that carries its pixels, copied once; a protobuf message would copy them again when it is serialized.
+
+    The pixels' field follows the other fields; protobuf accepts fields in any order
+    (https://protobuf.dev/programming-guides/encoding/).
+    """
+    tensor = model.inputs[0]
+    head = _head(model.name, tensor.name, tensor.dtype, array.shape)
+    return b"".join((head, _RAW_TAG, _varint(array.nbytes), np.ascontiguousarray(array).data))
+
+
+@lru_cache(maxsize=256)
+def _head(model: str, tensor: str, dtype: str, shape: tuple[int, ...]) -> bytes:
+    """A serialized request without its pixels."""
+    request = service_pb2.ModelInferRequest(model_name=model)
+    request.inputs.add(name=tensor, datatype=dtype).shape.extend(shape)
+    serialized: bytes = request.SerializeToString()
+    return serialized
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def shared_request(model: ModelSpec, buffer: Buffer) -> tuple[bytes, Placed, int]:
+    """A request whose input, and outputs if they fit, are in the buffer's slot.
+
+    Returns:
+        The serialized request, the places of its outputs, and the new `cursor`, at which the next request's outputs may
+        begin.
+    """
+    slot = buffer.slot
+    assert slot is not None
+    array, region = buffer.array, slot.region
+    request = service_pb2.ModelInferRequest(model_name=model.name)
+    tensor = request.inputs.add(name=model.inputs[0].name, datatype=model.inputs[0].dtype)
+    tensor.shape.extend(array.shape)
+    _place(tensor, region.name, slot.offset, array.nbytes)
+    shapes = {t.name: (array.shape[0], *t.shape[1:]) for t in model.outputs}
+    size = output_bytes([(t.dtype, shapes[t.name]) for t in model.outputs])
+    if size is None or buffer.cursor + size > region.slot_bytes:
+        # An open shape, or too large: the outputs come in the answer.
+        return request.SerializeToString(), {}, buffer.cursor
+    placed: Placed = {}
+    cursor = buffer.cursor
+    for output in model.outputs:
+        used = output_bytes([(output.dtype, shapes[output.name])])
+        assert used is not None
+        _place(request.outputs.add(name=output.name), region.name, slot.offset + cursor, used)
+        placed[output.name] = (cursor, shapes[output.name])
+        cursor += used
+    return request.SerializeToString(), placed, cursor
+
+
+def _place(tensor: Any, region: str, offset: int, size: int) -> None:
+    tensor.parameters["shared_memory_region"].string_param = region
+    tensor.parameters["shared_memory_byte_size"].int64_param = size
+    if offset:
+        tensor.parameters["shared_memory_offset"].int64_param = offset
+
+
+def outputs(answer: Any, model: ModelSpec, buffer: Buffer, placed: Placed) -> dict[str, NDArray[Any]]:
+    """The answer's tensors by name: views of the slot, or of the message that carried them.
+
+    Raises:
+        InferenceError: an output is missing, or has a type that we do not read or another shape. Triton leaves
+            outputs out of an ensemble's answer, without an error, after a process of one of its models restarted.
+    """
+    out: dict[str, NDArray[Any]] = {}
+    raw = iter(answer.raw_output_contents)
+    for tensor in answer.outputs:
+        dtype = DTYPES.get(tensor.datatype)
+        if dtype is None:
+            raise InferenceError(
+                f"{answer.model_name}: output {tensor.name} is {tensor.datatype}; known: {', '.join(DTYPES)}"
+            )
+        shape = tuple(tensor.shape)
+        count = math.prod(shape)
+        try:
+            if tensor.name in placed:
+                assert buffer.slot is not None
+                offset = buffer.slot.offset + placed[tensor.name][0]
+                out[tensor.name] = np.frombuffer(buffer.slot.region.memory, dtype, count, offset).reshape(shape)
+            else:
+                out[tensor.name] = np.frombuffer(next(raw, b""), dtype).reshape(shape)
+        except ValueError:
+            raise InferenceError(
+                f"{answer.model_name}: output {tensor.name!r} holds less or more than its shape {list(shape)}"
+            ) from None
+    count = len(buffer.array)
+    for expected in model.outputs:
+        found = out.get(expected.name)
+        if found is None:
+            raise InferenceError(f"{answer.model_name}: the answer lacks its output {expected.name!r}")
+        if not _fits(found.shape, (count, *expected.shape[1:])):
+            raise InferenceError(
+                f"{answer.model_name}: output {expected.name!r} is {list(found.shape)} for {count} images; "
+                f"want {[count, *expected.shape[1:]]}"
+            )
+    return out
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return len(shape) == len(wanted) and all(b in (-1, a) for a, b in zip(shape, wanted, strict=True))
+
+
+def failure(model: str, error: Any, *, url: str, deadline_s: float) -> InferenceError:
+    """Counts an error of gRPC and returns the error to raise for it."""
+    details = error.details() or error.code().name
+    if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+        metrics.INFERENCE_ERRORS.labels("timeout").inc()
+        return InferenceTimeout(f"{model}: no answer within TRITON_DEADLINE_S={deadline_s:g} seconds")
+    if error.code() == grpc.StatusCode.UNAVAILABLE:
+        metrics.INFERENCE_ERRORS.labels("unavailable").inc()
+        return InferenceUnavailable(f"Triton at {url}: {details}")
+    metrics.INFERENCE_ERRORS.labels("refused").inc()
+    return InferenceError(f"{model}: {details}")
+
+
+def description_failure(error: InferenceError) -> InferenceError:
+    """The error to raise when a description fails: a server that is too busy to describe a model counts as away."""
+    if isinstance(error, InferenceTimeout):
+        return InferenceUnavailable("the server did not describe its models in time")
+    return error

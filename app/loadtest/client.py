@@ -31,10 +31,10 @@ from app.sources.reader import OnDamage, SourceError, encode, open_source
 _BLOCKED_BYTES = 256 * 1024
 """Unsent bytes in the client's socket beyond which a due frame counts as `blocked`, because the service reads too
 slowly."""
-_BYE_TIMEOUT_S = 15.0
+BYE_TIMEOUT_S = 15.0
 """Seconds between `stop` and the end of the connection."""
 _RETRY_S = 0.5
-_SILENCE_S = 60.0
+SILENCE_S = 60.0
 """Seconds of silence after which a connection counts as lost; the service sends `ping` every 15 s."""
 _RETRYABLE = (429, 503)
 """HTTP statuses of a service that is full now and may accept a session later."""
@@ -193,7 +193,7 @@ class LoadClient:
                 session.seconds = self._now - ready_at
                 if not reading.done():
                     await connection.send('{"type":"stop"}')
-                    await asyncio.wait({reading}, timeout=_BYE_TIMEOUT_S)
+                    await asyncio.wait({reading}, timeout=BYE_TIMEOUT_S)
                     if not reading.done():
                         connection.transport.abort()  # a closing handshake would wait behind everything unread
             finally:
@@ -204,7 +204,7 @@ class LoadClient:
     async def _read(self, connection: ClientConnection) -> None:
         try:
             while True:
-                async with asyncio.timeout(_SILENCE_S):
+                async with asyncio.timeout(SILENCE_S):
                     text = await connection.recv()
                 self._handle(message := orjson.loads(text))
                 if message["type"] == "ping":

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 NAME = "backlog.sqlite"
 VERSION = 1
 """Version of the tables below. A file of another version is set aside like a damaged one."""
-_BUSY_S = 5.0
+BUSY_S = 5.0
 """Seconds that a transaction waits for another process's transaction; each takes milliseconds."""
 _WAL_BYTES = 4 * 1024 * 1024
 """Bytes of the write-ahead log that remain after a checkpoint."""
@@ -441,7 +441,7 @@ def connect(path: Path) -> sqlite3.Connection:
     Raises:
         sqlite3.DatabaseError: damaged, of another version, or not to be opened; see `trouble_reason`.
     """
-    db = sqlite.connect(path, busy_s=_BUSY_S, pragmas=["auto_vacuum = INCREMENTAL"])
+    db = sqlite.connect(path, busy_s=BUSY_S, pragmas=["auto_vacuum = INCREMENTAL"])
     try:
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")

@@ -25,7 +25,7 @@ from app.summary.summarizer import Summarizer
 
 log = logging.getLogger(__name__)
 
-_GAUGES_S = 5.0
+GAUGES_S = 5.0
 """Seconds between two updates of the gauges."""
 _RECOVERY_S = 60.0
 """Seconds between two recoveries: other workers that share the folder may end while this one runs."""
@@ -57,7 +57,8 @@ class Summaries:
         if drain_timeout_s is not None and finish_s > FINISH_SHARE * drain_timeout_s:
             finish_s = FINISH_SHARE * drain_timeout_s
             settings = settings.model_copy(update={"summary_finish_s": finish_s})
-        self._settings = settings
+        self.settings = settings
+        """With the bound that `drain_timeout_s` sets to `summary_finish_s`."""
         self._spill = Spill(state_dir / "summaries", settings)
         self._summarizer = Summarizer(llm, workers)
         self._prompts = Prompts({}, settings.summary_prompt)
@@ -70,7 +71,7 @@ class Summaries:
         Raises:
             ConfigurationError: as `open`.
         """
-        read_prompts(self._settings)
+        read_prompts(self.settings)
         self._summarizer.check()
 
     async def open(self) -> None:
@@ -79,7 +80,7 @@ class Summaries:
         Raises:
             ConfigurationError: names the variable, its value and what it should be.
         """
-        self._prompts = await asyncio.to_thread(read_prompts, self._settings)
+        self._prompts = await asyncio.to_thread(read_prompts, self.settings)
         await self._summarizer.open()
         await self._spill.open()
         self._tasks = [
@@ -123,7 +124,7 @@ class Summaries:
             session_id,
             self.prompt(prompt),
             send,
-            self._settings,
+            self.settings,
             prompts=self._prompts,
             summarizer=self._summarizer,
             spill=self._spill,
@@ -134,7 +135,7 @@ class Summaries:
 
     async def last(self, session_id: str, count: int) -> list[Summary]:
         """The last summaries of a session, oldest first: at most `count` and `summary_keep`; empty if it is unknown."""
-        saved = await self._spill.summaries(session_id, min(max(count, 0), self._settings.summary_keep))
+        saved = await self._spill.summaries(session_id, min(max(count, 0), self.settings.summary_keep))
         return [summary for data in saved if (summary := _decode(data)) is not None]
 
     def health(self) -> dict[str, Any]:
@@ -153,7 +154,7 @@ class Summaries:
         while True:
             intervals = [session.interval_s for session in self._sessions]
             metrics.SUMMARY_INTERVAL.set(sum(intervals) / len(intervals) if intervals else 0.0)
-            await asyncio.sleep(_GAUGES_S)
+            await asyncio.sleep(GAUGES_S)
 
     # --- recovery: observations of ended processes ---
 
@@ -165,7 +166,7 @@ class Summaries:
         while True:
             try:
                 await self._spill.catch_up()
-                await self._spill.sweep(self._settings.summary_orphan_hours * 3600)
+                await self._spill.sweep(self.settings.summary_orphan_hours * 3600)
                 for session_id in await self._spill.orphans():
                     await self._recover(session_id)
             except Exception:  # the boundary of one recovery: logged and counted; the next one finds what is left

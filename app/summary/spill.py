@@ -62,23 +62,24 @@ class Spill:
         self.cooperative = CooperativeWork()
         """Runs the merging of all backlogs: a failing disk returns records to many of them at once."""
         self.settings = settings
-        self._writer = DiskWriter(folder, settings, retry_s=retry_s, on_lost=self._lost)
+        self.writer = DiskWriter(folder, settings, retry_s=retry_s, on_lost=self._lost)
+        """The thread of the disk."""
         self._buffers: WeakSet[DiskBuffer] = WeakSet()
         self._unsaved: OrderedDict[str, list[tuple[float, bytes]]] = OrderedDict()
 
     async def open(self) -> None:
         """Starts the thread and tries to open the file; a failure shows in `health`."""
-        self._writer.start()
-        await self._writer.ask(lambda file: None)
+        self.writer.start()
+        await self.writer.ask(lambda file: None)
 
     async def close(self) -> None:
         """Stops the thread and closes the file. Call it after every backlog's `close`; their kept rows become orphans.
 
         Repeats the writes that failed so far. Summaries that fail again are lost: logged and counted.
         """
-        self._writer.retry_now()
+        self.writer.retry_now()
         await self.catch_up()
-        await self._writer.stop()
+        await self.writer.stop()
         lost = sum(len(summaries) for summaries in self._unsaved.values())
         if lost:
             SUMMARY_DISK_ERRORS.labels("unsaved").inc(lost)
@@ -106,25 +107,25 @@ class Spill:
             if not future.done():
                 future.set_result(None)
 
-        self._writer.post(repeat, done)
+        self.writer.post(repeat, done)
         await future
 
     def health(self) -> dict[str, Any]:
         """`state`: ok or degraded; `reason`: see `database.trouble_reason`, or None."""
-        trouble = self._writer.trouble
+        trouble = self.writer.trouble
         return {"state": "ok" if trouble is None else "degraded", "reason": trouble}
 
     # --- observations ---
 
     def buffer(self, session_id: str, listener: BufferListener, claim: Claim | None = None) -> DiskBuffer:
         """A session's disk buffer. It uses the disk only once rows are put. `claim`: what `Spill.claim` returned."""
-        buffer = DiskBuffer(self._writer, self.settings, session_id, listener, claim)
+        buffer = DiskBuffer(self.writer, self.settings, session_id, listener, claim)
         self._buffers.add(buffer)
         return buffer
 
     async def orphans(self) -> list[str]:
         """Ids of sessions whose process ended and left observations, ordered by when they began."""
-        found = await self._writer.ask(lambda file: file.orphans())
+        found = await self.writer.ask(lambda file: file.orphans())
         return [] if isinstance(found, DiskFailure) else found
 
     async def claim(self, session_id: str) -> Claim | None:
@@ -134,7 +135,7 @@ class Spill:
             claimed = file.claim(session_id)
             return None if claimed is None else (claimed, file)
 
-        claim = await self._writer.ask(take_over)
+        claim = await self.writer.ask(take_over)
         return None if isinstance(claim, DiskFailure) else claim
 
     async def sweep(self, older_than_s: float) -> int:
@@ -154,7 +155,7 @@ class Spill:
             file.sweep_summaries(before)
             return file.sweep_orphans(before)
 
-        dropped = await self._writer.ask(remove)
+        dropped = await self.writer.ask(remove)
         if isinstance(dropped, DiskFailure):
             return 0
         for outcome in ("adopted", "dropped"):
@@ -181,12 +182,12 @@ class Spill:
             if not done.done():
                 done.set_result(None)
 
-        self._writer.post(lambda file: file.save_summaries(session_id, summaries, self.settings.summary_keep), saved)
+        self.writer.post(lambda file: file.save_summaries(session_id, summaries, self.settings.summary_keep), saved)
         await done
 
     async def summaries(self, session_id: str, last: int) -> list[bytes]:
         """The session's last `last` summaries, oldest first, whichever process saved them."""
-        saved = await self._writer.ask(lambda file: file.summaries(session_id, last))
+        saved = await self.writer.ask(lambda file: file.summaries(session_id, last))
         unsaved = [data for _, data in self._unsaved.get(session_id, ())]
         both = [*([] if isinstance(saved, DiskFailure) else saved), *unsaved]
         return both[max(0, len(both) - last) :]

@@ -142,7 +142,7 @@ async def test_a_server_too_busy_to_say_what_it_serves_is_asked_again(monkeypatc
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Busy(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    monkeypatch.setattr(triton, "_PROBE_DEADLINE_S", 0.5)
+    monkeypatch.setattr(triton, "PROBE_DEADLINE_S", 0.5)
     try:
         async with client(f"127.0.0.1:{port}", triton_shm="off") as opened:
             with pytest.raises(InferenceUnavailable, match="did not describe its models in time"):
@@ -274,7 +274,7 @@ async def test_without_shared_memory_the_pixels_travel(canned_triton: str) -> No
 
 
 async def test_a_full_memory_is_done_without(canned_triton: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_memory, "_SHM", "/proc/nowhere")
+    monkeypatch.setattr(shared_memory, "SHM", "/proc/nowhere")
     async with client(canned_triton) as opened:
         assert not opened.shared_memory
         assert await ask(opened, await described(opened)) is False
@@ -446,8 +446,8 @@ async def test_killed_and_restarted_it_is_away_then_back_with_memory_and_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require_environment(TritonSettings().triton_python, "make triton-env")
-    monkeypatch.setattr(triton, "_PROBE_INTERVAL_S", 0.5)
-    monkeypatch.setattr(triton, "_PROBE_DEADLINE_S", 0.5)
+    monkeypatch.setattr(triton, "PROBE_INTERVAL_S", 0.5)
+    monkeypatch.setattr(triton, "PROBE_DEADLINE_S", 0.5)
     with mortal(canned.write(tmp_path / "repository"), tmp_path / "state") as server:
         changes: list[bool] = []
         async with client(server.url, changes.append) as opened:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from app.inference.client import ModelSpec, TensorSpec
-from app.inference.requests import shared_request
 from app.inference.shared_memory import DTYPES, Pool, Region, item_bytes, pooled_shape
+from app.inference.triton import shared_request
 
 SPEC = ModelSpec(
     "vision",

@@ -8,8 +8,8 @@ from tritonclient.grpc import service_pb2
 
 from app.errors import InferenceError
 from app.inference.client import ModelSpec, TensorSpec
-from app.inference.requests import outputs, plain_request
 from app.inference.shared_memory import Buffer
+from app.inference.triton import outputs, plain_request
 
 SPEC = ModelSpec("yolo", "1", (TensorSpec("images", "UINT8", (-1, 4, 4, 3)),), (), 8)
 

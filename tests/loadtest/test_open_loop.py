@@ -120,7 +120,7 @@ def test_a_slow_reader_is_not_ended_by_our_own_pings(monkeypatch: pytest.MonkeyP
         return websockets.asyncio.client.connect(url, **{"ping_interval": 0.1, "ping_timeout": 0.1} | options)
 
     monkeypatch.setattr(client, "connect", connect)
-    monkeypatch.setattr(client, "_BYE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(client, "BYE_TIMEOUT_S", 0.1)
     plan = LoadPlan(sessions=1, fps=50, ramp=0, duration=3, slow_readers=1)
     with talking(answer_at_once) as url:
         stats = run_plan(plan, Target(url, [b"frame"]))
@@ -131,7 +131,7 @@ def test_a_slow_reader_is_not_ended_by_our_own_pings(monkeypatch: pytest.MonkeyP
 
 
 def test_a_service_that_falls_silent_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "_SILENCE_S", 0.3)
+    monkeypatch.setattr(client, "SILENCE_S", 0.3)
     first = iter([True])
 
     def fall_silent(connection: ServerConnection) -> None:

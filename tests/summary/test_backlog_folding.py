@@ -62,7 +62,7 @@ async def test_what_waits_long_is_coarse_and_the_newest_is_not(tmp_path: Path, b
 async def test_what_a_failing_disk_gives_back_is_folded_a_little_in_every_turn_of_the_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.summary.database._BUSY_S", 0.05)
+    monkeypatch.setattr("app.summary.database.BUSY_S", 0.05)
     turn, folded_in = 0, Counter[int]()
     merge = MemoryBuffer.merge
 
@@ -83,7 +83,7 @@ async def test_what_a_failing_disk_gives_back_is_folded_a_little_in_every_turn_o
         other.execute("BEGIN IMMEDIATE")  # the disk takes no write
         monkeypatch.setattr(MemoryBuffer, "merge", counted)
         all_is_offered = threading.Event()
-        spill._writer.post(lambda file: all_is_offered.wait(30), lambda done: None)
+        spill.writer.post(lambda file: all_is_offered.wait(30), lambda done: None)
         for backlog in backlogs:
             offer(backlog, range(1, 501))  # full, and nearly as much is on its way to the disk
         assert not folded_in

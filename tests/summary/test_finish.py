@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from app.settings import SummarySettings
-from app.summary import Summaries
+from app.summary import Spill, Summaries
 from tests.summary.asking import Counted, until
 from tests.summary.asking import settings as llm
 from tests.summary.serving import NO_MODEL, Client, show, summaries
@@ -40,24 +40,24 @@ async def test_an_end_that_is_cut_short_keeps_a_digest_of_what_was_at_the_model(
 async def test_a_summary_that_is_told_is_not_kept_again_by_an_end_that_is_cut_short(state_dir, monkeypatch):
     monkeypatch.setattr("app.summary.session.CLOSE_WAIT_S", 30)
     saving, go_on = asyncio.Event(), asyncio.Event()
+    save = Spill.save_summary
+
+    async def slow(spill, session_id, at_ms, data):
+        saving.set()
+        await go_on.wait()
+        await save(spill, session_id, at_ms, data)
+
+    monkeypatch.setattr(Spill, "save_summary", slow)
     async with summaries(state_dir, summary_min_interval_s=60, summary_max_interval_s=60) as service:
         session = service.session("one", None, Client().send)
         show(session, 1, 20, "cat")
-        save = session._save
-
-        async def slow(summary):
-            saving.set()
-            await go_on.wait()
-            await save(summary)
-
-        monkeypatch.setattr(session, "_save", slow)
         finishing = asyncio.create_task(session.finish())
         await asyncio.wait_for(saving.wait(), 20)
         finishing.cancel()
         go_on.set()
         with pytest.raises(asyncio.CancelledError):
             await finishing
-        await until(lambda: session._closing == set())
+    async with summaries(state_dir) as service:  # closing has waited for whatever was still being saved
         assert len(await service.last("one", 9)) == 1
 
 
@@ -66,4 +66,4 @@ def test_a_last_summary_leaves_the_rest_of_a_stop_its_time(state_dir, finish_s, 
     service = Summaries(
         SummarySettings(summary_finish_s=finish_s), NO_MODEL, state_dir, workers=1, drain_timeout_s=drain_s
     )
-    assert service._settings.summary_finish_s == pytest.approx(bound_s)
+    assert service.settings.summary_finish_s == pytest.approx(bound_s)

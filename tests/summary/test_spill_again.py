@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.mark.parametrize("caught_up", ["every minute", "when it is closed"])
 async def test_an_end_that_the_disk_did_not_take_is_repeated(tmp_path: Path, monkeypatch, caught_up: str) -> None:
-    monkeypatch.setattr("app.summary.database._BUSY_S", 0.05)
+    monkeypatch.setattr("app.summary.database.BUSY_S", 0.05)
     spill = Spill(tmp_path, settings := SummarySettings(summary_ram_items=4))
     await spill.open()
     told, left = Backlog("told", settings, spill), Backlog("left", settings, spill)

@@ -270,7 +270,7 @@ async def test_closing_tells_what_is_left_and_leaves_no_task(state_dir):
 
 
 async def test_the_mean_interval_is_a_figure(state_dir, monkeypatch):
-    monkeypatch.setattr("app.summary.service._GAUGES_S", 0.02)
+    monkeypatch.setattr("app.summary.service.GAUGES_S", 0.02)
     shown = Counted("sightline_summary_interval_seconds")
     async with summaries(state_dir, summary_min_interval_s=7, summary_max_interval_s=70) as service:
         session = service.session("one", None, Client().send)

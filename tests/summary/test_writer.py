@@ -80,10 +80,10 @@ async def test_should_the_thread_end_all_the_same_everybody_is_answered_and_heal
     def ends(file: object) -> None:
         raise SystemExit
 
-    in_hand, queued = asyncio.create_task(spill._writer.ask(ends)), asyncio.create_task(spill.orphans())
+    in_hand, queued = asyncio.create_task(spill.writer.ask(ends)), asyncio.create_task(spill.orphans())
     assert await within(in_hand) == DiskFailure("closed")
     assert await within(queued) == []
-    assert await within(spill._writer.ask(lambda file: "done")) == DiskFailure("closed")
+    assert await within(spill.writer.ask(lambda file: "done")) == DiskFailure("closed")
     assert spill.health() == {"state": "degraded", "reason": "internal"}
     await within(spill.save_summary("a", 1.0, b"in memory"))
     assert await within(spill.summaries("a", 5)) == [b"in memory"]
