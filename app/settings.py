@@ -742,8 +742,11 @@ class SegmentSettings(Section):
     video_worker_queue_url: str | None = Field(None, description="SQS queue of segments that were uploaded")
     segment_output_queue_url: str | None = Field(None, description="SQS queue of new objects in the output bucket")
     reassembly_queue_url: str | None = Field(None, description="SQS queue of jobs whose segments are all done")
-    inference_backend: Literal["stub", "http", "sagemaker"] = Field(
-        "stub", description="analyses segments: `stub` returns them unchanged; `http`: INFERENCE_HTTP_URL; `sagemaker`"
+    inference_backend: str = Field(
+        "stub",
+        min_length=1,
+        description="analyses segments: `stub` returns them unchanged; `http`: INFERENCE_HTTP_URL; `sagemaker`; "
+        "`pipeline`: in the worker itself; or a plug-in's name",
     )
     inference_http_url: str | None = Field(None, description="service that answers `/invocations`, for `http`")
     inference_max_in_flight: int = Field(5, ge=1, le=20, description="segments at the backend at once")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -30,6 +30,7 @@ from app.segments.ports import (
     MessageGone,
     ObjectAddressRefused,
     ObjectMissing,
+    Objects,
     Outcome,
     Resources,
     Trigger,
@@ -59,11 +60,19 @@ def open_resources(settings: SegmentSettings, aws: AwsSettings) -> Resources:
     return _resources(settings, Clients(aws))
 
 
-def open_worker_resources(settings: SegmentSettings, aws: AwsSettings, *, token: str | None = None) -> WorkerResources:
+def open_worker_resources(
+    settings: SegmentSettings,
+    aws: AwsSettings,
+    *,
+    token: str | None = None,
+    make_backend: Callable[[Objects], Backend] | None = None,
+) -> WorkerResources:
     """Everything a worker uses, with the backend that INFERENCE_BACKEND names.
 
     Args:
         token: sent to INFERENCE_HTTP_URL.
+        make_backend: makes a backend that needs nothing of AWS but the objects, in place of `stub`, `http` and
+            `sagemaker`.
 
     Raises:
         ConfigurationError: a setting that is needed is unset.
@@ -76,7 +85,7 @@ def open_worker_resources(settings: SegmentSettings, aws: AwsSettings, *, token:
         **vars(shared),
         segments=SqsQueue(sqs, segments_url, "segments", visibility_s=settings.segment_visibility_s),
         events=SqsQueue(sqs, events_url, "events"),
-        backend=_backend(settings, clients, shared, token),
+        backend=_backend(settings, clients, shared, token) if make_backend is None else make_backend(shared.objects),
     )
 
 

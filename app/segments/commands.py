@@ -22,13 +22,13 @@ from app.errors import ConfigurationError, SightlineError
 from app.logging import configure
 from app.process import SHUTDOWN_LOG, handling_signals, stopping_on_signals
 from app.segments.aws import open_resources, open_worker_resources, required
+from app.segments.backends import chosen_plugin
 from app.segments.backends.http import HttpBackend
-from app.segments.backends.pipeline import PipelineBackend, Progress
+from app.segments.backends.pipeline import PipelineBackend
 from app.segments.backends.stub import StubBackend
 from app.segments.handler import Timings
-from app.segments.keys import SegmentKey
 from app.segments.local import LocalFolder
-from app.segments.ports import Backend, Job
+from app.segments.ports import Backend, BackendContext, Job, Progress, no_progress
 from app.segments.reassemble import Reassembler, final_address
 from app.segments.submit import Interrupted, ProgressDisplay, Submission, follow, record, upload
 from app.segments.worker import SegmentWorker
@@ -139,11 +139,24 @@ def work(folder: Path | None) -> None:
     if folder is None:
         tokens = settings.access.auth_tokens
         token = tokens[0].get_secret_value() if tokens else None
-        resources = open_worker_resources(settings.segments, settings.aws, token=token)
-        worker = SegmentWorker(resources, settings.segments)
-        with _serving(settings, worker.report, worker.stop):
-            log.info("working on %s with backend %s", resources.input_bucket, resources.backend.name)
-            worker.run(settings.server.drain_timeout_s)
+        kind = chosen_plugin(settings) or (
+            PipelineBackend if settings.segments.inference_backend == "pipeline" else None
+        )
+        resources = open_worker_resources(
+            settings.segments,
+            settings.aws,
+            token=token,
+            make_backend=kind and (lambda objects: kind(BackendContext(settings=settings, objects=objects))),
+        )
+        worker, backend = SegmentWorker(resources, settings.segments), resources.backend
+
+        def stop() -> None:
+            worker.stop()
+            backend.stop()
+
+        with _serving(settings, worker.report, stop):
+            log.info("working on %s with backend %s", resources.input_bucket, backend.name)
+            _run_worker(worker, backend, settings.server.drain_timeout_s)
     else:
         with ExitStack() as stack:
             local = LocalFolder(folder, settings.segments)
@@ -175,6 +188,21 @@ def reassemble(folder: Path | None) -> None:
             reassembler.run()
 
 
+def _run_worker(worker: SegmentWorker, backend: Backend, drain_s: float) -> None:
+    """Opens the backend, runs the worker until it is stopped, and closes the backend.
+
+    Raises:
+        SightlineError: the backend cannot be opened, or the work could not go on.
+    """
+    try:
+        backend.open()
+        worker.run(drain_s)
+    except CancelledError:
+        log.info("stopped before the backend was open")
+    finally:
+        backend.close()
+
+
 @contextmanager
 def _serving(settings: Settings, report: Callable[[], dict[str, Any]], stop: Callable[[], None]) -> Iterator[None]:
     """Serves `/metrics` and `/health` while the block lasts; SIGTERM and Ctrl-C call `stop`, which ends the block."""
@@ -194,10 +222,6 @@ def _local_reassembler(local: LocalFolder) -> Reassembler:
 
 
 # --- without AWS: a worker and a reassembler in this process ---
-
-
-def no_progress(segment: SegmentKey, frames: int | None, total: int) -> None:
-    """A `Progress` that shows nothing."""
 
 
 class LocalRunner:
@@ -234,8 +258,7 @@ class LocalRunner:
         """Ends both. They give back the messages in hand, so that another process need not wait for them."""
         self.worker.stop()
         self._reassembler.stop()
-        if isinstance(self._backend, PipelineBackend):
-            self._backend.stop()
+        self._backend.stop()
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -274,22 +297,16 @@ class LocalRunner:
         Raises:
             SightlineError: the backend cannot be opened, or the work could not go on.
         """
-        try:
-            if isinstance(self._backend, PipelineBackend):
-                self._backend.open()
-                self._backend.wait()
-            self.worker.run(self._drain_s)
-        except CancelledError:
-            log.info("stopped before the pipeline was open")
-        finally:
-            self._backend.close()
+        _run_worker(self.worker, self._backend, self._drain_s)
 
 
 def _local_backend(local: LocalFolder, settings: Settings, progress: Progress) -> Backend:
     """The pipeline in this process, unless INFERENCE_BACKEND is set."""
-    asked = settings.segments
-    if "inference_backend" not in asked.model_fields_set:
-        return PipelineBackend(settings, local.objects, progress)
+    asked, context = settings.segments, BackendContext(settings=settings, objects=local.objects, progress=progress)
+    if (plugin := chosen_plugin(settings)) is not None:
+        return plugin(context)
+    if "inference_backend" not in asked.model_fields_set or asked.inference_backend == "pipeline":
+        return PipelineBackend(context)
     if asked.inference_backend == "stub":
         return StubBackend(local.objects)
     if asked.inference_backend == "http":
@@ -302,6 +319,6 @@ def _local_backend(local: LocalFolder, settings: Settings, progress: Progress) -
             token=tokens[0].get_secret_value() if tokens else None,
         )
     raise ConfigurationError(
-        f"INFERENCE_BACKEND={asked.inference_backend!r}: with --local should be stub or http, or unset for the "
-        "pipeline in this process"
+        f"INFERENCE_BACKEND={asked.inference_backend!r}: with --local should be stub, http, a plug-in, or "
+        "pipeline, which is the default and analyses in this process"
     )

@@ -37,7 +37,7 @@ from app.segments.keys import Mode, beside
 from app.segments.local import FolderObjects
 from app.segments.ports import ObjectAddressRefused, ObjectMissing, Objects
 from app.segments.video import TruncatedVideo, VideoError
-from app.segments.video.processor import VideoReport, load_models, serves_any
+from app.segments.video.processor import VideoReport, analyze_video, load_models, serves_any, stream_settings
 from app.settings import AwsSettings, LiveSettings, PipelineSettings, SegmentSettings
 from app.sources.truncation import truncation
 
@@ -131,16 +131,13 @@ class SegmentService:
                     f"{lacks}; nothing was analysed. With allow_truncated the part that exists is analysed"
                 )
 
-        report = await analyze_stored(
-            self._objects,
-            input_uri,
-            output_uri,
-            mode,
-            self._pipeline,
-            self._settings,
-            max_pixels=self._max_pixels,
-            inspect=inspect,
-        )
+        async def analyze(source: Path, target: Path, results: Path) -> VideoReport:
+            settings = stream_settings(self._settings, mode)
+            return await analyze_video(
+                source, target, results, mode, self._pipeline, settings, max_pixels=self._max_pixels
+            )
+
+        report = await analyze_stored(self._objects, input_uri, output_uri, inspect, analyze)
         log.info(
             "%s: %s, %d frames in %.1f s, %d failed", input_uri, mode, report.frames, report.elapsed_s, report.failed
         )

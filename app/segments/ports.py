@@ -1,18 +1,21 @@
 """What recorded video asks of the world: objects, queues, a store and an inference backend.
 
-Objects, queues and the store have a form on AWS (`aws`) and one in a folder (`local`); the backends are in `backends`.
+Objects, queues and the store have a form on AWS (`aws`) and one in a folder (`local`); the backends are in `backends`,
+or come as plug-ins.
 All calls block; every implementation may be used by several threads at once.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from app.errors import SightlineError
 from app.segments.keys import Mode, SegmentId, SegmentKey
+from app.settings import Settings
 
 # --- objects ---
 
@@ -278,16 +281,46 @@ class BackendLost(BackendUnavailable):
     """The backend went away during this segment, perhaps because of it. Repeated often, the segment has failed."""
 
 
-class Backend(Protocol):
-    """Analyses segments. Any thread may call it; up to INFERENCE_MAX_IN_FLIGHT threads do at once."""
+Progress = Callable[[SegmentKey, int | None, int], None]
+"""Called with a segment, the number of its analysed frames (None: its analysis ended), and the number of all."""
 
-    name: str
-    """The metrics' label."""
 
+def no_progress(segment: SegmentKey, frames: int | None, total: int) -> None:
+    """A `Progress` that shows nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendContext:
+    """What a backend may use."""
+
+    settings: Settings
+    objects: Objects
+    """Reads the segments and writes their output."""
+    progress: Progress = no_progress
+
+
+class Backend(ABC):
+    """Analyses segments. Any thread may call it; up to INFERENCE_MAX_IN_FLIGHT threads do at once.
+
+    A plug-in is a subclass that is made with a `BackendContext`. INFERENCE_BACKEND chooses it by its name.
+    """
+
+    name: ClassVar[str]
+    """The metrics' label, and the value of INFERENCE_BACKEND."""
+
+    def open(self) -> None:  # noqa: B027 - has nothing to do by default
+        """Makes it ready, for example by loading models. Blocks; called once, before the first segment.
+
+        Raises:
+            SightlineError: it cannot be opened: the message says why, and the start stops.
+            CancelledError: `stop` was called before it was open.
+        """
+
+    @abstractmethod
     def ready(self) -> bool:
         """Whether it would take a segment now. Called while it is unavailable; may take some seconds."""
-        ...
 
+    @abstractmethod
     def invoke(self, segment: SegmentKey, input_uri: str, output_uri: str) -> Done | Accepted:
         """Has a segment analysed. It may be called again for the same segment, without harm.
 
@@ -296,9 +329,12 @@ class Backend(Protocol):
             BackendUnavailable: the segment was not tried.
             BackendLost: the backend went away meanwhile.
         """
-        ...
 
-    def close(self) -> None: ...
+    def stop(self) -> None:  # noqa: B027
+        """Ends what it is doing soon, because the process stops. From any thread, or a signal handler."""
+
+    def close(self) -> None:  # noqa: B027
+        """Frees what it holds. Called last, perhaps twice, and also if `open` failed."""
 
 
 # --- all of them together ---

@@ -22,6 +22,13 @@ def stack(aws: Aws) -> Estate:
     return deploy(aws)[0]
 
 
+@pytest.fixture(scope="module", params=["http", "pipeline"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Whether the worker calls the service, or analyses by itself."""
+    name: str = request.param
+    return name
+
+
 @pytest.fixture(scope="module")
 def service(serve: Serve, aws: Aws) -> Service:
     """The service, a process of its own."""
@@ -29,8 +36,9 @@ def service(serve: Serve, aws: Aws) -> Service:
 
 
 @pytest.fixture(scope="module")
-def variables(stack: Estate, service: Service) -> dict[str, str]:
-    return stack.environment | {"INFERENCE_BACKEND": "http", "INFERENCE_HTTP_URL": service.url}
+def variables(stack: Estate, service: Service, canned_triton: str, backend: str) -> dict[str, str]:
+    needs = {"http": {"INFERENCE_HTTP_URL": service.url}, "pipeline": {"TRITON_URL": canned_triton}}
+    return stack.environment | {"INFERENCE_BACKEND": backend, **needs[backend]}
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +63,13 @@ def fetched(stack: Estate, address: str, path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("at_work")
-def test_a_film_goes_in_and_comes_back_analysed(stack: Estate, variables: dict[str, str], tmp_path: Path) -> None:
-    source = film(tmp_path / "My film.mp4", 5)
+def test_a_film_goes_in_and_comes_back_analysed(
+    stack: Estate, backend: str, variables: dict[str, str], tmp_path: Path
+) -> None:
+    source = film(tmp_path / f"My film {backend}.mp4", 5)
     log = tmp_path / "submit.log"
     address = run(["submit", str(source), "--seconds", "0.3"], variables, log)
-    assert address.startswith(f"s3://{stack.settings.output_bucket_name}/jobs/My-film-")
+    assert address.startswith(f"s3://{stack.settings.output_bucket_name}/jobs/My-film-{backend}-")
     assert "5 of 5 segments" in log.read_text()
     final = fetched(stack, address, tmp_path / "final.mp4")
     assert_whole(final, source)
@@ -76,8 +86,8 @@ def test_a_film_goes_in_and_comes_back_analysed(stack: Estate, variables: dict[s
 
 
 @pytest.mark.usefixtures("at_work")
-def test_results_only(stack: Estate, variables: dict[str, str], tmp_path: Path) -> None:
-    source = film(tmp_path / "a.mp4", 2)
+def test_results_only(stack: Estate, backend: str, variables: dict[str, str], tmp_path: Path) -> None:
+    source = film(tmp_path / f"{backend}.mp4", 2)
     asked = ["submit", str(source), "--seconds", "0.3", "--mode", "results_only"]
     address = run(asked, variables, tmp_path / "submit.log")
     assert address.endswith("/final.jsonl")

@@ -18,7 +18,7 @@ from app.segments.events import Created, body_of
 from app.segments.handler import Completions
 from app.segments.keys import SegmentKey, beside, input_key, input_uri, output_uri
 from app.segments.local import LocalDatabase, LocalQueue
-from app.segments.ports import Completion, Done, Job, Queue, SegmentFailed, WorkerResources
+from app.segments.ports import Backend, Completion, Done, Job, Queue, SegmentFailed, WorkerResources
 from app.settings import SegmentSettings
 from tests.support.aws import Aws
 from tests.support.segments import estate, local_resources, uploaded
@@ -276,7 +276,7 @@ def test_segments_of_a_failed_job_are_left_alone_until_it_is_reopened(local: Wor
         until(lambda: all_done(local, 2))
 
 
-class Overtaken:
+class Overtaken(Backend):
     """A backend that fails a segment which another worker has completed meanwhile."""
 
     name = "overtaken"
@@ -290,9 +290,6 @@ class Overtaken:
     def invoke(self, segment: SegmentKey, input_uri: str, output_uri: str) -> Done:
         Completions(self._parts).complete(segment, output_uri)
         raise SegmentFailed("its input is gone")
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 def test_a_failure_after_somebody_else_has_done_the_segment_changes_nothing(local: WorkerResources) -> None:

@@ -8,7 +8,7 @@ import httpx
 
 from app.addresses import leads_to_loopback
 from app.segments.keys import SegmentKey
-from app.segments.ports import BackendLost, BackendUnavailable, Done, SegmentFailed
+from app.segments.ports import Backend, BackendLost, BackendUnavailable, Done, SegmentFailed
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +20,8 @@ _PING_S = 5.0
 _CONNECT_S = 10.0
 
 
-class HttpBackend:
-    """`Backend` that calls a server.
+class HttpBackend(Backend):
+    """Calls a server.
 
     Args:
         url: INFERENCE_HTTP_URL.

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import tempfile
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,15 +16,12 @@ from app.pipeline.multimodal import Pipeline
 from app.pipeline.startup import open_pipeline
 from app.process import tune
 from app.segments.keys import Mode, SegmentKey, beside
-from app.segments.ports import BackendUnavailable, Done, ObjectMissing, Objects, SegmentFailed
+from app.segments.ports import Backend, BackendContext, BackendUnavailable, Done, ObjectMissing, Objects, SegmentFailed
 from app.segments.video import VideoError, probe
 from app.segments.video.processor import VideoReport, analyze_video, stream_settings
-from app.settings import PipelineSettings, Settings
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[SegmentKey, int | None, int], None]
-"""Called with a segment, the number of its analysed frames (None: its analysis ended), and the number of all."""
 Result = TypeVar("Result")
 _MAX_NAME = 100
 """Bytes of a file's name, which gets a suffix while it is written. File systems take 255."""
@@ -34,24 +31,19 @@ async def analyze_stored(
     objects: Objects,
     input_uri: str,
     output_uri: str,
-    mode: Mode,
-    pipeline: Pipeline,
-    settings: PipelineSettings,
-    *,
-    max_pixels: int,
     inspect: Callable[[Path], None],
-    on_frames: Callable[[int], None] | None = None,
+    analyze: Callable[[Path, Path, Path], Awaitable[VideoReport]],
 ) -> VideoReport:
     """Downloads a video, analyses it, and uploads the results and the new video.
 
     Args:
-        max_pixels: largest frame that is decoded, pixels.
         inspect: called in a thread with the downloaded file, before the analysis.
-        on_frames: called on the event loop with the number of frames that were written since the last call.
+        analyze: called with the downloaded file, and the paths of the new video, which it need not write, and of the
+            results.
 
     Raises:
         ObjectMissing, ObjectAddressRefused: of the addresses.
-        VideoError, InferenceError: see `analyze_video`.
+        Exception: those of `inspect` and `analyze`.
     """
     with tempfile.TemporaryDirectory(prefix="sightline-video-") as name:
         folder = Path(name)
@@ -59,10 +51,7 @@ async def analyze_stored(
         source.parent.mkdir()
         await _in_thread(objects.download, input_uri, source)
         await _in_thread(inspect, source)
-        wanted = stream_settings(settings, mode)
-        report = await analyze_video(
-            source, target, results, mode, pipeline, wanted, max_pixels=max_pixels, on_frames=on_frames
-        )
+        report = await analyze(source, target, results)
         # The video is uploaded last, because others wait for it.
         await _in_thread(objects.upload, results, beside(output_uri))
         if target.exists():
@@ -86,15 +75,18 @@ async def _in_thread(work: Callable[..., Result], *arguments: object) -> Result:
         await asyncio.wait([thread])
 
 
-class PipelineBackend:
-    """`Backend` whose pipeline runs on an event loop in a thread of its own, from `open` to `close`."""
+class PipelineBackend(Backend):
+    """Analyses segments by a pipeline on an event loop in a thread of its own, from `open` to `close`.
+
+    A backend that analyses videos in another way, by the same models, is a subclass with its own `analyze`.
+    """
 
     name = "pipeline"
 
-    def __init__(self, settings: Settings, objects: Objects, progress: Progress) -> None:
-        self._settings = settings
-        self._objects = objects
-        self._progress = progress
+    def __init__(self, context: BackendContext) -> None:
+        self.settings = context.settings
+        self._objects = context.objects
+        self._progress = context.progress
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="pipeline", daemon=True)
         self._closing = asyncio.Event()
@@ -103,19 +95,42 @@ class PipelineBackend:
         self._analyses: set[asyncio.Task[Any]] = set()
         self._stopped = False
 
+    async def analyze(
+        self,
+        pipeline: Pipeline,
+        source: Path,
+        target: Path,
+        results: Path,
+        mode: Mode,
+        on_frames: Callable[[int], None],
+    ) -> VideoReport:
+        """Analyses one video, on the event loop.
+
+        Args:
+            source: the segment.
+            target: where the new video belongs; in mode `results_only` none is written.
+            results: where the results belong, JSONL.
+            on_frames: to be called with the number of frames that were written since the last call.
+
+        Raises:
+            VideoError, InferenceError: the segment could not be analysed.
+            InferenceUnavailable: it could not be tried.
+        """
+        return await analyze_video(
+            source,
+            target,
+            results,
+            mode,
+            pipeline,
+            stream_settings(self.settings.pipeline, mode),
+            max_pixels=self.settings.live.max_pixels,
+            on_frames=on_frames,
+        )
+
     def open(self) -> None:
-        """Begins to open the pipeline; `wait` waits for it."""
         tune()
         self._thread.start()
         self._running = asyncio.run_coroutine_threadsafe(self._run(), self._loop)
-
-    def wait(self) -> None:
-        """Waits until the pipeline is open.
-
-        Raises:
-            SightlineError: it cannot be opened: the message says why.
-            CancelledError: it was closed before.
-        """
         self._pipeline.result()
 
     def ready(self) -> bool:
@@ -152,17 +167,10 @@ class PipelineBackend:
             done += count
             self._progress(segment, done, total)
 
-        analysis = analyze_stored(
-            self._objects,
-            input_uri,
-            output_uri,
-            segment.mode,
-            self._pipeline.result(),
-            self._settings.pipeline,
-            max_pixels=self._settings.live.max_pixels,
-            inspect=inspect,
-            on_frames=on_frames,
-        )
+        async def analyze(source: Path, target: Path, results: Path) -> VideoReport:
+            return await self.analyze(self._pipeline.result(), source, target, results, segment.mode, on_frames)
+
+        analysis = analyze_stored(self._objects, input_uri, output_uri, inspect, analyze)
         return asyncio.run_coroutine_threadsafe(self._cancellable(analysis), self._loop).result()
 
     async def _cancellable(self, analysis: Coroutine[Any, Any, VideoReport]) -> VideoReport:
@@ -178,7 +186,6 @@ class PipelineBackend:
             self._analyses.discard(task)
 
     def stop(self) -> None:
-        """Cancels running analyses, and begins no more. From any thread, or a signal handler."""
         self._stopped = True
         if self._running is not None:
             self._loop.call_soon_threadsafe(self._cancel)
@@ -212,7 +219,7 @@ class PipelineBackend:
 
     async def _open_until_closing(self) -> None:
         try:
-            async with open_pipeline(self._settings, self._settings.ocr) as opened:
+            async with open_pipeline(self.settings, self.settings.ocr) as opened:
                 self._pipeline.set_result(opened.pipeline)
                 await self._closing.wait()
         except Exception as error:  # passed to the thread that waits for the pipeline

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from app.segments.keys import SegmentKey, request_uri
-from app.segments.ports import Accepted, BackendUnavailable, Invocation, Objects, Store
+from app.segments.ports import Accepted, Backend, BackendUnavailable, Invocation, Objects, Store
 
 if TYPE_CHECKING:
     from mypy_boto3_sagemaker_runtime import SageMakerRuntimeClient
@@ -27,8 +27,8 @@ _MAX_TIMEOUT_S = 3600
 """SageMaker's upper limit of InvocationTimeoutSeconds."""
 
 
-class SageMakerBackend:
-    """`Backend` that calls an endpoint and returns before the segment is analysed.
+class SageMakerBackend(Backend):
+    """Calls an endpoint and returns before the segment is analysed.
 
     Args:
         input_bucket: the bucket for the bodies of requests.
@@ -96,6 +96,3 @@ class SageMakerBackend:
             # Throttled, unknown, unreachable or not allowed: none of these is caused by the segment.
             raise BackendUnavailable(f"SAGEMAKER_ENDPOINT_NAME={self._endpoint}: {error}") from None
         return answer["OutputLocation"], answer.get("FailureLocation")
-
-    def close(self) -> None:
-        """boto3 closes its connections itself."""

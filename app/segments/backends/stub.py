@@ -6,11 +6,11 @@ import tempfile
 from pathlib import Path
 
 from app.segments.keys import SegmentKey, beside
-from app.segments.ports import Done, ObjectMissing, Objects, SegmentFailed
+from app.segments.ports import Backend, Done, ObjectMissing, Objects, SegmentFailed
 
 
-class StubBackend:
-    """`Backend` that analyses nothing. The results are an empty file."""
+class StubBackend(Backend):
+    """Analyses nothing. The results are an empty file."""
 
     name = "stub"
 
@@ -31,6 +31,3 @@ class StubBackend:
         except ObjectMissing as error:
             raise SegmentFailed(str(error)) from None
         return Done()
-
-    def close(self) -> None:
-        """Nothing is open."""

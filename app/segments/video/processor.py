@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -64,6 +65,8 @@ _BLUR_CONFIDENCE = 0.2
 """The highest detection confidence threshold in mode `blur_faces`. It is low because a face that is not detected stays
 visible."""
 
+Analyze = Callable[[Sequence[FrameJob]], Awaitable[Sequence[FrameResult | FrameError]]]
+"""Returns the result of each job, or its error, in the order of the jobs."""
 AnalysisResult = FrameResult | Exception
 """The result of a frame, or the error in place of it."""
 
@@ -153,6 +156,7 @@ async def analyze_video(
     *,
     max_pixels: int = MAX_PIXELS,
     on_frames: Callable[[int], None] | None = None,
+    analyze: Callable[[Sequence[FrameJob], Analyze], Awaitable[Sequence[FrameResult | FrameError]]] | None = None,
 ) -> VideoReport:
     """Analyses a video; writes `results` (JSONL) and, except in mode `results_only`, the new video `target` (MP4).
 
@@ -163,6 +167,8 @@ async def analyze_video(
         target: path of the new video; None writes none in any mode.
         max_pixels: largest frame that is decoded, pixels.
         on_frames: called on the event loop with the number of frames that were written since the last call.
+        analyze: analyses the jobs of a batch in another way; called with them and with the pipeline's own analysis,
+            which takes any jobs, for example two for each frame. It returns a result for each of the given jobs.
 
     Raises:
         VideoError: the file has no video, or it ends unexpectedly.
@@ -183,7 +189,7 @@ async def analyze_video(
         reader = VideoReader(media)
         output = _Output(results_path, video_path, media, mode)
         stack.callback(output.close)
-        await VideoProcessor(pipeline, settings, mode, reader, output, on_frames).run()
+        await VideoProcessor(pipeline, settings, mode, reader, output, on_frames, analyze).run()
         if output.frames == output.failed:
             raise InferenceError(f"not one of {output.frames} frames could be analysed; the last: {output.last_error}")
         await asyncio.to_thread(output.complete)
@@ -214,6 +220,7 @@ class VideoProcessor:
         reader: VideoReader,
         output: _Output,
         on_frames: Callable[[int], None] | None,
+        analyze: Callable[[Sequence[FrameJob], Analyze], Awaitable[Sequence[FrameResult | FrameError]]] | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._settings = settings
@@ -222,6 +229,7 @@ class VideoProcessor:
         self._reader = reader
         self._output = output
         self._on_frames = on_frames
+        self._analyze_jobs = analyze
         self._stream = uuid.uuid4().hex
         self._memory = StreamMemory()
         self._sequencer = Sequencer()
@@ -293,7 +301,8 @@ class VideoProcessor:
         with ticket:
             jobs = [self._job(frame) for frame in frames]
             try:
-                results = await self._pipeline.analyze(jobs, entry=ENTRY, ticket=ticket)
+                by_pipeline = functools.partial(self._pipeline.analyze, entry=ENTRY, ticket=ticket)
+                results = await (self._analyze_jobs(jobs, by_pipeline) if self._analyze_jobs else by_pipeline(jobs))
             except Exception as error:
                 # Any error fails only this batch; the other batches go on.
                 log.exception("frames %d to %d of a video failed", frames[0].number, frames[-1].number)
