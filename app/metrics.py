@@ -50,6 +50,12 @@ DECODE_GIVEN_UP = Gauge(
 
 MODEL_FRAMES = Counter("sightline_model_frames_total", "Frames that a model answered", ["model"])
 MODEL_BATCH = Histogram("sightline_model_batch_size", "Frames in one request to a model", ["model"], buckets=_BATCHES)
+MASKS = Counter(
+    "sightline_masks_total",
+    "Masks of segmented instances: written, of which simplified (an outline of too many points) and without_rle (run "
+    "lengths over their bound); empty (dropped: no pixel)",
+    ["outcome"],
+)
 FACES = Counter("sightline_faces_total", "Faces of detected people, by outcome", ["outcome"])
 STAGE_SECONDS = Histogram("sightline_stage_seconds", "Duration of a stage", ["entry", "stage"], buckets=_SECONDS)
 FRAME_AGE = Histogram("sightline_frame_age_seconds", "Time from a frame to its result", ["entry"], buckets=_SECONDS)
