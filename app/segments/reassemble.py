@@ -23,9 +23,8 @@ _POLL_S = 5.0
 _MAX_TRIES = 8
 """Deliveries after which an error counts as permanent: about ten minutes."""
 _FIRST_PAUSE_S = 5.0
-"""Seconds between the first delivery of a failing job and the second. The pause doubles with each delivery."""
 _MAX_PAUSE_S = 300.0
-"""The longest of these pauses, seconds."""
+"""The first and the longest pause before a failing job is delivered again, seconds."""
 _FAILED = b',"error":{'
 """Found only in the result line of a frame with an error. Recognized text cannot contain it, because JSON escapes
 quotes."""
@@ -40,12 +39,17 @@ class Reassembler:
     Args:
         visibility_s: the queue's visibility timeout, which a heartbeat extends, seconds.
         poll_s: seconds that one request for a message waits.
+        pause_s: seconds between the first delivery of a failing job and the second. The pause doubles with each
+            delivery.
     """
 
-    def __init__(self, resources: Resources, *, visibility_s: float, poll_s: float = _POLL_S) -> None:
+    def __init__(
+        self, resources: Resources, *, visibility_s: float, poll_s: float = _POLL_S, pause_s: float = _FIRST_PAUSE_S
+    ) -> None:
         self._resources = resources
         self._visibility_s = visibility_s
         self._poll_s = poll_s
+        self._pause_s = pause_s
         self._stopping = threading.Event()
         self._health = LoopHealth()
 
@@ -82,7 +86,7 @@ class Reassembler:
             if outcome in ("error", "invalid"):
                 if outcome == "error":
                     self._health.failed()
-                queue.release(message, backoff_s(max(1, message.deliveries), _FIRST_PAUSE_S, _MAX_PAUSE_S))
+                queue.release(message, backoff_s(max(1, message.deliveries), self._pause_s, _MAX_PAUSE_S))
             else:
                 queue.delete(message)
         except MessageGone as error:

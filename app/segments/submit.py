@@ -37,8 +37,6 @@ log = logging.getLogger(__name__)
 
 _CHUNK = 4 << 20
 """Bytes of a video that are hashed between two checks for an interrupt; hashing them takes some milliseconds."""
-_LONG_S = 2.0
-"""Seconds after which the display shows that a segment is still being cut."""
 _MAX_NAME = 40
 """Characters of the video's name in its job's id, at most."""
 
@@ -237,7 +235,7 @@ def _cut_and_upload(
         nonlocal shown
         if stopping.is_set():
             raise Interrupted(f"job {job_id}: {total} segments are uploaded. Submit the video again to go on")
-        if not shown and time.monotonic() - started > _LONG_S:
+        if not shown and time.monotonic() - started > display.long_s:
             shown = True
             display.status(f"segment {total} is being cut")
 
@@ -272,6 +270,9 @@ class ProgressDisplay:
 
     Any thread may call it.
     """
+
+    long_s = 2.0
+    """Seconds after which it shows that a segment is still being cut."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)

@@ -8,7 +8,7 @@ import pytest
 
 from app.protocol.result import KEYPOINT_NAMES, Box, Detection, FrameResult, Image, Keypoint, Pose, Text
 from app.segments.annotate import annotate
-from app.segments.video.writer import YuvFrame
+from app.segments.video import YuvFrame
 from tests.support.clip import Pixels
 
 

@@ -15,8 +15,8 @@ from app.pipeline.startup import open_pipeline
 from app.protocol.result import KEYPOINT_NAMES, Box, Detection, FrameResult, Image, Keypoint, Pose
 from app.segments.blur import CELLS, HOLD_S, FaceBlur
 from app.segments.keys import Mode
+from app.segments.video import YuvFrame
 from app.segments.video.processor import analyze_video, stream_settings
-from app.segments.video.writer import YuvFrame
 from app.settings import Settings, TritonSettings
 from tests.segments.test_analyze import analyzed
 from tests.support.clip import Pixels

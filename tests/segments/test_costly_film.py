@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from app import metrics
-from app.segments.video.reader import ENTRY, VideoReader, count_undecodable, open_video
+from app.segments.video import ENTRY, VideoReader, count_undecodable, open_video
 from app.sources.address import parse
 from app.sources.reader import open_source
 from tests.support.jpegs import encode, photo, scans

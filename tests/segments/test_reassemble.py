@@ -185,26 +185,20 @@ class Broken:
 
 
 @both
-def test_what_may_go_away_by_itself_is_tried_again(
-    resources: Resources, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_may_go_away_by_itself_is_tried_again(resources: Resources, source: Path, tmp_path: Path) -> None:
     analysed(resources, source, tmp_path)
-    monkeypatch.setattr("app.segments.reassemble._FIRST_PAUSE_S", 0.0)
     resources.reassembly.send(JOB)
     error = counted("error")
-    Reassembler(replace(resources, objects=Broken(resources.objects)), visibility_s=30).turn(0)
+    Reassembler(replace(resources, objects=Broken(resources.objects)), visibility_s=30, pause_s=0).turn(0)
     assert (error(), status(resources)) == (1, ("chunking_complete", None))
     Reassembler(resources, visibility_s=30).turn(5)
     assert status(resources) == ("done", None)
 
 
-def test_what_does_not_go_away_fails_the_job_in_the_end(
-    resources: Resources, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_does_not_go_away_fails_the_job_in_the_end(resources: Resources, source: Path, tmp_path: Path) -> None:
     analysed(resources, source, tmp_path)
-    monkeypatch.setattr("app.segments.reassemble._FIRST_PAUSE_S", 0.0)
     resources.reassembly.send(JOB)
-    reassembler = Reassembler(replace(resources, objects=Broken(resources.objects)), visibility_s=30)
+    reassembler = Reassembler(replace(resources, objects=Broken(resources.objects)), visibility_s=30, pause_s=0)
     for _ in range(8):
         reassembler.turn(5)
     assert left(resources) == 0

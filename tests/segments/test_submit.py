@@ -137,6 +137,8 @@ def test_workers_hear_of_a_segment_as_soon_as_it_is_cut(watched: Watched, submis
 class Says(ProgressDisplay):
     """Records the status texts, and sets the event after so many of them."""
 
+    long_s = -1.0
+
     def __init__(self, stopping: threading.Event, after: int) -> None:
         super().__init__()
         self.said: list[str] = []
@@ -159,10 +161,7 @@ def test_the_reading_of_a_film_is_said_and_can_be_interrupted(watched: Watched, 
     assert display.said == ["Grüße, 1.mp4 is being read", ""]
 
 
-def test_the_cutting_of_a_long_segment_is_said_and_can_be_interrupted(
-    watched: Watched, submission: Submission, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.segments.submit._LONG_S", -1.0)
+def test_the_cutting_of_a_long_segment_is_said_and_can_be_interrupted(watched: Watched, submission: Submission) -> None:
     whole, stopping = replace(submission, seconds=60), threading.Event()
     job = record(watched.resources, whole)
     display = Says(stopping, 1)

@@ -7,7 +7,32 @@ and encoded (`processor`, `writer`).
 from __future__ import annotations
 
 from app.segments.video.cut import concat, cut
-from app.segments.video.reader import Position, TruncatedVideo, VideoError, VideoInfo, probe
-from app.segments.video.writer import dropped_audio
+from app.segments.video.reader import (
+    ENTRY,
+    Position,
+    TruncatedVideo,
+    VideoError,
+    VideoInfo,
+    VideoReader,
+    count_undecodable,
+    open_video,
+    probe,
+)
+from app.segments.video.writer import VideoEncoder, YuvFrame, dropped_audio
 
-__all__ = ["Position", "TruncatedVideo", "VideoError", "VideoInfo", "concat", "cut", "dropped_audio", "probe"]
+__all__ = [
+    "ENTRY",
+    "Position",
+    "TruncatedVideo",
+    "VideoEncoder",
+    "VideoError",
+    "VideoInfo",
+    "VideoReader",
+    "YuvFrame",
+    "concat",
+    "count_undecodable",
+    "cut",
+    "dropped_audio",
+    "open_video",
+    "probe",
+]
