@@ -29,7 +29,6 @@ from app.drawing import to_supervision
 from app.errors import ConfigurationError, SightlineError
 from app.protocol import header, messages
 from app.protocol.messages import Bye, Mode, Notice, Queued, Ready, Result, ServerMessage, SettingsInForce
-from app.protocol.result import FrameResult
 from app.sources.address import redact
 
 __all__ = ["LiveSession", "Refused", "SessionEnded", "connect", "decode", "to_supervision"]
@@ -38,7 +37,7 @@ _ADAPTERS: dict[str, TypeAdapter[Any]] = {}
 _SILENCE_S = 60.0
 """Seconds of silence after which the connection counts as lost; the service sends `ping` every 15 s."""
 _SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
-_FRAME_FIELDS = tuple(field.name for field in fields(FrameResult))
+_RESULT_FIELDS = frozenset(field.name for field in fields(Result)) - {"frame"}
 
 
 class SessionEnded(SightlineError):
@@ -68,7 +67,7 @@ def decode(text: str | bytes) -> ServerMessage:
     for model in messages.SERVER_MESSAGES:
         if model.__dataclass_fields__["type"].default == name:
             if model is Result:
-                data["frame"] = {key: data.pop(key) for key in _FRAME_FIELDS if key in data}
+                data["frame"] = {key: data.pop(key) for key in [*data] if key not in _RESULT_FIELDS}
             if name not in _ADAPTERS:
                 _ADAPTERS[name] = TypeAdapter(model)
             message: ServerMessage = _ADAPTERS[name].validate_python(data)

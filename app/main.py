@@ -100,9 +100,9 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
         if live is not None:
             live.inference_changed(up, why)
 
-    def ocr_changed(available: bool, reason: str | None) -> None:
+    def stage_changed(name: str, available: bool, reason: str | None) -> None:
         if live is not None:
-            live.ocr_changed(available, reason)
+            live.stage_changed(name, available, reason)
 
     # Settings are checked first, so that a wrong one is reported before Triton starts.
     server = settings.server
@@ -115,7 +115,7 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
     )
     summaries.check()
     service = await stack.enter_async_context(
-        open_pipeline(settings, settings.ocr, on_inference=inference_changed, on_ocr=ocr_changed)
+        open_pipeline(settings, on_inference=inference_changed, on_stage=stage_changed)
     )
     pipeline, client, embedded = service.pipeline, service.client, service.embedded
     stack.push_async_callback(summaries.close)
@@ -130,7 +130,6 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
         settings.pipeline,
         app.state.auth,
         inference_deadline_s=settings.triton.triton_deadline_s,
-        ocr_timeout_s=settings.ocr.ocr_timeout_s,
     )
     app.state.live = live
     app.state.segments = SegmentService(
@@ -176,11 +175,9 @@ async def _update_metrics() -> None:
 
 
 def _log_ready(pipeline: Pipeline, address: str) -> None:
-    models = pipeline.models
-    log.info(
-        "ready: %sdetection: %s, pose: %s, text: %s",
-        f"open {address} – " if address else "",
-        models.detect.name if models.detect else "no model is loaded",
-        models.pose.name if models.pose else "no model is loaded",
-        models.ocr or f"not read ({pipeline.ocr.reason})",
-    )
+    models = []
+    for stage in pipeline.stages:
+        if stage.model_type is not None:
+            model = pipeline.models[stage.name]
+            models.append(f"{stage.title.lower()}: {getattr(model, 'name', model) or stage.absent}")
+    log.info("ready: %s%s", f"open {address} – " if address else "", ", ".join(models))

@@ -53,7 +53,7 @@ async def results(jpegs: list[bytes], decode: str, folder: Path) -> list[FrameRe
     """The result of each image, analysed in a call of its own."""
     settings = Settings(decode=decode, state_dir=folder, triton_url=None, ocr="off")
     found = []
-    async with open_pipeline(settings, settings.ocr, tracking=False) as opened:
+    async with open_pipeline(settings) as opened:
         while not opened.pipeline.models.detect:  # noqa: ASYNC110
             await asyncio.sleep(0.2)
         for jpeg in jpegs:

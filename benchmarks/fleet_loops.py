@@ -36,7 +36,7 @@ from app.inference.fake import FakeClient
 from app.inference.shared_memory import Buffer
 from app.inference.triton import TritonClient
 from app.pipeline.multimodal import Pipeline
-from app.pipeline.stages.ocr import Ocr
+from app.pipeline.registry import create, fleet_stages
 from app.process import freeze_gc, tune
 from app.settings import Settings
 from benchmarks import canned, naive, photographs
@@ -122,6 +122,7 @@ async def worker(options: argparse.Namespace) -> dict[str, float]:
         fleet_profile="throughput",
         frame_staleness_ms=1e9,  # Redis was filled beforehand
         ocr="off",
+        state_dir=Path(options.state),
     )
     window = Window(options.warm_up, options.seconds)
     if options.triton:
@@ -130,8 +131,11 @@ async def worker(options: argparse.Namespace) -> dict[str, float]:
         client: InferenceClient = triton
     else:
         client = fake()
-    ocr = Ocr(settings.ocr, state_dir=Path(options.state))
-    pipeline = Pipeline(Counted(client, window), ocr, settings.pipeline, settings.triton, settings.live)  # type: ignore[arg-type]
+    pipeline = Pipeline(
+        Counted(client, window),  # type: ignore[arg-type]
+        settings,
+        create(settings, fleet_stages(settings.fleet)),
+    )
     await pipeline.load()
     fleet_worker = Worker(pipeline, settings, WorkerHeartbeats(1).of(0))
     freeze_gc(threshold=YOUNG)

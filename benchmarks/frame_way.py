@@ -30,7 +30,6 @@ from app.inference.client import ModelSpec, TensorSpec
 from app.inference.fake import FakeClient
 from app.live.session import LiveEntryPoint, Session
 from app.pipeline.multimodal import Pipeline
-from app.pipeline.stages.ocr import Ocr
 from app.settings import ROOT, Settings
 from app.summary import Summaries
 from benchmarks import canned, photographs
@@ -143,8 +142,7 @@ async def _run(state: Path, jpegs: Sequence[bytes]) -> Way:
     settings = Settings(ocr="off", state_dir=state)
     tracer = _Tracer()
     tracer.install()
-    ocr = Ocr(settings.ocr, state_dir=state)
-    pipeline = Pipeline(_client(), ocr, settings.pipeline, settings.triton, settings.live)
+    pipeline = Pipeline(_client(), settings)
     await pipeline.load()
     summaries = Summaries(settings.summary, settings.llm, state)
     entry_point = LiveEntryPoint(
@@ -155,7 +153,6 @@ async def _run(state: Path, jpegs: Sequence[bytes]) -> Way:
         settings.pipeline,
         Auth(settings),
         inference_deadline_s=settings.triton.triton_deadline_s,
-        ocr_timeout_s=settings.ocr.ocr_timeout_s,
     )
     connection = _Connection()
     incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -192,7 +189,6 @@ async def _run(state: Path, jpegs: Sequence[bytes]) -> Way:
         threading.setprofile(None)  # type: ignore[arg-type]
         session.cancel()
         pipeline.close()
-        await ocr.close()
         await summaries.close()
     return tracer.way()
 

@@ -42,7 +42,7 @@ async def run(way: str, url: str, video: Path) -> dict[str, float]:
     tune()
     with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name:
         settings = Settings(triton_url=url, ocr="off", state_dir=Path(name) / "state", segment_folder=video.parent)
-        async with open_pipeline(settings, settings.ocr) as opened:
+        async with open_pipeline(settings) as opened:
             wish = stream_settings(settings.pipeline, "annotate")
             await _bare(opened.pipeline, wish, video, WARM_UP)
             if way in get_args(Mode):

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from app.drawing import annotate, to_supervision
-from app.protocol.result import KEYPOINT_NAMES, Box, Detection, FrameResult, Image, Keypoint, Pose, Text
+from app.pipeline.stages.detect import Detection
+from app.pipeline.stages.ocr.policy import Text
+from app.pipeline.stages.pose import KEYPOINT_NAMES, Keypoint, Pose
+from app.protocol.result import Box, FrameResult, Image
 
 BOX = Box(100, 60, 300, 400)
 GREY = np.full((480, 640, 3), 128, np.uint8)

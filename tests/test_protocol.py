@@ -17,8 +17,12 @@ from app.client import decode
 from app.errors import ProtocolError, SightlineError, UndecodableFrame
 from app.limits import TokenBucket
 from app.live.stats import FrameStats
+from app.pipeline.stages.detect import Detection, DetectModel
+from app.pipeline.stages.motion import CameraMotion, Motion
+from app.pipeline.stages.pose import PoseModel
 from app.protocol import header, messages
-from app.protocol.result import STAGES, Box, CameraMotion, Detection, FrameResult, Image, Motion, Stage
+from app.protocol.result import Box, FrameResult, Image, Stage
+from app.protocol.stages import STAGES
 
 SCHEMA = messages.schema()
 
@@ -80,7 +84,9 @@ EXAMPLES: list[messages.ServerMessage] = [
     messages.Ready(
         1,
         "s",
-        messages.Models(messages.DetectModel("yolov8n", ("person",)), messages.PoseModel("p", ("nose",), ((0, 0),))),
+        messages.Models(
+            {"detect": DetectModel("yolov8n", ("person",)), "pose": PoseModel("p", ("nose",), ((0, 0),)), "ocr": None}
+        ),
         messages.StreamSettings(classes=(0, 2)),
         messages.Limits(1, 2, 3.0, 4.0, 5.0, 6.0),
         2,
@@ -95,7 +101,7 @@ EXAMPLES: list[messages.ServerMessage] = [
             Image(640, 480),
             objects=[Detection(0, "person", 0.9, Box(1, 2, 3, 4), 5), Detection(1, "dog", 0.5, Box(0, 0, 1, 1))],
             motion=Motion(0.1, None, 0.0, CameraMotion(0.0, 0.0)),
-            stages={name: Stage("ok") for name in STAGES},
+            stages={name: Stage("ok") for name in STAGES if name != "face"},
             timings_ms={"total": 1.5},
         ),
         2.5,

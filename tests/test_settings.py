@@ -66,7 +66,7 @@ def test_everything_wrong_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert [line.partition("=")[0] for line in str(error.value).splitlines()] == ["PORT", "MAX_SESSIONS", "IOU", "OCR"]
 
 
-@pytest.mark.parametrize("name", ["FLEET_RECLAIM_IDLE_MS", "FLEET_STAGES", "SUMMARY_RAM_ITEMS"])
+@pytest.mark.parametrize("name", ["FLEET_RECLAIM_IDLE_MS", "SUMMARY_RAM_ITEMS"])
 def test_what_follows_from_a_wrong_value_is_not_named_beside_it(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "wrong")
     with pytest.raises(ConfigurationError) as error:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from app.errors import FrameError
@@ -16,16 +15,16 @@ from app.fleet.kafka import Failure
 from app.fleet.streams import CameraFrame
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.postprocess import Record
+from app.pipeline.registry import fleet_stages
 from app.pipeline.types import Frame, FrameJob, StreamMemory
 from app.protocol.result import FrameResult
 from app.protocol.stream import Stages, StreamSettings
-from app.settings import FleetSettings, OcrSettings, PipelineSettings, Settings
+from app.settings import FleetSettings, PipelineSettings
 
 log = logging.getLogger(__name__)
 
 _PAUSE_S = 0.1
 _LOG_AGAIN_S = 60.0
-_MODELS = ("detect", "pose")
 _UNAVAILABLE = "inference_unavailable"
 
 
@@ -40,15 +39,7 @@ class FrameOutcome:
 
 def stream_settings(fleet: FleetSettings, pipeline: PipelineSettings) -> StreamSettings:
     """The stages that run on every camera's frames, and their thresholds."""
-    chosen = {field.name: field.name in fleet.fleet_stages for field in dataclasses.fields(Stages)}
-    return StreamSettings(stages=Stages(**chosen), confidence=pipeline.confidence, iou=pipeline.iou)
-
-
-def ocr_settings(settings: Settings) -> OcrSettings:
-    """The OCR settings; off unless FLEET_STAGES contains `ocr`."""
-    if "ocr" in settings.fleet.fleet_stages:
-        return settings.ocr
-    return settings.ocr.model_copy(update={"ocr": "off"})
+    return StreamSettings(stages=Stages.only(fleet_stages(fleet)), confidence=pipeline.confidence, iou=pipeline.iou)
 
 
 def is_stale(frame: CameraFrame, staleness_ms: float) -> bool:
@@ -62,7 +53,7 @@ def is_stale(frame: CameraFrame, staleness_ms: float) -> bool:
     return time.time() * 1000 - frame.origin.captured_at_ms > staleness_ms
 
 
-def job_of(frame: CameraFrame, memory: StreamMemory, settings: StreamSettings, *, faces: bool) -> FrameJob:
+def job_of(frame: CameraFrame, memory: StreamMemory, settings: StreamSettings) -> FrameJob:
     """The pipeline's job for a frame.
 
     `received` is the capture time on the monotonic clock, because tracks need real times, and frames that were read
@@ -81,15 +72,18 @@ def job_of(frame: CameraFrame, memory: StreamMemory, settings: StreamSettings, *
         ),
         memory,
         settings,
-        faces,
     )
 
 
-def outcome_of(frame: CameraFrame, found: FrameResult | FrameError) -> FrameOutcome:
-    """The outcome for a result of the pipeline: a frame has failed if one of its models failed."""
+def outcome_of(frame: CameraFrame, found: FrameResult | FrameError, models: Collection[str]) -> FrameOutcome:
+    """The outcome for a result of the pipeline: a frame has failed if one of its models failed.
+
+    Args:
+        models: the stages whose models take whole frames.
+    """
     if isinstance(found, FrameError):
         return FrameOutcome(frame, dropped=found.code)
-    for name in _MODELS:
+    for name in models:
         stage = found.stages[name]
         if stage.status == "error":
             reason = stage.reason or "the model failed"
@@ -108,7 +102,6 @@ class Analysis:
     def __init__(self, pipeline: Pipeline, fleet: FleetSettings, settings: StreamSettings, record: Record) -> None:
         self._pipeline = pipeline
         self._record = record
-        self._faces = "face" in fleet.fleet_stages
         self._staleness_ms = fleet.frame_staleness_ms
         self._settings = settings
         self._memories: dict[str, StreamMemory] = {}
@@ -124,7 +117,7 @@ class Analysis:
         self._kept = streams
         for stream in [*self._memories]:
             if stream not in streams:
-                self._pipeline.ocr.forget(self._memories.pop(stream).ocr)
+                self._pipeline.forget(self._memories.pop(stream))
 
     async def analyze(self, frames: Sequence[CameraFrame]) -> list[FrameOutcome]:
         """One outcome for each frame, in their order. Raises nothing but cancellation.
@@ -160,11 +153,12 @@ class Analysis:
     async def _try(self, frames: list[CameraFrame]) -> list[FrameOutcome]:
         if not frames:
             return []
-        jobs = [job_of(frame, self._memory(frame), self._settings, faces=self._faces) for frame in frames]
+        jobs = [job_of(frame, self._memory(frame), self._settings) for frame in frames]
+        models = self._pipeline.model_stages
         greys = [job.memory.grey for job in jobs]
         try:
             results = await self._pipeline.analyze(jobs, entry=ENTRY_POINT, record=self._record)
-            outcomes = [outcome_of(frame, result) for frame, result in zip(frames, results, strict=True)]
+            outcomes = [outcome_of(frame, result, models) for frame, result in zip(frames, results, strict=True)]
         except Exception as error:
             # Whatever it is, the next batches must not suffer. A single frame's error is logged.
             if len(frames) == 1:
@@ -175,7 +169,7 @@ class Analysis:
             if outcome.failure:
                 job.memory.grey = grey  # when the frame is tried again, its predecessor must not be the frame itself
             if not self._is_remembered(outcome.frame):
-                self._pipeline.ocr.forget(job.memory.ocr)  # no later frame would show its texts
+                self._pipeline.forget(job.memory)  # no later frame would show its texts
         return outcomes
 
     def _is_remembered(self, frame: CameraFrame) -> bool:

@@ -43,6 +43,8 @@ class ModelSpec:
     """
     batched: bool = False
     """Whether the server batches requests by itself (dynamic batching)."""
+    chosen: str = ""
+    """Of an ensemble of which only some outputs are wanted: their names, which `outputs` then has; else empty."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,7 +130,7 @@ class Slot:
 
     region: Region
     offset: int
-    requests: dict[tuple[str, str, int, int], Any] = field(default_factory=dict)
+    requests: dict[tuple[str, str, str, int, int], Any] = field(default_factory=dict)
     """Serialized requests for this slot, by model, version, batch size and output offset; they never change."""
     borders: dict[int, object] = field(default_factory=dict)
     """Index in the batch -> the placement of the last painted border. The code that fills the input maintains it."""

@@ -265,7 +265,7 @@ class TritonClient:
             if self._memory.works:
                 metrics.INFERENCE_UNSHARED.inc()
             return plain_request(model, buffer.array), {}
-        key = (model.name, model.version, len(buffer.array), buffer.cursor)
+        key = (model.name, model.version, model.chosen, len(buffer.array), buffer.cursor)
         cached = slot.requests.get(key)
         if cached is None:
             cached = slot.requests[key] = shared_request(model, buffer)
@@ -387,15 +387,17 @@ def plain_request(model: ModelSpec, array: NDArray[Any]) -> bytes:
     (https://protobuf.dev/programming-guides/encoding/).
     """
     tensor = model.inputs[0]
-    head = _head(model.name, tensor.name, tensor.dtype, array.shape)
+    head = _head(model.name, tensor.name, tensor.dtype, array.shape, model.chosen)
     return b"".join((head, _RAW_TAG, _varint(array.nbytes), np.ascontiguousarray(array).data))
 
 
 @lru_cache(maxsize=256)
-def _head(model: str, tensor: str, dtype: str, shape: tuple[int, ...]) -> bytes:
-    """A serialized request without its pixels."""
+def _head(model: str, tensor: str, dtype: str, shape: tuple[int, ...], chosen: str) -> bytes:
+    """A serialized request without its pixels. `chosen`: the outputs that are wanted, comma-separated; empty: all."""
     request = service_pb2.ModelInferRequest(model_name=model)
     request.inputs.add(name=tensor, datatype=dtype).shape.extend(shape)
+    for name in chosen.split(",") if chosen else ():
+        request.outputs.add(name=name)
     serialized: bytes = request.SerializeToString()
     return serialized
 
@@ -427,6 +429,8 @@ def shared_request(model: ModelSpec, buffer: Buffer) -> tuple[bytes, Placed, int
     size = output_bytes([(t.dtype, shapes[t.name]) for t in model.outputs])
     if size is None or buffer.cursor + size > region.slot_bytes:
         # An open shape, or too large: the outputs come in the answer.
+        for name in model.chosen.split(",") if model.chosen else ():
+            request.outputs.add(name=name)
         return request.SerializeToString(), {}, buffer.cursor
     placed: Placed = {}
     cursor = buffer.cursor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import difflib
 import math
@@ -30,7 +29,6 @@ from app.pipeline.multimodal import Pipeline
 from app.pipeline.types import Frame, FrameJob, StreamMemory
 from app.protocol import messages
 from app.protocol.messages import Dropped, Result, StreamSettings
-from app.protocol.result import FrameResult, Stage
 from app.settings import LiveSettings
 
 router = APIRouter()
@@ -132,7 +130,7 @@ async def frames(
         with entry_point.admission.admit_image(token=token, address=address_of(request.scope)):
             settings = _settings(entry_point, confidence, iou, classes)
             image = await _read_image(request, entry_point.live)
-            result = await _analyze(entry_point.pipeline, image, settings, ocr_timeout_s=entry_point.ocr_timeout_s)
+            result = await _analyze(entry_point.pipeline, image, settings)
     except Rejected as error:
         answer = _problem(429, "rejected", str(error))
         answer.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
@@ -165,8 +163,7 @@ def _settings(
     except ValidationError as error:
         (first, *_) = error.errors(include_url=False, include_context=False, include_input=False)
         raise ProtocolError(f"classes: {shortened(first['msg'])}", code="invalid_value", field="classes") from None
-    detect = entry_point.pipeline.model_set.detect
-    return apply_patch(patch, entry_point.defaults, detect.class_names if detect else ())
+    return apply_patch(patch, entry_point.defaults, entry_point.pipeline.model_set.class_names)
 
 
 async def _read_image(request: Request, live: LiveSettings) -> bytes:
@@ -193,7 +190,7 @@ async def _read_image(request: Request, live: LiveSettings) -> bytes:
     return image
 
 
-async def _analyze(pipeline: Pipeline, image: bytes, settings: StreamSettings, *, ocr_timeout_s: float) -> Result:
+async def _analyze(pipeline: Pipeline, image: bytes, settings: StreamSettings) -> Result:
     """Analyses one JPEG, PNG or WebP, and waits until its text is read.
 
     Args:
@@ -211,14 +208,14 @@ async def _analyze(pipeline: Pipeline, image: bytes, settings: StreamSettings, *
     try:
         memory = StreamMemory()
         # With one image there is nothing to track, and no motion.
-        stages = dataclasses.replace(settings.stages, track=False, motion=False)
-        settings = dataclasses.replace(settings, stages=stages)
-        (result,) = await pipeline.analyze([FrameJob(frame, memory, settings, photo=True)], entry=ENTRY)
+        alone = dataclasses.replace(settings, stages=settings.stages.but(track=False, motion=False))
+        job = FrameJob(frame, memory, alone, photo=True)
+        (result,) = await pipeline.analyze([job], entry=ENTRY)
         if isinstance(result, FrameError):
             metrics.FRAMES_DROPPED.labels(ENTRY, result.code).inc()
             counted = True
             raise result
-        result = await _read_text(pipeline, memory, frame, result, ocr_timeout_s)
+        result = await pipeline.settle(job, result)
         age_s = time.perf_counter() - received
         metrics.FRAMES_PROCESSED.labels(ENTRY).inc()
         RATE.add()
@@ -242,27 +239,6 @@ def _count_refused(reason: str) -> None:
     """Counts an image that was refused before it arrived whole."""
     metrics.FRAMES_RECEIVED.labels(ENTRY).inc()
     metrics.FRAMES_DROPPED.labels(ENTRY, reason).inc()
-
-
-async def _read_text(
-    pipeline: Pipeline, memory: StreamMemory, frame: Frame, result: FrameResult, timeout_s: float
-) -> FrameResult:
-    """Waits for the OCR run of the frame, which may queue behind others; returns the result with its texts."""
-    if not memory.ocr.pending:
-        return result
-    try:
-        async with asyncio.timeout(2 * timeout_s) as clock:
-            while memory.ocr.pending:
-                await asyncio.sleep(_POLL_S)
-                if pipeline.ocr.health()["state"] == "starting":  # the start has a time limit of its own
-                    clock.reschedule(asyncio.get_running_loop().time() + 2 * timeout_s)
-    except TimeoutError:
-        late = Stage("error", f"its turn did not come within {2 * timeout_s:g} seconds, twice OCR_TIMEOUT_S")
-        return dataclasses.replace(result, stages={**result.stages, "ocr": late})
-    finally:
-        pipeline.ocr.forget(memory.ocr)
-    texts, stage = pipeline.ocr.attach(memory.ocr, frame.jpeg, memory.grey, now=time.perf_counter())
-    return dataclasses.replace(result, texts=texts, stages={**result.stages, "ocr": stage})
 
 
 @router.get("/v1/models")
@@ -307,7 +283,7 @@ async def ready(request: Request) -> Response:
     disk = shutil.disk_usage(state.settings.server.state_dir)
     parts = {
         "inference": state.inference_health(),
-        "ocr": _entry_point(request).pipeline.ocr.health(),
+        **_entry_point(request).pipeline.health(),
         "summaries": _entry_point(request).summaries.health(),
         "disk": {"state": "ok" if disk.free > _LEAST_FREE else "full", "free_bytes": disk.free},
     }

@@ -26,6 +26,7 @@ from app.pipeline.types import Frame, FrameJob, StreamMemory
 from app.protocol import messages
 from app.protocol.messages import CLOSE_CODES, Bye, Error, Result, ServerMessage, StreamSettings, Summary
 from app.protocol.result import FrameResult
+from app.protocol.stream import SUMMARY
 from app.summary import SendSummary, SessionSummaries, Summaries
 
 log = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ class SummaryStream:
 
     def offer(self, frame_id: int, result: FrameResult, at_ms: float, settings: StreamSettings) -> None:
         """Takes one result after it was sent. Never waits."""
-        if not settings.stages.summary:
+        if not settings.stages[SUMMARY]:
             if self._session is not None:
                 self._session.pause()
             return

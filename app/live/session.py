@@ -47,6 +47,8 @@ from app.protocol.messages import (
     StreamSettings,
     Update,
 )
+from app.protocol.stages import STAGES
+from app.protocol.stream import SUMMARY
 from app.settings import AccessSettings, LiveSettings, PipelineSettings
 from app.summary import Summaries
 
@@ -71,7 +73,6 @@ class LiveEntryPoint:
         auth: Auth,
         *,
         inference_deadline_s: float,
-        ocr_timeout_s: float,
     ) -> None:
         self.pipeline = pipeline
         self.batcher = LiveBatcher(pipeline)
@@ -82,7 +83,6 @@ class LiveEntryPoint:
         self.sessions: set[Session] = set()
         self.answer_s = inference_deadline_s + live.send_timeout_s
         """Seconds that a frame in flight may take: at the models, and until the client has read the result."""
-        self.ocr_timeout_s = ocr_timeout_s
         self.images = 0
         """Images that came by HTTP and are being analysed."""
         self.defaults = StreamSettings(confidence=defaults.confidence, iou=defaults.iou, max_age_ms=live.max_age_ms)
@@ -113,8 +113,7 @@ class LiveEntryPoint:
         found = []
         if not self._inference_up:
             found.append(_inference_unavailable(self._inference_reason))
-        if self.pipeline.ocr.broken is not None:
-            found.append(_ocr_unavailable(self.pipeline.ocr.broken))
+        found += [_stage_unavailable(stage.name, stage.broken) for stage in self.pipeline.stages if stage.broken]
         return found
 
     def inference_changed(self, up: bool, reason: str | None) -> None:
@@ -131,9 +130,12 @@ class LiveEntryPoint:
         elif before is None or before != reason:
             self.notify(_inference_unavailable(reason))
 
-    def ocr_changed(self, available: bool, reason: str | None) -> None:
-        """Notifies sessions that OCR came back or was lost."""
-        self.notify(Notice("ocr_restored", "text reading is back") if available else _ocr_unavailable(reason))
+    def stage_changed(self, name: str, available: bool, reason: str | None) -> None:
+        """Notifies sessions that a part that a stage runs beside the inference server came back or was lost."""
+        if available:
+            self.notify(Notice(f"{name}_restored", f"{STAGES[name].title.lower()} is back"))
+        else:
+            self.notify(_stage_unavailable(name, reason))
 
 
 def _inference_unavailable(reason: str | None) -> Notice:
@@ -142,8 +144,8 @@ def _inference_unavailable(reason: str | None) -> Notice:
     return Notice("inference_unavailable", f"a model does not answer: {reason[:_MAX_REASON]}")
 
 
-def _ocr_unavailable(reason: str | None) -> Notice:
-    return Notice("ocr_unavailable", f"no text reading: {reason}")
+def _stage_unavailable(name: str, reason: str | None) -> Notice:
+    return Notice(f"{name}_unavailable", f"no {STAGES[name].title.lower()}: {reason}")
 
 
 class Session:
@@ -222,7 +224,7 @@ class Session:
             self._reason = self._reason or "protocol_error"
         finally:
             self._tasks = None
-            self._entry_point.pipeline.ocr.forget(self._memory.ocr)
+            self._entry_point.pipeline.forget(self._memory)
             try:
                 await self._close()
             finally:
@@ -317,8 +319,7 @@ class Session:
             self._begun.set()
 
     def _patched(self, patch: Patch) -> StreamSettings:
-        detect = self._entry_point.pipeline.model_set.detect
-        names = detect.class_names if detect is not None else ()
+        names = self._entry_point.pipeline.model_set.class_names
         return apply_patch(patch, self._results.settings, names, self._entry_point.summaries.prompt)
 
     # --- whether the client may use the service ---
@@ -404,6 +405,7 @@ class Session:
             limits=self._entry_point.limits,
             credits=self._live.credits,
             prompts=self._entry_point.summaries.prompt_names,
+            stages=messages.stage_descriptions(),
         )
 
     async def _send(self, message: ServerMessage) -> bool:
@@ -531,14 +533,14 @@ def apply_patch(
         exclude_none=True, include={"mode", "confidence", "iou", "motion_grid", "max_age_ms"}, warnings=False
     )
     if patch.stages is not None:
-        given["stages"] = dataclasses.replace(settings.stages, **patch.stages.model_dump(exclude_none=True))
+        given["stages"] = settings.stages.but(**patch.stages)
     if patch.classes is not None:
         given["classes"] = _class_ids(patch.classes, class_names)
     if patch.summary is not None and prompt is not None:
         given["summary_prompt"] = prompt(patch.summary.prompt)
     changed: StreamSettings = dataclasses.replace(settings, **given)
     if prompt is None:  # because the settings in force must show which stages really run
-        return dataclasses.replace(changed, stages=dataclasses.replace(changed.stages, summary=False))
+        return dataclasses.replace(changed, stages=changed.stages.but(**{SUMMARY: False}))
     return dataclasses.replace(changed, summary_prompt=prompt(changed.summary_prompt))
 
 

@@ -178,7 +178,7 @@ class LiveBatcher:
             return
         for frame, result in zip(frames, results, strict=True):
             if frame.answer.done():  # its session has ended, so its stream must not stay in OCR's queue
-                self._pipeline.ocr.forget(frame.job.memory.ocr)
+                self._pipeline.forget(frame.job.memory)
             else:
                 frame.answer.set_result(result)
 
@@ -190,18 +190,18 @@ class LiveBatcher:
         for frame in frames:
             memory = frame.job.memory
             if frame.answer.done():
-                self._pipeline.ocr.forget(memory.ocr)  # the failed batch may have put it into OCR's queue
+                self._pipeline.forget(memory)  # the failed batch may have put it into OCR's queue
                 continue
             # The next frame of its stream may be under way and use the previous image, so this one does without.
-            alone = dataclasses.replace(memory, grey=None, flow=None)
+            alone = self._pipeline.without_image(memory)
             try:
                 (result,) = await self._pipeline.analyze([dataclasses.replace(frame.job, memory=alone)])
             except Exception as own:
                 frame.fail(own)
                 continue
-            memory.tracker = alone.tracker
+            self._pipeline.keep(memory, alone)
             if frame.answer.done():
-                self._pipeline.ocr.forget(memory.ocr)
+                self._pipeline.forget(memory)
             else:
                 frame.answer.set_result(result)
 

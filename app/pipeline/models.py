@@ -3,123 +3,207 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.errors import ModelRejected
+from app.errors import ModelRejected, shortened
 from app.inference.client import InferenceClient, ModelSpec
 from app.inference.liveness import DEADLINES
 from app.inference.shared_memory import DTYPES
 from app.pipeline.layouts import InputFormat
-from app.pipeline.stages.detect import DetectReader, detect_reader
-from app.pipeline.stages.faces import FaceReader, face_reader
-from app.pipeline.stages.pose import PoseReader, pose_reader
-from app.protocol.messages import DetectModel, Models, PoseModel
-from app.protocol.result import KEYPOINT_NAMES, SKELETON
-from app.settings import TritonSettings
+from app.pipeline.stage import ModelReader, PipelineStage
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ModelSet:
-    """The readers of the models that the server has; None where it lacks one."""
+    """The readers of the models that the server has."""
 
-    detect: DetectReader | None = None
-    pose: PoseReader | None = None
-    both: tuple[DetectReader, PoseReader] | None = None
-    """Readers of the ensemble, which answers both in one request."""
-    people: frozenset[int] = frozenset()
-    """Class ids that a pose may belong to."""
-    face: FaceReader | None = None
-    face_rejected: str | None = None
-    """Why the server's face model is not used."""
-    rejected: str | None = None
-    """Why one of the server's models is not used."""
+    readers: Mapping[str, Any] = field(default_factory=dict)
+    """By stage, in the order of the stages: those of models that take whole frames, then those of crops."""
+    crops: frozenset[str] = frozenset()
+    """Stages whose models take crops: the stages ask them themselves."""
+    ensemble: Mapping[str, ModelReader] = field(default_factory=dict)
+    """Readers of the ensemble's outputs, by stage: it answers all of them, or some of them, in one request."""
+    rejected: Mapping[str, str] = field(default_factory=dict)
+    """By stage: why the server's model for crops is not used. The others are used either way."""
+    refusal: str | None = None
+    """Why none of the server's models is used."""
     max_batch: int = field(init=False)
     """Frames that every model takes in one request."""
     batched: bool = field(init=False)
     """Whether the server itself batches requests to these models (dynamic batching)."""
 
     def __post_init__(self) -> None:
-        readers = [reader for reader in (self.detect, self.pose, *(self.both or ())) if reader is not None]
+        readers = [*self.whole.values(), *self.ensemble.values()]
         object.__setattr__(self, "max_batch", min((reader.spec.max_batch for reader in readers), default=sys.maxsize))
-        asked = self.both or readers[:2]
+        asked = [self.ensemble.get(name, reader) for name, reader in self.whole.items()]
         object.__setattr__(self, "batched", bool(asked) and all(reader.spec.batched for reader in asked))
 
-    @property
-    def readers(self) -> tuple[DetectReader | PoseReader, ...]:
+    @cached_property
+    def whole(self) -> dict[str, ModelReader]:
+        """The readers of models that take whole frames, by stage."""
+        return {name: reader for name, reader in self.readers.items() if name not in self.crops}
+
+    @cached_property
+    def tried(self) -> tuple[ModelReader, ...]:
         """One reader for each model that receives frames; of the ensemble the first."""
-        readers = (self.detect, self.pose, *(self.both or ())[:1])
-        return tuple(reader for reader in readers if reader is not None)
+        return (*self.whole.values(), *[*self.ensemble.values()][:1])
 
-    def wire(self, ocr: str | None) -> Models:
-        """The models as `ready` and `GET /v1/models` show them."""
-        detect, pose = self.detect, self.pose
-        return Models(
-            detect=None if detect is None else DetectModel(_display(detect.spec), detect.class_names),
-            pose=None if pose is None else PoseModel(_display(pose.spec), KEYPOINT_NAMES, SKELETON),
-            ocr=ocr,
-        )
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """The names that `classes` may have: those of the first stage whose model has classes."""
+        return next((names for reader in self.whole.values() if (names := class_names(reader))), ())
+
+    def ids_of(self, stage: str, name: str) -> frozenset[int]:
+        """The ids of a stage's classes of this name, whatever its case."""
+        names = class_names(self.readers.get(stage))
+        return frozenset(number for number, known in enumerate(names) if known.lower() == name.lower())
+
+    def request(self, wanted: Mapping[str, ModelReader]) -> tuple[dict[str, ModelReader], ...]:
+        """The readers for each request that answers the wanted stages: of the ensemble, those that it has, if they are
+        several."""
+        key = tuple(wanted)
+        found = self._requests.get(key)
+        if found is None:
+            together = {name: self.ensemble[name] for name in wanted if name in self.ensemble}
+            if len(together) < 2:
+                together = {}
+            elif len(together) < len(self.ensemble):
+                together = _subset(together)
+            alone = tuple({name: reader} for name, reader in wanted.items() if name not in together)
+            found = self._requests[key] = (*([together] if together else []), *alone)
+        return found
+
+    @cached_property
+    def _requests(self) -> dict[tuple[str, ...], tuple[dict[str, ModelReader], ...]]:
+        return {}
+
+    def common_classes(self, name: str, other: str, found: Any, other_found: Any) -> tuple[list[int], list[int]]:
+        """The classes of what two stages found, as numbers that are equal where the classes have the same name."""
+        numbers = self._common.get((name, other))
+        if numbers is None:
+            known: dict[str, int] = {}
+            of_other, of_this = (
+                [known.setdefault(word.lower(), len(known)) for word in class_names(self.readers.get(stage))]
+                for stage in (other, name)
+            )
+            numbers = self._common[name, other] = of_this, of_other
+        return _mapped(found, numbers[0]), _mapped(other_found, numbers[1])
+
+    @cached_property
+    def _common(self) -> dict[tuple[str, str], tuple[list[int], list[int]]]:
+        return {}
 
 
-async def describe(client: InferenceClient, settings: TritonSettings, face_model: str | None = None) -> ModelSet:
-    """Asks the server for its models and picks their readers.
+def class_names(reader: Any) -> tuple[str, ...]:
+    """The names of a model's classes by id; none where its reader has no classes."""
+    names: tuple[str, ...] = getattr(reader, "class_names", ())
+    return names
 
-    Args:
-        face_model: the name of the face model. None: faces are never embedded, and the server is not asked.
+
+def _mapped(found: Any, numbers: list[int]) -> list[int]:
+    class_id = getattr(found, "class_id", None)
+    ids = [0] * len(found.xyxy) if class_id is None else class_id.tolist()
+    # A class without a name is no class of another model.
+    return [numbers[number] if 0 <= number < len(numbers) else -1 - number for number in ids]
+
+
+def _subset(readers: dict[str, ModelReader]) -> dict[str, ModelReader]:
+    """Readers of an ensemble from which only their outputs are asked: Triton then runs only the models behind these."""
+    kept = {name for reader in readers.values() for name in reader.output_names}
+    (spec, *_) = [reader.spec for reader in readers.values()]
+    outputs = tuple(tensor for tensor in spec.outputs if tensor.name in kept)
+    part = dataclasses.replace(spec, outputs=outputs, chosen=",".join(tensor.name for tensor in outputs))
+    return {
+        name: dataclasses.replace(reader, spec=dataclasses.replace(part, parameters=reader.spec.parameters))  # type: ignore[type-var]
+        for name, reader in readers.items()
+    }
+
+
+async def describe(client: InferenceClient, ensemble: str, stages: Sequence[PipelineStage]) -> ModelSet:
+    """Asks the server for the models of these stages, and for the ensemble, and picks their readers.
 
     Raises:
         InferenceUnavailable: the server cannot be reached.
         ModelRejected: the tensors of a model have no known layout.
     """
-    labels = read_labels(settings.triton_labels)
-    detect_spec = await client.describe(settings.triton_detect_model)
-    pose_spec = await client.describe(settings.triton_pose_model)
-    detect = detect_reader(detect_spec, labels) if detect_spec else None
-    pose = pose_reader(pose_spec) if pose_spec else None
-    both = None
-    if detect and pose and settings.triton_ensemble:
-        ensemble = await client.describe(settings.triton_ensemble)
-        both = _ensemble(ensemble, detect, pose) if ensemble else None
-    names = detect.class_names if detect else ()
-    people = frozenset(i for i, name in enumerate(names) if name.lower() == "person")
-    face, rejected = await _face(client, face_model) if face_model else (None, None)
-    return ModelSet(detect, pose, both, people, face, rejected)
+    readers: dict[str, Any] = {}
+    rejected: dict[str, str] = {}
+    crops = frozenset(stage.name for stage in stages if not stage.whole_frames)
+    for stage in sorted(stages, key=lambda stage: not stage.whole_frames):
+        model = stage.model()
+        spec = await client.describe(model) if model else None
+        if spec is None:
+            continue
+        try:
+            readers[stage.name] = stage.reader(spec)
+        except ModelRejected as error:
+            if stage.whole_frames:
+                raise
+            log.error("%s", error)
+            rejected[stage.name] = str(error)
+    whole = {name: reader for name, reader in readers.items() if name not in crops}
+    together: dict[str, ModelReader] = {}
+    if len(whole) > 1 and ensemble:
+        spec = await client.describe(ensemble)
+        if spec is not None:
+            together = _ensemble(spec, {stage.name: stage for stage in stages}, whole)
+    return ModelSet(readers, crops, together, rejected)
 
 
-async def _face(client: InferenceClient, name: str) -> tuple[FaceReader | None, str | None]:
-    """The face model's reader, or why it is not used; the other models are used either way."""
-    spec = await client.describe(name)
-    try:
-        return (face_reader(spec) if spec else None), None
-    except ModelRejected as error:
-        log.error("%s", error)
-        return None, str(error)
+def _ensemble(
+    spec: ModelSpec, stages: Mapping[str, PipelineStage], readers: Mapping[str, ModelReader]
+) -> dict[str, ModelReader]:
+    """Readers of the ensemble's outputs, by stage; none where it serves fewer than two of these models.
+
+    Its parameter `outputs` says which output comes from which model; without it the shapes must tell.
+    """
+    named = _outputs(spec)
+    found: dict[str, ModelReader] = {}
+    for name, reader in readers.items():
+        own = named.get(reader.spec.name) if named is not None else None
+        if named is not None and own is None:
+            continue
+        # The parameters of the model behind an output describe that output (its layout, its class names).
+        parameters = {**spec.parameters, **reader.spec.parameters}
+        outputs = spec.outputs if own is None else tuple(tensor for tensor in spec.outputs if tensor.name in own)
+        part = dataclasses.replace(spec, parameters=parameters, outputs=outputs)
+        try:
+            made = stages[name].reader(part)
+        except ModelRejected as error:
+            log.warning("the ensemble is not used for %s: %s", name, error)
+            continue
+        if made.input != reader.input:
+            log.warning("the ensemble %s is not used for %s: its input is not that of its part", spec.name, name)
+            continue
+        found[name] = dataclasses.replace(made, spec=dataclasses.replace(part, outputs=spec.outputs))
+    return found if len(found) > 1 else {}
 
 
-def _ensemble(spec: ModelSpec, detect: DetectReader, pose: PoseReader) -> tuple[DetectReader, PoseReader] | None:
-    """Readers of the ensemble's two outputs; None where its input differs from that of its parts."""
-    # The parameters of the model behind an output describe that output (its layout, its class names).
-    detect_spec, pose_spec = (
-        dataclasses.replace(spec, parameters={**spec.parameters, **part.spec.parameters}) for part in (detect, pose)
-    )
-    try:
-        both = detect_reader(detect_spec, detect.class_names), pose_reader(pose_spec)
-    except ModelRejected as error:
-        log.warning("the ensemble is not used: %s", error)
+def _outputs(spec: ModelSpec) -> dict[str, frozenset[str]] | None:
+    """By model: the names of its outputs among the ensemble's; None where the ensemble does not say."""
+    text = spec.parameters.get("outputs")
+    if text is None:
         return None
-    if both[0].input != detect.input or both[1].input != pose.input:
-        log.warning("the ensemble %s is not used: its input is not that of its parts", spec.name)
+    try:
+        return {model: frozenset(names.values()) for model, names in json.loads(text).items()}
+    except (ValueError, AttributeError, TypeError):
+        log.warning(
+            'the ensemble %s has the parameter outputs=%s; want {"model": {"its output": "the ensemble\'s"}}, in JSON',
+            spec.name,
+            shortened(text),
+        )
         return None
-    return both
 
 
 def trial_image(form: InputFormat) -> NDArray[Any]:
@@ -128,26 +212,6 @@ def trial_image(form: InputFormat) -> NDArray[Any]:
     tensor = np.empty(form.shape(1), DTYPES[form.dtype])
     form.fill(canvas, tensor[0])
     return tensor
-
-
-def read_labels(path: Path | None) -> tuple[str, ...] | None:
-    """Class names from a file, one a line.
-
-    Raises:
-        ModelRejected: the file cannot be read, or is not UTF-8.
-    """
-    if path is None:
-        return None
-    try:
-        return tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        seen = error.strerror if isinstance(error, OSError) else "is not UTF-8"
-        reason = f"TRITON_LABELS='{path}': {seen}; want a text file, one class name a line"
-        raise ModelRejected(reason) from None
-
-
-def _display(spec: ModelSpec) -> str:
-    return spec.parameters.get("display_name") or spec.name
 
 
 class ModelWatch:

@@ -25,16 +25,14 @@ from app.inference.client import InferenceClient, ModelSpec, Reply
 from app.pipeline.layouts import InputFormat
 from app.pipeline.models import ModelSet, ModelWatch, describe, trial_image
 from app.pipeline.ordering import Ticket
-from app.pipeline.postprocess import Record, count, crowded, finish, read, recorder, scan, track_all
+from app.pipeline.postprocess import Finisher, Record, count, crowded, read, recorder, scan
 from app.pipeline.preprocess import Piece, Preprocessor, Threads, Work, heavy
-from app.pipeline.stages.detect import DetectReader
-from app.pipeline.stages.faces import FaceStage
-from app.pipeline.stages.ocr import Ocr
-from app.pipeline.stages.pose import PoseReader
-from app.pipeline.types import Batch, FrameJob, FrameState, Input, Request
+from app.pipeline.registry import create
+from app.pipeline.stage import UNAVAILABLE, ModelReader, PipelineStage, StageHost, defines, raised
+from app.pipeline.types import Batch, FrameJob, FrameState, Input, Request, StreamMemory
 from app.protocol.messages import Models
 from app.protocol.result import FrameResult, Stage
-from app.settings import FleetSettings, LiveSettings, PipelineSettings, TritonSettings
+from app.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -43,34 +41,34 @@ class Pipeline:
     """Analyses frames. Holds no state of any stream: the stream's memory comes with each `FrameJob`.
 
     Args:
-        faces: settings of the face model, for an entry point that has faces embedded (`FrameJob.faces`). None: the
-            pipeline never asks the server for a face model.
+        stages: those that the entry point may run (`registry.create`); None: those of live streams.
     """
 
     def __init__(
-        self,
-        client: InferenceClient,
-        ocr: Ocr,
-        settings: PipelineSettings,
-        triton: TritonSettings,
-        limits: LiveSettings,
-        faces: FleetSettings | None = None,
+        self, client: InferenceClient, settings: Settings, stages: Sequence[PipelineStage] | None = None
     ) -> None:
         self.client = client
-        self.ocr = ocr
-        self._settings = settings
-        self._triton = triton
+        self.stages = create(settings) if stages is None else list(stages)
+        self._by_name = {stage.name: stage for stage in self.stages}
+        self._settings = settings.pipeline
+        self._triton = settings.triton
         self._cores = len(os.sched_getaffinity(0))
-        self._preprocessor = Preprocessor(settings, limits)
+        self._preprocessor = Preprocessor(settings.pipeline, settings.live, self.stages)
         budget_s = self._preprocessor.budget_s
-        self._threads = Threads(settings.decode_threads or max(2, self._cores), "decode", budget_s)
+        self._threads = Threads(settings.pipeline.decode_threads or max(2, self._cores), "decode", budget_s)
         self._slow = Threads(max(2, self._cores // 2), "decode-heavy", budget_s)
         """For frames whose headers show that they are costly, so that no other frame waits behind them."""
-        self._faces = FaceStage(client, self._threads, self._preprocessor, faces) if faces is not None else None
+        host = StageHost(client, self._threads, self._preprocessor)
+        for stage in self.stages:
+            stage.host = host
+        self._finisher = Finisher(self.stages)
+        self._running = [stage for stage in self.stages if defines(stage, "run")]
+        self._keeping_images = [stage.name for stage in self.stages if defines(stage, "prepare")]
+        self._model_stages = [stage.name for stage in self.stages if stage.whole_frames and stage.model() is not None]
         self._model_set = ModelSet()
         self._generation = 0
         self._describing = asyncio.Lock()
-        self.watch = ModelWatch(triton.triton_deadline_s)
+        self.watch = ModelWatch(settings.triton.triton_deadline_s)
         self.most_together = sys.maxsize
         """Most frames that a caller should put in one call, where it can choose: unlimited until the server refuses a
         batch, then half of that batch."""
@@ -127,13 +125,16 @@ class Pipeline:
             if ticket is not None and whole:
                 ticket.prepared()
             await self._infer(batch)
-            if self._faces is not None:
-                await self._faces.run(batch)
+            for stage in self._running:
+                await self._run(stage, batch)
             if ticket is not None:
                 await ticket.finish()
             if any(map(crowded, batch.frames)):
-                await self._in_threads(batch, partial(track_all, batch), ticket=ticket)
-            return [finish(state, batch, self.ocr, started, record) for state in batch.frames]
+                await self._in_threads(batch, partial(self._finisher.run_all, batch), ticket=ticket)
+            return [
+                self._finisher.result(state, batch, started, record) if state.error is None else state.error
+                for state in batch.frames
+            ]
         finally:
             batch.release()
 
@@ -141,17 +142,15 @@ class Pipeline:
 
     def _plan(self, jobs: Sequence[FrameJob]) -> Batch:
         models, up = self._model_set, self.client.up
-        batch = Batch([FrameState(job) for job in jobs], models, up)
-        chosen = [job.settings.stages for job in jobs]
-        detect = models.detect if up and True in [stages.detect for stages in chosen] else None
-        pose = models.pose if up and True in [stages.pose for stages in chosen] else None
-        if detect is not None and pose is not None and models.both is not None:
-            batch.requests.append(Request(self._memory(batch, models.both[0].input), *models.both))
-            return batch
-        if detect is not None:
-            batch.requests.append(Request(self._memory(batch, detect.input), detect, None))
-        if pose is not None:
-            batch.requests.append(Request(self._memory(batch, pose.input), None, pose))
+        batch = Batch([FrameState(job, index) for index, job in enumerate(jobs)], models, up, self._by_name)
+        if up:
+            chosen = [job.settings.stages for job in jobs]
+            wanted = {
+                name: reader for name, reader in models.whole.items() if True in [stages.get(name) for stages in chosen]
+            }
+            for readers in models.request(wanted):
+                first = next(iter(readers.values()))
+                batch.requests.append(Request(first.spec, self._memory(batch, first.input), readers))
         return batch
 
     def _memory(self, batch: Batch, form: InputFormat) -> Input:
@@ -226,9 +225,7 @@ class Pipeline:
             await asyncio.gather(*(self._ask(batch, request) for request in batch.requests))
 
     async def _ask(self, batch: Batch, request: Request) -> None:
-        reader = request.detect or request.pose
-        assert reader is not None
-        spec, frames = reader.spec, batch.frames
+        spec, frames = request.spec, batch.frames
         try:
             reply = await self._reply(spec, request, frames[0].job)
         except InferenceError as error:
@@ -236,9 +233,9 @@ class Pipeline:
             self._refused(len(frames), error)
             if not away:
                 self.watch.failed(spec.name, str(error), time.monotonic())
-            failed = Stage("error", "inference_unavailable" if away else str(error))
+            failed = Stage("error", UNAVAILABLE if away else str(error))
             for state in frames:
-                state.stages.update(dict.fromkeys(request.stages, failed))
+                state.stages.update(dict.fromkeys(request.readers, failed))
             return
         if self.watch.suspects:
             self.watch.answered(spec.name)
@@ -249,8 +246,7 @@ class Pipeline:
             await self._in_threads(batch, partial(read, batch, request, reply, seen, most))
         else:
             read(batch, request, reply, seen, self._settings.max_detections)
-        detect, pose = self._triton.triton_detect_model, self._triton.triton_pose_model
-        count(batch, request, detect=detect, pose=pose, model=spec.name)
+        count(batch, request)
         parse_s = (time.perf_counter() - parsing) / len(frames)
         for state in frames:
             timings = state.timings
@@ -271,11 +267,57 @@ class Pipeline:
         except InferenceTimeout as error:
             raise InferenceUnavailable(str(error)) from None
 
+    async def _run(self, stage: PipelineStage, batch: Batch) -> None:
+        try:
+            await stage.run(batch)
+        except Exception as error:  # whatever a stage raises must not cost the others their results
+            for state in batch.frames:
+                if state.error is None and state.job.settings.stages.get(stage.name):
+                    raised(stage, state, error)
+
     def _refused(self, frames: int, error: InferenceError) -> None:
         """Halves `most_together` after a refused batch. A server that is away or late has not refused the size."""
         if 1 < frames < 2 * self.most_together and not isinstance(error, (InferenceUnavailable, InferenceTimeout)):
             self.most_together = frames // 2
             log.warning("a batch of %d was refused: %s", frames, error)
+
+    # --- the stages' own parts ---
+
+    def forget(self, memory: StreamMemory) -> None:
+        """Drops the work that stages have queued for a stream that has ended."""
+        for stage in self.stages:
+            stage.forget(memory)
+
+    def without_image(self, memory: StreamMemory) -> StreamMemory:
+        """A memory for analysing a frame of the stream once more, alone, while its next frame may be under way.
+
+        It lacks what threads use: the last image. What it gains goes back by `keep`.
+        """
+        return StreamMemory(
+            parts={name: part for name, part in memory.parts.items() if name not in self._keeping_images}
+        )
+
+    def keep(self, memory: StreamMemory, alone: StreamMemory) -> None:
+        """Adds to a memory what its copy, from `without_image`, has gained."""
+        for name, part in alone.parts.items():
+            if name not in self._keeping_images:
+                memory.parts.setdefault(name, part)
+
+    async def settle(self, job: FrameJob, result: FrameResult) -> FrameResult:
+        """The result of an image that stands alone, with what the stages compute beside the frames."""
+        for stage in self.stages:
+            if job.settings.stages.get(stage.name):
+                result = await stage.settle(job, result)
+        return result
+
+    @property
+    def model_stages(self) -> list[str]:
+        """Stages that read whole frames by a model."""
+        return self._model_stages
+
+    def health(self) -> dict[str, dict[str, Any]]:
+        """By stage: the state of the parts that it runs beside the inference server."""
+        return {stage.name: health for stage in self.stages if (health := stage.health()) is not None}
 
     # --- how busy the threads are ---
 
@@ -301,16 +343,15 @@ class Pipeline:
             if not self.client.up or generation == self._generation:
                 return
             try:
-                face_model = self._faces.model if self._faces is not None else None
-                models = await describe(self.client, self._triton, face_model)
+                models = await describe(self.client, self._triton.triton_ensemble, self.stages)
                 self.watch.forget()
                 # Where only the shape suggests a layout, an answer of the model must confirm it before it is used.
-                await self._try([reader for reader in models.readers if not reader.declared])
+                await self._try([reader for reader in models.tried if not reader.declared])
                 self._model_set = models
             except InferenceUnavailable:
                 return  # loading is tried again soon, and with the next frame
             except ModelRejected as error:
-                self._model_set = ModelSet(rejected=str(error))
+                self._model_set = ModelSet(refusal=str(error))
                 self._generation = generation
                 raise
             self._generation = generation
@@ -324,19 +365,17 @@ class Pipeline:
         """
         failing = self.watch.failing
         try:
-            await self._try(
-                [reader for reader in self._model_set.readers if not failing or reader.spec.name in failing]
-            )
+            await self._try([reader for reader in self._model_set.tried if not failing or reader.spec.name in failing])
         except ModelRejected as error:
-            self._model_set = ModelSet(rejected=str(error))
+            self._model_set = ModelSet(refusal=str(error))
             raise
 
-    async def _try(self, readers: Sequence[DetectReader | PoseReader]) -> None:
+    async def _try(self, readers: Sequence[ModelReader]) -> None:
         for reader, reply in zip(readers, await asyncio.gather(*map(self._trial, readers)), strict=True):
             if reply is not None:
                 reader.check(reply)
 
-    async def _trial(self, reader: DetectReader | PoseReader) -> dict[str, NDArray[Any]] | None:
+    async def _trial(self, reader: ModelReader) -> dict[str, NDArray[Any]] | None:
         """A copy of the model's answer to one image. None without an answer; `watch` then counts it as failing."""
         form, name = reader.input, reader.spec.name
         buffer = self.client.buffer(form.shape(1), form.dtype)
@@ -369,8 +408,8 @@ class Pipeline:
     @property
     def models(self) -> Models:
         """The models that are served now, for clients."""
-        models = self._model_set if self.client.up else ModelSet()
-        return models.wire(self.ocr.name if self.ocr.available else None)
+        readers = self._model_set.readers if self.client.up else {}
+        return Models({stage.name: stage.offer(readers) for stage in self.stages if stage.model_type is not None})
 
     @property
     def model_set(self) -> ModelSet:

@@ -1,25 +1,20 @@
-"""From the server's replies to results: reads each frame's objects and poses, then adds tracks, texts and stages."""
+"""From the server's replies to results: reads each stage's outputs; then the stages finish and write each frame."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from app import metrics
-from app.errors import FrameError
 from app.inference.client import Reply
-from app.pipeline.layouts import Rows, scoring_rows
-from app.pipeline.models import ModelSet
-from app.pipeline.stages.detect import detections
-from app.pipeline.stages.ocr import Ocr
-from app.pipeline.stages.pose import poses
-from app.pipeline.stages.tracking import StreamTracker, match_poses
+from app.pipeline.models import ModelSet, class_names
+from app.pipeline.stage import PipelineStage, defines, raised
 from app.pipeline.types import Batch, FrameState, Request
 from app.protocol.messages import StreamSettings
-from app.protocol.result import FACE, OFF, OK, STAGES, FaceDetection, FrameResult, Image, Stage, Text
+from app.protocol.result import OFF, OK, FrameResult, Image, Stage
 
 CROWD = 64
 """Rows from which reading and tracking take milliseconds, and run in a thread."""
@@ -45,8 +40,8 @@ def recorder(entry: str) -> Record:
 class Scan:
     """The result of a first, quick look at a reply."""
 
-    rows: Mapping[str, Rows]
-    """By output name: the rows that score in any frame of the batch. Without raw heads."""
+    rows: Mapping[str, Any]
+    """By stage: what its reader may use again."""
     heavy: bool
     """Whether `read` would block the event loop: it has thousands of columns to search, or many rows that score."""
 
@@ -54,187 +49,188 @@ class Scan:
 def scan(batch: Batch, request: Request, reply: Reply) -> Scan:
     """Finds the rows of a reply that score in any frame. Takes microseconds a frame."""
     confidence = min([state.job.settings.confidence for state in batch.frames])
-    rows: dict[str, Rows] = {}
-    raw = False
-    for reader in (request.detect, request.pose):
-        if reader is None:
-            continue
-        if reader.layout == "raw":
-            raw = True
-        else:
-            rows[reader.output_name] = scoring_rows(reply.outputs[reader.output_name], confidence)
-    return Scan(rows, raw or sum([images.size for images, _ in rows.values()]) > CROWD)
+    rows: dict[str, Any] = {}
+    count = 0
+    for name, reader in request.readers.items():
+        rows[name], scoring = reader.scan(reply.outputs, confidence)
+        count += scoring
+    return Scan(rows, count > CROWD)
 
 
 def read(batch: Batch, request: Request, reply: Reply, seen: Scan, max_detections: int) -> None:
-    """Fills `detected`, `posed` and their stages. Takes milliseconds where `Scan.heavy`, else microseconds a frame."""
+    """Fills `found` and the outcomes of stages. Takes milliseconds where `Scan.heavy`, else microseconds a frame."""
     frames = batch.frames
-    if len(frames) == 1 or len({_limits(state.job.settings) for state in frames}) == 1:
-        _read_alike(batch, request, reply, seen, max_detections)
-        return
-    for index, state in enumerate(frames):
-        if state.error is None:
-            _read_frame(state, request, reply, index, max_detections)
+    first = frames[0].job.settings
+    alike = len(frames) == 1 or all(_alike(state.job.settings, first) for state in frames)
+    for name, reader in request.readers.items():
+        if alike and not first.stages.get(name):
+            continue
+        try:
+            if alike:
+                placed = request.input.boxes
+                boxes = [placed[state.index] if state.error is None else None for state in frames]
+                limits = _limits(first, reader, batch.model_set, max_detections)
+                for state, found in zip(
+                    frames, reader.read_all(reply.outputs, boxes, rows=seen.rows[name], **limits), strict=True
+                ):
+                    if found is not None:
+                        state.found[name], state.stages[name] = found, OK
+                continue
+            for state in frames:
+                settings = state.job.settings
+                if state.error is None and settings.stages.get(name):
+                    limits = _limits(settings, reader, batch.model_set, max_detections)
+                    box = request.input.boxes[state.index]
+                    state.found[name] = reader.read(reply.outputs, state.index, box, **limits)
+                    state.stages[name] = OK
+        except Exception as error:  # whatever a reader raises must not cost the other stages their results
+            for state in frames:
+                if state.error is None and state.job.settings.stages.get(name):
+                    raised(batch.stages[name], state, error)
 
 
-def _read_alike(batch: Batch, request: Request, reply: Reply, seen: Scan, max_detections: int) -> None:
-    """Reads a batch whose frames have the same settings, all at once."""
-    settings, placed = batch.frames[0].job.settings, request.input.boxes
-    boxes = [placed[index] if state.error is None else None for index, state in enumerate(batch.frames)]
-    limits: Any = {"confidence": settings.confidence, "iou": settings.iou, "max_detections": max_detections}
-    if request.detect is not None and settings.stages.detect:
-        rows = seen.rows.get(request.detect.output_name)
-        objects = request.detect.read_all(reply.outputs, boxes, classes=_classes(settings), rows=rows, **limits)
-        for state, detected in zip(batch.frames, objects, strict=True):
-            state.detected, state.stages["detect"] = detected, OK
-    if request.pose is not None and settings.stages.pose:
-        people = request.pose.read_all(reply.outputs, boxes, rows=seen.rows.get(request.pose.output_name), **limits)
-        for state, posed in zip(batch.frames, people, strict=True):
-            state.posed, state.stages["pose"] = posed, OK
+def _alike(settings: StreamSettings, other: StreamSettings) -> bool:
+    """Whether all that reading a frame depends on is equal."""
+    return settings is other or (
+        settings.stages == other.stages
+        and settings.confidence == other.confidence
+        and settings.iou == other.iou
+        and settings.classes == other.classes
+    )
 
 
-def _read_frame(state: FrameState, request: Request, reply: Reply, index: int, max_detections: int) -> None:
-    settings, box = state.job.settings, request.input.boxes[index]
-    limits: Any = {"confidence": settings.confidence, "iou": settings.iou, "max_detections": max_detections}
-    if request.detect is not None and settings.stages.detect:
-        state.detected = request.detect.read(reply.outputs, index, box, classes=_classes(settings), **limits)
-        state.stages["detect"] = OK
-    if request.pose is not None and settings.stages.pose:
-        state.posed = request.pose.read(reply.outputs, index, box, classes=None, **limits)
-        state.stages["pose"] = OK
+def _limits(settings: StreamSettings, reader: Any, models: ModelSet, max_detections: int) -> dict[str, Any]:
+    classes = None if settings.classes is None else _classes(settings.classes, reader, models)
+    return {
+        "confidence": settings.confidence,
+        "iou": settings.iou,
+        "classes": classes,
+        "max_detections": max_detections,
+    }
 
 
-def _limits(settings: StreamSettings) -> tuple[object, ...]:
-    """The settings that reading a frame depends on."""
-    stages = settings.stages
-    return stages.detect, stages.pose, settings.confidence, settings.iou, settings.classes
+def _classes(wanted: tuple[int, ...], reader: Any, models: ModelSet) -> frozenset[int] | None:
+    """The ids of the wanted classes in this reader's model; None, which keeps all, where it has none of their names.
+
+    `classes` counts by `ModelSet.class_names`; another model may have the same class under another id.
+    """
+    known, names = models.class_names, class_names(reader)
+    if names is known or names == known:
+        return frozenset(wanted)
+    chosen = {known[number].lower() for number in wanted if 0 <= number < len(known)}
+    if not chosen & {name.lower() for name in known} & {name.lower() for name in names}:
+        return frozenset() if any(name.lower() in map(str.lower, known) for name in names) else None
+    return frozenset(number for number, name in enumerate(names) if name.lower() in chosen)
 
 
-def _classes(settings: StreamSettings) -> frozenset[int] | None:
-    return None if settings.classes is None else frozenset(settings.classes)
-
-
-def count(batch: Batch, request: Request, *, detect: str, pose: str, model: str) -> None:
+def count(batch: Batch, request: Request) -> None:
     """Adds the batch to the models' metrics, once for all frames, because each metric takes a lock."""
-    _model_batch(model).observe(len(batch.frames))
-    for stage, reader, name in (("detect", request.detect, detect), ("pose", request.pose, pose)):
-        if reader is not None:
-            frames = 0
-            for state in batch.frames:
-                frames += state.error is None and state.stages.get(stage) is OK
-            if frames:
-                _model_frames(name).inc(frames)
+    _model_batch(request.spec.name).observe(len(batch.frames))
+    for stage in request.readers:
+        frames = 0
+        for state in batch.frames:
+            frames += state.error is None and state.stages.get(stage) is OK
+        if frames:
+            _model_frames(batch.model_set.readers[stage].spec.name).inc(frames)
 
 
 # --- finishing a frame ---
 
 
-def crowded(state: FrameState) -> bool:
-    """Whether `track_and_write` of this frame belongs in a thread."""
-    found = 0 if state.detected is None else len(state.detected.confidence)
-    return found + (0 if state.posed is None else len(state.posed.confidence)) > CROWD
+class Finisher:
+    """Lets the stages finish and write frames, and makes the results. Holds nothing of any frame.
 
-
-def track_all(batch: Batch) -> None:
-    """Runs `track_and_write` on all usable frames, in order. Takes milliseconds for a crowd."""
-    for state in batch.frames:
-        if state.error is None:
-            track_and_write(state, batch.model_set)
-
-
-def track_and_write(state: FrameState, models: ModelSet) -> None:
-    """Fills `objects` and `people` as the wire has them. A pose gets the track id of the object that it lies on.
-
-    Uses the stream's tracker: each frame once, in order.
+    Args:
+        stages: all stages of a pipeline, in the order of the wire.
     """
-    clock = time.perf_counter()
-    detected, posed = state.detected, state.posed
-    object_ids = pose_ids = None
-    if state.job.settings.stages.track and (detected is not None or posed is not None):
-        memory, frame, info = state.job.memory, state.job.frame, state.info
+
+    def __init__(self, stages: Sequence[PipelineStage]) -> None:
+        self._stages = [(stage.name, stage) for stage in stages]
+        hooks = [
+            (stage, stage.runs, stage.part.field if stage.part is not None else None)
+            for stage in stages
+            if defines(stage, "finish") or defines(stage, "write")
+        ]
+        free = [hook for hook in hooks if hook[1] == "anywhere"]
+        self._finishing = [(stage.name, stage) for stage, _, _ in free if defines(stage, "finish")]
+        self._writing = [(stage.name, stage, field) for stage, _, field in free if defines(stage, "write")]
+        self._in_loop = [(stage.name, stage, field) for stage, runs, field in hooks if runs == "loop"]
+
+    def run(self, state: FrameState, batch: Batch) -> None:
+        """Calls `finish` and `write` of the stages that may run anywhere; once a frame, in the order of its stream."""
+        clock = time.perf_counter()
+        chosen = state.job.settings.stages
+        for name, stage in self._finishing:
+            if chosen.get(name):
+                try:
+                    stage.finish(state, batch)
+                except Exception as error:
+                    raised(stage, state, error)
+        for name, stage, field in self._writing:
+            if chosen.get(name):
+                try:
+                    part = stage.write(state, batch)
+                    if field is not None:
+                        state.parts[field] = part
+                except Exception as error:
+                    raised(stage, state, error)
+        state.finished = True
+        state.time("parse", clock)
+
+    def run_all(self, batch: Batch) -> None:
+        """`run` for all usable frames, in order. Takes milliseconds for a crowd."""
+        for state in batch.frames:
+            if state.error is None:
+                self.run(state, batch)
+
+    def result(self, state: FrameState, batch: Batch, started: float, record: Record) -> FrameResult:
+        """The result of a usable frame. Must be called in the event loop's thread.
+
+        Args:
+            started: when the batch began, seconds of `time.perf_counter`.
+        """
+        if not state.finished:
+            self.run(state, batch)
+        info, job, stages, timings = state.info, state.job, state.stages, state.timings
         assert info is not None
-        size = info.width, info.height
-        at_s = frame.received if frame.at_s is None else frame.at_s
-        if memory.tracker is None:
-            memory.tracker = StreamTracker()
-        if detected is not None:
-            object_ids = memory.tracker.update(
-                detected.xyxy, detected.confidence, detected.class_id, size=size, at_s=at_s
-            )
-            if posed is not None:
-                pose_ids = match_poses(posed, detected, object_ids, models.people)
-        elif posed is not None:
-            pose_ids = memory.tracker.update(posed.xyxy, posed.confidence, size=size, at_s=at_s)
-        state.stages["track"] = OK
-    names = models.detect.class_names if models.detect else ()
-    objects = [] if detected is None else detections(detected, object_ids, names)
-    for index, embedding in state.embeddings.items():
-        plain = objects[index]
-        objects[index] = FaceDetection(
-            plain.class_id, plain.class_name, plain.confidence, plain.box, plain.track_id, embedding=embedding
+        chosen = job.settings.stages
+        for name, stage, field in self._in_loop:
+            if chosen.get(name):
+                try:
+                    stage.finish(state, batch)
+                    part = stage.write(state, batch)
+                    if field is not None:
+                        state.parts[field] = part
+                except Exception as error:
+                    raised(stage, state, error)
+        outcomes: dict[str, Stage] = {}
+        for name, stage in self._stages:
+            outcome = stages.get(name)
+            if outcome is None:
+                if chosen.get(name):
+                    outcome = stage.status(state, batch)
+                elif stage.live:
+                    outcome = OFF
+                else:
+                    continue
+            outcomes[name] = outcome
+            if outcome.status == "error":
+                metrics.STAGE_ERRORS.labels(name).inc()
+        timings["queue"] = started - job.frame.received
+        timings["total"] = time.perf_counter() - job.frame.received
+        record(timings)
+        return FrameResult(
+            Image(info.width, info.height),
+            outcomes,
+            # To the microsecond; `round` to a number of digits takes four times as long.
+            {name: round(seconds * 1e6) / 1000 for name, seconds in timings.items()},
+            **state.parts,
         )
-    state.objects, state.people = objects, [] if posed is None else poses(posed, pose_ids)
-    state.time("parse", clock)
 
 
-def finish(state: FrameState, batch: Batch, ocr: Ocr, started: float, record: Record) -> FrameResult | FrameError:
-    """The frame's result once its models have answered. Takes some ten microseconds after `track_all`."""
-    if state.error is not None:
-        return state.error
-    if state.objects is None:
-        track_and_write(state, batch.model_set)
-    info, job, stages, timings = state.info, state.job, state.stages, state.timings
-    assert info is not None
-    assert state.objects is not None
-    assert state.people is not None
-    texts: list[Text] = []
-    if job.settings.stages.ocr:
-        at_s = job.frame.at_s
-        now = time.perf_counter() if at_s is None else at_s
-        texts, stages["ocr"] = ocr.attach(job.memory.ocr, state.still or job.frame.still, state.grey, now=now)
-    _complete(state, batch)
-    timings["queue"] = started - job.frame.received
-    timings["total"] = time.perf_counter() - job.frame.received
-    record(timings)
-    return FrameResult(
-        image=Image(info.width, info.height),
-        objects=state.objects,
-        poses=state.people,
-        texts=texts,
-        motion=state.motion,
-        stages={name: stages[name] for name in ((*STAGES, FACE) if job.faces else STAGES)},
-        # To the microsecond; `round` to a number of digits takes four times as long.
-        timings_ms={name: round(seconds * 1e6) / 1000 for name, seconds in timings.items()},
-    )
-
-
-def _complete(state: FrameState, batch: Batch) -> None:
-    """Gives every stage a status, also those that did not run, and counts the errors."""
-    chosen, stages, models = state.job.settings.stages, state.stages, batch.model_set
-    if not chosen.detect:
-        stages["detect"] = OFF
-    elif "detect" not in stages:
-        stages["detect"] = _missing(batch, models.detect is not None, models.rejected)
-    if not chosen.pose:
-        stages["pose"] = OFF
-    elif "pose" not in stages:
-        stages["pose"] = _missing(batch, models.pose is not None, models.rejected)
-    if not chosen.ocr:
-        stages["ocr"] = OFF
-    if not chosen.motion:
-        stages["motion"] = OFF
-    if not chosen.track:
-        stages["track"] = OFF
-    elif "track" not in stages:
-        stages["track"] = Stage("skipped", "nothing_detected_on")
-    if state.job.faces and FACE not in stages:
-        stages[FACE] = _missing(batch, models.face is not None, models.face_rejected)
-    for name, stage in stages.items():
-        if stage.status == "error":
-            metrics.STAGE_ERRORS.labels(name).inc()
-
-
-def _missing(batch: Batch, served: bool, rejected: str | None) -> Stage:
-    if not batch.up or served:
-        return Stage("error", "inference_unavailable")
-    return Stage("disabled", rejected or "not_served")
+def crowded(state: FrameState) -> bool:
+    """Whether `Finisher.run` of this frame belongs in a thread."""
+    found = 0
+    for what in state.found.values():
+        found += len(getattr(what, "confidence", ()))
+    return found > CROWD

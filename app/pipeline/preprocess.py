@@ -15,7 +15,7 @@ import dataclasses
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
@@ -37,6 +37,7 @@ from app.pipeline.decode import (
     encode_jpeg,
     fits,
     grey_of,
+    image_of,
     inspect,
     inspect_still,
     is_still,
@@ -46,9 +47,8 @@ from app.pipeline.decode import (
     upright,
     work_of,
 )
-from app.pipeline.stages.motion import Flow, motion, obstacle
+from app.pipeline.stage import PipelineStage, defines, guarded
 from app.pipeline.types import Batch, FrameJob, FrameState
-from app.protocol.result import OK, Stage
 from app.settings import LiveSettings, PipelineSettings
 
 HEAVY = 40_000_000
@@ -66,17 +66,22 @@ def heavy(job: FrameJob) -> bool:
 
 
 class Preprocessor:
-    """Prepares frames by the settings DECODE, EXIF_ORIENTATION, MOTION_METHOD and DECODE_BUDGET_MS.
+    """Prepares frames by the settings DECODE, EXIF_ORIENTATION and DECODE_BUDGET_MS.
 
     Its pieces raise no error for an unusable frame, which gets a `FrameState.error` instead.
+
+    Args:
+        stages: those whose `prepare` runs with the frame, and those that need its grey image or its pixels.
     """
 
-    def __init__(self, settings: PipelineSettings, limits: LiveSettings) -> None:
+    def __init__(self, settings: PipelineSettings, limits: LiveSettings, stages: Sequence[PipelineStage] = ()) -> None:
         self._exact = settings.decode == "exact"
         self._orientation = settings.exif_orientation
-        self._method = settings.motion_method
         self._limits = limits
         self.budget_s = settings.decode_budget_ms / 1000
+        self._preparing = [(stage.name, guarded(stage, stage.prepare)) for stage in stages if defines(stage, "prepare")]
+        self._grey = [stage.name for stage in stages if stage.needs_grey or defines(stage, "prepare")]
+        self._image = [stage.name for stage in stages if stage.needs_image]
 
     def piece(self, batch: Batch, index: int) -> Piece:
         """The work on one frame, for a thread."""
@@ -99,10 +104,10 @@ class Preprocessor:
         """Decodes the frame into each input tensor, then shrinks it and measures its motion."""
         cpu_s, clock = time.thread_time(), time.perf_counter()
         decode_s = prepare_s = 0.0
-        settings, memory = state.job.settings, state.job.memory
+        chosen, memory = state.job.settings.stages, state.job.memory
         image = self._read(state.job, piece)
         info = image.info
-        wants_grey = settings.stages.motion or settings.stages.ocr
+        wants_grey = any(chosen.get(name) for name in self._grey)
         grey = None
         if image.pixels is not state.job.frame.pixels:
             now = time.perf_counter()
@@ -136,15 +141,31 @@ class Preprocessor:
         for name, seconds in (("decode", decode_s), ("prepare", prepare_s)):
             if seconds:  # else the step did not run
                 state.timings[name] = seconds
-        if state.job.faces:
+        if any(chosen.get(name) for name in self._image):
             state.pixels = image.pixels
         if image.remade:
             state.still = partial(self._again, state.job)
-        if settings.stages.motion:
-            self._flow(state)
-            state.time("motion", clock)
+        for name, prepare in self._preparing:
+            if chosen.get(name):
+                prepare(state, memory.grey, grey)
+                clock = state.time(name, clock)
         # None where no stage used the grey frame, because the next flow must not start from an old image.
         memory.grey = state.grey if wants_grey else None
+
+    def image(self, state: FrameState, batch: Batch) -> Pixels:
+        """The upright frame at its full size, RGB uint8 `[h, w, 3]`; nothing may change it.
+
+        Decoded pixels where there are any, else the frame is decoded again, which takes milliseconds and belongs in a
+        thread. Valid only while the batch is held.
+        """
+        info = state.info
+        assert info is not None
+        for form, tensor in batch.inputs.items():
+            box = tensor.boxes[state.index]
+            if form.is_image and (box.width, box.height) == (info.width, info.height):
+                return image_of(tensor.canvas(state.index), box)
+        pixels = state.pixels if state.pixels is not None else state.job.frame.pixels
+        return self.whole(state.job, info) if pixels is None else pixels
 
     def whole(self, job: FrameJob, info: JpegInfo) -> Pixels:
         """Decodes an upright JPEG again, at its full size: RGB uint8 `[h, w, 3]`."""
@@ -202,27 +223,6 @@ class Preprocessor:
         return TooExpensive(
             f"preparing the frame took more than {self.budget_s * 1000:g} ms of CPU time, which is DECODE_BUDGET_MS"
         )
-
-    def _flow(self, state: FrameState) -> None:
-        memory, info = state.job.memory, state.info
-        assert info is not None
-        assert state.grey is not None
-        reason = obstacle(memory.grey, state.grey)
-        if reason is not None:
-            state.stages["motion"] = Stage("skipped", reason)
-            return
-        assert memory.grey is not None
-        if memory.flow is None:
-            memory.flow = Flow(self._method)
-        state.motion = motion(
-            memory.flow,
-            memory.grey,
-            state.grey,
-            width=info.width,
-            height=info.height,
-            grid=state.job.settings.motion_grid,
-        )
-        state.stages["motion"] = OK
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -12,12 +12,11 @@ from app.errors import ConfigurationError, ModelRejected
 from app.files import writable_folder
 from app.inference.embedded import EmbeddedTriton
 from app.inference.triton import TritonClient
-from app.pipeline.models import read_labels
 from app.pipeline.multimodal import Pipeline
-from app.pipeline.stages.ocr import Ocr
-from app.pipeline.stages.tracking import load as load_solver
+from app.pipeline.registry import check, create
+from app.pipeline.stage import StatusListener
 from app.process import log_while_waiting
-from app.settings import FleetSettings, OcrSettings, Settings
+from app.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +41,10 @@ def check_settings(settings: Settings) -> None:
     """Checks the settings that can be checked without Triton, so that a mistake shows before Triton has started.
 
     Raises:
-        ConfigurationError: STATE_DIR or TRITON_LABELS cannot be used.
+        ConfigurationError: STATE_DIR, or a setting of a stage, cannot be used.
     """
     writable_folder(settings.server.state_dir, "STATE_DIR")
-    try:
-        read_labels(settings.triton.triton_labels)
-    except ModelRejected as error:
-        raise ConfigurationError(str(error)) from None
+    check(settings)
 
 
 class _Follower:
@@ -116,21 +112,18 @@ class _Follower:
 @asynccontextmanager
 async def open_pipeline(
     settings: Settings,
-    ocr_settings: OcrSettings,
     *,
-    faces: FleetSettings | None = None,
-    tracking: bool = True,
+    used: Collection[str] | None = None,
     on_inference: StatusCallback | None = None,
-    on_ocr: StatusCallback | None = None,
+    on_stage: StatusListener | None = None,
 ) -> AsyncIterator[OpenPipeline]:
     """Opens the pipeline on the Triton at TRITON_URL, or on an embedded one. Closes everything in reverse order.
 
     Args:
-        faces: settings of an entry point that has faces embedded; see `Pipeline`.
-        tracking: whether objects will be tracked.
+        used: names of the stages that will run; None: those of live streams. See `registry.create`.
         on_inference: called with False whenever the inference server is disconnected or a model fails (with the
             reason), and with True once it is connected again and all its models answer.
-        on_ocr: called with whether text can be read, and with the reason where it cannot.
+        on_stage: called when a part that a stage runs beside the inference server fails or works again.
 
     Raises:
         ConfigurationError: a setting is wrong, or a model cannot be read.
@@ -151,14 +144,15 @@ async def open_pipeline(
         stack.push_async_callback(client.close)
         with log_while_waiting(f"Triton at {url}"):
             await client.open()
-        ocr = Ocr(ocr_settings, state_dir=folder, on_change=on_ocr)
-        stack.push_async_callback(ocr.close)
-        if ocr_settings.ocr == "on" and not ocr.available:
-            raise ConfigurationError(f"OCR='on': {ocr.reason}")
-        if tracking:
-            with log_while_waiting("the tracker's libraries"):
-                await asyncio.to_thread(load_solver)  # its import would delay the first frame
-        pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live, faces)
+        stages = create(settings, used)
+        for stage in stages:
+            stack.push_async_callback(stage.close)
+            if on_stage is not None:
+                stage.listen(on_stage)
+            if stage.used:
+                with log_while_waiting(f"what stage {stage.name} needs"):
+                    await asyncio.to_thread(stage.load)  # an import would delay the first frame
+        pipeline = Pipeline(client, settings, stages)
         stack.push_async_callback(asyncio.to_thread, pipeline.close)
         try:
             with log_while_waiting("the models' descriptions and their first answers"):

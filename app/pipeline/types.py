@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,20 +13,17 @@ from numpy.typing import NDArray
 
 from app.errors import FrameError
 from app.pipeline.decode import JpegInfo, encode_jpeg
-from app.pipeline.stages.ocr.policy import OcrMemory
 from app.protocol.messages import StreamSettings
-from app.protocol.result import Detection, Motion, Pose, Stage
+from app.protocol.result import Stage
 
 if TYPE_CHECKING:
+    from app.inference.client import ModelSpec
     from app.inference.shared_memory import Buffer
     from app.pipeline.boxes import Letterbox
     from app.pipeline.layouts import InputFormat
     from app.pipeline.models import ModelSet
     from app.pipeline.ordering import Ticket
-    from app.pipeline.stages.detect import Detected, DetectReader
-    from app.pipeline.stages.motion import Flow
-    from app.pipeline.stages.pose import Posed, PoseReader
-    from app.pipeline.stages.tracking import StreamTracker
+    from app.pipeline.stage import ModelReader, PipelineStage
 
 # --- what goes into the pipeline ---
 
@@ -63,10 +60,9 @@ class StreamMemory:
     """The state of one stream between frames. The entry point owns it; only one frame at a time may use it."""
 
     grey: NDArray[Any] | None = None
-    """The last frame, small and grey: the first image of the next optical flow."""
-    flow: Flow | None = None
-    tracker: StreamTracker | None = None
-    ocr: OcrMemory = field(default_factory=OcrMemory)
+    """The last frame, small and grey, where a stage used it: what the next frame is compared with."""
+    parts: dict[str, Any] = field(default_factory=dict)
+    """What each stage keeps, by its name."""
     ticket: Ticket | None = None
     """The ticket of the last call, where an entry point makes several calls at a time."""
 
@@ -78,8 +74,6 @@ class FrameJob:
     frame: Frame
     memory: StreamMemory
     settings: StreamSettings
-    faces: bool = False
-    """Whether to embed faces. The entry point decides; the live protocol has no field for it."""
     photo: bool = False
     """Whether the image stands alone and comes from no camera. Then PNG and WebP are accepted, too, and
     EXIF_ORIENTATION=auto turns the image by its EXIF orientation."""
@@ -100,25 +94,27 @@ class FrameState:
     """The state of one frame on its way through a batch."""
 
     job: FrameJob
+    index: int = 0
+    """The frame's place in its batch."""
     info: JpegInfo | None = None
     grey: NDArray[Any] | None = None
     pixels: NDArray[np.uint8] | None = None
-    """The upright frame, RGB `[h, w, 3]`, for cutting out faces; None unless it was decoded at full size anyway."""
+    """The upright frame, RGB `[h, w, 3]`, for stages that need it; None unless it was decoded at full size anyway."""
     still: Callable[[], bytes] | None = None
     """Makes a JPEG of the analysed image; set where the frame's own bytes are no JPEG or lie on their side."""
-    motion: Motion | None = None
     error: FrameError | None = None
     stages: dict[str, Stage] = field(default_factory=dict)
+    """Outcomes by stage, so far."""
     timings: dict[str, float] = field(default_factory=dict)
     """Seconds of each step."""
-    detected: Detected | None = None
-    posed: Posed | None = None
-    objects: list[Detection] | None = None
-    """Objects as the wire has them, with track ids; None until they are built."""
-    people: list[Pose] | None = None
-    """Poses as the wire has them, with track ids; None until they are built."""
-    embeddings: dict[int, str] = field(default_factory=dict)
-    """Embedded faces as the wire has them, by the index of their person in `detected`."""
+    found: dict[str, Any] = field(default_factory=dict)
+    """What each stage found, by its name: arrays in frame pixels, for the stages after it."""
+    track_ids: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    """By stage, `[n]`: the track of each thing that it found; -1 without one."""
+    parts: dict[str, Any] = field(default_factory=dict)
+    """The parts of the result by field, as the wire has them, as far as they are written."""
+    finished: bool = False
+    """Whether the stages that may run in a thread have finished and written this frame."""
 
     def time(self, name: str, since: float) -> float:
         """Adds the seconds since `since` to a timing; returns `time.perf_counter()`."""
@@ -160,16 +156,11 @@ class Input:
 
 @dataclass(slots=True)
 class Request:
-    """One request to the inference server, and the readers of its reply."""
+    """One request to the inference server, and the readers of its reply, by stage."""
 
+    spec: ModelSpec
     input: Input
-    detect: DetectReader | None
-    pose: PoseReader | None
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """Names of the stages that read the reply."""
-        return tuple(name for name, reader in (("detect", self.detect), ("pose", self.pose)) if reader is not None)
+    readers: dict[str, ModelReader]
 
 
 @dataclass(slots=True)
@@ -181,6 +172,8 @@ class Batch:
     """The models as they were when the batch began; a reconnection may bring others meanwhile."""
     up: bool
     """Whether the inference server was connected."""
+    stages: Mapping[str, PipelineStage] = field(default_factory=dict)
+    """The pipeline's stages, by name."""
     inputs: dict[InputFormat, Input] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
 

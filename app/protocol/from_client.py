@@ -2,28 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import cache
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    create_model,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
 
 from app.errors import MAX_VALUE, ProtocolError, quoted, shortened
-from app.protocol.stream import Mode
+from app.protocol.stages import STAGES
+from app.protocol.stream import SUMMARY, Mode
 
 
 class _Message(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
 
-class StagesPatch(_Message):
-    """Stages to switch on or off; one that is omitted stays as it is."""
+class StagesPatch(dict[str, bool]):
+    """Stages to switch on or off; one that is omitted, or null, stays as it is."""
 
-    detect: bool | None = None
-    pose: bool | None = None
-    ocr: bool | None = None
-    motion: bool | None = None
-    track: bool | None = None
-    summary: bool | None = None
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
+        # The stages are known once the service has loaded them, which is after this module.
+        return core_schema.no_info_plain_validator_function(
+            lambda value: cls(_switches(tuple(_names())).model_validate(value).model_dump(exclude_none=True))
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return _switches(tuple(_names())).model_json_schema()
+
+
+def _names() -> Iterable[str]:
+    yield from (name for name, stage in STAGES.items() if stage.live)
+    yield SUMMARY
+
+
+@cache
+def _switches(names: tuple[str, ...]) -> type[BaseModel]:
+    fields: dict[str, Any] = dict.fromkeys(names, (bool | None, None))
+    made: type[BaseModel] = create_model("StagesPatch", __base__=_Message, __doc__=StagesPatch.__doc__, **fields)
+    return made
 
 
 class SummaryChoice(_Message):
@@ -50,9 +80,7 @@ ClassChoice = Annotated[int | str, BeforeValidator(_name_or_id)]
 class Patch(_Message):
     """The settings that both `init` and `update` may change."""
 
-    stages: StagesPatch | None = Field(
-        None, description="which modalities run: `detect`, `pose`, `ocr`, `motion`, `track`, `summary`"
-    )
+    stages: StagesPatch | None = Field(None, description="which stages run, by name, and `summary`")
     confidence: float | None = Field(None, ge=0, le=1, description="least score of a detection")
     iou: float | None = Field(None, ge=0, le=1, description="NMS threshold")
     classes: Annotated[list[ClassChoice] | None, Field(max_length=1000)] = Field(

@@ -2,41 +2,71 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field, make_dataclass
+from typing import Any, Literal
 
 import orjson
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 from app.protocol.result import FrameResult
+from app.protocol.stages import STAGES, Shape
 from app.protocol.stream import StreamSettings
 
 
+class Models(dict[str, Any]):
+    """The models that are loaded, by stage, also as attributes; null for those that are not."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in STAGES:
+            return self.get(name)
+        raise AttributeError(name)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """The schema of a dataclass with the models of this process's stages, from which pydantic reads a message."""
+        models: list[Any] = [
+            (stage.name, stage.model | None, field(default=None))
+            for stage in STAGES.values()
+            if stage.model is not None
+        ]
+        kind = make_dataclass("Models", models)
+        kind.__doc__ = "The models that are loaded, by stage; null for those that are not."
+
+        def read(value: Any, handle: Callable[[Any], Any]) -> Models:
+            return cls({**value, **vars(handle(value))})
+
+        return core_schema.no_info_wrap_validator_function(read, handler.generate_schema(kind))
+
+
 @dataclass(frozen=True, slots=True)
-class DetectModel:
-    """The detection model that is loaded, and its class names by id."""
+class StageDescription:
+    """A stage that a client may switch, and how to draw its part of a result."""
 
     name: str
-    """Display name from the model's metadata, such as `yolov8n` or `mediapipe`; without one, its name in Triton."""
-    classes: tuple[str, ...]
+    """Its key in `stages`."""
+    title: str
+    description: str
+    field: str | None
+    """Its field of a result; null where it adds to the fields of others."""
+    shapes: tuple[Shape, ...]
+    """How each entry of the field is drawn."""
 
 
-@dataclass(frozen=True, slots=True)
-class PoseModel:
-    """The pose model that is loaded. `skeleton` has the limbs, as pairs of indices into `keypoints`."""
-
-    name: str
-    keypoints: tuple[str, ...]
-    skeleton: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Models:
-    """The models that are loaded; null for those that are not."""
-
-    detect: DetectModel | None
-    """Null while the inference server is unavailable."""
-    pose: PoseModel | None
-    ocr: str | None = None
+def stage_descriptions() -> tuple[StageDescription, ...]:
+    """The stages of live streams, in the order of the wire."""
+    return tuple(
+        StageDescription(
+            stage.name,
+            stage.title,
+            stage.description,
+            None if stage.part is None else stage.part.field,
+            () if stage.part is None else stage.part.shapes,
+        )
+        for stage in STAGES.values()
+        if stage.live
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +108,8 @@ class Ready:
     credit of that frame alone: one that is refused on arrival is answered before older ones."""
     prompts: tuple[str, ...] = ()
     """Names that `summary.prompt` may have; empty if there are no summaries."""
+    stages: tuple[StageDescription, ...] = ()
+    """The stages that may run, in order. A client can show each without knowing it."""
     type: Literal["ready"] = "ready"
 
 
@@ -120,7 +152,9 @@ class Result:
 class Notice:
     """Something is degraded or restored; the session goes on. If it is degraded at the start, this follows `ready`."""
 
-    code: Literal["ocr_unavailable", "ocr_restored", "inference_unavailable", "inference_restored", "summary_backlog"]
+    code: str
+    """`inference_unavailable`, `inference_restored`, `summary_backlog`; or a stage's name with `_unavailable` or
+    `_restored`, where the stage itself fails."""
     message: str
     type: Literal["notice"] = "notice"
 

@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable
+from dataclasses import dataclass, field, make_dataclass
+from typing import Any, Literal
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from app.protocol.stages import STAGES
 
 Mode = Literal["realtime", "lossless"]
 
 
-@dataclass(frozen=True, slots=True)
-class Stages:
-    """Which modalities run."""
+SUMMARY = "summary"
+"""The switch of summaries, which are no stage: they are made from the results of many frames."""
 
-    detect: bool = True
-    pose: bool = True
-    ocr: bool = True
-    motion: bool = True
-    track: bool = True
-    summary: bool = False
+
+class Stages(dict[str, bool]):
+    """Which stages run, by name, and whether the stream is summarized. Never changed: `but` makes another one.
+
+    Without an argument all stages of live streams run, and there are no summaries.
+    """
+
+    def __init__(self, **chosen: bool) -> None:
+        super().__init__({name: True for name, stage in STAGES.items() if stage.live})
+        self[SUMMARY] = False
+        self.update(chosen)
+
+    def __getattr__(self, name: str) -> bool:
+        if name not in self:
+            raise AttributeError(name)
+        return self[name]
+
+    def but(self, **changes: bool) -> Stages:
+        """A copy in which some stages are switched."""
+        return Stages(**{**self, **changes})
+
+    @classmethod
+    def only(cls, names: Iterable[str]) -> Stages:
+        """The switches of a stream on which these stages run, and no others."""
+        chosen = frozenset(names)
+        return cls(**{name: name in chosen for name, stage in STAGES.items() if stage.live or name in chosen})
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        live: list[Any] = [(name, bool, field(default=True)) for name, stage in STAGES.items() if stage.live]
+        kind = make_dataclass("Stages", [*live, (SUMMARY, bool, field(default=False))])
+        kind.__doc__ = "Which stages run, and whether the stream is summarized."
+        return core_schema.no_info_after_validator_function(
+            lambda found: cls(**vars(found)), handler.generate_schema(kind)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +59,7 @@ class StreamSettings:
     """The settings in force for one stream."""
 
     mode: Mode = "realtime"
-    stages: Stages = Stages()
+    stages: Stages = field(default_factory=Stages)
     confidence: float = 0.35
     iou: float = 0.45
     classes: tuple[int, ...] | None = None

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from app.protocol.result import SKELETON, FrameResult
+from app.pipeline.stages.pose import SKELETON
+from app.protocol.result import FrameResult
 from app.segments.video.writer import YuvFrame
 
 Points = NDArray[np.int32]

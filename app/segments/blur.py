@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.pipeline.boxes import Floats, iou
-from app.protocol.result import Box, FrameResult, Keypoint, Pose
+from app.pipeline.stages.pose import Keypoint, Pose
+from app.protocol.result import Box, FrameResult
 from app.segments.video.writer import Plane, YuvFrame
 
 FACE_CLASS = "face"

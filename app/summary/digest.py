@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
 
-from app.protocol.result import FACE
 from app.summary.answer import ITEM_CHARS, ITEMS, SCENE_CHARS, TITLE_CHARS, SummaryContent, clean
-from app.summary.entities import PERSON, Entity
+from app.summary.entities import FACE, PERSON, Entity
 from app.summary.observations import ObjectCount, Observation, merge
 
 _TITLE_CLASSES = 3

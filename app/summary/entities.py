@@ -11,9 +11,13 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from app.protocol.result import CameraMotion, Detection, FrameResult, Pose
+from app.pipeline.stages.detect import Detection
+from app.pipeline.stages.motion import CameraMotion
+from app.pipeline.stages.pose import Pose
+from app.protocol.result import FrameResult
 
 PERSON = "person"
+FACE = "face"
 GONE_MS = 2000.0
 """Milliseconds that an entity may be out of sight before it has left; the tracker remembers it as long."""
 _MISSES = 2

@@ -20,19 +20,11 @@ from zlib import crc32
 import orjson
 
 from app.errors import SightlineError
-from app.protocol.result import (
-    KEYPOINT_NAMES,
-    Box,
-    CameraMotion,
-    Detection,
-    FrameResult,
-    Image,
-    Keypoint,
-    Motion,
-    Pose,
-    Stage,
-    Text,
-)
+from app.pipeline.stages.detect import Detection
+from app.pipeline.stages.motion import CameraMotion, Motion
+from app.pipeline.stages.ocr.policy import Text
+from app.pipeline.stages.pose import KEYPOINT_NAMES, Keypoint, Pose
+from app.protocol.result import Box, FrameResult, Image, Stage
 from app.summary.entities import Entities, Entity
 
 # --- movement: how much moved, in which direction, and what the camera did ---

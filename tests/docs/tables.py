@@ -17,7 +17,9 @@ from pydantic import BaseModel, SecretStr
 from pydantic_core import PydanticUndefined
 
 from app import metrics
+from app.pipeline.registry import BUILT_IN
 from app.protocol import messages, result
+from app.protocol.stages import PARTS
 from app.settings import ROOT, SECRETS, SECTIONS, VARIABLES
 
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.S)
@@ -93,7 +95,7 @@ def server_messages() -> str:
             if field.name == "type":
                 continue
             if model is messages.Result and field.name == "frame":
-                fields += [f"`{field.name}`" for field in dataclasses.fields(result.FrameResult)]
+                fields += [f"`{name}`" for name in ("image", *PARTS, "stages", "timings_ms")]
                 continue
             note = notes.get(field.name)
             fields.append(f"`{field.name}`" + (f" – {note}" if note else ""))
@@ -103,17 +105,7 @@ def server_messages() -> str:
 
 def result_fields() -> str:
     rows = []
-    for model in (
-        result.Image,
-        result.Detection,
-        result.Pose,
-        result.Keypoint,
-        result.Text,
-        result.Motion,
-        result.CameraMotion,
-        result.MotionGrid,
-        result.Stage,
-    ):
+    for model in (result.Image, *_models_of_parts(), result.Stage):
         hints, notes = typing.get_type_hints(model), _attribute_docs(model)
         fields = [
             f"`{field.name}`: {_type(hints[field.name])}" + (f" – {notes[field.name]}" if field.name in notes else "")
@@ -121,6 +113,41 @@ def result_fields() -> str:
         ]
         rows.append((model.__name__, "<br>".join(fields)))
     return _table(("part", "fields"), rows)
+
+
+def _models_of_parts() -> list[type[Any]]:
+    """The dataclasses in the parts of a result, each after the one that holds it."""
+    found: list[type[Any]] = []
+
+    def add(annotation: Any) -> None:
+        if dataclasses.is_dataclass(annotation) and isinstance(annotation, type) and annotation is not result.Box:
+            if annotation in found:
+                return
+            found.append(annotation)
+            for held in typing.get_type_hints(annotation).values():
+                add(held)
+        for argument in typing.get_args(annotation):
+            add(argument)
+
+    for part in PARTS.values():
+        add(part.type)
+    return found
+
+
+def stages() -> str:
+    rows = [
+        (
+            f"`{stage.name}`",
+            stage.description,
+            f"`{stage.part.field}`" if stage.part is not None else "–",
+            "yes" if stage.live else "–",
+            "yes" if stage.fleet else "–",
+        )
+        for stage in BUILT_IN
+    ]
+    return _table(
+        ("stage", "what it adds", "field of a result", "live clients", "cameras, unless FLEET_STAGES says"), rows
+    )
 
 
 def _name(model: type[Any]) -> str:
@@ -156,7 +183,7 @@ def _type(annotation: Any) -> str:
         return " or ".join(_type(argument) for argument in arguments)
     if origin is typing.Literal:
         return " or ".join(f"`{argument}`" for argument in arguments)
-    if origin in (list, tuple):
+    if origin in (list, tuple) and arguments:
         return f"[{_type(arguments[0])}, …]"
     simple = {str: "string", float: "number", int: "integer", bool: "boolean"}
     return simple.get(annotation, f"*{getattr(annotation, '__name__', annotation)}*")
@@ -172,6 +199,7 @@ TABLES = {
     "metrics": metric_table,
     "client": client_messages,
     "server": server_messages,
+    "stages": stages,
     "result": result_fields,
 }
 

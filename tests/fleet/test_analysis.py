@@ -21,7 +21,7 @@ from app.fleet.streams import CameraFrame, FrameOrigin
 from app.inference.client import ModelSpec, TensorSpec
 from app.inference.fake import FakeClient
 from app.pipeline.multimodal import Pipeline
-from app.pipeline.stages.ocr import Ocr
+from app.pipeline.registry import create, fleet_stages
 from app.settings import Settings
 from benchmarks import canned
 
@@ -55,8 +55,7 @@ async def opened(tmp_path: Path) -> AsyncIterator[Opened]:
         given = {"ocr": "off", "state_dir": tmp_path, "fleet_stages": ("detect", "motion"), **overrides}
         settings = Settings(**given)
         client = FakeClient({"yolo": (spec("yolo"), model)})
-        ocr = Ocr(settings.ocr, state_dir=tmp_path)
-        pipelines.append(Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live))
+        pipelines.append(Pipeline(client, settings, create(settings, fleet_stages(settings.fleet))))
         chosen = stream_settings(settings.fleet, settings.pipeline)
         analysis = Analysis(pipelines[-1], settings.fleet, chosen, MetricsBuffer().timed)
         return analysis, client, sizes

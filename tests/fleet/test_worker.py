@@ -19,7 +19,6 @@ from app.fleet.worker import Worker, WorkerHeartbeats
 from app.inference.client import ModelSpec, Reply, TensorSpec
 from app.inference.fake import FakeClient
 from app.pipeline.multimodal import Pipeline
-from app.pipeline.stages.ocr import Ocr
 from app.settings import Settings
 from benchmarks import canned
 from tests.fleet.work import add_frames, pending, topic_values
@@ -68,8 +67,8 @@ async def test_a_batch_that_the_models_are_too_small_for_is_not_asked_for_again(
     settings = settings_of(redis_server, kafka, tmp_path, batch_size=8)
     for number in range(FRAMES):
         add_frames(redis, f"cam-{number}", [jpeg])
-    client, ocr = FakeClient({"yolo": (SERVED, model)}), Ocr(settings.ocr, state_dir=tmp_path)
-    pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live)
+    client = FakeClient({"yolo": (SERVED, model)})
+    pipeline = Pipeline(client, settings)
     try:
         worker = Worker(pipeline, settings, WorkerHeartbeats(1).of(0))
         running = asyncio.create_task(worker.run())
@@ -105,8 +104,8 @@ async def test_what_a_worker_has_in_hand_grows_to_two_batches_and_no_further(
     for number in range(40):
         add_frames(redis, f"cam-{number}", [jpeg] * 3)
     settings = settings_of(redis_server, kafka, tmp_path, batch_size=2)
-    client, ocr = Gated(), Ocr(settings.ocr, state_dir=tmp_path)
-    pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live)
+    client = Gated()
+    pipeline = Pipeline(client, settings)
     held = []
     try:
         worker = Worker(pipeline, settings, WorkerHeartbeats(1).of(0))
@@ -140,8 +139,8 @@ async def test_in_mode_sync_a_request_has_one_frame_and_as_many_as_there_are_thr
     for number in range(10):
         add_frames(redis, f"cam-{number}", [jpeg] * 2)
     settings = settings_of(redis_server, kafka, tmp_path, batch_size=8, fleet_mode="sync", fleet_threads=3)
-    client, ocr = Gated(), Ocr(settings.ocr, state_dir=tmp_path)
-    pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live)
+    client = Gated()
+    pipeline = Pipeline(client, settings)
     try:
         worker = Worker(pipeline, settings, WorkerHeartbeats(1).of(0))
         running = asyncio.create_task(worker.run())

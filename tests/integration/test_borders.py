@@ -50,7 +50,7 @@ def test_a_smaller_batch_leaves_the_borders_of_the_next_larger_one(tmp_path: Pat
         """The size of each batch, and the model's count of wrong border pixels for each frame in it."""
         settings = Settings(triton_url=url, triton_shm="on", ocr="off", state_dir=tmp_path / "service")
         said: list[tuple[int, list[int]]] = []
-        async with open_pipeline(settings, settings.ocr, tracking=False) as opened:
+        async with open_pipeline(settings) as opened:
             async with asyncio.timeout(30):
                 while True:  # the memory that all of these batches share is mapped after the first
                     buffer = opened.client.buffer((4, canned.SIZE, canned.SIZE, 3), "UINT8")

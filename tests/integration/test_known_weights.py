@@ -196,7 +196,7 @@ def test_the_frames_of_a_batch_each_get_their_own(repository: Path, tmp_path: Pa
     async def analyzed(url: str) -> list[object]:
         settings = Settings(triton_url=url, triton_ensemble=ensemble, ocr="off", state_dir=tmp_path / "service")
         wish = StreamSettings(stages=Stages(ocr=False, motion=False, track=False))
-        async with open_pipeline(settings, settings.ocr, tracking=False) as opened:
+        async with open_pipeline(settings) as opened:
             assert opened.pipeline.model_set.max_batch >= len(shown)
             jobs = [
                 FrameJob(Frame(str(number), jpeg, time.perf_counter(), 0.0, 1), StreamMemory(), wish)

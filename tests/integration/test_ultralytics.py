@@ -19,7 +19,9 @@ import pytest
 import skimage.data
 from numpy.typing import NDArray
 
-from app.protocol.result import Detection, FrameResult, Pose
+from app.pipeline.stages.detect import Detection
+from app.pipeline.stages.pose import Pose
+from app.protocol.result import FrameResult
 from app.settings import ROOT, TritonSettings
 from tests.integration.watching import corners, iou, watch
 from tests.support.service import require_environment, serving

@@ -25,7 +25,6 @@ from app.logging import SESSION_ID
 from app.pipeline.batching import LARGE, LiveBatcher, PendingFrame
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.preprocess import Piece, Preprocessor
-from app.pipeline.stages.ocr import Ocr
 from app.pipeline.types import Batch, Frame, FrameJob, StreamMemory
 from app.protocol.result import FrameResult
 from app.protocol.stream import Stages, StreamSettings
@@ -67,9 +66,7 @@ class Asked(LiveBatcher):
 
 @asynccontextmanager
 async def opened(client: FakeClient, state: Path) -> AsyncIterator[Asked]:
-    settings = Settings(ocr="off")
-    ocr = Ocr(settings.ocr, state_dir=state)
-    pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live)
+    pipeline = Pipeline(client, Settings(ocr="off", state_dir=state))
     await pipeline.load()
     try:
         yield Asked(pipeline)
@@ -223,7 +220,7 @@ def test_a_batch_that_the_server_refuses_is_not_tried_as_large_again(tmp_path: P
 
 def test_what_breaks_on_one_frame_is_that_frames_alone(tmp_path: Path) -> None:
     one, two, three = jobs(3)
-    two.memory.tracker = object()  # type: ignore[assignment]
+    two.settings = dataclasses.replace(two.settings, stages=None)  # type: ignore[arg-type]
 
     async def use(batches: Asked) -> None:
         found = await asyncio.gather(*map(batches.analyze, (one, two, three)), return_exceptions=True)
@@ -438,9 +435,10 @@ def test_a_frame_tried_again_keeps_its_track_and_goes_without_the_last_picture(t
         for _ in range(3):
             (before,) = await asyncio.gather(batches.analyze(dataclasses.replace(one, settings=settings)))
         assert isinstance(before, FrameResult)
-        two.memory.tracker = object()  # type: ignore[assignment]
+        wrong = dataclasses.replace(settings, stages=None)  # type: ignore[arg-type]
         again, broken = await asyncio.gather(
-            *(batches.analyze(dataclasses.replace(each, settings=settings)) for each in (one, two)),
+            batches.analyze(dataclasses.replace(one, settings=settings)),
+            batches.analyze(dataclasses.replace(two, settings=wrong)),
             return_exceptions=True,
         )
         assert isinstance(broken, AttributeError)

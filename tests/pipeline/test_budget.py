@@ -22,7 +22,6 @@ from app.pipeline.decode import inspect
 from app.pipeline.models import ModelSet
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.preprocess import HEAVY, MOST_GIVEN_UP, Piece, Preprocessor, Threads, heavy
-from app.pipeline.stages.ocr import Ocr
 from app.pipeline.types import Batch, Frame, FrameJob, FrameState, StreamMemory
 from app.protocol.result import FrameResult
 from app.protocol.stream import Stages, StreamSettings
@@ -167,13 +166,10 @@ class Slots(Sight):
 
 @asynccontextmanager
 async def pipeline(client: Sight, folder: Path, **settings: Any) -> AsyncIterator[Pipeline]:
-    every = Settings(ocr="off")
-    ocr = Ocr(every.ocr, state_dir=folder)
-    made = Pipeline(client, ocr, PipelineSettings(**settings), every.triton, every.live)
+    made = Pipeline(client, Settings(ocr="off", state_dir=folder, **settings))
     try:
         yield made
     finally:
-        await ocr.close()
         await asyncio.to_thread(made.close)
 
 

@@ -20,12 +20,12 @@ from app.errors import FrameError, InferenceError
 from app.inference.client import ModelSpec, TensorSpec
 from app.inference.fake import FakeClient, Model
 from app.pipeline.multimodal import Pipeline
+from app.pipeline.registry import create
 from app.pipeline.stages import faces as face_stage
-from app.pipeline.stages.faces import decode_embedding
-from app.pipeline.stages.ocr import Ocr
+from app.pipeline.stages.faces import FaceDetection, decode_embedding
 from app.pipeline.types import Frame, FrameJob, StreamMemory
 from app.protocol.messages import Stages, StreamSettings
-from app.protocol.result import STAGES, FaceDetection, FrameResult
+from app.protocol.result import FrameResult
 from app.settings import Settings
 from benchmarks import canned
 from tests.support import faces
@@ -58,6 +58,9 @@ def scene(people: list[list[np.ndarray]], *, scale: float = 1.0) -> dict[str, tu
     return {"yolo": model("yolo", "detections", 6), "yolo_pose": model("yolo_pose", "poses", 57)}
 
 
+EVERY = ("detect", "pose", "ocr", "motion", "track", "face")
+
+
 def spec(length: int = 512) -> ModelSpec:
     given, gives = TensorSpec("data", "FP32", (-1, 3, 112, 112)), TensorSpec("embedding", "FP32", (-1, length))
     return ModelSpec("arcface", "1", (given,), (gives,), 16)
@@ -87,18 +90,11 @@ def analyze(
     **stages: bool,
 ) -> list[FrameResult]:
     async def go() -> list[FrameResult | FrameError]:
-        settings = Settings(ocr="off", max_sub_batch=most)
-        pipeline = Pipeline(
-            client,
-            Ocr(settings.ocr, state_dir=state),
-            settings.pipeline,
-            settings.triton,
-            settings.live,
-            faces=settings.fleet if on else None,
-        )
-        chosen = StreamSettings(stages=Stages(**stages))
+        settings = Settings(ocr="off", max_sub_batch=most, state_dir=state)
+        pipeline = Pipeline(client, settings, create(settings, EVERY if on else None))
+        chosen = StreamSettings(stages=Stages(**stages, **({"face": True} if wanted else {})))
         jobs = [
-            FrameJob(Frame(str(i), jpeg, time.perf_counter(), 0.0, i), StreamMemory(), chosen, faces=wanted)
+            FrameJob(Frame(str(i), jpeg, time.perf_counter(), 0.0, i), StreamMemory(), chosen)
             for i, jpeg in enumerate(jpegs)
         ]
         try:
@@ -161,7 +157,9 @@ def test_a_request_holds_no_more_faces_than_max_sub_batch(tmp_path: Path) -> Non
 def test_only_such_a_person_has_the_field(tmp_path: Path) -> None:
     jpeg, poses = frame_of([1])
     (result,) = analyze(FakeClient({**scene([poses]), "arcface": arcface()}), [jpeg], tmp_path)
-    written = {found["class_id"]: "embedding" in found for found in orjson.loads(orjson.dumps(result))["objects"]}
+    written = {
+        found["class_id"]: "embedding" in found for found in orjson.loads(orjson.dumps(result.values()))["objects"]
+    }
     assert written == {0: True, 16: False}
 
 
@@ -170,9 +168,9 @@ def test_a_door_that_does_not_ask_sees_nothing_of_it(tmp_path: Path, on: bool, w
     jpeg, poses = frame_of([1])
     client = FakeClient({**scene([poses]), "arcface": arcface()})
     (result,) = analyze(client, [jpeg], tmp_path, wanted=wanted, on=on)
-    assert set(result.stages) == set(STAGES)
+    assert set(result.stages) == set(Stages()) - {"summary"}
     assert "arcface" not in {name for name, _ in client.calls}
-    assert b"embedding" not in orjson.dumps(result)
+    assert b"embedding" not in orjson.dumps(result.values())
 
 
 def test_a_cancelled_call_keeps_its_memory_until_the_faces_are_cut_out(
@@ -201,10 +199,11 @@ def test_a_cancelled_call_keeps_its_memory_until_the_faces_are_cut_out(
             buffer.release()
 
     async def run() -> None:
-        settings = Settings(ocr="off")
-        ocr = Ocr(settings.ocr, state_dir=tmp_path)
-        pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live, faces=settings.fleet)
-        job = FrameJob(Frame("s", jpeg, time.perf_counter(), 0.0, 1), StreamMemory(), StreamSettings(), faces=True)
+        settings = Settings(ocr="off", state_dir=tmp_path)
+        pipeline = Pipeline(client, settings, create(settings, EVERY))
+        job = FrameJob(
+            Frame("s", jpeg, time.perf_counter(), 0.0, 1), StreamMemory(), StreamSettings(stages=Stages(face=True))
+        )
         try:
             call = asyncio.create_task(pipeline.analyze([job]))
             assert await asyncio.to_thread(begun.wait, 10)

@@ -24,11 +24,10 @@ import pytest
 from app.errors import FrameError
 from app.pipeline.decode import inspect
 from app.pipeline.multimodal import Pipeline
-from app.pipeline.stages.ocr import Ocr
 from app.pipeline.types import Frame, FrameJob, StreamMemory
 from app.protocol.result import FrameResult
 from app.protocol.stream import Stages, StreamSettings
-from app.settings import LiveSettings, PipelineSettings, Settings
+from app.settings import Settings
 from tests.support.jpegs import DHT, DQT, EOI, SOI, encode, photo, scans, segment, sof, sos
 from tests.support.seeing import Sight
 
@@ -220,15 +219,13 @@ def test_the_parts_of_a_jpeg_are_all_of_it() -> None:
 
 
 def test_a3_mutants_crash_nothing_stall_nothing_and_the_books_are_exact(tmp_path: Path) -> None:
-    live = LiveSettings(max_pixels=MAX_PIXELS)
     became: Counter[str] = Counter()
     worst: list[tuple[float, int]] = []
 
     async def run() -> None:
-        every = Settings(ocr="off")
-        ocr = Ocr(every.ocr, state_dir=tmp_path)
         client = Sight()
-        pipeline = Pipeline(client, ocr, PipelineSettings(decode_budget_ms=BUDGET_MS), every.triton, live)
+        every = Settings(ocr="off", state_dir=tmp_path, decode_budget_ms=BUDGET_MS, max_pixels=MAX_PIXELS)
+        pipeline = Pipeline(client, every)
         good, memory = seeds()[0], StreamMemory()
         try:
             for first in range(0, COUNT, 4):
@@ -243,7 +240,6 @@ def test_a3_mutants_crash_nothing_stall_nothing_and_the_books_are_exact(tmp_path
                 assert isinstance(answers[-1], FrameResult), (first, answers[-1])
             assert pipeline._threads.given_up == pipeline._slow.given_up == 0
         finally:
-            await ocr.close()
             await asyncio.to_thread(pipeline.close)
 
     asyncio.run(run())

@@ -16,7 +16,6 @@ from app.errors import FrameError, UndecodableFrame
 from app.inference.client import ModelSpec, TensorSpec
 from app.inference.fake import FakeClient, Model
 from app.pipeline.multimodal import Pipeline
-from app.pipeline.stages.ocr import Ocr
 from app.pipeline.types import Frame, FrameJob, StreamMemory
 from app.protocol.messages import Stages, StreamSettings
 from app.protocol.result import FrameResult
@@ -52,10 +51,7 @@ def served(*names: str) -> dict[str, tuple[ModelSpec, Model]]:
 
 def analyze(client: FakeClient, jobs: Sequence[FrameJob], state: Path) -> list[FrameResult | FrameError]:
     async def run() -> list[FrameResult | FrameError]:
-        settings = Settings(ocr="off")
-        pipeline = Pipeline(
-            client, Ocr(settings.ocr, state_dir=state), settings.pipeline, settings.triton, settings.live
-        )
+        pipeline = Pipeline(client, Settings(ocr="off", state_dir=state))
         try:
             return await pipeline.analyze(jobs)
         finally:
@@ -65,7 +61,7 @@ def analyze(client: FakeClient, jobs: Sequence[FrameJob], state: Path) -> list[F
 
 
 def job(jpeg: bytes, stream: str = "a", **stages: bool) -> FrameJob:
-    settings = StreamSettings(stages=dataclasses.replace(Stages(), **stages))
+    settings = StreamSettings(stages=Stages(**stages))
     return FrameJob(Frame(stream, jpeg, time.perf_counter(), 0.0, 1), StreamMemory(), settings)
 
 
@@ -104,10 +100,8 @@ def test_motion_does_not_start_from_a_frame_before_it_was_off(tmp_path: Path) ->
     memory = StreamMemory()
 
     async def run() -> list[FrameResult | FrameError]:
-        settings = Settings(ocr="off")
-        ocr = Ocr(settings.ocr, state_dir=tmp_path)
         client = FakeClient(served("yolo", "yolo_pose", "vision"))
-        pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live)
+        pipeline = Pipeline(client, Settings(ocr="off", state_dir=tmp_path))
         try:
             return [
                 (await pipeline.analyze([dataclasses.replace(job(photograph(), **wishes), memory=memory)]))[0]

@@ -21,7 +21,8 @@ from prometheus_client import REGISTRY
 from app.errors import ConfigurationError
 from app.pipeline.stages.ocr import Ocr, OcrMemory
 from app.pipeline.stages.ocr import process as ocr_process
-from app.protocol.result import Stage, Text
+from app.pipeline.stages.ocr.policy import Text
+from app.protocol.result import Stage
 from app.settings import ROOT, OcrSettings
 
 PYTHON = OcrSettings(_env_file=None).ocr_python

@@ -1,8 +1,8 @@
 import numpy as np
 
-from app.pipeline.stages.ocr.policy import OcrMemory, changed_cells, due, has_changed, stage, text_cells
+from app.pipeline.stages.ocr.policy import OcrMemory, Text, changed_cells, due, has_changed, stage, text_cells
 from app.pipeline.stages.ocr.process import restart_wait_s
-from app.protocol.result import Stage, Text
+from app.protocol.result import Stage
 
 GREY = np.full((120, 160), 128, np.uint8)
 TEXT = Text("EXIT", 0.9, ((20, 20), (150, 20), (150, 70), (20, 70)))

@@ -5,8 +5,7 @@ import pytest
 
 from app.errors import ModelRejected
 from app.pipeline.boxes import letterbox
-from app.pipeline.stages.pose import pose_reader, poses
-from app.protocol.result import KEYPOINT_NAMES
+from app.pipeline.stages.pose import KEYPOINT_NAMES, pose_reader, poses
 from tests.support.heads import FLOAT, PREPARED, model, raw_head, row_head
 
 WIDE = letterbox(1280, 720, 640, 640)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from app.pipeline import postprocess
 from app.pipeline.ordering import Sequencer, Ticket
+from app.pipeline.postprocess import Finisher
 from app.pipeline.preprocess import Preprocessor
 from app.pipeline.types import Batch, FrameJob, StreamMemory
 from tests.pipeline.test_pixels import SETTINGS, frame
@@ -108,19 +108,19 @@ async def test_a_cancelled_calls_thread_is_waited_for(
 ) -> None:
     """Also where more frames are handed in than the model takes at once; whether it prepares or writes down."""
     watched = Watched()
-    real_prepare, real_write = Preprocessor._prepare, postprocess.track_all
+    real_prepare, real_write = Preprocessor._prepare, Finisher.run_all
 
     def slow_prepare(preparation: Preprocessor, batch: Batch, index: int, piece: Any) -> None:
         if where == "prepare":
             watched.at({id(batch.frames[index].job.memory)})
         real_prepare(preparation, batch, index, piece)
 
-    def slow_write(batch: Batch) -> None:
+    def slow_write(finisher: Finisher, batch: Batch) -> None:
         watched.at({id(look.job.memory) for look in batch.frames})
-        real_write(batch)
+        real_write(finisher, batch)
 
     monkeypatch.setattr(Preprocessor, "_prepare", slow_prepare)
-    monkeypatch.setattr("app.pipeline.multimodal.track_all", slow_write)
+    monkeypatch.setattr(Finisher, "run_all", slow_write)
     monkeypatch.setattr("app.pipeline.multimodal.crowded", lambda look: where == "write")
     client = Sight()
     client._models = {

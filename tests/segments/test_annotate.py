@@ -6,7 +6,10 @@ import av
 import numpy as np
 import pytest
 
-from app.protocol.result import KEYPOINT_NAMES, Box, Detection, FrameResult, Image, Keypoint, Pose, Text
+from app.pipeline.stages.detect import Detection
+from app.pipeline.stages.ocr.policy import Text
+from app.pipeline.stages.pose import KEYPOINT_NAMES, Keypoint, Pose
+from app.protocol.result import Box, FrameResult, Image
 from app.segments.annotate import annotate
 from app.segments.video import YuvFrame
 from tests.support.clip import Pixels

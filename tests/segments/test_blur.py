@@ -11,8 +11,10 @@ import av
 import numpy as np
 import pytest
 
+from app.pipeline.stages.detect import Detection
+from app.pipeline.stages.pose import KEYPOINT_NAMES, Keypoint, Pose
 from app.pipeline.startup import open_pipeline
-from app.protocol.result import KEYPOINT_NAMES, Box, Detection, FrameResult, Image, Keypoint, Pose
+from app.protocol.result import Box, FrameResult, Image
 from app.segments.blur import CELLS, HOLD_S, FaceBlur
 from app.segments.keys import Mode
 from app.segments.video import YuvFrame
@@ -259,7 +261,7 @@ def test_the_real_detector_finds_no_face_where_one_was(tmp_path: Path) -> None:
     async def run() -> list[set[str]]:
         settings = Settings(ocr="off", state_dir=tmp_path / "state")
         found = []
-        async with open_pipeline(settings, settings.ocr) as opened:
+        async with open_pipeline(settings) as opened:
 
             async def look(source: Path, name: str, mode: Mode) -> set[str]:
                 target, lines = tmp_path / f"{name}.mp4", tmp_path / f"{name}.jsonl"

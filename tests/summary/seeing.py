@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from app.protocol.result import OK, Box, Detection, FrameResult, Image, Text
+from app.pipeline.stages.detect import Detection
+from app.pipeline.stages.ocr.policy import Text
+from app.protocol.result import OK, Box, FrameResult, Image
 from app.summary import Entity, Movement, ObjectCount, Observation
 
 BEGUN_MS = 1.7e12

@@ -14,7 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.protocol.result import OK, Box, CameraMotion, Detection, FrameResult, Image, Motion, Stage, Text
+from app.pipeline.stages.detect import Detection
+from app.pipeline.stages.motion import CameraMotion, Motion
+from app.pipeline.stages.ocr.policy import Text
+from app.protocol.result import OK, Box, FrameResult, Image, Stage
 from app.summary import Observation, ObservationBuilder
 from app.summary.answer import SummaryContent
 from app.summary.digest import digest, plural
@@ -193,7 +196,11 @@ def result(
     found = [Detection(0, name, 0.8, Box(*box), track) for name, track, box in objects]
     stages = dict.fromkeys(("detect", "pose", "ocr", "motion", "track"), OK) | more.pop("stages", {})
     return FrameResult(
-        Image(*size), found, motion=Motion(moving / 50, None, moving, CameraMotion(*camera)), stages=stages, **more
+        Image(*size),
+        stages=stages,
+        objects=found,
+        motion=Motion(moving / 50, None, moving, CameraMotion(*camera)),
+        **more,
     )
 
 

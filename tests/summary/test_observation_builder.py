@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from app.protocol.result import OK, Box, CameraMotion, Detection, FrameResult, Image, Motion, Pose, Stage, Text
+from app.pipeline.stages.detect import Detection
+from app.pipeline.stages.motion import CameraMotion, Motion
+from app.pipeline.stages.ocr.policy import Text
+from app.pipeline.stages.pose import Pose
+from app.protocol.result import OK, Box, FrameResult, Image, Stage
 from app.summary import Entity, Observation, ObservationBuilder
 from app.summary.observations import TEXT_CHARS, TEXTS
 from tests.summary.test_observation_words import SITTING, STANDING, person
@@ -33,7 +37,14 @@ def frame(
     **stages: Stage,
 ) -> FrameResult:
     motion = Motion(moving / 50, None, moving, CameraMotion(0, 0))
-    return FrameResult(Image(640, 480), list(objects), list(poses), texts or [], motion, {**STAGES, **stages}, {})
+    return FrameResult(
+        Image(640, 480),
+        {**STAGES, **stages},
+        objects=list(objects),
+        poses=list(poses),
+        texts=texts or [],
+        motion=motion,
+    )
 
 
 def watch(

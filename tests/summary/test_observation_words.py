@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.protocol.result import KEYPOINT_NAMES, Box, CameraMotion, Image, Keypoint, Motion, Pose
+from app.pipeline.stages.motion import CameraMotion, Motion
+from app.pipeline.stages.pose import KEYPOINT_NAMES, Keypoint, Pose
+from app.protocol.result import Box, Image
 from app.summary import Movement
 from app.summary.observations import MovementSum, posture
 

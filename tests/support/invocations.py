@@ -24,7 +24,7 @@ def answering(settings: Settings) -> Iterator[str]:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_pipeline(settings, settings.ocr) as opened:
+        async with open_pipeline(settings) as opened:
             app.state.segments = SegmentService(
                 opened.pipeline,
                 settings.segments,

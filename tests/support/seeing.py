@@ -21,7 +21,6 @@ from app.inference.client import ModelSpec, Reply, TensorSpec
 from app.inference.fake import FakeClient
 from app.inference.shared_memory import Buffer
 from app.pipeline.multimodal import Pipeline
-from app.pipeline.stages.ocr import Ocr
 from app.settings import Settings
 from benchmarks import canned
 
@@ -122,11 +121,9 @@ class Sight(FakeClient):
 
 @asynccontextmanager
 async def pipeline_of(client: FakeClient, state: Path) -> AsyncIterator[tuple[Pipeline, Settings]]:
-    settings = Settings(ocr="off")
-    ocr = Ocr(settings.ocr, state_dir=state)
-    pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live)
+    settings = Settings(ocr="off", state_dir=state)
+    pipeline = Pipeline(client, settings)
     try:
         yield pipeline, settings
     finally:
-        await ocr.close()
         pipeline.close()

@@ -18,11 +18,11 @@ from layouts import UnknownLayout
 from app.inference.embedded import models_of
 from app.inference.triton import TritonClient
 from app.pipeline.multimodal import Pipeline
-from app.pipeline.stages.faces import TEMPLATE, decode_embedding, face_reader
-from app.pipeline.stages.ocr import Ocr
+from app.pipeline.registry import create
+from app.pipeline.stages.faces import TEMPLATE, FaceDetection, decode_embedding, face_reader
 from app.pipeline.types import Frame, FrameJob, StreamMemory
-from app.protocol.messages import StreamSettings
-from app.protocol.result import FaceDetection, FrameResult
+from app.protocol.messages import Stages, StreamSettings
+from app.protocol.result import FrameResult
 from app.settings import ROOT, Settings
 from tests.support import faces
 from tests.support.service import running_triton
@@ -96,14 +96,14 @@ def test_a_photograph_of_a_person_gets_the_embedding_of_its_face(
     jpeg = (ROOT / "app" / "web" / "sample.jpg").read_bytes()
 
     async def analyze(url: str) -> tuple[FrameResult, np.ndarray]:
-        settings = Settings(ocr="off", triton_url=url)
+        settings = Settings(ocr="off", triton_url=url, state_dir=tmp_path)
         client = TritonClient(url, settings.triton)
         await client.open()
-        ocr = Ocr(settings.ocr, state_dir=tmp_path)
-        pipeline = Pipeline(client, ocr, settings.pipeline, settings.triton, settings.live, faces=settings.fleet)
+        pipeline = Pipeline(client, settings, create(settings, ("detect", "pose", "track", "motion", "face")))
         try:
             await pipeline.load()
-            job = FrameJob(Frame("a", jpeg, time.perf_counter(), 0.0, 1), StreamMemory(), StreamSettings(), faces=True)
+            stages = Stages(face=True)
+            job = FrameJob(Frame("a", jpeg, time.perf_counter(), 0.0, 1), StreamMemory(), StreamSettings(stages=stages))
             (result,) = await pipeline.analyze([job], entry="fleet")
             assert isinstance(result, FrameResult)
             # 16 crops, as many as one request may hold.

@@ -29,7 +29,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from app.inference.triton import TritonClient
 from app.pipeline.models import describe
-from app.settings import ROOT, TritonSettings
+from app.pipeline.registry import create
+from app.settings import ROOT, Settings, TritonSettings
 from tests.support import faces
 from tests.support.service import running_triton
 
@@ -330,14 +331,12 @@ def test_what_is_swapped_in_is_served(built: Host, tmp_path: Path) -> None:
         client = TritonClient(url, TritonSettings(triton_shm="off"))
         await client.open()
         try:
-            vision = await describe(client, TritonSettings())
-            assert vision.both is not None
-            assert vision.detect is not None
-            assert vision.detect.class_names == ("person", "crane")
+            vision = await describe(client, "vision", create(Settings()))
+            assert vision.readers["detect"].class_names == ("person", "crane")
             buffer = client.buffer(images.shape, "UINT8")
             buffer.array[:] = images
             try:
-                reply = await client.infer(vision.both[0].spec, buffer, stream="a")
+                reply = await client.infer(vision.ensemble["detect"].spec, buffer, stream="a")
             finally:
                 buffer.release()
             return np.array(reply.outputs["detections"])

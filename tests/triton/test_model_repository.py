@@ -17,7 +17,8 @@ from onnx import TensorProto, helper
 from app.inference.client import Reply
 from app.inference.triton import TritonClient
 from app.pipeline.models import ModelSet, describe
-from app.settings import ROOT, TritonSettings
+from app.pipeline.registry import create
+from app.settings import ROOT, Settings, TritonSettings
 from tests.support.service import running_triton
 
 REPOSITORY = ROOT / "triton" / "model_repository"
@@ -71,7 +72,7 @@ def ask(url: str, *calls: tuple[str, np.ndarray]) -> tuple[ModelSet, list[Reply]
         client = TritonClient(url, settings)
         await client.open()
         try:
-            vision = await describe(client, settings)
+            vision = await describe(client, "vision", create(Settings()))
 
             async def infer(model: str, images: np.ndarray) -> Reply:
                 spec = await client.describe(model)
@@ -105,17 +106,16 @@ def executions(url: str, model: str) -> tuple[int, int]:
 
 def test_the_service_reads_every_model(url: str) -> None:
     vision, _ = ask(url)
-    assert vision.detect is not None
-    assert vision.pose is not None
-    assert vision.both is not None
-    for reader in (vision.detect, vision.pose, *vision.both):
+    detect, pose = vision.readers["detect"], vision.readers["pose"]
+    assert set(vision.ensemble) == {"detect", "pose"}
+    for reader in (detect, pose, *vision.ensemble.values()):
         assert (reader.input.height, reader.input.width, reader.input.is_image) == (SIZE, SIZE, True)
         assert reader.layout == "prepared"
         assert reader.spec.max_batch == 16
     assert vision.batched
-    assert (len(vision.detect.class_names), vision.people) == (80, frozenset({0}))
-    assert vision.detect.spec.outputs[0].shape == (-1, 300, 6)
-    assert vision.pose.spec.outputs[0].shape == (-1, 300, 57)
+    assert (len(detect.class_names), vision.ids_of("detect", "person")) == (80, frozenset({0}))
+    assert detect.spec.outputs[0].shape == (-1, 300, 6)
+    assert pose.spec.outputs[0].shape == (-1, 300, 57)
 
 
 def test_a_batch_of_16_goes_through_in_one_run(url: str) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.errors import ModelRejected
+from app.errors import ConfigurationError, ModelRejected
 from app.inference.client import ModelSpec
 from app.pipeline.boxes import Floats, Letterbox, to_image
 from app.pipeline.layouts import (
@@ -30,7 +32,33 @@ from app.pipeline.layouts import (
     scoring_rows,
     to_images,
 )
-from app.protocol.result import Box, Detection
+from app.pipeline.stage import PipelineStage, display_name
+from app.pipeline.types import Batch, FrameState
+from app.protocol.result import Box, many
+from app.protocol.stages import Part, Shape
+from app.settings import Settings
+
+
+@many
+class Detection:
+    """One object that was found. `confidence` is 0 to 1."""
+
+    class_id: int
+    class_name: str
+    confidence: float
+    box: Box
+    track_id: int | None = None
+    """Number of the object's track in its stream, kept for as long as the tracker follows it; null until confirmed."""
+
+
+@dataclass(frozen=True, slots=True)
+class DetectModel:
+    """The detection model that is loaded, and its class names by id."""
+
+    name: str
+    """Display name from the model's metadata, such as `yolov8n` or `mediapipe`; without one, its name in Triton."""
+    classes: tuple[str, ...]
+
 
 KNOWN = (
     "[N, 4 + classes, A] (layout raw: YOLOv8, YOLO11), [N, K, 6] (layout end_to_end: YOLOv10, YOLO26, exports with "
@@ -65,6 +93,11 @@ class DetectReader:
     declared: bool = True
     """Whether the model declares the layout of its head; else `check` must confirm it."""
 
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The outputs that it reads."""
+        return (self.output_name,)
+
     def check(self, outputs: Mapping[str, NDArray[Any]]) -> None:
         """Checks that an answer has the layout that the shape suggested. An answer without boxes confirms anything.
 
@@ -73,6 +106,13 @@ class DetectReader:
         """
         if not self.declared:
             confirm(self.spec, outputs[self.output_name][0], self.layout, len(self.class_names), known=KNOWN)
+
+    def scan(self, outputs: Mapping[str, NDArray[Any]], confidence: float) -> tuple[Rows | None, int]:
+        """The rows that score in any image, and their number. A raw head has thousands of columns to search."""
+        if self.layout == "raw":
+            return None, sys.maxsize
+        rows = scoring_rows(outputs[self.output_name], confidence)
+        return rows, rows[0].size
 
     def read(
         self,
@@ -206,3 +246,56 @@ def detections(detected: Detected, track_ids: NDArray[Any] | None, class_names: 
             strict=True,
         )
     ]
+
+
+class DetectStage(PipelineStage):
+    """Objects of the classes that a detection model knows."""
+
+    name = "detect"
+    title = "Detection"
+    description = "Boxes, classes and scores of the objects that the detection model knows."
+    part = Part(
+        "objects",
+        list[Detection],
+        shapes=(Shape("box", "box", label="{class_name} {confidence} {track_id}"),),
+    )
+    model_type = DetectModel
+    fleet = True
+
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        try:
+            read_labels(settings.triton.triton_labels)
+        except ModelRejected as error:
+            raise ConfigurationError(str(error)) from None
+
+    def model(self) -> str | None:
+        return self.settings.triton.triton_detect_model
+
+    def reader(self, spec: ModelSpec) -> DetectReader:
+        return detect_reader(spec, read_labels(self.settings.triton.triton_labels))
+
+    def describe(self, reader: DetectReader) -> DetectModel:
+        return DetectModel(display_name(reader.spec), reader.class_names)
+
+    def write(self, state: FrameState, batch: Batch) -> list[Detection]:
+        found = state.found.get("detect")
+        if found is None:
+            return []
+        return detections(found, state.track_ids.get("detect"), batch.model_set.readers["detect"].class_names)
+
+
+def read_labels(path: Path | None) -> tuple[str, ...] | None:
+    """Class names from a file, one a line.
+
+    Raises:
+        ModelRejected: the file cannot be read, or is not UTF-8.
+    """
+    if path is None:
+        return None
+    try:
+        return tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        seen = error.strerror if isinstance(error, OSError) else "is not UTF-8"
+        reason = f"TRITON_LABELS='{path}': {seen}; want a text file, one class name a line"
+        raise ModelRejected(reason) from None

@@ -15,7 +15,7 @@ import base64
 import math
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
 import cv2
@@ -24,15 +24,25 @@ from numpy.typing import NDArray
 
 from app import metrics
 from app.errors import FrameError, InferenceError, InferenceUnavailable, ModelRejected
-from app.inference.client import InferenceClient, ModelSpec
+from app.inference.client import ModelSpec
 from app.inference.shared_memory import Buffer
 from app.pipeline.boxes import Floats
-from app.pipeline.decode import image_of
-from app.pipeline.preprocess import Piece, Preprocessor, Threads
+from app.pipeline.preprocess import Piece
+from app.pipeline.stage import UNAVAILABLE, PipelineStage
+from app.pipeline.stages.detect import Detection
 from app.pipeline.stages.tracking import match_poses
 from app.pipeline.types import Batch, FrameState
-from app.protocol.result import FACE, OK, Stage
-from app.settings import FleetSettings
+from app.protocol.result import OK, Stage, many
+
+
+@many
+class FaceDetection(Detection):
+    """A person whose face was embedded. Other detections do not have the field."""
+
+    _: KW_ONLY
+    embedding: str
+    """Base64 of 512 float32, little-endian, a vector of length 1: the dot product of two is their cosine similarity."""
+
 
 SIDE = 112
 """Width and height of a crop, pixels."""
@@ -211,8 +221,6 @@ class _Faces:
     """The usable faces of one frame."""
 
     state: FrameState
-    index: int
-    """Index of the frame in its batch."""
     people: list[int]
     """For each face, the index of its person in `detected`."""
     matrices: list[Matrix]
@@ -221,34 +229,50 @@ class _Faces:
     error: FrameError | None = None
 
 
-class FaceStage:
-    """Embeds the faces of a batch, after its objects and poses were read."""
+class FaceStage(PipelineStage):
+    """Embeds the faces of a batch, after its objects and poses were read. Off for live clients."""
 
-    def __init__(
-        self, client: InferenceClient, threads: Threads, preprocessor: Preprocessor, settings: FleetSettings
-    ) -> None:
-        self._client = client
-        self._threads = threads
-        self._preprocessor = preprocessor
-        self._most = settings.max_sub_batch
-        self.model = settings.fleet_face_model
+    name = "face"
+    title = "Faces"
+    description = "Adds an embedding to each person whose face is turned to the camera, so that faces can be compared."
+    live = False
+    fleet = True
+    needs = ("detect", "pose")
+    needs_image = True
+    whole_frames = False
+
+    def model(self) -> str | None:
+        return self.settings.fleet.fleet_face_model
+
+    def reader(self, spec: ModelSpec) -> FaceReader:
+        return face_reader(spec)
+
+    def write(self, state: FrameState, batch: Batch) -> None:
+        """Replaces the people whose faces were embedded by people with an embedding."""
+        embeddings: dict[int, str] = state.found.get("face", {})
+        objects = state.parts["objects"] if embeddings else []
+        for index, embedding in embeddings.items():
+            plain = objects[index]
+            objects[index] = FaceDetection(
+                plain.class_id, plain.class_name, plain.confidence, plain.box, plain.track_id, embedding=embedding
+            )
 
     async def run(self, batch: Batch) -> None:
-        """Fills `embeddings` and the stage of every frame that asks for faces."""
-        reader = batch.model_set.face
-        frames = [(i, state) for i, state in enumerate(batch.frames) if state.job.faces and state.error is None]
+        """Fills `found` and the stage of every frame that asks for faces."""
+        reader = batch.model_set.readers.get("face")
+        frames = [state for state in batch.frames if state.error is None and state.job.settings.stages.get("face")]
         if reader is None or not batch.up or not frames:
-            return  # `postprocess.finish` sets the stage
+            return  # `status` says why
         clock = time.perf_counter()
-        found = [faces for index, state in frames if (faces := _find(state, index, batch, reader)) is not None]
+        found = [faces for state in frames if (faces := _find(state, batch, reader)) is not None]
         if found:
             await self._cut(found, batch, reader)
             await self._embed([faces for faces in found if faces.error is None], reader)
         for faces in found:
             if faces.error is not None:
                 _fail(faces.state, str(faces.error), len(faces.people))
-        for _, state in frames:
-            state.time(FACE, clock)
+        for state in frames:
+            state.time("face", clock)
 
     def _cut(self, found: list[_Faces], batch: Batch, reader: FaceReader) -> asyncio.Future[None]:
         """Cuts out all faces in threads; await the future at once. Cancelling does not stop the threads.
@@ -256,7 +280,7 @@ class FaceStage:
         Until they are done, the batch's memory is held, because they read frames from it.
         """
         batch.hold()
-        cutting = self._threads.run(*([self._piece(faces, batch, reader)] for faces in found))
+        cutting = self.host.threads.run(*([self._piece(faces, batch, reader)] for faces in found))
         cutting.add_done_callback(lambda _: batch.release())
         return asyncio.shield(cutting)
 
@@ -265,7 +289,7 @@ class FaceStage:
 
         def work(piece: Piece) -> None:
             try:
-                crops = crop(self._image(faces.state, faces.index, batch), faces.matrices)
+                crops = crop(self.host.preprocessor.image(faces.state, batch), faces.matrices)
             except FrameError as error:
                 faces.error = error
                 return
@@ -273,7 +297,7 @@ class FaceStage:
                 reader.fill(crops, faces.tensor)
 
         def given_up() -> None:
-            faces.error = self._preprocessor.too_expensive()
+            faces.error = self.host.preprocessor.too_expensive()
             batch.hold()
 
         return Piece(work, given_up, batch.release)
@@ -284,34 +308,23 @@ class FaceStage:
         if not owners:
             return
         every = np.concatenate([faces.tensor for faces in found])
-        size = min(self._most, reader.spec.max_batch)
+        size = min(self.settings.fleet.max_sub_batch, reader.spec.max_batch)
         await asyncio.gather(
             *(self._ask(every[at : at + size], owners[at : at + size], reader) for at in range(0, len(every), size))
         )
         for faces in found:
-            if FACE not in faces.state.stages:
-                faces.state.stages[FACE] = OK
+            if "face" not in faces.state.stages:
+                faces.state.stages["face"] = OK
                 metrics.MODEL_FRAMES.labels(reader.spec.name).inc()
-
-    def _image(self, state: FrameState, index: int, batch: Batch) -> NDArray[np.uint8]:
-        """The frame at its full size, RGB: decoded pixels where there are any, else decoded again."""
-        info = state.info
-        assert info is not None
-        for form, tensor in batch.inputs.items():
-            box = tensor.boxes[index]
-            if form.is_image and (box.width, box.height) == (info.width, info.height):
-                return image_of(tensor.canvas(index), box)
-        pixels = state.pixels if state.pixels is not None else state.job.frame.pixels
-        return self._preprocessor.whole(state.job, info) if pixels is None else pixels
 
     async def _ask(self, tensor: NDArray[Any], owners: list[tuple[FrameState, int]], reader: FaceReader) -> None:
         # Heap memory, because the number of faces changes with each frame and a shared slot has one fixed shape.
         buffer = Buffer(tensor, None, None)
         try:
-            reply = await self._client.infer(reader.spec, buffer, stream=owners[0][0].job.frame.stream)
+            reply = await self.host.client.infer(reader.spec, buffer, stream=owners[0][0].job.frame.stream)
             vectors = reader.read(reply.outputs[reader.output_name])
         except InferenceError as error:
-            reason = "inference_unavailable" if isinstance(error, InferenceUnavailable) else str(error)
+            reason = UNAVAILABLE if isinstance(error, InferenceUnavailable) else str(error)
             for state, _ in owners:
                 _fail(state, reason, 1)
             return
@@ -320,19 +333,19 @@ class FaceStage:
         metrics.MODEL_BATCH.labels(reader.spec.name).observe(len(tensor))
         for (state, person), vector in zip(owners, vectors, strict=True):
             if np.isfinite(vector).all():
-                state.embeddings[person] = encode_embedding(vector)
+                state.found.setdefault("face", {})[person] = encode_embedding(vector)
                 metrics.FACES.labels("embedded").inc()
             else:
                 _fail(state, f"{reader.spec.name}: answered a vector without length", 1)
 
 
-def _find(state: FrameState, index: int, batch: Batch, reader: FaceReader) -> _Faces | None:
+def _find(state: FrameState, batch: Batch, reader: FaceReader) -> _Faces | None:
     """The faces of a frame that can be embedded; None if there are none, after setting the frame's face stage."""
-    posed, detected = state.posed, state.detected
+    posed, detected = state.found.get("pose"), state.found.get("detect")
     if posed is None or detected is None:
-        state.stages[FACE] = Stage("skipped", "no_poses" if posed is None else "no_detections")
+        state.stages["face"] = Stage("skipped", "no_poses" if posed is None else "no_detections")
         return None
-    people = match_poses(posed, detected, np.arange(len(detected.xyxy)), batch.model_set.people)
+    people = match_poses(posed, detected, np.arange(len(detected.xyxy)), batch.model_set.ids_of("detect", "person"))
     chosen: list[int] = []
     matrices: list[Matrix] = []
     rejected: Counter[str] = Counter()
@@ -346,11 +359,11 @@ def _find(state: FrameState, index: int, batch: Batch, reader: FaceReader) -> _F
     for reason, count in rejected.items():
         metrics.FACES.labels(reason).inc(count)
     if chosen:
-        return _Faces(state, index, chosen, matrices, reader.empty(len(chosen)))
-    state.stages[FACE] = Stage("skipped", rejected.most_common(1)[0][0]) if rejected else OK
+        return _Faces(state, chosen, matrices, reader.empty(len(chosen)))
+    state.stages["face"] = Stage("skipped", rejected.most_common(1)[0][0]) if rejected else OK
     return None
 
 
 def _fail(state: FrameState, reason: str, count: int) -> None:
-    state.stages[FACE] = Stage("error", reason)
+    state.stages["face"] = Stage("error", reason)
     metrics.FACES.labels("error").inc(count)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import math
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import cv2
@@ -28,7 +29,54 @@ from app.pipeline.registration import (
     same,
     shifts,
 )
-from app.protocol.result import CameraMotion, Motion, MotionGrid
+from app.pipeline.stage import PipelineStage
+from app.pipeline.types import Batch, FrameState
+from app.protocol.result import OK, Stage
+from app.protocol.stages import Part, Shape
+
+
+@dataclass(frozen=True)
+class CameraMotion:
+    """Motion of the whole image since the last frame: a shift, a rotation and a zoom about the middle of the frame.
+
+    A point that was at `q` from the middle is now at `zoom * rotated(q) + (dx, dy)` from it.
+    """
+
+    dx: float
+    dy: float
+    """Shift of the point that was in the middle, pixels. A camera that pans right moves the image left."""
+    rotation_deg: float = 0.0
+    """Rotation of the image, degrees, clockwise as seen. A camera that rolls clockwise rotates it anticlockwise."""
+    zoom: float = 1.0
+    """Factor by which the image grew: above 1 the camera zooms in or comes nearer."""
+
+
+@dataclass(frozen=True)
+class MotionGrid:
+    """The dense flow since the last frame, as one vector for each cell of a grid over the frame."""
+
+    columns: int
+    rows: int
+    scale: float
+    """Pixels per unit of `data`."""
+    data: str
+    """Base64 of int8 pairs dx, dy, row by row; the camera's own motion is still in them. 0, 0 where there is no texture
+    to follow."""
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Motion since the last frame, split into the camera's and that of the rest."""
+
+    score: float
+    """Mean motion besides the camera's, in frame diagonals per frame, over all cells; a cell that stands still is 0."""
+    direction_deg: float | None
+    """Mean direction of the moving cells: 0 right, 90 down, 180 left, 270 up. Null when none moves."""
+    moving_fraction: float
+    """Share of cells that move besides the camera, 0 to 1."""
+    camera: CameraMotion
+    grid: MotionGrid | None = None
+
 
 Method = Literal["dis", "farneback"]
 
@@ -214,3 +262,38 @@ def _grid(vectors: Points, pair: FramePair) -> MotionGrid:
     return MotionGrid(
         pair.layout.columns, pair.layout.rows, round(scale, 6), base64.b64encode(units.tobytes()).decode("ascii")
     )
+
+
+class MotionStage(PipelineStage):
+    """Motion since the stream's last frame. Runs in the threads that decode, beside other frames' models."""
+
+    name = "motion"
+    title = "Motion"
+    description = "Motion since the last frame, split into the camera's and that of the rest."
+    part = Part(
+        "motion",
+        Motion | None,
+        empty=lambda: None,
+        shapes=(Shape("field", "grid", camera="camera"),),
+    )
+    needs_grey = True
+
+    def prepare(self, state: FrameState, previous: Grey | None, grey: Grey) -> None:
+        memory, info = state.job.memory, state.info
+        assert info is not None
+        reason = obstacle(previous, grey)
+        if reason is not None:
+            state.stages["motion"] = Stage("skipped", reason)
+            return
+        assert previous is not None
+        flow = memory.parts.get("motion")
+        if flow is None:
+            flow = memory.parts["motion"] = Flow(self.settings.pipeline.motion_method)
+        state.found["motion"] = motion(
+            flow, previous, grey, width=info.width, height=info.height, grid=state.job.settings.motion_grid
+        )
+        state.stages["motion"] = OK
+
+    def write(self, state: FrameState, batch: Batch) -> Motion | None:
+        found: Motion | None = state.found.get("motion")
+        return found

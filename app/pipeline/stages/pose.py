@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,7 +28,69 @@ from app.pipeline.layouts import (
     scoring_rows,
     to_images,
 )
-from app.protocol.result import KEYPOINT_NAMES, Box, Keypoint, Pose
+from app.pipeline.stage import PipelineStage, display_name
+from app.pipeline.types import Batch, FrameState
+from app.protocol.result import Box, many
+from app.protocol.stages import Part, Shape
+
+KEYPOINT_NAMES = (
+    "nose",
+    "left_eye",
+    "right_eye",
+    "left_ear",
+    "right_ear",
+    "left_shoulder",
+    "right_shoulder",
+    "left_elbow",
+    "right_elbow",
+    "left_wrist",
+    "right_wrist",
+    "left_hip",
+    "right_hip",
+    "left_knee",
+    "right_knee",
+    "left_ankle",
+    "right_ankle",
+)
+"""COCO's 17 keypoints, in its order (https://cocodataset.org/#keypoints-2020). Left is the person's left."""
+
+SKELETON = (
+    (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7),
+    (6, 8), (7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
+)  # fmt: skip
+"""COCO's limbs as pairs of indices into KEYPOINT_NAMES, counted from 0."""
+
+
+@many
+class Keypoint:
+    """One of KEYPOINT_NAMES; position in pixels, `confidence` 0 to 1."""
+
+    name: str
+    x: float
+    y: float
+    confidence: float
+
+
+@many
+class Pose:
+    """The keypoints of one person, with the person's box and confidence, 0 to 1."""
+
+    confidence: float
+    box: Box
+    keypoints: tuple[Keypoint, ...]
+    """17, in COCO's order."""
+    track_id: int | None = None
+    """Track of the person that the pose belongs to; null without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoseModel:
+    """The pose model that is loaded. `skeleton` has the limbs, as pairs of indices into `keypoints`."""
+
+    name: str
+    keypoints: tuple[str, ...]
+    skeleton: tuple[tuple[int, int], ...]
+
 
 _KEYPOINTS = len(KEYPOINT_NAMES)
 _RAW_ROWS = 4 + 1 + 3 * _KEYPOINTS
@@ -65,11 +128,24 @@ class PoseReader:
     layout: Layout
     declared: bool = True
     """Whether the model declares the layout of its head; else `check` must confirm it."""
+    class_names: tuple[str, ...] = ("person",)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The outputs that it reads."""
+        return (self.output_name,)
 
     def check(self, outputs: Mapping[str, NDArray[Any]]) -> None:
         """Checks an answer as `DetectReader.check` does. Raises ModelRejected."""
         if not self.declared:
             confirm(self.spec, outputs[self.output_name][0], self.layout, 1, known=KNOWN)
+
+    def scan(self, outputs: Mapping[str, NDArray[Any]], confidence: float) -> tuple[Rows | None, int]:
+        """The rows that score in any image, and their number. A raw head has thousands of columns to search."""
+        if self.layout == "raw":
+            return None, sys.maxsize
+        rows = scoring_rows(outputs[self.output_name], confidence)
+        return rows, rows[0].size
 
     def read(
         self,
@@ -185,3 +261,27 @@ def poses(posed: Posed, track_ids: NDArray[Any] | None) -> list[Pose]:
             strict=True,
         )
     ]
+
+
+class PoseStage(PipelineStage):
+    """People and their keypoints."""
+
+    name = "pose"
+    title = "Pose"
+    description = "Keypoints of people, with a box and a score for each person."
+    part = Part("poses", list[Pose], shapes=(Shape("points", "keypoints", least=0.3, lines="skeleton"),))
+    model_type = PoseModel
+    fleet = True
+
+    def model(self) -> str | None:
+        return self.settings.triton.triton_pose_model
+
+    def reader(self, spec: ModelSpec) -> PoseReader:
+        return pose_reader(spec)
+
+    def describe(self, reader: PoseReader) -> PoseModel:
+        return PoseModel(display_name(reader.spec), KEYPOINT_NAMES, SKELETON)
+
+    def write(self, state: FrameState, batch: Batch) -> list[Pose]:
+        found = state.found.get("pose")
+        return [] if found is None else poses(found, state.track_ids.get("pose"))

@@ -12,8 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.pipeline.boxes import Floats
+from app.pipeline.stage import PipelineStage
 from app.pipeline.stages.detect import Detected
 from app.pipeline.stages.pose import Posed
+from app.pipeline.types import Batch, FrameState
+from app.protocol.result import OK, Stage
 
 Ids = NDArray[np.int64]
 Corners = Sequence[float]
@@ -305,20 +308,85 @@ def match_poses(
         person_class_ids: the classes that a pose may belong to.
         min_iou: least overlap of the two boxes.
     """
-    poses = posed.xyxy.tolist()
-    ids = [-1] * len(poses)
-    people = [at for at, class_id in enumerate(detected.class_id.tolist()) if class_id in person_class_ids]
-    if poses and people:
-        boxes = detected.xyxy.tolist()
-        zeros = [0] * max(len(poses), len(people))
-        overlaps = overlapping(poses, [boxes[at] for at in people], zeros[: len(poses)], zeros[: len(people)])
+    return match(
+        posed.xyxy.tolist(),
+        [0] * len(posed.xyxy),
+        detected.xyxy.tolist(),
+        [0 if class_id in person_class_ids else -1 for class_id in detected.class_id.tolist()],
+        track_ids,
+        min_iou,
+    )
+
+
+def match(
+    boxes: Sequence[Corners],
+    classes: Sequence[int],
+    others: Sequence[Corners],
+    other_classes: Sequence[int],
+    track_ids: NDArray[Any],
+    min_iou: float = 0.5,
+) -> Ids:
+    """For each box the track id of the other box of its class that it lies on, one to one, the largest overlap first.
+
+    Args:
+        track_ids: `[others]`; -1 means no id, and a box on it then has none either.
+        min_iou: least overlap of the two boxes.
+    """
+    ids = [-1] * len(boxes)
+    if boxes and others:
+        overlaps = overlapping(boxes, others, classes, other_classes)
         numbers = track_ids.tolist()
-        taken_poses, taken_people = set(), set()
-        for pose, person, overlap in sorted(overlaps, key=itemgetter(2), reverse=True):
+        taken, taken_others = set(), set()
+        for row, column, overlap in sorted(overlaps, key=itemgetter(2), reverse=True):
             if overlap < min_iou:
                 break
-            if pose not in taken_poses and person not in taken_people:
-                taken_poses.add(pose)
-                taken_people.add(person)
-                ids[pose] = numbers[people[person]]
+            if row not in taken and column not in taken_others:
+                taken.add(row)
+                taken_others.add(column)
+                ids[row] = numbers[column]
     return np.array(ids, np.int64)
+
+
+class TrackStage(PipelineStage):
+    """Gives objects numbers that stay the same in all frames of their stream.
+
+    One tracker a stream follows what the first stage with classes found. The boxes of other stages get the number of
+    the box of the same class that they lie on.
+    """
+
+    name = "track"
+    title = "Tracking"
+    description = "Gives an object the same number in all frames of its stream."
+    needs = ("detect", "pose")
+
+    def load(self) -> None:
+        load()
+
+    def finish(self, state: FrameState, batch: Batch) -> None:
+        found = {name: what for name, what in state.found.items() if hasattr(what, "xyxy")}
+        if not found:
+            return
+        leader = next((name for name, what in found.items() if hasattr(what, "class_id")), next(iter(found)))
+        memory, frame, info = state.job.memory, state.job.frame, state.info
+        assert info is not None
+        tracker = memory.parts.get("track")
+        if tracker is None:
+            tracker = memory.parts["track"] = StreamTracker()
+        led = found.pop(leader)
+        ids = state.track_ids[leader] = tracker.update(
+            led.xyxy,
+            led.confidence,
+            getattr(led, "class_id", None),
+            size=(info.width, info.height),
+            at_s=frame.received if frame.at_s is None else frame.at_s,
+        )
+        for name, what in found.items():
+            classes, led_classes = batch.model_set.common_classes(name, leader, what, led)
+            state.track_ids[name] = match(what.xyxy.tolist(), classes, led.xyxy.tolist(), led_classes, ids)
+        state.stages["track"] = OK
+
+    def status(self, state: FrameState, batch: Batch) -> Stage:
+        return _NOTHING
+
+
+_NOTHING = Stage("skipped", "nothing_detected_on")

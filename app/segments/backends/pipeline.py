@@ -219,7 +219,7 @@ class PipelineBackend(Backend):
 
     async def _open_until_closing(self) -> None:
         try:
-            async with open_pipeline(self.settings, self.settings.ocr) as opened:
+            async with open_pipeline(self.settings) as opened:
                 self._pipeline.set_result(opened.pipeline)
                 await self._closing.wait()
         except Exception as error:  # passed to the thread that waits for the pipeline

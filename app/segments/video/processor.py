@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import functools
 import logging
 import time
@@ -122,8 +121,8 @@ async def load_models(pipeline: Pipeline) -> None:
 
 
 def serves_any(models: ModelSet) -> bool:
-    """Whether a detection or a pose model is loaded."""
-    return models.detect is not None or models.pose is not None
+    """Whether any model is loaded that takes whole frames."""
+    return bool(models.whole)
 
 
 def required_stages(models: ModelSet, mode: Mode) -> frozenset[str]:
@@ -134,13 +133,11 @@ def required_stages(models: ModelSet, mode: Mode) -> frozenset[str]:
         InferenceError: the model that this mode needs is not loaded.
     """
     if not serves_any(models):
-        reason = f": {models.rejected}" if models.rejected else ""
-        raise InferenceUnavailable(f"this server serves neither a detection nor a pose model{reason}")
-    classes = () if models.detect is None else models.detect.class_names
-    if mode == "blur_faces" and models.pose is None and FACE_CLASS not in {name.casefold() for name in classes}:
+        reason = f": {models.refusal}" if models.refusal else ""
+        raise InferenceUnavailable(f"this server serves no model that reads frames{reason}")
+    if mode == "blur_faces" and "pose" not in models.whole and not models.ids_of("detect", FACE_CLASS):
         raise InferenceError("this server serves neither poses nor a class `face`: faces cannot be hidden")
-    loaded = {"detect": models.detect, "pose": models.pose}
-    return frozenset(name for name, model in loaded.items() if model is not None)
+    return frozenset(models.whole)
 
 
 # --- the analysis ---
@@ -292,7 +289,7 @@ class VideoProcessor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*threads, *tasks, return_exceptions=True)
-        self._pipeline.ocr.forget(self._memory.ocr)
+        self._pipeline.forget(self._memory)
         if given_up := self._received - self._output.frames:
             metrics.FRAMES_FAILED.labels(ENTRY, "given_up").inc(given_up)
 
@@ -337,14 +334,17 @@ class VideoProcessor:
         Args:
             at: the time of the last frame, seconds of the video.
         """
-        memory, waited = self._memory.ocr, False
+        memory: OcrMemory | None = self._memory.parts.get("ocr")
+        if memory is None:
+            return results
+        waited = False
         while memory.pending and memory.problem is None and _text_lags(memory, float(at)):
             await asyncio.sleep(_POLL_S)
             waited = True
         if not waited or memory.problem is not None:
             return results
         return [
-            dataclasses.replace(result, texts=memory.texts, stages={**result.stages, "ocr": OK})
+            result.replace(texts=memory.texts, stages={**result.stages, "ocr": OK})
             if isinstance(result, FrameResult) and result.stages["ocr"] == RUNNING
             else result
             for result in results
@@ -380,9 +380,9 @@ def _checked(result: FrameResult | FrameError, required: frozenset[str]) -> Anal
     """
     if isinstance(result, FrameError):
         return result
-    for name in ("detect", "pose"):
+    for name in required:
         stage = result.stages[name]
-        if stage.status == "error" or (stage.status == "disabled" and name in required):
+        if stage.status in ("error", "disabled"):
             if stage.reason == "inference_unavailable":
                 raise InferenceUnavailable(
                     "the inference server became unreachable, or was too slow, while the video was analysed"

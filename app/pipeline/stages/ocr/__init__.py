@@ -12,20 +12,25 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from app.errors import ConfigurationError
 from app.metrics import OCR_RUNS, OCR_SECONDS
-from app.pipeline.stages.ocr.policy import JpegSource, OcrMemory, due, has_changed, stage
+from app.pipeline.stage import PipelineStage, StatusListener
+from app.pipeline.stages.ocr.policy import JpegSource, OcrMemory, Text, due, has_changed, stage
 from app.pipeline.stages.ocr.process import OcrProcess, OcrProcessError, OcrSupervisor, OcrUnreadable, why_off
-from app.protocol.result import Stage, Text
-from app.settings import OcrSettings
+from app.pipeline.types import Batch, FrameJob, FrameState, StreamMemory
+from app.protocol.result import FrameResult, Stage
+from app.protocol.stages import Part, Shape
+from app.settings import OcrSettings, Settings
 
-__all__ = ["Ocr", "OcrMemory"]
+__all__ = ["Ocr", "OcrMemory", "OcrStage", "Text"]
 
 log = logging.getLogger(__name__)
 
@@ -203,3 +208,89 @@ class Ocr:
             log.error("text reading fails: %s", broken)
         if self.on_change is not None:
             self.on_change(broken is None, broken)
+
+
+_POLL_S = 0.02
+
+
+class OcrStage(PipelineStage):
+    """Text reading as a stage: each frame gets the last texts of its stream at once.
+
+    Args:
+        used: whether any stream may read text. If not, no process is started.
+    """
+
+    name = "ocr"
+    title = "Text reading"
+    description = "Lines of text. They are read beside the frames, and each result says how old they are."
+    part = Part("texts", list[Text], shapes=(Shape("polygon", "polygon", label="{text}", colour="#ffe14d"),))
+    model_type = str
+    needs_grey = True
+    runs = "loop"
+
+    def __init__(self, settings: Settings, *, used: bool = True) -> None:
+        super().__init__(settings, used=used)
+        chosen = settings.ocr if used else settings.ocr.model_copy(update={"ocr": "off"})
+        self.ocr = Ocr(chosen, state_dir=settings.server.state_dir)
+
+    def listen(self, listener: StatusListener) -> None:
+        self.ocr.on_change = partial(listener, self.name)
+
+    def load(self) -> None:
+        if self.settings.ocr.ocr == "on" and self.used and not self.ocr.available:
+            raise ConfigurationError(f"OCR='on': {self.ocr.reason}")
+
+    async def close(self) -> None:
+        await self.ocr.close()
+
+    def forget(self, memory: StreamMemory) -> None:
+        if "ocr" in memory.parts:
+            self.ocr.forget(memory.parts["ocr"])
+
+    def health(self) -> dict[str, Any]:
+        return self.ocr.health()
+
+    @property
+    def broken(self) -> str | None:
+        return self.ocr.broken
+
+    @property
+    def absent(self) -> str:
+        return f"off ({self.ocr.reason})"
+
+    def offer(self, readers: Mapping[str, Any]) -> str | None:
+        return self.ocr.name if self.ocr.available else None
+
+    def write(self, state: FrameState, batch: Batch) -> list[Text]:
+        job = state.job
+        now = time.perf_counter() if job.frame.at_s is None else job.frame.at_s
+        texts, state.stages["ocr"] = self.ocr.attach(
+            _memory(job.memory), state.still or job.frame.still, state.grey, now=now
+        )
+        return texts
+
+    async def settle(self, job: FrameJob, result: FrameResult) -> FrameResult:
+        """Waits for the run of the frame, which may queue behind another one."""
+        memory, timeout_s = _memory(job.memory), self.settings.ocr.ocr_timeout_s
+        if not memory.pending:
+            return result
+        try:
+            async with asyncio.timeout(2 * timeout_s) as clock:
+                while memory.pending:
+                    await asyncio.sleep(_POLL_S)
+                    if self.ocr.health()["state"] == "starting":  # the start has a time limit of its own
+                        clock.reschedule(asyncio.get_running_loop().time() + 2 * timeout_s)
+        except TimeoutError:
+            late = Stage("error", f"its turn did not come within {2 * timeout_s:g} seconds, twice OCR_TIMEOUT_S")
+            return result.replace(stages={**result.stages, "ocr": late})
+        finally:
+            self.ocr.forget(memory)
+        texts, outcome = self.ocr.attach(memory, job.frame.jpeg, job.memory.grey, now=time.perf_counter())
+        return result.replace(texts=texts, stages={**result.stages, "ocr": outcome})
+
+
+def _memory(memory: StreamMemory) -> OcrMemory:
+    found: OcrMemory | None = memory.parts.get("ocr")
+    if found is None:
+        found = memory.parts["ocr"] = OcrMemory()
+    return found

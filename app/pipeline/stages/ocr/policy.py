@@ -13,7 +13,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from app.protocol.result import Stage, Text
+from app.protocol.result import Stage
+
+
+@dataclass(frozen=True)
+class Text:
+    """One line of text that was read. `confidence` is 0 to 1."""
+
+    text: str
+    confidence: float
+    polygon: tuple[tuple[float, float], ...]
+    """Four corners, clockwise from the text's own top left, which is the lower right one if the text is upside down."""
+
 
 JpegSource = bytes | Callable[[], bytes]
 """A frame's JPEG, or a function that makes it."""

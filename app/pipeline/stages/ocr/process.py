@@ -26,7 +26,7 @@ import orjson
 from app.errors import ConfigurationError, SightlineError
 from app.limits import backoff_s
 from app.metrics import OCR_RSS
-from app.protocol.result import Text
+from app.pipeline.stages.ocr.policy import Text
 from app.settings import OcrSettings
 
 log = logging.getLogger(__name__)

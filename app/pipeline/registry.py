@@ -1,0 +1,74 @@
+"""The stages that there are, in the order of the wire. A new one is one file and one line here, or a plug-in."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from app.errors import ConfigurationError
+from app.pipeline.stage import PipelineStage
+from app.pipeline.stages.detect import DetectStage
+from app.pipeline.stages.faces import FaceStage
+from app.pipeline.stages.motion import MotionStage
+from app.pipeline.stages.ocr import OcrStage
+from app.pipeline.stages.pose import PoseStage
+from app.pipeline.stages.tracking import TrackStage
+from app.protocol.stages import declare
+from app.settings import FleetSettings, Settings
+
+BUILT_IN: tuple[type[PipelineStage], ...] = (DetectStage, PoseStage, OcrStage, MotionStage, TrackStage, FaceStage)
+
+_classes: list[type[PipelineStage]] = []
+
+
+def register(stage: type[PipelineStage]) -> None:
+    """Adds a stage to all pipelines that are opened from now on.
+
+    Raises:
+        ConfigurationError: another stage has its name or its field of a result, or there is no stage that it needs.
+    """
+    names = {known.name for known in _classes}
+    if stage in _classes:
+        return
+    if missing := [name for name in stage.needs if name not in names]:
+        raise ConfigurationError(f"stage {stage.name!r} needs {', '.join(missing)}; there are {', '.join(names)}")
+    declare(stage.info())
+    _classes.append(stage)
+
+
+def fleet_stages(settings: FleetSettings) -> frozenset[str]:
+    """The stages that run on cameras' frames: FLEET_STAGES, or those made for it.
+
+    Raises:
+        ConfigurationError: FLEET_STAGES names a stage that there is not.
+    """
+    names = [stage.name for stage in _classes]
+    if unknown := sorted(set(settings.fleet_stages) - set(names)):
+        raise ConfigurationError(
+            f"FLEET_STAGES={','.join(settings.fleet_stages)!r}: should be out of {', '.join(names)}, comma-separated; "
+            f"not {', '.join(unknown)}"
+        )
+    return frozenset(settings.fleet_stages or [stage.name for stage in _classes if stage.fleet])
+
+
+def check(settings: Settings) -> None:
+    """Checks the settings of all stages. Raises ConfigurationError."""
+    for stage in _classes:
+        stage.check(settings)
+
+
+def create(settings: Settings, used: Collection[str] | None = None) -> list[PipelineStage]:
+    """One instance of each stage that an entry point may run, in the order of the wire.
+
+    Args:
+        used: names of the stages that run; None: those of live streams. The other stages of live streams are there,
+            too, so that every result says that they are off.
+    """
+    return [
+        stage(settings, used=stage.live if used is None else stage.name in used)
+        for stage in _classes
+        if stage.live or stage.name in (used or ())
+    ]
+
+
+for _stage in BUILT_IN:
+    register(_stage)

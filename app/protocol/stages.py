@@ -1,0 +1,105 @@
+"""The stages that this process knows, as the wire shows them: their names, their fields of a result, how to draw these.
+
+The stages themselves are files of `app/pipeline/stages` or come from plug-ins. Each declares itself here when it is
+loaded, so that messages, schema, painters and clients need to know none of them by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from app.errors import ConfigurationError
+
+ShapeKind = Literal["box", "polygon", "polyline", "mask", "points", "label", "arrow", "field"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How one entry of a part is drawn. Coordinates are pixels of the frame.
+
+    - `box`: x1, y1, x2, y2; `polygon` and `polyline`: `[[x, y], ...]`, or a list of such;
+    - `mask`: polygons, half transparent, with an outline;
+    - `points`: objects with x, y, confidence and perhaps a name;
+    - `label`: text alone, at the entry's `box`, or at the top left of the frame where `box` is null;
+    - `arrow`: dx, dy from the middle of the frame; `field`: vectors in a grid (columns, rows, scale, data).
+    """
+
+    kind: ShapeKind
+    at: str = ""
+    """Path within the entry to the geometry, with dots; empty: the entry itself."""
+    label: str = ""
+    """Text with the entry's fields in braces, such as `{class_name} {confidence}`; empty: no text."""
+    colour: str = "class"
+    """`class`: by the entry's `class_id`; `#rrggbb`; or `{rgb}`: the entry's field of that name, with red, green and
+    blue from 0 to 255."""
+    least: float = 0.0
+    """Of points: the least confidence of one that is drawn."""
+    lines: str = ""
+    """Of points: the field of the stage's model in `ready.models` that holds the pairs of points to connect."""
+    camera: str = ""
+    """Of `arrow` and `field`: path within the entry to the motion of the whole image; a field's vectors contain it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One field of a result."""
+
+    field: str
+    type: Any
+    """Its annotation, `list[Detection]` or `Motion | None`: JSON Schema and the Python client follow from it."""
+    empty: Callable[[], Any] = list
+    """Makes its value where the stage did not run."""
+    shapes: tuple[Shape, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StageInfo:
+    """One stage, as the wire shows it."""
+
+    name: str
+    """Its key in `stages` of a result and of the settings, in FLEET_STAGES and in metrics."""
+    title: str
+    """A few words for a switch or a table."""
+    description: str
+    part: Part | None = None
+    """The field of a result that it fills; None where it adds to the parts of others."""
+    live: bool = True
+    """Whether it runs for live clients, who may switch it off. Others run only where FLEET_STAGES names them."""
+    model: Any = None
+    """Annotation of its entry in `ready.models`; None: it has no entry."""
+
+
+STAGES: dict[str, StageInfo] = {}
+"""By name, in the order of the wire."""
+PARTS: dict[str, Part] = {}
+"""By field, in the order of the wire."""
+
+
+def declare(info: StageInfo) -> None:
+    """Adds a stage, once: declaring the same one again changes nothing.
+
+    Raises:
+        ConfigurationError: another stage has its name or its field.
+    """
+    known = STAGES.get(info.name)
+    if known == info:
+        return
+    if known is not None or info.name in _RESERVED_NAMES or not info.name.isidentifier():
+        raise ConfigurationError(f"a stage is named {info.name!r}: want an identifier that no other stage has")
+    if info.part is not None:
+        if info.part.field in PARTS or info.part.field in _RESERVED_FIELDS or not info.part.field.isidentifier():
+            raise ConfigurationError(
+                f"stage {info.name!r}: its field of a result is named {info.part.field!r}; want an identifier that no "
+                "other stage's field has"
+            )
+        PARTS[info.part.field] = info.part
+    STAGES[info.name] = info
+
+
+_RESERVED_NAMES = frozenset({"summary", "total", "queue", "decode", "prepare", "gate", "infer", "parse"})
+_RESERVED_FIELDS = frozenset(
+    {"type", "session_id", "frame_id", "seq", "captured_at_ms", "image", "stages", "timings_ms", "age_ms", "dropped"}
+    | {"camera_id", "values"}
+)
