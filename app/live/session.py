@@ -133,7 +133,7 @@ class LiveEntryPoint:
     def stage_changed(self, name: str, available: bool, reason: str | None) -> None:
         """Notifies sessions that a part that a stage runs beside the inference server came back or was lost."""
         if available:
-            self.notify(Notice(f"{name}_restored", f"{STAGES[name].title.lower()} is back"))
+            self.notify(Notice(f"{name}_restored", f"{STAGES[name].title} is available again"))
         else:
             self.notify(_stage_unavailable(name, reason))
 
@@ -145,7 +145,7 @@ def _inference_unavailable(reason: str | None) -> Notice:
 
 
 def _stage_unavailable(name: str, reason: str | None) -> Notice:
-    return Notice(f"{name}_unavailable", f"no {STAGES[name].title.lower()}: {reason}")
+    return Notice(f"{name}_unavailable", f"{STAGES[name].title} is not available: {reason}")
 
 
 class Session:

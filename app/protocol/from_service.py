@@ -11,7 +11,7 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from app.protocol.result import FrameResult
-from app.protocol.stages import STAGES, Shape
+from app.protocol.stages import STAGES, Figure, Shape
 from app.protocol.stream import StreamSettings
 
 
@@ -52,6 +52,10 @@ class StageDescription:
     """Its field of a result; null where it adds to the fields of others."""
     shapes: tuple[Shape, ...]
     """How each entry of the field is drawn."""
+    figures: tuple[Figure, ...]
+    """What the field says in words and numbers."""
+    late: bool
+    """Whether entries may come from an earlier frame; the stage's `age_ms` says how old they are."""
 
 
 def stage_descriptions() -> tuple[StageDescription, ...]:
@@ -61,8 +65,10 @@ def stage_descriptions() -> tuple[StageDescription, ...]:
             stage.name,
             stage.title,
             stage.description,
-            None if stage.part is None else stage.part.field,
-            () if stage.part is None else stage.part.shapes,
+            None if (part := stage.part) is None else part.field,
+            () if part is None else part.shapes,
+            () if part is None else part.figures,
+            part is not None and part.late,
         )
         for stage in STAGES.values()
         if stage.live

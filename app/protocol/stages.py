@@ -43,6 +43,21 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
+class Figure:
+    """What a part says in words and numbers beside the picture."""
+
+    place: Literal["figures", "status", "sentence"]
+    """`figures`: in a tile of its own, with the stage's title; `status`: behind the stage's status; `sentence`: in the
+    sentence that says what is in view."""
+    text: str
+    """Text with the part's fields in braces: `{path}`, or `{path:format}` with the format `percent`, `arrow` or
+    `direction` (of degrees), or `.N` (N decimals). Of a list: of its first entry; `{count}` is their number."""
+    where: str = ""
+    """Field that must be at least `least` for the text to be shown; empty: always."""
+    least: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """One field of a result."""
 
@@ -52,6 +67,10 @@ class Part:
     empty: Callable[[], Any] = list
     """Makes its value where the stage did not run."""
     shapes: tuple[Shape, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    late: bool = False
+    """Whether entries may come from an earlier frame; the stage's outcome then says how old they are. A client may let
+    them move with the camera."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -252,7 +252,7 @@ class DetectStage(PipelineStage):
     """Objects of the classes that a detection model knows."""
 
     name = "detect"
-    title = "Detection"
+    title = "Objects"
     description = "Boxes, classes and scores of the objects that the detection model knows."
     part = Part(
         "objects",

@@ -32,7 +32,7 @@ from app.pipeline.registration import (
 from app.pipeline.stage import PipelineStage
 from app.pipeline.types import Batch, FrameState
 from app.protocol.result import OK, Stage
-from app.protocol.stages import Part, Shape
+from app.protocol.stages import Figure, Part, Shape
 
 
 @dataclass(frozen=True)
@@ -275,6 +275,11 @@ class MotionStage(PipelineStage):
         Motion | None,
         empty=lambda: None,
         shapes=(Shape("field", "grid", camera="camera"),),
+        figures=(
+            Figure("figures", "{moving_fraction:percent} {direction_deg:arrow}"),
+            Figure("status", "score {score:.3}"),
+            Figure("sentence", "moving {direction_deg:direction}", where="moving_fraction", least=0.02),
+        ),
     )
     needs_grey = True
 

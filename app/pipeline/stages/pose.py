@@ -267,7 +267,7 @@ class PoseStage(PipelineStage):
     """People and their keypoints."""
 
     name = "pose"
-    title = "Pose"
+    title = "Poses"
     description = "Keypoints of people, with a box and a score for each person."
     part = Part("poses", list[Pose], shapes=(Shape("points", "keypoints", least=0.3, lines="skeleton"),))
     model_type = PoseModel

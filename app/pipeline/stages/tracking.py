@@ -355,7 +355,7 @@ class TrackStage(PipelineStage):
     """
 
     name = "track"
-    title = "Tracking"
+    title = "Tracks"
     description = "Gives an object the same number in all frames of its stream."
     needs = ("detect", "pose")
 

@@ -221,9 +221,14 @@ class OcrStage(PipelineStage):
     """
 
     name = "ocr"
-    title = "Text reading"
+    title = "Text"
     description = "Lines of text. They are read beside the frames, and each result says how old they are."
-    part = Part("texts", list[Text], shapes=(Shape("polygon", "polygon", label="{text}", colour="#ffe14d"),))
+    part = Part(
+        "texts",
+        list[Text],
+        shapes=(Shape("polygon", "polygon", label="{text}", colour="#ffe14d"),),
+        late=True,
+    )
     model_type = str
     needs_grey = True
     runs = "loop"
