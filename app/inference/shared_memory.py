@@ -36,8 +36,10 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "UINT8": np.dtype(np.uint8),
     "FP16": np.dtype(np.float16),
     "FP32": np.dtype(np.float32),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
 }
-"""Triton's names of the types that we read and write."""
+"""Triton's names of the types that we read and write; whole numbers are only read."""
 PREFIX = "sightline"
 _PAGE = 4096
 SHM = "/dev/shm"

@@ -360,12 +360,20 @@ def _drop_result(call: asyncio.Task[Reply]) -> None:
 
 
 def read_spec(name: str, metadata: Any, config: Any, *, batched: bool = False) -> ModelSpec:
-    """Makes a model's description from the server's metadata and configuration of it (protobuf messages)."""
+    """Makes a model's description from the server's metadata and configuration of it (protobuf messages).
+
+    A model that takes exactly one image may have outputs without a batch dimension, boxes `[objects, 4]` and lists
+    `[objects]`, as those of torchvision. They are described, and later returned, as `[1, objects, ...]`.
+    """
+    single = config.max_batch_size == 0 and all(t.shape[:1] == [1] for t in metadata.inputs)
     return ModelSpec(
         name=name,
         version=max(metadata.versions, key=int, default=""),
         inputs=tuple(TensorSpec(t.name, t.datatype, tuple(t.shape)) for t in metadata.inputs),
-        outputs=tuple(TensorSpec(t.name, t.datatype, tuple(t.shape)) for t in metadata.outputs),
+        outputs=tuple(
+            TensorSpec(t.name, t.datatype, (1, *t.shape) if single and t.shape in ([-1], [-1, 4]) else tuple(t.shape))
+            for t in metadata.outputs
+        ),
         max_batch=max(1, config.max_batch_size),
         batched=batched,
         parameters={key: value.string_value for key, value in config.parameters.items()},
@@ -483,6 +491,8 @@ def outputs(answer: Any, model: ModelSpec, buffer: Buffer, placed: Placed) -> di
         found = out.get(expected.name)
         if found is None:
             raise InferenceError(f"{answer.model_name}: the answer lacks its output {expected.name!r}")
+        if len(found.shape) == len(expected.shape) - 1 and expected.shape[0] == 1 == count:
+            found = out[expected.name] = found[None]  # see `read_spec`
         if not _fits(found.shape, (count, *expected.shape[1:])):
             raise InferenceError(
                 f"{answer.model_name}: output {expected.name!r} is {list(found.shape)} for {count} images; "

@@ -1,14 +1,31 @@
 """The layouts of a model's tensors: its input image, and its detection or pose head with the candidates in it. Pure.
 
-A head has one of three layouts:
+N images, A anchors, K rows, Q queries, C classes. Pixels are those of the input image, shares are parts of its sides.
+Heads of YOLO, read here:
 
-- `raw` `[N, 4 + classes + extra, A]`: anchors in columns; cx, cy, w, h, one score a class, then further rows;
-- `end_to_end` `[N, K, 6 + extra]`: x1, y1, x2, y2, score, class; the model has removed overlapping boxes;
+- `raw` `[N, 4 + C + extra, A]`: anchors in columns; cx, cy, w, h in pixels, one score a class, then further rows;
+- `end_to_end` `[N, K, 6 + extra]`: x1, y1, x2, y2 in pixels, score, class; the model has removed overlapping boxes;
 - `prepared` `[N, K, 6 + extra]`: the same columns; overlapping boxes are still there.
 
+Detection heads of other families, read by `families`:
+
+- `rtdetr` `[N, Q, 4 + C]`: cx, cy, w, h as shares, one score a class (RT-DETR of Ultralytics, before it picked rows);
+- `rtdetr_rows` `[N, K, 6]`: cx, cy, w, h as shares, score, class (RT-DETR of Ultralytics since it picks the best rows);
+- `boxes_logits` `[N, Q, 4]`, `[N, Q, C]`: cx, cy, w, h as shares, logits (RF-DETR; D-FINE and RT-DETR without their
+  post-processor);
+- `boxes_scores` `[N, A, 4]`, `[N, A, C]`: x1, y1, x2, y2 in pixels, scores; overlaps are still there (YOLO-NAS);
+- `objectness` `[N, A, 5 + C]`: cx, cy, w, h in pixels, objectness, scores; overlaps are still there (YOLOv5, YOLOv7,
+  YOLOX that decodes its boxes itself);
+- `yolox` `[N, A, 5 + C]`: the same, but boxes are offsets in the cells of strides 8, 16 and 32 (YOLOX);
+- `rows_apart` `[N, K, 4]`, `[N, K]`, `[N, K]`: x1, y1, x2, y2 in pixels, scores, labels; no overlaps (RT-DETR and
+  D-FINE with their post-processor, of one constant size);
+- `torchvision` `[D, 4]`, `[D]`, `[D]`: the same for one image without a batch dimension; label 0 is the background;
+- `efficient_nms` `[N, 1]` and `rows_apart`: the number of rows first (TensorRT's EfficientNMS).
+
 A model's string parameter `layout` names it; `make models` writes that parameter. Without it, rows that follow a UINT8
-NHWC image are `prepared`. Rows that follow another image could be those of an end-to-end YOLO or of RT-DETR (cx, cy, w,
-h from 0 to 1): they count as the former only after an answer of the model has confirmed it (`implausible`).
+NHWC image are `prepared`. Rows that follow another image could be those of an end-to-end YOLO or of RT-DETR: they count
+as the former only after an answer of the model has confirmed it (`implausible`). The layouts of other families are
+never guessed, except `efficient_nms`, whose outputs have names of their own.
 """
 
 from __future__ import annotations
@@ -17,7 +34,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
@@ -245,16 +262,34 @@ _HALVES = (np.arange(256, dtype=np.float32) / 255).astype(np.float16).view(np.ui
 
 # --- output layouts ---
 
-Layout = Literal["raw", "end_to_end", "prepared"]
+Layout = Literal[
+    "raw",
+    "end_to_end",
+    "prepared",
+    "rtdetr",
+    "rtdetr_rows",
+    "boxes_logits",
+    "boxes_scores",
+    "objectness",
+    "yolox",
+    "rows_apart",
+    "torchvision",
+    "efficient_nms",
+]
 Classes = NDArray[np.int32]
 
-LAYOUTS = ("raw", "end_to_end", "prepared")
-"""Values of a model's string parameter `layout`."""
+LAYOUTS: tuple[Layout, ...] = ("raw", "end_to_end", "prepared")
+"""Values of a model's string parameter `layout` for heads of YOLO; a detection model may have others, too."""
+FAMILY_LAYOUTS: tuple[Layout, ...] = tuple(name for name in get_args(Layout) if name not in LAYOUTS)
 _NORMALISED = 1.5
 """The largest coordinate of boxes in pixels exceeds this; that of normalised boxes (0 to 1) does not."""
 _MOST_SURE = 1.01
 """Scores do not exceed 1, apart from rounding."""
 
+POSE_ROWS = 56
+"""Rows of a raw head of one class with COCO's 17 keypoints: 4, a score, x, y and confidence of each."""
+_QUERIES = 1000
+"""Rows that a transformer's head has at most; a head with anchors has more."""
 MAX_NMS = 30_000
 """The best candidates that enter the suppression, as in Ultralytics."""
 
@@ -312,7 +347,7 @@ def find_head(
     """
     declared = spec.parameters.get("layout")
     if declared is not None and declared not in LAYOUTS:
-        raise ModelRejected(f"model {spec.name!r}: parameter layout={declared!r}; want {', '.join(LAYOUTS)}")
+        raise unknown_layout(spec, declared, LAYOUTS)
     given = [t for t in spec.outputs if output in (None, t.name)]
     heads = [t for t in given if len(t.shape) == 3 and t.dtype in ("FP32", "FP16")]
     cells = anchors(form)
@@ -326,17 +361,18 @@ def find_head(
     if declared == "raw":
         tiers = [(raws, "raw"), (maybe, "raw")]
     elif declared is not None:
-        tiers = [(rows, declared)]  # type: ignore[list-item]
+        tiers = [(rows, declared)]
     found, layout = next(((tensors, layout) for tensors, layout in tiers if tensors), ([], as_rows))
     strange = _strange(spec, form) if layout == "raw" and output is None else None
     if len(found) == 1 and strange is None:
         return Head(found[0], layout, declared is not None or form.is_image)
     shapes = ", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in spec.outputs) or "none"
+    looks = _looks(spec, form)
     why = (
         f"; {' and '.join(t.name for t in found)} could each be it"
-        if len(found) > 1
-        else f"; {strange or _strange(spec, form)}"
-        if strange or _strange(spec, form)
+        if len(found) > 1 and strange is None
+        else f"; {looks}"
+        if looks
         else f"; {output!r} is wanted"
         if output
         else f"; its parameter layout={declared!r} fits none of them"
@@ -347,24 +383,80 @@ def find_head(
     raise ModelRejected(f"model {spec.name!r}: outputs {shapes} for an image {image}; known: {known}{why}")
 
 
+def unknown_layout(spec: ModelSpec, declared: str, known: Sequence[str]) -> ModelRejected:
+    """The error for a model whose parameter `layout` has another value than the known ones."""
+    of_detect = ": such a head has objects, which stage `detect` reads" if declared in FAMILY_LAYOUTS else ""
+    return ModelRejected(f"model {spec.name!r}: parameter layout={declared!r}{of_detect}; want {', '.join(known)}")
+
+
+HOW_TO_SAY = (
+    "Say which with the parameter `layout`, in its config.pbtxt or, for `make models`, in a model.yaml beside the ONNX"
+)
+
+
 def _strange(spec: ModelSpec, form: InputFormat) -> str | None:
-    """Describes a model of another family by its outputs; None where no output shows the family."""
+    """Describes a head that is not YOLO's by its outputs, who reads it, and what to do; None: the shapes show nothing.
+
+    Outputs tell a family apart only as far as this message needs; no model is read because of it.
+    """
     outputs, cells = spec.outputs, anchors(form)
-    names = {t.name.lower() for t in outputs}
-    if any(len(t.shape) == 4 for t in outputs):
-        return "the 4-dimensional one is a segmentation model's"
-    if "num_dets" in names or any(name.startswith("num_det") for name in names):
-        return "a head behind TensorRT's EfficientNMS: export without the plug-in"
-    if any(len(t.shape) == 3 and t.shape[2] == 4 for t in outputs):
-        return "boxes and scores apart, as of RF-DETR, D-FINE or YOLO-NAS: such heads are not read"
-    if any(len(t.shape) == 3 and t.shape[1] in (cells, 3 * cells) and t.shape[2] > 6 for t in outputs):
-        return "anchors in rows, as of YOLOv5 and YOLOX (with an objectness): export with Ultralytics, as yolov5nu"
-    if any(len(t.shape) == 3 and t.shape[2] == 3 * cells for t in outputs):
-        return "three anchors a cell, as of YOLOv5 (with an objectness): export with Ultralytics, as yolov5nu"
-    if any(len(t.shape) == 3 and t.shape[2] == 7 for t in outputs):
-        return "seven columns: oriented boxes with an angle, which are not read"
-    if outputs and all(len(t.shape) == 2 for t in outputs):
-        return "one vector an image: a classification model"
+    shapes = [t.shape for t in outputs]
+    threes = [shape for shape in shapes if len(shape) == 3]
+    if any(t.name.lower().startswith("num_det") for t in outputs):
+        return (
+            "a head behind TensorRT's EfficientNMS, which has num_dets [N, 1], det_boxes [N, K, 4], det_scores [N, K] "
+            "and det_classes [N, K] (layout efficient_nms)"
+        )
+    if any(len(shape) == 4 for shape in shapes):
+        return (
+            "the 4-dimensional one holds the prototypes of masks: a segmentation head, which stage `segment` reads; "
+            "install it with `make models SEGMENT=`, or export a detection model"
+        )
+    if any(len(shape) == 3 and shape[2] == 4 for shape in shapes):
+        if any(len(shape) == 2 for shape in shapes):
+            return (
+                "boxes, scores and labels apart, as of RT-DETR or D-FINE with their post-processor (layout rows_apart) "
+                f"or of torchvision (layout torchvision). {HOW_TO_SAY}"
+            )
+        return (
+            "boxes and scores apart, as of RF-DETR and D-FINE (layout boxes_logits; for RF-DETR also mean and std) or "
+            f"YOLO-NAS (layout boxes_scores). {HOW_TO_SAY}"
+        )
+    if any(len(shape) == 3 and shape[1] in (cells, 3 * cells) and shape[2] > 6 for shape in shapes):
+        return (
+            "anchors in rows, as of YOLOv5 and YOLOv7 (with an objectness: layout objectness) or YOLOX (layout yolox); "
+            f"or a raw head that was transposed. {HOW_TO_SAY}; or export with Ultralytics, as yolov5nu"
+        )
+    if any(len(shape) == 3 and shape[2] == 3 * cells for shape in shapes):
+        return "three anchors a cell in columns, as of YOLOv5 (with an objectness): export it with anchors in rows"
+    if any(shape[2] == 7 for shape in threes):
+        return (
+            "seven columns: oriented boxes with an angle, which stage `obb` reads; install it with `make models OBB=`"
+        )
+    if outputs and all(len(shape) == 2 for shape in shapes):
+        return (
+            "one vector an image: a classification model, which stage `classify` reads; install it with "
+            "`make models CLASSIFY=`"
+        )
+    return None
+
+
+def _looks(spec: ModelSpec, form: InputFormat) -> str | None:
+    """As `_strange`, but for a model in which no head was found: also shapes that a head of YOLO could have."""
+    strange = _strange(spec, form)
+    if strange is not None:
+        return strange
+    threes = [t.shape for t in spec.outputs if len(t.shape) == 3]
+    if any(shape[1] == POSE_ROWS or shape[2] == POSE_ROWS + 1 for shape in threes):
+        return (
+            f"{POSE_ROWS} rows or {POSE_ROWS + 1} columns are one class and COCO's 17 keypoints: a pose head, which "
+            "stage `pose` reads; install it with `make models POSE=`"
+        )
+    if len(threes) == 1 and threes[0][2] > 6 and threes[0][2] < threes[0][1] <= _QUERIES:
+        return (
+            "rows of a box and one score a class, as of RT-DETR exported by Ultralytics (layout rtdetr): "
+            f"{HOW_TO_SAY}; or a raw head that was transposed"
+        )
     return None
 
 
@@ -382,7 +474,8 @@ def implausible(head: NDArray[Any], layout: Layout, class_count: int) -> str | N
         if 0 < largest <= _NORMALISED:
             return (
                 f"its boxes lie between 0 and {largest:.2f}: shares of the image, not pixels. That is RT-DETR's head "
-                "(cx, cy, w, h), which is not read; or an export with normalised boxes: export it as ONNX without"
+                "(layout rtdetr, or rtdetr_rows where its columns are cx, cy, w, h, score, class); or an export with "
+                "normalised boxes: export it as ONNX without"
             )
         if layout != "raw":
             some = boxes[np.abs(boxes).max(axis=1, initial=0.0) > 0]
@@ -392,7 +485,8 @@ def implausible(head: NDArray[Any], layout: Layout, class_count: int) -> str | N
         if scores.size and scores.max() > _MOST_SURE:
             return (
                 f"what should be scores goes up to {scores.max():.2f}: rows beyond the classes (a segmentation model's "
-                "masks, an angle of oriented boxes), or no head of that layout"
+                "masks, which stage `segment` reads; an angle of oriented boxes, which `obb` reads), or no head of "
+                "that layout"
             )
     return None
 
@@ -433,20 +527,29 @@ def candidates(
     head = head.astype(np.float32, copy=False)
     with np.errstate(invalid="ignore", over="ignore"):
         found = _raw(head, class_count, confidence) if layout == "raw" else _rows(head, confidence)
+    overlaps = layout != "end_to_end"
+    return kept(found, overlaps=overlaps, iou=iou, classes=classes, max_detections=max_detections)
+
+
+def kept(
+    found: Candidates, *, overlaps: bool, iou: float, classes: frozenset[int] | None, max_detections: int
+) -> Candidates:
+    """The candidates that `candidates` keeps of those above the threshold. `overlaps`: whether boxes may overlap."""
+    with np.errstate(invalid="ignore", over="ignore"):
         count = found.confidence.size
         # Almost always all numbers are finite, and so is their sum, which is cheaper to check than each box.
         if count and not math.isfinite(found.xyxy.sum() + found.confidence.sum()):
-            found = _take(found, np.flatnonzero(np.isfinite(found.xyxy.sum(axis=1) + found.confidence)))
+            found = take(found, np.flatnonzero(np.isfinite(found.xyxy.sum(axis=1) + found.confidence)))
     if count and classes is not None:
-        found = _take(found, np.flatnonzero(np.isin(found.class_id, list(classes))))
+        found = take(found, np.flatnonzero(np.isin(found.class_id, list(classes))))
     count = found.confidence.size
-    if layout == "end_to_end":
-        return found if count <= max_detections else _take(found, np.arange(max_detections))
+    if not overlaps:
+        return found if count <= max_detections else take(found, np.arange(max_detections))
     if count > MAX_NMS:
-        found = _take(found, np.argsort(-found.confidence, kind="stable")[:MAX_NMS])
+        found = take(found, np.argsort(-found.confidence, kind="stable")[:MAX_NMS])
     if count < 2:
         return found
-    return _take(found, nms(found.xyxy, found.confidence, found.class_id, iou, max_detections))
+    return take(found, nms(found.xyxy, found.confidence, found.class_id, iou, max_detections))
 
 
 def _raw(head: Floats, class_count: int, confidence: float) -> Candidates:
@@ -474,7 +577,8 @@ def _rows(head: Floats, confidence: float) -> Candidates:
     return Candidates(rows[:, :4], rows[:, 4], label.astype(np.int32), rows[:, 6:])
 
 
-def _take(found: Candidates, at: NDArray[np.int64]) -> Candidates:
+def take(found: Candidates, at: NDArray[np.int64] | NDArray[np.bool_]) -> Candidates:
+    """The candidates at these indices, or where it is True."""
     return Candidates(found.xyxy[at], found.confidence[at], found.class_id[at], found.extra[at])
 
 
@@ -496,7 +600,8 @@ def scoring_rows(heads: NDArray[Any], confidence: float) -> Rows:
     second pass would be expensive.
     """
     with np.errstate(invalid="ignore"):
-        image, row = (heads[..., 4] > confidence).nonzero()
+        # Not a Python float, which numpy would round to half precision for such a head.
+        image, row = (heads[..., 4] > np.float32(confidence)).nonzero()
     return image, row
 
 

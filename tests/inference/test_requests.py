@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tritonclient.grpc import service_pb2
+from tritonclient.grpc import model_config_pb2, service_pb2
 
 from app.errors import InferenceError
 from app.inference.client import ModelSpec, TensorSpec
 from app.inference.shared_memory import Buffer
-from app.inference.triton import outputs, plain_request
+from app.inference.triton import outputs, plain_request, read_spec
 
 SPEC = ModelSpec("yolo", "1", (TensorSpec("images", "UINT8", (-1, 4, 4, 3)),), (), 8)
 
@@ -77,3 +77,43 @@ def test_d7_an_answer_that_holds_less_than_it_says_is_an_error_of_the_model() ->
             outputs(answer, HEADS, buffer, {})
     empty = outputs(answered(detections=(2, 3, 6), poses=(2, 0, 57)), HEADS, buffer, {})
     assert empty["poses"].shape == (2, 0, 57)
+
+
+def described(images: tuple[int, ...], max_batch: int, **shapes: tuple[int, ...]) -> ModelSpec:
+    metadata = service_pb2.ModelMetadataResponse(versions=["1"])
+    metadata.inputs.add(name="images", datatype="FP32").shape.extend(images)
+    for name, shape in shapes.items():
+        metadata.outputs.add(name=name, datatype="INT64" if name == "labels" else "FP32").shape.extend(shape)
+    return read_spec("net", metadata, model_config_pb2.ModelConfig(max_batch_size=max_batch))
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_outputs_of_one_image_without_a_batch_dimension_get_one(count: int) -> None:
+    """As torchvision's detectors have them: a model that takes exactly one image."""
+    spec = described((1, 3, 8, 8), 0, boxes=(-1, 4), labels=(-1,), scores=(-1,))
+    assert [t.shape for t in spec.outputs] == [(1, -1, 4), (1, -1), (1, -1)]
+    answer = service_pb2.ModelInferResponse(model_name="net")
+    labels = np.arange(count) + (1 << 40)
+    for name, array in (
+        ("boxes", np.ones((count, 4), np.float32)),
+        ("labels", labels),
+        ("scores", np.ones(count, "f4")),
+    ):
+        kind = "INT64" if name == "labels" else "FP32"
+        answer.outputs.add(name=name, datatype=kind).shape.extend(array.shape)
+        answer.raw_output_contents.append(array.tobytes())
+    found = outputs(answer, spec, Buffer(np.zeros((1, 3, 8, 8), np.float32), None, None), {})
+    assert {name: array.shape for name, array in found.items()} == {
+        "boxes": (1, count, 4),
+        "labels": (1, count),
+        "scores": (1, count),
+    }
+    assert found["labels"].tolist() == [labels.tolist()]
+
+
+def test_other_outputs_stay_as_they_are_described() -> None:
+    shapes = {"boxes": (-1, 4), "rows": (-1, -1, 6), "vector": (-1, 1000)}
+    for images, max_batch in (((-1, 3, 8, 8), 0), ((-1, 3, 8, 8), 8), ((1, 3, 8, 8), 8)):
+        assert [t.shape for t in described(images, max_batch, **shapes).outputs] == [*shapes.values()]
+    kept = described((1, 3, 8, 8), 0, rows=(-1, -1, 6), vector=(-1, 1000), head=(1, 84, -1))
+    assert [t.shape for t in kept.outputs] == [(-1, -1, 6), (-1, 1000), (1, 84, -1)]

@@ -1,8 +1,7 @@
-"""Detection: objects from a YOLO model's output, in every layout of `layouts`. Pure numpy."""
+"""Detection: objects from a detection model's output, in every layout of `layouts`. Pure numpy."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,12 @@ from numpy.typing import NDArray
 from app.errors import ConfigurationError, ModelRejected
 from app.inference.client import ModelSpec
 from app.pipeline.boxes import Floats, Letterbox, to_image
+from app.pipeline.families import FAMILIES, efficient_nms, find_family_head, implausible, read
 from app.pipeline.layouts import (
+    FAMILY_LAYOUTS,
+    LAYOUTS,
+    POSE_ROWS,
+    Candidates,
     Classes,
     InputFormat,
     Layout,
@@ -28,10 +32,14 @@ from app.pipeline.layouts import (
     confirm,
     find_head,
     input_format,
+    kept,
     rounded,
     scoring_rows,
+    take,
     to_images,
+    unknown_layout,
 )
+from app.pipeline.parameters import class_names, require_task
 from app.pipeline.stage import PipelineStage, display_name
 from app.pipeline.types import Batch, FrameState
 from app.protocol.result import Box, many
@@ -62,10 +70,15 @@ class DetectModel:
 
 KNOWN = (
     "[N, 4 + classes, A] (layout raw: YOLOv8, YOLO11), [N, K, 6] (layout end_to_end: YOLOv10, YOLO26, exports with "
-    "nms=True; or layout prepared, behind a UINT8 image [N, H, W, 3]), FP32 or FP16"
+    "nms=True; or layout prepared, behind a UINT8 image [N, H, W, 3]), FP32 or FP16; where the parameter `layout` says "
+    f"so, also {', '.join(FAMILY_LAYOUTS)}"
 )
-_POSE = (56, 57)
+_POSE = (POSE_ROWS, POSE_ROWS + 1)
 """Rows of a raw pose head and columns of any other pose head: such an output never holds detections."""
+_ROWS = ("end_to_end", "prepared")
+"""Layouts whose batches are read at once."""
+_BACKGROUND = "__background__"
+"""Torchvision's name of label 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,27 +105,55 @@ class DetectReader:
     """By class id; empty where the model has no names and does not show the number of its classes."""
     declared: bool = True
     """Whether the model declares the layout of its head; else `check` must confirm it."""
+    more_outputs: tuple[str, ...] = ()
+    """Names of the other outputs that belong to the head, in the order in which `families` reads them."""
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """The outputs that it reads."""
-        return (self.output_name,)
+        """All outputs that are read."""
+        return (self.output_name, *self.more_outputs)
 
     def check(self, outputs: Mapping[str, NDArray[Any]]) -> None:
-        """Checks that an answer has the layout that the shape suggested. An answer without boxes confirms anything.
+        """Checks that an answer can have the layout that the model declares, or that its shape suggested.
+
+        An answer without boxes confirms anything.
 
         Raises:
             ModelRejected: it has another layout.
         """
-        if not self.declared:
+        if self.layout in FAMILIES:
+            reason = implausible(self.layout, self._tensors(outputs, 0), self.input)
+            if reason is not None:
+                means = FAMILIES[self.layout].shapes
+                raise ModelRejected(
+                    f"model {self.spec.name!r}: its layout is {self.layout}, {means}, but {reason}. Correct its "
+                    "parameter `layout`, or the export"
+                )
+        elif not self.declared:
             confirm(self.spec, outputs[self.output_name][0], self.layout, len(self.class_names), known=KNOWN)
 
-    def scan(self, outputs: Mapping[str, NDArray[Any]], confidence: float) -> tuple[Rows | None, int]:
-        """The rows that score in any image, and their number. A raw head has thousands of columns to search."""
+    def scan(
+        self, outputs: Mapping[str, NDArray[Any]], confidence: float
+    ) -> tuple[Rows | list[Candidates] | None, int]:
+        """What `read_all` may use again, and the number of rows that score in any image; many where it takes long.
+
+        A head with thousands of anchors takes milliseconds to search, which belongs in a thread.
+        """
         if self.layout == "raw":
             return None, sys.maxsize
+        if self.layout in FAMILIES:
+            if FAMILIES[self.layout].dense:
+                return None, sys.maxsize
+            found = [self._candidates(outputs, at, confidence) for at in range(len(outputs[self.output_name]))]
+            return found, sum([candidates.confidence.size for candidates in found])
         rows = scoring_rows(outputs[self.output_name], confidence)
         return rows, rows[0].size
+
+    def _tensors(self, outputs: Mapping[str, NDArray[Any]], index: int) -> list[NDArray[Any]]:
+        return [outputs[name][index] for name in self.output_names]
+
+    def _candidates(self, outputs: Mapping[str, NDArray[Any]], index: int, confidence: float) -> Candidates:
+        return read(self.layout, self._tensors(outputs, index), self.input, confidence)
 
     def read(
         self,
@@ -126,14 +167,15 @@ class DetectReader:
         max_detections: int,
     ) -> Detected:
         """The objects of image `index` of a batch; see `layouts.candidates`. `classes`: ids to keep, None keeps all."""
+        limits: Any = {"iou": iou, "classes": classes, "max_detections": max_detections}
+        if self.layout in FAMILIES:
+            return self._detected(self._candidates(outputs, index, confidence), box, limits)
         found = candidates(
             outputs[self.output_name][index],
             self.layout,
             class_count=len(self.class_names),
             confidence=confidence,
-            iou=iou,
-            classes=classes,
-            max_detections=max_detections,
+            **limits,
         )
         return Detected(to_image(found.xyxy, box), found.confidence, found.class_id)
 
@@ -146,12 +188,18 @@ class DetectReader:
         iou: float,
         classes: frozenset[int] | None,
         max_detections: int,
-        rows: Rows | None = None,
+        rows: Rows | list[Candidates] | None = None,
     ) -> list[Detected | None]:
-        """`read` for all images of a batch; None for images without a box. `rows`: result of `layouts.scoring_rows`."""
+        """`read` for all images of a batch; None for images without a box. `rows`: the first result of `scan`."""
         limits = {"confidence": confidence, "iou": iou}
+        if isinstance(rows, list):
+            asked: Any = {"iou": iou, "classes": classes, "max_detections": max_detections}
+            return [
+                None if box is None else self._detected(take(found, found.confidence > confidence), box, asked)
+                for found, box in zip(rows, boxes, strict=True)
+            ]
         found = None
-        if self.layout != "raw" and classes is None:
+        if self.layout in _ROWS and classes is None:
             heads = outputs[self.output_name]
             rows = rows or scoring_rows(heads, confidence)
             found = batch_candidates(heads, rows, iou=iou, suppress=self.layout == "prepared")
@@ -169,6 +217,10 @@ class DetectReader:
             for box, at in zip(boxes, parts, strict=True)
         ]
 
+    def _detected(self, found: Candidates, box: Letterbox, limits: Any) -> Detected:
+        found = kept(found, overlaps=FAMILIES[self.layout].overlaps, **limits)
+        return Detected(to_image(found.xyxy, box), found.confidence, found.class_id)
+
 
 def detect_reader(spec: ModelSpec, labels: tuple[str, ...] | None = None, *, output: str | None = None) -> DetectReader:
     """Picks the reader for a model from its metadata.
@@ -181,8 +233,17 @@ def detect_reader(spec: ModelSpec, labels: tuple[str, ...] | None = None, *, out
     Raises:
         ModelRejected: the layout is unknown, or there are more or fewer names than classes.
     """
+    require_task(spec, "detect")
     form = input_format(spec)
-    names, source = _names(spec, labels)
+    names = class_names(spec, labels)
+    source = "its parameter class_names" if "class_names" in spec.parameters else "TRITON_LABELS"
+    declared = spec.parameters.get("layout")
+    if declared in FAMILY_LAYOUTS:
+        return _family_reader(spec, form, declared, names, source, output)
+    if declared is None and output is None and efficient_nms(spec):
+        return _family_reader(spec, form, "efficient_nms", names, source, output)
+    if declared is not None and declared not in LAYOUTS:
+        raise unknown_layout(spec, declared, (*LAYOUTS, *FAMILY_LAYOUTS))
     cells = anchors(form)
 
     def sure(rows: int, columns: int) -> bool:
@@ -199,7 +260,10 @@ def detect_reader(spec: ModelSpec, labels: tuple[str, ...] | None = None, *, out
     if layout == "raw":
         count = tensor.shape[1] - 4
         if names and len(names) != count:
-            hint = {1: ": oriented boxes have a row more, an angle", 32: ": a segmentation model has 32 rows more"}
+            hint = {
+                1: ": oriented boxes have a row more, an angle, and stage `obb` reads them",
+                32: ": a segmentation model has 32 rows more, and stage `segment` reads them",
+            }
             raise ModelRejected(
                 f"model {spec.name!r}: output {tensor.name!r} {list(tensor.shape)} has {count} classes, "
                 f"but {source} names {len(names)}{hint.get(count - len(names), '')}"
@@ -208,24 +272,31 @@ def detect_reader(spec: ModelSpec, labels: tuple[str, ...] | None = None, *, out
     return DetectReader(spec, form, tensor.name, layout, names, head.declared)
 
 
-def _names(spec: ModelSpec, labels: tuple[str, ...] | None) -> tuple[tuple[str, ...], str]:
-    """The class names and their origin; no names where neither the model nor TRITON_LABELS has any."""
-    text = spec.parameters.get("class_names")
-    if text is None:
-        return labels or (), "TRITON_LABELS"
-    try:
-        names = json.loads(text)
-    except json.JSONDecodeError:
-        names = None
-    if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
-        raise ModelRejected(
-            f"model {spec.name!r}: parameter class_names={text[:60]!r}; want a JSON array of names in the order of "
-            'class ids, such as ["person", "bicycle"]'
-        )
-    return tuple(names), "its parameter class_names"
+def _family_reader(
+    spec: ModelSpec, form: InputFormat, layout: Layout, names: tuple[str, ...], source: str, output: str | None
+) -> DetectReader:
+    head = find_family_head(spec, form, layout, len(names), output)
+    if layout == "torchvision" and names and names[0] != _BACKGROUND:
+        names = (_BACKGROUND, *names)
+    if head.classes is not None:
+        if layout == "boxes_logits" and len(names) == head.classes - 1:
+            names = (*names, f"class_{head.classes - 1}")  # RF-DETR has one more, which it never learns
+        if names and len(names) != head.classes:
+            of_coco = (
+                ": RF-DETR trained on COCO numbers classes as COCO's annotations do, from 0 to 90: give 91 names"
+                if (len(names), head.classes) == (80, 91)
+                else ""
+            )
+            raise ModelRejected(
+                f"model {spec.name!r}: its layout {layout}, {FAMILIES[layout].shapes}, has {head.classes} classes, but "
+                f"{source} names {len(names)}{of_coco}"
+            )
+        names = names or tuple(f"class_{i}" for i in range(head.classes))
+    first, *more = head.outputs
+    return DetectReader(spec, form, first, layout, names, "layout" in spec.parameters, tuple(more))
 
 
-def detections(detected: Detected, track_ids: NDArray[Any] | None, class_names: tuple[str, ...]) -> list[Detection]:
+def detections(detected: Detected, track_ids: NDArray[Any] | None, names: tuple[str, ...]) -> list[Detection]:
     """Objects as the wire has them: pixels to 2 decimals, confidence to 4. `track_ids` `[n]`: -1 means no id."""
     count = len(detected.class_id)
     ids = [-1] * count if track_ids is None else track_ids.tolist()
@@ -233,7 +304,7 @@ def detections(detected: Detected, track_ids: NDArray[Any] | None, class_names: 
     return [
         Detection(
             class_id,
-            class_names[class_id] if 0 <= class_id < len(class_names) else f"class_{class_id}",
+            names[class_id] if 0 <= class_id < len(names) else f"class_{class_id}",
             confidence,
             Box(*corners),
             track_id if track_id >= 0 else None,

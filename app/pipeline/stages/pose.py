@@ -28,6 +28,7 @@ from app.pipeline.layouts import (
     scoring_rows,
     to_images,
 )
+from app.pipeline.parameters import require_task
 from app.pipeline.stage import PipelineStage, display_name
 from app.pipeline.types import Batch, FrameState
 from app.protocol.result import Box, many
@@ -233,6 +234,7 @@ def pose_reader(spec: ModelSpec, *, output: str | None = None) -> PoseReader:
     Raises:
         ModelRejected: the layout is unknown.
     """
+    require_task(spec, "pose")
     form = input_format(spec)
 
     def raw(rows: int, columns: int) -> bool:
