@@ -55,10 +55,14 @@ cli.command()(load)
 
 @cli.command()
 def schema() -> None:
-    """Print the live protocol's JSON Schema."""
+    """Print the live protocol's JSON Schema, with the stages of plug-ins."""
     import orjson
 
+    from app.pipeline.registry import load as load_plugins
     from app.protocol.messages import schema as build
+    from app.settings import Settings
+
+    load_plugins(Settings())
 
     sys.stdout.write(orjson.dumps(build(), option=orjson.OPT_INDENT_2).decode() + "\n")
 

@@ -27,12 +27,14 @@ from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatu
 from app.addresses import leads_to_loopback
 from app.drawing import to_supervision
 from app.errors import ConfigurationError, SightlineError
+from app.pipeline import registry
 from app.protocol import header, messages
 from app.protocol.messages import Bye, Mode, Notice, Queued, Ready, Result, ServerMessage, SettingsInForce
 from app.sources.address import redact
 
 __all__ = ["LiveSession", "Refused", "SessionEnded", "connect", "decode", "to_supervision"]
 
+assert registry.BUILT_IN  # imported because it declares the parts that `decode` reads
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {}
 _SILENCE_S = 60.0
 """Seconds of silence after which the connection counts as lost; the service sends `ping` every 15 s."""

@@ -40,6 +40,14 @@ FRAMES_RECEIVED = Counter("sightline_frames_received_total", "Frames received", 
 FRAMES_PROCESSED = Counter("sightline_frames_processed_total", "Frames that were answered with a result", ["entry"])
 FRAMES_DROPPED = Counter("sightline_frames_dropped_total", "Frames dropped on purpose", ["entry", "reason"])
 FRAMES_FAILED = Counter("sightline_frames_failed_total", "Frames that ended in an error", ["entry", "stage"])
+STAGE_FRAMES_WITHOUT = Counter(
+    "sightline_stage_frames_without_total",
+    "Frames that went on without a stage that runs in a thread: `late`, it took too long; `busy`, it still ran",
+    ["stage", "reason"],
+)
+STAGE_MOVED = Counter(
+    "sightline_stage_moved_total", "Stages moved from the event loop to a thread, because they blocked it", ["stage"]
+)
 STAGE_ERRORS = Counter("sightline_stage_errors_total", "Stages whose status on a frame was `error`", ["stage"])
 
 DECODE_GIVEN_UP = Gauge(

@@ -34,7 +34,7 @@ from app.fleet.worker import Worker, WorkerHeartbeat, WorkerHeartbeats
 from app.inference.embedded import shared_triton
 from app.limits import backoff_s
 from app.logging import configure
-from app.pipeline.registry import fleet_stages
+from app.pipeline.registry import fleet_stages, load
 from app.pipeline.startup import open_pipeline
 from app.process import SHUTDOWN_LOG, end_with_parent, freeze_gc, stopping_on_signals, tune
 from app.settings import Settings
@@ -61,6 +61,7 @@ def run() -> None:
     settings = Settings()
     configure(settings.server)
     check_redis(settings.redis)
+    load(settings)
     fleet_stages(settings.fleet)
     if settings.fleet.fleet_processes > 1:
         _run_several(settings)
@@ -138,6 +139,7 @@ async def _run_worker(settings: Settings, heartbeat: WorkerHeartbeat) -> None:
         loop.call_soon_threadsafe(lambda: stop())
 
     with stopping_on_signals(on_signal), suppress(asyncio.CancelledError):
+        load(settings)
         async with open_pipeline(settings, used=fleet_stages(settings.fleet)) as service:
             worker = Worker(service.pipeline, settings, heartbeat)
             freeze_gc(threshold=YOUNG)

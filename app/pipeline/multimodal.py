@@ -77,6 +77,7 @@ class Pipeline:
         """Ends the threads. Finishes frames under way, but waits no longer than a second for any pool of threads."""
         self._threads.close()
         self._slow.close()
+        self._finisher.close()
 
     async def analyze(
         self,
@@ -131,6 +132,8 @@ class Pipeline:
                 await ticket.finish()
             if any(map(crowded, batch.frames)):
                 await self._in_threads(batch, partial(self._finisher.run_all, batch), ticket=ticket)
+            if self._finisher.threads:
+                await self._finisher.run_threads(batch)
             return [
                 self._finisher.result(state, batch, started, record) if state.error is None else state.error
                 for state in batch.frames

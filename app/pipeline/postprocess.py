@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,12 +14,20 @@ from app import metrics
 from app.inference.client import Reply
 from app.pipeline.models import ModelSet, class_names
 from app.pipeline.stage import PipelineStage, defines, raised
+from app.pipeline.threaded import StageThread
 from app.pipeline.types import Batch, FrameState, Request
 from app.protocol.messages import StreamSettings
 from app.protocol.result import OFF, OK, FrameResult, Image, Stage
 
+log = logging.getLogger(__name__)
+
 CROWD = 64
 """Rows from which reading and tracking take milliseconds, and run in a thread."""
+
+BLOCKING_S = 0.02
+"""Seconds from which a hook of a plug-in counts as blocking."""
+MOST_BLOCKED = 3
+"""Times that a plug-in may block before it is moved to a thread."""
 
 Record = Callable[[Mapping[str, float]], None]
 """Receives how long each step of a frame took, seconds."""
@@ -155,6 +165,49 @@ class Finisher:
         self._finishing = [(stage.name, stage) for stage, _, _ in free if defines(stage, "finish")]
         self._writing = [(stage.name, stage, field) for stage, _, field in free if defines(stage, "write")]
         self._in_loop = [(stage.name, stage, field) for stage, runs, field in hooks if runs == "loop"]
+        self.threads = [StageThread(stage) for stage, runs, _ in hooks if runs == "thread"]
+        """The stages that run in threads of their own."""
+        self._blocked: Counter[str] = Counter()
+
+    def close(self) -> None:
+        """Ends the stages' threads. Does not wait for them."""
+        for thread in self.threads:
+            thread.close()
+
+    async def run_threads(self, batch: Batch) -> None:
+        """Runs the stages that have threads of their own, one after the other, on all usable frames."""
+        for state in batch.frames:
+            if state.error is None and not state.finished:
+                self.run(state, batch)
+        for thread in self.threads:
+            await thread.run(batch)
+
+    def _timed(self, stage: PipelineStage, hook: Callable[..., Any], state: FrameState, batch: Batch) -> Any:
+        """Calls a hook of a plug-in, which is moved to a thread when it has blocked the caller several times."""
+        began = time.perf_counter()
+        try:
+            return hook(state, batch)
+        finally:
+            if time.perf_counter() - began > BLOCKING_S:
+                self._blocked[stage.name] += 1
+                if self._blocked[stage.name] == MOST_BLOCKED:
+                    self._move(stage)
+
+    def _move(self, stage: PipelineStage) -> None:
+        metrics.STAGE_MOVED.labels(stage.name).inc()
+        log.warning(
+            "stage %s took more than %g ms for a frame %d times and runs in a thread from now on; a stage that says "
+            'runs="%s" should take microseconds',
+            stage.name,
+            BLOCKING_S * 1000,
+            MOST_BLOCKED,
+            stage.runs,
+        )
+        # New lists, because threads may be walking the old ones.
+        self._finishing = [hook for hook in self._finishing if hook[1] is not stage]
+        self._writing = [hook for hook in self._writing if hook[1] is not stage]
+        self._in_loop = [hook for hook in self._in_loop if hook[1] is not stage]
+        self.threads = [*self.threads, StageThread(stage)]
 
     def run(self, state: FrameState, batch: Batch) -> None:
         """Calls `finish` and `write` of the stages that may run anywhere; once a frame, in the order of its stream."""
@@ -163,13 +216,19 @@ class Finisher:
         for name, stage in self._finishing:
             if chosen.get(name):
                 try:
-                    stage.finish(state, batch)
+                    if stage.plug_in:
+                        self._timed(stage, stage.finish, state, batch)
+                    else:
+                        stage.finish(state, batch)
                 except Exception as error:
                     raised(stage, state, error)
         for name, stage, field in self._writing:
             if chosen.get(name):
                 try:
-                    part = stage.write(state, batch)
+                    if stage.plug_in:
+                        part = self._timed(stage, stage.write, state, batch)
+                    else:
+                        part = stage.write(state, batch)
                     if field is not None:
                         state.parts[field] = part
                 except Exception as error:
@@ -197,8 +256,11 @@ class Finisher:
         for name, stage, field in self._in_loop:
             if chosen.get(name):
                 try:
-                    stage.finish(state, batch)
-                    part = stage.write(state, batch)
+                    if stage.plug_in:
+                        self._timed(stage, stage.finish, state, batch)
+                        part = self._timed(stage, stage.write, state, batch)
+                    else:
+                        part = stage.write(state, batch)
                     if field is not None:
                         state.parts[field] = part
                 except Exception as error:

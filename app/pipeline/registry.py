@@ -12,11 +12,14 @@ from app.pipeline.stages.motion import MotionStage
 from app.pipeline.stages.ocr import OcrStage
 from app.pipeline.stages.pose import PoseStage
 from app.pipeline.stages.tracking import TrackStage
+from app.plugins import find
 from app.protocol.stages import declare
 from app.settings import FleetSettings, Settings
 
 BUILT_IN: tuple[type[PipelineStage], ...] = (DetectStage, PoseStage, OcrStage, MotionStage, TrackStage, FaceStage)
 
+GROUP = "sightline.stages"
+"""Entry points by which packages add stages."""
 _classes: list[type[PipelineStage]] = []
 
 
@@ -35,6 +38,17 @@ def register(stage: type[PipelineStage]) -> None:
     _classes.append(stage)
 
 
+def load(settings: Settings) -> None:
+    """Registers the stages of plug-ins: those of installed packages, and those in the folder PLUGINS.
+
+    Raises:
+        ConfigurationError: a plug-in cannot be loaded, or another stage has its name or its field.
+    """
+    built_in = {stage.name for stage in BUILT_IN}
+    for stage in find(GROUP, PipelineStage, settings.server.plugins, taken=built_in).values():
+        register(stage)
+
+
 def fleet_stages(settings: FleetSettings) -> frozenset[str]:
     """The stages that run on cameras' frames: FLEET_STAGES, or those made for it.
 
@@ -51,7 +65,8 @@ def fleet_stages(settings: FleetSettings) -> frozenset[str]:
 
 
 def check(settings: Settings) -> None:
-    """Checks the settings of all stages. Raises ConfigurationError."""
+    """Loads the plug-ins and checks the settings of all stages. Raises ConfigurationError."""
+    load(settings)
     for stage in _classes:
         stage.check(settings)
 

@@ -20,12 +20,36 @@ from app.limits import TokenBucket
 from app.pipeline.boxes import Letterbox
 from app.pipeline.layouts import InputFormat
 from app.pipeline.types import Batch, FrameJob, FrameState, StreamMemory
-from app.protocol.result import FrameResult, Stage
-from app.protocol.stages import Part, StageInfo
+from app.protocol.result import OK, Box, FrameResult, Stage
+from app.protocol.stages import Figure, Part, Shape, StageInfo
 from app.settings import Settings
 
 if TYPE_CHECKING:
     from app.pipeline.preprocess import Preprocessor, Threads
+
+__all__ = [
+    "OK",
+    "UNAVAILABLE",
+    "Batch",
+    "Box",
+    "Figure",
+    "FrameJob",
+    "FrameResult",
+    "FrameState",
+    "Letterbox",
+    "ModelReader",
+    "ModelSpec",
+    "Part",
+    "PipelineStage",
+    "Shape",
+    "Stage",
+    "StageHost",
+    "StreamMemory",
+    "defines",
+    "display_name",
+    "guarded",
+    "raised",
+]
 
 log = logging.getLogger(__name__)
 
@@ -132,9 +156,10 @@ class PipelineStage:
     """Whether it uses `FrameState.grey`."""
     needs_image: ClassVar[bool] = False
     """Whether it asks for the frame's pixels at full size (`Preprocessor.image`)."""
-    runs: ClassVar[Literal["anywhere", "loop", "thread"]] = "anywhere"
-    """Where `finish` and `write` run. `anywhere`: microseconds a frame; on the event loop, or in a thread where there
-    are many objects. `loop`: only on the event loop. `thread`: always in a thread of its own, with a time limit."""
+    runs: ClassVar[Literal["anywhere", "loop", "thread"]] = "thread"
+    """Where `finish` and `write` run. `thread`: in a thread of its own, with a time limit, after all other stages.
+    `anywhere`: microseconds a frame; on the event loop, or in a thread where there are many objects. `loop`: only on
+    the event loop. A plug-in that says `anywhere` or `loop` and blocks is moved to a thread."""
 
     def __init__(self, settings: Settings, *, used: bool = True) -> None:
         """Args:
@@ -142,6 +167,7 @@ class PipelineStage:
         """
         self.settings = settings
         self.used = used
+        self.plug_in = not type(self).__module__.startswith("app.")
         self.host: StageHost
         self.log_rate = TokenBucket(1 / _LOG_AGAIN_S, 1)
 
@@ -236,7 +262,10 @@ class PipelineStage:
         """Its part of the result, as the wire has it. Called for each frame whose stream runs the stage."""
 
     def status(self, state: FrameState, batch: Batch) -> Stage:
-        """The outcome where no hook has set `state.stages[name]`: of a stage with a model, why it was not asked."""
+        """The outcome where no hook has set `state.stages[name]`: `ok` where the stage has no model, else why the model
+        was not asked."""
+        if self.model() is None:
+            return OK
         models = batch.model_set
         if not batch.up or self.name in models.readers:
             return _UNAVAILABLE

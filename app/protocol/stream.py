@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any, Literal
 
@@ -49,9 +49,11 @@ class Stages(dict[str, bool]):
         live: list[Any] = [(name, bool, field(default=True)) for name, stage in STAGES.items() if stage.live]
         kind = make_dataclass("Stages", [*live, (SUMMARY, bool, field(default=False))])
         kind.__doc__ = "Which stages run, and whether the stream is summarized."
-        return core_schema.no_info_after_validator_function(
-            lambda found: cls(**vars(found)), handler.generate_schema(kind)
-        )
+
+        def read(value: Any, handle: Callable[[Any], Any]) -> Stages:
+            return cls(**{**value, **vars(handle(value))})
+
+        return core_schema.no_info_wrap_validator_function(read, handler.generate_schema(kind))
 
 
 @dataclass(frozen=True, slots=True)

@@ -325,6 +325,7 @@ class DetectStage(PipelineStage):
     name = "detect"
     title = "Objects"
     description = "Boxes, classes and scores of the objects that the detection model knows."
+    runs = "anywhere"
     part = Part(
         "objects",
         list[Detection],

@@ -235,6 +235,7 @@ class FaceStage(PipelineStage):
     name = "face"
     title = "Faces"
     description = "Adds an embedding to each person whose face is turned to the camera, so that faces can be compared."
+    runs = "anywhere"
     live = False
     fleet = True
     needs = ("detect", "pose")

@@ -270,6 +270,7 @@ class MotionStage(PipelineStage):
     name = "motion"
     title = "Motion"
     description = "Motion since the last frame, split into the camera's and that of the rest."
+    runs = "anywhere"
     part = Part(
         "motion",
         Motion | None,

@@ -271,6 +271,7 @@ class PoseStage(PipelineStage):
     name = "pose"
     title = "Poses"
     description = "Keypoints of people, with a box and a score for each person."
+    runs = "anywhere"
     part = Part("poses", list[Pose], shapes=(Shape("points", "keypoints", least=0.3, lines="skeleton"),))
     model_type = PoseModel
     fleet = True

@@ -357,6 +357,7 @@ class TrackStage(PipelineStage):
     name = "track"
     title = "Tracks"
     description = "Gives an object the same number in all frames of its stream."
+    runs = "anywhere"
     needs = ("detect", "pose")
 
     def load(self) -> None:
