@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 
 import httpx
@@ -11,6 +12,7 @@ import pytest
 
 from app.client import connect
 from app.protocol.messages import Ready, Result
+from app.settings import ROOT
 from tests.conftest import photograph
 from tests.support import clip
 from tests.support.examples import install, run_its_tests
@@ -156,3 +158,26 @@ def test_a_stage_that_cannot_be_loaded_stops_the_start(tmp_path: Path, text: str
         assert child.wait(60) == 2
     (line,) = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("sightline: ")]
     assert said in line
+
+
+def test_the_tutorial_does_what_it_says(canned_triton: str, tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "stages.md").read_text()
+    files = dict(re.findall(r"```python\n# my_stages/(\w+\.py)\n(.*?)```", text, re.S))
+    assert set(files) == {"brightness.py", "centres.py"}
+    plugins = tmp_path / "my_stages"
+    plugins.mkdir()
+    for name, code in files.items():
+        (plugins / name).write_text(code)
+    settings = {"TRITON_URL": canned_triton, "OCR": "off", "PLUGINS": str(plugins)}
+    with serving(tmp_path, settings) as service:
+        assert f"plug-in Brightness in '{plugins}/brightness.py' adds brightness" in service.log
+        sample = (ROOT / "app" / "web" / "sample.jpg").read_bytes()
+        answer = httpx.post(f"{service.url}/v1/frames", files={"file": sample}, timeout=30).json()
+        _, (result,) = seen(service)
+    said = re.search(r'The answer has `"brightness": ([\d.]+)`', text)
+    assert said is not None
+    assert answer["brightness"] == float(said[1])
+    assert answer["stages"]["brightness"]["status"] == "ok"
+    (point,) = result.frame.centres[0]["points"]
+    box = result.frame.objects[0].box
+    assert (point["x"], point["y"]) == ((box.x1 + box.x2) / 2, (box.y1 + box.y2) / 2)
