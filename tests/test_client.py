@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from app.client import LiveSession, Refused, SessionEnded, address, connect, to_supervision
 from app.errors import ConfigurationError
 from app.protocol.messages import Error, Result, SettingsInForce
+from app.settings import ROOT
 from tests.conftest import SLOW, Serve, photograph
 from tests.support.live import adds_up_report, settle
 from tests.support.service import Service, assert_adds_up
@@ -346,3 +349,18 @@ async def test_everything_is_accounted_for(service: Service, slow: Service) -> N
     for running in (service, slow):
         assert assert_adds_up(running)["processed"] > 0
         assert "Traceback" not in running.log
+
+
+def test_a_process_that_imports_only_the_client_reads_results_as_dataclasses() -> None:
+    """The stages declare the types of their parts; something has to import them."""
+    program = """
+from app.client import decode
+text = '''{"type": "result", "session_id": "a", "frame_id": 1, "seq": 1, "age_ms": 1, "captured_at_ms": 0,
+"image": {"width": 2, "height": 2}, "objects": [{"class_id": 0, "class_name": "person", "confidence": 0.5,
+"box": {"x1": 0, "y1": 0, "x2": 1, "y2": 1},
+"track_id": null}], "poses": [], "texts": [], "motion": null, "stages": {}, "timings_ms": {},
+"dropped": {"since_last": 0, "total": 0}}'''
+print(type(decode(text).frame.objects[0]).__name__)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert ran.stdout == "Detection\n", ran.stderr

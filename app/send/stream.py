@@ -28,7 +28,7 @@ from app.drawing import annotate
 from app.errors import SightlineError
 from app.files import partial_path
 from app.process import handling_signals
-from app.protocol.messages import Result, encode_result
+from app.protocol.messages import Ready, Result, encode_result
 from app.sources.address import Address, ffmpeg_name, parse, printable
 from app.sources.copying import accepts, add_copy
 from app.sources.options import Options
@@ -208,7 +208,7 @@ class _Sender:
         total = reader.frames if limit is None else min(limit, reader.frames or limit)
         # The session before the file, so that without a session no file is touched.
         async with connecting as session:
-            sink = self._sink(reader)
+            sink = self._sink(reader, session.ready)
             try:
                 with _progress(total) as advance:
                     async for result in session.stream(self._paced(reader)):
@@ -225,10 +225,10 @@ class _Sender:
             notes = [*await _whole(reader.truncated), *self._all_notes(reader)]
             _print_summary(session, self._left_out, notes)
 
-    def _sink(self, reader: Reader) -> ResultWriter:
+    def _sink(self, reader: Reader, ready: Ready) -> ResultWriter:
         output = self._request.output
         if output is not None and output.suffix.lower() == ".mp4":
-            return VideoWriter(output, reader, self._note)
+            return VideoWriter(output, reader, self._note, ready)
         return JsonLines(output)
 
     async def _paced(self, reader: Reader) -> AsyncIterator[bytes]:
@@ -316,12 +316,13 @@ class VideoWriter:
     Args:
         reader: the source; its sound is copied.
         on_note: called with a line for each stream of the source that is left out.
+        ready: says how the results of the service's stages are drawn.
 
     Raises:
         SightlineError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, reader: Reader, on_note: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, reader: Reader, on_note: Callable[[str], None], ready: Ready) -> None:
         self._path = path
         self._temporary = partial_path(path)
         with _naming(path):
@@ -330,6 +331,7 @@ class VideoWriter:
         self._reader = reader
         self._source = reader if isinstance(reader, Container) else None
         self._on_note = on_note
+        self._ready = ready
         self._container: Any = None
         self._stream: Any = None
         self._tracks: dict[int, Any] = {}
@@ -350,7 +352,7 @@ class VideoWriter:
         # EXIF orientation is ignored, because the result's pixel coordinates ignore it.
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         pixels: Any = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags)
-        image = annotate(pixels, result.frame)
+        image = annotate(pixels, result.frame, stages=self._ready.stages or None, models=self._ready.models)
         with _naming(self._path):
             if self._container is None:
                 self._open(image.shape[0], image.shape[1], source_frame)

@@ -355,7 +355,9 @@ def test_to_be_drawn_on_one_model_will_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("client", "words"), [(Half(), "serves neither"), (unreadable(), r"serves neither .*: .*odd")])
+@pytest.mark.parametrize(
+    ("client", "words"), [(Half(), "serves no model"), (unreadable(), r"serves no model .*: .*odd")]
+)
 def test_without_a_model_there_is_no_video(tmp_path: Path, client: Half, words: str, mode: Mode) -> None:
     video = squares(tmp_path / "in.mp4", 6)
     with pytest.raises(InferenceUnavailable, match=words):

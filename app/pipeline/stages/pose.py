@@ -89,8 +89,8 @@ class PoseModel:
     """The pose model that is loaded. `skeleton` has the limbs, as pairs of indices into `keypoints`."""
 
     name: str
-    keypoints: tuple[str, ...]
-    skeleton: tuple[tuple[int, int], ...]
+    keypoints: tuple[str, ...] = KEYPOINT_NAMES
+    skeleton: tuple[tuple[int, int], ...] = SKELETON
 
 
 _KEYPOINTS = len(KEYPOINT_NAMES)

@@ -14,7 +14,7 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -184,7 +184,7 @@ async def analyze_video(
         results_path = stack.enter_context(written_atomically(results))
         media = stack.enter_context(open_video(source, max_pixels=max_pixels, on_damage=count_undecodable))
         reader = VideoReader(media)
-        output = _Output(results_path, video_path, media, mode)
+        output = _Output(results_path, video_path, media, mode, pipeline.models)
         stack.callback(output.close)
         await VideoProcessor(pipeline, settings, mode, reader, output, on_frames, analyze).run()
         if output.frames == output.failed:
@@ -401,12 +401,21 @@ class _Output:
     Args:
         results_path: file for the results.
         video_path: file for the new video; None writes none.
+        models: the descriptions of the models, by stage.
     """
 
-    def __init__(self, results_path: Path, video_path: Path | None, media: MediaFile, mode: Mode) -> None:
+    def __init__(
+        self,
+        results_path: Path,
+        video_path: Path | None,
+        media: MediaFile,
+        mode: Mode,
+        models: Mapping[str, Any],
+    ) -> None:
         self._stack = ExitStack()
         self._results = self._stack.enter_context(results_path.open("wb"))
         self._encoder = None if video_path is None else VideoEncoder(video_path, media)
+        self._models = models
         self._blur = FaceBlur() if mode == "blur_faces" else None
         self._unwritten: deque[VideoFrame] = deque()
         """Frames that are not encoded yet: a face that a later frame shows may have to be blurred in them, too."""
@@ -454,7 +463,7 @@ class _Output:
         if self._blur is not None:
             ready = self._blur.add(yuv, found, float(frame.at))
         elif found is not None:
-            annotate(yuv, found)
+            annotate(yuv, found, self._models)
         drawn = time.perf_counter()
         for finished in ready:
             encoder.write(finished, self._unwritten.popleft())

@@ -36,7 +36,7 @@ class SideBySide(PipelineBackend):
         on_frames: Callable[[int], None],
     ) -> VideoReport:
         settings = stream_settings(self.settings.pipeline, mode)
-        stages = dataclasses.replace(settings.stages, ocr=False, motion=False)
+        stages = settings.stages.but(ocr=False, motion=False)
         return await analyze_video(
             source,
             target,
@@ -87,20 +87,40 @@ def merged(left: FrameResult | FrameError, right: FrameResult | FrameError) -> F
     if isinstance(right, FrameError):
         return right
     dx = left.image.width
+    parts = {
+        name: [_placed(found, 0, 0) for found in part] + [_placed(found, dx, 1) for found in right.values()[name]]
+        for name, part in left.values().items()
+        if isinstance(part, list)
+    }
     return FrameResult(
         Image(dx + right.image.width, left.image.height),
-        objects=[_placed(found, 0, 0) for found in left.objects] + [_placed(found, dx, 1) for found in right.objects],
-        poses=[_placed(found, 0, 0) for found in left.poses] + [_placed(found, dx, 1) for found in right.poses],
         # A stage that failed on one half failed on the frame.
         stages={name: right.stages[name] if stage.status == "ok" else stage for name, stage in left.stages.items()},
         timings_ms={name: max(value, right.timings_ms.get(name, 0.0)) for name, value in left.timings_ms.items()},
+        **parts,
     )
 
 
+GEOMETRY = ("box", "keypoints", "polygons", "corners")
+"""The fields of results that hold positions."""
+
+
 def _placed(found: Any, dx: int, side: int) -> Any:
-    """An object or a pose in the whole frame: moved by `dx` pixels, its track id unique among those of both halves."""
-    box = dataclasses.replace(found.box, x1=found.box.x1 + dx, x2=found.box.x2 + dx)
-    moved = dataclasses.replace(found, box=box, track_id=None if found.track_id is None else 2 * found.track_id + side)
-    if not hasattr(found, "keypoints"):
-        return moved
-    return dataclasses.replace(moved, keypoints=tuple(dataclasses.replace(k, x=k.x + dx) for k in found.keypoints))
+    """An entry of a part in the whole frame: moved by `dx` pixels, its track id unique among those of both halves."""
+    changes = {name: _moved(getattr(found, name), dx) for name in GEOMETRY if hasattr(found, name)}
+    if getattr(found, "track_id", None) is not None:
+        changes["track_id"] = 2 * found.track_id + side
+    return dataclasses.replace(found, **changes)
+
+
+def _moved(geometry: Any, dx: int) -> Any:
+    """A box, a point `[x, y]` or one with a name, or a list of these, moved to the right."""
+    if hasattr(geometry, "x1"):
+        return dataclasses.replace(geometry, x1=geometry.x1 + dx, x2=geometry.x2 + dx)
+    if hasattr(geometry, "x"):
+        return dataclasses.replace(geometry, x=geometry.x + dx)
+    if not isinstance(geometry, list | tuple):
+        return geometry
+    if len(geometry) == 2 and all(isinstance(each, int | float) for each in geometry):
+        return [geometry[0] + dx, geometry[1]]
+    return [_moved(each, dx) for each in geometry]

@@ -10,8 +10,11 @@ import numpy as np
 from sightline_side_by_side import Halves
 
 from app.errors import FrameError, UndecodableFrame
+from app.pipeline.stages.detect import Detection
+from app.pipeline.stages.pose import Keypoint, Pose
+from app.pipeline.stages.segment import Segment
 from app.pipeline.types import Frame, FrameJob, StreamMemory
-from app.protocol.result import OK, Box, Detection, FrameResult, Image, Keypoint, Pose
+from app.protocol.result import OK, Box, FrameResult, Image
 from app.protocol.stream import StreamSettings
 
 
@@ -27,9 +30,9 @@ def found(job: FrameJob) -> FrameResult:
     height, width = job.frame.pixels.shape[:2]
     person = Detection(0, "person", 0.9, Box(10, 20, 60, 70), track_id=1)
     pose = Pose(0.9, person.box, (Keypoint("nose", 30, 25, 0.8),), track_id=1)
-    return FrameResult(
-        Image(width, height), objects=[person], poses=[pose], stages={"detect": OK}, timings_ms={"total": 5.0}
-    )
+    segment = Segment(0, "person", 0.9, person.box, [[(10.0, 20.0), (60.0, 20.0), (60.0, 70.0)]], track_id=1)
+    parts = {"objects": [person], "poses": [pose], "segments": [segment]}
+    return FrameResult(Image(width, height), stages={"detect": OK}, timings_ms={"total": 5.0}, **parts)
 
 
 def test_each_half_is_a_stream_and_results_are_in_pixels_of_the_frame() -> None:
@@ -49,6 +52,8 @@ def test_each_half_is_a_stream_and_results_are_in_pixels_of_the_frame() -> None:
     assert (result.image.width, result.image.height) == (200, 80)
     assert [(o.box.x1, o.box.x2, o.track_id) for o in result.objects] == [(10, 60, 2), (110, 160, 3)]
     assert [pose.keypoints[0].x for pose in result.poses] == [30, 130]
+    assert [segment.polygons[0][1] for segment in result.segments] == [[60, 20], [160, 20]]
+    assert result.texts == []
     assert result.stages["detect"].status == "ok"
 
 
