@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,6 +16,7 @@ from starlette.datastructures import Headers
 from starlette.responses import FileResponse, Response
 from starlette.types import Scope
 
+from app.protocol.messages import stage_descriptions
 from app.settings import ROOT, WebSettings
 
 router = APIRouter()
@@ -31,10 +33,15 @@ async def page(request: Request) -> Response:
 
 @router.get("/config.json")
 async def config(request: Request) -> Response:
-    """The address of the service (null: the page's own) and that of the instance starter (null: there is none)."""
+    """The address of the service (null: the page's own), that of the instance starter (null: there is none), and the
+    stages that this service has, as `ready` describes them: the page offers them before there is a session."""
     web: WebSettings = request.app.state.settings.web
     return JSONResponse(
-        {"service_url": web.service_url, "start_server_url": web.start_server_url},
+        {
+            "service_url": web.service_url,
+            "start_server_url": web.start_server_url,
+            "stages": [asdict(stage) for stage in stage_descriptions()],
+        },
         headers={"Cache-Control": "no-cache"},
     )
 

@@ -117,7 +117,7 @@ def declare(info: StageInfo) -> None:
     STAGES[info.name] = info
 
 
-_RESERVED_NAMES = frozenset({"summary", "total", "queue", "decode", "prepare", "gate", "infer", "parse"})
+_RESERVED_NAMES = frozenset({"summary", "flow", "total", "queue", "decode", "prepare", "gate", "infer", "parse"})
 _RESERVED_FIELDS = frozenset(
     {"type", "session_id", "frame_id", "seq", "captured_at_ms", "image", "stages", "timings_ms", "age_ms", "dropped"}
     | {"camera_id", "values"}

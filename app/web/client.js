@@ -637,7 +637,7 @@ function merged(settings, patch) {
 /**
  * @template {object} T
  * @param {T} settings
- * @param {string} field `confidence`; `classes.0`, which removes all classes; `stages.ocr`, which removes that stage.
+ * @param {string} field `confidence`; `classes.0`, which removes all classes; `stages.NAME`, which removes that stage.
  * @returns {T | null} Null when there is no such setting.
  */
 function without(settings, field) {

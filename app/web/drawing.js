@@ -1,8 +1,12 @@
-// Draws the scene over the image: the overlay, boxes, skeletons, texts, labels and the arrows of the flow.
+// Draws the scene over the image: the overlay, each kind of shape, the labels.
 
-import { classLabel } from "./text.js";
+import { rings } from "./stages.js";
+import { Scene } from "./tracks.js";
 
-/** @import { Flow, Scene, SceneObject, ScenePose, SceneText, Tracks } from "./tracks.js" */
+/** @import { Box, ShapeKind } from "./protocol.js" */
+/** @import { ShownShape } from "./stages.js" */
+/** @import { Label } from "./templates.js" */
+/** @import { Flow, Tracks } from "./tracks.js" */
 /** @typedef {CanvasRenderingContext2D | OffscreenCanvasRenderingContext2D} Context */
 /**
  * @typedef {object} Place Position and scale of the scene on the canvas.
@@ -15,11 +19,10 @@ import { classLabel } from "./text.js";
 
 const MOST_DENSITY = 2; // more canvas pixels per CSS pixel cost time without a visible gain
 const EDGE = "rgb(0 0 0 / 0.6)";
-const LEAST_KEYPOINT = 0.3; // confidence
 const LEFT = "#4dd8ff";
 const RIGHT = "#ffa14d";
-const MIDDLE = "#ffffff";
-const TEXT = "#ffe14d";
+const PLAIN = "#ffffff";
+const ARROWS = "#b6ff6b";
 const FONT_PX = 13;
 const LABEL_PX = 20;
 const MOST_PX = 360; // a longer label hides too much of the image
@@ -27,6 +30,18 @@ const MOST_LETTERS = 80;
 const ARROW_LENGTH = 2.5; // arrows are longer than the motion of one frame, because walking is a pixel or two a frame
 const ARROW_SPACE_PX = 24;
 const FLOW_ALPHA = 0.85;
+const MASK_ALPHA = 0.35;
+/**
+ * The kinds of shapes from the lowest to the highest. Of boxes all is seen; the others end at the image's edge.
+ * @type {{kinds: ShapeKind[], clipped: boolean}[]}
+ */
+const LEVELS = [
+  { kinds: ["field", "arrow"], clipped: false }, // their layers are clipped
+  { kinds: ["mask"], clipped: true },
+  { kinds: ["points"], clipped: false },
+  { kinds: ["box"], clipped: false },
+  { kinds: ["polygon", "polyline"], clipped: true },
+];
 
 /**
  * Draws the scene of `tracks` at the display's rate, over an image that is laid out with `object-fit: contain` in the same
@@ -37,7 +52,7 @@ export class Overlay {
    * The scene as last drawn, in pixels of the image. Tests and pages that embed this read it.
    * @type {Scene}
    */
-  model = { width: 0, height: 0, objects: [], poses: [], texts: [], motion: null, flow: null, flowAlpha: 0 };
+  model = new Scene(0, 0, []);
   /**
    * Called after each drawn frame, with its time.
    * @type {(now: number) => void}
@@ -48,11 +63,6 @@ export class Overlay {
    * @type {() => {width: number, height: number}}
    */
   size = () => ({ width: 0, height: 0 });
-  /**
-   * The limbs to draw, as pairs of indices of keypoints.
-   * @type {[number, number][]}
-   */
-  skeleton = [];
   #canvas;
   #tracks;
   #context;
@@ -110,10 +120,9 @@ export class Overlay {
   /** @param {number} now */
   #show(now) {
     this.model = this.#tracks.at(now, this.size());
-    const { objects, poses, texts, flow } = this.model;
-    const blank = !objects.length && !poses.length && !texts.length && !flow;
+    const { blank } = this.model;
     if (!blank || !this.#blank) this.#context.clearRect(0, 0, this.#canvas.width, this.#canvas.height);
-    if (!blank) paint(this.#context, this.model, this.place, this.skeleton);
+    if (!blank) paint(this.#context, this.model, this.place);
     this.#blank = blank;
   }
 
@@ -130,92 +139,138 @@ export class Overlay {
 // --- the scene ---
 
 /**
- * The colour of a class: hues a golden angle apart, all light enough for a dark background.
- * @param {number} classId
- */
-export function classColour(classId) {
-  return `hsl(${Math.round((145 + classId * 137.508) % 360)} 90% 65%)`;
-}
-
-/**
  * Draws a scene. Every line has a dark edge and every label a dark background, so that both are visible on any image.
  * @param {Context} context
  * @param {Scene} scene
  * @param {Place} place
- * @param {[number, number][]} skeleton
  */
-export function paint(context, scene, place, skeleton) {
-  /** @type {Rectangle[]} */
-  const labels = [];
+export function paint(context, scene, place) {
   const bounds = { x: place.x, y: place.y, width: scene.width * place.scale, height: scene.height * place.scale };
   context.save();
   context.lineJoin = context.lineCap = "round";
   context.font = `600 ${FONT_PX * place.unit}px system-ui, sans-serif`;
   context.textBaseline = "middle";
-  if (scene.flow) paintFlow(context, scene, scene.flow, place);
-  for (const pose of scene.poses) paintPose(context, scene, pose, place, skeleton);
-  for (const object of scene.objects) paintBox(context, object, place);
-  if (scene.texts.length) {
-    context.save();
-    context.beginPath();
-    context.rect(bounds.x, bounds.y, bounds.width, bounds.height);
-    context.clip();
-    for (const text of scene.texts) paintText(context, text, place);
-    context.restore();
-  }
-  // Labels come last, so that nothing covers them, and each avoids those before it. Small objects get theirs last,
-  // because there is room around them.
-  const largestFirst = [...scene.objects].sort((a, b) => area(b.box) - area(a.box));
-  for (const { box, class_id, class_name, confidence, track_id, alpha } of largestFirst) {
-    const figures = `${Math.round(confidence * 100)}%${track_id === null ? "" : ` #${track_id}`}`;
-    label(context, classLabel(class_name, class_id), figures, onCanvas(box, place), classColour(class_id), alpha, place, bounds, labels);
-  }
-  for (const { text, polygon, alpha } of scene.texts) {
-    label(context, text, "", onCanvas(around(polygon), place), TEXT, alpha, place, bounds, labels);
-  }
+  for (const { kinds, clipped } of LEVELS) paintLevel(context, scene, place, kinds, clipped ? bounds : null);
+  paintLabels(context, scene, place, bounds);
   context.restore();
 }
 
 /**
- * Draws the box of an object.
+ * Draws the shapes of some kinds.
  * @param {Context} context
- * @param {SceneObject} object
+ * @param {Scene} scene
  * @param {Place} place
+ * @param {ShapeKind[]} kinds
+ * @param {Rectangle | null} bounds At which they end.
  */
-function paintBox(context, { box, class_id, alpha }, place) {
-  const { x, y, width, height } = onCanvas(box, place);
-  context.globalAlpha = alpha;
-  context.beginPath();
-  context.roundRect(x, y, width, height, 3 * place.unit);
-  stroke(context, 2, classColour(class_id), place.unit);
+function paintLevel(context, scene, place, kinds, bounds) {
+  let clipped = false;
+  for (const { stage, entries, stale } of scene.layers) {
+    stage.shapes.forEach((shape, i) => {
+      if (!kinds.includes(shape.kind)) return;
+      for (const { geometry, look, alpha } of entries) {
+        if (!geometry[i]) continue;
+        if (bounds && !clipped) {
+          clipped = true;
+          context.save();
+          context.beginPath();
+          context.rect(bounds.x, bounds.y, bounds.width, bounds.height);
+          context.clip();
+        }
+        context.globalAlpha = alpha;
+        // What was found a while ago may have moved since.
+        if (stale) context.setLineDash([6 * place.unit, 5 * place.unit]);
+        paintShape(context, scene, shape, geometry[i], look.marks[i].colour, alpha, place);
+        if (stale) context.setLineDash([]);
+      }
+    });
+  }
+  if (clipped) context.restore();
 }
 
 /**
- * Draws a skeleton. Keypoints on the very edge of the image were clipped to it, so that their real position is unknown; those
- * are left out.
  * @param {Context} context
  * @param {Scene} scene
- * @param {ScenePose} pose
+ * @param {ShownShape} shape
+ * @param {any} geometry
+ * @param {string | null} colour Null: that of the kind.
+ * @param {number} alpha
  * @param {Place} place
- * @param {[number, number][]} skeleton
  */
-function paintPose(context, { width, height }, { keypoints, alpha }, { x, y, scale, unit }, skeleton) {
-  context.globalAlpha = alpha;
-  const sure = keypoints.map((point) => {
-    const inside = point.x > 1 && point.y > 1 && point.x < width - 1 && point.y < height - 1;
-    return inside && point.confidence >= LEAST_KEYPOINT;
-  });
-  for (const colour of [MIDDLE, LEFT, RIGHT]) {
-    context.beginPath();
-    for (const [a, b] of skeleton) {
-      if (!sure[a] || !sure[b] || limbColour(keypoints[a].name, keypoints[b].name) !== colour) continue;
-      context.moveTo(x + keypoints[a].x * scale, y + keypoints[a].y * scale);
-      context.lineTo(x + keypoints[b].x * scale, y + keypoints[b].y * scale);
+function paintShape(context, scene, shape, geometry, colour, alpha, place) {
+  const { kind } = shape;
+  if (kind === "box") paintBox(context, geometry, colour ?? PLAIN, place);
+  else if (kind === "points") paintPoints(context, scene, shape, geometry, colour, place);
+  else if (kind === "field" || kind === "arrow") paintFlow(context, scene, geometry, alpha, place, colour ?? ARROWS, shape);
+  else {
+    tracePaths(context, rings(geometry), kind !== "polyline", place);
+    if (kind === "mask") {
+      context.globalAlpha = alpha * MASK_ALPHA;
+      context.fillStyle = colour ?? PLAIN;
+      context.fill();
+      context.globalAlpha = alpha;
     }
-    stroke(context, 2.5, colour, unit);
+    stroke(context, kind === "mask" ? 1.5 : 2, colour ?? PLAIN, place.unit);
+  }
+}
+
+/**
+ * @param {Context} context
+ * @param {Box} box
+ * @param {string} colour
+ * @param {Place} place
+ */
+function paintBox(context, box, colour, place) {
+  const { x, y, width, height } = onCanvas(box, place);
+  context.beginPath();
+  context.roundRect(x, y, width, height, 3 * place.unit);
+  stroke(context, 2, colour, place.unit);
+}
+
+/**
+ * Makes polygons or lines the current path.
+ * @param {Context} context
+ * @param {[number, number][][]} paths
+ * @param {boolean} closed
+ * @param {Place} place
+ */
+function tracePaths(context, paths, closed, { x, y, scale }) {
+  context.beginPath();
+  for (const path of paths) {
+    path.forEach(([across, down], i) => {
+      if (i) context.lineTo(x + across * scale, y + down * scale);
+      else context.moveTo(x + across * scale, y + down * scale);
+    });
+    if (closed) context.closePath();
+  }
+}
+
+/**
+ * Draws points and the lines between them. Points on the very edge of the image were clipped to it, so that their real position
+ * is unknown; those are left out. Lines have a colour for the left side and one for the right, where the points' names tell.
+ * @param {Context} context
+ * @param {Scene} scene
+ * @param {ShownShape} shape
+ * @param {{name?: string, x: number, y: number, confidence?: number}[]} points
+ * @param {string | null} middle The colour of the other lines.
+ * @param {Place} place
+ */
+function paintPoints(context, { width, height }, { least, lines }, points, middle, { x, y, scale, unit }) {
+  const sure = points.map((point) => {
+    const inside = point.x > 1 && point.y > 1 && point.x < width - 1 && point.y < height - 1;
+    return inside && (point.confidence ?? 1) >= least;
+  });
+  for (const colour of [null, LEFT, RIGHT]) {
+    context.beginPath();
+    for (const [a, b] of lines) {
+      if (!sure[a] || !sure[b] || sideColour(points[a].name, points[b].name) !== colour) continue;
+      context.moveTo(x + points[a].x * scale, y + points[a].y * scale);
+      context.lineTo(x + points[b].x * scale, y + points[b].y * scale);
+    }
+    stroke(context, 2.5, colour ?? middle ?? PLAIN, unit);
   }
   context.beginPath();
-  keypoints.forEach((point, i) => {
+  points.forEach((point, i) => {
     if (!sure[i]) return;
     const [across, down] = [x + point.x * scale, y + point.y * scale];
     context.moveTo(across + 3 * unit, down);
@@ -229,28 +284,12 @@ function paintPose(context, { width, height }, { keypoints, alpha }, { x, y, sca
 }
 
 /**
- * @param {string} a
- * @param {string} b
+ * @param {string} [a]
+ * @param {string} [b]
  */
-function limbColour(a, b) {
+function sideColour(a = "", b = "") {
   if (a.startsWith("left") && b.startsWith("left")) return LEFT;
-  return a.startsWith("right") && b.startsWith("right") ? RIGHT : MIDDLE;
-}
-
-/**
- * Draws the outline of a text. It is dashed where the text was read a while ago, because it may have moved since.
- * @param {Context} context
- * @param {SceneText} text
- * @param {Place} place
- */
-function paintText(context, { polygon, stale, alpha }, { x, y, scale, unit }) {
-  context.globalAlpha = alpha;
-  context.beginPath();
-  for (const [across, down] of polygon) context.lineTo(x + across * scale, y + down * scale);
-  context.closePath();
-  if (stale) context.setLineDash([6 * unit, 5 * unit]);
-  stroke(context, 2, TEXT, unit);
-  context.setLineDash([]);
+  return a.startsWith("right") && b.startsWith("right") ? RIGHT : null;
 }
 
 /**
@@ -263,19 +302,9 @@ function onCanvas({ x1, y1, x2, y2 }, { x, y, scale }) {
   return { x: x + x1 * scale, y: y + y1 * scale, width: (x2 - x1) * scale, height: (y2 - y1) * scale };
 }
 
-/** @param {{x1: number, y1: number, x2: number, y2: number}} box */
-function area({ x1, y1, x2, y2 }) {
-  return (x2 - x1) * (y2 - y1);
-}
-
-/**
- * The box around a polygon.
- * @param {[number, number][]} polygon
- */
-function around(polygon) {
-  const xs = polygon.map(([x]) => x);
-  const ys = polygon.map(([, y]) => y);
-  return { x1: Math.min(...xs), y1: Math.min(...ys), x2: Math.max(...xs), y2: Math.max(...ys) };
+/** @param {Box | null} box */
+function area(box) {
+  return box ? (box.x2 - box.x1) * (box.y2 - box.y1) : Infinity;
 }
 
 /**
@@ -297,28 +326,47 @@ function stroke(context, width, colour, unit) {
 // --- labels ---
 
 /**
+ * Draws the labels of a scene. They come last, so that nothing covers them, and each avoids those before it. Of a stage small
+ * things get theirs last, because there is room around them.
+ * @param {Context} context
+ * @param {Scene} scene
+ * @param {Place} place
+ * @param {Rectangle} bounds The image.
+ */
+function paintLabels(context, { layers }, place, bounds) {
+  /** @type {Rectangle[]} */
+  const taken = [];
+  for (const { stage, entries, ordered } of layers) {
+    if (!stage.shapes.some(({ label }) => label)) continue;
+    const sorted = ordered ? entries : [...entries].sort((a, b) => area(b.box) - area(a.box));
+    for (const { box, geometry, look, alpha } of sorted) {
+      look.marks.forEach(({ label: text, colour }, i) => {
+        if (!text || (!text.name && !text.figures)) return;
+        const own = stage.shapes[i].kind === "box" ? geometry[i] : box;
+        label(context, text, own && onCanvas(own, place), colour ?? PLAIN, alpha, place, bounds, taken);
+      });
+    }
+  }
+}
+
+/**
  * Draws a label above its object where there is room, else inside or below it; within the image and clear of other labels.
  * @param {Context} context
- * @param {string} name Shortened where the label would be wider than the image.
- * @param {string} figures Follow the name, never shortened.
- * @param {Rectangle} object
+ * @param {Label} label Its name is shortened where it would be wider than the image.
+ * @param {Rectangle | null} object Null: the label is about the whole image, and goes to its upper left.
  * @param {string} colour
  * @param {number} alpha
  * @param {Place} place
  * @param {Rectangle} bounds The image.
  * @param {Rectangle[]} taken The labels drawn so far; gets this one, too.
  */
-function label(context, name, figures, object, colour, alpha, { unit }, bounds, taken) {
+function label(context, { name, figures }, object, colour, alpha, { unit }, bounds, taken) {
   const height = LABEL_PX * unit;
   const text = fitting(context, name, figures, Math.min(MOST_PX * unit, bounds.width) - 10 * unit);
   const width = Math.min(measure(context, text) + 10 * unit, bounds.width);
-  const left = Math.max(bounds.x, Math.min(object.x, bounds.x + bounds.width - width));
-  const right = Math.max(bounds.x, Math.min(object.x + object.width, bounds.x + bounds.width) - width);
-  const inside = [object.y - height - unit, object.y + 2 * unit, object.y + object.height + unit]
-    .filter((y) => y >= bounds.y && y + height <= bounds.y + bounds.height)
-    .flatMap((y) => [left, right].map((x) => ({ x, y, width, height })));
-  const free = inside.find((place) => !taken.some((other) => overlap(other, place)));
-  const { x, y } = free ?? inside[0] ?? { x: left, y: bounds.y };
+  const places = object ? placesBeside(object, width, height, unit, bounds) : placesInCorner(width, height, unit, bounds);
+  const free = places.find((place) => !taken.some((other) => overlap(other, place)));
+  const { x, y } = free ?? places[0];
   taken.push({ x, y, width, height });
   context.globalAlpha = alpha * 0.9;
   context.fillStyle = "#10151c";
@@ -332,6 +380,38 @@ function label(context, name, figures, object, colour, alpha, { unit }, bounds, 
 }
 
 /**
+ * Where the label of an object may go, the best place first.
+ * @param {Rectangle} object
+ * @param {number} width
+ * @param {number} height
+ * @param {number} unit
+ * @param {Rectangle} bounds
+ * @returns {Rectangle[]}
+ */
+function placesBeside(object, width, height, unit, bounds) {
+  const left = Math.max(bounds.x, Math.min(object.x, bounds.x + bounds.width - width));
+  const right = Math.max(bounds.x, Math.min(object.x + object.width, bounds.x + bounds.width) - width);
+  const inside = [object.y - height - unit, object.y + 2 * unit, object.y + object.height + unit]
+    .filter((y) => y >= bounds.y && y + height <= bounds.y + bounds.height)
+    .flatMap((y) => [left, right].map((x) => ({ x, y, width, height })));
+  return inside.length ? inside : [{ x: left, y: bounds.y, width, height }];
+}
+
+/**
+ * Where a label of the whole image may go: one below the other in its upper left.
+ * @param {number} width
+ * @param {number} height
+ * @param {number} unit
+ * @param {Rectangle} bounds
+ * @returns {Rectangle[]}
+ */
+function placesInCorner(width, height, unit, bounds) {
+  const rows = Math.max(1, Math.floor(bounds.height / (height + 2 * unit)));
+  const [x, y] = [bounds.x + 2 * unit, bounds.y + 2 * unit];
+  return Array.from({ length: rows }, (_, row) => ({ x, y: y + row * (height + 2 * unit), width, height }));
+}
+
+/**
  * The text of a label, shortened to the width.
  * @param {Context} context
  * @param {string} name
@@ -339,12 +419,11 @@ function label(context, name, figures, object, colour, alpha, { unit }, bounds, 
  * @param {number} room Canvas pixels.
  */
 function fitting(context, name, figures, room) {
-  const after = figures && ` ${figures}`;
-  if (name.length <= MOST_LETTERS && measure(context, name + after) <= room) return name + after;
-  const least = measure(context, `…${after}`);
+  if (name.length <= MOST_LETTERS && measure(context, name + figures) <= room) return name + figures;
+  const least = measure(context, `…${figures}`);
   const letters = [...name.slice(0, MOST_LETTERS)];
   while (letters.length > 1 && measure(context, letters.join("")) + least > room) letters.length = Math.floor(letters.length * 0.9);
-  return `${letters.join("").trim()}…${after}`;
+  return `${letters.join("").trim()}…${figures}`;
 }
 
 /** @type {Map<string, number>} */
@@ -377,8 +456,8 @@ function overlap(a, b) {
 // --- flow ---
 
 /**
- * Layers by the context they are drawn on, because a recording has another size than the page.
- * @type {WeakMap<Context, {canvas: OffscreenCanvas | HTMLCanvasElement, flow: Flow | null, place: Place}>}
+ * Layers by the context they are drawn on, because a recording has another size than the page, and by their shape.
+ * @type {WeakMap<Context, Map<ShownShape, {canvas: OffscreenCanvas | HTMLCanvasElement, flow: Flow | null, place: Place}>>}
  */
 const layers = new WeakMap();
 
@@ -386,22 +465,26 @@ const layers = new WeakMap();
  * Draws the flow as arrows. Hundreds of arrows are the most expensive part of a scene and change only with a new result, so
  * they are drawn once on a layer of their own, which is then copied onto each frame.
  * @param {Context} context
- * @param {Scene} scene
+ * @param {{width: number, height: number}} scene
  * @param {Flow} flow
+ * @param {number} alpha
  * @param {Place} place
+ * @param {string} colour
+ * @param {ShownShape} shape
  */
-export function paintFlow(context, scene, flow, place) {
-  const layer = layers.get(context) ?? { canvas: blankCanvas(), flow: null, place };
-  layers.set(context, layer);
+export function paintFlow(context, scene, flow, alpha, place, colour, shape) {
+  const own = layers.get(context) ?? new Map();
+  const layer = own.get(shape) ?? { canvas: blankCanvas(), flow: null, place };
+  layers.set(context, own.set(shape, layer));
   const { width, height } = context.canvas;
   const { canvas } = layer;
   const same = canvas.width === width && canvas.height === height && samePlace(layer.place, place);
   if (!same || layer.flow !== flow) {
     Object.assign(canvas, { width, height }); // which also clears it
     Object.assign(layer, { flow, place });
-    paintArrows(/** @type {Context} */ (canvas.getContext("2d")), scene, flow, place);
+    paintArrows(/** @type {Context} */ (canvas.getContext("2d")), scene, flow, place, colour);
   }
-  context.globalAlpha = FLOW_ALPHA * scene.flowAlpha;
+  context.globalAlpha = FLOW_ALPHA * alpha;
   context.drawImage(canvas, 0, 0);
 }
 
@@ -420,11 +503,12 @@ function samePlace(a, b) {
 /**
  * Draws an arrow in each cell that moves noticeably, clipped to the image.
  * @param {Context} context
- * @param {Scene} scene
+ * @param {{width: number, height: number}} scene
  * @param {Flow} flow
  * @param {Place} place
+ * @param {string} colour
  */
-function paintArrows(context, { width, height }, { columns, rows, vectors }, { x, y, scale, unit }) {
+function paintArrows(context, { width, height }, { columns, rows, vectors }, { x, y, scale, unit }, colour) {
   const [across, down] = [width / columns, height / rows];
   const step = Math.max(1, Math.ceil((ARROW_SPACE_PX * unit) / (across * scale))); // fewer arrows on a small image
   context.lineJoin = context.lineCap = "round";
@@ -449,6 +533,6 @@ function paintArrows(context, { width, height }, { columns, rows, vectors }, { x
     context.lineTo(toX, toY);
     context.lineTo(toX - backX - backY * 0.6, toY - backY + backX * 0.6);
   }
-  stroke(context, 1.25, "#b6ff6b", unit);
+  stroke(context, 1.25, colour, unit);
   context.restore();
 }

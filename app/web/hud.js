@@ -1,11 +1,13 @@
 // The figures of the page: rates, ages, the chart of the delay, totals of the session, summaries.
 
 import { element, fillRows, focusWhenScrolling, make, setText, within } from "./elements.js";
+import { figureText, modelName } from "./stages.js";
 import { bytes, inViewText } from "./text.js";
 
 /** @import { Events } from "./client.js" */
-/** @import { Motion, Ready, Refusal, Result, Summary } from "./protocol.js" */
+/** @import { Ready, Refusal, Result, Summary } from "./protocol.js" */
 /** @import { RateControl, Sender } from "./sender.js" */
+/** @import { ShownStage } from "./stages.js" */
 
 const EVERY_MS = 250;
 const ANNOUNCE_MS = 4000; // shortest time between two announcements of what is in view
@@ -22,6 +24,13 @@ export class Hud {
   #rateControl;
   /** @type {Ready | null} */
   #ready = null;
+  /** @type {ShownStage[]} */
+  #stages = [];
+  /**
+   * The figures of stages, each with where it is shown.
+   * @type {{stage: ShownStage, output: HTMLOutputElement}[]}
+   */
+  #tiles = [];
   /**
    * The latest result of what the page shows.
    * @type {Result | null}
@@ -56,10 +65,28 @@ export class Hud {
   }
 
   /**
+   * Shows a figure for each stage that has one.
+   * @param {ShownStage[]} stages
+   */
+  show(stages) {
+    if (stages === this.#stages) return;
+    this.#stages = stages;
+    const list = element("figures", HTMLDListElement);
+    for (const { output } of this.#tiles) output.closest("div")?.remove();
+    this.#tiles = stages.filter(({ figures }) => figures.some(({ place }) => place === "figures")).map((stage) => {
+      const output = make("output", { id: `figure-${stage.name}`, textContent: "–" });
+      list.append(make("div", {}, make("dt", { textContent: stage.title }), make("dd", {}, output)));
+      return { stage, output };
+    });
+  }
+
+  /**
    * Begins a session.
    * @param {Ready} ready
+   * @param {ShownStage[]} stages
    */
-  begin(ready) {
+  begin(ready, stages) {
+    this.show(stages);
     this.#ready = ready;
     this.#seen = null;
     this.#refused.clear();
@@ -100,7 +127,7 @@ export class Hud {
     this.results.tick(receivedAt);
     if (ageMs === null || roundTripMs === null) return;
     this.ages.add(ageMs);
-    this.#chart.add(sharesOf(result, ageMs, roundTripMs));
+    this.#chart.add(sharesOf(result, ageMs, roundTripMs, this.#ready?.models ?? {}));
   }
 
   /**
@@ -122,7 +149,7 @@ export class Hud {
     showNumber("result-fps", this.results.total ? this.results.rate(now) : null, 1);
     showNumber("age-p50", this.ages.quantile(0.5), 0);
     showNumber("age-p95", this.ages.quantile(0.95), 0);
-    setText(element("motion", HTMLOutputElement), motionText(this.#seen?.motion ?? null));
+    for (const { stage, output } of this.#tiles) setText(output, figureText(stage, "figures", this.#seen) || "–");
     this.#chart.draw();
     this.#legend();
     this.#sending();
@@ -155,13 +182,10 @@ export class Hud {
     const { frames, sent, skipped } = this.#sender.counts;
     const rows = /** @type {[string, string][]} */ ([]);
     if (this.#ready) {
-      const { detect, pose, ocr } = this.#ready.models;
-      rows.push(
-        ["Session", this.#ready.session_id.slice(0, 12)],
-        ["Object model", detect?.name ?? "none"],
-        ["Pose model", pose?.name ?? "none"],
-        ["Text model", ocr ?? "none"],
-      );
+      const { models } = this.#ready;
+      const asking = this.#stages.filter(({ name }) => Object.hasOwn(models, name));
+      rows.push(["Session", this.#ready.session_id.slice(0, 12)]);
+      for (const { name, title } of asking) rows.push([`Model for ${title.toLowerCase()}`, modelName(models[name]) ?? "none"]);
     }
     if (frames) rows.push(["Frames sent", `${sent} of ${frames}`], ["Not sent", countsText(Object.entries(skipped))]);
     if (this.#ready) rows.push(["Dropped by the service", this.#droppedText()]);
@@ -183,7 +207,7 @@ export class Hud {
    */
   #announce(now) {
     if (this.#seen ? now - this.#announcedAt < ANNOUNCE_MS : now - this.#forgotAt < FORGOTTEN_MS) return;
-    const text = this.#seen ? inViewText(this.#seen) : "nothing yet";
+    const text = this.#seen ? inViewText(this.#seen, this.#stages) : "nothing yet";
     const seen = element("seen", HTMLParagraphElement);
     if (seen.textContent === text) return;
     this.#announcedAt = now;
@@ -204,17 +228,6 @@ function showNumber(id, value, digits) {
 /** @param {[string, number][]} counts Pairs of reason and count. */
 function countsText(counts) {
   return counts.map(([reason, count]) => `${reason.replaceAll("_", " ")} ${count}`).join(", ") || "none";
-}
-
-/**
- * The moving share of the image and an arrow of its direction.
- * @param {Motion | null} motion
- */
-function motionText(motion) {
-  if (!motion) return "–";
-  const { moving_fraction, direction_deg } = motion;
-  const arrow = direction_deg === null ? "" : "→↘↓↙←↖↑↗"[Math.round(direction_deg / 45) % 8];
-  return `${Math.round(moving_fraction * 100)}% ${arrow}`.trim();
 }
 
 // --- rates and quantiles ---
@@ -320,24 +333,34 @@ const PARTS = [
 const BARS = 90;
 const GRID_MS = [10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000];
 
+/** The steps of every frame that are not shown by themselves. All other timings are of stages. */
+const OTHER_STEPS = new Set(["parse", "total"]);
+
 /**
- * Splits the time from the capture of a frame to the arrival of its result.
- * @param {Result} result
+ * Splits the time from the capture of a frame to the arrival of its result. What stages measure themselves counts as the models'
+ * time where they ask a model, else as preparation.
+ * @param {Pick<Result, "age_ms" | "timings_ms">} result
  * @param {number} ageMs Time from capture to arrival, by this machine's clock.
  * @param {number} roundTripMs
+ * @param {Ready["models"]} models
  * @returns {Shares}
  */
-export function sharesOf({ age_ms, timings_ms }, ageMs, roundTripMs) {
-  const { queue = 0, gate = 0, decode = 0, prepare = 0, motion = 0, infer = 0 } = timings_ms;
+export function sharesOf({ age_ms, timings_ms }, ageMs, roundTripMs, models) {
+  const { queue = 0, gate = 0, decode = 0, prepare = 0, infer = 0, ...others } = timings_ms;
   const wait = queue + gate;
-  const prepared = decode + prepare + motion;
+  let [prepared, asked] = [decode + prepare, infer];
+  for (const [name, ms] of Object.entries(others)) {
+    if (OTHER_STEPS.has(name)) continue;
+    if (models[name]) asked += ms;
+    else prepared += ms;
+  }
   return {
     encode: Math.max(0, ageMs - roundTripMs),
     network: Math.max(0, roundTripMs - age_ms),
     wait,
     prepare: prepared,
-    infer,
-    rest: Math.max(0, age_ms - wait - prepared - infer),
+    infer: asked,
+    rest: Math.max(0, age_ms - wait - prepared - asked),
   };
 }
 

@@ -2,7 +2,8 @@
 //
 // Frames go from `source-switch.js` (which source) and `source.js` (its frames) through `sender.js` to `client.js`. Results
 // come back through `tracks.js` (the scene at any moment) to `drawing.js`. `state-machine.js` shows the state of source and
-// session, `hud.js` the figures, `settings.js` the controls.
+// session, `hud.js` the figures, `settings.js` the controls. Which stages there are, and how each is drawn, the service says:
+// `stages.js` interprets it.
 
 import { SightlineClient } from "./client.js";
 import { Overlay } from "./drawing.js";
@@ -12,11 +13,12 @@ import { Recorder, Results, saveStill } from "./saving.js";
 import { Encoder, RateControl, Sender } from "./sender.js";
 import { SettingsPanel, readQuery } from "./settings.js";
 import { Player, SourceSwitch } from "./source-switch.js";
+import { interpreted, modelName } from "./stages.js";
 import { StateMachine } from "./state-machine.js";
 import { load, store } from "./storage.js";
 import { SourceChange, Tracks } from "./tracks.js";
 
-/** @import { Ready } from "./protocol.js" */
+/** @import { Models, StageDescription } from "./protocol.js" */
 /** @import { Source } from "./source.js" */
 
 const machine = new StateMachine();
@@ -152,11 +154,11 @@ client.on("starting", (event) => machine.starting(event));
 client.on("queued", (event) => machine.queued(event));
 client.on("ready", (ready) => {
   rateControl.reset();
-  overlay.skeleton = ready.models.pose?.skeleton ?? [];
-  hud.begin(ready);
-  panel.begin(ready);
+  const stages = showStages(ready.stages ?? [], ready.models);
+  hud.begin(ready, stages);
+  panel.begin(ready, stages);
   if (client.settled) panel.inForce(ready.settings);
-  setText(element("models", HTMLParagraphElement), modelNames(ready));
+  setText(element("models", HTMLParagraphElement), modelNames(ready.models));
 });
 client.on("settings", (settings) => panel.inForce(settings));
 client.on("result", (event) => {
@@ -191,10 +193,29 @@ client.on("bye", ({ reason, report }) => {
   element("token", HTMLInputElement).focus();
 });
 
-/** @param {Ready} ready */
-function modelNames({ models: { detect, pose, ocr } }) {
-  const names = new Set([detect?.name, pose?.name, ocr].filter(Boolean));
-  return [...names].join(" · ");
+/** @param {Models} models */
+function modelNames(models) {
+  return [...new Set(Object.values(models).map(modelName).filter(Boolean))].join(" · ");
+}
+
+// --- the stages ---
+//
+// The service that the page comes from says which stages it has, so that the user can switch them before there is a session.
+// What a session says counts from then on: its service may be another one.
+
+let declared = "";
+
+/**
+ * @param {StageDescription[]} described
+ * @param {Models} models
+ */
+function showStages(described, models) {
+  const text = JSON.stringify([described, models]);
+  if (text !== declared) {
+    declared = text;
+    tracks.stages = change.stages = interpreted(described, models);
+  }
+  return tracks.stages;
 }
 
 // --- buttons ---
@@ -249,30 +270,39 @@ function enableButtons(source, running) {
 const SHORTCUTS_KEY = "sightline.shortcuts";
 const help = element("shortcuts", HTMLDialogElement);
 const shortcutsOn = element("shortcuts-on", HTMLInputElement);
-const shortcuts = [
+const actions = [
   { key: "c", title: "start the camera", run: () => element("camera", HTMLButtonElement).click() },
   { key: "s", title: "try the sample", run: () => element("sample", HTMLButtonElement).click() },
   { key: "x", title: "stop", run: () => stopButton.click() },
-  { key: "1", title: "objects on or off", run: () => panel.toggle("detect") },
-  { key: "2", title: "poses on or off", run: () => panel.toggle("pose") },
-  { key: "3", title: "text on or off", run: () => panel.toggle("ocr") },
-  { key: "4", title: "motion on or off", run: () => panel.toggle("motion") },
-  { key: "5", title: "tracks on or off", run: () => panel.toggle("track") },
-  { key: "6", title: "motion vectors on or off", run: () => panel.toggle("flow") },
+];
+const otherActions = [
   { key: "k", title: "pause or play the video", run: () => player.toggle() },
   { key: "p", title: "save a still", run: () => stillButton.click() },
   { key: "r", title: "start or finish recording", run: () => recordButton.click() },
   { key: "d", title: "save the results", run: () => resultsButton.click() },
-  { key: "?", title: "show this list", run: () => help.showModal() },
+  { key: "?", title: "show this list", run: showHelp },
 ];
+
+/** All shortcuts: those of the stages are numbers, by the order of their switches. */
+function shortcuts() {
+  const numbered = panel.switches.slice(0, 9).map(({ name, title }, i) => {
+    return { key: String(i + 1), title: `${title} on or off`, run: () => panel.toggle(name) };
+  });
+  return [...actions, ...numbered, ...otherActions];
+}
+
+function showHelp() {
+  fillRows(within(help, "dl", HTMLDListElement), shortcuts().map(({ key, title }) => [key, title]));
+  help.showModal();
+}
+
 shortcutsOn.checked = load("browser", SHORTCUTS_KEY) !== "off";
 shortcutsOn.onchange = () => store("browser", SHORTCUTS_KEY, shortcutsOn.checked ? "on" : "off");
-fillRows(within(help, "dl", HTMLDListElement), shortcuts.map(({ key, title }) => [key, title]));
-element("help", HTMLButtonElement).onclick = () => help.showModal();
+element("help", HTMLButtonElement).onclick = showHelp;
 document.addEventListener("keydown", (event) => {
   if (!shortcutsOn.checked || help.open || event.repeat) return;
   if (event.ctrlKey || event.metaKey || event.altKey || takesText(event.target)) return;
-  const found = shortcuts.find(({ key }) => key === event.key.toLowerCase());
+  const found = shortcuts().find(({ key }) => key === event.key.toLowerCase());
   if (!found) return;
   event.preventDefault();
   found.run();
@@ -292,6 +322,9 @@ addEventListener("pagehide", () => client.stop());
 
 for (const id of ["camera", "sample", "screen"]) element(id, HTMLButtonElement).disabled = false;
 element("file", HTMLInputElement).disabled = false;
+const offered = showStages(config.stages, {});
+panel.show(offered);
+hud.show(offered);
 machine.begin(new URL(config.service_url).host, asked.problems);
 pauseOrResume();
 element("start-token-row", HTMLLabelElement).hidden = !config.start_server_url;
@@ -305,9 +338,13 @@ async function readConfig() {
       const response = await fetch("/config.json", { cache: "no-cache" });
       // A server of static files has no config.json.
       if (!response.ok && response.status !== 404) throw new Error(`config.json answered ${response.status}`);
-      /** @type {{service_url?: string | null, start_server_url?: string | null}} */
+      /** @type {{service_url?: string | null, start_server_url?: string | null, stages?: StageDescription[]}} */
       const given = response.ok ? await response.json() : {};
-      return { service_url: given.service_url || location.origin, start_server_url: given.start_server_url || null };
+      return {
+        service_url: given.service_url || location.origin,
+        start_server_url: given.start_server_url || null,
+        stages: given.stages ?? [],
+      };
     } catch (error) {
       const detail = error instanceof Error ? error.message : String(error);
       const text = `The page could not load the address of the service. Is this device online? (${detail})`;

@@ -1,34 +1,42 @@
 // Version 1 of the live protocol: the types of its messages, and the encoding of frames as bytes. No I/O.
 
 /** @typedef {{x1: number, y1: number, x2: number, y2: number}} Box In pixels of the frame as sent. */
-/**
- * @typedef {object} Detection
- * @property {number} class_id
- * @property {string} class_name
- * @property {number} confidence
- * @property {Box} box
- * @property {number | null} track_id
- */
-/** @typedef {{name: string, x: number, y: number, confidence: number}} Keypoint */
-/** @typedef {{confidence: number, box: Box, keypoints: Keypoint[], track_id: number | null}} Pose */
-/** @typedef {{text: string, confidence: number, polygon: [number, number][]}} Text */
-/** @typedef {{columns: number, rows: number, scale: number, data: string}} MotionGrid */
+/** @typedef {{columns: number, rows: number, scale: number, data: string}} Field Vectors in a grid, as `field` shapes show. */
 /**
  * The camera's motion from the last frame to this one: a shift in pixels, and a clockwise rotation and a zoom about the
  * centre of the frame. Older services send neither rotation nor zoom.
- * @typedef {{dx: number, dy: number, rotation_deg?: number, zoom?: number}} CameraMotion
- */
-/**
- * @typedef {object} Motion
- * @property {number} score Mean motion without the camera's: pixels per frame, divided by the diagonal.
- * @property {number | null} direction_deg 0 right, 90 down.
- * @property {number} moving_fraction
- * @property {CameraMotion} camera
- * @property {MotionGrid | null} grid
+ * @typedef {{dx: number, dy: number, rotation_deg?: number, zoom?: number}} CameraMove
  */
 /** @typedef {{status: string, reason: string | null, age_ms: number | null}} Stage */
-/** @typedef {"detect" | "pose" | "ocr" | "motion" | "track" | "summary"} StageName */
-/** @typedef {Partial<Record<StageName, boolean>>} Stages */
+/** @typedef {Record<string, boolean>} Stages Which stages run, by name; `summary` is one of the names. */
+/** @typedef {"box" | "polygon" | "polyline" | "mask" | "points" | "label" | "arrow" | "field"} ShapeKind */
+/**
+ * @typedef {object} Shape How each entry of a part is drawn.
+ * @property {ShapeKind} kind
+ * @property {string} [at] Path within the entry to the geometry, with dots; empty: the entry itself.
+ * @property {string} [label] Text with the entry's fields in braces; empty: no text.
+ * @property {string} [colour] `class`: by the entry's `class_id`; `#rrggbb`; or `{rgb}`: the entry's field of that name.
+ * @property {number} [least] Of points: the least confidence of one that is drawn.
+ * @property {string} [lines] Of points: the field of the stage's model that holds the pairs of points to connect.
+ * @property {string} [camera] Of arrow and field: path to the motion of the whole image; a field's vectors contain it.
+ */
+/**
+ * @typedef {object} Figure What a part says in words and numbers, beside the image.
+ * @property {"figures" | "status" | "sentence"} place
+ * @property {string} text With fields in braces, perhaps with a format: `{moving_fraction:percent}`.
+ * @property {string} [where] The field that must be at least `least`; empty: the figure is always shown.
+ * @property {number} [least]
+ */
+/**
+ * @typedef {object} StageDescription A stage that a client may switch, and how to show its part of a result.
+ * @property {string} name Its key in `stages`.
+ * @property {string} title
+ * @property {string} description
+ * @property {string | null} field Its field of a result; null where it adds to the fields of others.
+ * @property {boolean} [late] Whether entries may be of an earlier frame; the stage's status then says how old they are.
+ * @property {Shape[]} shapes
+ * @property {Figure[]} [figures]
+ */
 /**
  * @typedef {object} Settings What `init` and `update` may ask for. A setting that is left out stays as it is.
  * @property {Stages} [stages]
@@ -42,7 +50,7 @@
 /**
  * @typedef {object} SettingsInForce
  * @property {string} mode
- * @property {Record<StageName, boolean>} stages
+ * @property {Stages} stages
  * @property {number} confidence
  * @property {number} iou
  * @property {number[] | null} classes
@@ -51,10 +59,8 @@
  * @property {string | null} [summary_prompt]
  */
 /**
- * @typedef {object} Models
- * @property {{name: string, classes: string[]} | null} detect
- * @property {{name: string, keypoints: string[], skeleton: [number, number][]} | null} pose
- * @property {string | null} ocr
+ * @typedef {Record<string, string | ({name: string} & Record<string, any>) | null | undefined>} Models The loaded models by stage;
+ *   null for those that are not. One with `classes` has their names by id.
  */
 /** @typedef {{type: "queued", position: number, ahead: number, eta_s: number | null}} Queued */
 /**
@@ -65,25 +71,23 @@
  * @property {SettingsInForce} settings
  * @property {Record<string, number>} limits
  * @property {number} credits
+ * @property {StageDescription[]} [stages] The stages that may run, in the order of a result's parts.
  * @property {string[]} [prompts] The names that `summary.prompt` accepts; empty where the service makes no summaries.
  */
 /**
- * @typedef {object} Result
+ * @typedef {object} Answer What every result has.
  * @property {"result"} type
  * @property {string} session_id
  * @property {number} frame_id
  * @property {number} seq
  * @property {number} captured_at_ms
  * @property {{width: number, height: number}} image
- * @property {Detection[]} objects
- * @property {Pose[]} poses
- * @property {Text[]} texts
- * @property {Motion | null} motion
  * @property {Record<string, Stage>} stages
  * @property {Record<string, number>} timings_ms
  * @property {number} age_ms
  * @property {{since_last: number, total: number}} dropped
  */
+/** @typedef {Answer & Record<string, any>} Result With the parts of the stages, by field: `ready.stages` describes them. */
 /**
  * @typedef {object} Summary
  * @property {"summary"} type

@@ -118,7 +118,7 @@ function compose(source, overlay, canvas) {
   if (width < canvas.width - 1 || height < canvas.height - 1) context.clearRect(0, 0, canvas.width, canvas.height);
   context.drawImage(source.view, x, y, width, height);
   if (overlay.model.width) {
-    paint(context, overlay.model, { x, y, scale, unit: Math.max(1, canvas.width / 800) }, overlay.skeleton);
+    paint(context, overlay.model, { x, y, scale, unit: Math.max(1, canvas.width / 800) });
   }
   return canvas;
 }

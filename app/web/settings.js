@@ -2,15 +2,17 @@
 
 import { element, make, setText, within } from "./elements.js";
 import { load, store } from "./storage.js";
-import { classLabel, stageText, stageTitle } from "./text.js";
+import { figureText, modelWithClasses } from "./stages.js";
+import { classLabel, stageText } from "./text.js";
 
-/** @import { Ready, Result, Settings, SettingsInForce, StageName } from "./protocol.js" */
+/** @import { Ready, Result, Settings, SettingsInForce } from "./protocol.js" */
 /** @import { SendOptions } from "./sender.js" */
+/** @import { ShownStage } from "./stages.js" */
 
-const STAGES = /** @type {const} */ (["detect", "pose", "ocr", "motion", "track", "summary"]);
 const SLIDER_MS = 120; // a setting changes once its slider has rested this long
 const FLOW_KEY = "sightline.vectors";
-const TITLES = { summary: "Summaries", flow: "Motion vectors" };
+
+/** @typedef {{box: HTMLInputElement, state: HTMLElement, title: string}} Switch */
 
 /** The controls of the stages, the classes, the confidence and the sending. They show the settings in force, not those asked for. */
 export class SettingsPanel {
@@ -24,8 +26,10 @@ export class SettingsPanel {
    * @type {(options: SendOptions) => void}
    */
   onsend = () => {};
-  /** @type {Map<string, {box: HTMLInputElement, state: HTMLElement}>} */
+  /** @type {Map<string, Switch>} */
   #switches = new Map();
+  /** @type {ShownStage[] | null} */
+  #stages = null;
   #classes = new ClassFilter(element("classes", HTMLElement));
   #confidence = element("confidence", HTMLInputElement);
   /** @type {string[]} */
@@ -43,8 +47,6 @@ export class SettingsPanel {
     this.#chosen = { motion_grid: load("browser", FLOW_KEY) === "on", ...asked };
     if (asked.confidence !== undefined) this.#confidence.value = String(asked.confidence);
     this.#showConfidence();
-    const list = within(element("stages", HTMLElement), "ul", HTMLUListElement);
-    for (const name of [...STAGES, "flow"]) list.append(this.#row(name));
     let moving = 0;
     this.#confidence.oninput = () => {
       this.#showConfidence();
@@ -68,6 +70,11 @@ export class SettingsPanel {
     return this.#chosen;
   }
 
+  /** The switches of what is drawn, in order: their names, and what they switch as words. */
+  get switches() {
+    return [...this.#switches].filter(([name]) => name !== "summary").map(([name, { title }]) => ({ name, title: title.toLowerCase() }));
+  }
+
   /**
    * Toggles a switch, as a press does.
    * @param {string} name
@@ -77,14 +84,32 @@ export class SettingsPanel {
   }
 
   /**
+   * Shows a switch for each stage, and those of the page itself.
+   * @param {ShownStage[]} stages
+   */
+  show(stages) {
+    const before = this.#stages;
+    this.#stages = stages;
+    if (before && JSON.stringify(before.map(about)) === JSON.stringify(stages.map(about))) return;
+    this.#switches.clear();
+    const rows = stages.map(({ name, title, description }) => this.#row(name, title, description));
+    rows.push(this.#row("summary", "Summaries", ""));
+    if (this.#withVectors().length) rows.push(this.#row("flow", "Motion vectors", ""));
+    within(element("stages", HTMLElement), "ul", HTMLUListElement).replaceChildren(...rows);
+  }
+
+  /**
    * Begins a session: shows what its models offer.
    * @param {Ready} ready
+   * @param {ShownStage[]} stages
    */
-  begin({ models, prompts = [] }) {
-    this.#classNames = models.detect?.classes ?? [];
+  begin({ models, prompts = [] }, stages) {
+    this.show(stages);
+    const model = modelWithClasses(stages, models);
+    this.#classNames = model?.classes ?? [];
     this.#noSummaries = !prompts.length;
     this.#prompt.replaceChildren(...prompts.map((name) => make("option", { textContent: name })));
-    element("yolo", HTMLElement).hidden = models.detect?.name !== "mediapipe";
+    element("yolo", HTMLElement).hidden = model?.name !== "mediapipe";
   }
 
   /**
@@ -92,7 +117,7 @@ export class SettingsPanel {
    * @param {SettingsInForce} settings
    */
   inForce(settings) {
-    for (const name of STAGES) this.#check(name, settings.stages[name]);
+    for (const [name, on] of Object.entries(settings.stages)) this.#check(name, on);
     this.#check("flow", settings.motion_grid);
     element("prompt", HTMLElement).hidden = !settings.stages.summary || this.#prompt.options.length < 2;
     this.#prompt.value = settings.summary_prompt ?? "";
@@ -111,12 +136,11 @@ export class SettingsPanel {
    * @param {Result | null} result Null: no session is live.
    */
   observe(result) {
-    for (const [name, { state, box }] of this.#switches) {
-      if (name === "summary" || name === "flow") continue;
-      const stage = result?.stages[name];
+    for (const shown of this.#stages ?? []) {
+      const { state, box } = /** @type {Switch} */ (this.#switches.get(shown.name));
+      const stage = result?.stages[shown.name];
       const off = !box.checked || !stage;
-      const score = name === "motion" && result?.motion ? `, score ${result.motion.score.toFixed(3)}` : "";
-      setText(state, off ? "" : stageText(stage) + score);
+      setText(state, off ? "" : [stageText(stage), figureText(shown, "status", result)].filter(Boolean).join(", "));
       state.dataset.status = off ? "" : stage.status;
     }
   }
@@ -127,20 +151,30 @@ export class SettingsPanel {
     this.onsettings(patch);
   }
 
-  /** @param {string} name */
-  #row(name) {
-    const title = TITLES[/** @type {keyof typeof TITLES} */ (name)] ?? stageTitle(name);
-    const checked = name === "flow" ? this.#chosen.motion_grid : name !== "summary";
+  /** The stages that show vectors. */
+  #withVectors() {
+    return (this.#stages ?? []).filter(({ shapes }) => shapes.some(({ kind }) => kind === "field")).map(({ name }) => name);
+  }
+
+  /**
+   * @param {string} name
+   * @param {string} title
+   * @param {string} description
+   */
+  #row(name, title, description) {
+    const checked = name === "flow" ? this.#chosen.motion_grid : (this.#chosen.stages?.[name] ?? name !== "summary");
     const box = make("input", { type: "checkbox", id: `stage-${name}`, checked });
     box.setAttribute("role", "switch");
     const state = make("span", { className: "state" });
     box.onchange = () => {
-      if (name !== "flow") return this.#change({ stages: { [/** @type {StageName} */ (name)]: box.checked } });
+      if (name !== "flow") return this.#change({ stages: { [name]: box.checked } });
       store("browser", FLOW_KEY, box.checked ? "on" : "off");
-      this.#change({ motion_grid: box.checked, ...(box.checked && { stages: { motion: true } }) });
+      const needed = Object.fromEntries(this.#withVectors().map((stage) => [stage, true]));
+      this.#change({ motion_grid: box.checked, ...(box.checked && { stages: needed }) });
     };
-    this.#switches.set(name, { box, state });
-    return make("li", {}, make("label", { className: "switch" }, box, make("span", { textContent: title })), state);
+    this.#switches.set(name, { box, state, title });
+    const label = make("label", { className: "switch", title: description }, box, make("span", { textContent: title }));
+    return make("li", {}, label, state);
   }
 
   /**
@@ -156,6 +190,11 @@ export class SettingsPanel {
     const output = within(element("stages", HTMLElement), "output", HTMLOutputElement);
     setText(output, `${Math.round(Number(this.#confidence.value) * 100)}%`);
   }
+}
+
+/** @param {ShownStage} stage What of it a switch shows. */
+function about({ name, title, description, shapes }) {
+  return [name, title, description, shapes.map(({ kind }) => kind)];
 }
 
 // --- classes ---

@@ -1,12 +1,10 @@
 // Texts for the user, made from codes and numbers. No DOM.
 
 /** @import { Result, Stage } from "./protocol.js" */
+/** @import { ShownStage } from "./stages.js" */
 
 const MOST = 10; // number of classes, and of texts, that a sentence lists; it counts the others
 const LONGEST = 60; // characters of each class and text
-
-/** @type {Record<string, string>} */
-const STAGES = { detect: "Objects", pose: "Poses", ocr: "Text", motion: "Motion", track: "Tracks" };
 
 /** @type {Record<string, string>} */
 const STAGE_REASONS = {
@@ -17,14 +15,6 @@ const STAGE_REASONS = {
   frame_too_small: "frame too small",
   inference_unavailable: "models unavailable",
 };
-
-/**
- * The title of a stage.
- * @param {string} name As in the protocol.
- */
-export function stageTitle(name) {
-  return STAGES[name] ?? name;
-}
 
 /**
  * The status of a stage, for example `ok` or `stale 0.4 s, throttled`.
@@ -82,22 +72,55 @@ export function bytes(size) {
   return size < 1e9 ? `${(size / 1e6).toFixed(1)} MB` : `${(size / 1e9).toFixed(2)} GB`;
 }
 
+// --- what is in view ---
+
 /**
- * A sentence that lists what is in view. Screen readers announce it.
- * @param {Pick<Result, "objects" | "poses" | "texts" | "motion">} result
+ * A sentence that lists what is in view. Screen readers announce it. Of each stage it has what the stage says itself; else
+ * classes are counted, other labels quoted. What has no label is counted where no classes are.
+ * @param {Result} result
+ * @param {ShownStage[]} stages
  */
-export function inViewText({ objects, poses, texts, motion }) {
+export function inViewText(result, stages) {
   /** @type {Map<string, number>} */
-  const counts = new Map();
-  for (const { class_name, class_id } of objects) {
-    const name = shortened(classLabel(class_name, class_id));
-    counts.set(name, (counts.get(name) ?? 0) + 1);
+  const classes = new Map();
+  /** @type {string[]} */
+  const parts = [];
+  /** @type {string[]} */
+  const nameless = [];
+  for (const { name, field, shapes, figures } of stages) {
+    if (field === null) continue;
+    const value = result[field];
+    const own = figures.filter(({ place }) => place === "sentence");
+    const label = shapes.find((shape) => shape.label)?.label;
+    if (own.length) parts.push(...own.map(({ render }) => render(value)).filter(Boolean));
+    else if (!Array.isArray(value) || !value.length || !shapes.length) continue;
+    else if (!label?.paths.length) nameless.push(value.length === 1 ? `1 ${spaced(name)}` : `${value.length} ${spaced(name)}s`);
+    else if (label.paths[0].at(-1) === "class_name") countClasses(classes, value.map((entry) => label.first(entry)));
+    else {
+      const quoted = value.map((entry) => label.first(entry)).filter(Boolean).map((text) => `“${shortened(text)}”`);
+      const few = firstFew(quoted, `${spaced(label.paths[0].at(-1) ?? "")}s`);
+      if (few.length) parts.push(`${spaced(label.paths[0].at(-1) ?? "")}: ${few.join(", ")}`);
+    }
   }
-  const parts = firstFew([...counts].map(([name, count]) => (count === 1 ? `1 ${name}` : `${count} × ${name}`)), "kinds");
-  if (!objects.length && poses.length) parts.push(poses.length === 1 ? "1 pose" : `${poses.length} poses`);
-  if (texts.length) parts.push(`text: ${firstFew(texts.map(({ text }) => `“${shortened(text)}”`), "texts").join(", ")}`);
-  if (motion && motion.moving_fraction >= 0.02) parts.push(`moving ${directionText(motion.direction_deg)}`.trim());
-  return parts.length ? parts.join(" · ") : "nothing recognised";
+  const counted = firstFew([...classes].map(([name, count]) => (count === 1 ? `1 ${name}` : `${count} × ${name}`)), "kinds");
+  return [...counted, ...(classes.size ? [] : nameless), ...parts].join(" · ") || "nothing recognised";
+}
+
+/**
+ * Adds the classes that a stage has found. What another stage has found, too, counts once.
+ * @param {Map<string, number>} counts By class.
+ * @param {string[]} found
+ */
+function countClasses(counts, found) {
+  /** @type {Map<string, number>} */
+  const own = new Map();
+  for (const name of found.map(shortened)) own.set(name, (own.get(name) ?? 0) + 1);
+  for (const [name, count] of own) counts.set(name, Math.max(count, counts.get(name) ?? 0));
+}
+
+/** @param {string} name An identifier. */
+function spaced(name) {
+  return name.replaceAll("_", " ");
 }
 
 /**
@@ -112,11 +135,4 @@ function firstFew(parts, what) {
 /** @param {string} text */
 function shortened(text) {
   return text.length > LONGEST ? `${text.slice(0, LONGEST)}…` : text;
-}
-
-const DIRECTIONS = ["right", "down and right", "down", "down and left", "left", "up and left", "up", "up and right"];
-
-/** @param {number | null} degrees 0 is right, 90 is down. */
-function directionText(degrees) {
-  return degrees === null ? "" : DIRECTIONS[Math.round(degrees / 45) % 8];
 }

@@ -1,126 +1,200 @@
-// What the overlay shows at any moment: tracked boxes, skeletons and texts between two results. No DOM.
+// What the overlay shows at any moment: entries that move with their tracks or with the camera, between two results. No DOM.
 
-/** @import { Box, CameraMotion, Detection, Motion, Pose, Result } from "./protocol.js" */
+import { anchorOf, anchorShape, around, coordinates, entriesOf, geometryOf, lookOf, ownBox, placed, sizesOf, without } from "./stages.js";
+import { valueAt } from "./templates.js";
+
+/** @import { Box, CameraMove, Result } from "./protocol.js" */
+/** @import { Look, ShownShape, ShownStage } from "./stages.js" */
 
 /** @typedef {{x: number, y: number}} Point */
 /** @typedef {{turn: Point, shift: Point}} Similarity */
+/** @typedef {{columns: number, rows: number, vectors: Float32Array}} Flow Pairs of dx and dy in pixels, row by row. An arrow is one pair. */
 /**
- * @typedef {object} SceneObject
- * @property {number} class_id
- * @property {string} class_name
- * @property {number} confidence
- * @property {number | null} track_id
- * @property {Box} box In pixels of the scene.
+ * @typedef {object} SceneEntry
+ * @property {any} entry As in the result, but for its positions.
+ * @property {Box | null} box Where its label goes; null: it has no place in the image.
+ * @property {any[]} geometry Of each shape of its stage, as on the wire, but in pixels of the scene; null: not drawn. The geometry
+ *   of a `field` is a `Flow`.
+ * @property {Look} look
  * @property {number} alpha Opacity, 0 to 1.
  */
 /**
- * @typedef {object} ScenePose
- * @property {number} confidence
- * @property {number | null} track_id
- * @property {Box} box
- * @property {{name: string, x: number, y: number, confidence: number}[]} keypoints
- * @property {number} alpha
+ * @typedef {object} SceneLayer What one stage shows.
+ * @property {ShownStage} stage
+ * @property {SceneEntry[]} entries
+ * @property {boolean} stale Whether the entries are of a frame so long ago that they may be wrong by now.
+ * @property {boolean} ordered Whether the order of the entries is that of their labels; else the largest come first.
  */
-/** @typedef {import("./protocol.js").Text & {stale: boolean, alpha: number}} SceneText */
-/** @typedef {{columns: number, rows: number, vectors: Float32Array}} Flow Pairs of dx and dy in pixels, row by row. */
+
+/** What the overlay draws at one moment, in pixels of the shown image. */
+export class Scene {
+  /**
+   * @param {number} width
+   * @param {number} height
+   * @param {SceneLayer[]} layers
+   */
+  constructor(width, height, layers) {
+    this.width = width;
+    this.height = height;
+    this.layers = layers;
+  }
+
+  /** Whether there is nothing to draw. */
+  get blank() {
+    return this.layers.every(({ stage, entries }) => {
+      return entries.every(({ geometry }) => !stage.shapes.some(({ label }, i) => label || geometry[i]));
+    });
+  }
+
+  /**
+   * The entries by the field of the result that they come from, each as on the wire with its positions in the scene, with
+   * `alpha` and `stale`.
+   * @returns {Record<string, any[]>}
+   */
+  get parts() {
+    return Object.fromEntries(
+      this.layers.map(({ stage: { field, shapes }, entries, stale }) => [
+        field,
+        entries.map(({ entry, box, geometry, alpha }) => {
+          let shown = "box" in entry && box ? { ...entry, box } : { ...entry };
+          shapes.forEach(({ path, kind }, i) => {
+            if (kind !== "label" && (geometry[i] || kind === "field")) shown = withValue(shown, path, geometry[i]);
+          });
+          return { ...shown, alpha, stale };
+        }),
+      ]),
+    );
+  }
+}
+
 /**
- * @typedef {object} Scene What the overlay draws at one moment, in pixels of the shown image.
- * @property {number} width
- * @property {number} height
- * @property {SceneObject[]} objects
- * @property {ScenePose[]} poses
- * @property {SceneText[]} texts
- * @property {{score: number, direction_deg: number | null, moving_fraction: number} | null} motion
- * @property {Flow | null} flow Motion without the camera's.
- * @property {number} flowAlpha
+ * A copy with another value at a path.
+ * @param {any} from
+ * @param {string[]} path
+ * @param {any} value
+ * @returns {any}
  */
+function withValue(from, [key, ...path], value) {
+  return key === undefined ? value : { ...from, [key]: withValue(from?.[key], path, value) };
+}
+
 /**
- * A text and its position at the latest result. Positions are relative to the centre of the image, in widths of the image.
- * @typedef {object} TrackedText
- * @property {string} text
- * @property {number} confidence
- * @property {Point[]} corners
+ * An entry of a stage whose results are late, and its position at the latest result. Positions are relative to the centre
+ * of the image, in widths of the image.
+ * @typedef {object} Late
+ * @property {any} entry
+ * @property {string} name By which the same is known again.
+ * @property {Look} look
+ * @property {(Point[] | null)[]} points Of each shape's geometry.
+ * @property {Point[] | null} box The corners of the box that the entry itself has.
  * @property {Point} offset The last correction of its position, which fades out …
  * @property {number} correctedAt … from this time on.
  */
 /**
  * @typedef {object} Track
- * @property {string} kind
+ * @property {unknown} kind Only what is of the same kind can be the same thing.
  * @property {number | null} id
- * @property {Interpolation} position x1, y1, x2, y2, then x, y of each keypoint, as shares of the image.
- * @property {Detection | Pose} last
+ * @property {Interpolation | null} position x1, y1, x2, y2 of its box, as shares of the image. Null: it has no place.
+ * @property {number[]} from The box of `last`, as shares of the image.
+ * @property {(Outline | null)[]} outlines Of each shape; null: it is not drawn, or it is the box.
+ * @property {any} last The entry.
+ * @property {Look} look
+ * @property {number} seenAt Capture time of the last frame that showed it.
  * @property {number} bornAt
  * @property {number | null} lostAt
+ */
+/**
+ * @typedef {object} Outline
+ * @property {any} geometry As in `last`.
+ * @property {number[]} seen Its coordinates, as shares of the image.
+ * @property {string} sizes
+ * @property {Interpolation | null} points Null: they belong to no such points of the last result, and move with the box.
+ * @property {boolean} known Whether the points' own motion is known: a new track's, or that of as many points as before.
+ */
+/**
+ * @typedef {object} Layer What one stage has found.
+ * @property {ShownStage} stage
+ * @property {boolean} late
+ * @property {Track[]} tracks
+ * @property {Late[]} entries Those of a late stage.
+ * @property {number} readAt Capture time of the frame that shows them.
+ * @property {any} value The part of the latest result.
+ * @property {Map<ShownShape, {flow: Flow, shown: {flow: Flow, across: number, down: number} | null}>} flows `shown`: in
+ *   pixels of the image. The object stays the same while nothing changes, so that its drawing can be cached.
  */
 
 const FADE_IN_MS = 80;
 const FADE_OUT_MS = 250;
 const HOLD_MS = 400; // without further results the last one counts as current for at least this long …
 const HOLD_RESULTS = 2; // … or for the time that this many results take
-const TEXT_STALE_MS = 1500;
+const STALE_MS = 1500;
 const SAME_OBJECT = 0.3; // IoU
 const SAME_TEXT = 0.2; // widths of the image: an equal text farther away is another one
+const UNMOVED = new Set(["field", "arrow", "label"]); // kinds of shapes without points that a track moves
+const MATCHED = new Set(["points", "polygon", "polyline"]); // kinds whose points are the same ones in every result
+const FEW_CORNERS = 8; // of a polygon: whichever of them comes first, it is the same polygon
 
 /**
- * Computes the scene between two results: boxes and skeletons move with their tracks, texts with the camera, and everything
- * fades as it ages or when it is no longer detected. It has no clock: the caller passes times of `performance.now()`.
+ * Computes the scene between two results. What the stages found in the result's frame moves with its tracks, what they found
+ * in an earlier one with the camera, and everything fades as it ages or when it is no longer found. It has no clock: the
+ * caller passes times of `performance.now()`.
  */
 export class Tracks {
-  /** @type {Track[]} */
-  #objects = [];
-  /** @type {Track[]} */
-  #poses = [];
-  /** @type {TrackedText[]} */
-  #texts = [];
-  /** Capture time of the frame in which the texts were read. */
-  #readAt = 0;
+  /** @type {ShownStage[]} */
+  #stages = [];
+  /** @type {Layer[]} */
+  #layers = [];
   #camera = new CameraPath();
   /** @type {Result | null} */
   #result = null;
   /** Capture time of the result's frame. */
   #capturedAt = 0;
-  /** @type {Flow | null} */
-  #flow = null;
-  /**
-   * The flow in pixels of the image. The object stays the same while nothing changes, so that its drawing can be cached.
-   * @type {{flow: Flow, across: number, down: number} | null}
-   */
-  #shown = null;
   #observedAt = 0;
   #intervalMs = HOLD_MS;
 
+  /** The stages whose results follow. Others forget everything. */
+  get stages() {
+    return this.#stages;
+  }
+
+  set stages(stages) {
+    if (stages === this.#stages) return;
+    this.#stages = stages;
+    this.#layers = stages.filter(({ field }) => field !== null).map(emptyLayer);
+    this.clear();
+  }
+
   /**
-   * Updates the tracks and texts from a result.
+   * Updates the tracks and the late entries from a result.
    * @param {Result} result
    * @param {number} capturedAt Capture time of its frame.
    * @param {number} now
    */
   observe(result, capturedAt, now) {
     if (this.#observedAt) this.#intervalMs += 0.3 * (now - this.#observedAt - this.#intervalMs);
-    const { image, objects, poses, motion } = result;
+    const { image } = result;
     this.#observedAt = now;
-    const before = this.#textsAt(now);
-    this.#camera.observe(motion && image.width ? similarity(motion.camera, image.width) : null, capturedAt, now);
-    const readMs = result.stages.ocr?.age_ms ?? 0;
-    const { motion: moved, capturedAt: takenAt } = this.#camera.since(readMs);
-    this.#readAt = Math.min(takenAt, capturedAt - readMs);
-    this.#texts = result.texts.map((text) => trackedText(text, image, moved));
-    for (const text of this.#texts) keepPosition(text, before, now);
+    const before = this.#layers.map(({ entries }) => this.#moved(entries, now));
+    const camera = cameraOf(this.#stages, result);
+    this.#camera.observe(camera && image.width ? similarity(camera, image.width) : null, capturedAt, now);
+    this.#layers.forEach((layer, index) => {
+      const { stage } = layer;
+      layer.value = result[stage.field ?? ""];
+      layer.flows = flowsOf(stage, layer.value, image);
+      const ageMs = result.stages[stage.name]?.age_ms ?? 0;
+      layer.late ||= ageMs > 0;
+      if (layer.late) this.#read(layer, before[index], ageMs, capturedAt, now, image);
+      else if (!stays(stage)) layer.tracks = follow(stage, layer.tracks, entriesOf(layer.value), image, capturedAt, now);
+    });
     this.#result = result;
     this.#capturedAt = capturedAt;
-    this.#flow = flowOf(motion, image);
-    this.#shown = null;
-    this.#objects = follow(this.#objects, objects, (object) => `object ${object.class_id}`, image, capturedAt, now);
-    this.#poses = follow(this.#poses, poses, () => "pose", image, capturedAt, now);
   }
 
-  /** Forgets everything. */
+  /** Forgets everything that was found. */
   clear() {
-    this.#objects = [];
-    this.#poses = [];
-    this.#texts = [];
+    this.#layers = this.#layers.map(({ stage }) => emptyLayer(stage));
     this.#camera.clear();
-    this.#result = this.#flow = this.#shown = null;
+    this.#result = null;
     this.#observedAt = 0;
   }
 
@@ -134,99 +208,146 @@ export class Tracks {
     const result = this.#result;
     const silence = now - this.#observedAt - Math.max(HOLD_MS, HOLD_RESULTS * this.#intervalMs);
     const present = result ? 1 - clamp(silence / FADE_OUT_MS) : 0;
-    const shown = (/** @type {Track} */ track) => {
-      return present * visibility(track, now) * freshness(now - track.position.seenAt);
-    };
-    const stale = (result?.stages.ocr?.status === "stale" && (result.stages.ocr.age_ms ?? 0) > TEXT_STALE_MS) || false;
     const across = width / (result?.image.width ?? 1);
     const down = height / (result?.image.height ?? 1);
-    return {
-      width,
-      height,
-      objects: this.#objects.map((track) => sceneObject(track, now, width, height, shown(track))).filter(visible),
-      poses: this.#poses.map((track) => scenePose(track, now, width, height, shown(track))).filter(visible),
-      texts: this.#sceneTexts(now, width, height, present).map((text) => ({ ...text, stale })).filter(visible),
-      motion: present > 0 ? (result?.motion ?? null) : null,
-      flow: present > 0 ? this.#scaledFlow(across, down) : null,
-      flowAlpha: present * freshness(now - this.#capturedAt),
-    };
-  }
-
-  /**
-   * The texts at their positions at a time, moved on by the camera's predicted motion.
-   * @param {number} now
-   * @returns {TrackedText[]}
-   */
-  #textsAt(now) {
-    if (!this.#texts.length) return [];
-    const motion = this.#camera.ahead(now);
-    return this.#texts.map((text) => {
-      const left = remaining(text.correctedAt, now);
-      const corners = text.corners.map((corner) => {
-        const { x, y } = applied(motion, corner);
-        return { x: x + text.offset.x * left, y: y + text.offset.y * left };
-      });
-      return { ...text, corners };
+    const layers = this.#layers.map((layer) => {
+      const { stage, late } = layer;
+      const status = result?.stages[stage.name];
+      const stale = status?.status === "stale" && (status.age_ms ?? 0) > STALE_MS;
+      const flows = stage.shapes.map((shape) => scaledFlow(layer, shape, across, down));
+      return { stage, stale, ordered: late, entries: this.#entries(layer, flows, now, width, height, present).filter(visible) };
     });
+    return new Scene(width, height, layers);
   }
 
   /**
-   * The texts that lie in the image.
+   * @param {Layer} layer
+   * @param {any[]} fixed The geometry of those shapes that do not move.
    * @param {number} now
    * @param {number} width
    * @param {number} height
    * @param {number} present
+   * @returns {SceneEntry[]}
    */
-  #sceneTexts(now, width, height, present) {
-    const alpha = present * textFreshness(now - this.#capturedAt, now - this.#readAt);
-    return this.#textsAt(now)
-      .map(({ text, confidence, corners }) => {
-        const polygon = corners.map(({ x, y }) => {
-          return /** @type {[number, number]} */ ([(x + 0.5) * width, y * width + height / 2]);
-        });
-        return { text, confidence, polygon, alpha };
-      })
-      .filter(({ polygon }) => reaches(polygon, width, height));
+  #entries(layer, fixed, now, width, height, present) {
+    const { stage, late, readAt } = layer;
+    if (late) {
+      const alpha = present * lateFreshness(now - this.#capturedAt, now - readAt);
+      return this.#moved(layer.entries, now).flatMap((entry) => lateEntry(stage, entry, width, height, alpha) ?? []);
+    }
+    if (stays(stage)) {
+      const alpha = present * freshness(now - this.#capturedAt);
+      return entriesOf(layer.value).map((entry) => ({ entry, box: null, geometry: fixed, look: lookOf(stage, entry), alpha }));
+    }
+    return layer.tracks.map((track) => {
+      return sceneEntry(stage, track, fixed, now, width, height, present * visibility(track, now) * freshness(now - track.seenAt));
+    });
   }
 
   /**
-   * The flow in pixels of the shown image.
-   * @param {number} across Pixels of the shown image per pixel of the frame, horizontally.
-   * @param {number} down Pixels of the shown image per pixel of the frame, vertically.
+   * Takes the entries of a late stage to where they are now, although they were found in an earlier frame.
+   * @param {Layer} layer
+   * @param {Late[]} before Those that are shown.
+   * @param {number} ageMs
+   * @param {number} capturedAt
+   * @param {number} now
+   * @param {{width: number, height: number}} image
    */
-  #scaledFlow(across, down) {
-    if (!this.#flow) return null;
-    if (this.#shown?.across !== across || this.#shown.down !== down) {
-      this.#shown = { flow: scaled(this.#flow, across, down), across, down };
-    }
-    return this.#shown.flow;
+  #read(layer, before, ageMs, capturedAt, now, image) {
+    const { move, capturedAt: takenAt } = this.#camera.since(ageMs);
+    layer.readAt = Math.min(takenAt, capturedAt - ageMs);
+    layer.tracks = [];
+    layer.entries = entriesOf(layer.value).map((entry) => lateOf(layer.stage, entry, image, move));
+    for (const entry of layer.entries) keepPosition(entry, before, now);
+  }
+
+  /**
+   * Late entries at their positions at a time, moved on by the camera's predicted motion.
+   * @param {Late[]} entries
+   * @param {number} now
+   * @returns {Late[]}
+   */
+  #moved(entries, now) {
+    if (!entries.length) return [];
+    const move = this.#camera.ahead(now);
+    return entries.map((entry) => {
+      const left = remaining(entry.correctedAt, now);
+      const moved = (/** @type {Point[] | null} */ points) => {
+        if (!points) return null;
+        return points.map((point) => {
+          const { x, y } = applied(move, point);
+          return { x: x + entry.offset.x * left, y: y + entry.offset.y * left };
+        });
+      };
+      return { ...entry, points: entry.points.map(moved), box: moved(entry.box) };
+    });
   }
 }
 
 /**
- * Updates the tracks from a result: moves those detected again, begins new ones, lets missing ones fade.
- * @template {Detection | Pose} T
+ * @param {ShownStage} stage
+ * @returns {Layer}
+ */
+function emptyLayer(stage) {
+  return { stage, late: stage.late, tracks: [], entries: [], readAt: 0, value: null, flows: new Map() };
+}
+
+/**
+ * Whether what a stage shows belongs to the whole image, and so to no track.
+ * @param {ShownStage} stage
+ */
+function stays({ shapes }) {
+  return shapes.every(({ kind }) => kind === "field" || kind === "arrow");
+}
+
+/**
+ * The camera's motion from the last frame, as the first stage measures it that does.
+ * @param {ShownStage[]} stages
+ * @param {Result} result
+ * @returns {CameraMove | null}
+ */
+function cameraOf(stages, result) {
+  for (const { field, shapes } of stages) {
+    for (const { camera } of shapes) {
+      const found = field && camera && valueAt(entriesOf(result[field])[0], camera);
+      if (found) return found;
+    }
+  }
+  return null;
+}
+
+// --- tracks ---
+
+/**
+ * Updates the tracks from a result: moves those found again, begins new ones, lets missing ones fade.
+ * @param {ShownStage} stage
  * @param {Track[]} tracks
- * @param {T[]} found
- * @param {(detection: T) => string} kindOf
+ * @param {any[]} found
  * @param {{width: number, height: number}} image
  * @param {number} capturedAt
  * @param {number} now
  * @returns {Track[]}
  */
-function follow(tracks, found, kindOf, image, capturedAt, now) {
+function follow(stage, tracks, found, image, capturedAt, now) {
   const left = new Set(tracks);
-  const kept = found.map((detection) => {
-    const values = vector(detection, image);
-    const kind = kindOf(detection);
-    const id = detection.track_id;
-    const track = match(left, kind, id, values, now);
+  const kept = found.map((entry) => {
+    const box = anchorOf(stage, entry);
+    const values = box ? shares([box.x1, box.y1, box.x2, box.y2], image) : [];
+    const kind = entry?.class_id;
+    const id = entry?.track_id ?? null;
+    let track = match(left, kind, id, values, now);
     if (!track) {
-      return { kind, id, position: new Interpolation(values, capturedAt), last: detection, bornAt: now, lostAt: null };
+      const position = box && new Interpolation(values, capturedAt);
+      const look = { marks: [] };
+      track = { kind, id, position, from: values, outlines: [], last: entry, look, seenAt: capturedAt, bornAt: now, lostAt: null };
+    } else {
+      left.delete(track);
+      track.position?.observe(values, capturedAt, now);
     }
-    left.delete(track);
-    track.position.observe(values, capturedAt, now);
-    return Object.assign(track, { id: id ?? track.id, last: detection, lostAt: null });
+    const seen = { id: id ?? track.id, last: entry, from: values, seenAt: Math.max(track.seenAt, capturedAt), lostAt: null };
+    Object.assign(track, seen, { look: lookOf(stage, track.id === null ? entry : { ...entry, track_id: seen.id }) });
+    observeOutlines(stage, track, image, capturedAt, now);
+    return track;
   });
   const fading = [...left].filter((track) => track.lostAt === null || now - track.lostAt < FADE_OUT_MS);
   for (const track of fading) track.lostAt ??= now;
@@ -234,9 +355,9 @@ function follow(tracks, found, kindOf, image, capturedAt, now) {
 }
 
 /**
- * The track with the same id. For a detection without an id, or with a new one, the track that overlaps it most.
+ * The track with the same id. For an entry without an id, or with a new one, the track that overlaps it most.
  * @param {Set<Track>} tracks
- * @param {string} kind
+ * @param {unknown} kind
  * @param {number | null} id
  * @param {number[]} values
  * @param {number} now
@@ -245,9 +366,10 @@ function match(tracks, kind, id, values, now) {
   let best = null;
   let most = SAME_OBJECT;
   for (const track of tracks) {
-    if (track.kind !== kind) continue;
+    if (track.kind !== kind || Boolean(track.position) !== values.length > 0) continue;
     if (id !== null && track.id === id) return track;
     if (id !== null && track.id !== null) continue;
+    if (!track.position) return track;
     const overlap = iou(track.position.at(now), values);
     if (overlap > most) [best, most] = [track, overlap];
   }
@@ -255,14 +377,52 @@ function match(tracks, kind, id, values, now) {
 }
 
 /**
- * The coordinates of a detection as shares of the image.
- * @param {Detection | Pose} detection
+ * Takes the shapes of a track's new entry. Points go over into those before, where there are as many.
+ * @param {ShownStage} stage
+ * @param {Track} track
+ * @param {{width: number, height: number}} image
+ * @param {number} capturedAt
+ * @param {number} now
+ */
+function observeOutlines(stage, track, image, capturedAt, now) {
+  const boxed = anchorShape(stage, track.last);
+  track.outlines = stage.shapes.map((shape, i) => {
+    const geometry = shape === boxed || UNMOVED.has(shape.kind) ? null : geometryOf(shape, track.last);
+    if (!geometry) return null;
+    const seen = shares(coordinates(shape, geometry), image);
+    const sizes = sizesOf(shape, geometry);
+    if (!MATCHED.has(shape.kind)) return { geometry, seen, sizes, points: null, known: false };
+    const before = track.outlines[i];
+    if (!before?.points || before.sizes !== sizes) {
+      return { geometry, seen, sizes, points: new Interpolation(seen, capturedAt), known: !track.outlines.length };
+    }
+    const few = shape.kind === "polygon" && seen.length <= 2 * FEW_CORNERS && !sizes.includes(",");
+    before.points.observe(few ? startingAlike(seen, before.points.at(now)) : seen, capturedAt, now);
+    return { ...before, geometry, seen, known: true };
+  });
+}
+
+/**
+ * A polygon that starts at the corner at which it is nearest to another one.
+ * @param {number[]} values
+ * @param {ArrayLike<number>} other
+ */
+function startingAlike(values, other) {
+  let [best, least] = [values, Infinity];
+  for (let start = 0; start < values.length; start += 2) {
+    const turned = start ? [...values.slice(start), ...values.slice(0, start)] : values;
+    const off = turned.reduce((sum, value, i) => sum + (value - other[i]) ** 2, 0);
+    if (off < least) [best, least] = [turned, off];
+  }
+  return best;
+}
+
+/**
+ * @param {number[]} flat Coordinates in pixels.
  * @param {{width: number, height: number}} image
  */
-function vector({ box, ...detection }, { width, height }) {
-  const values = [box.x1 / width, box.y1 / height, box.x2 / width, box.y2 / height];
-  if ("keypoints" in detection) for (const point of detection.keypoints) values.push(point.x / width, point.y / height);
-  return values;
+function shares(flat, { width, height }) {
+  return flat.map((value, i) => value / (i % 2 ? height : width));
 }
 
 /**
@@ -289,109 +449,175 @@ function visibility({ bornAt, lostAt }, now) {
 }
 
 /**
+ * A track as the scene shows it. Points that move by themselves are where they are expected; everything else moves and grows
+ * with the track's box.
+ * @param {ShownStage} stage
  * @param {Track} track
+ * @param {any[]} fixed The geometry of those shapes that do not move.
  * @param {number} now
  * @param {number} width
  * @param {number} height
  * @param {number} alpha
- * @returns {SceneObject}
+ * @returns {SceneEntry}
  */
-function sceneObject(track, now, width, height, alpha) {
-  const { class_id, class_name, confidence } = /** @type {Detection} */ (track.last);
-  return { class_id, class_name, confidence, track_id: track.id, box: box(track.position.at(now), width, height), alpha };
+function sceneEntry({ shapes }, track, fixed, now, width, height, alpha) {
+  const { last, look, outlines, from } = track;
+  const boxed = anchorShape({ shapes }, last);
+  const to = track.position?.at(now);
+  const entry = track.id === null || last.track_id === track.id ? last : { ...last, track_id: track.id };
+  const box = to ? shownBox(to, width, height) : null;
+  const geometry = shapes.map((shape, i) => {
+    if (shape === boxed) return box;
+    const outline = outlines[i];
+    if (!outline || !to) return fixed[i];
+    const values = outline.points && outline.known ? outline.points.at(now) : ridden(outline.seen, from, to);
+    return placed(shape, outline.geometry, values, width, height);
+  });
+  return { entry, box, geometry, look, alpha };
 }
 
 /**
- * @param {Track} track
- * @param {number} now
- * @param {number} width
- * @param {number} height
- * @param {number} alpha
- * @returns {ScenePose}
+ * Where points are when their box is elsewhere.
+ * @param {number[]} points
+ * @param {number[]} from The box when it had these points: x1, y1, x2, y2.
+ * @param {ArrayLike<number>} to
  */
-function scenePose(track, now, width, height, alpha) {
-  const { keypoints, confidence } = /** @type {Pose} */ (track.last);
-  const values = track.position.at(now);
-  const points = keypoints.map((point, i) => ({
-    name: point.name,
-    x: values[4 + 2 * i] * width,
-    y: values[5 + 2 * i] * height,
-    confidence: point.confidence,
-  }));
-  return { confidence, track_id: track.id, box: box(values, width, height), keypoints: points, alpha };
+function ridden(points, from, to) {
+  const [across, down] = [(to[2] - to[0]) / (from[2] - from[0] || 1), (to[3] - to[1]) / (from[3] - from[1] || 1)];
+  return points.map((value, i) => (i % 2 ? to[1] + (value - from[1]) * down : to[0] + (value - from[0]) * across));
 }
 
 /**
- * @param {Float64Array} values
+ * @param {ArrayLike<number>} values
  * @param {number} width
  * @param {number} height
  * @returns {Box}
  */
-function box(values, width, height) {
-  const [x1, y1, x2, y2] = values;
+function shownBox({ 0: x1, 1: y1, 2: x2, 3: y2 }, width, height) {
   return { x1: clamp(x1) * width, y1: clamp(y1) * height, x2: clamp(x2) * width, y2: clamp(y2) * height };
 }
 
+// --- late entries ---
+
 /**
- * @param {Result["texts"][number]} text
+ * @param {ShownStage} stage
+ * @param {any} entry
  * @param {{width: number, height: number}} image Size of the result's frame.
- * @param {Similarity} motion The camera's, since the text was read.
- * @returns {TrackedText}
+ * @param {Similarity} move The camera's, since the frame that shows the entry.
+ * @returns {Late}
  */
-function trackedText({ text, confidence, polygon }, { width, height }, motion) {
-  const corners = polygon.map(([x, y]) => applied(motion, { x: x / width - 0.5, y: (y - height / 2) / width }));
-  return { text, confidence, corners, offset: { x: 0, y: 0 }, correctedAt: 0 };
+function lateOf(stage, entry, { width, height }, move) {
+  const moved = (/** @type {number[]} */ flat) => {
+    return pairs(flat).map(({ x, y }) => applied(move, { x: x / width - 0.5, y: (y - height / 2) / width }));
+  };
+  const points = stage.shapes.map((shape) => {
+    const geometry = UNMOVED.has(shape.kind) ? null : geometryOf(shape, entry);
+    if (!geometry) return null;
+    return moved(shape.kind === "box" ? corners(geometry) : coordinates(shape, geometry));
+  });
+  const box = ownBox(entry);
+  const look = lookOf(stage, entry);
+  const name = look.marks.find(({ label }) => label)?.label?.name ?? "";
+  return { entry, name, look, points, box: box && moved(corners(box)), offset: { x: 0, y: 0 }, correctedAt: 0 };
 }
 
 /**
- * Lets a text that is shown already move to its new position gradually, so that it does not jump.
- * @param {TrackedText} text Gets the offset from its new position to the shown one.
- * @param {TrackedText[]} before The shown texts; the matched one is removed, so that it is matched once.
+ * @param {ShownStage} stage
+ * @param {Late} late
+ * @param {number} width
+ * @param {number} height
+ * @param {number} alpha
+ * @returns {SceneEntry | null} Null: no part of it lies in the image.
+ */
+function lateEntry({ shapes }, { entry, look, points, box }, width, height, alpha) {
+  const inImage = (/** @type {Point[]} */ found) => found.flatMap(({ x, y }) => [(x + 0.5) * width, y * width + height / 2]);
+  const all = [...points, box].flatMap((found) => (found ? inImage(found) : []));
+  const bounds = all.length ? around(all) : null;
+  if (bounds && !(bounds.x2 > 0 && bounds.x1 < width && bounds.y2 > 0 && bounds.y1 < height)) return null;
+  const geometry = shapes.map((shape, i) => {
+    const found = points[i] && inImage(points[i]);
+    if (!found) return null;
+    return shape.kind === "box" ? around(found) : placed(shape, geometryOf(shape, entry), found, 1, 1);
+  });
+  return { entry, box: box ? around(inImage(box)) : bounds, geometry, look, alpha };
+}
+
+/** @param {Box} box */
+function corners({ x1, y1, x2, y2 }) {
+  return [x1, y1, x2, y1, x2, y2, x1, y2];
+}
+
+/**
+ * @param {number[]} flat
+ * @returns {Point[]}
+ */
+function pairs(flat) {
+  return Array.from({ length: flat.length / 2 }, (_, i) => ({ x: flat[2 * i], y: flat[2 * i + 1] }));
+}
+
+/**
+ * Lets an entry that is shown already move to its new position gradually, so that it does not jump.
+ * @param {Late} entry Gets the offset from its new position to the shown one.
+ * @param {Late[]} before The shown entries; the matched one is removed, so that it is matched once.
  * @param {number} now
  */
-function keepPosition(text, before, now) {
-  const to = centre(text.corners);
-  const off = (/** @type {TrackedText} */ other) => {
-    const from = centre(other.corners);
+function keepPosition(entry, before, now) {
+  const to = centre(entry);
+  const off = (/** @type {Late} */ other) => {
+    const from = centre(other);
     return { x: from.x - to.x, y: from.y - to.y };
   };
-  const far = (/** @type {TrackedText} */ other) => Math.hypot(off(other).x, off(other).y);
-  const same = before.filter((other) => other.text === text.text && far(other) < SAME_TEXT);
+  const far = (/** @type {Late} */ other) => Math.hypot(off(other).x, off(other).y);
+  const same = before.filter((other) => other.name === entry.name && far(other) < SAME_TEXT);
   if (!same.length) return;
   const nearest = same.reduce((best, other) => (far(other) < far(best) ? other : best));
   before.splice(before.indexOf(nearest), 1);
-  Object.assign(text, { offset: off(nearest), correctedAt: now });
+  Object.assign(entry, { offset: off(nearest), correctedAt: now });
 }
 
-/** @param {Point[]} corners */
-function centre(corners) {
-  const sum = corners.reduce((all, { x, y }) => ({ x: all.x + x, y: all.y + y }), { x: 0, y: 0 });
-  return { x: sum.x / corners.length, y: sum.y / corners.length };
+/** @param {Late} entry */
+function centre({ points, box }) {
+  const all = points.find((found) => found) ?? box ?? [];
+  const sum = all.reduce((total, { x, y }) => ({ x: total.x + x, y: total.y + y }), { x: 0, y: 0 });
+  return { x: sum.x / all.length, y: sum.y / all.length };
 }
 
-/**
- * Whether any part of the polygon lies in the image.
- * @param {[number, number][]} polygon
- * @param {number} width
- * @param {number} height
- */
-function reaches(polygon, width, height) {
-  const [xs, ys] = [polygon.map(([x]) => x), polygon.map(([, y]) => y)];
-  return Math.max(...xs) > 0 && Math.min(...xs) < width && Math.max(...ys) > 0 && Math.min(...ys) < height;
-}
+// --- what belongs to the whole image ---
 
 /**
- * The motion in each cell without the camera's.
- * @param {Motion | null} motion
+ * The fields of vectors in a part, without the camera's motion, in pixels of the image.
+ * @param {ShownStage} stage
+ * @param {any} value The part.
  * @param {{width: number, height: number}} image
- * @returns {Flow | null} In pixels of the image.
+ * @returns {Layer["flows"]}
  */
-function flowOf(motion, image) {
-  if (!motion?.grid || !image.width) return null;
-  const { columns, rows, scale, data } = motion.grid;
+function flowsOf({ shapes }, value, image) {
+  /** @type {Layer["flows"]} */
+  const flows = new Map();
+  const [entry] = entriesOf(value);
+  for (const shape of shapes) {
+    const geometry = entry && image.width && UNMOVED.has(shape.kind) ? geometryOf(shape, entry) : null;
+    if (!geometry || shape.kind === "label") continue;
+    const camera = shape.camera && valueAt(entry, shape.camera);
+    const flow =
+      shape.kind === "arrow"
+        ? { columns: 1, rows: 1, vectors: Float32Array.of(geometry.dx, geometry.dy) }
+        : fieldOf(geometry, camera ? similarity(camera, image.width) : STILL, image);
+    flows.set(shape, { flow, shown: null });
+  }
+  return flows;
+}
+
+/**
+ * The motion in each cell of a field without the camera's.
+ * @param {{columns: number, rows: number, scale: number, data: string}} field
+ * @param {Similarity} camera
+ * @param {{width: number, height: number}} image
+ * @returns {Flow} In pixels of the image.
+ */
+function fieldOf({ columns, rows, scale, data }, camera, image) {
   const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
   const vectors = Float32Array.from(new Int8Array(bytes.buffer), (unit) => unit * scale);
-  const camera = similarity(motion.camera, image.width);
   for (let cell = 0; cell < columns * rows; cell += 1) {
     const [dx, dy] = vectors.subarray(2 * cell, 2 * cell + 2);
     if (!dx && !dy) continue; // a cell without texture has no motion at all, not even the camera's
@@ -407,13 +633,22 @@ function flowOf(motion, image) {
 }
 
 /**
- * @param {Flow} flow
- * @param {number} across
- * @param {number} down
- * @returns {Flow}
+ * A field of vectors in pixels of the shown image.
+ * @param {Layer} layer
+ * @param {ShownShape} shape
+ * @param {number} across Pixels of the shown image per pixel of the frame, horizontally.
+ * @param {number} down Pixels of the shown image per pixel of the frame, vertically.
+ * @returns {Flow | null}
  */
-function scaled({ columns, rows, vectors }, across, down) {
-  return { columns, rows, vectors: vectors.map((value, i) => value * (i % 2 ? down : across)) };
+function scaledFlow({ flows }, shape, across, down) {
+  const found = flows.get(shape);
+  if (!found) return null;
+  if (found.shown?.across !== across || found.shown.down !== down) {
+    const { columns, rows, vectors } = found.flow;
+    const flow = { columns, rows, vectors: vectors.map((value, i) => value * (i % 2 ? down : across)) };
+    found.shown = { flow, across, down };
+  }
+  return found.shown.flow;
 }
 
 /**
@@ -522,12 +757,12 @@ function remaining(correctedAt, now) {
 
 // --- the camera's motion ---
 
-const REMEMBERED_MS = 60_000; // length of the path; the position of a text that was read earlier is unknown
+const REMEMBERED_MS = 60_000; // length of the path; where something of an earlier frame is by now is unknown
 const STILL = { turn: { x: 1, y: 0 }, shift: { x: 0, y: 0 } };
 
 /**
  * The camera's motion as a similarity.
- * @param {CameraMotion} camera In pixels of a frame.
+ * @param {CameraMove} camera In pixels of a frame.
  * @param {number} width Of that frame, pixels.
  * @returns {Similarity}
  */
@@ -542,7 +777,7 @@ function similarity({ dx, dy, rotation_deg = 0, zoom = 1 }, width) {
 
 /**
  * Where a motion takes a point.
- * @param {Similarity} motion
+ * @param {Similarity} move
  * @param {Point} from Relative to the centre of the image, in widths of the image.
  * @returns {Point}
  */
@@ -581,16 +816,16 @@ class CameraPath {
    * The motion from an earlier frame to the latest result's. The service measures the age from answer to answer, so that the
    * frame is the one whose answer came about that long ago.
    * @param {number} ageMs
-   * @returns {{motion: Similarity, capturedAt: number}} `capturedAt` is the capture time of the earlier frame.
+   * @returns {{move: Similarity, capturedAt: number}} `capturedAt` is the capture time of the earlier frame.
    */
   since(ageMs) {
     const last = this.#steps.at(-1);
-    if (!last) return { motion: STILL, capturedAt: 0 };
+    if (!last) return { move: STILL, capturedAt: 0 };
     let from = this.#steps.length - 1;
     const off = (/** @type {number} */ index) => Math.abs(last.answeredAt - ageMs - this.#steps[index].answeredAt);
     while (from > 0 && off(from - 1) < off(from)) from -= 1;
-    const motion = this.#steps.slice(from + 1).reduce((sum, { step }) => (step ? after(sum, step) : sum), STILL);
-    return { motion, capturedAt: this.#steps[from].at };
+    const move = this.#steps.slice(from + 1).reduce((sum, { step }) => (step ? after(sum, step) : sum), STILL);
+    return { move, capturedAt: this.#steps[from].at };
   }
 
   /**
@@ -605,8 +840,8 @@ class CameraPath {
     if (!recent.length) recent.push(last);
     const took = recent.reduce((sum, { at, since }) => sum + at - since, 0);
     if (took <= 0) return STILL;
-    const motion = recent.reduce((sum, { step }) => (step ? after(sum, step) : sum), STILL);
-    return partOf(motion, aheadOf(last.at, now) / took);
+    const move = recent.reduce((sum, { step }) => (step ? after(sum, step) : sum), STILL);
+    return partOf(move, aheadOf(last.at, now) / took);
   }
 
   clear() {
@@ -625,7 +860,7 @@ function after(first, second) {
 
 /**
  * A share of a motion; more than 1 extends it.
- * @param {Similarity} motion
+ * @param {Similarity} move
  * @param {number} part
  * @returns {Similarity}
  */
@@ -650,7 +885,7 @@ function times(a, b) {
 
 const FRESH_MS = 300; // up to this age a detection has its full colour …
 const FADED_MS = 1000; // … from this age on it is a faint hint, because the image has changed meanwhile …
-const TEXT_FADED_MS = 4000; // … a text fades later, because it is read rarely and follows the camera
+const LATE_FADED_MS = 4000; // … what is late anyway fades later, because it follows the camera
 const LEAST = 0.35; // opacity of a hint, which is still recognisable
 
 /**
@@ -663,12 +898,12 @@ function freshness(ageMs) {
 }
 
 /**
- * The opacity of a text.
+ * The opacity of a late entry.
  * @param {number} ageMs Age of the frame with the camera's latest known position.
- * @param {number} readMs Age of the frame in which the text was read.
+ * @param {number} readMs Age of the frame that shows the entry.
  */
-function textFreshness(ageMs, readMs) {
-  return Math.min(freshness(ageMs), fade(readMs, TEXT_FADED_MS));
+function lateFreshness(ageMs, readMs) {
+  return Math.min(freshness(ageMs), fade(readMs, LATE_FADED_MS));
 }
 
 /**
@@ -684,6 +919,8 @@ function fade(ageMs, fadedMs) {
 
 /** Keeps results of what the page showed before a change of source, a seek or a rotation from being drawn after it. */
 export class SourceChange {
+  /** @type {ShownStage[]} */
+  stages = [];
   #lastSeq = 0;
   #at = -Infinity;
   /** Whether the next result's motion is measured from the old image to the new one. */
@@ -708,10 +945,12 @@ export class SourceChange {
    */
   filter(result, capturedAt) {
     if (result.seq <= this.#lastSeq) return null;
-    const readAt = capturedAt - (result.stages.ocr?.age_ms ?? 0);
-    const texts = readAt < this.#at ? [] : result.texts;
-    const motion = this.#first ? null : result.motion;
+    const other = this.stages.filter(({ name, late, shapes }) => {
+      const ageMs = result.stages[name]?.age_ms ?? (late ? 0 : null);
+      const before = ageMs !== null && capturedAt - ageMs < this.#at;
+      return before || (this.#first && shapes.some(({ camera }) => camera));
+    });
     this.#first = false;
-    return { ...result, texts, motion };
+    return without(result, other);
   }
 }

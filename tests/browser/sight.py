@@ -33,7 +33,7 @@ WATCH = """() => {
 
 MOMENT = """() => new Promise((done) => requestAnimationFrame(() => {
     // The overlay's own callback was requested before this callback, so that both see the same moment.
-    const { width, height, objects, poses, texts } = sightline.overlay.model;
+    const { width, height, parts: { objects, poses, texts } } = sightline.overlay.model;
     const copy = Object.assign(document.createElement("canvas"), { width, height });
     copy.getContext("2d").drawImage(document.querySelector("#view > *"), 0, 0);
     const drawn = document.getElementById("overlay").toDataURL("image/png");

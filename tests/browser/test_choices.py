@@ -13,7 +13,7 @@ from tests.conftest import Serve
 from tests.support import clip
 from tests.support.service import Service
 
-NAMES = "sightline.overlay.model.objects.map((object) => object.class_name).sort().join()"
+NAMES = "sightline.overlay.model.parts.objects.map((object) => object.class_name).sort().join()"
 
 
 @pytest.fixture
@@ -34,12 +34,12 @@ def status_is(sight: Sight, stage: str, *statuses: str) -> None:
 
 def test_each_stage_goes_and_comes(real: Service, look: Look) -> None:
     sight = look(real).start("#camera", results=2)
-    model = "sightline.overlay.model"
+    model = "sightline.overlay.model.parts"
     there = {
         "detect": f"{model}.objects.length >= 2",
         "pose": f"{model}.poses.length === 1",
         "ocr": f"{model}.texts.some(({{ text }}) => text === '{clip.WORDS}')",
-        "motion": f"{model}.motion",
+        "motion": f"{model}.motion.length",
         "track": f"{model}.objects.some((object) => object.track_id !== null)",
     }
     for seen in there.values():
@@ -49,7 +49,7 @@ def test_each_stage_goes_and_comes(real: Service, look: Look) -> None:
         status_is(sight, stage, "disabled")
         sight.until(f"!({seen})")
         assert sight.text(f"#stages li:has(#stage-{stage}) .state") in ("", "off")
-    sight.shows("#motion", "–")
+    sight.shows("#figure-motion", "–")
     for stage in there:
         press(sight, stage)
         status_is(sight, stage, "ok", "stale", "skipped")

@@ -66,7 +66,7 @@ def test_e6_a_video_is_paused_sought_in_and_played_on(service: Service, look: Lo
     # The page sends a paused video like an image, so that changed settings take effect.
     count = sight.ask(RESULTS)
     sight.until(f"{RESULTS} >= {count + 4}")
-    sight.until("sightline.overlay.model.objects.length === 2")
+    sight.until("sightline.overlay.model.parts.objects.length === 2")
     assert sight.moment().shown[60, 80, 0] == pytest.approx(20 + 3 * 40, abs=9)
     assert sight.text("#status") == "Live"
     sight.screenshot("video-paused")
@@ -114,15 +114,15 @@ def test_e6_a_video_by_touch(service: Service, look: Look, ramp: Path) -> None:
 def test_e6_what_was_seen_before_a_jump_is_not_drawn_after_it(service: Service, look: Look, ramp: Path) -> None:
     sight = opened(service, look, ramp)
     sight.press("Pause")
-    sight.until("sightline.overlay.model.objects.length === 2")
+    sight.until("sightline.overlay.model.parts.objects.length === 2")
     sight.ask("""void (globalThis.after = null,
         document.querySelector("#view video").addEventListener("seeking", () => requestAnimationFrame(() => {
-            after = [sightline.overlay.model.objects.length, sightline.client.lastSeq];
+            after = [sightline.overlay.model.parts.objects.length, sightline.client.lastSeq];
         })))""")
     sight.page.fill("#player input", "5")
     drawn, last = sight.until("after")
     assert drawn == 0
-    sight.until("sightline.overlay.model.objects.length === 2")
+    sight.until("sightline.overlay.model.parts.objects.length === 2")
     assert sight.ask("seen.last.seq") > last - 1
 
 
@@ -198,4 +198,4 @@ def test_e6_a_misspelt_query_is_said(service: Service, look: Look) -> None:
     assert "Did you mean" not in sight.text("#card")
     assert sight.text("#stages output") == "85%"
     sight.start("#sample", results=2)
-    sight.until("sightline.overlay.model.objects.map(({ class_name }) => class_name).join() === 'person'")
+    sight.until("sightline.overlay.model.parts.objects.map(({ class_name }) => class_name).join() === 'person'")

@@ -30,7 +30,7 @@ RECORD = """(ms) => new Promise((done) => {
     const rows = [];
     const began = performance.now();
     const look = () => {
-        const { objects, poses, texts } = sightline.overlay.model;
+        const { objects, poses, texts } = sightline.overlay.model.parts;
         const alphas = [...objects, ...poses, ...texts].map(({ alpha }) => alpha);
         if (alphas.length) rows.push(Math.max(...alphas));
         if (performance.now() - began < ms) requestAnimationFrame(look);
@@ -42,7 +42,7 @@ RECORD = """(ms) => new Promise((done) => {
 
 def test_e1_results_a_second_late_are_drawn_in_no_full_colour(service: Service, look: Look) -> None:
     sight = look(service).start("#sample", results=3)
-    sight.until("sightline.overlay.model.objects.some(({ alpha }) => alpha === 1)")  # what is fresh is
+    sight.until("sightline.overlay.model.parts.objects.some(({ alpha }) => alpha === 1)")  # what is fresh is
     sight.page.click("#stop")
     late = look(service, opening=False)
     late.page.add_init_script(DELAY)
@@ -61,7 +61,7 @@ SIGN = np.array([[100, 300], [180, 300], [180, 320], [100, 320]], float)
 MIDDLES = """() => {
     // Beyond 300 ms it stands still: a busy machine's answers may be older.
     const now = Math.min(performance.timeOrigin + performance.now(), seen.last.captured_at_ms + 300);
-    return sightline.overlay.model.texts.map(({ polygon, alpha }) => [
+    return sightline.overlay.model.parts.texts.map(({ polygon, alpha }) => [
         now, alpha, polygon.reduce((sum, [x]) => sum + x, 0) / 4, polygon.reduce((sum, [, y]) => sum + y, 0) / 4,
     ]);
 }"""
@@ -107,7 +107,7 @@ def test_e2_texts_go_with_the_camera(service: Service, look: Look) -> None:
     sight.open()
     sight.page.select_option("#size", "640")
     sight.start("#sample", results=3)
-    sight.until("sightline.overlay.model.texts.length")
+    sight.until("sightline.overlay.model.parts.texts.length")
     sight.page.wait_for_timeout(2500)  # read anew since
     off, alphas = [], []
     for _ in range(20):

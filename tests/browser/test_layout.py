@@ -99,7 +99,7 @@ def test_a_phone_in_portrait(service: Service, look: Look, size: str) -> None:
     sight.screenshot(f"phone-{size}-start")
     sight.page.tap("#camera")
     sight.live(results=3)
-    sight.until("sightline.overlay.model.objects.length === 2")
+    sight.until("sightline.overlay.model.parts.objects.length === 2")
     sight.screenshot(f"phone-{size}-live")
     open_everything(sight)
     assert_all_within(sight)
@@ -172,7 +172,7 @@ def test_start_look_and_stop_without_a_mouse(service: Service, look: Look) -> No
     sight.page.focus("#confidence")
     for _ in range(12):
         sight.page.keyboard.press("ArrowRight")
-    sight.until("sightline.overlay.model.objects.length === 0")  # 95%
+    sight.until("sightline.overlay.model.parts.objects.length === 0")  # 95%
     saved: list[str] = []
     sight.page.on("download", lambda download: saved.append(download.suggested_filename))
     for _ in range(5):
@@ -282,7 +282,7 @@ def test_e6_all_that_scrolls_is_reached_by_keyboard(quick: Service, look: Look, 
     assert sight.ask("document.activeElement.tagName") == "OL"
     sight.page.keyboard.press("End")
     sight.until(f"{ol}.scrollTop > 0")
-    sight.ask("document.getElementById('shortcuts').showModal()")
+    sight.ask("document.getElementById('help').click()")
     holds("shortcuts")
     sight.page.keyboard.press("Escape")
     sight.ask("document.getElementById('stop').click()")

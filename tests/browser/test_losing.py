@@ -21,14 +21,14 @@ def test_a_cut_network_comes_back_with_what_was_chosen(service: Service, look: L
         sight = look(wire.url).start("#sample", results=3)
         sight.expected.append(SOCKET_FAILED)
         sight.page.click("label:has(#stage-pose)")
-        sight.until("!sightline.overlay.model.poses.length")
+        sight.until("!sightline.overlay.model.parts.poses.length")
         first = sight.ask("seen.last.session_id")
         sight.ask("void (Math.random = () => 0.999)")  # the dice of the pauses: each as long as it may be
         wire.cut()
         sight.shows("#banner", "Connecting again in")
         assert sight.text("#status") == "Connection lost"
         drawn = sight.ask("sightline.hud.drawn.total")
-        sight.until("!sightline.overlay.model.objects.length")  # what is not known any more is not shown
+        sight.until("!sightline.overlay.model.parts.objects.length")  # what is not known any more is not shown
         assert sight.page.is_visible("#view canvas")
         assert sight.ask("sightline.hud.drawn.total") > drawn  # the video goes on
         sight.screenshot("lost")
@@ -41,7 +41,7 @@ def test_a_cut_network_comes_back_with_what_was_chosen(service: Service, look: L
         assert not sight.page.is_visible("#banner")
         assert sight.ask("seen.last.stages.pose.status") == "disabled"
         assert not sight.page.is_checked("#stage-pose")
-        assert sight.ask("sightline.overlay.model.objects.length") == 2
+        assert sight.ask("sightline.overlay.model.parts.objects.length") == 2
 
 
 def test_a_service_that_is_shut_down_and_started_again(canned_triton: str, look: Look, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_network_that_swallows_everything_is_noticed(service: Service, look: L
         sight.page.clock.install()
         sight.open().start("#sample", results=2)
         wire.hush()
-        sight.until("!sightline.overlay.model.objects.length")  # what is not known any more is not shown
+        sight.until("!sightline.overlay.model.parts.objects.length")  # what is not known any more is not shown
         assert sight.ask("sightline.client.state") in ("live", "stalled")
         sight.page.clock.fast_forward(21_000)
         sight.shows("#banner", "The service does not answer any more. Connecting again in")
@@ -173,7 +173,7 @@ def test_e4_a_network_that_stalls_is_said_and_over_when_it_flows_again(service: 
         assert sight.ask("sightline.client.state") == "stalled"
         sight.screenshot("stalled")
         sight.until(f"{WORD} === 'No answer for 5 s'")
-        assert sight.ask("sightline.overlay.model.objects") == []  # what is not known any more is not shown
+        assert sight.ask("sightline.overlay.model.parts.objects") == []  # what is not known any more is not shown
         assert sight.text("#seen") == "nothing yet"
         wire.mend()
         sight.live(results=3)

@@ -54,4 +54,4 @@ def test_a_slow_service_does_not_slow_the_picture(
     assert 1 <= results <= 3
     assert drawn >= 5 * results
     assert drawn >= 20  # a page that waited for results would draw two a second
-    assert sight.ask("sightline.overlay.model.objects.length") == 2  # a result stays until the next comes
+    assert sight.ask("sightline.overlay.model.parts.objects.length") == 2  # a result stays until the next comes

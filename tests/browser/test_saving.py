@@ -20,7 +20,9 @@ from tests.support.service import Service
 @pytest.fixture
 def sight(service: Service, look: Look) -> Sight:
     sight = look(service).start("#camera", results=3)
-    sight.until("sightline.overlay.model.objects.length === 2 && sightline.overlay.model.poses.length === 1")
+    sight.until(
+        "sightline.overlay.model.parts.objects.length === 2 && sightline.overlay.model.parts.poses.length === 1"
+    )
     return sight
 
 

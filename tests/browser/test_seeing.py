@@ -23,6 +23,7 @@ from tests.support.clip import Pixels
 from tests.support.service import Service
 
 FIGURES = ("camera-fps", "drawn-fps", "result-fps", "age-p50", "age-p95")
+FLOW = "(sightline.overlay.model.parts.motion?.[0]?.grid ?? null)"
 STAGES = ("detect", "pose", "ocr", "motion", "track")
 CHART_COLOURS = """() => {
     const chart = document.getElementById("chart");
@@ -41,7 +42,7 @@ def colour_of(sight: Sight, moment: Moment, name: str) -> tuple[int, int, int]:
     """The class's colour as the overlay paints it, RGB."""
     (class_id,) = (found["class_id"] for found in moment.objects if found["class_name"] == name)
     red, green, blue = sight.ask(f"""async () => {{
-        const {{ classColour }} = await import("/web/drawing.js");
+        const {{ classColour }} = await import("/web/stages.js");
         const context = document.createElement("canvas").getContext("2d");
         context.fillStyle = classColour({class_id});
         context.fillRect(0, 0, 1, 1);
@@ -200,17 +201,15 @@ def test_e3_flow_is_drawn_when_switched_on_and_without_the_cameras(real: Service
     sight = look(real).start("#camera", results=3)
     assert not sight.page.is_checked("#stage-flow")
     assert sight.ask("seen.last.motion?.grid ?? null") is None
-    assert sight.ask("sightline.overlay.model.flow") is None
+    assert sight.ask(FLOW) is None
     sight.page.click("label:has(#stage-flow)")
-    columns, rows, length = sight.until(
-        "(({ flow }) => flow && [flow.columns, flow.rows, flow.vectors.length])(sightline.overlay.model)"
-    )
+    columns, rows, length = sight.until(f"((flow) => flow && [flow.columns, flow.rows, flow.vectors.length])({FLOW})")
     assert length == 2 * columns * rows
     # The window goes to and fro: what it shows moves a few pixels a frame, all of it the same way, and so nothing does.
     sight.until("seen.last.motion && Math.hypot(seen.last.motion.camera.dx, seen.last.motion.camera.dy) > 2")
-    lengths = """(({ flow }) => flow && [...flow.vectors.keys()].filter((at) => at % 2)
+    lengths = f"""((flow) => flow && [...flow.vectors.keys()].filter((at) => at % 2)
         .map((at) => Math.hypot(flow.vectors[at - 1], flow.vectors[at]))
-        .sort((a, b) => a - b))(sightline.overlay.model)"""
+        .sort((a, b) => a - b))({FLOW})"""
     sight.screenshot("flow")
     middles = []
     for _ in range(8):
@@ -226,7 +225,7 @@ def test_e3_flow_is_drawn_when_switched_on_and_without_the_cameras(real: Service
     sight.page.evaluate(WATCH)
     assert sight.page.is_checked("#stage-flow")
     sight.start("#camera", results=2)
-    sight.until("sightline.overlay.model.flow")
+    sight.until(FLOW)
     sight.page.click("label:has(#stage-flow)")
     sight.until("seen.last.motion && !seen.last.motion.grid")
-    sight.until("!sightline.overlay.model.flow && sightline.overlay.model.motion")
+    sight.until(f"!{FLOW} && sightline.overlay.model.parts.motion.length")

@@ -47,7 +47,7 @@ WATCH_OLD = """() => {
         else old.answers += 1;
     });
     const look = () => {
-        if (!old.fresh && sightline.overlay.model.objects.length) old.drawn += 1;
+        if (!old.fresh && sightline.overlay.model.parts.objects.length) old.drawn += 1;
         requestAnimationFrame(look);
     };
     look();
@@ -174,11 +174,11 @@ def test_what_was_seen_in_the_last_source_is_not_drawn_on_the_next(serve: Serve,
     sight.page.evaluate(WATCH_OLD)
     for number in range(6):
         Image.new("RGB", (640, 480), (40, 90, 40 * number)).save(tmp_path / f"{number}.png")
-        sight.until("sightline.overlay.model.objects.length")
+        sight.until("sightline.overlay.model.parts.objects.length")
         sight.page.set_input_files("#file", tmp_path / f"{number}.png")
         sight.until("!old.fresh")
         sight.until("old.fresh")
-        sight.until("sightline.overlay.model.objects.length")
+        sight.until("sightline.overlay.model.parts.objects.length")
     assert sight.ask("old.answers") > 0  # there was something to be left out
     assert sight.ask("old.drawn") == 0
 
@@ -239,6 +239,6 @@ def test_a_turned_phone_turns_the_stage(service: Service, look: Look) -> None:
     sight.until("document.querySelector('#view video').videoWidth === 480")
     sight.until(f"{size} < 0.85")
     sight.live(results=2)
-    sight.until("sightline.overlay.model.objects.length === 2")
+    sight.until("sightline.overlay.model.parts.objects.length === 2")
     assert sight.ask("sightline.overlay.model.height") == 640
     sight.screenshot("turned")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import re
+from unittest.mock import ANY
 
 import httpx
+import orjson
 import pytest
 
 from app.errors import ConfigurationError
 from app.main import create_app
+from app.protocol.messages import stage_descriptions
 from app.settings import ROOT, Settings
 
 
@@ -63,13 +66,21 @@ def test_a_file_that_the_browser_still_has_is_not_sent_again_but_its_rules_are()
 
 def test_the_page_may_talk_to_the_addresses_that_are_set() -> None:
     addresses = {"service_url": "https://sight.example", "start_server_url": "https://start.example/go"}
-    assert get("/config.json", **addresses).json() == addresses
+    assert get("/config.json", **addresses).json() == {**addresses, "stages": ANY}
     assert policy(get("/", **addresses))["connect-src"][3:] == [
         "https://sight.example",
         "wss://sight.example",
         "https://start.example",
     ]
-    assert get("/config.json").json() == {"service_url": None, "start_server_url": None}
+    assert get("/config.json").json() == {"service_url": None, "start_server_url": None, "stages": ANY}
+
+
+def test_the_page_knows_the_stages_before_there_is_a_session() -> None:
+    described = get("/config.json").json()["stages"]
+    assert described == orjson.loads(orjson.dumps(stage_descriptions()))
+    # The page's own tests have the same descriptions of those that it has always shown.
+    tested = orjson.loads((ROOT / "tests" / "web" / "ready-stages.json").read_bytes())
+    assert [stage for stage in described if stage["name"] in {known["name"] for known in tested}] == tested
 
 
 @pytest.mark.parametrize("host", ["evil;script-src *", "a b", "x'y"])

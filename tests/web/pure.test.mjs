@@ -12,7 +12,7 @@ import { readQuery } from "../../app/web/settings.js";
 import { problemOf } from "../../app/web/source-switch.js";
 import { kindOf } from "../../app/web/source.js";
 import { classLabel, clock, inViewText, stageText } from "../../app/web/text.js";
-import { SourceChange } from "../../app/web/tracks.js";
+import { MODELS, STAGES, changeOf } from "./stages.mjs";
 
 test("a frame's header is read back as it was written", () => {
   const message = packFrame(Uint8Array.of(0xff, 0xd8, 7), 4_000_000_001, 1_700_000_000_123.5);
@@ -145,7 +145,7 @@ test("e5: the smallest automatic size leaves a strip its height", () => {
 
 test("the shares of a result add up to its age", () => {
   const timings_ms = { queue: 3, decode: 2, prepare: 1, motion: 4, gate: 1, infer: 20, parse: 1, total: 29 };
-  const shares = sharesOf({ age_ms: 35, timings_ms }, 60, 45);
+  const shares = sharesOf({ age_ms: 35, timings_ms }, 60, 45, MODELS);
   assert.deepEqual(shares, { encode: 15, network: 10, wait: 4, prepare: 7, infer: 20, rest: 4 });
   assert.equal(Object.values(shares).reduce((sum, value) => sum + value, 0), 60);
 });
@@ -173,13 +173,13 @@ test("what was seen in one image is not drawn on the next", () => {
   const texts = [{ text: "GATE 7", confidence: 1, polygon: [] }];
   const motion = { score: 0.1, moving_fraction: 0.3, direction_deg: 178, camera: { dx: 0, dy: 0, rotation_deg: 0, zoom: 1 }, grid: null };
   const result = (seq, age_ms = null) => ({ seq, objects: [1], texts, motion, stages: { ocr: { age_ms } } });
-  const change = new SourceChange();
+  const change = changeOf();
   assert.deepEqual(change.filter(result(1), 100), result(1));
   change.mark(3, 1000);
   assert.equal(change.filter(result(2), 980), null);
   assert.equal(change.filter(result(3), 990), null);
   // The first result of the new image: its motion is between the two images, its text was read in the old one.
-  assert.deepEqual(change.filter(result(4, 300), 1020), { ...result(4, 300), texts: [], motion: null });
+  assert.deepEqual(change.filter(result(4, 300), 1020), { ...result(4, 300), texts: [], motion: null }, STAGES);
   assert.deepEqual(change.filter(result(5, 300), 1200), { ...result(5, 300), texts: [] });
   assert.deepEqual(change.filter(result(6, 150), 1200), result(6, 150));
   assert.deepEqual(change.filter(result(7), 1300), result(7));
@@ -193,10 +193,10 @@ test("codes become text", () => {
   const text = { text: "GATE 7", confidence: 1, polygon: [] };
   const motion = { score: 0.1, moving_fraction: 0.3, direction_deg: 178, camera: { dx: 0, dy: 0, rotation_deg: 0, zoom: 1 }, grid: null };
   assert.equal(
-    inViewText({ objects: [person, person], poses: [], texts: [text], motion }),
+    inViewText({ objects: [person, person], poses: [], texts: [text], motion }, STAGES),
     "2 × person · text: “GATE 7” · moving left",
   );
-  assert.equal(inViewText({ objects: [], poses: [], texts: [], motion: null }), "nothing recognised");
+  assert.equal(inViewText({ objects: [], poses: [], texts: [], motion: null }, STAGES), "nothing recognised");
 });
 
 test("e6: a class without a name is called by its number", () => {
@@ -207,13 +207,13 @@ test("e6: a class without a name is called by its number", () => {
   assert.equal(classLabel("class_3", 3), "class_3");
   assert.equal(classLabel("4x4", 3), "4x4");
   const thing = { class_name: "3", class_id: 3, confidence: 0.94, track_id: 1, box: { x1: 0, y1: 0, x2: 1, y2: 1 } };
-  assert.equal(inViewText({ objects: [thing, thing], poses: [], texts: [], motion: null }), "2 × class 3");
+  assert.equal(inViewText({ objects: [thing, thing], poses: [], texts: [], motion: null }, STAGES), "2 × class 3");
 });
 
 test("e6: what is in view is a sentence, however much there is", () => {
   const objects = Array.from({ length: 80 }, (_, id) => ({ class_name: `thing_${id}`.repeat(40), class_id: id }));
   const texts = Array.from({ length: 60 }, (_, id) => ({ text: `SIGN ${id} ${"W".repeat(500)}` }));
-  const words = inViewText({ objects, poses: [], texts, motion: null });
+  const words = inViewText({ objects, poses: [], texts, motion: null }, STAGES);
   assert.ok(words.length < 2500, `${words.length}`);
   assert.match(words, /70 more kinds.*50 more texts/);
 });

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { Tracks } from "../../app/web/tracks.js";
+import { plugin, tracksOf } from "./stages.mjs";
 
 const SIZE = { width: 1280, height: 960 };
 
@@ -30,63 +30,63 @@ function walk(tracks, every, until) {
 }
 
 test("coordinates are of the shown image, whatever size was sent", () => {
-  const tracks = new Tracks();
+  const tracks = tracksOf();
   tracks.observe(result([person(100)]), 0, 0);
-  const [{ box, class_name, track_id }] = tracks.at(100, SIZE).objects;
+  const [{ box, class_name, track_id }] = tracks.at(100, SIZE).parts.objects;
   assert.deepEqual(box, { x1: 200, y1: 200, x2: 400, y2: 600 });
   assert.deepEqual([class_name, track_id], ["person", 7]);
 });
 
 test("between results a box goes on as it went, so that it lies on the person and not behind", () => {
-  const tracks = new Tracks();
+  const tracks = tracksOf();
   walk(tracks, 100, 1000);
   for (const now of [1090, 1110, 1130, 1160]) {
-    const [{ box }] = tracks.at(now, SIZE).objects;
+    const [{ box }] = tracks.at(now, SIZE).parts.objects;
     const truth = 2 * (100 + now / 10);
     assert.ok(Math.abs(box.x1 - truth) < 8, `${now}: ${box.x1} instead of ${truth}`);
   }
 });
 
 test("a correction is worked in without a jump", () => {
-  const tracks = new Tracks();
+  const tracks = tracksOf();
   walk(tracks, 100, 1000);
-  const before = tracks.at(1180, SIZE).objects[0].box.x1;
+  const before = tracks.at(1180, SIZE).parts.objects[0].box.x1;
   tracks.observe(result([person(190)]), 1100, 1180);
-  assert.ok(Math.abs(tracks.at(1180, SIZE).objects[0].box.x1 - before) < 1e-6);
-  assert.ok(Math.abs(tracks.at(1700, SIZE).objects[0].box.x1 - before) > 10);
+  assert.ok(Math.abs(tracks.at(1180, SIZE).parts.objects[0].box.x1 - before) < 1e-6);
+  assert.ok(Math.abs(tracks.at(1700, SIZE).parts.objects[0].box.x1 - before) > 10);
 });
 
 test("nothing moves out of the image while answers are missing", () => {
-  const tracks = new Tracks();
+  const tracks = tracksOf();
   walk(tracks, 1000, 5000);
-  const [{ box }] = tracks.at(6900, SIZE).objects;
+  const [{ box }] = tracks.at(6900, SIZE).parts.objects;
   assert.ok(box.x1 > 2 * 600 && box.x1 <= 2 * (600 + 45), `${box.x1}`);
 });
 
 test("what is not seen any more fades, then is gone", () => {
-  const tracks = new Tracks();
+  const tracks = tracksOf();
   walk(tracks, 100, 500);
   tracks.observe(result([]), 600, 680);
-  const [{ alpha }] = tracks.at(780, SIZE).objects;
+  const [{ alpha }] = tracks.at(780, SIZE).parts.objects;
   assert.ok(alpha > 0.3 && alpha < 0.9, `${alpha}`);
-  assert.equal(tracks.at(1000, SIZE).objects.length, 0);
+  assert.equal(tracks.at(1000, SIZE).parts.objects.length, 0);
 });
 
 test("everything goes when no result comes, later where results are rare", () => {
-  const [quick, slow] = [new Tracks(), new Tracks()];
+  const [quick, slow] = [tracksOf(), tracksOf()];
   walk(quick, 100, 2000);
   walk(slow, 500, 2000);
-  assert.equal(quick.at(2180, SIZE).objects[0].alpha, 1);
-  assert.equal(quick.at(2900, SIZE).objects.length, 0);
-  assert.ok(slow.at(2900, SIZE).objects[0].alpha > 0.3);
-  assert.equal(slow.at(4500, SIZE).objects.length, 0);
+  assert.equal(quick.at(2180, SIZE).parts.objects[0].alpha, 1);
+  assert.equal(quick.at(2900, SIZE).parts.objects.length, 0);
+  assert.ok(slow.at(2900, SIZE).parts.objects[0].alpha > 0.3);
+  assert.equal(slow.at(4500, SIZE).parts.objects.length, 0);
 });
 
 test("two people who cross keep their own boxes", () => {
-  const tracks = new Tracks();
+  const tracks = tracksOf();
   const seen = (at) => [person(100 + at / 5, { track_id: 1 }), person(300 - at / 5, { track_id: 2, y: 120 })];
   for (let at = 0; at <= 1000; at += 100) tracks.observe(result(seen(at)), at, at);
-  const objects = tracks.at(1000, SIZE).objects;
+  const objects = tracks.at(1000, SIZE).parts.objects;
   const left = objects.find(({ track_id }) => track_id === 2);
   const right = objects.find(({ track_id }) => track_id === 1);
   assert.equal(objects.length, 2);
@@ -94,44 +94,44 @@ test("two people who cross keep their own boxes", () => {
 });
 
 test("a thing that gets its number later stays the same thing", () => {
-  const tracks = new Tracks();
+  const tracks = tracksOf();
   tracks.observe(result([person(100, { track_id: null })]), 0, 0);
   tracks.observe(result([person(104)]), 100, 100);
-  const objects = tracks.at(150, SIZE).objects;
+  const objects = tracks.at(150, SIZE).parts.objects;
   assert.equal(objects.length, 1);
   assert.equal(objects[0].track_id, 7);
 });
 
 test("skeletons move too", () => {
-  const tracks = new Tracks();
+  const tracks = tracksOf();
   const pose = (x) => ({ ...person(x), keypoints: [{ name: "nose", x: x + 50, y: 120, confidence: 0.8 }] });
   for (let at = 0; at <= 600; at += 100) tracks.observe(result([], { poses: [pose(100 + at / 10)] }), at, at);
-  const [{ keypoints }] = tracks.at(650, SIZE).poses;
+  const [{ keypoints }] = tracks.at(650, SIZE).parts.poses;
   assert.ok(Math.abs(keypoints[0].x - 2 * (150 + 65)) < 6, `${keypoints[0].x}`);
   assert.equal(keypoints[0].name, "nose");
 });
 
 test("text that was read a while ago is marked", () => {
-  const tracks = new Tracks();
+  const tracks = tracksOf();
   const texts = [{ text: "GATE 7", confidence: 1, polygon: [[10, 20], [60, 20], [60, 40], [10, 40]] }];
   const ocr = (age_ms) => ({ texts, stages: { ocr: { status: "stale", reason: "throttled", age_ms } } });
   tracks.observe(result([], ocr(300)), 0, 0);
-  assert.deepEqual(tracks.at(10, SIZE).texts[0].polygon[0], [20, 40]);
-  assert.equal(tracks.at(10, SIZE).texts[0].stale, false);
+  assert.deepEqual(tracks.at(10, SIZE).parts.texts[0].polygon[0], [20, 40]);
+  assert.equal(tracks.at(10, SIZE).parts.texts[0].stale, false);
   tracks.observe(result([], ocr(4000)), 100, 100);
-  assert.equal(tracks.at(110, SIZE).texts[0].stale, true);
+  assert.equal(tracks.at(110, SIZE).parts.texts[0].stale, true);
 });
 
 test("the flow is in pixels of the image", () => {
-  const tracks = new Tracks();
+  const tracks = tracksOf();
   const data = Buffer.from(Int8Array.of(4, -8, 0, 127).buffer).toString("base64");
   const motion = { score: 0, direction_deg: null, moving_fraction: 0, camera: { dx: 0, dy: 0, rotation_deg: 0, zoom: 1 } };
   tracks.observe(result([], { motion: { ...motion, grid: { columns: 2, rows: 1, scale: 0.25, data } } }), 0, 0);
-  const { flow } = tracks.at(10, SIZE);
+  const [{ grid: flow }] = tracks.at(10, SIZE).parts.motion;
   assert.deepEqual([flow.columns, flow.rows], [2, 1]);
   assert.deepEqual([...flow.vectors], [2, -4, 0, 63.5]);
-  assert.equal(tracks.at(20, SIZE).flow, flow); // what draws it knows that it is the same
-  assert.deepEqual([...tracks.at(30, { width: 640, height: 480 }).flow.vectors], [1, -2, 0, 31.75]);
+  assert.equal(tracks.at(20, SIZE).parts.motion[0].grid, flow); // what draws it knows that it is the same
+  assert.deepEqual([...tracks.at(30, { width: 640, height: 480 }).parts.motion[0].grid.vectors], [1, -2, 0, 31.75]);
 });
 
 // --- E1: what is old fades, and stands still ---
@@ -140,11 +140,12 @@ const POINTS = (x) => [{ name: "nose", x: x + 50, y: 120, confidence: 0.8 }];
 
 /** Someone who walks 200 frame pixels a second; results are `late` ms old when they come. */
 function late(age, { every = 100, until = 3000 } = {}) {
-  const tracks = new Tracks();
+  const tracks = tracksOf();
   const at = (ms) => 20 + ms / 5;
   for (let ms = 0; ms <= until; ms += every) {
     const poses = [{ ...person(at(ms)), keypoints: POINTS(at(ms)) }];
-    tracks.observe(result([person(at(ms)), { ...person(at(ms)), class_id: 1, class_name: "face" }], { poses }), ms, ms + age);
+    const motion = { score: 0, direction_deg: null, moving_fraction: 0, camera: { dx: 0, dy: 0 }, grid: null };
+    tracks.observe(result([person(at(ms)), { ...person(at(ms)), class_id: 1, class_name: "face" }], { poses, motion }), ms, ms + age);
   }
   return { tracks, seen: at(until), perMs: 1 / 5, last: until };
 }
@@ -154,7 +155,7 @@ test("e1: nothing goes on for more than 300 ms beyond the frame that showed it",
     const { tracks, seen, perMs, last } = late(age);
     for (let wait = 0; wait <= 390; wait += 30) {
       const now = last + age + wait;
-      const { objects, poses } = tracks.at(now, { width: 640, height: 480 });
+      const { objects, poses } = tracks.at(now, { width: 640, height: 480 }).parts;
       const farthest = seen + 300 * perMs + 0.01;
       for (const { box } of [...objects, ...poses]) assert.ok(box.x1 <= farthest, `${age}+${wait}: ${box.x1} > ${farthest}`);
       for (const { keypoints } of poses) assert.ok(keypoints[0].x <= farthest + 50, `${age}+${wait}`);
@@ -163,35 +164,35 @@ test("e1: nothing goes on for more than 300 ms beyond the frame that showed it",
 });
 
 test("e1: 300 ms after its frame a box stands still", () => {
-  const tracks = new Tracks();
+  const tracks = tracksOf();
   walk(tracks, 100, 1000); // the last result came at 1080, its correction is worked in by 1600
   const places = [1600, 1650, 1700, 1790].map((now) => {
     tracks.observe(result([person(200)]), 1000, now); // another result of the same frame changes nothing
-    return tracks.at(now, SIZE).objects[0].box.x1;
+    return tracks.at(now, SIZE).parts.objects[0].box.x1;
   });
   for (const place of places) assert.ok(Math.abs(place - 2 * (200 + 30)) < 0.5, `${places}`);
 });
 
 test("e1: what is a second late is drawn in no full colour, what is fresh is", () => {
   const fresh = late(80);
-  const { objects, poses } = fresh.tracks.at(fresh.last + 100, SIZE);
+  const { objects, poses } = fresh.tracks.at(fresh.last + 100, SIZE).parts;
   assert.deepEqual([...objects, ...poses].map(({ alpha }) => alpha), [1, 1, 1]);
   let before = 1;
   for (const age of [400, 600, 800, 1000]) {
     const { tracks, last } = late(age);
-    const scene = tracks.at(last + age, SIZE);
+    const scene = tracks.at(last + age, SIZE).parts;
     for (const { alpha } of [...scene.objects, ...scene.poses]) assert.ok(alpha < before && alpha > 0.2, `${age}: ${alpha}`);
-    assert.ok(scene.flowAlpha < before);
+    assert.ok(scene.motion[0].alpha < before);
     before = scene.objects[0].alpha;
   }
   assert.ok(before < 0.5);
-  assert.ok(late(5000).tracks.at(8000, SIZE).objects[0].alpha > 0.2); // still a hint
+  assert.ok(late(5000).tracks.at(8000, SIZE).parts.objects[0].alpha > 0.2); // still a hint
 });
 
 test("e1: it fades between two results, too", () => {
-  const tracks = new Tracks();
+  const tracks = tracksOf();
   walk(tracks, 1000, 5000); // a result a second, 80 ms old
-  const alphas = [5100, 5300, 5600, 6000].map((now) => tracks.at(now, SIZE).objects[0].alpha);
+  const alphas = [5100, 5300, 5600, 6000].map((now) => tracks.at(now, SIZE).parts.objects[0].alpha);
   assert.equal(alphas[0], 1);
   assert.deepEqual(alphas, [...alphas].sort((a, b) => b - a));
   assert.ok(alphas[3] < 0.5);
@@ -207,7 +208,7 @@ function signs({ age = null, status = "stale", camera = null, texts = [SIGN] } =
 }
 
 function corner(tracks, now, size = { width: 640, height: 480 }) {
-  return tracks.at(now, size).texts[0].polygon[0];
+  return tracks.at(now, size).parts.texts[0].polygon[0];
 }
 
 function near([x, y], [wantedX, wantedY], within = 0.01) {
@@ -215,7 +216,7 @@ function near([x, y], [wantedX, wantedY], within = 0.01) {
 }
 
 test("e2: a text goes with the camera's shift, summed up since its frame", () => {
-  const tracks = new Tracks();
+  const tracks = tracksOf();
   for (let ms = 0; ms <= 400; ms += 100) tracks.observe(signs({ camera: { dx: 30, dy: -3 }, texts: [] }), ms, ms);
   // Read at 200, in the result of 500: three steps since. (Ages are measured at the service: a little off.)
   tracks.observe(signs({ camera: { dx: 30, dy: -3 }, age: 304 }), 500, 500);
@@ -226,7 +227,7 @@ test("e2: a text goes with the camera's shift, summed up since its frame", () =>
 });
 
 test("e2: between results it goes on with the camera, for 300 ms at most", () => {
-  const tracks = new Tracks();
+  const tracks = tracksOf();
   for (let ms = 0; ms <= 600; ms += 100) tracks.observe(signs({ camera: { dx: 10, dy: 0 }, age: ms }), ms, ms);
   const at = (now) => corner(tracks, now)[0];
   near([at(650), 0], [365, 0], 0.5);
@@ -235,7 +236,7 @@ test("e2: between results it goes on with the camera, for 300 ms at most", () =>
 });
 
 test("e2: a text turns and grows about the centre of the image as the camera does", () => {
-  const tracks = new Tracks();
+  const tracks = tracksOf();
   const camera = { dx: 0, dy: 0, rotation_deg: 90, zoom: 2 };
   tracks.observe(signs({ camera: null, texts: [] }), 0, 0);
   tracks.observe(signs({ camera, age: 100 }), 100, 100);
@@ -247,24 +248,24 @@ test("e2: a text turns and grows about the centre of the image as the camera doe
 });
 
 test("e2: a text that has not changed is where it was read anew", () => {
-  const tracks = new Tracks();
+  const tracks = tracksOf();
   for (let ms = 0; ms <= 500; ms += 100) tracks.observe(signs({ camera: { dx: 1, dy: 1 }, status: "ok" }), ms, ms);
   near(corner(tracks, 500), [300, 220], 3); // `ok`: where it stood nothing has changed
 });
 
 test("e2: without the camera's motion a text stays, and outside the image there is none", () => {
-  const tracks = new Tracks();
+  const tracks = tracksOf();
   for (let ms = 0; ms <= 300; ms += 100) tracks.observe(signs({ age: ms }), ms, ms);
   near(corner(tracks, 350), [300, 220]);
   for (let ms = 400; ms <= 700; ms += 100) tracks.observe(signs({ age: ms, camera: { dx: 150, dy: 0 } }), ms, ms);
-  assert.deepEqual(tracks.at(1000, SIZE).texts, []);
+  assert.deepEqual(tracks.at(1000, SIZE).parts.texts, []);
 });
 
 test("e2: texts fade with the age of their frame and of the reading", () => {
   const alpha = (age, late) => {
-    const tracks = new Tracks();
+    const tracks = tracksOf();
     tracks.observe(signs({ age }), 0, late);
-    return tracks.at(late, SIZE).texts[0].alpha;
+    return tracks.at(late, SIZE).parts.texts[0].alpha;
   };
   assert.equal(alpha(0, 100), 1);
   const old = [500, 1000, 2000, 4000].map((age) => alpha(age, 100));
@@ -274,7 +275,7 @@ test("e2: texts fade with the age of their frame and of the reading", () => {
 });
 
 test("e2: a new reading of the same text does not jump", () => {
-  const tracks = new Tracks();
+  const tracks = tracksOf();
   tracks.observe(signs({ status: "ok" }), 0, 50);
   const polygon = SIGN.polygon.map(([x, y]) => [x + 40, y]);
   tracks.observe(signs({ status: "ok", texts: [{ ...SIGN, polygon }] }), 100, 150);
@@ -287,10 +288,10 @@ test("e2: a new reading of the same text does not jump", () => {
 test("e3: the camera's motion is taken out of the arrows", () => {
   const data = (...pairs) => Buffer.from(Int8Array.from(pairs).buffer).toString("base64");
   const arrows = (camera, grid) => {
-    const tracks = new Tracks();
+    const tracks = tracksOf();
     const motion = { score: 0, direction_deg: null, moving_fraction: 0, camera, grid: { scale: 1, ...grid } };
     tracks.observe(result([], { motion }), 0, 0);
-    return [...tracks.at(10, { width: 640, height: 480 }).flow.vectors].map((value) => Math.round(value * 10) / 10 + 0);
+    return [...tracks.at(10, { width: 640, height: 480 }).parts.motion[0].grid.vectors].map((value) => Math.round(value * 10) / 10 + 0);
   };
   // All goes left by 5, one cell by 9 more; where there is nothing to see there is no motion, the camera's neither.
   assert.deepEqual(
