@@ -25,10 +25,13 @@ from app.segments.http import SegmentService
 from app.segments.http import router as segments_router
 from app.segments.video import processor
 from app.settings import Settings
+from app.sinks import Sinks, open_sinks
 from app.summary import Summaries
 
 log = logging.getLogger(__name__)
 
+_SINKS_SHARE = 0.3
+"""Part of DRAIN_TIMEOUT_S that the sinks get after the last session has ended."""
 _POLL_S = 0.1
 """Seconds between two checks, during the start, of whether the service was asked to stop."""
 
@@ -114,10 +117,14 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
         drain_timeout_s=server.drain_timeout_s,
     )
     summaries.check()
+    sinks = open_sinks(settings, "service")
     service = await stack.enter_async_context(
         open_pipeline(settings, on_inference=inference_changed, on_stage=stage_changed)
     )
     pipeline, client, embedded = service.pipeline, service.client, service.embedded
+    if sinks:
+        sinks.start()
+        stack.push_async_callback(asyncio.to_thread, sinks.close, _SINKS_SHARE * server.drain_timeout_s)
     stack.push_async_callback(summaries.close)
     with log_while_waiting("the summaries' backlog on disk"):
         await summaries.open()
@@ -130,6 +137,7 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
         settings.pipeline,
         app.state.auth,
         inference_deadline_s=settings.triton.triton_deadline_s,
+        feed=sinks.feed("live", lossy=True) if sinks else None,
     )
     app.state.live = live
     app.state.segments = SegmentService(
@@ -138,6 +146,7 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
         settings.aws,
         pipeline_settings=settings.pipeline,
         limits=settings.live,
+        feed=sinks.feed("segments") if sinks else None,
     )
     activity = ActivityPublisher(settings.activity, settings.aws, lambda: live.open_now)
     publishing = asyncio.create_task(activity.run(), name="activity")
@@ -162,6 +171,16 @@ async def _open(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
         }
 
     app.state.inference_health = inference_health
+    app.state.sinks_health = lambda: _sinks_health(sinks)
+
+
+def _sinks_health(sinks: Sinks) -> dict[str, Any]:
+    """For each sink `state`, ok or unavailable, and `reason`. The service is ready without them."""
+    errors = sinks.errors()
+    return {
+        sink.name: {"state": "unavailable" if sink.name in errors else "ok", "reason": errors.get(sink.name)}
+        for sink in sinks
+    }
 
 
 async def _update_metrics() -> None:

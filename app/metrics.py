@@ -64,11 +64,6 @@ MASKS = Counter(
     "lengths over their bound); empty (dropped: no pixel)",
     ["outcome"],
 )
-CLASSIFY_CROPS = Counter(
-    "sightline_classify_crops_total",
-    "Detected objects of the classes in CLASSIFY_CROPS: classified, error; unfit (too small or too long), too_many",
-    ["outcome"],
-)
 FACES = Counter("sightline_faces_total", "Faces of detected people, by outcome", ["outcome"])
 STAGE_SECONDS = Histogram("sightline_stage_seconds", "Duration of a stage", ["entry", "stage"], buckets=_SECONDS)
 FRAME_AGE = Histogram("sightline_frame_age_seconds", "Time from a frame to its result", ["entry"], buckets=_SECONDS)
@@ -147,6 +142,26 @@ FLEET_FENCED = Counter(
 FLEET_RECLAIMED = Counter("sightline_fleet_pending_reclaimed_total", "Frames claimed from workers that died")
 FLEET_DEAD_LETTERS = Counter("sightline_fleet_dead_letters_total", "Frames dead-lettered after FLEET_MAX_DELIVERIES")
 KAFKA_ERRORS = Counter("sightline_kafka_publish_errors_total", "Results that Kafka did not accept", ["reason"])
+SINK_MESSAGES = Counter(
+    "sightline_sink_messages_total",
+    "Results for a sink: offered = delivered + rejected (it will never take them) + given_up (a failure policy allows "
+    "it) + dropped (live only: newer ones took their place) + left (the process ended) + those that wait",
+    ["sink", "entry", "outcome"],
+)
+SINK_WAITING = Gauge(
+    "sightline_sink_waiting",
+    "Results that a sink does not have yet",
+    ["sink", "entry"],
+    multiprocess_mode="livesum",
+)
+SINK_ERRORS = Counter(
+    "sightline_sink_errors_total",
+    "Attempts to deliver results that failed: unavailable, rejected, internal (an error of the sink's own program)",
+    ["sink", "reason"],
+)
+SINK_DELETED = Counter(
+    "sightline_sink_deleted_lines_total", "Results that the sink `jsonl` deleted with its oldest file (JSONL_FILES)"
+)
 INGEST_FRAMES = Counter("sightline_ingest_frames_total", "Frames read from sources, by outcome", ["outcome"])
 INGEST_RECONNECTS = Counter("sightline_ingest_reconnects_total", "Times that a lost source was opened again")
 INGEST_SOURCES = Gauge("sightline_ingest_sources", "Sources by state", ["state"], multiprocess_mode="livesum")

@@ -6,6 +6,7 @@ the base class of the sections and the files of secrets, then the sections with 
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import os
 import re
@@ -13,6 +14,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
@@ -376,9 +378,6 @@ class TritonSettings(Section):
     )
     triton_detect_model: str = Field("yolo", min_length=1, description="name of the detection model")
     triton_pose_model: str = Field("yolo_pose", min_length=1, description="name of the pose model")
-    triton_segment_model: str = Field("yolo_segment", min_length=1, description="name of the segmentation model")
-    triton_obb_model: str = Field("yolo_obb", min_length=1, description="name of the model for oriented boxes")
-    triton_classify_model: str = Field("yolo_classify", min_length=1, description="name of the classification model")
     triton_ensemble: str = Field("vision", description="name of the ensemble of both; unused if not served")
     triton_repository: Path = Field(ROOT / "triton" / "cpu_repository", description="models of the embedded Triton")
     triton_python: Path = Field(
@@ -410,12 +409,6 @@ class PipelineSettings(Section):
         description="NMS: of boxes that overlap more, the best is kept; a client may choose another",
     )
     max_detections: int = fixed(300, ge=1, le=3000, description="most detections a frame")
-    classify_crops: Commas = Field(
-        (),
-        description="classes of detected objects that are classified one by one, comma-separated, `person,dog`; unset: "
-        "whole frames are classified",
-    )
-    classify_most_crops: int = fixed(32, ge=1, le=300, description="most objects of a frame that are classified")
     motion_method: Literal["dis", "farneback"] = Field("dis", description="dense flow: `dis` (fast) or `farneback`")
     decode: Literal["exact", "fast"] = Field(
         "exact",
@@ -432,11 +425,6 @@ class PipelineSettings(Section):
         description="turn JPEGs as their EXIF says: `auto` only those of POST /v1/frames, `on` live and in fleets too",
     )
     decode_threads: int = fixed(0, ge=0, le=256, description="threads that decode; 0: one a core, two at least")
-
-    @field_validator("classify_crops", mode="before")
-    @classmethod
-    def _commas(cls, value: object) -> object:
-        return split(value)
 
 
 class OcrSettings(Section):
@@ -714,9 +702,7 @@ class FleetSettings(Section):
         8002, ge=0, le=65535, description="port of /metrics and /health of a fleet or segments process; 0: a free one"
     )
     fleet_face_model: str = fixed("arcface", min_length=1, description="Triton model of face embeddings")
-    max_sub_batch: int = Field(
-        16, ge=1, le=256, description="most crops, of faces or of objects to classify, in one request"
-    )
+    max_sub_batch: int = Field(16, ge=1, le=256, description="most face crops in one request")
 
     @field_validator("fleet_stages", mode="before")
     @classmethod
@@ -732,6 +718,76 @@ class IngestSettings(Section):
     ingest_jpeg_quality: int = fixed(80, ge=1, le=100, description="JPEG quality of ingested frames")
     ingest_refresh_s: float = fixed(5.0, gt=0, description="seconds between two reads of the list of sources")
     ingest_reconnect_max_s: float = fixed(30.0, gt=0, description="longest pause before a lost camera is opened again")
+
+
+# --- where results go beside the client that asked for them ---
+
+
+class SinkSettings(Section):
+    result_sinks: Commas = Field(
+        (),
+        description="where results go, comma-separated: `kafka`, `jsonl`, `webhook`, a plug-in's name; unset: `kafka` "
+        "for the fleet, no further place for live sessions and recorded video",
+    )
+    sink_failure_policy: Literal["hold", "drop"] = Field(
+        "hold",
+        description="while a sink other than Kafka is away: `hold` waits and reads no frames, `drop` gives results up "
+        "after five attempts and counts them; live sessions never wait",
+    )
+    jsonl_path: Path | None = Field(None, description="file of the sink `jsonl`")
+    jsonl_max_bytes: int = Field(
+        100 * 1024 * 1024, ge=1024, description="bytes after which JSONL_PATH is renamed to `NAME.1` and begun anew"
+    )
+    jsonl_files: int = Field(5, ge=2, le=1000, description="files of JSONL_PATH that are kept; older ones are deleted")
+    webhook_url: SecretStr | None = Field(
+        None, description="address that the sink `webhook` posts to; may hold a password or a key"
+    )
+    webhook_secret: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (),
+        description="secrets that sign what is posted, `whsec_` + base64 of 24 to 64 bytes, comma-separated while one "
+        "replaces another; unset: not signed",
+    )
+    webhook_timeout_s: float = Field(10.0, gt=0, le=300, description="seconds that a request of the webhook may take")
+
+    @field_validator("result_sinks", "webhook_secret", mode="before")
+    @classmethod
+    def _commas(cls, value: object) -> object:
+        return split(value)
+
+    @field_validator("jsonl_path", "webhook_url", mode="before")
+    @classmethod
+    def _unset(cls, value: object) -> object:
+        return value or None  # Docker Compose passes an unset variable on as an empty one
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _address(cls, value: SecretStr | None) -> SecretStr | None:
+        parts = urlsplit(value.get_secret_value()) if value else None
+        if parts is not None and (parts.scheme not in ("http", "https") or not parts.hostname):
+            raise ValueError("a web address, for example https://sight.example/results")
+        return value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for secret in value:
+            webhook_key(secret.get_secret_value())
+        return value
+
+
+def webhook_key(secret: str) -> bytes:
+    """The key of a secret `whsec_` + base64, the form of Standard Webhooks.
+
+    Raises:
+        ValueError: it has not this form, or not 24 to 64 bytes.
+    """
+    try:
+        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        key = b""
+    if not (secret.startswith("whsec_") and 24 <= len(key) <= 64):
+        raise ValueError("`whsec_` and the base64 of 24 to 64 bytes, several of them comma-separated")
+    return key
 
 
 # --- recorded video: buckets, queues, tables, and the backend that analyses segments ---
@@ -816,6 +872,7 @@ class Settings:
         self.kafka = read(KafkaSettings)
         self.fleet = read(FleetSettings)
         self.ingest = read(IngestSettings)
+        self.sinks = read(SinkSettings)
         self.segments = read(SegmentSettings)
         if problems:
             raise ConfigurationError("\n".join(problems))
@@ -837,6 +894,7 @@ SECTIONS: tuple[type[Section], ...] = (
     KafkaSettings,
     FleetSettings,
     IngestSettings,
+    SinkSettings,
     SegmentSettings,
 )
 

@@ -126,9 +126,6 @@ OTHERS = {
     "TRITON_SHM": "off",
     "TRITON_DETECT_MODEL": "triton-detect-model",
     "TRITON_POSE_MODEL": "triton-pose-model",
-    "TRITON_SEGMENT_MODEL": "triton-segment-model",
-    "TRITON_OBB_MODEL": "triton-obb-model",
-    "TRITON_CLASSIFY_MODEL": "triton-classify-model",
     "TRITON_ENSEMBLE": "triton-ensemble",
     "TRITON_REPOSITORY": "/srv/triton_repository",
     "TRITON_PYTHON": "/srv/triton_python",
@@ -136,7 +133,6 @@ OTHERS = {
     "TRITON_LABELS": "/srv/triton_labels",
     "CONFIDENCE": "0.5",
     "IOU": "0.6",
-    "CLASSIFY_CROPS": "person,dog",
     "MOTION_METHOD": "farneback",
     "DECODE": "fast",
     "DECODE_BUDGET_MS": "2000.5",
@@ -193,6 +189,14 @@ OTHERS = {
     "MAX_SUB_BATCH": "17",
     "INGEST_FPS": "30.5",
     "INGEST_MAXLEN": "101",
+    "RESULT_SINKS": "jsonl",
+    "SINK_FAILURE_POLICY": "drop",
+    "JSONL_PATH": "/srv/results.jsonl",
+    "JSONL_MAX_BYTES": "1048576",
+    "JSONL_FILES": "6",
+    "WEBHOOK_URL": "https://shop.example/sight?key=1",
+    "WEBHOOK_SECRET": "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=",
+    "WEBHOOK_TIMEOUT_S": "11.5",
     "INPUT_BUCKET_NAME": "input-bucket-name",
     "OUTPUT_BUCKET_NAME": "output-bucket-name",
     "JOBS_TABLE_NAME": "jobs-table-name",
@@ -238,7 +242,17 @@ VENDORS = {"OPENAI_API_KEY", "ANTHROPIC_API_KEY", "AWS_REGION", "AWS_ENDPOINT_UR
 """Variables that others named: OpenAI, Anthropic, Amazon, uvicorn."""
 
 
-ADDED = {"PLUGINS", "TRITON_SEGMENT_MODEL", "TRITON_OBB_MODEL", "TRITON_CLASSIFY_MODEL", "CLASSIFY_CROPS"}
+ADDED = {
+    "PLUGINS",
+    "RESULT_SINKS",
+    "SINK_FAILURE_POLICY",
+    "JSONL_PATH",
+    "JSONL_MAX_BYTES",
+    "JSONL_FILES",
+    "WEBHOOK_URL",
+    "WEBHOOK_SECRET",
+    "WEBHOOK_TIMEOUT_S",
+}
 """Settings of what the service can be extended by: plug-ins, further stages and sinks. The others are what it has
 without them."""
 

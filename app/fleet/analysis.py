@@ -10,8 +10,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from app.errors import FrameError
+from app.fleet.delivery import Failure
 from app.fleet.in_flight import ENTRY_POINT
-from app.fleet.kafka import Failure
 from app.fleet.streams import CameraFrame
 from app.pipeline.multimodal import Pipeline
 from app.pipeline.postprocess import Record

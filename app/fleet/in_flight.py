@@ -14,7 +14,7 @@ from app.fleet.streams import CameraFrame, FrameOrigin
 ENTRY_POINT = "fleet"
 """The fleet's value of the metrics' label `entry`."""
 MOST_RESULTS = 1024
-"""Most results that wait for Kafka."""
+"""Most results that wait for the sinks."""
 _WEIGHT = 0.3
 """Weight of the newest batch in a moving average."""
 FRAMES = 100
@@ -26,7 +26,7 @@ PERIOD_S = 1.0
 class InFlight:
     """The frames that a worker has read from Redis and not acknowledged yet, and how many more it may read.
 
-    There are two limits: frames that wait for the models or are with them (pixels, large), and results that Kafka has
+    There are two limits: frames that wait for the models or are with them (pixels, large), and results that a sink has
     not taken yet (a few kilobytes each). When either is reached the worker reads nothing more: unread frames wait in
     Redis, where MAXLEN bounds them.
 
@@ -110,7 +110,7 @@ class InFlight:
                 self._frames += 1
 
     def analyzed(self, frames: Sequence[CameraFrame]) -> None:
-        """Records a batch as analysed: its pixels are gone; its results may still wait for Kafka."""
+        """Records a batch as analysed: its pixels are gone; its results may still wait for the sinks."""
         now = time.perf_counter()
         latency_s = sum(now - frame.arrived for frame in frames) / len(frames)
         with self._changed:
@@ -130,7 +130,7 @@ class InFlight:
             self._notify()
 
     def pause(self, paused: bool) -> None:
-        """Stops reading while Kafka cannot take results; `False` resumes it."""
+        """Stops reading while a sink cannot take results; `False` resumes it."""
         with self._changed:
             self._paused = paused
             self._notify()

@@ -30,7 +30,7 @@ from app.errors import SightlineError
 from app.files import writable_folder
 from app.fleet.connection import check_redis
 from app.fleet.in_flight import ENTRY_POINT
-from app.fleet.worker import Worker, WorkerHeartbeat, WorkerHeartbeats
+from app.fleet.worker import DEFAULT_SINKS, Worker, WorkerHeartbeat, WorkerHeartbeats
 from app.inference.embedded import shared_triton
 from app.limits import backoff_s
 from app.logging import configure
@@ -38,6 +38,7 @@ from app.pipeline.registry import fleet_stages, load
 from app.pipeline.startup import open_pipeline
 from app.process import SHUTDOWN_LOG, end_with_parent, freeze_gc, stopping_on_signals, tune
 from app.settings import Settings
+from app.sinks import sink_classes
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ def run() -> None:
     check_redis(settings.redis)
     load(settings)
     fleet_stages(settings.fleet)
+    sink_classes(settings, DEFAULT_SINKS)  # so that a sink which cannot be loaded stops the start
     if settings.fleet.fleet_processes > 1:
         _run_several(settings)
         return

@@ -1,4 +1,4 @@
-"""One worker: frames from the consumer's thread, batches through the pipeline, results to the Kafka sink.
+"""One worker: frames from the consumer's thread, batches through the pipeline, results to the sinks.
 
 FLEET_MODE=sync is the same worker with batches of one frame, FLEET_THREADS of them at once.
 """
@@ -19,26 +19,30 @@ from app.fleet.analysis import Analysis, FrameOutcome, stream_settings
 from app.fleet.batcher import BatchLimits, MicroBatcher, batch_limits, fit_limits
 from app.fleet.connection import ERROR_WORDS
 from app.fleet.consumer import LAG_SHARE, Consumer, ConsumerThread, consumer_name
+from app.fleet.delivery import Delivery, Failure, FrameMessage, encode_value
 from app.fleet.in_flight import InFlight, MetricsBuffer
-from app.fleet.kafka import Failure, KafkaMessage, KafkaSink, encode_value
 from app.fleet.membership import lease_ms
 from app.fleet.streams import CameraFrame
 from app.pipeline.multimodal import Pipeline
 from app.settings import Settings
+from app.sinks import open_sinks
 
 log = logging.getLogger(__name__)
 
 SILENT_S = 15.0
 """A worker without a heartbeat for this long counts as hanging."""
 _BEAT_S = 1.0
-_FIELDS = 4
+_FIELDS = 5
+_TITLES = {"kafka": "Kafka"}
+DEFAULT_SINKS = ("kafka",)
+"""The fleet's sinks where RESULT_SINKS is unset."""
 
 
 class Worker:
     """One worker, from its first read to its last acknowledgement. Created inside a running event loop.
 
     Raises:
-        ConfigurationError: the settings of Redis or Kafka are wrong.
+        ConfigurationError: the settings of Redis or of a sink are wrong.
     """
 
     def __init__(self, pipeline: Pipeline, settings: Settings, heartbeat: WorkerHeartbeat) -> None:
@@ -72,9 +76,10 @@ class Worker:
             on_streams=lambda streams: self._soon(self._analysis.keep_only, streams),
             away=self._away,
         )
-        self._sink = KafkaSink(
+        self._sinks = open_sinks(settings, "fleet", DEFAULT_SINKS, on_fatal=self._fail)
+        self._delivery = Delivery(
             self._name,
-            settings.kafka,
+            self._sinks,
             settings.redis,
             lease_ms(fleet),
             self.in_flight,
@@ -108,8 +113,10 @@ class Worker:
 
     def _away(self) -> dict[str, str]:
         """The services that this worker cannot reach, with the reason, for `fleet top`."""
-        services = {"Kafka": self._sink.error, "Triton": "" if self._pipeline.client.up else "it does not answer"}
-        return {name: reason for name, reason in services.items() if reason}
+        services = {_TITLES.get(sink, sink): error for sink, error in self._sinks.errors().items()}
+        if not self._pipeline.client.up:
+            services["Triton"] = "it does not answer"
+        return services
 
     async def run(self) -> None:
         """Works until `stop`; then reads no more, finishes the frames in flight, and leaves nothing pending.
@@ -119,7 +126,7 @@ class Worker:
             SightlineError: the worker could not go on.
         """
         await asyncio.to_thread(self._consumer.check)
-        self._sink.start()
+        self._delivery.start()
         self._thread.start()
         beating = asyncio.create_task(self._beat(), name="heartbeat")
         try:
@@ -138,7 +145,7 @@ class Worker:
         while self._at_work or len(self._batcher):
             self._moved.clear()
             await self._moved.wait()
-        await asyncio.to_thread(self._sink.close, self._drain_s)
+        await asyncio.to_thread(self._delivery.close, self._drain_s)
         await asyncio.to_thread(self._consumer.leave)
         beating.cancel()
 
@@ -184,20 +191,22 @@ class Worker:
             self._moved.set()
 
     def _publish(self, outcome: FrameOutcome) -> None:
-        """Sends a frame's result to Kafka; a dropped frame is only acknowledged."""
+        """Sends a frame's result to the sinks; a dropped frame is only acknowledged."""
         origin = outcome.frame.origin
         if outcome.dropped is not None:
-            self._sink.drop(origin, outcome.dropped)
+            self._delivery.drop(origin, outcome.dropped)
             return
         age_ms = max(0.0, time.time() * 1000 - origin.captured_at_ms)
         value = encode_value(origin, outcome.result, outcome.failure, worker=self._name, age_ms=age_ms)
-        self._sink.send(KafkaMessage(origin, value, _failed_stage(outcome.failure)))
+        self._delivery.send(FrameMessage(origin, value, _failed_stage(outcome.failure)))
 
     async def _beat(self) -> None:
         while True:
+            down = self._sinks.errors()
             self._heartbeat.beat(
-                redis_error=self._consumer.redis_error or self._sink.redis_error,
-                kafka=self._sink.up,
+                redis_error=self._consumer.redis_error or self._delivery.redis_error,
+                kafka="kafka" not in down,
+                sinks=not down,
                 inference=self._pipeline.client.up,
             )
             await asyncio.sleep(_BEAT_S)
@@ -237,9 +246,14 @@ class WorkerHeartbeats:
         return {"state": worst, "workers": workers}
 
     def _worker(self, index: int) -> dict[str, Any]:
-        at, word, kafka, inference = self._cells[_FIELDS * index : _FIELDS * (index + 1)]
+        at, word, kafka, sinks, inference = self._cells[_FIELDS * index : _FIELDS * (index + 1)]
         redis_error = ERROR_WORDS[int(word)]
-        reached = {"redis": at > 0 and not redis_error, "kafka": bool(kafka), "inference": bool(inference)}
+        reached = {
+            "redis": at > 0 and not redis_error,
+            "kafka": bool(kafka),
+            "sinks": bool(sinks),
+            "inference": bool(inference),
+        }
         age_s = time.monotonic() - at
         if at == 0.0:
             state = "starting"
@@ -252,20 +266,22 @@ class WorkerHeartbeats:
 
 @dataclass(frozen=True, slots=True)
 class WorkerHeartbeat:
-    """One worker's cells: the time, the number of Redis' error word, and whether Kafka and inference were reachable."""
+    """One worker's cells: the time, the number of Redis' error word, whether Kafka, all sinks and inference work."""
 
     cells: Any
     worker: int
 
-    def beat(self, *, redis_error: str = "", kafka: bool, inference: bool) -> None:
+    def beat(self, *, redis_error: str = "", kafka: bool, inference: bool, sinks: bool = True) -> None:
         """Records that the worker is alive, and which services it reaches.
 
         Args:
             redis_error: one of `connection.ERROR_WORDS`; empty: Redis answers.
+            kafka: whether Kafka takes results; True if it is no sink.
+            sinks: whether all sinks do.
         """
         start, word = _FIELDS * self.worker, float(ERROR_WORDS.index(redis_error))
         # `time.monotonic` is the same clock in all processes of a machine (CLOCK_MONOTONIC).
-        self.cells[start : start + _FIELDS] = [time.monotonic(), word, float(kafka), float(inference)]
+        self.cells[start : start + _FIELDS] = [time.monotonic(), word, float(kafka), float(sinks), float(inference)]
 
     def clear(self) -> None:
         """Records that the worker is being started."""

@@ -287,6 +287,8 @@ async def ready(request: Request) -> Response:
         "summaries": _entry_point(request).summaries.health(),
         "disk": {"state": "ok" if disk.free > _LEAST_FREE else "full", "free_bytes": disk.free},
     }
+    if sinks := state.sinks_health():
+        parts["sinks"] = sinks
     well = parts["inference"]["state"] == "ok" and parts["disk"]["state"] == "ok"
     return _json({"status": "ready" if well else "unavailable", **parts}, 200 if well else 503)
 

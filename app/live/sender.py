@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
@@ -27,6 +28,7 @@ from app.protocol import messages
 from app.protocol.messages import CLOSE_CODES, Bye, Error, Result, ServerMessage, StreamSettings, Summary
 from app.protocol.result import FrameResult
 from app.protocol.stream import SUMMARY
+from app.sinks import Feed, SinkMessage
 from app.summary import SendSummary, SessionSummaries, Summaries
 
 log = logging.getLogger(__name__)
@@ -147,6 +149,23 @@ class SummaryStream:
         return await self._session.finish() if self._session is not None else None
 
 
+SCHEMA = "sightline.live.v1"
+"""`schema` of a live result in a sink."""
+
+
+def encode_for_sinks(result: Result) -> bytes:
+    """The value of a live result's message for the sinks: the fields of the client's `Result`, without `dropped`."""
+    value: dict[str, Any] = {
+        "schema": SCHEMA,
+        "session_id": result.session_id,
+        "frame_id": result.frame_id,
+        "seq": result.seq,
+        "captured_at_ms": result.captured_at_ms,
+        "age_ms": result.age_ms,
+    }
+    return orjson.dumps(value | result.frame.values())
+
+
 Send = Callable[[ServerMessage], Awaitable[bool]]
 """Sends a message; returns False if the session is over."""
 
@@ -170,6 +189,7 @@ class Results:
         judged: called with whether a frame was useful, and with the monotonic time: True for a frame that was analysed,
             False for one that cannot be (no image, damaged, too large). Not called for a frame that was stale or whose
             analysis failed, because such a frame may be a good one.
+        feed: gets each result that was sent to the client; None: no sinks.
     """
 
     def __init__(
@@ -182,6 +202,7 @@ class Results:
         send: Send,
         settings: StreamSettings,
         judged: Callable[[bool, float], None],
+        feed: Feed | None = None,
     ) -> None:
         self.settings = settings
         self._session_id = session_id
@@ -191,6 +212,7 @@ class Results:
         self._summaries = summaries
         self._send = send
         self._judged = judged
+        self._feed = feed
         self._in_flight: deque[_InFlight] = deque()
 
     def __len__(self) -> int:
@@ -250,18 +272,20 @@ class Results:
             return await self._send(Error(result.code, str(result), seq=frame.seq))
         self._judged(True, time.monotonic())
         age_s = time.perf_counter() - frame.received
-        sent = await self._send(
-            Result(
-                session_id=self._session_id,
-                frame_id=first.frame_id,
-                seq=frame.seq,
-                captured_at_ms=frame.received_at_ms if frame.captured_at_ms is None else frame.captured_at_ms,
-                frame=result,
-                age_ms=round(age_s * 1000, 3),
-                dropped=self._stats.report_dropped(),
-            )
+        message = Result(
+            session_id=self._session_id,
+            frame_id=first.frame_id,
+            seq=frame.seq,
+            captured_at_ms=frame.received_at_ms if frame.captured_at_ms is None else frame.captured_at_ms,
+            frame=result,
+            age_ms=round(age_s * 1000, 3),
+            dropped=self._stats.report_dropped(),
         )
+        sent = await self._send(message)
         if sent:
             self._stats.processed(age_s, result.timings_ms)
+            if self._feed is not None:
+                name = f"{self._session_id}/{first.frame_id}"
+                self._feed.send(SinkMessage(self._session_id, name, encode_for_sinks(message)))
             self._summaries.offer(first.frame_id, result, frame.received_at_ms, first.settings)
         return sent

@@ -50,6 +50,7 @@ from app.protocol.messages import (
 from app.protocol.stages import STAGES
 from app.protocol.stream import SUMMARY
 from app.settings import AccessSettings, LiveSettings, PipelineSettings
+from app.sinks import Feed
 from app.summary import Summaries
 
 log = logging.getLogger(__name__)
@@ -73,8 +74,11 @@ class LiveEntryPoint:
         auth: Auth,
         *,
         inference_deadline_s: float,
+        feed: Feed | None = None,
     ) -> None:
+        """`feed`: gets the results of all sessions; None: no sinks."""
         self.pipeline = pipeline
+        self.feed = feed
         self.batcher = LiveBatcher(pipeline)
         self.summaries = summaries
         self.live = live
@@ -175,6 +179,7 @@ class Session:
             self._send,
             entry_point.defaults,
             self._timeouts.judged,
+            entry_point.feed,
         )
         self._begun = asyncio.Event()
         """Set by the first message, with a valid token if the service asks for one."""
@@ -530,9 +535,7 @@ def apply_patch(
         ProtocolError: the model does not know a class, or the operator has no such prompt.
     """
     given = patch.model_dump(
-        exclude_none=True,
-        include={"mode", "confidence", "iou", "motion_grid", "mask_rle", "max_age_ms"},
-        warnings=False,
+        exclude_none=True, include={"mode", "confidence", "iou", "motion_grid", "max_age_ms"}, warnings=False
     )
     if patch.stages is not None:
         given["stages"] = settings.stages.but(**patch.stages)

@@ -39,6 +39,7 @@ from app.segments.ports import ObjectAddressRefused, ObjectMissing, Objects
 from app.segments.video import TruncatedVideo, VideoError
 from app.segments.video.processor import VideoReport, analyze_video, load_models, serves_any, stream_settings
 from app.settings import AwsSettings, LiveSettings, PipelineSettings, SegmentSettings
+from app.sinks import Feed
 from app.sources.truncation import truncation
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,9 @@ class SegmentService:
         *,
         pipeline_settings: PipelineSettings,
         limits: LiveSettings,
+        feed: Feed | None = None,
     ) -> None:
+        """`feed`: gets the results of all videos; None: no sinks."""
         self.body_timeout_s = limits.init_timeout_s
         """Seconds in which the body of a request must arrive."""
         self._pipeline = pipeline
@@ -74,6 +77,7 @@ class SegmentService:
         self._settings = pipeline_settings
         self._max_pixels = limits.max_pixels
         self._running = 0
+        self._feed = feed
 
     async def ready(self) -> bool:
         """Whether videos can be analysed now: the inference server is reachable and serves a model that we can read."""
@@ -137,7 +141,7 @@ class SegmentService:
                 source, target, results, mode, self._pipeline, settings, max_pixels=self._max_pixels
             )
 
-        report = await analyze_stored(self._objects, input_uri, output_uri, inspect, analyze)
+        report = await analyze_stored(self._objects, input_uri, output_uri, inspect, analyze, self._feed)
         log.info(
             "%s: %s, %d frames in %.1f s, %d failed", input_uri, mode, report.frames, report.elapsed_s, report.failed
         )

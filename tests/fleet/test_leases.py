@@ -14,11 +14,13 @@ import pytest
 import redis as redis_library
 from prometheus_client import REGISTRY
 
+from app.fleet.delivery import Delivery, FrameMessage, encode_value
 from app.fleet.in_flight import InFlight
-from app.fleet.kafka import KafkaMessage, KafkaSink, encode_value
 from app.fleet.leases import LOST, Leases, Selection
 from app.fleet.streams import CameraFrame, FrameOrigin, Keys
-from app.settings import KafkaSettings, RedisSettings
+from app.settings import RedisSettings, Settings
+from app.sinks import open_sinks
+from app.sinks.kafka import KafkaSink
 from tests.fleet.lives import Begin, Life
 from tests.fleet.work import GROUP, add_frames, eventually, pending, topic_values
 from tests.support.kafka import Broker
@@ -216,10 +218,10 @@ def test_d5_answers_of_a_camera_that_was_lost_are_not_sent_and_counted(
     while len(frames) < 4:
         frames += some(life)
     topic = f"fence-{uuid.uuid4().hex[:12]}"
-    given = KafkaSettings(kafka_bootstrap_servers=kafka.bootstrap, kafka_topic=topic)
-    sink = KafkaSink(
+    given = Settings(kafka_bootstrap_servers=kafka.bootstrap, kafka_topic=topic)
+    sink = Delivery(
         "old",
-        given,
+        open_sinks(given, "fleet", ("kafka",)),
         RedisSettings(redis_url=redis_server.url),
         LEASE_MS,
         life.in_flight,
@@ -236,7 +238,7 @@ def test_d5_answers_of_a_camera_that_was_lost_are_not_sent_and_counted(
     for frame in frames:
         value = encode_value(frame.origin, None, None, worker="old", age_ms=1.0)
         assert orjson.loads(value)["epoch"] == frame.origin.epoch
-        sink.send(KafkaMessage(frame.origin, value))
+        sink.send(FrameMessage(frame.origin, value))
     assert sink.close(20)
     assert {value["key"] for value in topic_values(kafka.bootstrap, topic)} == {"kept"}
     assert counted("fleet_fenced", refused="answer") - fenced == 2
@@ -251,15 +253,23 @@ def test_d5_an_answer_that_was_sent_just_before_the_camera_was_lost_is_counted_a
     life = begin("old")
     frames = some(life)
     topic = f"fence-{uuid.uuid4().hex[:12]}"
-    given = KafkaSettings(kafka_bootstrap_servers=kafka.bootstrap, kafka_topic=topic)
+    given = Settings(kafka_bootstrap_servers=kafka.bootstrap, kafka_topic=topic)
     settings = RedisSettings(redis_url=redis_server.url)
-    sink = KafkaSink("old", given, settings, 60_000, life.in_flight, life.counts, on_fatal=pytest.fail)
+    sink = Delivery(
+        "old",
+        open_sinks(given, "fleet", ("kafka",)),
+        settings,
+        60_000,
+        life.in_flight,
+        life.counts,
+        on_fatal=pytest.fail,
+    )
     life.in_flight.analyzed(frames)
     before = counted("fleet_fenced", refused="acknowledgement")
     redis.execute_command("ACL", "SETUSER", "default", "-xack")
     try:
         sink.start()
-        sink.send(KafkaMessage(frames[0].origin, b"{}"))
+        sink.send(FrameMessage(frames[0].origin, b"{}"))
         eventually(lambda: topic_values(kafka.bootstrap, topic), lambda values: len(values) == 1)
         redis.hset(Keys.of(settings).holders, "frames:cam", f"{frames[0].origin.epoch + 1} new")
     finally:
@@ -300,20 +310,22 @@ def test_d5_an_answer_that_lay_in_kafkas_client_while_its_camera_was_lost_comes_
     newer = [dataclasses.replace(frame.origin, epoch=frame.origin.epoch + 1) for frame in frames]
     before = counted("fleet_fenced", refused="acknowledgement")
 
-    def open_sink(name: str, in_flight: InFlight, **options: int) -> KafkaSink:
-        given = KafkaSettings(
-            kafka_bootstrap_servers=kafka.bootstrap, kafka_topic=topic, kafka_options=json.dumps(options)
+    def open_sink(name: str, in_flight: InFlight, **options: int) -> Delivery:
+        given = Settings(kafka_bootstrap_servers=kafka.bootstrap, kafka_topic=topic, kafka_options=json.dumps(options))
+        sink = Delivery(
+            name, open_sinks(given, "fleet", ("kafka",)), settings, 60_000, in_flight, life.counts, on_fatal=pytest.fail
         )
-        sink = KafkaSink(name, given, settings, 60_000, in_flight, life.counts, on_fatal=pytest.fail)
         sink.start()
         return sink
 
-    def send(sink: KafkaSink, origin: FrameOrigin, name: str) -> None:
-        sink.send(KafkaMessage(origin, encode_value(origin, None, None, worker=name, age_ms=1.0)))
+    def send(sink: Delivery, origin: FrameOrigin, name: str) -> None:
+        sink.send(FrameMessage(origin, encode_value(origin, None, None, worker=name, age_ms=1.0)))
 
     old = open_sink("old", life.in_flight, **{"linger.ms": 900_000})
     send(old, frames[0].origin, "old")
-    eventually(lambda: len(old.producer), lambda queued: queued == 1)
+    (client,) = old.sinks
+    assert isinstance(client, KafkaSink)
+    eventually(lambda: len(client.producer), lambda queued: queued == 1)
     redis.hset(Keys.of(settings).holders, "frames:cam", f"{newer[0].epoch} new")
     theirs = InFlight(8)
     theirs.add(newer)
@@ -321,7 +333,7 @@ def test_d5_an_answer_that_lay_in_kafkas_client_while_its_camera_was_lost_comes_
     for origin in newer:
         send(new, origin, "new")
     assert new.close(20)
-    old.producer.flush(20)  # as where its process goes on
+    client.producer.flush(20)  # as where its process goes on
     eventually(lambda: counted("fleet_fenced", refused="acknowledgement") - before, lambda refused: refused == 1)
     old.close(0)
     values = topic_values(kafka.bootstrap, topic)

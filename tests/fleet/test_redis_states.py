@@ -18,8 +18,8 @@ from redis._parsers.base import BaseParser
 
 from app.errors import ConfigurationError
 from app.fleet.connection import OTHER, check_redis, connect, error_word, is_outage, refuse_cluster
+from app.fleet.delivery import Acknowledgements
 from app.fleet.in_flight import InFlight
-from app.fleet.kafka import Acknowledgements
 from app.fleet.leases import Leases
 from app.fleet.streams import CameraFrame, FrameOrigin, Keys
 from app.fleet.worker import WorkerHeartbeats

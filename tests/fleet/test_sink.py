@@ -14,18 +14,20 @@ from prometheus_client import REGISTRY
 
 from app.errors import ConfigurationError
 from app.fleet.connection import connect
+from app.fleet.delivery import Delivery, Failure, FrameMessage, encode_value
 from app.fleet.in_flight import InFlight, MetricsBuffer
-from app.fleet.kafka import Failure, KafkaMessage, KafkaSink, encode_value, producer_options
 from app.fleet.streams import CameraFrame, FrameOrigin
 from app.protocol.result import OK, FrameResult, Image
-from app.settings import KafkaSettings, RedisSettings
+from app.settings import KafkaSettings, RedisSettings, Settings
+from app.sinks import open_sinks
+from app.sinks.kafka import producer_options
 from tests.fleet.work import add_frames, eventually, group_of, left_by_the_dead, pending, topic_values
 from tests.support.kafka import Broker
 from tests.support.redis import RedisServer, free_port
 
 NOWHERE = '{"message.timeout.ms": 300, "socket.connection.setup.timeout.ms": 1000}'
 LEASE_MS = 6000.0
-Open = Callable[..., tuple[KafkaSink, InFlight, str]]
+Open = Callable[..., tuple[Delivery, InFlight, str]]
 
 
 @pytest.fixture
@@ -33,13 +35,13 @@ def opened(redis: redis_library.Redis, redis_server: RedisServer, kafka: Broker)
     """A sink on the shared servers; closed without waiting at the end."""
     with ExitStack() as stack:
 
-        def make(**kafka_settings: object) -> tuple[KafkaSink, InFlight, str]:
+        def make(**kafka_settings: object) -> tuple[Delivery, InFlight, str]:
             topic = f"sink-{uuid.uuid4().hex[:12]}"
             given = {"kafka_bootstrap_servers": kafka.bootstrap, "kafka_topic": topic, **kafka_settings}
             in_flight = InFlight(100)
-            sink = KafkaSink(
+            sink = Delivery(
                 "worker",
-                KafkaSettings(**given),
+                open_sinks(Settings(**given), "fleet", ("kafka",)),
                 RedisSettings(redis_url=redis_server.url),
                 LEASE_MS,
                 in_flight,
@@ -79,7 +81,7 @@ def test_an_entry_is_acknowledged_once_kafka_has_its_answer(opened: Open, redis:
     origins = read(redis, in_flight, 5)
     processed, failed = counted("processed"), counted("failed", stage="inference")
     for number, origin in enumerate(origins):
-        sink.send(KafkaMessage(origin, orjson.dumps({"n": number}), "inference" if number == 4 else None))
+        sink.send(FrameMessage(origin, orjson.dumps({"n": number}), "inference" if number == 4 else None))
     assert sink.close(10)
     assert pending(redis) == 0
     assert len(in_flight) == 0
@@ -91,9 +93,9 @@ def test_kafka_away_with_hold_keeps_entries_pending_and_reads_no_more(opened: Op
     nowhere = f"127.0.0.1:{free_port()}"
     sink, in_flight, _ = opened(kafka_bootstrap_servers=nowhere, kafka_options=NOWHERE)
     for origin in read(redis, in_flight, 3):
-        sink.send(KafkaMessage(origin, b"{}"))
+        sink.send(FrameMessage(origin, b"{}"))
     eventually(lambda: in_flight.room(1, 0.0), lambda room: room == 0)
-    assert not sink.up
+    assert "kafka" in sink.sinks.errors()
     assert pending(redis) == 3
     assert not sink.close(0.1)
     assert pending(redis) == 3, "another worker claims them"
@@ -104,7 +106,7 @@ def test_kafka_away_with_ack_gives_frames_up_and_counts_them(opened: Open, redis
     sink, in_flight, _ = opened(kafka_bootstrap_servers=nowhere, kafka_options=NOWHERE, kafka_failure_policy="ack")
     before = counted("dropped", reason="kafka_unavailable")
     for origin in read(redis, in_flight, 3):
-        sink.send(KafkaMessage(origin, b"{}"))
+        sink.send(FrameMessage(origin, b"{}"))
     assert sink.close(20)
     assert pending(redis) == 0
     assert counted("dropped", reason="kafka_unavailable") - before == 3
@@ -114,8 +116,8 @@ def test_an_answer_that_kafka_never_takes_does_not_hold_up_the_others(opened: Op
     sink, in_flight, _ = opened(kafka_options='{"message.max.bytes": 1500}')
     before = counted("failed", stage="kafka")
     first, second = read(redis, in_flight, 2)
-    sink.send(KafkaMessage(first, b'"' + b"x" * 5000 + b'"'))
-    sink.send(KafkaMessage(second, b'{"n": 2}'))
+    sink.send(FrameMessage(first, b'"' + b"x" * 5000 + b'"'))
+    sink.send(FrameMessage(second, b'{"n": 2}'))
     assert sink.close(20)
     assert pending(redis) == 0
     assert counted("failed", stage="kafka") - before == 1
@@ -140,7 +142,7 @@ def test_redis_away_keeps_acknowledgements_for_later(
     redis_server.stop()
     try:
         for origin in origins:
-            sink.send(KafkaMessage(origin, b"{}"))
+            sink.send(FrameMessage(origin, b"{}"))
         time.sleep(0.3)
         assert len(in_flight) == 2
     finally:
@@ -154,7 +156,7 @@ def test_a_redis_that_takes_no_writes_is_told_later(opened: Open, redis: redis_l
     redis.execute_command("REPLICAOF", "127.0.0.1", str(free_port()))  # as in a failover
     try:
         for origin in origins:
-            sink.send(KafkaMessage(origin, b"{}"))
+            sink.send(FrameMessage(origin, b"{}"))
         time.sleep(0.3)
         assert len(in_flight) == 2
     finally:
@@ -168,7 +170,7 @@ def test_a_stream_that_is_something_else_by_now_holds_nobody_up(opened: Open, re
     (origin,) = read(redis, in_flight, 1)
     redis.delete("frames:cam")
     redis.set("frames:cam", "no stream")
-    sink.send(KafkaMessage(origin, b"{}"))
+    sink.send(FrameMessage(origin, b"{}"))
     assert sink.close(20)
 
 
@@ -181,7 +183,7 @@ def test_frames_that_only_lack_their_acknowledgement_are_not_counted_twice(
     before = counted("processed"), *(counted("dropped", reason=reason) for reason in reasons)
     redis.execute_command("ACL", "SETUSER", "default", "-xack")
     try:
-        sink.send(KafkaMessage(origins[0], b"{}"))
+        sink.send(FrameMessage(origins[0], b"{}"))
         sink.drop(origins[1], "stale")
         time.sleep(1)  # Kafka has the one answer
         assert not sink.close(0.1)
@@ -196,7 +198,7 @@ def test_a_topic_that_cannot_be_is_given_up_with_ack(opened: Open, redis: redis_
     sink, in_flight, _ = opened(kafka_topic="no such topic", kafka_failure_policy="ack", kafka_options=options)
     before = counted("dropped", reason="kafka_unavailable")
     for number, origin in enumerate(read(redis, in_flight, 2)):
-        sink.send(KafkaMessage(origin, b"{}"))  # the second one is refused at once: the client knows by then
+        sink.send(FrameMessage(origin, b"{}"))  # the second one is refused at once: the client knows by then
         eventually(lambda: len(in_flight), lambda left, number=number: left == 1 - number)  # type: ignore[misc]
     assert sink.close(20)
     assert pending(redis) == 0

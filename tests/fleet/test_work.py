@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import redis as redis_library
 
+from app.settings import ROOT
 from tests.conftest import SLOW
 from tests.fleet.conftest import Work
 from tests.fleet.work import GROUP, add_frames, eventually, group_of, left_by_the_dead, pending
@@ -39,6 +41,29 @@ def test_every_frame_comes_out_once_and_in_its_cameras_order(
     eventually(lambda: pending(redis), lambda count: count == 0, fleet)
     counts = fleet.counted(60)
     assert counts["received"] == counts["processed"] == 60
+
+
+def test_the_part_of_a_stage_from_outside_reaches_kafka(
+    work: Work, redis: redis_library.Redis, jpeg: bytes, tmp_path: Path
+) -> None:
+    broken = tmp_path / "plugins"
+    shutil.copytree(ROOT / "examples" / "stages" / "average_colour", broken)
+    (broken / "broken.py").write_text(
+        "from app.pipeline.stage import Part, PipelineStage\n"
+        "class Broken(PipelineStage):\n"
+        "    name, title, description, part = 'broken', 'Broken', 'Fails.', Part('broken', list)\n"
+        "    def write(self, state, batch):\n"
+        "        raise ValueError('no idea')\n"
+    )
+    add_frames(redis, "cam-1", [jpeg] * 4)
+    fleet = work(PLUGINS=str(broken), FLEET_STAGES="detect,track,average_colour,broken")
+    values = fleet.values_once(4)
+    for value in values:
+        assert [colour["box"] for colour in value["colours"]] == [found["box"] for found in value["objects"]] != []
+        assert value["stages"]["average_colour"]["status"] == "ok"
+        assert value["stages"]["broken"] == {"status": "error", "reason": "ValueError: no idea", "age_ms": None}
+        assert value["error"] is None
+    assert fleet.counted(4) == {"received": 4, "processed": 4, "dropped": 0, "failed": 0}
 
 
 def test_a_film_that_ingest_reads_comes_out_of_kafka_picture_by_picture(
@@ -189,6 +214,6 @@ def test_settings_that_cannot_be_are_told_in_one_line(redis_server: RedisServer,
         assert child.wait(30) == 2
     (line,) = (tmp_path / "refused.log").read_text().splitlines()
     assert line == (
-        "sightline: FLEET_STAGES='detect,smell': should be out of detect, pose, face, track, motion, ocr, "
-        "comma-separated; not smell"
+        "sightline: FLEET_STAGES='detect,smell': should be out of detect, pose, ocr, motion, track, face, segment, "
+        "obb, classify, comma-separated; not smell"
     )

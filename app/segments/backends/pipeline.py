@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
+
+import orjson
 
 from app.errors import InferenceError, InferenceUnavailable
 from app.pipeline.multimodal import Pipeline
@@ -19,10 +23,17 @@ from app.segments.keys import Mode, SegmentKey, beside
 from app.segments.ports import Backend, BackendContext, BackendUnavailable, Done, ObjectMissing, Objects, SegmentFailed
 from app.segments.video import VideoError, probe
 from app.segments.video.processor import VideoReport, analyze_video, stream_settings
+from app.segments.video.reader import ENTRY
+from app.sinks import Feed, Outcomes, SinkMessage, open_sinks
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+SCHEMA = "sightline.video.v1"
+"""`schema` of a video's result in a sink."""
+_SINKS_CLOSE_S = 3.0
+_MOST_SENT = 512
+"""Results of one video that the sinks do not have yet."""
 _MAX_NAME = 100
 """Bytes of a file's name, which gets a suffix while it is written. File systems take 255."""
 
@@ -33,16 +44,19 @@ async def analyze_stored(
     output_uri: str,
     inspect: Callable[[Path], None],
     analyze: Callable[[Path, Path, Path], Awaitable[VideoReport]],
+    feed: Feed | None = None,
 ) -> VideoReport:
-    """Downloads a video, analyses it, and uploads the results and the new video.
+    """Downloads a video, analyses it, sends the results to the sinks, and uploads the results and the new video.
 
     Args:
         inspect: called in a thread with the downloaded file, before the analysis.
         analyze: called with the downloaded file, and the paths of the new video, which it need not write, and of the
             results.
+        feed: gets the results; None: no sinks.
 
     Raises:
         ObjectMissing, ObjectAddressRefused: of the addresses.
+        InferenceUnavailable: the sinks were closed before they had all results.
         Exception: those of `inspect` and `analyze`.
     """
     with tempfile.TemporaryDirectory(prefix="sightline-video-") as name:
@@ -52,11 +66,51 @@ async def analyze_stored(
         await _in_thread(objects.download, input_uri, source)
         await _in_thread(inspect, source)
         report = await analyze(source, target, results)
+        if feed is not None:
+            await _send_results(feed, input_uri, results)
         # The video is uploaded last, because others wait for it.
         await _in_thread(objects.upload, results, beside(output_uri))
         if target.exists():
             await _in_thread(objects.upload, target, output_uri)
         return report
+
+
+async def _send_results(feed: Feed, video: str, results: Path) -> None:
+    """Sends each line of the results to the sinks, with `schema` and `video` before its fields, and waits until they
+    have all of them. A segment that is analysed again is sent again; `video` and `frame_id` show that.
+
+    Args:
+        video: address of the video, or of its segment.
+
+    Raises:
+        InferenceUnavailable: the sinks were closed before.
+    """
+    loop, slots = asyncio.get_running_loop(), asyncio.Semaphore(_MOST_SENT)
+    head = orjson.dumps({"schema": SCHEMA, "video": video})[:-1] + b","
+    left = False
+
+    def ended(was_left: bool) -> None:
+        nonlocal left
+        left = left or was_left
+        slots.release()
+
+    def done(outcomes: Outcomes) -> None:
+        with suppress(RuntimeError):  # the loop is closed: the analysis was given up
+            loop.call_soon_threadsafe(ended, "left" in outcomes.values())
+
+    async def slot() -> None:
+        await slots.acquire()
+        if left:
+            raise InferenceUnavailable("the service stopped before its sinks had all results of the video")
+
+    with results.open("rb") as file:
+        while lines := await _in_thread(lambda: [*itertools.islice(file, _MOST_SENT)]):
+            for line in lines:
+                await slot()
+                number = orjson.loads(line)["frame_id"]
+                feed.send(SinkMessage(video, f"{video}#{number}", head + line[1:].rstrip()), done)
+    for _ in range(_MOST_SENT):
+        await slot()
 
 
 def _file_name(uri: str) -> str:
@@ -91,6 +145,8 @@ class PipelineBackend(Backend):
         self._thread = threading.Thread(target=self._loop.run_forever, name="pipeline", daemon=True)
         self._closing = asyncio.Event()
         self._pipeline: Future[Pipeline] = Future()
+        self._sinks = open_sinks(self.settings, "segments")
+        self._feed = self._sinks.feed(ENTRY) if self._sinks else None
         self._running: Future[None] | None = None
         self._analyses: set[asyncio.Task[Any]] = set()
         self._stopped = False
@@ -170,7 +226,7 @@ class PipelineBackend(Backend):
         async def analyze(source: Path, target: Path, results: Path) -> VideoReport:
             return await self.analyze(self._pipeline.result(), source, target, results, segment.mode, on_frames)
 
-        analysis = analyze_stored(self._objects, input_uri, output_uri, inspect, analyze)
+        analysis = analyze_stored(self._objects, input_uri, output_uri, inspect, analyze, self._feed)
         return asyncio.run_coroutine_threadsafe(self._cancellable(analysis), self._loop).result()
 
     async def _cancellable(self, analysis: Coroutine[Any, Any, VideoReport]) -> VideoReport:
@@ -220,8 +276,12 @@ class PipelineBackend(Backend):
     async def _open_until_closing(self) -> None:
         try:
             async with open_pipeline(self.settings) as opened:
-                self._pipeline.set_result(opened.pipeline)
-                await self._closing.wait()
+                self._sinks.start()
+                try:
+                    self._pipeline.set_result(opened.pipeline)
+                    await self._closing.wait()
+                finally:
+                    await asyncio.to_thread(self._sinks.close, _SINKS_CLOSE_S)
         except Exception as error:  # passed to the thread that waits for the pipeline
             if self._pipeline.done():
                 log.exception("the pipeline could not be closed")
