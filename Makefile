@@ -56,9 +56,10 @@ INSTALL = $(UV) pip install --quiet --require-hashes --no-deps
 	$(INSTALL) --reinstall --python .venv-ocr/bin/python -r requirements/ocr-headless.txt
 	@touch $@
 
-# Tests run side by side, a process for each core and four at most; the tests of one file stay together. Tests that failed
-# beside others run again, alone: the second result counts. TEST_PROCESSES=0 runs all of them one after the other.
-TEST_PROCESSES ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n > 4 ? 4 : n)))
+# Tests run side by side, in one process more than there are cores (much of their time is waiting) and in four at most; the
+# tests of one file stay together (tests/support/scheduler.py says who gets which). Tests that failed beside others run again,
+# alone: the second result counts, and the last lines name those that passed then. TEST_PROCESSES=0 runs all one after the other.
+TEST_PROCESSES ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n > 3 ? 4 : n + 1)))
 
 .PHONY: help install demo serve test check format bench models engine triton-env openvino-env ocr-env docs dashboards requirements clean
 
@@ -133,7 +134,7 @@ test: install .venv/.dev .venv/.system .venv/.kafka .venv-triton/.openvino ## ev
 	.venv/bin/pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS) || code=$$?; \
 	if [ $$code = 1 ] && [ $(TEST_PROCESSES) != 0 ]; then \
 		echo "Some tests failed beside others; they run again, alone."; code=0; \
-		.venv/bin/pytest --last-failed --last-failed-no-failures=none $(ARGS) || code=$$?; \
+		.venv/bin/pytest --last-failed --last-failed-no-failures=none --flaky $(ARGS) || code=$$?; \
 	fi; exit $$code
 
 format: .venv/.dev ## put the code in order

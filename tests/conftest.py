@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -27,7 +29,32 @@ hypothesis.settings.register_profile("tests", deadline=None, database=None)
 hypothesis.settings.load_profile("tests")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--flaky",
+        action="store_true",
+        help="these tests failed a moment ago (see --last-failed): name those that pass now, as the last thing said",
+    )
+
+
+_passed: dict[str, bool] = {}
+"""Whether setup, call and teardown of a test passed."""
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _passed[report.nodeid] = _passed.get(report.nodeid, True) and report.passed
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if config.getoption("--flaky"):
+        for name in (name for name, passed in _passed.items() if passed):
+            print(f"flaky: {name} (failed beside others, passed alone)")
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell that runs the tests in the background has them ignore Ctrl-C, and with them what they start.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # A developer's own settings must not change what is tested.
     for section in SECTIONS:
         for name in section.model_fields:
@@ -53,6 +80,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if SERVERS & set(getattr(item, "fixturenames", ())) or SLOW_FOLDERS & set(item.path.parts)
     }
     items.sort(key=lambda item: item.path in slow)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Who runs which file with `--dist loadfile`: see `tests/support/scheduler.py`."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from tests.support.scheduler import FolderScheduling
+
+    return FolderScheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -39,6 +39,15 @@ _HARMLESS = {
     "TERM",
     "NO_COLOR",
     "PYTEST_CURRENT_TEST",
+    # AWS's SDK reads these when it makes a client.
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_DEFAULT_REGION",
+    "AWS_REGION",
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_EC2_METADATA_DISABLED",
 }
 
 
@@ -211,9 +220,16 @@ def _say(ours: socket.socket, **what: int) -> None:
     ours.sendall(json.dumps(what).encode() + b"\n")
 
 
+_IMPORTED = (
+    *("app.main", "app.server", "app.send.stream", "app.fleet.worker", "app.fleet.ingest", "app.fleet.monitor"),
+    *("app.segments.commands", "app.segments.worker", "app.segments.local", "app.segments.submit"),
+    *("app.segments.reassemble", "boto3.session"),
+)
+
+
 def _main() -> None:
-    for name in ("main", "server", "send.stream", "fleet.worker", "fleet.ingest", "segments.worker", "segments.local"):
-        importlib.import_module(f"app.{name}")
+    for name in _IMPORTED:
+        importlib.import_module(name)
     command = importlib.import_module("app.__main__")
     assert threading.active_count() == 1, threading.enumerate()
     gc.collect()
