@@ -88,6 +88,7 @@ async def connect(
     iou: float | None = None,
     classes: Iterable[str | int] | None = None,
     motion_grid: bool | None = None,
+    mask_rle: bool | None = None,
     max_age_ms: float | None = None,
     summary_prompt: str | None = None,
 ) -> AsyncIterator[LiveSession]:
@@ -102,6 +103,7 @@ async def connect(
         iou: NMS threshold, 0 to 1.
         classes: names or ids of the classes to keep; an empty list keeps all.
         motion_grid: whether results contain the flow as a grid of vectors.
+        mask_rle: whether segments contain their masks as COCO's run lengths.
         max_age_ms: milliseconds after which a waiting frame is dropped, in `realtime` mode.
         summary_prompt: one of `ready.prompts`, for summaries.
 
@@ -118,6 +120,7 @@ async def connect(
         "iou": iou,
         "classes": None if classes is None else list(classes),
         "motion_grid": motion_grid,
+        "mask_rle": mask_rle,
         "max_age_ms": max_age_ms,
         "summary": summary_prompt and {"prompt": summary_prompt},
     }

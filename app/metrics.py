@@ -64,6 +64,11 @@ MASKS = Counter(
     "lengths over their bound); empty (dropped: no pixel)",
     ["outcome"],
 )
+CLASSIFY_CROPS = Counter(
+    "sightline_classify_crops_total",
+    "Detected objects of the classes in CLASSIFY_CROPS: classified, error; unfit (too small or too long), too_many",
+    ["outcome"],
+)
 FACES = Counter("sightline_faces_total", "Faces of detected people, by outcome", ["outcome"])
 STAGE_SECONDS = Histogram("sightline_stage_seconds", "Duration of a stage", ["entry", "stage"], buckets=_SECONDS)
 FRAME_AGE = Histogram("sightline_frame_age_seconds", "Time from a frame to its result", ["entry"], buckets=_SECONDS)

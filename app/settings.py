@@ -378,6 +378,9 @@ class TritonSettings(Section):
     )
     triton_detect_model: str = Field("yolo", min_length=1, description="name of the detection model")
     triton_pose_model: str = Field("yolo_pose", min_length=1, description="name of the pose model")
+    triton_segment_model: str = Field("yolo_segment", min_length=1, description="name of the segmentation model")
+    triton_obb_model: str = Field("yolo_obb", min_length=1, description="name of the model for oriented boxes")
+    triton_classify_model: str = Field("yolo_classify", min_length=1, description="name of the classification model")
     triton_ensemble: str = Field("vision", description="name of the ensemble of both; unused if not served")
     triton_repository: Path = Field(ROOT / "triton" / "cpu_repository", description="models of the embedded Triton")
     triton_python: Path = Field(
@@ -409,6 +412,12 @@ class PipelineSettings(Section):
         description="NMS: of boxes that overlap more, the best is kept; a client may choose another",
     )
     max_detections: int = fixed(300, ge=1, le=3000, description="most detections a frame")
+    classify_crops: Commas = Field(
+        (),
+        description="classes of detected objects that are classified one by one, comma-separated, `person,dog`; unset: "
+        "whole frames are classified",
+    )
+    classify_most_crops: int = fixed(32, ge=1, le=300, description="most objects of a frame that are classified")
     motion_method: Literal["dis", "farneback"] = Field("dis", description="dense flow: `dis` (fast) or `farneback`")
     decode: Literal["exact", "fast"] = Field(
         "exact",
@@ -425,6 +434,11 @@ class PipelineSettings(Section):
         description="turn JPEGs as their EXIF says: `auto` only those of POST /v1/frames, `on` live and in fleets too",
     )
     decode_threads: int = fixed(0, ge=0, le=256, description="threads that decode; 0: one a core, two at least")
+
+    @field_validator("classify_crops", mode="before")
+    @classmethod
+    def _commas(cls, value: object) -> object:
+        return split(value)
 
 
 class OcrSettings(Section):
@@ -702,7 +716,9 @@ class FleetSettings(Section):
         8002, ge=0, le=65535, description="port of /metrics and /health of a fleet or segments process; 0: a free one"
     )
     fleet_face_model: str = fixed("arcface", min_length=1, description="Triton model of face embeddings")
-    max_sub_batch: int = Field(16, ge=1, le=256, description="most face crops in one request")
+    max_sub_batch: int = Field(
+        16, ge=1, le=256, description="most crops, of faces or of objects to classify, in one request"
+    )
 
     @field_validator("fleet_stages", mode="before")
     @classmethod

@@ -85,7 +85,11 @@ EXAMPLES: list[messages.ServerMessage] = [
         1,
         "s",
         messages.Models(
-            {"detect": DetectModel("yolov8n", ("person",)), "pose": PoseModel("p", ("nose",), ((0, 0),)), "ocr": None}
+            {
+                **{stage.name: None for stage in STAGES.values() if stage.model},
+                "detect": DetectModel("yolov8n", ("person",)),
+                "pose": PoseModel("p", ("nose",), ((0, 0),)),
+            }
         ),
         messages.StreamSettings(classes=(0, 2)),
         messages.Limits(1, 2, 3.0, 4.0, 5.0, 6.0),

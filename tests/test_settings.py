@@ -126,6 +126,9 @@ OTHERS = {
     "TRITON_SHM": "off",
     "TRITON_DETECT_MODEL": "triton-detect-model",
     "TRITON_POSE_MODEL": "triton-pose-model",
+    "TRITON_SEGMENT_MODEL": "triton-segment-model",
+    "TRITON_OBB_MODEL": "triton-obb-model",
+    "TRITON_CLASSIFY_MODEL": "triton-classify-model",
     "TRITON_ENSEMBLE": "triton-ensemble",
     "TRITON_REPOSITORY": "/srv/triton_repository",
     "TRITON_PYTHON": "/srv/triton_python",
@@ -133,6 +136,7 @@ OTHERS = {
     "TRITON_LABELS": "/srv/triton_labels",
     "CONFIDENCE": "0.5",
     "IOU": "0.6",
+    "CLASSIFY_CROPS": "person,dog",
     "MOTION_METHOD": "farneback",
     "DECODE": "fast",
     "DECODE_BUDGET_MS": "2000.5",
@@ -244,6 +248,10 @@ VENDORS = {"OPENAI_API_KEY", "ANTHROPIC_API_KEY", "AWS_REGION", "AWS_ENDPOINT_UR
 
 ADDED = {
     "PLUGINS",
+    "TRITON_SEGMENT_MODEL",
+    "TRITON_OBB_MODEL",
+    "TRITON_CLASSIFY_MODEL",
+    "CLASSIFY_CROPS",
     "RESULT_SINKS",
     "SINK_FAILURE_POLICY",
     "JSONL_PATH",

@@ -535,7 +535,9 @@ def apply_patch(
         ProtocolError: the model does not know a class, or the operator has no such prompt.
     """
     given = patch.model_dump(
-        exclude_none=True, include={"mode", "confidence", "iou", "motion_grid", "max_age_ms"}, warnings=False
+        exclude_none=True,
+        include={"mode", "confidence", "iou", "motion_grid", "mask_rle", "max_age_ms"},
+        warnings=False,
     )
     if patch.stages is not None:
         given["stages"] = settings.stages.but(**patch.stages)

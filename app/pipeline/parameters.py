@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 from app.errors import ModelRejected
 from app.inference.client import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ClassModel:
+    """A model that is loaded, and the names of its classes by id."""
+
+    name: str
+    """Display name from the model's metadata, such as `yolo11n-seg`; without one, its name in Triton."""
+    classes: tuple[str, ...]
+
 
 TASKS = ("detect", "pose", "segment", "obb", "classify")
 """Values of the parameter `task`. The stage of the same name reads the model that TRITON_<TASK>_MODEL names."""

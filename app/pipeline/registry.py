@@ -6,17 +6,30 @@ from collections.abc import Collection
 
 from app.errors import ConfigurationError
 from app.pipeline.stage import PipelineStage
+from app.pipeline.stages.classify import ClassifyStage
 from app.pipeline.stages.detect import DetectStage
 from app.pipeline.stages.faces import FaceStage
 from app.pipeline.stages.motion import MotionStage
+from app.pipeline.stages.obb import ObbStage
 from app.pipeline.stages.ocr import OcrStage
 from app.pipeline.stages.pose import PoseStage
+from app.pipeline.stages.segment import SegmentStage
 from app.pipeline.stages.tracking import TrackStage
 from app.plugins import find
 from app.protocol.stages import declare
 from app.settings import FleetSettings, Settings
 
-BUILT_IN: tuple[type[PipelineStage], ...] = (DetectStage, PoseStage, OcrStage, MotionStage, TrackStage, FaceStage)
+BUILT_IN: tuple[type[PipelineStage], ...] = (
+    DetectStage,
+    PoseStage,
+    OcrStage,
+    MotionStage,
+    TrackStage,
+    FaceStage,
+    SegmentStage,
+    ObbStage,
+    ClassifyStage,
+)
 
 GROUP = "sightline.stages"
 """Entry points by which packages add stages."""

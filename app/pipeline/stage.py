@@ -154,7 +154,7 @@ class PipelineStage:
     """Stages whose results this one reads. Its `run` and `finish` come after theirs."""
     needs_grey: ClassVar[bool] = False
     """Whether it uses `FrameState.grey`."""
-    needs_image: ClassVar[bool] = False
+    needs_image: bool = False
     """Whether it asks for the frame's pixels at full size (`Preprocessor.image`)."""
     runs: ClassVar[Literal["anywhere", "loop", "thread"]] = "thread"
     """Where `finish` and `write` run. `thread`: in a thread of its own, with a time limit, after all other stages.
@@ -192,7 +192,7 @@ class PipelineStage:
 
     model_type: ClassVar[Any] = None
     """Annotation of the stage's entry in `ready.models`; None: it has no entry."""
-    whole_frames: ClassVar[bool] = True
+    whole_frames: bool = True
     """Whether the model takes whole frames, which the pipeline then sends. If not, the stage asks it in `run`."""
 
     def reader(self, spec: ModelSpec) -> Any:

@@ -87,6 +87,7 @@ class Patch(_Message):
         None, description="class names or ids to keep; an empty list keeps all"
     )
     motion_grid: bool | None = Field(None, description="send the flow as a grid of vectors")
+    mask_rle: bool | None = Field(None, description="send masks as COCO's run lengths, too")
     max_age_ms: float | None = Field(
         None, gt=0, le=600_000, description="a realtime frame that waited longer is dropped"
     )

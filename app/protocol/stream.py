@@ -67,6 +67,8 @@ class StreamSettings:
     classes: tuple[int, ...] | None = None
     """Class ids to keep; null keeps all."""
     motion_grid: bool = False
+    mask_rle: bool = False
+    """Whether masks come as run lengths, too, beside their outlines."""
     max_age_ms: float = 2000.0
     summary_prompt: str | None = None
     """Name of the operator's prompt for summaries, if `stages.summary` is on."""

@@ -14,6 +14,7 @@ from websockets.exceptions import ConnectionClosed
 from app.pipeline.stages.pose import KEYPOINT_NAMES
 from app.protocol import header, messages
 from app.protocol.messages import Stages
+from app.protocol.stages import STAGES
 from tests.conftest import SLOW, Serve, photograph
 from tests.support.live import adds_up, opened, ready, settle
 from tests.support.service import Service, assert_adds_up
@@ -47,11 +48,12 @@ async def test_init_is_answered_by_ready_with_everything_a_client_needs(service:
     assert [5, 7] in welcome["models"]["pose"]["skeleton"]
     assert welcome["settings"] == {
         "mode": "realtime",
-        "stages": {"detect": True, "pose": True, "ocr": True, "motion": True, "track": True, "summary": False},
+        "stages": {**{name: True for name, stage in STAGES.items() if stage.live}, "summary": False},
         "confidence": 0.35,
         "iou": 0.45,
         "classes": None,
         "motion_grid": False,
+        "mask_rle": False,
         "max_age_ms": 2000.0,
         "summary_prompt": "default",
     }

@@ -8,7 +8,14 @@ import supervision
 from app.errors import ModelRejected
 from app.pipeline.boxes import letterbox
 from app.pipeline.stages import segment
-from app.pipeline.stages.segment import INSTANCE_POINTS, outline, run_lengths, segment_reader, segments
+from app.pipeline.stages.segment import (
+    INSTANCE_POINTS,
+    outline,
+    run_lengths,
+    segment_reader,
+    segments,
+    with_run_lengths,
+)
 from tests.support.heads import FLOAT, PREPARED, model
 
 NAMES = ["person", "dog", "cup"]
@@ -112,7 +119,7 @@ def test_masks_of_an_end_to_end_head_are_the_references(frame):
     assert found.class_id.tolist() == scoring[wanted, 5].tolist()
     for mask, right in zip(found.masks, masks[wanted], strict=True):
         assert overlap(pixels_of(mask), right) > 0.999
-    wire = segments(found, None, tuple(NAMES), mask_rle=True)
+    wire = segments(with_run_lengths(found), None, tuple(NAMES))
     for instance, right in zip(wire, on_frame(masks[wanted], box), strict=True):
         assert tuple(instance.rle.size) == frame[::-1]
         assert overlap(supervision.rle_to_mask(instance.rle.counts, frame), right) > 0.995
@@ -346,7 +353,7 @@ def test_run_lengths_are_bounded(monkeypatch):
     found = rows_reader().read(rows_outputs(rows, protos), 0, letterbox(1280, 720, 640, 640), **ASK)
     monkeypatch.setattr(segment, "FRAME_RLE", 500)
     before = segment.metrics.MASKS.labels("without_rle")._value.get()
-    lengths = [instance.rle for instance in segments(found, None, tuple(NAMES), mask_rle=True)]
+    lengths = with_run_lengths(found).lengths
     given = [length for length in lengths if length is not None]
     assert lengths[: len(given)] == given
     assert 0 < len(given) < len(lengths)

@@ -32,8 +32,33 @@ from app.pipeline.layouts import (
     rounded,
     scoring_rows,
 )
-from app.pipeline.parameters import class_name, class_names, require_task, tensors
-from app.protocol.result import Box
+from app.pipeline.parameters import ClassModel, class_name, class_names, require_task, tensors
+from app.pipeline.stage import PipelineStage, display_name
+from app.pipeline.types import Batch, FrameState
+from app.protocol.result import Box, many
+from app.protocol.stages import Part, Shape
+
+# --- on the wire ---
+
+
+@many
+class OrientedBox:
+    """One object that lies at an angle. `confidence` is 0 to 1; pixels of the frame."""
+
+    class_id: int
+    class_name: str
+    confidence: float
+    corners: list[tuple[float, float]]
+    """Four, anticlockwise as seen, the first at half the width and half the height; may lie outside the frame."""
+    angle_deg: float
+    """From the x axis to the side that is called the width, degrees, clockwise as seen."""
+    width: float
+    height: float
+    box: Box
+    """The box around it, clipped to the frame."""
+    track_id: int | None = None
+    """Number of the object's track in its stream; null until confirmed."""
+
 
 KNOWN = (
     "[N, 4 + classes + 1, A] (layout raw: YOLOv8-obb, YOLO11-obb) or [N, K, 7] (layout end_to_end: YOLO26-obb, exports "
@@ -310,26 +335,7 @@ def obb_reader(spec: ModelSpec) -> ObbReader:
     return ObbReader(spec, form, head.name, found.layout, names, found.declared)
 
 
-# --- on the wire ---
-
-
-@dataclass
-class OrientedBox:
-    """One object that lies at an angle. `confidence` is 0 to 1; pixels of the frame."""
-
-    class_id: int
-    class_name: str
-    confidence: float
-    corners: list[tuple[float, float]]
-    """Four, anticlockwise as seen, the first at half the width and half the height; may lie outside the frame."""
-    angle_deg: float
-    """From the x axis to the side that is called the width, degrees, clockwise as seen."""
-    width: float
-    height: float
-    box: Box
-    """The box around it, clipped to the frame."""
-    track_id: int | None = None
-    """Number of the object's track in its stream; null until confirmed."""
+# --- the stage ---
 
 
 def oriented_boxes(found: Oriented, track_ids: NDArray[Any] | None, class_names: tuple[str, ...]) -> list[OrientedBox]:
@@ -362,3 +368,32 @@ def oriented_boxes(found: Oriented, track_ids: NDArray[Any] | None, class_names:
             strict=True,
         )
     ]
+
+
+class ObbStage(PipelineStage):
+    """Objects with boxes that lie at their angle."""
+
+    name = "obb"
+    title = "Oriented boxes"
+    description = "Boxes that lie at the angle of their object, as seen from above: ships, planes, vehicles."
+    part = Part(
+        "oriented",
+        list[OrientedBox],
+        shapes=(Shape("polygon", "corners", label="{class_name} {confidence} {track_id}"),),
+    )
+    model_type = ClassModel
+
+    def model(self) -> str | None:
+        return self.settings.triton.triton_obb_model
+
+    def reader(self, spec: ModelSpec) -> ObbReader:
+        return obb_reader(spec)
+
+    def describe(self, reader: ObbReader) -> ClassModel:
+        return ClassModel(display_name(reader.spec), reader.class_names)
+
+    def write(self, state: FrameState, batch: Batch) -> list[OrientedBox]:
+        found = state.found.get("obb")
+        if found is None:
+            return []
+        return oriented_boxes(found, state.track_ids.get("obb"), batch.model_set.readers["obb"].class_names)

@@ -8,9 +8,11 @@ canvas; the mask is where it is above 0, cut to the box. So makes Ultralytics' `
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import cv2
@@ -34,8 +36,40 @@ from app.pipeline.layouts import (
     rounded,
     scoring_rows,
 )
-from app.pipeline.parameters import class_name, class_names, require_task, tensors
-from app.protocol.result import Box
+from app.pipeline.parameters import ClassModel, class_name, class_names, require_task, tensors
+from app.pipeline.stage import PipelineStage, display_name
+from app.pipeline.types import Batch, FrameState
+from app.protocol.result import Box, many
+from app.protocol.stages import Part, Shape
+
+# --- on the wire ---
+
+
+@many
+class RunLengths:
+    """A mask over the whole frame in COCO's compressed run lengths, holes included."""
+
+    size: tuple[int, int]
+    """Height and width of the frame."""
+    counts: str
+
+
+@many
+class Segment:
+    """One object with its outline. `confidence` is 0 to 1."""
+
+    class_id: int
+    class_name: str
+    confidence: float
+    box: Box
+    """The box that the model gives, not that of the outline."""
+    polygons: list[list[tuple[float, float]]]
+    """One ring of x, y for each connected part, the largest first; holes are not cut out."""
+    track_id: int | None = None
+    """Number of the object's track in its stream; null until confirmed."""
+    rle: RunLengths | None = None
+    """The mask itself, where `mask_rle` asks for it."""
+
 
 KNOWN = (
     "[N, 4 + classes + M, A] (layout raw: YOLOv8-seg, YOLO11-seg) or [N, K, 6 + M] (layout end_to_end: YOLO26-seg, "
@@ -259,6 +293,8 @@ class Segmented:
     masks: list[Mask]
     box: Letterbox
     """Where the frame lies on the canvas of the masks."""
+    lengths: list[RunLengths | None] | None = None
+    """The masks' run lengths, where they are asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,8 +435,10 @@ def segment_reader(spec: ModelSpec) -> SegmentReader:
     def likely(rows: int, columns: int) -> bool:
         return rows >= 5 + extra and (columns < 0 or columns > rows)
 
+    # Without the prototypes, which would show in the message that it is no detection head.
+    alone = replace(spec, outputs=(heads[0],))
     found = find_head(
-        spec,
+        alone,
         form,
         columns=6 + extra,
         sure=sure,
@@ -437,46 +475,16 @@ def _unlike(images: list[TensorSpec], heads: list[TensorSpec]) -> str:
     )
 
 
-# --- on the wire ---
+# --- the stage ---
 
 
-@dataclass
-class RunLengths:
-    """A mask over the whole frame in COCO's compressed run lengths, holes included."""
-
-    size: tuple[int, int]
-    """Height and width of the frame."""
-    counts: str
-
-
-@dataclass
-class Segment:
-    """One object with its outline. `confidence` is 0 to 1."""
-
-    class_id: int
-    class_name: str
-    confidence: float
-    box: Box
-    """The box that the model gives, not that of the outline."""
-    polygons: list[list[tuple[float, float]]]
-    """One ring of x, y for each connected part, the largest first; holes are not cut out."""
-    track_id: int | None = None
-    """Number of the object's track in its stream; null until confirmed."""
-    rle: RunLengths | None = None
-    """The mask itself, where `mask_rle` asks for it."""
-
-
-def segments(
-    found: Segmented, track_ids: NDArray[Any] | None, class_names: tuple[str, ...], *, mask_rle: bool = False
-) -> list[Segment]:
+def segments(found: Segmented, track_ids: NDArray[Any] | None, class_names: tuple[str, ...]) -> list[Segment]:
     """Instances as the wire has them: boxes to 2 decimals, points to 1, confidence to 4.
 
     Args:
         track_ids: `[n]`; -1 means no id.
-        mask_rle: whether they get run lengths, which takes a millisecond a mask.
     """
-    ids = [-1] * len(found.polygons) if track_ids is None else track_ids.tolist()
-    lengths = _run_lengths(found) if mask_rle else [None] * len(found.polygons)
+    count = len(found.polygons)
     return [
         Segment(
             class_id,
@@ -492,15 +500,15 @@ def segments(
             rounded(found.confidence, 4),
             rounded(found.xyxy, 2),
             found.polygons,
-            ids,
-            lengths,
+            [-1] * count if track_ids is None else track_ids.tolist(),
+            found.lengths or [None] * count,
             strict=True,
         )
     ]
 
 
-def _run_lengths(found: Segmented) -> list[RunLengths | None]:
-    """Of each instance, until `FRAME_RLE` is exceeded."""
+def with_run_lengths(found: Segmented) -> Segmented:
+    """With the run lengths of each instance, until `FRAME_RLE` is exceeded. Takes a millisecond a mask."""
     width, height = found.box.image_width, found.box.image_height
     lengths: list[RunLengths | None] = []
     size = 0
@@ -513,10 +521,49 @@ def _run_lengths(found: Segmented) -> list[RunLengths | None]:
         size += len(counts)
         lengths.append(RunLengths((height, width), counts))
     _count(without_rle=lengths.count(None))
-    return lengths
+    return replace(found, lengths=lengths)
 
 
 def _count(**outcomes: int) -> None:
     for outcome, count in outcomes.items():
         if count:
             metrics.MASKS.labels(outcome).inc(count)
+
+
+class SegmentStage(PipelineStage):
+    """Objects with their outlines."""
+
+    name = "segment"
+    title = "Segmentation"
+    description = (
+        "Outlines of the objects that the segmentation model knows; their masks where `mask_rle` asks for them."
+    )
+    part = Part(
+        "segments", list[Segment], shapes=(Shape("mask", "polygons", label="{class_name} {confidence} {track_id}"),)
+    )
+    model_type = ClassModel
+
+    def model(self) -> str | None:
+        return self.settings.triton.triton_segment_model
+
+    def reader(self, spec: ModelSpec) -> SegmentReader:
+        return segment_reader(spec)
+
+    def describe(self, reader: SegmentReader) -> ClassModel:
+        return ClassModel(display_name(reader.spec), reader.class_names)
+
+    async def run(self, batch: Batch) -> None:
+        """Encodes the masks of frames that ask for run lengths, in threads."""
+        asked = [state for state in batch.frames if state.job.settings.mask_rle and "segment" in state.found]
+        if asked:
+            await asyncio.shield(self.host.threads.run(*(partial(_encode, state) for state in asked)))
+
+    def write(self, state: FrameState, batch: Batch) -> list[Segment]:
+        found = state.found.get("segment")
+        if found is None:
+            return []
+        return segments(found, state.track_ids.get("segment"), batch.model_set.readers["segment"].class_names)
+
+
+def _encode(state: FrameState) -> None:
+    state.found["segment"] = with_run_lengths(state.found["segment"])
