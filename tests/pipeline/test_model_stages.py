@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,6 @@ import orjson
 import pytest
 import simplejpeg
 import supervision
-from configs import onnx_config
 from onnx import TensorProto, helper, numpy_helper
 
 from app import metrics
@@ -35,6 +35,9 @@ from app.protocol.messages import Stages, StreamSettings
 from app.protocol.result import FrameResult
 from app.settings import ROOT, Settings, TritonSettings
 from tests.support.service import require_environment, running_triton
+
+sys.path.insert(0, str(ROOT / "triton"))
+from configs import onnx_config
 
 SIDE, WIDTH, HEIGHT = 160, 320, 240  # a frame covers 160x120 of the canvas, 20 rows down
 RED, BLUE = (40, 60, 140, 180), (180, 40, 280, 200)
@@ -79,7 +82,7 @@ def constant(head: np.ndarray) -> tuple[list[onnx.NodeProto], dict[str, np.ndarr
         helper.make_node("Reshape", ["nothing", "three"], ["of_each"]),
         helper.make_node("Add", ["of_each", "head"], ["output0"]),
     ]
-    return nodes, {"zero": np.float32(0), "three": np.array([-1, 1, 1]), "head": head[None]}
+    return nodes, {"zero": np.array(0, np.float32), "three": np.array([-1, 1, 1]), "head": head[None]}
 
 
 def install(
@@ -121,7 +124,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         helper.make_node("Sub", ["cells", "half"], ["output1"]),
     ]
     outputs = {"output0": [9, ANCHORS], "output1": [3, SIDE // 4, SIDE // 4]}
-    constants["half"] = np.float32(0.5)
+    constants["half"] = np.array(0.5, np.float32)
     install(repository, "yolo_segment", nodes, constants, outputs, THINGS, task="segment", layout="raw")
     install(repository, "yolo_obb", *constant(OBB), {"output0": [7, ANCHORS]}, THINGS, task="obb", layout="raw")
     nodes = [
@@ -130,7 +133,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         helper.make_node("Mul", ["scores", "sharp"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["output0"], axis=1),
     ]
-    constants = {"flat": np.array([-1, 3]), "sharp": np.float32(4)}
+    constants = {"flat": np.array([-1, 3]), "sharp": np.array(4, np.float32)}
     install(
         repository,
         "yolo_classify",
@@ -168,7 +171,7 @@ async def analyze(
                 raise InferenceError(f"{refuse}: out of memory")
             return await ask(spec, *arguments, **more)
 
-        client.infer = infer  # type: ignore[method-assign]
+        client.infer = infer  # type: ignore[method-assign,assignment]
     pipeline = Pipeline(client, given, create(given))
     chosen.setdefault("stages", Stages(ocr=False, motion=False))
     memories = [StreamMemory()] * frames if not together else [StreamMemory() for _ in range(frames)]
