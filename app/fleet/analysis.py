@@ -75,17 +75,23 @@ def job_of(frame: CameraFrame, memory: StreamMemory, settings: StreamSettings) -
     )
 
 
-def outcome_of(frame: CameraFrame, found: FrameResult | FrameError, models: Collection[str]) -> FrameOutcome:
+def outcome_of(
+    frame: CameraFrame,
+    found: FrameResult | FrameError,
+    models: Collection[str],
+    plug_ins: Collection[str] = (),
+) -> FrameOutcome:
     """The outcome for a result of the pipeline: a frame has failed if one of its models failed.
 
     Args:
         models: the stages whose models take whole frames.
+        plug_ins: those of them that cost a frame their own part alone, unless the inference server is unavailable.
     """
     if isinstance(found, FrameError):
         return FrameOutcome(frame, dropped=found.code)
     for name in models:
         stage = found.stages[name]
-        if stage.status == "error":
+        if stage.status == "error" and (name not in plug_ins or stage.reason == _UNAVAILABLE):
             reason = stage.reason or "the model failed"
             code = _UNAVAILABLE if reason == _UNAVAILABLE else "inference"
             return FrameOutcome(frame, result=found, failure=Failure(code, f"{name}: {reason}"))
@@ -154,11 +160,13 @@ class Analysis:
         if not frames:
             return []
         jobs = [job_of(frame, self._memory(frame), self._settings) for frame in frames]
-        models = self._pipeline.model_stages
+        models, plug_ins = self._pipeline.model_stages, self._pipeline.plug_ins
         greys = [job.memory.grey for job in jobs]
         try:
             results = await self._pipeline.analyze(jobs, entry=ENTRY_POINT, record=self._record)
-            outcomes = [outcome_of(frame, result, models) for frame, result in zip(frames, results, strict=True)]
+            outcomes = [
+                outcome_of(frame, result, models, plug_ins) for frame, result in zip(frames, results, strict=True)
+            ]
         except Exception as error:
             # Whatever it is, the next batches must not suffer. A single frame's error is logged.
             if len(frames) == 1:

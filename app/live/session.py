@@ -117,7 +117,7 @@ class LiveEntryPoint:
         found = []
         if not self._inference_up:
             found.append(_inference_unavailable(self._inference_reason))
-        found += [_stage_unavailable(stage.name, stage.broken) for stage in self.pipeline.stages if stage.broken]
+        found += [_stage_unavailable(name, reason) for name, reason in self.pipeline.broken.items()]
         return found
 
     def inference_changed(self, up: bool, reason: str | None) -> None:

@@ -19,7 +19,7 @@ from app.inference.client import InferenceClient, ModelSpec
 from app.inference.liveness import DEADLINES
 from app.inference.shared_memory import DTYPES
 from app.pipeline.layouts import InputFormat
-from app.pipeline.stage import ModelReader, PipelineStage
+from app.pipeline.stage import ModelReader, PipelineStage, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class ModelSet:
     ensemble: Mapping[str, ModelReader] = field(default_factory=dict)
     """Readers of the ensemble's outputs, by stage: it answers all of them, or some of them, in one request."""
     rejected: Mapping[str, str] = field(default_factory=dict)
-    """By stage: why the server's model for crops is not used. The others are used either way."""
+    """By stage: why the server's model for crops, or for a plug-in, is not used. The others are used either way."""
     refusal: str | None = None
     """Why none of the server's models is used."""
     max_batch: int = field(init=False)
@@ -55,9 +55,16 @@ class ModelSet:
         return {name: reader for name, reader in self.readers.items() if name not in self.crops}
 
     @cached_property
-    def tried(self) -> tuple[ModelReader, ...]:
-        """One reader for each model that receives frames; of the ensemble the first."""
-        return (*self.whole.values(), *[*self.ensemble.values()][:1])
+    def tried(self) -> tuple[tuple[str, ModelReader], ...]:
+        """Stage and reader of each model that receives frames; of the ensemble those of the first stage."""
+        return (*self.whole.items(), *[*self.ensemble.items()][:1])
+
+    def without(self, name: str, reason: str) -> ModelSet:
+        """The set without a stage's model, which is not used for this reason."""
+        readers = {stage: reader for stage, reader in self.readers.items() if stage != name}
+        ensemble = {stage: reader for stage, reader in self.ensemble.items() if stage != name}
+        rejected = {**self.rejected, name: reason}
+        return ModelSet(readers, self.crops, ensemble if len(ensemble) > 1 else {}, rejected, self.refusal)
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -148,10 +155,15 @@ async def describe(client: InferenceClient, ensemble: str, stages: Sequence[Pipe
         try:
             readers[stage.name] = stage.reader(spec)
         except ModelRejected as error:
-            if stage.whole_frames:
+            if stage.whole_frames and not stage.plug_in:
                 raise
             log.error("%s", error)
             rejected[stage.name] = str(error)
+        except Exception as error:
+            if not stage.plug_in:
+                raise
+            rejected[stage.name] = reason_of(error)
+            log.error("stage %s cannot read the model %s", stage.name, model, exc_info=error)
     whole = {name: reader for name, reader in readers.items() if name not in crops}
     together: dict[str, ModelReader] = {}
     if len(whole) > 1 and ensemble:
@@ -179,9 +191,12 @@ def _ensemble(
         outputs = spec.outputs if own is None else tuple(tensor for tensor in spec.outputs if tensor.name in own)
         part = dataclasses.replace(spec, parameters=parameters, outputs=outputs)
         try:
-            made = stages[name].reader(part)
+            made: Any = stages[name].reader(part)
         except ModelRejected as error:
             log.warning("the ensemble is not used for %s: %s", name, error)
+            continue
+        if not hasattr(made, "__dataclass_fields__"):  # as `is_dataclass` looks, after which mypy knows no reader
+            log.warning("the ensemble is not used for %s: its reader is no dataclass with the field `spec`", name)
             continue
         if made.input != reader.input:
             log.warning("the ensemble %s is not used for %s: its input is not that of its part", spec.name, name)

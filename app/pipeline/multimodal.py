@@ -20,6 +20,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from app import metrics
 from app.errors import FrameError, InferenceError, InferenceTimeout, InferenceUnavailable, ModelRejected
 from app.inference.client import InferenceClient, ModelSpec, Reply
 from app.pipeline.layouts import InputFormat
@@ -28,7 +29,17 @@ from app.pipeline.ordering import Ticket
 from app.pipeline.postprocess import Finisher, Record, count, crowded, read, recorder, scan
 from app.pipeline.preprocess import Piece, Preprocessor, Threads, Work, heavy
 from app.pipeline.registry import create
-from app.pipeline.stage import UNAVAILABLE, ModelReader, PipelineStage, StageHost, defines, raised
+from app.pipeline.stage import (
+    UNAVAILABLE,
+    ModelReader,
+    PipelineStage,
+    StageHost,
+    asked,
+    defines,
+    failure,
+    raised,
+    reason_of,
+)
 from app.pipeline.types import Batch, FrameJob, FrameState, Input, Request, StreamMemory
 from app.protocol.messages import Models
 from app.protocol.result import FrameResult, Stage
@@ -65,6 +76,7 @@ class Pipeline:
         self._running = [stage for stage in self.stages if defines(stage, "run")]
         self._keeping_images = [stage.name for stage in self.stages if defines(stage, "prepare")]
         self._model_stages = [stage.name for stage in self.stages if stage.whole_frames and stage.model() is not None]
+        self._plug_ins = frozenset(stage.name for stage in self.stages if stage.plug_in)
         self._model_set = ModelSet()
         self._generation = 0
         self._describing = asyncio.Lock()
@@ -271,12 +283,19 @@ class Pipeline:
             raise InferenceUnavailable(str(error)) from None
 
     async def _run(self, stage: PipelineStage, batch: Batch) -> None:
+        """Runs a stage's `run`; that of a plug-in with a time limit: twice that of a request to a model."""
+        limit_s = 2 * (batch.frames[0].job.deadline_s or self._triton.triton_deadline_s) if stage.plug_in else None
         try:
-            await stage.run(batch)
+            async with asyncio.timeout(limit_s) as clock:
+                await stage.run(batch)
         except Exception as error:  # whatever a stage raises must not cost the others their results
-            for state in batch.frames:
-                if state.error is None and state.job.settings.stages.get(stage.name):
-                    raised(stage, state, error)
+            states = [state for state in batch.frames if state.error is None]
+            wanting = [state for state in states if state.job.settings.stages.get(stage.name)]
+            late = clock.expired()
+            if late:
+                metrics.STAGE_FRAMES_WITHOUT.labels(stage.name, "late").inc(len(wanting))
+            for state in wanting:
+                raised(stage, state, TimeoutError(f"it took more than {limit_s:g} s") if late else error)
 
     def _refused(self, frames: int, error: InferenceError) -> None:
         """Halves `most_together` after a refused batch. A server that is away or late has not refused the size."""
@@ -289,7 +308,7 @@ class Pipeline:
     def forget(self, memory: StreamMemory) -> None:
         """Drops the work that stages have queued for a stream that has ended."""
         for stage in self.stages:
-            stage.forget(memory)
+            asked(stage, stage.forget, memory)
 
     def without_image(self, memory: StreamMemory) -> StreamMemory:
         """A memory for analysing a frame of the stream once more, alone, while its next frame may be under way.
@@ -297,7 +316,8 @@ class Pipeline:
         It lacks what threads use: the last image. What it gains goes back by `keep`.
         """
         return StreamMemory(
-            parts={name: part for name, part in memory.parts.items() if name not in self._keeping_images}
+            # Of a copy, because a thread may add a part meanwhile.
+            parts={name: part for name, part in memory.parts.copy().items() if name not in self._keeping_images}
         )
 
     def keep(self, memory: StreamMemory, alone: StreamMemory) -> None:
@@ -310,7 +330,11 @@ class Pipeline:
         """The result of an image that stands alone, with what the stages compute beside the frames."""
         for stage in self.stages:
             if job.settings.stages.get(stage.name):
-                result = await stage.settle(job, result)
+                try:
+                    result = await stage.settle(job, result)
+                except Exception as error:  # whatever a stage raises must not cost the others their results
+                    metrics.STAGE_ERRORS.labels(stage.name).inc()
+                    result = result.replace(stages={**result.stages, stage.name: failure(stage, error)})
         return result
 
     @property
@@ -318,9 +342,19 @@ class Pipeline:
         """Stages that read whole frames by a model."""
         return self._model_stages
 
+    @property
+    def plug_ins(self) -> frozenset[str]:
+        """Stages from outside: an error of their own costs a frame their part alone."""
+        return self._plug_ins
+
     def health(self) -> dict[str, dict[str, Any]]:
         """By stage: the state of the parts that it runs beside the inference server."""
-        return {stage.name: health for stage in self.stages if (health := stage.health()) is not None}
+        return {stage.name: health for stage in self.stages if (health := asked(stage, stage.health)) is not None}
+
+    @property
+    def broken(self) -> dict[str, str]:
+        """By stage: why the part that it runs beside the inference server fails now."""
+        return {stage.name: reason for stage in self.stages if (reason := asked(stage, getattr, stage, "broken"))}
 
     # --- how busy the threads are ---
 
@@ -349,8 +383,7 @@ class Pipeline:
                 models = await describe(self.client, self._triton.triton_ensemble, self.stages)
                 self.watch.forget()
                 # Where only the shape suggests a layout, an answer of the model must confirm it before it is used.
-                await self._try([reader for reader in models.tried if not reader.declared])
-                self._model_set = models
+                self._model_set = await self._try(models, lambda reader: not reader.declared)
             except InferenceUnavailable:
                 return  # loading is tried again soon, and with the next frame
             except ModelRejected as error:
@@ -368,15 +401,32 @@ class Pipeline:
         """
         failing = self.watch.failing
         try:
-            await self._try([reader for reader in self._model_set.tried if not failing or reader.spec.name in failing])
+            self._model_set = await self._try(
+                self._model_set, lambda reader: not failing or reader.spec.name in failing
+            )
         except ModelRejected as error:
             self._model_set = ModelSet(refusal=str(error))
             raise
 
-    async def _try(self, readers: Sequence[ModelReader]) -> None:
-        for reader, reply in zip(readers, await asyncio.gather(*map(self._trial, readers)), strict=True):
-            if reply is not None:
+    async def _try(self, models: ModelSet, chosen: Callable[[ModelReader], bool]) -> ModelSet:
+        """Tries the chosen models; returns those models of the set whose answers can be read.
+
+        Raises:
+            ModelRejected: the answer of a model cannot be read. The model of a plug-in is left out instead.
+        """
+        tried = [(name, reader) for name, reader in models.tried if chosen(reader)]
+        replies = await asyncio.gather(*[self._trial(reader) for _, reader in tried])
+        for (name, reader), reply in zip(tried, replies, strict=True):
+            if reply is None:
+                continue
+            try:
                 reader.check(reply)
+            except Exception as error:
+                if not self._by_name[name].plug_in:
+                    raise
+                log.error("stage %s cannot use its model", name, exc_info=error)
+                models = models.without(name, str(error) if isinstance(error, ModelRejected) else reason_of(error))
+        return models
 
     async def _trial(self, reader: ModelReader) -> dict[str, NDArray[Any]] | None:
         """A copy of the model's answer to one image. None without an answer; `watch` then counts it as failing."""
@@ -412,7 +462,9 @@ class Pipeline:
     def models(self) -> Models:
         """The models that are served now, for clients."""
         readers = self._model_set.readers if self.client.up else {}
-        return Models({stage.name: stage.offer(readers) for stage in self.stages if stage.model_type is not None})
+        return Models(
+            {stage.name: asked(stage, stage.offer, readers) for stage in self.stages if stage.model_type is not None}
+        )
 
     @property
     def model_set(self) -> ModelSet:

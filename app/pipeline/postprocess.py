@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from app import metrics
@@ -51,7 +52,7 @@ class Scan:
     """The result of a first, quick look at a reply."""
 
     rows: Mapping[str, Any]
-    """By stage: what its reader may use again."""
+    """By stage: what its reader may use again. A stage whose reader has raised is not in it."""
     heavy: bool
     """Whether `read` would block the event loop: it has thousands of columns to search, or many rows that score."""
 
@@ -62,19 +63,32 @@ def scan(batch: Batch, request: Request, reply: Reply) -> Scan:
     rows: dict[str, Any] = {}
     count = 0
     for name, reader in request.readers.items():
-        rows[name], scoring = reader.scan(reply.outputs, confidence)
+        try:
+            rows[name], scoring = reader.scan(reply.outputs, confidence)
+        except Exception as error:  # whatever a reader raises must not cost the other stages their results
+            _unread(batch, name, error)
+            continue
         count += scoring
     return Scan(rows, count > CROWD)
+
+
+def _unread(batch: Batch, name: str, error: Exception) -> None:
+    """Records that a stage's reader has raised, for all frames that want the stage."""
+    for state in batch.frames:
+        if state.error is None and state.job.settings.stages.get(name):
+            raised(batch.stages[name], state, error)
 
 
 def read(batch: Batch, request: Request, reply: Reply, seen: Scan, max_detections: int) -> None:
     """Fills `found` and the outcomes of stages. Takes milliseconds where `Scan.heavy`, else microseconds a frame."""
     frames = batch.frames
     first = frames[0].job.settings
-    alike = len(frames) == 1 or all(_alike(state.job.settings, first) for state in frames)
-    for name, reader in request.readers.items():
+    names = seen.rows.keys()
+    alike = len(frames) == 1 or all(_alike(state.job.settings, first, names) for state in frames)
+    for name in names:
         if alike and not first.stages.get(name):
             continue
+        reader = request.readers[name]
         try:
             if alike:
                 placed = request.input.boxes
@@ -93,16 +107,14 @@ def read(batch: Batch, request: Request, reply: Reply, seen: Scan, max_detection
                     box = request.input.boxes[state.index]
                     state.found[name] = reader.read(reply.outputs, state.index, box, **limits)
                     state.stages[name] = OK
-        except Exception as error:  # whatever a reader raises must not cost the other stages their results
-            for state in frames:
-                if state.error is None and state.job.settings.stages.get(name):
-                    raised(batch.stages[name], state, error)
+        except Exception as error:
+            _unread(batch, name, error)
 
 
-def _alike(settings: StreamSettings, other: StreamSettings) -> bool:
-    """Whether all that reading a frame depends on is equal."""
+def _alike(settings: StreamSettings, other: StreamSettings, stages: Collection[str]) -> bool:
+    """Whether all that reading the outputs of these stages depends on is equal."""
     return settings is other or (
-        settings.stages == other.stages
+        all(settings.stages.get(name) == other.stages.get(name) for name in stages)
         and settings.confidence == other.confidence
         and settings.iou == other.iou
         and settings.classes == other.classes
@@ -125,11 +137,16 @@ def _classes(wanted: tuple[int, ...], reader: Any, models: ModelSet) -> frozense
     `classes` counts by `ModelSet.class_names`; another model may have the same class under another id.
     """
     known, names = models.class_names, class_names(reader)
-    if names is known or names == known:
+    return frozenset(wanted) if names is known else _ids_by_name(wanted, known, names)
+
+
+@lru_cache(256)
+def _ids_by_name(wanted: tuple[int, ...], known: tuple[str, ...], names: tuple[str, ...]) -> frozenset[int] | None:
+    if names == known:
         return frozenset(wanted)
+    if not {name.lower() for name in known} & {name.lower() for name in names}:
+        return None
     chosen = {known[number].lower() for number in wanted if 0 <= number < len(known)}
-    if not chosen & {name.lower() for name in known} & {name.lower() for name in names}:
-        return frozenset() if any(name.lower() in map(str.lower, known) for name in names) else None
     return frozenset(number for number, name in enumerate(names) if name.lower() in chosen)
 
 
@@ -156,8 +173,12 @@ class Finisher:
 
     def __init__(self, stages: Sequence[PipelineStage]) -> None:
         self._stages = [(stage.name, stage) for stage in stages]
+        order = ("anywhere", "loop", "thread")
+        places: dict[str, int] = {}
+        for stage in stages:
+            places[stage.name] = max([order.index(stage.runs), *[places.get(name, 0) for name in stage.needs]])
         hooks = [
-            (stage, stage.runs, stage.part.field if stage.part is not None else None)
+            (stage, order[places[stage.name]], stage.part.field if stage.part and defines(stage, "write") else None)
             for stage in stages
             if defines(stage, "finish") or defines(stage, "write")
         ]
@@ -168,6 +189,7 @@ class Finisher:
         self.threads = [StageThread(stage) for stage, runs, _ in hooks if runs == "thread"]
         """The stages that run in threads of their own."""
         self._blocked: Counter[str] = Counter()
+        self._lock = threading.Lock()
 
     def close(self) -> None:
         """Ends the stages' threads. Does not wait for them."""
@@ -177,8 +199,8 @@ class Finisher:
     async def run_threads(self, batch: Batch) -> None:
         """Runs the stages that have threads of their own, one after the other, on all usable frames."""
         for state in batch.frames:
-            if state.error is None and not state.finished:
-                self.run(state, batch)
+            if state.error is None:
+                self._run_in_loop(state, batch)
         for thread in self.threads:
             await thread.run(batch)
 
@@ -189,11 +211,13 @@ class Finisher:
             return hook(state, batch)
         finally:
             if time.perf_counter() - began > BLOCKING_S:
-                self._blocked[stage.name] += 1
-                if self._blocked[stage.name] == MOST_BLOCKED:
-                    self._move(stage)
+                with self._lock:  # frames may be finished in several threads
+                    self._blocked[stage.name] += 1
+                    if self._blocked[stage.name] == MOST_BLOCKED:
+                        self._move(stage)
 
     def _move(self, stage: PipelineStage) -> None:
+        """Moves a stage to a thread, and with it those that need it, because they run after it."""
         metrics.STAGE_MOVED.labels(stage.name).inc()
         log.warning(
             "stage %s took more than %g ms for a frame %d times and runs in a thread from now on; a stage that says "
@@ -203,11 +227,16 @@ class Finisher:
             MOST_BLOCKED,
             stage.runs,
         )
+        moved = {stage.name}
+        moved.update(name for name, other in self._stages if not moved.isdisjoint(other.needs))
+        threaded = {thread.stage.name: thread for thread in self.threads}
+        here = {name for name, *_ in (*self._finishing, *self._writing, *self._in_loop)}
         # New lists, because threads may be walking the old ones.
-        self._finishing = [hook for hook in self._finishing if hook[1] is not stage]
-        self._writing = [hook for hook in self._writing if hook[1] is not stage]
-        self._in_loop = [hook for hook in self._in_loop if hook[1] is not stage]
-        self.threads = [*self.threads, StageThread(stage)]
+        self._finishing = [hook for hook in self._finishing if hook[0] not in moved]
+        self._writing = [hook for hook in self._writing if hook[0] not in moved]
+        self._in_loop = [hook for hook in self._in_loop if hook[0] not in moved]
+        threaded |= {name: StageThread(other) for name, other in self._stages if name in moved & here}
+        self.threads = [threaded[name] for name, _ in self._stages if name in threaded]
 
     def run(self, state: FrameState, batch: Batch) -> None:
         """Calls `finish` and `write` of the stages that may run anywhere; once a frame, in the order of its stream."""
@@ -242,17 +271,14 @@ class Finisher:
             if state.error is None:
                 self.run(state, batch)
 
-    def result(self, state: FrameState, batch: Batch, started: float, record: Record) -> FrameResult:
-        """The result of a usable frame. Must be called in the event loop's thread.
-
-        Args:
-            started: when the batch began, seconds of `time.perf_counter`.
-        """
+    def _run_in_loop(self, state: FrameState, batch: Batch) -> None:
+        """Calls `finish` and `write` of all stages without a thread, once a frame, in the event loop's thread."""
         if not state.finished:
             self.run(state, batch)
-        info, job, stages, timings = state.info, state.job, state.stages, state.timings
-        assert info is not None
-        chosen = job.settings.stages
+        if state.looped or not self._in_loop:
+            return
+        state.looped = True
+        chosen = state.job.settings.stages
         for name, stage, field in self._in_loop:
             if chosen.get(name):
                 try:
@@ -260,21 +286,32 @@ class Finisher:
                         self._timed(stage, stage.finish, state, batch)
                         part = self._timed(stage, stage.write, state, batch)
                     else:
+                        stage.finish(state, batch)
                         part = stage.write(state, batch)
                     if field is not None:
                         state.parts[field] = part
                 except Exception as error:
                     raised(stage, state, error)
+
+    def result(self, state: FrameState, batch: Batch, started: float, record: Record) -> FrameResult:
+        """The result of a usable frame. Must be called in the event loop's thread.
+
+        Args:
+            started: when the batch began, seconds of `time.perf_counter`.
+        """
+        self._run_in_loop(state, batch)
+        info, job, stages, timings = state.info, state.job, state.stages, state.timings
+        assert info is not None
+        chosen = job.settings.stages
         outcomes: dict[str, Stage] = {}
         for name, stage in self._stages:
-            outcome = stages.get(name)
-            if outcome is None:
-                if chosen.get(name):
-                    outcome = stage.status(state, batch)
-                elif stage.live:
-                    outcome = OFF
-                else:
-                    continue
+            if chosen.get(name):
+                # Not `setdefault`: `status` is called only where no hook has set an outcome.
+                outcome = stages.get(name) or _status(stage, state, batch)
+            elif stage.live:
+                outcome = OFF  # also where it has failed for other frames of the batch
+            else:
+                continue
             outcomes[name] = outcome
             if outcome.status == "error":
                 metrics.STAGE_ERRORS.labels(name).inc()
@@ -288,6 +325,14 @@ class Finisher:
             {name: round(seconds * 1e6) / 1000 for name, seconds in timings.items()},
             **state.parts,
         )
+
+
+def _status(stage: PipelineStage, state: FrameState, batch: Batch) -> Stage:
+    try:
+        return stage.status(state, batch)
+    except Exception as error:  # as of every hook
+        raised(stage, state, error)
+        return state.stages[stage.name]
 
 
 def crowded(state: FrameState) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
-from app.errors import ConfigurationError
-from app.pipeline.stage import PipelineStage
+from app.errors import ConfigurationError, SightlineError
+from app.pipeline.stage import PipelineStage, reason_of
 from app.pipeline.stages.classify import ClassifyStage
 from app.pipeline.stages.detect import DetectStage
 from app.pipeline.stages.faces import FaceStage
@@ -45,6 +46,8 @@ def register(stage: type[PipelineStage]) -> None:
     names = {known.name for known in _classes}
     if stage in _classes:
         return
+    if stage.name in names:
+        raise ConfigurationError(f"there are two stages named {stage.name!r}; should be one")
     if missing := [name for name in stage.needs if name not in names]:
         raise ConfigurationError(f"stage {stage.name!r} needs {', '.join(missing)}; there are {', '.join(names)}")
     declare(stage.info())
@@ -81,7 +84,8 @@ def check(settings: Settings) -> None:
     """Loads the plug-ins and checks the settings of all stages. Raises ConfigurationError."""
     load(settings)
     for stage in _classes:
-        stage.check(settings)
+        with told(stage.name):
+            stage.check(settings)
 
 
 def create(settings: Settings, used: Collection[str] | None = None) -> list[PipelineStage]:
@@ -90,12 +94,27 @@ def create(settings: Settings, used: Collection[str] | None = None) -> list[Pipe
     Args:
         used: names of the stages that run; None: those of live streams. The other stages of live streams are there,
             too, so that every result says that they are off.
+
+    Raises:
+        ConfigurationError: a stage cannot be made.
     """
-    return [
-        stage(settings, used=stage.live if used is None else stage.name in used)
-        for stage in _classes
-        if stage.live or stage.name in (used or ())
-    ]
+    stages = []
+    for stage in _classes:
+        if stage.live or stage.name in (used or ()):
+            with told(stage.name):
+                stages.append(stage(settings, used=stage.live if used is None else stage.name in used))
+    return stages
+
+
+@contextmanager
+def told(name: str) -> Iterator[None]:
+    """Makes whatever a stage raises while it starts a ConfigurationError that names the stage."""
+    try:
+        yield
+    except SightlineError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(f"stage {name!r} cannot be started: {reason_of(error)}") from error
 
 
 for _stage in BUILT_IN:

@@ -157,9 +157,10 @@ class PipelineStage:
     needs_image: bool = False
     """Whether it asks for the frame's pixels at full size (`Preprocessor.image`)."""
     runs: ClassVar[Literal["anywhere", "loop", "thread"]] = "thread"
-    """Where `finish` and `write` run. `thread`: in a thread of its own, with a time limit, after all other stages.
-    `anywhere`: microseconds a frame; on the event loop, or in a thread where there are many objects. `loop`: only on
-    the event loop. A plug-in that says `anywhere` or `loop` and blocks is moved to a thread."""
+    """Where `finish` and `write` run, in this order. `anywhere`: microseconds a frame; on the event loop, or in a
+    thread where there are many objects. `loop`: only on the event loop. `thread`: in a thread of its own, with a time
+    limit. A stage runs no earlier than those that it needs: where they say `loop` or `thread`, so does it. A plug-in
+    that says `anywhere` or `loop` and blocks is moved to a thread."""
 
     def __init__(self, settings: Settings, *, used: bool = True) -> None:
         """Args:
@@ -291,9 +292,28 @@ def guarded(stage: PipelineStage, hook: Callable[..., Any]) -> Callable[..., Any
 
 def raised(stage: PipelineStage, state: FrameState, error: Exception) -> None:
     """Records that a hook of a stage has raised: the stage's status on this frame is `error`."""
-    state.stages[stage.name] = Stage("error", f"{type(error).__name__}: {shortened(str(error))}")
+    state.stages[stage.name] = failure(stage, error)
+
+
+def failure(stage: PipelineStage, error: Exception) -> Stage:
+    """The status of a stage whose hook has raised. Logs the error, once a minute."""
     if stage.log_rate.take():
         log.error("stage %s failed; its further errors are only counted for a minute", stage.name, exc_info=error)
+    return Stage("error", reason_of(error))
+
+
+def reason_of(error: Exception) -> str:
+    """What a stage has raised, for a status."""
+    return f"{type(error).__name__}: {shortened(str(error))}"
+
+
+def asked(stage: PipelineStage, hook: Callable[..., Any], *arguments: Any) -> Any:
+    """The answer of a hook that no frame waits for; None if it raises, because that must not cost the others."""
+    try:
+        return hook(*arguments)
+    except Exception as error:
+        failure(stage, error)
+        return None
 
 
 def display_name(spec: ModelSpec) -> str:

@@ -13,7 +13,7 @@ from app.files import writable_folder
 from app.inference.embedded import EmbeddedTriton
 from app.inference.triton import TritonClient
 from app.pipeline.multimodal import Pipeline
-from app.pipeline.registry import check, create
+from app.pipeline.registry import check, create, told
 from app.pipeline.stage import StatusListener
 from app.process import log_while_waiting
 from app.settings import Settings
@@ -150,7 +150,7 @@ async def open_pipeline(
             if on_stage is not None:
                 stage.listen(on_stage)
             if stage.used:
-                with log_while_waiting(f"what stage {stage.name} needs"):
+                with log_while_waiting(f"what stage {stage.name} needs"), told(stage.name):
                     await asyncio.to_thread(stage.load)  # an import would delay the first frame
         pipeline = Pipeline(client, settings, stages)
         stack.push_async_callback(asyncio.to_thread, pipeline.close)

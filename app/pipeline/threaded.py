@@ -7,17 +7,20 @@ runs on; until it is done, the stage is skipped, and the frames go on without it
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from app import metrics
-from app.pipeline.stage import PipelineStage, raised
+from app.pipeline.stage import PipelineStage, defines, raised
 from app.pipeline.types import Batch, FrameState
 from app.protocol.result import Stage
 
 LIMIT_S = 1.0
-"""Seconds that a stage may take for the frames of a batch."""
+"""Seconds that a stage may take for a batch of up to `FRAMES` frames, and for as many again. A frame that can wait
+longer for a model (`FrameJob.deadline_s`) waits as long for a stage."""
+FRAMES = 8
 _BUSY = Stage("skipped", "busy")
 
 
@@ -44,35 +47,37 @@ class StageThread:
             for state in states:
                 state.stages[stage.name] = _BUSY
             return
+        limit_s = states[0].job.deadline_s or LIMIT_S * math.ceil(len(states) / FRAMES)
         batch.hold()
-        work = asyncio.get_running_loop().run_in_executor(self._executor, self._work, states, batch)
+        parts: list[Any] = []
+        work = asyncio.get_running_loop().run_in_executor(self._executor, self._work, states, batch, parts)
         work.add_done_callback(lambda done: _release(batch, done))
         try:
-            async with asyncio.timeout(LIMIT_S):
-                parts = await asyncio.shield(work)
+            async with asyncio.timeout(limit_s):
+                await asyncio.shield(work)
         except TimeoutError:
             self._late = work
-            metrics.STAGE_FRAMES_WITHOUT.labels(stage.name, "late").inc(len(states))
-            late = Stage("error", f"it took more than {LIMIT_S:g} s")
-            for state in states:
-                state.stages[stage.name] = late
-            return
-        field = None if stage.part is None else stage.part.field
-        for state, part in zip(states, parts, strict=True):
+        field = stage.part.field if stage.part and defines(stage, "write") else None
+        done = len(parts)  # the thread may still add some
+        if late := states[done:]:
+            metrics.STAGE_FRAMES_WITHOUT.labels(stage.name, "late").inc(len(late))
+            outcome = Stage("error", f"it took more than {limit_s:g} s")
+            for state in late:
+                state.stages[stage.name] = outcome
+        for state, part in zip(states[:done], parts[:done], strict=True):
             if isinstance(part, _Raised):
                 raised(stage, state, part.error)
             elif field is not None:
                 state.parts[field] = part
 
-    def _work(self, states: Sequence[FrameState], batch: Batch) -> list[Any]:
-        parts: list[Any] = []
+    def _work(self, states: Sequence[FrameState], batch: Batch, parts: list[Any]) -> None:
+        """Adds the part of each frame to `parts`."""
         for state in states:
             try:
                 self.stage.finish(state, batch)
                 parts.append(self.stage.write(state, batch))
             except Exception as error:  # whatever a stage raises must not cost the others their results
                 parts.append(_Raised(error))
-        return parts
 
 
 class _Raised:

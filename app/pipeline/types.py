@@ -115,6 +115,8 @@ class FrameState:
     """The parts of the result by field, as the wire has them, as far as they are written."""
     finished: bool = False
     """Whether the stages that may run in a thread have finished and written this frame."""
+    looped: bool = False
+    """Whether the stages that run on the event loop alone have."""
 
     def time(self, name: str, since: float) -> float:
         """Adds the seconds since `since` to a timing; returns `time.perf_counter()`."""

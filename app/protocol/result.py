@@ -8,8 +8,8 @@ size that the coordinates refer to.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, make_dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, dataclass_transform
+from dataclasses import Field, dataclass, field, make_dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, dataclass_transform
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
@@ -63,6 +63,14 @@ class Image:
     height: int
 
 
+class _Fields:
+    """The fields of a `FrameResult`, as those of a dataclass: `dataclasses.asdict` and orjson take it for one."""
+
+    def __get__(self, result: object, kind: type) -> dict[str, Field[Any]]:
+        fields: dict[str, Field[Any]] = _as_dataclass().__dataclass_fields__
+        return fields
+
+
 class FrameResult:
     """All results of one frame: `image`, then the part of each stage (`PARTS`), then `stages` and `timings_ms`.
 
@@ -79,6 +87,7 @@ class FrameResult:
     image: Image
     stages: dict[str, Stage]
     timings_ms: dict[str, float]
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]] = _Fields()  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -118,12 +127,7 @@ class FrameResult:
     @classmethod
     def __get_pydantic_core_schema__(cls, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """The schema of a dataclass with the fields of this process's parts, from which pydantic reads a result."""
-        parts: list[Any] = [(name, part.type, field(default_factory=part.empty)) for name, part in PARTS.items()]
-        outcomes: list[Any] = [
-            ("stages", dict[str, Stage], field(default_factory=dict)),
-            ("timings_ms", dict[str, float], field(default_factory=dict)),
-        ]
-        kind = make_dataclass("FrameResult", [("image", Image), *parts, *outcomes])
+        kind = _as_dataclass()
         kind.__doc__ = (cls.__doc__ or "").split("\n\n")[0]
 
         def read(value: Any, handle: Callable[[Any], Any]) -> FrameResult:
@@ -132,3 +136,13 @@ class FrameResult:
             return cls(**known, **{name: part for name, part in value.items() if name not in known})
 
         return core_schema.no_info_wrap_validator_function(read, handler.generate_schema(kind))
+
+
+def _as_dataclass() -> Any:
+    """A dataclass with the fields of a `FrameResult`, as this process's stages declare them."""
+    parts: list[Any] = [(name, part.type, field(default_factory=part.empty)) for name, part in PARTS.items()]
+    outcomes: list[Any] = [
+        ("stages", dict[str, Stage], field(default_factory=dict)),
+        ("timings_ms", dict[str, float], field(default_factory=dict)),
+    ]
+    return make_dataclass("FrameResult", [("image", Image), *parts, *outcomes])

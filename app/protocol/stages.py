@@ -6,9 +6,13 @@ loaded, so that messages, schema, painters and clients need to know none of them
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from keyword import iskeyword
 from typing import Any, Literal
+
+from pydantic import BaseModel
 
 from app.errors import ConfigurationError
 
@@ -105,20 +109,37 @@ def declare(info: StageInfo) -> None:
     known = STAGES.get(info.name)
     if known == info:
         return
-    if known is not None or info.name in _RESERVED_NAMES or not info.name.isidentifier():
-        raise ConfigurationError(f"a stage is named {info.name!r}: want an identifier that no other stage has")
+    if known is not None or info.name in _RESERVED_NAMES or hasattr(BaseModel, info.name) or not _usable(info.name):
+        raise ConfigurationError(
+            f"a stage is named {info.name!r}; should be 1 to 64 of a-z, 0-9 and _, a letter first, and a name that "
+            "neither another stage nor the service itself uses"
+        )
     if info.part is not None:
-        if info.part.field in PARTS or info.part.field in _RESERVED_FIELDS or not info.part.field.isidentifier():
+        if info.part.field in PARTS or info.part.field in _RESERVED_FIELDS or not _usable(info.part.field):
             raise ConfigurationError(
-                f"stage {info.name!r}: its field of a result is named {info.part.field!r}; want an identifier that no "
-                "other stage's field has"
+                f"stage {info.name!r}: its field of a result is named {info.part.field!r}; should be 1 to 64 of a-z, "
+                "0-9 and _, a letter first, and a name that no other field of a result has"
             )
         PARTS[info.part.field] = info.part
     STAGES[info.name] = info
 
 
-_RESERVED_NAMES = frozenset({"summary", "flow", "total", "queue", "decode", "prepare", "gate", "infer", "parse"})
+def _usable(name: str) -> bool:
+    # Names are fields of dataclasses and models, and keyword arguments.
+    return _NAME.fullmatch(name) is not None and not iskeyword(name) and name != "self"
+
+
+_NAME = re.compile("[a-z][a-z0-9_]{0,63}")
+_RESERVED_NAMES = frozenset(
+    # What else is measured by name, what else /health/ready shows by name, and the page's switch of its own.
+    {"total", "queue", "decode", "prepare", "gate", "infer", "parse", "draw", "encode"}
+    | {"flow"}
+    | {"summary", "summaries", "inference", "status", "disk"}
+)
 _RESERVED_FIELDS = frozenset(
+    # The other fields of a live result, of a camera's result, of a recorded video's line; and methods of FrameResult.
     {"type", "session_id", "frame_id", "seq", "captured_at_ms", "image", "stages", "timings_ms", "age_ms", "dropped"}
-    | {"camera_id", "values"}
+    | {"schema", "camera_id", "camera_type", "epoch", "worker", "error"}
+    | {"pts_s"}
+    | {"values", "replace"}
 )

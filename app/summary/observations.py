@@ -20,12 +20,15 @@ from zlib import crc32
 import orjson
 
 from app.errors import SightlineError
+from app.pipeline import registry
 from app.pipeline.stages.detect import Detection
 from app.pipeline.stages.motion import CameraMotion, Motion
 from app.pipeline.stages.ocr.policy import Text
 from app.pipeline.stages.pose import KEYPOINT_NAMES, Keypoint, Pose
 from app.protocol.result import Box, FrameResult, Image, Stage
 from app.summary.entities import Entities, Entity
+
+assert registry.BUILT_IN  # imported because it declares the parts of a result, which this module reads
 
 # --- movement: how much moved, in which direction, and what the camera did ---
 

@@ -221,6 +221,7 @@ class ClassifyStage(PipelineStage):
         shapes=(Shape("label", label="{top.0.class_name} {top.0.confidence}"),),
     )
     model_type = ClassModel
+    runs = "anywhere"
     needs = ("detect",)
 
     def __init__(self, settings: Settings, *, used: bool = True) -> None:

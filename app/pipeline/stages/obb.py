@@ -382,6 +382,7 @@ class ObbStage(PipelineStage):
         shapes=(Shape("polygon", "corners", label="{class_name} {confidence} {track_id}"),),
     )
     model_type = ClassModel
+    runs = "anywhere"
 
     def model(self) -> str | None:
         return self.settings.triton.triton_obb_model

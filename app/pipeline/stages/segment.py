@@ -542,6 +542,7 @@ class SegmentStage(PipelineStage):
         "segments", list[Segment], shapes=(Shape("mask", "polygons", label="{class_name} {confidence} {track_id}"),)
     )
     model_type = ClassModel
+    runs = "anywhere"
 
     def model(self) -> str | None:
         return self.settings.triton.triton_segment_model

@@ -364,7 +364,9 @@ class TrackStage(PipelineStage):
         load()
 
     def finish(self, state: FrameState, batch: Batch) -> None:
-        found = {name: what for name, what in state.found.items() if hasattr(what, "xyxy")}
+        # In the order of the stages, not of the models' answers: else the leader would change from frame to frame.
+        ordered: dict[str, Any] = {name: state.found[name] for name in batch.stages if name in state.found}
+        found = {name: what for name, what in ordered.items() if hasattr(what, "xyxy")}
         if not found:
             return
         leader = next((name for name, what in found.items() if hasattr(what, "class_id")), next(iter(found)))

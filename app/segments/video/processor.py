@@ -308,7 +308,8 @@ class VideoProcessor:
                 for frame in frames:
                     frame.pixels = None
             required_stages(self._pipeline.model_set, self._mode)  # raises if a required model is gone meanwhile
-            return [_checked(result, self._required) for result in await self._with_texts(results, frames[-1].at)]
+            checked = functools.partial(_checked, required=self._required, plug_ins=self._pipeline.plug_ins)
+            return [checked(result) for result in await self._with_texts(results, frames[-1].at)]
 
     def _job(self, frame: VideoFrame) -> FrameJob:
         pipeline_frame = Frame(
@@ -369,11 +370,12 @@ def _text_lags(memory: OcrMemory, at_s: float) -> bool:
     return memory.read_at is None or (memory.asked_at is not None and at_s - memory.asked_at >= MAX_TEXT_LAG_S)
 
 
-def _checked(result: FrameResult | FrameError, required: frozenset[str]) -> AnalysisResult:
+def _checked(result: FrameResult | FrameError, *, required: frozenset[str], plug_ins: frozenset[str]) -> AnalysisResult:
     """Returns the result, or an error if a required stage failed or was skipped: the frame is not analysed again.
 
     Args:
         required: names of the stages that must have run.
+        plug_ins: names of stages from outside, whose own errors cost their part of the result alone.
 
     Raises:
         InferenceUnavailable: the inference server cannot be reached, and the next frames would fail as well.
@@ -387,7 +389,8 @@ def _checked(result: FrameResult | FrameError, required: frozenset[str]) -> Anal
                 raise InferenceUnavailable(
                     "the inference server became unreachable, or was too slow, while the video was analysed"
                 )
-            return FrameFailed(f"{name}: {stage.reason}")
+            if name not in plug_ins:
+                return FrameFailed(f"{name}: {stage.reason}")
     return result
 
 
