@@ -139,7 +139,8 @@ class Pipeline:
                 ticket.prepared()
             await self._infer(batch)
             for stage in self._running:
-                await self._run(stage, batch)
+                if batch.up and (stage.name in batch.model_set.readers or not stage.has_model):
+                    await self._run(stage, batch)
             if ticket is not None:
                 await ticket.finish()
             if any(map(crowded, batch.frames)):

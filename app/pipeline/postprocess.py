@@ -93,19 +93,33 @@ def read(batch: Batch, request: Request, reply: Reply, seen: Scan, max_detection
             if alike:
                 placed = request.input.boxes
                 boxes = [placed[state.index] if state.error is None else None for state in frames]
-                limits = _limits(first, reader, batch.model_set, max_detections)
-                for state, found in zip(
-                    frames, reader.read_all(reply.outputs, boxes, rows=seen.rows[name], **limits), strict=True
-                ):
+                every = reader.read_all(
+                    reply.outputs,
+                    boxes,
+                    rows=seen.rows[name],
+                    confidence=first.confidence,
+                    iou=first.iou,
+                    classes=None if first.classes is None else _classes(first.classes, reader, batch.model_set),
+                    max_detections=max_detections,
+                )
+                for state, found in zip(frames, every, strict=True):
                     if found is not None:
                         state.found[name], state.stages[name] = found, OK
                 continue
             for state in frames:
                 settings = state.job.settings
                 if state.error is None and settings.stages.get(name):
-                    limits = _limits(settings, reader, batch.model_set, max_detections)
-                    box = request.input.boxes[state.index]
-                    state.found[name] = reader.read(reply.outputs, state.index, box, **limits)
+                    state.found[name] = reader.read(
+                        reply.outputs,
+                        state.index,
+                        request.input.boxes[state.index],
+                        confidence=settings.confidence,
+                        iou=settings.iou,
+                        classes=None
+                        if settings.classes is None
+                        else _classes(settings.classes, reader, batch.model_set),
+                        max_detections=max_detections,
+                    )
                     state.stages[name] = OK
         except Exception as error:
             _unread(batch, name, error)
@@ -119,16 +133,6 @@ def _alike(settings: StreamSettings, other: StreamSettings, stages: Collection[s
         and settings.iou == other.iou
         and settings.classes == other.classes
     )
-
-
-def _limits(settings: StreamSettings, reader: Any, models: ModelSet, max_detections: int) -> dict[str, Any]:
-    classes = None if settings.classes is None else _classes(settings.classes, reader, models)
-    return {
-        "confidence": settings.confidence,
-        "iou": settings.iou,
-        "classes": classes,
-        "max_detections": max_detections,
-    }
 
 
 def _classes(wanted: tuple[int, ...], reader: Any, models: ModelSet) -> frozenset[int] | None:
@@ -182,6 +186,9 @@ class Finisher:
             for stage in stages
             if defines(stage, "finish") or defines(stage, "write")
         ]
+        self._handing_on = [
+            (stage.name, stage.part.field) for stage in stages if stage.part is not None and not defines(stage, "write")
+        ]
         free = [hook for hook in hooks if hook[1] == "anywhere"]
         self._finishing = [(stage.name, stage) for stage, _, _ in free if defines(stage, "finish")]
         self._writing = [(stage.name, stage, field) for stage, _, field in free if defines(stage, "write")]
@@ -190,6 +197,10 @@ class Finisher:
         """The stages that run in threads of their own."""
         self._blocked: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self._usual: dict[str, Stage] = {}
+        self._usual_of = (0, False)
+        self._usual_models: ModelSet | None = None
+        """Kept, so that no other set gets its id."""
 
     def close(self) -> None:
         """Ends the stages' threads. Does not wait for them."""
@@ -251,8 +262,11 @@ class Finisher:
                         stage.finish(state, batch)
                 except Exception as error:
                     raised(stage, state, error)
+        for name, own_field in self._handing_on:
+            if name in state.found:
+                state.parts[own_field] = state.found[name]
         for name, stage, field in self._writing:
-            if chosen.get(name):
+            if chosen.get(name) and (name in state.found or not stage.has_model):
                 try:
                     if stage.plug_in:
                         part = self._timed(stage, stage.write, state, batch)
@@ -264,6 +278,17 @@ class Finisher:
                     raised(stage, state, error)
         state.finished = True
         state.time("parse", clock)
+
+    def _usual_outcomes(self, batch: Batch) -> dict[str, Stage]:
+        """The outcomes that depend on nothing but the models that are there: of stages without a `status` of theirs."""
+        if self._usual_of != (id(batch.model_set), batch.up):
+            state = batch.frames[0]
+            self._usual = {
+                name: _status(stage, state, batch) for name, stage in self._stages if not defines(stage, "status")
+            }
+            self._usual_of = id(batch.model_set), batch.up
+            self._usual_models = batch.model_set
+        return self._usual
 
     def run_all(self, batch: Batch) -> None:
         """`run` for all usable frames, in order. Takes milliseconds for a crowd."""
@@ -304,10 +329,11 @@ class Finisher:
         assert info is not None
         chosen = job.settings.stages
         outcomes: dict[str, Stage] = {}
+        usual = self._usual_outcomes(batch)
         for name, stage in self._stages:
             if chosen.get(name):
                 # Not `setdefault`: `status` is called only where no hook has set an outcome.
-                outcome = stages.get(name) or _status(stage, state, batch)
+                outcome = stages.get(name) or usual.get(name) or _status(stage, state, batch)
             elif stage.live:
                 outcome = OFF  # also where it has failed for other frames of the batch
             else:

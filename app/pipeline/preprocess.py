@@ -107,7 +107,7 @@ class Preprocessor:
         chosen, memory = state.job.settings.stages, state.job.memory
         image = self._read(state.job, piece)
         info = image.info
-        wants_grey = any(chosen.get(name) for name in self._grey)
+        wants_grey = bool([name for name in self._grey if chosen.get(name)])
         grey = None
         if image.pixels is not state.job.frame.pixels:
             now = time.perf_counter()
@@ -141,7 +141,7 @@ class Preprocessor:
         for name, seconds in (("decode", decode_s), ("prepare", prepare_s)):
             if seconds:  # else the step did not run
                 state.timings[name] = seconds
-        if any(chosen.get(name) for name in self._image):
+        if [name for name in self._image if chosen.get(name)]:
             state.pixels = image.pixels
         if image.remade:
             state.still = partial(self._again, state.job)

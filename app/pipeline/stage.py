@@ -169,6 +169,7 @@ class PipelineStage:
         self.settings = settings
         self.used = used
         self.plug_in = not type(self).__module__.startswith("app.")
+        self.has_model = self.model() is not None
         self.host: StageHost
         self.log_rate = TokenBucket(1 / _LOG_AGAIN_S, 1)
 
@@ -254,18 +255,20 @@ class PipelineStage:
         """Works on the small grey frames, in the thread that decoded the frame. `previous`: the stream's last frame."""
 
     async def run(self, batch: Batch) -> None:
-        """Asks models about crops, once all replies about whole frames are read."""
+        """Asks models about crops, once all replies about whole frames are read. A stage with a model is called only
+        while the model is there."""
 
     def finish(self, state: FrameState, batch: Batch) -> None:
         """Derives what other stages or `write` need, from what was read. The frames of a stream come in order."""
 
     def write(self, state: FrameState, batch: Batch) -> Any:
-        """Its part of the result, as the wire has it. Called for each frame whose stream runs the stage."""
+        """Its part of the result, as the wire has it. Called for each frame whose stream runs the stage; if the stage
+        has a model, only where something lies in `state.found[name]`. Without this hook, that itself is the part."""
 
     def status(self, state: FrameState, batch: Batch) -> Stage:
         """The outcome where no hook has set `state.stages[name]`: `ok` where the stage has no model, else why the model
         was not asked."""
-        if self.model() is None:
+        if not self.has_model:
             return OK
         models = batch.model_set
         if not batch.up or self.name in models.readers:

@@ -39,7 +39,13 @@ class StageThread:
     async def run(self, batch: Batch) -> None:
         """Finishes and writes the usable frames whose streams run the stage."""
         stage = self.stage
-        states = [state for state in batch.frames if state.error is None and state.job.settings.stages.get(stage.name)]
+        states = [
+            state
+            for state in batch.frames
+            if state.error is None
+            and state.job.settings.stages.get(stage.name)
+            and (stage.name in state.found or not stage.has_model)
+        ]
         if not states:
             return
         if self._late is not None and not self._late.done():

@@ -215,13 +215,13 @@ class ClassifyStage(PipelineStage):
     name = "classify"
     title = "Classification"
     description = "The five classes that fit best to the frame, or to each object of the classes in CLASSIFY_CROPS."
+    runs = "anywhere"
     part = Part(
         "classifications",
         list[Classification],
         shapes=(Shape("label", label="{top.0.class_name} {top.0.confidence}"),),
     )
     model_type = ClassModel
-    runs = "anywhere"
     needs = ("detect",)
 
     def __init__(self, settings: Settings, *, used: bool = True) -> None:

@@ -30,7 +30,7 @@ from app.pipeline.registration import (
     shifts,
 )
 from app.pipeline.stage import PipelineStage
-from app.pipeline.types import Batch, FrameState
+from app.pipeline.types import FrameState
 from app.protocol.result import OK, Stage
 from app.protocol.stages import Figure, Part, Shape
 
@@ -299,7 +299,3 @@ class MotionStage(PipelineStage):
             flow, previous, grey, width=info.width, height=info.height, grid=state.job.settings.motion_grid
         )
         state.stages["motion"] = OK
-
-    def write(self, state: FrameState, batch: Batch) -> Motion | None:
-        found: Motion | None = state.found.get("motion")
-        return found

@@ -376,13 +376,13 @@ class ObbStage(PipelineStage):
     name = "obb"
     title = "Oriented boxes"
     description = "Boxes that lie at the angle of their object, as seen from above: ships, planes, vehicles."
+    runs = "anywhere"
     part = Part(
         "oriented",
         list[OrientedBox],
         shapes=(Shape("polygon", "corners", label="{class_name} {confidence} {track_id}"),),
     )
     model_type = ClassModel
-    runs = "anywhere"
 
     def model(self) -> str | None:
         return self.settings.triton.triton_obb_model

@@ -538,11 +538,11 @@ class SegmentStage(PipelineStage):
     description = (
         "Outlines of the objects that the segmentation model knows; their masks where `mask_rle` asks for them."
     )
+    runs = "anywhere"
     part = Part(
         "segments", list[Segment], shapes=(Shape("mask", "polygons", label="{class_name} {confidence} {track_id}"),)
     )
     model_type = ClassModel
-    runs = "anywhere"
 
     def model(self) -> str | None:
         return self.settings.triton.triton_segment_model

@@ -369,7 +369,8 @@ class TrackStage(PipelineStage):
         found = {name: what for name, what in ordered.items() if hasattr(what, "xyxy")}
         if not found:
             return
-        leader = next((name for name, what in found.items() if hasattr(what, "class_id")), next(iter(found)))
+        with_classes = [name for name, what in found.items() if hasattr(what, "class_id")]
+        leader = with_classes[0] if with_classes else next(iter(found))
         memory, frame, info = state.job.memory, state.job.frame, state.info
         assert info is not None
         tracker = memory.parts.get("track")
