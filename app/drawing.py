@@ -257,10 +257,12 @@ def annotate(
     for shape, entries in groups:
         for mark in entries:
             _draw(drawn, shape, mark, thickness)
-    # Labels last, so that they stay readable.
-    corner = 0
+    # Labels last, so that they stay readable, and those of the whole frame on top, because they cannot stand elsewhere.
+    size, padding, top = max(0.4, 0.6 * scale), max(3, round(6 * scale)), 0
     for _, entries in groups:
-        corner = _draw_labels(drawn, entries, scale, corner)
+        _draw_labels(drawn, [mark for mark in entries if mark.label and mark.anchor is not None], size, padding)
+    for mark in [mark for _, entries in groups for mark in entries if mark.label and mark.anchor is None]:
+        top = _draw_corner_label(drawn, mark, size, padding, top)
     return drawn
 
 
@@ -319,18 +321,12 @@ def _colour_of(mark: Mark) -> Rgb:
     return supervision.ColorPalette.DEFAULT.by_idx(mark.class_id).as_bgr()
 
 
-def _draw_labels(image: NDArray[np.uint8], entries: list[Mark], scale: float, corner: int) -> int:
-    """Draws the labels of one shape's entries; those of the whole frame below each other from `corner` on.
-
-    Returns:
-        Where the next label of the whole frame begins, pixels from the top.
-    """
+def _draw_labels(image: NDArray[np.uint8], labelled: list[Mark], size: float, padding: int) -> None:
+    """Draws the labels of one shape's entries at their anchors; inside the image, and apart from each other."""
     import supervision
 
-    size, padding = max(0.4, 0.6 * scale), max(3, round(6 * scale))
-    labelled = [mark for mark in entries if mark.label]
     for below in (False, True):
-        placed = [mark for mark in labelled if mark.anchor is not None and mark.below == below]
+        placed = [mark for mark in labelled if mark.below == below]
         if not placed:
             continue
         colours = [_colour_of(mark) for mark in placed]
@@ -351,13 +347,10 @@ def _draw_labels(image: NDArray[np.uint8], entries: list[Mark], scale: float, co
             xyxy=np.array([mark.anchor for mark in placed], np.float32), class_id=np.arange(len(placed))
         )
         annotator.annotate(image, places, labels=[mark.label for mark in placed])
-    for mark in labelled:
-        if mark.anchor is None:
-            corner = _draw_corner_label(image, mark, size, padding, corner)
-    return corner
 
 
 def _draw_corner_label(image: NDArray[np.uint8], mark: Mark, size: float, pad: int, top: int) -> int:
+    """Draws a label at the left edge, `top` pixels from the upper one; returns where the next one belongs."""
     rgb = _colour_of(mark)
     (width, height), descent = cv2.getTextSize(mark.label, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
     bottom = top + height + descent + 2 * pad

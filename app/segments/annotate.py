@@ -60,11 +60,13 @@ def annotate(frame: YuvFrame, result: FrameResult, models: Mapping[str, Any] | N
     for shape, entries in groups:
         for mark in entries:
             painter.draw(shape, mark, _colour(mark))
-    corner = 0
-    # Labels last, so that nothing covers them, and those of the first stages on top.
-    for mark in [mark for _, entries in reversed(groups) for mark in entries if mark.label]:
+    # Labels last, so that nothing covers them: those of the first stages above others, those of the whole frame on top,
+    # because they cannot stand elsewhere.
+    labelled = [mark for _, entries in reversed(groups) for mark in entries if mark.label]
+    top = 0
+    for mark in sorted(labelled, key=lambda mark: mark.anchor is None):
         if mark.anchor is None:
-            corner = painter.label(mark.label, 0, corner, _colour(mark), below=True)
+            top = painter.label(mark.label, 0, top, _colour(mark), below=True)
         else:
             x1, y1, _, y2 = mark.anchor
             painter.label(mark.label, round(x1), round(y2 if mark.below else y1), _colour(mark), below=mark.below)
