@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.pipeline.boxes import Floats, iou
-from app.pipeline.stages.pose import Keypoint, Pose
+from app.pipeline.stages.pose import Keypoint, Pose, is_human
 from app.protocol.result import Box, FrameResult
 from app.segments.video.writer import Plane, YuvFrame
 
@@ -176,7 +176,7 @@ def _faces(result: FrameResult) -> list[Face]:
     detected = [_from_box(found.box) for found in result.objects if found.class_name.casefold() == FACE_CLASS]
     heads = [(pose, head) for pose in result.poses if (head := _head(pose)) is not None]
     people = [found.box for found in result.objects if found.class_name.casefold() == "person"]
-    people += [pose.box for pose in result.poses if _head(pose) is None]
+    people += [pose.box for pose in result.poses if is_human(pose) and _head(pose) is None]
     tops = [_top(box) for box in _faceless(people, heads, detected)]
     return [*detected, *(head for _, head in heads), *tops]
 
@@ -194,6 +194,8 @@ def _top(box: Box) -> Face:
 
 def _head(pose: Pose) -> Face | None:
     """The face of a pose; None if neither nose, eyes nor ears are known."""
+    if not is_human(pose):
+        return None
     known = {index: point for index, point in enumerate(pose.keypoints[:7]) if point.confidence > _MIN_CONFIDENCE}
     head = [point for index, point in known.items() if index <= _RIGHT_EAR]
     if not head:

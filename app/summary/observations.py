@@ -24,7 +24,7 @@ from app.pipeline import registry
 from app.pipeline.stages.detect import Detection
 from app.pipeline.stages.motion import CameraMotion, Motion
 from app.pipeline.stages.ocr.policy import Text
-from app.pipeline.stages.pose import KEYPOINT_NAMES, Keypoint, Pose
+from app.pipeline.stages.pose import KEYPOINT_NAMES, Keypoint, Pose, is_human
 from app.protocol.result import Box, FrameResult, Image, Stage
 from app.summary.entities import Entities, Entity
 
@@ -640,6 +640,8 @@ def posture(pose: Pose) -> str | None:
     - `arms raised`, `one arm raised`: wrists above the whole face; where no face is visible, at least half a trunk
       above the shoulders. A hand at the ear is not a raised arm. Not reported for a person who is lying.
     """
+    if not is_human(pose):
+        return None
     points = pose.keypoints
     shoulders = _middle(points, "shoulder")
     hips = _middle(points, "hip")

@@ -1,6 +1,6 @@
-"""Segmentation, oriented boxes and classification through a real Triton: tiny ONNX graphs that see colours.
+"""Segmentation, oriented boxes, classification and poses of cards through a real Triton: tiny ONNX graphs.
 
-The detection, segmentation and oriented heads are constant; prototypes are the image's colours, so masks are where a
+The heads with boxes are constant; prototypes are the image's colours, so masks are where a
 colour is; the classification is the softmax of the mean colour.
 """
 
@@ -73,6 +73,9 @@ SEGMENT = raw(
 """A red person; something blue in a box around everything; and something green in the blue, which is nothing."""
 OBB = raw((80, 80, 60, 20, 0.9, 0, 0.5), (81, 80, 60, 20, 0.8, 0, 0.52), (30, 60, 40, 30, 0.1, 0.7, 1.2))
 
+CARD = raw((*on_canvas(BLUE), 0.9, 90, 40, 140, 40, 140, 120, 90, 120, 115, 80))
+"""Its four corners and its middle, without confidence."""
+
 
 def constant(head: np.ndarray) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
     """The head for each image of the batch."""
@@ -127,6 +130,17 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     constants["half"] = np.array(0.5, np.float32)
     install(repository, "yolo_segment", nodes, constants, outputs, THINGS, task="segment", layout="raw")
     install(repository, "yolo_obb", *constant(OBB), {"output0": [7, ANCHORS]}, THINGS, task="obb", layout="raw")
+    shape = {"kpt_shape": "5x2", "kpt_names": '["a", "b", "c", "d", "middle"]', "skeleton": "[[0, 4], [1, 4]]"}
+    install(
+        repository,
+        "yolo_pose",
+        *constant(CARD),
+        {"output0": [15, ANCHORS]},
+        ["card"],
+        task="pose",
+        layout="raw",
+        **shape,
+    )
     nodes = [
         helper.make_node("GlobalAveragePool", ["images"], ["colour"]),
         helper.make_node("Reshape", ["colour", "flat"], ["scores"]),
@@ -299,3 +313,40 @@ def test_without_detections_there_is_nothing_to_cut(url: str, tmp_path: Path) ->
     chosen = Stages(ocr=False, motion=False, detect=False)
     (found,) = asyncio.run(analyze(url, tmp_path, settings=CROPS, stages=chosen))
     assert (found.stages["classify"].status, found.stages["classify"].reason) == ("skipped", "no_detections")
+
+
+def test_poses_of_other_things_than_people(url: str, tmp_path: Path) -> None:
+    (found,) = asyncio.run(analyze(url, tmp_path))
+    (card,) = wire(found)["poses"]
+    assert (card["class_name"], card["confidence"], found.stages["pose"].status) == ("card", 0.9, "ok")
+    assert [(point["name"], point["x"], point["y"], point["confidence"]) for point in card["keypoints"]] == [
+        ("a", 180.0, 40.0, 1.0),
+        ("b", 280.0, 40.0, 1.0),
+        ("c", 280.0, 200.0, 1.0),
+        ("d", 180.0, 200.0, 1.0),
+        ("middle", 230.0, 120.0, 1.0),
+    ]
+
+
+def test_clients_learn_what_the_models_are(url: str, tmp_path: Path) -> None:
+    async def models() -> dict[str, Any]:
+        settings = Settings(ocr="off", state_dir=tmp_path, triton_deadline_s=60)
+        client = TritonClient(url, settings.triton)
+        await client.open()
+        pipeline = Pipeline(client, settings, create(settings))
+        try:
+            await pipeline.load()
+            await pipeline.try_models()
+            assert pipeline.well, pipeline.watch.reason
+            read: dict[str, Any] = orjson.loads(orjson.dumps(pipeline.models))
+            return read
+        finally:
+            pipeline.close()
+            await client.close()
+
+    found = asyncio.run(models())
+    assert found["segment"] == {"name": "tiny yolo_segment", "classes": THINGS}
+    assert found["obb"]["classes"] == THINGS
+    assert found["classify"]["classes"] == COLOURS
+    card = {"keypoints": ["a", "b", "c", "d", "middle"], "skeleton": [[0, 4], [1, 4]], "classes": ["card"]}
+    assert found["pose"] == {"name": "tiny yolo_pose", **card}

@@ -1,5 +1,7 @@
 """Poses out of every layout, against keypoints worked out by hand."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -93,3 +95,81 @@ def test_an_answer_that_denies_the_layout_is_refused_with_the_layouts_of_poses()
     shares = np.random.default_rng(0).uniform(0.1, 0.9, (1, 300, 57)).astype(np.float32)
     with pytest.raises(ModelRejected, match="keypoints of x, y, confidence"):
         reader.check({reader.output_name: shares})
+
+
+# --- other keypoints and classes ---
+
+HAND = ["wrist", *(f"finger {i}" for i in range(20))]
+
+
+def other(kind, classes, count, numbers):
+    """Two things of two classes, with points that tell their place: the spec's shape and its head."""
+    points = [[100 + i, 200 + 2 * i, 0.5 + i / 100][:numbers] for i in range(count)]
+    rows = [
+        (50, 150, 350, 450, 0.9, classes - 1, *np.ravel(points)),
+        (400, 150, 600, 450, 0.6, 0, *np.ravel(points)),
+    ]
+    if kind == "raw":
+        return (1, 4 + classes + count * numbers, 8400), raw_head(rows, classes, 8400, count * numbers)
+    return (1, 300, 6 + count * numbers), row_head(rows, 300, count * numbers)
+
+
+@pytest.mark.parametrize("kind", ["raw", "end_to_end"])
+@pytest.mark.parametrize(
+    ("count", "numbers", "names"), [(21, 3, ["hand"]), (24, 3, ["dog", "cat"]), (5, 2, ["card"]), (17, 3, ["a", "b"])]
+)
+def test_any_keypoints_of_any_classes(kind, count, numbers, names):
+    shape, head = other(kind, len(names), count, numbers)
+    shapes = {"kpt_shape": f"{count}x{numbers}", "task": "pose", "layout": kind}
+    reader = pose_reader(model(FLOAT, shape, names=names, **shapes))
+    box = letterbox(1280, 720, 640, 640)
+    (found,) = reader.read_all({"output0": head[None]}, [box], **ASK)
+    assert found.confidence == pytest.approx([0.9, 0.6])
+    assert found.class_id.tolist() == [len(names) - 1, 0]
+    assert found.keypoints.shape == (2, count, 3)
+    first, second = poses(found, np.array([3, -1]), reader.keypoint_names, reader.class_names)
+    assert (first.class_name, first.track_id, second.class_name) == (names[-1], 3, names[0])
+    assert len(first.keypoints) == count
+    point = first.keypoints[2]
+    assert (point.x, point.y) == (204.0, 128.0)
+    assert point.confidence == pytest.approx(0.52 if numbers == 3 else 1.0)
+    again = reader.read({"output0": head[None]}, 0, box, **ASK)
+    assert again.keypoints.tolist() == found.keypoints.tolist()
+
+
+def test_names_and_skeleton_come_from_the_model():
+    lines = [[0, index] for index in range(1, 21)]
+    given = {"kpt_shape": "21x3", "kpt_names": json.dumps(HAND), "skeleton": json.dumps(lines)}
+    reader = pose_reader(model(FLOAT, (1, 68, 8400), **given))
+    assert (reader.keypoint_names, reader.class_names) == (tuple(HAND), ("class_0",))
+    assert reader.skeleton[:2] == ((0, 1), (0, 2))
+    plain = pose_reader(model(FLOAT, (1, 68, 8400), kpt_shape="21x3"))
+    assert (plain.keypoint_names[20], plain.skeleton) == ("keypoint_20", ())
+    people = pose_reader(model(FLOAT, (1, 56, 8400)))
+    assert (people.keypoint_names, people.class_names) == (KEYPOINT_NAMES, ("person",))
+    unnamed = pose_reader(model(FLOAT, (1, 69, 8400), kpt_shape="21x3"))
+    assert unnamed.class_names == ("class_0", "class_1")
+
+
+@pytest.mark.parametrize(
+    ("shape", "given", "why"),
+    [
+        ((1, 68, 8400), {"kpt_shape": "21"}, "kpt_shape='21'; want the number of keypoints"),
+        ((1, 68, 8400), {"kpt_shape": "21x4"}, "kpt_shape='21x4'; want"),
+        ((1, 68, 8400), {"kpt_shape": "0x3"}, "kpt_shape='0x3'; want"),
+        ((1, 68, 8400), {"kpt_shape": "21x3", "kpt_names": '["wrist"]'}, "kpt_names=.*want a JSON array of 21 names"),
+        ((1, 68, 8400), {"kpt_shape": "21x3", "skeleton": "[[0, 21]]"}, "skeleton=.*counted from 0 to 20"),
+        ((1, 68, 8400), {"kpt_shape": "21x3", "skeleton": "[[0, true]]"}, "skeleton=.*pairs of keypoints"),
+        ((1, 68, 8400), {}, "set the parameter kpt_shape, such as 21x3"),
+        ((1, 68, 8400), {"kpt_shape": "24x3"}, r"known: \[N, 77, A\]"),
+        (
+            (1, 68, 8400),
+            {"kpt_shape": "21x3", "task": "pose", "class_names": '["a", "b"]'},
+            "1 classes beside 21 keypoints of 3 numbers, but class_names has 2",
+        ),
+        ((1, 84, 8400), {"task": "detect"}, "TRITON_DETECT_MODEL, not in TRITON_POSE_MODEL"),
+    ],
+)
+def test_parameters_that_do_not_fit_are_refused(shape, given, why):
+    with pytest.raises(ModelRejected, match=why):
+        pose_reader(model(FLOAT, shape, **given))

@@ -30,6 +30,7 @@ from app.pipeline.boxes import Floats
 from app.pipeline.preprocess import Piece
 from app.pipeline.stage import UNAVAILABLE, PipelineStage
 from app.pipeline.stages.detect import Detection
+from app.pipeline.stages.pose import KEYPOINT_NAMES
 from app.pipeline.stages.tracking import match_poses
 from app.pipeline.types import Batch, FrameState
 from app.protocol.result import OK, Stage, many
@@ -345,6 +346,9 @@ def _find(state: FrameState, batch: Batch, reader: FaceReader) -> _Faces | None:
     posed, detected = state.found.get("pose"), state.found.get("detect")
     if posed is None or detected is None:
         state.stages["face"] = Stage("skipped", "no_poses" if posed is None else "no_detections")
+        return None
+    if batch.model_set.readers["pose"].keypoint_names[:5] != KEYPOINT_NAMES[:5]:
+        state.stages["face"] = Stage("skipped", "no_face_keypoints")
         return None
     people = match_poses(posed, detected, np.arange(len(detected.xyxy)), batch.model_set.ids_of("detect", "person"))
     chosen: list[int] = []
