@@ -80,9 +80,10 @@ openvino-env: .venv-triton/.openvino ## OpenVINO for installed YOLOs on a CPU
 
 ocr-env: .venv-ocr/.ready ## OCR's environment
 
-models: .venv/.dev .venv-triton/.ready ## YOLO's 80 classes; DETECT= and POSE= name others, or paths of .pt or .onnx; NAMES=, REMOVE=1
+models: .venv/.dev .venv-triton/.ready ## YOLO's 80 classes; DETECT=, POSE=, SEGMENT=, OBB=, CLASSIFY= name others, or paths of .pt or .onnx; NAMES=, REMOVE=1
 	@.venv/bin/python triton/models.py $(if $(REMOVE),--remove) $(if $(DETECT),--detect "$(DETECT)") \
-		$(if $(POSE),--pose "$(POSE)") $(if $(IMGSZ),--imgsz "$(IMGSZ)") $(if $(ARCFACE),--arcface "$(ARCFACE)") \
+		$(if $(POSE),--pose "$(POSE)") $(if $(SEGMENT),--segment "$(SEGMENT)") $(if $(OBB),--obb "$(OBB)") \
+		$(if $(CLASSIFY),--classify "$(CLASSIFY)") $(if $(IMGSZ),--imgsz "$(IMGSZ)") $(if $(ARCFACE),--arcface "$(ARCFACE)") \
 		$(if $(NAMES),--names "$(NAMES)") $(if $(LAYOUT),--layout "$(LAYOUT)") $(if $(AS_IS),--as-is)
 
 engine: .venv/.dev .venv-triton/.ready ## TensorRT plans for this host's GPU, out of what make models installed; PICTURE=, FORCE=1

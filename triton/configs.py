@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import onnx
+from google.protobuf import text_format
 from layouts import UnknownLayout
+from tritonclient.grpc import model_config_pb2
 
 MAX_BATCH = 16
 PREFERRED = (1, 2, 4, 8, 16)
@@ -17,6 +20,8 @@ TYPES = {
     onnx.TensorProto.UINT8: "TYPE_UINT8",
     onnx.TensorProto.FLOAT: "TYPE_FP32",
     onnx.TensorProto.FLOAT16: "TYPE_FP16",
+    onnx.TensorProto.INT32: "TYPE_INT32",
+    onnx.TensorProto.INT64: "TYPE_INT64",
 }
 Size = tuple[int, int]
 """Height, width."""
@@ -36,20 +41,22 @@ def onnx_config(
     It has no dynamic batching, because on a CPU a batch saves no time, and one instance would get all waiting requests.
 
     Args:
-        given: further string parameters.
+        given: further string parameters. With `layout` torchvision, the model takes one image, and its tensors have all
+            their dimensions.
     """
     weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [_tensor(value) for value in model.graph.input if value.name not in weights]
-    outputs = [_tensor(value) for value in model.graph.output]
+    batched = (given or {}).get("layout") != "torchvision"
+    inputs = [_tensor(value, batched) for value in model.graph.input if value.name not in weights]
+    outputs = [_tensor(value, batched) for value in model.graph.output]
     return f"""# Written by `make models`; remove with `make models REMOVE=1`.
 name: "{name}"
 backend: "python"
-max_batch_size: {MAX_BATCH}
+max_batch_size: {MAX_BATCH if batched else 0}
 version_policy {{ specific {{ versions: [ {version} ] }} }}
 input [ {", ".join(inputs)} ]
 output [ {", ".join(outputs)} ]
 instance_group [ {{ kind: KIND_CPU count: {instances} }} ]
-{parameters(shown, classes)}{_parameters(given or {})}"""
+{parameters(shown, classes)}{string_parameters(given or {})}"""
 
 
 def gpu_config(
@@ -89,38 +96,12 @@ instance_group [ {{ kind: KIND_GPU count: 2 }} ]
 model_warmup [
   {warm}
 ]
-{parameters(shown, classes)}{_parameters(given)}"""
+{parameters(shown, classes)}{string_parameters(given)}"""
 
 
-def ensemble_config(
-    name: str, size: Size, steps: Sequence[tuple[str, str, str, int, int]], shown: str, classes: Sequence[str]
-) -> str:
-    """The configuration of an ensemble whose steps all take `images`.
-
-    Args:
-        steps: for each model its name, its output, the ensemble's output, and the output's rows and columns.
-    """
-    outputs = ", ".join(
-        f'{{ name: "{output}" data_type: TYPE_FP32 dims: [ {rows}, {columns} ] }}'
-        for _, _, output, rows, columns in steps
-    )
-    calls = ",\n    ".join(
-        f'{{ model_name: "{model}" model_version: -1 input_map {{ key: "images" value: "images" }} '
-        f'output_map {{ key: "{given}" value: "{output}" }} }}'
-        for model, given, output, _, _ in steps
-    )
-    return f"""# Written by `make models`; remove with `make models REMOVE=1`.
-name: "{name}"
-platform: "ensemble"
-max_batch_size: {MAX_BATCH}
-input [ {{ name: "images" data_type: TYPE_UINT8 dims: [ {size[0]}, {size[1]}, 3 ] }} ]
-output [ {outputs} ]
-ensemble_scheduling {{
-  step [
-    {calls}
-  ]
-}}
-{parameters(shown, classes)}"""
+def parsed(text: str) -> Any:
+    """A configuration as Triton reads it (`model_config_pb2.ModelConfig`)."""
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 
 def resized(text: str, size: Size) -> str:
@@ -135,20 +116,22 @@ def parameters(shown: str, classes: Sequence[str]) -> str:
     values = {"display_name": shown}
     if classes:
         values["class_names"] = json.dumps(list(classes), ensure_ascii=False)
-    return _parameters(values)
+    return string_parameters(values)
 
 
-def _parameters(values: Mapping[str, str]) -> str:
+def string_parameters(values: Mapping[str, str]) -> str:
+    """Lines of a configuration."""
     return "".join(
         f'parameters {{ key: "{key}" value {{ string_value: {json.dumps(value, ensure_ascii=False)} }} }}\n'
         for key, value in values.items()
     )
 
 
-def _tensor(value: onnx.ValueInfoProto) -> str:
+def _tensor(value: onnx.ValueInfoProto, batched: bool = True) -> str:
     tensor = value.type.tensor_type
     if tensor.elem_type not in TYPES:
         kind = onnx.TensorProto.DataType.Name(tensor.elem_type)
-        raise UnknownLayout(f"{value.name} is {kind}; want UINT8, FLOAT or FLOAT16")
-    dims = ", ".join(str(dim.dim_value if dim.dim_value > 0 else -1) for dim in tensor.shape.dim[1:])
+        raise UnknownLayout(f"{value.name} is {kind}; want {', '.join(name[5:] for name in TYPES.values())}")
+    given = tensor.shape.dim[1:] if batched else tensor.shape.dim
+    dims = ", ".join(str(dim.dim_value if dim.dim_value > 0 else -1) for dim in given)
     return f'{{ name: "{value.name}" data_type: {TYPES[tensor.elem_type]} dims: [ {dims} ] }}'

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine_check import difference, read_output
+from engine_check import compare, read_outputs
 from engine_device import Device, Stop, trtexec
 from engine_files import Source, file_sidecar, plan_path
 
@@ -33,10 +33,10 @@ def build(engines: Path, device: Device, source: Source) -> Path:
         answer = Path(scratch) / "answer.json"
         _run(ask_command(source, fresh, answer), RUN_S, f"{source.name}: the plan's first run")
         try:
-            given = read_output(answer)
+            given = read_outputs(answer)
         except (OSError, ValueError, KeyError) as error:
             raise Stop(f"{source.name}: the plan's output cannot be read: {error}") from None
-        wrong = difference(source.task, read_output(source.folder / "answer.json"), given)
+        wrong = compare(source.head, read_outputs(source.folder / "answer.json"), given)
         if wrong:
             raise Stop(f"{source.name}: the plan's output differs from its ONNX's: {wrong}. The plan is not used")
         file_sidecar(fresh, device, source)

@@ -14,6 +14,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from engine_check import Head
 from engine_device import Device, Stop
 
 
@@ -23,9 +24,9 @@ class Source:
 
     folder: Path
     name: str
-    """The model's name in Triton: yolo, yolo_pose or arcface."""
+    """The model's name in Triton, such as yolo or arcface."""
     task: str
-    """detect, pose or face."""
+    """detect, pose, segment, obb, classify or face."""
     sha256: str
     """Checksum of model.onnx."""
     input: str
@@ -34,6 +35,16 @@ class Source:
     """Shape of one image, without the batch dimension."""
     made_of: str
     """Name of the file that the user installed."""
+    layout: str = ""
+    """The parameter `layout` of its configuration."""
+    numbers: int = 3
+    """Of each keypoint."""
+
+    @property
+    def head(self) -> Head:
+        """What its outputs mean."""
+        height, width = self.shape[:2] if self.shape[-1] == 3 else self.shape[1:]
+        return Head(self.task, self.layout, (height, width), self.numbers)
 
     @property
     def onnx(self) -> Path:

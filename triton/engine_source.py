@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import onnx
 from arcface import ARCFACE, SIDE
-from configs import ensemble_config, gpu_config
-from engine_check import COSINE, SURE, cosine, difference, sure, write_output
+from configs import gpu_config, parsed
+from engine_check import SURE, Head, boxes_of, compare, sure, write_outputs
 from engine_device import Stop
 from engine_files import checksum
 from engine_graph import for_tensorrt
-from install import DETECT, POSE, VISION, installed_version
+from ensemble import Member, ensemble_config, image_in_words, largest_group
+from install import TASKS, VISION, installed_version
 from numpy.typing import NDArray
 
 from app.pipeline.boxes import letterbox
@@ -37,7 +38,7 @@ import sys, numpy as np, onnxruntime
 options = onnxruntime.SessionOptions()
 options.log_severity_level = 3
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-np.save(sys.argv[3], session.run(None, {session.get_inputs()[0].name: np.load(sys.argv[2])})[0])
+np.savez(sys.argv[3], *session.run(None, {session.get_inputs()[0].name: np.load(sys.argv[2])}))
 """
 
 
@@ -58,9 +59,17 @@ class Installed:
     @property
     def parameters(self) -> dict[str, str]:
         given = {key: self.about[key] for key in ("input_mean", "input_std") if key in self.about}
+        if self.about.get("parameters"):
+            return {**given, **self.about["parameters"]}
         # The model.json of an older installation has no `rows`, but the layout of the export.
         rows = self.about.get("rows") or ("end_to_end" if self.about.get("layout") == "end2end" else None)
         return given | ({"layout": rows} if rows else {})
+
+    @property
+    def head(self) -> Head:
+        """What its outputs mean."""
+        _, _, numbers = self.parameters.get("kpt_shape", "17x3").partition("x")
+        return Head(self.about["task"], self.parameters.get("layout", ""), self.size, int(numbers))
 
 
 def collect(models: Path, engines: Path, picture: Path | None, onnx_python: Path) -> Iterator[str]:
@@ -69,10 +78,10 @@ def collect(models: Path, engines: Path, picture: Path | None, onnx_python: Path
     Raises:
         Stop: nothing is installed, or a model cannot be prepared. The previous `engines/source` stays.
     """
-    found = [model for name in (DETECT, POSE, ARCFACE) if (model := _installed(models, name))]
+    found = [model for name in (*TASKS, ARCFACE) if (model := _installed(models, name))]
     if not found:
         raise Stop(
-            f"no prepared model in {models}: run `make models` first (DETECT=, POSE= and ARCFACE= name your own); "
+            f"no prepared model in {models}: run `make models` first (DETECT=, POSE=, … name your own); "
             "a model that was installed unprepared (--as-is) cannot be used"
         )
     engines.mkdir(parents=True, exist_ok=True)
@@ -81,9 +90,8 @@ def collect(models: Path, engines: Path, picture: Path | None, onnx_python: Path
         for model in found:
             _prepare(model, fresh / model.name, picture or PICTURE, onnx_python)
             yield f"{model.name}: {model.about['source']} prepared for TensorRT"
-        reason = _ensemble(found, fresh / "vision.pbtxt")
-        if reason:
-            yield f"no ensemble: {reason}"
+        if reason := _ensemble(found, fresh):
+            yield reason
         if (engines / "source").exists():
             (engines / "source").rename(Path(scratch) / "before")
         fresh.rename(engines / "source")
@@ -103,6 +111,11 @@ def _prepare(installed: Installed, folder: Path, picture: Path, onnx_python: Pat
             f"{installed.name}: {installed.about['source']} was exported with batch={installed.about['batch']}, but a "
             "plan needs an open batch: export it with one (Ultralytics: dynamic=True) and install that"
         )
+    if installed.parameters.get("layout") == "torchvision":
+        raise Stop(
+            f"{installed.name}: {installed.about['source']} takes one image at a time, but a plan is built for "
+            "batches; serve it from a Triton of your own, or install another model in its place"
+        )
     model = for_tensorrt(onnx.load(installed.onnx))
     onnx.save(model, folder / "model.onnx")
     shown, classes = Path(installed.about["source"]).stem, installed.about.get("names", [])
@@ -113,14 +126,16 @@ def _prepare(installed: Installed, folder: Path, picture: Path, onnx_python: Pat
     (value,) = (value for value in model.graph.input if value.name not in weights)
     image = _image(installed, picture, value.type.tensor_type.elem_type)
     image.tofile(folder / "picture.bin")
-    answer = _run(onnx_python, installed.onnx, image[None], f"{installed.name}: {installed.about['source']}")
-    if installed.about["task"] != "face" and not sure(answer[0].tolist()):
+    names = [output.name for output in model.graph.output]
+    answer = _run(onnx_python, installed.onnx, image[None], f"{installed.name}: {installed.about['source']}", names)
+    head = installed.head
+    if head.task not in ("face", "classify") and not sure(boxes_of(head, _rows(answer, 0))):
         raise Stop(
             f"{installed.name}: the ONNX detects nothing on {picture.name} (no score of at least {SURE}), so no plan "
             "can be compared with it; give a JPEG with objects of its classes: make engine PICTURE=path.jpg"
         )
     _check_batch(installed, folder / "model.onnx", image, answer, onnx_python)
-    write_output(folder / "answer.json", model.graph.output[0].name, answer.shape, answer.ravel().tolist())
+    write_outputs(folder / "answer.json", {name: (of.shape, of.ravel().tolist()) for name, of in answer.items()})
     sheet = {
         "name": installed.name,
         "task": installed.about["task"],
@@ -128,6 +143,8 @@ def _prepare(installed: Installed, folder: Path, picture: Path, onnx_python: Pat
         "input": value.name,
         "shape": list(image.shape),
         "made_of": installed.about["source"],
+        "layout": head.layout,
+        "numbers": head.numbers,
     }
     (folder / "sheet.json").write_text(json.dumps(sheet, indent=2) + "\n")
 
@@ -146,7 +163,7 @@ def _image(installed: Installed, picture: Path, kind: int) -> NDArray[Any]:
 
 
 def _check_batch(
-    installed: Installed, ready: Path, image: NDArray[Any], answer: NDArray[Any], onnx_python: Path
+    installed: Installed, ready: Path, image: NDArray[Any], answer: dict[str, NDArray[Any]], onnx_python: Path
 ) -> None:
     """Checks that the prepared graph's output for an image in a batch agrees with the original's for it alone.
 
@@ -158,51 +175,54 @@ def _check_batch(
     what = f"{installed.name}: {installed.about['source']} with a batch of {BATCH}"
     hint = "; export it with an open batch (Ultralytics: dynamic=True) and install that: make models DETECT=…, POSE=…"
     try:
-        answers = _run(onnx_python, ready, batch, what)
+        answers = _run(onnx_python, ready, batch, what, list(answer))
     except Stop as error:
         raise Stop(f"{error}{hint}") from None
+    whole = all(len(of) == BATCH for of in answers.values())
     for row in (0, BATCH - 1):
-        wanted, given = answer[0], answers[row] if len(answers) == BATCH else answers[:0]
-        if installed.about["task"] == "face":
-            wrong = None if len(given) and cosine(wanted.tolist(), given.tolist()) >= COSINE else "another embedding"
-        else:
-            wrong = (
-                difference(installed.about["task"], wanted.tolist(), given.tolist())
-                if len(given)
-                else "too few outputs"
-            )
+        wrong = compare(installed.head, _rows(answer, 0), _rows(answers, row)) if whole else "too few outputs"
         if wrong:
             raise Stop(f"{what} gives another output than for a single image: {wrong}{hint}")
 
 
-def _run(onnx_python: Path, model: Path, images: NDArray[Any], what: str) -> NDArray[Any]:
+def _rows(answer: dict[str, NDArray[Any]], image: int) -> dict[str, list[list[float]]]:
+    """The outputs for one image as `engine_check` compares them."""
+    return {name: of[image].reshape(-1, of.shape[-1]).tolist() for name, of in answer.items()}
+
+
+def _run(onnx_python: Path, model: Path, images: NDArray[Any], what: str, names: list[str]) -> dict[str, NDArray[Any]]:
+    """The outputs by the names that they shall have, in the order of the graph."""
     if not onnx_python.exists():
         raise Stop(f"{onnx_python} is missing: run `make triton-env`")
     with tempfile.TemporaryDirectory() as scratch:
-        given, answer = Path(scratch) / "given.npy", Path(scratch) / "answer.npy"
+        given, answer = Path(scratch) / "given.npy", Path(scratch) / "answer.npz"
         np.save(given, images)
         command = [onnx_python, "-I", "-c", RUN, model, given, answer]
         environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
         if done.returncode != 0:
             raise Stop(f"{what} does not run in ONNX Runtime: {done.stderr.strip()[-500:]}")
-        return np.load(answer)
+        with np.load(answer) as found:
+            return {name: found[f"arr_{number}"] for number, name in enumerate(names)}
 
 
-def _ensemble(found: list[Installed], target: Path) -> str | None:
-    """Writes the ensemble's configuration if both models have the same input size; else returns the reason why not."""
-    parts = {model.name: model for model in found if model.name != ARCFACE}
-    missing = [name for name in (DETECT, POSE) if name not in parts]
-    if missing:
-        return f"{missing[0]} is not installed"
-    sizes = {name: part.size for name, part in parts.items()}
-    if len(set(sizes.values())) > 1:
-        return "; ".join(f"{name} takes {height}x{width}" for name, (height, width) in sizes.items())
-    steps = [
-        (name, "detections", output, parts[name].about["candidates"], parts[name].about["columns"])
-        for name, output in ((DETECT, "detections"), (POSE, "poses"))
-    ]
-    shown = " + ".join(Path(parts[name].about["source"]).stem for name in (DETECT, POSE))
-    text = ensemble_config(VISION, sizes[DETECT], steps, shown, parts[DETECT].about["names"])
-    target.write_text("# Written by `make engine`.\n" + text.partition("\n")[2])
-    return None
+def _ensemble(found: list[Installed], source: Path) -> str | None:
+    """Writes the configuration of the ensemble of those that take the same image; returns why one is not in it."""
+    configs = {
+        model.name: parsed((source / model.name / "plan.pbtxt").read_text()) for model in found if model.name != ARCFACE
+    }
+    if not configs:
+        return None
+    group = largest_group(configs)
+    images = [f"{name} takes {image_in_words(config)}" for name, config in configs.items()]
+    if len(group) < 2:
+        if len(configs) > 1:
+            return f"no ensemble: {'; '.join(images)}"
+        return f"no ensemble: {next(name for name in TASKS if name not in configs)} is not installed"
+    members = [Member(name, configs[name]) for name in TASKS if name in group]
+    shown = " + ".join(configs[member.name].parameters["display_name"].string_value for member in members)
+    classes = json.loads(configs[members[0].name].parameters["class_names"].string_value or "[]")
+    text = ensemble_config(VISION, members, shown, classes)
+    (source / "vision.pbtxt").write_text("# Written by `make engine`.\n" + text.partition("\n")[2])
+    apart = [image for name, image in zip(configs, images, strict=True) if name not in group]
+    return f"not in the ensemble, but asked apart: {'; '.join(apart)}" if apart else None

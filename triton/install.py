@@ -15,14 +15,22 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from configs import Size, ensemble_config, onnx_config, resized
+from configs import Size, onnx_config, parsed, resized
+from ensemble import Member, ensemble_config, image_in_words, is_bytes, largest_group
 from layouts import class_names, load
-from prepare import Sheet, layout_of, prepare
+from model_yaml import SILENT, ModelYaml
+from prepare import layout_of, parameters_of, prepare
+from service_check import check_readable
 
-DETECT, POSE, VISION, MEDIAPIPE = "yolo", "yolo_pose", "vision", "_mediapipe"
+DETECT, POSE, SEGMENT, OBB, CLASSIFY = "yolo", "yolo_pose", "yolo_segment", "yolo_obb", "yolo_classify"
+VISION, MEDIAPIPE = "vision", "_mediapipe"
 BACKEND = Path(__file__).with_name("onnx_model.py")
-TASKS = {DETECT: "detect", POSE: "pose"}
+TASKS = {DETECT: "detect", POSE: "pose", SEGMENT: "segment", OBB: "obb", CLASSIFY: "classify"}
+"""By model: its task."""
+STANDS_IN = {DETECT: "detections", POSE: "poses"}
+"""By model for which MediaPipe stands in: MediaPipe's output."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,8 @@ class InstallOptions:
     """The output's layout, `raw` or `end_to_end`."""
     as_is: bool = False
     """Installs the ONNX unprepared."""
+    about: ModelYaml = SILENT
+    """The ONNX's `model.yaml`."""
 
 
 def install(source: Path, name: str, repository: Path, options: InstallOptions = InstallOptions()) -> Path:
@@ -45,19 +55,37 @@ def install(source: Path, name: str, repository: Path, options: InstallOptions =
     """
 
     def fill(fresh: Path) -> tuple[Sequence[str], Mapping[str, str]]:
-        hints = {"task": TASKS[name], "given": options.names, "told": options.layout}
-        if options.as_is:
-            shutil.copyfile(source, fresh / "model.onnx")
-            model = load(source)
-            layout = layout_of(model, source, **hints)
-            classes = class_names(model, layout, options.names)
-            size = {"input_size": f"{layout.height}x{layout.width}"}  # the graph's own may be open
-            batch = {"batch": str(layout.batch)} if layout.batch else {}
-            return classes, {"layout": layout.as_is, **size, **batch}
-        sheet = prepare(source, fresh / "model.onnx", **hints)
-        return sheet.names, {"layout": sheet.rows}
+        return fill_version(source, name, fresh, options)
 
     return place(name, repository, source.stem, fill)
+
+
+def fill_version(
+    source: Path, name: str, fresh: Path, options: InstallOptions
+) -> tuple[Sequence[str], Mapping[str, str]]:
+    """Writes model.onnx and, if it is prepared, model.json; returns names and parameters as `place` wants them.
+
+    Raises:
+        UnknownLayout: the layout is unknown, or the service would not read the model.
+    """
+    hints = {"task": TASKS[name], "given": options.names, "told": options.layout, "about": options.about}
+    classes: Sequence[str]
+    if options.as_is:
+        shutil.copyfile(source, fresh / "model.onnx")
+        model = load(source)
+        layout = layout_of(model, source, **hints)
+        classes = class_names(model, layout, options.names or options.about.names)
+        image = options.about.image(layout.as_is, layout.task)
+        given = parameters_of(model, layout, options.about, image, as_is=True)
+    else:
+        sheet = prepare(source, fresh / "model.onnx", **hints)
+        classes, given = sheet.names, sheet.parameters
+        model = load(fresh / "model.onnx")
+    config = onnx_config(model, name, source.stem, classes, 1, 1, given)
+    check_readable(TASKS[name], config, source.name)
+    if options.as_is and layout.batch:
+        given |= {"batch": str(layout.batch)}
+    return classes, given
 
 
 def place(
@@ -106,64 +134,77 @@ def remove(name: str, repository: Path) -> None:
 
 
 def compose(repository: Path) -> str | None:
-    """Writes the ensemble of the installed models; MediaPipe replaces a missing one.
+    """Writes the ensemble of the installed models that take the same image; MediaPipe stands in for a missing one.
 
     Returns:
-        Why there is no ensemble of installed models; None if there is one, or if no model is installed.
+        Why there is no ensemble of installed models, or which of them are not in it; None if all are, or if no model is
+        installed.
     """
-    sheets = {name: installed(repository / name) for name in (DETECT, POSE)}
-    sizes = {name: (sheet.height, sheet.width) for name, sheet in sheets.items() if sheet}
-    as_is = [name for name in (DETECT, POSE) if name not in sizes and _has_onnx(repository / name)]
-    parts = [name for name in (DETECT, POSE) if name not in sizes and name not in as_is]
-    for name in (*parts, MEDIAPIPE, VISION):
+    configs = {name: parsed(text) for name in TASKS if (text := _installed_text(repository / name))}
+    missing = [name for name in STANDS_IN if name not in configs]
+    for name in (*missing, MEDIAPIPE, VISION):
         remove(name, repository)
     (repository / VISION / "not_served.txt").unlink(missing_ok=True)
-    if not sizes and not as_is:
+    if not configs:
         return None
-    mediapipe = (repository / MEDIAPIPE / "config.pbtxt").exists()
-    reason = None
-    if as_is:
-        reason = f"{as_is[0]} is installed as it is, not prepared"
-    elif len(set(sizes.values())) > 1:
-        reason = "; ".join(f"{name} takes {height}x{width}" for name, (height, width) in sizes.items())
-        reason += ": one call for both needs one size (export both with the same imgsz)"
-    elif parts and not mediapipe:
-        reason = f"{parts[0]} is not installed"
-    size = next(iter(sizes.values()), None)
-    if mediapipe and parts and size:
-        for name in (*parts, MEDIAPIPE):
-            write_config(repository / name, resized((repository / name / "config.pbtxt").read_text(), size))
-    if reason is None and size:
-        _write_ensemble(repository, sheets, size)
-    elif (repository / VISION).is_dir():
-        (repository / VISION / "not_served.txt").write_text(reason + "\n")
-    return reason
-
-
-def _write_ensemble(repository: Path, sheets: dict[str, Sheet | None], size: Size) -> None:
-    (repository / VISION / "1").mkdir(parents=True, exist_ok=True)
-    standing_in = (repository / MEDIAPIPE / "config.pbtxt").read_text() if None in sheets.values() else ""
-    steps = []
-    for name, output in ((DETECT, "detections"), (POSE, "poses")):
-        sheet = sheets[name]
-        if sheet:
-            steps.append((name, "detections", output, sheet.candidates, sheet.columns))
+    group = largest_group(configs)
+    members = {name: Member(name, configs[name]) for name in group}
+    if missing and is_bytes(configs[group[0]]) and (repository / MEDIAPIPE / "config.pbtxt").exists():
+        height, width, _ = configs[group[0]].input[0].dims
+        members |= _stand_in(repository, missing, (height, width))
+    elif len(missing) == len(STANDS_IN) and len(group) == 1 and (repository / MEDIAPIPE / "config.pbtxt").exists():
+        return None  # the checked-in ensemble is MediaPipe's, which nothing has replaced
+    apart = {name: config for name, config in configs.items() if name not in members}
+    if len(members) < 2:
+        if apart:
+            reason = f"{_images(configs)}: one call for several needs one size (export them with the same imgsz)"
+        elif missing and (repository / MEDIAPIPE / "config.pbtxt").exists():
+            reason = f"{_images(configs)}, which MediaPipe, in place of {missing[0]}, does not"
         else:
-            rows, columns = re.search(
-                rf'"{output}" data_type: TYPE_FP32 dims: \[ (\d+), (\d+) \]', standing_in
-            ).groups()
-            steps.append((MEDIAPIPE, output, output, int(rows), int(columns)))
-    detect = sheets[DETECT]
-    classes = detect.names if detect else ["person", "face"]
-    shown = " + ".join(sheet.source.removesuffix(".onnx") if sheet else "mediapipe" for sheet in sheets.values())
-    write_config(repository / VISION, ensemble_config(VISION, size, steps, shown, classes))
+            reason = f"{next(name for name in TASKS if name not in members)} is not installed"
+        if (repository / VISION).is_dir():
+            (repository / VISION / "not_served.txt").write_text(reason + "\n")
+        return f"no ensemble: {reason}"
+    _write_ensemble(repository, [members[name] for name in TASKS if name in members])
+    return f"not in the ensemble, but asked apart: {_images(apart)}" if apart else None
 
 
-def installed(folder: Path) -> Sheet | None:
-    """The sheet of the prepared model that the installed configuration names, if there is one."""
-    version = installed_version(folder)
-    sheet = version / "model.json" if version else None
-    return Sheet(**json.loads(sheet.read_text())) if sheet and sheet.exists() else None
+def _installed_text(folder: Path) -> str | None:
+    """The installed configuration of an ONNX; None if none is installed."""
+    config = folder / "configs" / "installed.pbtxt"
+    text = config.read_text() if config.exists() else ""
+    return text if "version_policy" in text else None
+
+
+def _stand_in(repository: Path, missing: Sequence[str], size: Size) -> dict[str, Member]:
+    """Gives MediaPipe this size; returns it as a member for each missing model."""
+    for name in (*missing, MEDIAPIPE):
+        write_config(repository / name, resized((repository / name / "config.pbtxt").read_text(), size))
+    text = (repository / MEDIAPIPE / "configs" / "installed.pbtxt").read_text()
+    members = {}
+    for name in missing:
+        config = parsed(text)
+        output = next(value for value in config.output if value.name == STANDS_IN[name])
+        del config.output[:]
+        config.output.append(output)
+        members[name] = Member(name, config, MEDIAPIPE, output.name)
+    return members
+
+
+def _images(configs: Mapping[str, Any]) -> str:
+    return "; ".join(f"{name} takes {image_in_words(config)}" for name, config in configs.items())
+
+
+def _write_ensemble(repository: Path, members: Sequence[Member]) -> None:
+    (repository / VISION / "1").mkdir(parents=True, exist_ok=True)
+    first = members[0]
+    said = {key: value.string_value for key, value in first.config.parameters.items()}
+    classes = ["person", "face"] if first.runs else json.loads(said.get("class_names", "[]"))
+    shown = [
+        "mediapipe" if member.runs else member.config.parameters["display_name"].string_value for member in members
+    ]
+    text = ensemble_config(VISION, members, " + ".join(dict.fromkeys(shown)), classes)
+    write_config(repository / VISION, text)
 
 
 def installed_version(folder: Path) -> Path | None:
@@ -171,11 +212,6 @@ def installed_version(folder: Path) -> Path | None:
     config = folder / "configs" / "installed.pbtxt"
     version = re.search(r"versions: \[ (\d+) \]", config.read_text()) if config.exists() else None
     return folder / version[1] if version else None
-
-
-def _has_onnx(folder: Path) -> bool:
-    config = folder / "configs" / "installed.pbtxt"
-    return config.exists() and "version_policy" in config.read_text()
 
 
 def write_config(folder: Path, text: str) -> None:

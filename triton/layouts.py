@@ -1,4 +1,4 @@
-"""Recognises an Ultralytics-style ONNX by its shapes and, if these are ambiguous, by its metadata and last nodes."""
+"""Recognises an ONNX by its shapes and, if these are ambiguous, by its metadata, its last nodes or its `model.yaml`."""
 
 from __future__ import annotations
 
@@ -10,26 +10,30 @@ from pathlib import Path
 
 import onnx
 from onnx import TensorProto, shape_inference
-from structure import Part, parts_of, suppresses
+from structure import Part, last_node, parts_of, suppresses
+
+from app.pipeline.layouts import FAMILY_LAYOUTS
+from app.pipeline.parameters import TASKS
 
 Unknown = Callable[[str], "UnknownLayout"]
-KEYPOINTS = 17
+KEYPOINTS = (17, 3)
+"""Points of a pose, and numbers of each, where nothing says otherwise: COCO's."""
 STRIDES = (8, 16, 32)
 MARK = "sightline_layout"
 """Key in a prepared graph's metadata; its value is the meaning of the rows."""
-LAYOUTS = ("raw", "end_to_end", "prepared")
-_POSE_ROWS = 5 + 3 * KEYPOINTS
+YOLO_LAYOUTS = ("raw", "end_to_end")
+"""What a user may say about a head of YOLO."""
+LAYOUTS = (*YOLO_LAYOUTS, *FAMILY_LAYOUTS)
+"""What a user may say about a head."""
 
-KNOWN = """layouts known:
-  [N, 4+classes, A]           raw head of YOLOv8 / YOLO11, input FP32 or FP16 [N, 3, H, W]
-  [N, 56, A]                  the same with 17 keypoints (more rows with more classes)
-  [N, K, 6], [N, K, 57]       end-to-end heads (YOLOv10, YOLO26, any export with nms=True)
-  [N, K, 6], [N, K, 57]       prepared already, input UINT8 [N, H, W, 3]"""
-_TASKS = {
-    "segment": "a segmentation model: export a detection model",
-    "obb": "a model of oriented boxes: export a detection model",
-    "classify": "a classification model: export a detection model",
-}
+KNOWN = """layouts known (detect, pose, segment, obb, classify: make models DETECT=, POSE=, SEGMENT=, OBB=, CLASSIFY=):
+  [N, 4+classes, A]           raw head of YOLOv8 / YOLO11, input FP32 or FP16 [N, 3, H, W]; behind the classes
+                              pose: the keypoints (56 rows: one class, 17 points), segment: masks, obb: an angle
+  [N, K, 6 + the same]        end-to-end heads (YOLOv10, YOLO26, any export with nms=True)
+  [N, K, 6 + the same]        prepared already, input UINT8 [N, H, W, 3]
+  [N, classes]                classify
+  other families (detect)     a model.yaml beside the ONNX names them: layout: """ + ", ".join(FAMILY_LAYOUTS)
+_ANGLE = 1
 
 
 class UnknownLayout(ValueError):
@@ -42,38 +46,61 @@ class SharedShape(UnknownLayout):
 
 @dataclass(frozen=True)
 class Layout:
-    """The input and output of an ONNX."""
+    """The input and outputs of an ONNX."""
 
+    task: str
+    """detect, pose, segment, obb or classify."""
     kind: str
-    """raw, end2end or prepared."""
+    """raw, end2end or prepared; scores, of a classification model; else the layout of another family."""
     height: int
     width: int
     batch: int | None
     """The fixed batch size; None: any."""
     input_name: str
     input_type: int
-    output_name: str
+    outputs: tuple[str, ...]
+    """Names; first the one with the rows."""
     output_type: int
+    """Type of the first."""
     classes: int | None
     """Number of classes; None if the shape does not show it."""
-    pose: bool
+    extra: int
+    """Numbers of a candidate beyond its box, score and class."""
     candidates: int
     """Rows of the prepared graph's output; -1 if only a run shows how many."""
     overlaps: bool
     """Whether the rows overlap, because the graph has not suppressed them."""
+    keypoints: tuple[int, int] | None = None
+    """Of a pose model: points, and numbers of each."""
+    logits: bool | None = None
+    """Of a classification model: whether it answers logits; None if the graph does not show it."""
+
+    @property
+    def pose(self) -> bool:
+        return self.task == "pose"
 
     @property
     def columns(self) -> int:
-        return 6 + 3 * KEYPOINTS if self.pose else 6
+        return 6 + self.extra
+
+    @property
+    def is_rows(self) -> bool:
+        """Whether the head is one of YOLO's, of boxes."""
+        return self.kind in ("raw", "end2end", "prepared")
 
     @property
     def rows(self) -> str:
-        """The meaning of the prepared graph's rows, as a value of the configuration's parameter `layout`."""
+        """The meaning of the prepared graph's outputs, as a value of the configuration's parameter `layout`.
+
+        A classification model has none.
+        """
+        if not self.is_rows:
+            return "" if self.kind == "scores" else self.kind
         return "prepared" if self.overlaps else "end_to_end"
 
     @property
     def as_is(self) -> str:
-        """The meaning of the unprepared graph's rows, as a value of the parameter `layout`."""
+        """The meaning of the unprepared graph's outputs, as a value of the parameter `layout`."""
         return "raw" if self.kind == "raw" else self.rows
 
 
@@ -85,8 +112,11 @@ def load(source: Path) -> onnx.ModelProto:
     """
     try:
         model = onnx.load(source)
+        _check_plugins(model, source.name)
         sort_nodes(model.graph)
         onnx.checker.check_model(model)
+    except UnknownLayout:
+        raise
     except (onnx.checker.ValidationError, ValueError, TypeError) as error:
         raise UnknownLayout(f"{source.name}: not a valid ONNX file: {error}") from None
     except Exception as error:  # protobuf's DecodeError has no public module
@@ -94,6 +124,16 @@ def load(source: Path) -> onnx.ModelProto:
             raise
         raise UnknownLayout(f"{source.name}: not an ONNX file: {error}") from None
     return model
+
+
+def _check_plugins(model: onnx.ModelProto, name: str) -> None:
+    plugins = sorted({node.op_type for node in model.graph.node if node.op_type.endswith("_TRT")})
+    if plugins:
+        raise UnknownLayout(
+            f"{name}: has {', '.join(plugins)}, a plug-in that only TensorRT runs. Stage `detect` reads such a head "
+            "(layout efficient_nms), but from a Triton of your own that serves the plan. To install it here, export it "
+            "without the plug-in"
+        )
 
 
 def sort_nodes(graph: onnx.GraphProto) -> None:
@@ -150,7 +190,7 @@ def labels(model: onnx.ModelProto) -> list[str]:
 
 def class_names(model: onnx.ModelProto, layout: Layout, given: Sequence[str] | None = None) -> list[str]:
     """The given names, else those of the metadata; without any, `person` for a pose model, else class_0, class_1, …"""
-    alone = ["person"] if layout.pose and layout.classes in (1, None) else []
+    alone = ["person"] if layout.keypoints == KEYPOINTS and layout.classes in (1, None) else []
     return list(given or names(model) or alone or [f"class_{index}" for index in range(layout.classes or 0)])
 
 
@@ -161,13 +201,17 @@ def read_layout(
     task: str | None = None,
     given: Sequence[str] | None = None,
     told: str | None = None,
+    keypoints: tuple[int, int] | None = None,
+    logits: bool | None = None,
 ) -> Layout:
     """Recognises the graph: by its metadata, then by its last nodes, and by shapes that only one family has.
 
     Args:
-        task: the user's `detect` or `pose`; the metadata's task takes precedence.
+        task: the task that the user installs it for; the metadata's task must not be another.
         given: the user's class names.
-        told: the user's layout, `raw` or `end_to_end`.
+        told: the user's layout, one of `LAYOUTS`.
+        keypoints: the user's number of keypoints, and of numbers for each.
+        logits: what the user says of a classification model's output.
 
     Raises:
         UnknownLayout: the layout is not known.
@@ -177,88 +221,204 @@ def read_layout(
     inputs = [value for value in model.graph.input if value.name not in weights]
     outputs = list(model.graph.output)
     found = "; ".join(_describe(value) for value in (*inputs, *outputs))
-    about, parts = metadata(model), parts_of(model)
+    about = metadata(model)
 
     def unknown(why: str | None = None) -> UnknownLayout:
         return UnknownLayout(f"{name}: found {found}" + (f"\n{why}" if why else "") + f"\n{KNOWN}")
 
+    def check_task(seen: str) -> str:
+        if task not in (None, seen):
+            raise UnknownLayout(
+                f"{name}: is a {seen} model; {task.upper()}= takes one for {task}. It goes with {seen.upper()}=\n"
+                f"found {found}"
+            )
+        return seen
+
     said = about.get("task")
-    if said is not None and said not in ("detect", "pose"):
-        raise unknown(f"it is {_TASKS.get(said, f'for the task {said}, which is not known')}")
-    if len(inputs) != 1 or len(outputs) != 1:
-        raise unknown(_several(inputs, outputs))
-    value, head = inputs[0], _shape(outputs[0])
+    if said is not None and said not in TASKS:
+        raise unknown(f"it is for the task {said}, which no stage reads; there are {', '.join(TASKS)}")
+    if said is not None:
+        check_task(said)
+    if len(inputs) != 1 or not outputs:
+        raise unknown(_several_inputs(inputs))
+    value = inputs[0]
     shape, kind = _shape(value), value.type.tensor_type.elem_type
-    if len(head) == 2:
-        raise unknown("one vector for each image: a classification model, or YOLO-NAS' flat list")
-    if len(shape) != 4 or len(head) != 3:
-        raise unknown()
-    prepared = kind == TensorProto.UINT8 and shape[3] == 3
-    if not prepared and not (kind in (TensorProto.FLOAT, TensorProto.FLOAT16) and shape[1] == 3):
+    prepared = kind == TensorProto.UINT8 and len(shape) == 4 and shape[3] == 3
+    if not prepared and not (len(shape) == 4 and kind in _FLOATS and shape[1] == 3):
         raise unknown()
     height, width = _size(model, shape[1:3] if prepared else shape[2:4], unknown())
-    if None in head[1:]:
-        head = _inferred_head(model, value.name, height, width, prepared)
-    if not prepared and _is_detr(about, parts):
-        raise unknown(
-            "it is RT-DETR's head, or another whose boxes are relative to the image (cx, cy, w, h from 0 to 1): such "
-            "heads are not read. Export a YOLO (YOLOv8, YOLO11, YOLO26) instead"
-        )
-    common = {
+    shapes = [
+        _inferred_head(model, value.name, output, height, width, prepared)
+        if None in _shape(output)[1:]
+        else _shape(output)
+        for output in outputs
+    ]
+    images = {
         "height": height, "width": width, "batch": shape[0] or _unrolled(about),
         "input_name": value.name, "input_type": kind,
-        "output_name": outputs[0].name, "output_type": outputs[0].type.tensor_type.elem_type,
     }  # fmt: skip
-    rows, columns = head[1], head[2]
+
+    def made(seen: str, kind: str, *order: onnx.ValueInfoProto, **more: object) -> Layout:
+        rest = {"classes": None, "extra": 0, "candidates": -1, "overlaps": False} | more
+        named, first = tuple(output.name for output in order), order[0].type.tensor_type.elem_type
+        return Layout(check_task(seen), kind, **images, outputs=named, output_type=first, **rest)  # type: ignore[arg-type]
+
+    heads = [output for output, dims in zip(outputs, shapes, strict=True) if len(dims) == 3]
+    parts = parts_of(model, (heads or outputs)[0].name)
+    family = told if told not in (None, *YOLO_LAYOUTS) else None
+    if family is None and about.get(MARK) in FAMILY_LAYOUTS:
+        family = about[MARK]
+    if family is None and not prepared:
+        family = _family(about, parts, outputs, shapes, list(given or labels(model)), unknown)
+    if family is not None:
+        return made("detect", family, *outputs)
+    if len(outputs) == 1 and len(shapes[0]) == 2:
+        classes = shapes[0][1]
+        known = list(given or labels(model))
+        if known and classes and len(known) != classes:
+            raise unknown(f"it has {classes} classes, but the number of names is {len(known)}")
+        return made("classify", "scores", *outputs, classes=classes, logits=_logits(model, outputs[0].name, logits))
+    masks = [output for output, dims in zip(outputs, shapes, strict=True) if len(dims) == 4]
+    if len(heads) != 1 or len(masks) > 1 or len(outputs) != 1 + len(masks):
+        raise unknown(_several_outputs(outputs, shapes))
+    seen = said or ("segment" if masks else task)
+    if masks and seen != "segment":
+        check_task("segment")
+        raise unknown(f"the 4-dimensional output is a segmentation model's, but its task is {seen}")
+    if seen == "segment" and not masks:
+        raise unknown("a segmentation model has a second output, the prototypes of its masks [N, masks, h, w]")
+    if seen == "classify":
+        raise unknown("a classification model has one vector for each image, [N, classes]")
+    rows, columns = shapes[outputs.index(heads[0])][1:]
+    if said is None and columns == 6 + KEYPOINTS[0] * KEYPOINTS[1] and seen in (None, "detect"):
+        seen = "pose"
+    elif said is None and columns == 6 and seen == "pose":
+        seen = "detect"
+    seen = seen or "detect"
+    points = _keypoints(about, keypoints, unknown) if seen == "pose" else None
+    extra = {
+        "pose": (points or KEYPOINTS)[0] * (points or KEYPOINTS)[1],
+        "obb": _ANGLE,
+        "segment": shapes[outputs.index(masks[0])][1] if masks else 0,
+    }.get(seen, 0)
+    if extra is None:
+        raise unknown("the number of its prototypes is open: export it with a fixed size")
+    common = {"extra": extra, "keypoints": (points or KEYPOINTS) if seen == "pose" else None}
     finished = _says_finished(about, parts, model, told)
-    pose = said == "pose" if said else columns == 57 or (columns != 6 and task == "pose")
-    _check_keypoints(about, pose, unknown)
     if finished and columns is None:
-        columns = 6 + (3 * KEYPOINTS if pose else 0)
+        columns = 6 + extra
     cells = sum((height // stride) * (width // stride) for stride in STRIDES)
-    if columns in (6, 57) and told != "raw" and (prepared or finished or (rows or 0) not in (cells, 3 * cells)):
+    if columns == 6 + extra and told != "raw" and (prepared or finished or (rows or 0) not in (cells, 3 * cells)):
         if not prepared and not finished:
+            boxes = "cx, cy, w, h" if seen == "obb" else "x1, y1, x2, y2"
             raise SharedShape(
                 f"{name}: found {found}\n"
-                f"[N, {rows or '?'}, {columns}] could be an end-to-end YOLO's rows (x1, y1, x2, y2, score, class) or "
+                f"[N, {rows or '?'}, {columns}] could be an end-to-end YOLO's rows ({boxes}, score, class) or "
                 "those of RT-DETR (cx, cy, w, h from 0 to 1), and neither its metadata (end2end, args, head) nor its "
                 f"last nodes show which. If it is the former: make models LAYOUT=end_to_end\n{KNOWN}"
             )
         overlaps = prepared and not finished
-        kind_name = "prepared" if overlaps else "end2end"
-        if (columns == 57) != pose:
-            raise unknown(f"{columns} columns do not fit its task, {said}")
-        return Layout(
-            "prepared" if prepared else kind_name, **common, classes=None, pose=pose, candidates=rows or -1,
-            overlaps=overlaps,
+        return made(
+            seen, "prepared" if prepared else "end2end", heads[0], *masks, candidates=rows or -1, overlaps=overlaps,
+            **common,
         )  # fmt: skip
     if prepared or rows is None or rows < 5:
         raise unknown()
     if finished:
-        raise unknown(f"by its metadata or its last nodes it suppresses overlaps itself, but it has {columns} columns")
+        raise unknown(
+            f"by its metadata or its last nodes it suppresses overlaps itself, but it has {columns} columns; a {seen} "
+            f"model's has {6 + extra}"
+        )
     if columns is not None and (rows >= columns or rows in (cells, 3 * cells)):
         raise unknown(
-            "anchors in rows, as of YOLOv5 and YOLOX (with an objectness): export with Ultralytics, as yolov5nu"
+            f"anchors in rows, as of YOLOv5 and YOLOX (with an objectness): {_SAY} layout: objectness, or "
+            "yolox; or export with Ultralytics, as yolov5nu"
         )
     if columns == 3 * cells:
         raise unknown("three anchors a cell, as of YOLOv5 (with an objectness): export with Ultralytics, as yolov5nu")
     known = list(given or labels(model))
-    classes = _classes(rows, pose, said, known, parts, unknown)
-    return Layout(
-        "raw", **common, classes=classes, pose=pose, candidates=columns or cells, overlaps=True
-    )  # fmt: skip
+    if seen == "pose" and points is None and not known and rows != _POSE_ROWS:
+        raise unknown(
+            f"{rows} rows: neither its metadata (kpt_shape) nor its names tell keypoints from classes. {_SAY} "
+            "kpt_shape: [points, 3]"
+        )
+    classes = _classes(rows, seen, extra, said, known, parts, unknown)
+    return made(seen, "raw", heads[0], *masks, classes=classes, candidates=columns or cells, overlaps=True, **common)
 
 
-def _several(inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]) -> str | None:
-    """Describes a graph with several inputs or outputs; None if it has no known form."""
-    shapes = [_shape(value) for value in outputs]
-    if any(value.name.lower().startswith("num_det") for value in outputs):
-        return "a head behind TensorRT's EfficientNMS: export without the plug-in"
-    if any(len(shape) == 4 for shape in shapes):
-        return "the 4-dimensional output is a segmentation model's"
-    if len(inputs) > 1 or any(len(shape) == 3 and shape[2] == 4 for shape in shapes):
-        return "separate boxes and scores, as of RF-DETR, D-FINE or YOLO-NAS: such heads are not read"
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
+_POSE_ROWS = 5 + KEYPOINTS[0] * KEYPOINTS[1]
+_SAY = "say in a model.yaml beside the ONNX"
+
+
+def _several_inputs(inputs: Sequence[onnx.ValueInfoProto]) -> str | None:
+    if any("target_size" in value.name for value in inputs):
+        return (
+            "it is an RT-DETR or D-FINE with its post-processor: export it without (layout: boxes_logits), or make "
+            "orig_target_sizes a constant, [[width, height]] of the input (layout: rows_apart)"
+        )
     return None
+
+
+def _several_outputs(outputs: Sequence[onnx.ValueInfoProto], shapes: Sequence[list[int | None]]) -> str | None:
+    """Describes a graph with several outputs, who reads it, and what to say; None if it has no known form."""
+    if any(value.name.lower().startswith("num_det") for value in outputs):
+        return f"a head as behind TensorRT's EfficientNMS (stage `detect`): {_SAY} layout: efficient_nms"
+    if any(len(shape) == 4 for shape in shapes):
+        return "the 4-dimensional output is a segmentation model's, which has one more, of rows: make models SEGMENT="
+    if any(len(shape) in (2, 3) and shape[-1] == 4 for shape in shapes):
+        if any(len(shape) < 3 and shape[-1] != 4 for shape in shapes):
+            return (
+                "boxes, scores and labels apart, as of RT-DETR or D-FINE with their post-processor, or of torchvision "
+                f"(stage `detect`): {_SAY} layout: rows_apart, or torchvision"
+            )
+        return (
+            "separate boxes and scores, as of RF-DETR and D-FINE (layout: boxes_logits; RF-DETR: also mean and std) or "
+            f"YOLO-NAS (layout: boxes_scores); stage `detect` reads them: {_SAY} which"
+        )
+    return None
+
+
+def _family(
+    about: dict[str, str],
+    parts: Sequence[Part],
+    outputs: Sequence[onnx.ValueInfoProto],
+    shapes: Sequence[list[int | None]],
+    known: Sequence[str],
+    unknown: Unknown,
+) -> str | None:
+    """The layout of a head of another family that metadata or names prove; None if it is none.
+
+    Raises:
+        UnknownLayout: it is one of RT-DETR, and which one is not certain.
+    """
+    if {"num_dets", "det_boxes", "det_scores", "det_classes"} <= {output.name for output in outputs}:
+        return "efficient_nms"
+    said = f"{about.get('head', '')} {about.get('description', '')}"
+    named = re.search(r"rt-?detr", said, re.IGNORECASE) is not None
+    if len(outputs) != 1 or len(shapes[0]) != 3 or not (named or parts[:1] == ["shares"]):
+        return None
+    columns = shapes[0][2]
+    picked = "classes" in parts
+    if named and known and columns is not None:
+        if columns == 6 and (len(known) != 2 or picked):
+            return "rtdetr_rows"
+        if columns == 4 + len(known) and (len(known) != 2 or parts == ["shares", "shares"]):
+            return "rtdetr"
+    raise unknown(
+        "it is RT-DETR's head, or another whose boxes are relative to the image (cx, cy, w, h from 0 to 1), which "
+        f"stage `detect` reads. {_SAY} layout: rtdetr (one score a class), or rtdetr_rows (score, class)"
+    )
+
+
+def _logits(model: onnx.ModelProto, output: str, told: bool | None) -> bool | None:
+    """Whether a classification model answers logits: by the user, else by its last node; None if neither shows it."""
+    if told is not None:
+        return told
+    last = last_node(model, output)
+    if last in ("Softmax", "Sigmoid"):
+        return False
+    return True if last in ("Gemm", "MatMul", "Conv", "LogSoftmax") else None
 
 
 def _unrolled(about: dict[str, str]) -> int | None:
@@ -276,11 +436,6 @@ def _args(about: dict[str, str]) -> dict[str, object]:
     return args if isinstance(args, dict) else {}
 
 
-def _is_detr(about: dict[str, str], parts: Sequence[Part]) -> bool:
-    said = f"{about.get('head', '')} {about.get('description', '')}"
-    return re.search(r"rt-?detr", said, re.IGNORECASE) is not None or parts[:1] == ["shares"]
-
-
 def _says_finished(about: dict[str, str], parts: Sequence[Part], model: onnx.ModelProto, told: str | None) -> bool:
     """Whether the graph suppresses overlaps itself, according to the user, its metadata or its nodes."""
     if told is not None:
@@ -291,45 +446,68 @@ def _says_finished(about: dict[str, str], parts: Sequence[Part], model: onnx.Mod
     return nms or about.get("end2end") == "True" or "classes" in parts or suppresses(model)
 
 
-def _check_keypoints(about: dict[str, str], pose: bool, unknown: Unknown) -> None:
-    shape = about.get("kpt_shape", f"[{KEYPOINTS}, 3]").replace("(", "[").replace(")", "]")
-    if pose and shape != f"[{KEYPOINTS}, 3]":
-        raise unknown(f"its kpt_shape is {shape}; known is [{KEYPOINTS}, 3]")
+def _keypoints(about: dict[str, str], told: tuple[int, int] | None, unknown: Unknown) -> tuple[int, int] | None:
+    """Number of keypoints and of numbers for each: the user's, else the metadata's; None if neither says it."""
+    if told is not None or "kpt_shape" not in about:
+        return told
+    try:
+        points, numbers = (int(value) for value in ast.literal_eval(about["kpt_shape"]))
+    except (ValueError, SyntaxError, TypeError):
+        points, numbers = 0, 0
+    if points < 1 or numbers not in (2, 3):
+        raise unknown(f"its kpt_shape is {about['kpt_shape']}; want the number of points, then 2 or 3: [17, 3]")
+    return points, numbers
 
 
 def _classes(
-    rows: int, pose: bool, said: str | None, known: Sequence[str], parts: Sequence[Part], unknown: Unknown
+    rows: int,
+    task: str,
+    extra: int,
+    said: str | None,
+    known: Sequence[str],
+    parts: Sequence[Part],
+    unknown: Unknown,
 ) -> int:
     """The number of classes of a raw head with `rows` rows.
 
     Args:
+        extra: rows behind the classes.
         said: the task in its metadata.
         known: the class names, if any.
 
     Raises:
         UnknownLayout: the rows are ambiguous, or do not fit the names or the nodes.
     """
-    if not (pose or said) and rows == _POSE_ROWS and len(known) != rows - 4 and parts != ["other", "shares"]:
+    if (
+        task == "detect" and not said and rows == _POSE_ROWS
+        and len(known) != rows - 4 and parts != ["other", "shares"]
+    ):  # fmt: skip
         raise unknown(
-            f"{rows} rows are one class with {KEYPOINTS} keypoints, or {rows - 4} classes, and neither its metadata "
+            f"{rows} rows are one class with {KEYPOINTS[0]} keypoints, or {rows - 4} classes, and neither its metadata "
             "(task, names) nor its last nodes show which. For the former: make models POSE=…; for the latter: DETECT=… "
             f"with {rows - 4} NAMES"
         )
-    extra = 3 * KEYPOINTS if pose else 0
     classes = rows - 4 - extra
     if classes < 1:
         raise unknown(
-            f"a pose model has {_POSE_ROWS} rows at least: 4, a class, x, y and confidence of {KEYPOINTS} keypoints"
+            f"a {task} model has {5 + extra} rows at least: 4, a class, and {extra} more"
+            + (
+                f" (x, y and confidence of {KEYPOINTS[0]} keypoints, where its kpt_shape is no other)"
+                if task == "pose"
+                else ""
+            )
         )
-    if not pose and len(parts) > 2:
+    if task == "detect" and len(parts) > 2:
         raise unknown(
-            "its rows after the scores are not classes, but masks, an angle or keypoints. Export a detection model, or "
-            "install it as a pose model (make models POSE=…)"
+            "its rows after the scores are not classes, but masks, an angle or keypoints. Install it as what it is "
+            "(make models OBB=, POSE=; a segmentation model has a second output), or export a detection model"
         )
+    if task == "obb" and parts == ["other", "shares"]:
+        raise unknown("behind its scores there is no angle: it is a detection model's head. It goes with DETECT=")
     if known and len(known) != classes:
         hint = {
-            1: ": oriented boxes have one more row, an angle; YOLOv5 and YOLOX have an objectness",
-            32: ": a segmentation model has 32 more rows",
+            1: ": oriented boxes have one more row, an angle (OBB=); YOLOv5 and YOLOX have an objectness",
+            32: ": a segmentation model has 32 more rows (SEGMENT=)",
         }.get(classes - len(known), "")
         raise unknown(f"{rows} rows are {classes} classes, but the number of names is {len(known)}{hint}")
     return classes
@@ -367,7 +545,9 @@ def _size(model: onnx.ModelProto, dims: list[int | None], unknown: UnknownLayout
     return size[0], size[1]
 
 
-def _inferred_head(model: onnx.ModelProto, name: str, height: int, width: int, nhwc: bool) -> list[int | None]:
+def _inferred_head(
+    model: onnx.ModelProto, name: str, output: onnx.ValueInfoProto, height: int, width: int, nhwc: bool
+) -> list[int | None]:
     """The output's shape with the given height and width."""
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
@@ -375,10 +555,11 @@ def _inferred_head(model: onnx.ModelProto, name: str, height: int, width: int, n
         if value.name == name:
             value.type.tensor_type.shape.dim[1 if nhwc else 2].dim_value = height
             value.type.tensor_type.shape.dim[2 if nhwc else 3].dim_value = width
-    declared = _shape(model.graph.output[0])
-    for dim in fixed.graph.output[0].type.tensor_type.shape.dim:
-        if not dim.dim_value:
-            dim.Clear()
+    for value in fixed.graph.output:
+        for dim in value.type.tensor_type.shape.dim:
+            if not dim.dim_value:
+                dim.Clear()
     del fixed.graph.value_info[:]
-    inferred = _shape(shape_inference.infer_shapes(fixed, data_prop=True).graph.output[0])
-    return [given or found for given, found in zip(declared, inferred, strict=False)]
+    inferred = shape_inference.infer_shapes(fixed, data_prop=True).graph.output
+    found = next(_shape(value) for value in inferred if value.name == output.name)
+    return [given or dim for given, dim in zip(_shape(output), found, strict=False)]

@@ -1,10 +1,11 @@
-"""`make models`: installs YOLO and ArcFace in the embedded Triton's repository.
+"""`make models`: installs YOLO, other detection models and ArcFace in the embedded Triton's repository.
 
     make models                                      yolov8n and yolov8n-pose, downloaded and exported
-    make models DETECT=yolo11s POSE=yolo11s-pose     any name that Ultralytics knows
-    make models DETECT=best.pt                       your own weights
+    make models DETECT=yolo11s POSE=yolo11s-pose     any name that Ultralytics knows; also SEGMENT=, OBB=, CLASSIFY=
+    make models SEGMENT=best.pt                      your own weights
     make models DETECT=best.onnx                     your own export: offline, without Ultralytics
     make models DETECT=best.onnx NAMES=names.txt     with class names, if the export has none
+    make models DETECT=rfdetr.onnx                   of another family, with a model.yaml beside it: triton/README.md
     make models ARCFACE=w600k_r50.onnx               face embeddings: your ONNX, offline
     make models REMOVE=1                             back to MediaPipe
 
@@ -23,9 +24,10 @@ from pathlib import Path
 
 from arcface import ARCFACE, install_arcface, read_arcface
 from class_names import given_names
-from install import DETECT, POSE, TASKS, InstallOptions, compose, install, remove
-from layouts import UnknownLayout, load, names
-from prepare import layout_of, prepare
+from install import DETECT, POSE, TASKS, InstallOptions, compose, fill_version, install, remove
+from layouts import LAYOUTS, UnknownLayout, load, names
+from model_yaml import read_model_yaml
+from prepare import layout_of
 
 REPOSITORY = Path(__file__).with_name("cpu_repository")
 DEFAULTS = {DETECT: "yolov8n", POSE: "yolov8n-pose"}
@@ -36,11 +38,16 @@ afterwards. The weights stay on this machine and are not part of this project. P
 EXPORT = """\
 import sys
 from ultralytics import YOLO
-print(YOLO(sys.argv[1]).export(format="onnx", imgsz=[int(size) for size in sys.argv[2].split(",")], simplify=True))
+size = {"imgsz": [int(side) for side in sys.argv[2].split(",")]} if sys.argv[2] else {}
+print(YOLO(sys.argv[1]).export(format="onnx", simplify=True, **size))
 """
 EXPORT_PACKAGES = ("ultralytics", "onnx", "onnxslim", "onnxruntime", "opencv-python-headless")
 # Ultralytics depends on the desktop build of OpenCV, which needs libGL; servers usually lack it.
 OVERRIDES = "opencv-python ; sys_platform == 'never'\nopencv-python-headless\n"
+
+
+SIZES = {"detect": "640", "pose": "640", "segment": "640"}
+"""By task: the size to export at. Models of the other tasks are exported at the size that they were trained at."""
 
 
 class Stop(Exception):
@@ -49,10 +56,10 @@ class Stop(Exception):
 
 def main() -> int:
     options = _options()
-    wanted = {name: given for name, given in ((DETECT, options.detect), (POSE, options.pose)) if given}
+    wanted = {name: given for name, task in TASKS.items() if (given := getattr(options, task))}
     try:
         if options.remove:
-            for name in (*DEFAULTS, ARCFACE):
+            for name in (*TASKS, ARCFACE):
                 remove(name, options.repository)
         else:
             arcface = _arcface(options.arcface) if options.arcface else None
@@ -60,8 +67,8 @@ def main() -> int:
                 _install(wanted or DEFAULTS, options)
             if arcface is not None:
                 print(f"{ARCFACE}: {arcface.name} -> {install_arcface(arcface, options.repository)}")
-        if not options.as_is and (reason := compose(options.repository)):
-            print(f"no ensemble: {reason}")
+        if reason := compose(options.repository):
+            print(reason)
     except (Stop, UnknownLayout, OSError) as error:
         print(f"{error}\nNothing was changed.", file=sys.stderr)
         return 1
@@ -71,40 +78,36 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = "an Ultralytics name, or a path to a .pt or .onnx"
-    parser.add_argument("--detect", help=f"detection model: {what}")
-    parser.add_argument("--pose", help=f"pose model: {what}")
+    for task in TASKS.values():
+        parser.add_argument(f"--{task}", help=f"model for {task}: {what}")
     parser.add_argument(
-        "--names",
-        help="class names of the detection model, if its export has none: a file (one a line, or YAML), or a,b,c",
+        "--names", help="class names of the model, if its export has none: a file (one a line, or YAML), or a,b,c"
     )
-    parser.add_argument(
-        "--layout", choices=("raw", "end_to_end"), help="the detection model's output, if the graph does not show it"
-    )
+    parser.add_argument("--layout", choices=LAYOUTS, help="the model's output, if the graph does not show it")
     parser.add_argument("--arcface", help="face embedding model: a path to a .onnx")
-    parser.add_argument("--imgsz", default="640", help="size to export at: one number, or HEIGHT,WIDTH (default 640)")
+    parser.add_argument(
+        "--imgsz",
+        default="",
+        help="size to export at: one number, or HEIGHT,WIDTH (default 640; OBB and CLASSIFY: as trained)",
+    )
     parser.add_argument(
         "--repository", type=Path, default=REPOSITORY, help="the repository (default triton/cpu_repository)"
     )
     parser.add_argument("--as-is", action="store_true", help="install a .onnx unprepared")
     parser.add_argument("--remove", action="store_true", help="remove the installed models")
     options = parser.parse_args()
-    if not re.fullmatch(r"\d+(,\d+)?", options.imgsz):
+    if options.imgsz and not re.fullmatch(r"\d+(,\d+)?", options.imgsz):
         parser.error(f"--imgsz {options.imgsz!r}: want one number, or HEIGHT,WIDTH, for example 480,640")
     return options
 
 
 def _install(wanted: dict[str, str], options: argparse.Namespace) -> None:
     named = given_names(options.names) if options.names else None
-    if (named or options.layout) and DETECT not in wanted:
-        raise Stop("NAMES and LAYOUT apply to the detection model: name it as well, with DETECT=")
-    per_model = {
-        name: InstallOptions(
-            names=named if name == DETECT else None,
-            layout=options.layout if name == DETECT else None,
-            as_is=options.as_is,
+    of = DETECT if DETECT in wanted else next(iter(wanted)) if len(wanted) == 1 else None
+    if (named or options.layout) and of is None:
+        raise Stop(
+            "NAMES and LAYOUT apply to one model, of several to the detection model: name it as well, with DETECT="
         )
-        for name in wanted
-    }
     with tempfile.TemporaryDirectory(prefix="sightline-models-") as scratch:
         folder = Path(scratch)
         sources = {name: _local(given) for name, given in wanted.items()}
@@ -114,8 +117,20 @@ def _install(wanted: dict[str, str], options: argparse.Namespace) -> None:
                 raise Stop(f"--as-is takes .onnx files, not {', '.join(to_export.values())}")
             print(LICENCE, flush=True)
             python = _export_environment(folder)
-            sources |= {name: _export(python, given, options.imgsz, folder / name) for name, given in to_export.items()}
+            sources |= {
+                name: _export(python, given, options.imgsz or SIZES.get(TASKS[name], ""), folder / name)
+                for name, given in to_export.items()
+            }
         ready = {name: source for name, source in sources.items() if source is not None}
+        per_model = {
+            name: InstallOptions(
+                names=named if name == of else None,
+                layout=options.layout if name == of else None,
+                as_is=options.as_is,
+                about=read_model_yaml(source),
+            )
+            for name, source in ready.items()
+        }
         warnings = [
             warning
             for name, source in ready.items()
@@ -167,21 +182,17 @@ def _check(name: str, source: Path, options: InstallOptions, scratch: Path) -> l
     Raises:
         UnknownLayout, Stop: it cannot be installed.
     """
-    hints = {"task": TASKS[name], "given": options.names, "told": options.layout}
-    model = load(source)
-    layout = layout_of(model, source, **hints)
-    if layout.pose != (TASKS[name] == "pose"):
-        raise Stop(
-            f"{source.name}: is a {'pose' if layout.pose else 'detect'} model; {name} wants one for {TASKS[name]}"
-        )
-    if not options.as_is:
-        prepare(source, scratch / f"{name}.onnx", **hints)
+    scratch.mkdir(exist_ok=True)
+    fill_version(source, name, scratch, options)
+    model, about = load(source), options.about
+    layout = layout_of(model, source, task=TASKS[name], given=options.names, told=options.layout, about=about)
     warnings = []
-    if not (layout.pose or options.names or names(model)):
+    if not (layout.pose or options.names or about.names or names(model)):
         count = f"its {layout.classes} classes are" if layout.classes else "its classes are"
+        variable = TASKS[name].upper()
         warnings.append(
             f"{source.name} has no class names: {count} called class_0, class_1, …, and no class counts as `person`. "
-            "Name them: make models DETECT=… NAMES=names.txt (one a line, or YAML), or NAMES=person,car"
+            f"Name them: make models {variable}=… NAMES=names.txt (one a line, or YAML), or NAMES=person,car"
         )
     if layout.batch not in (None, 1):
         warnings.append(

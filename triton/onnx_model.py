@@ -4,7 +4,8 @@ installed, else in ONNX Runtime.
 install.py copies this file to a model's version folder as model.py. Inputs and outputs are the graph's own, as named
 in the configuration. Each instance has one thread, because on a CPU two instances with one thread are faster than one
 with two. Each request runs by itself, because batches save no time. A graph that was exported for a fixed batch, such
-as 1 or 4, gets that many images at a time; a smaller batch is padded.
+as 1 or 4, gets that many images at a time; a smaller batch is padded. A model whose configuration has no batches
+(max_batch_size 0) gets its input as it is.
 
 String parameters of the configuration: `runtime` (openvino, onnxruntime); for OpenVINO, `precision` (f32, bf16; unset:
 BF16 if the processor computes in it, which moves boxes by about a tenth of a pixel); `batch`, the images at a time for
@@ -129,6 +130,7 @@ class TritonPythonModel:
                 f"{path} is missing: run `make models` again, or remove what it installed with `make models REMOVE=1`"
             )
         config = json.loads(args["model_config"])
+        self._batched = int(config.get("max_batch_size", 0)) > 0
         parameters = config.get("parameters", {})
         runtime = chosen(parameters)
         try:
@@ -149,7 +151,7 @@ class TritonPythonModel:
     def _respond(self, request: object) -> object:
         images = read(pb_utils.get_input_tensor_by_name(request, self._input))
         try:
-            outputs = [self._run(part) for part in self._parts(images)]
+            outputs = [self._run(part) for part in self._parts(images)] if self._batched else [self._whole(images)]
         except Exception as error:  # fails only this request, because the next may succeed
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{self._model.title}: {error}"))
         wanted = set(request.requested_output_names())
@@ -159,6 +161,10 @@ class TritonPythonModel:
                 joined = np.concatenate(values) if len(values) > 1 else np.ascontiguousarray(values[0])
                 tensors.append(write(name, joined))
         return pb_utils.InferenceResponse(tensors)
+
+    def _whole(self, images: np.ndarray) -> list:
+        """Runs a model without a batch dimension at its outputs."""
+        return self._model.run(self._outputs, self._input, np.ascontiguousarray(images))
 
     def _parts(self, images: np.ndarray) -> list:
         """The images in parts of the graph's batch size; one part if its batch is open."""

@@ -30,12 +30,13 @@ np.save(sys.argv[2], session.run(None, {value.name: image})[0])
 TIMEOUT_S = 300
 
 
-def end_to_end_problem(model: Path, size: tuple[int, int], python: Path) -> str | None:
+def end_to_end_problem(model: Path, size: tuple[int, int], python: Path, *, oriented: bool = False) -> str | None:
     """Runs the model on noise and checks that its rows [N, K, 6 or more] have corners in pixels.
 
     Args:
         size: height and width of the input.
         python: an interpreter with ONNX Runtime.
+        oriented: whether the rows are oriented boxes, whose first numbers are centre and size.
 
     Returns:
         None if they have, or if the model detects nothing; else a description of the rows, or why the run failed.
@@ -53,6 +54,8 @@ def end_to_end_problem(model: Path, size: tuple[int, int], python: Path) -> str 
         if done.returncode != 0:
             return f"it could not be run: {done.stderr.strip()[-300:]}"
         rows = np.load(answer)
+    if oriented:
+        return implausible(rows[0, :, :5].T, "raw", 1)
     return implausible(rows[0], "end_to_end", 0)
 
 

@@ -24,13 +24,20 @@ _COUNTED = {*_SAME, "Mod", "Sub", "Div", "Floor", "Mul", "Add"}
 _FAR = 64
 
 
-def parts_of(model: onnx.ModelProto) -> list[Part]:
-    """The parts of the first output in the order of its channels; empty if no Concat joins them."""
-    made = {output: node for node in model.graph.node for output in node.output if output}
-    last = _through(model.graph.output[0].name, made, {"Identity", "Cast", "Transpose"})
+def parts_of(model: onnx.ModelProto, output: str) -> list[Part]:
+    """The parts of an output in the order of its channels; empty if no Concat joins them."""
+    made = {name: node for node in model.graph.node for name in node.output if name}
+    last = _through(output, made, {"Identity", "Cast", "Transpose"})
     if last is None or last.op_type != "Concat" or len(last.input) < 2:
         return []
     return [_part(name, made) for name in last.input]
+
+
+def last_node(model: onnx.ModelProto, output: str) -> str:
+    """The operator whose values an output has; empty if there is none."""
+    made = {name: node for node in model.graph.node for name in node.output if name}
+    last = _through(output, made, {"Identity", "Cast", "Reshape", "Flatten", "Squeeze"})
+    return last.op_type if last else ""
 
 
 def suppresses(model: onnx.ModelProto) -> bool:

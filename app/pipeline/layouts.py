@@ -135,7 +135,7 @@ class InputFormat:
                 _look_up(plane, table[number : number + 1], target)
 
 
-_LAYOUT_FORMATS: dict[str, dict[str, str]] = {
+LAYOUT_FORMATS: dict[str, dict[str, str]] = {
     "yolox": {"colour": "bgr", "scale": "1", "resize": "letterbox_top_left"},
     "rtdetr": {"resize": "stretch"},
     "rtdetr_rows": {"resize": "stretch"},
@@ -183,7 +183,7 @@ def input_format(spec: ModelSpec) -> InputFormat:
     height, width = tensor.shape[1:3] if layout == "NHWC" else tensor.shape[2:4]
     open_height, open_width = _open_size(spec)
     height, width = height if height > 0 else open_height, width if width > 0 else open_width
-    given = {**_LAYOUT_FORMATS.get(spec.parameters.get("layout", ""), {}), **spec.parameters}
+    given = {**LAYOUT_FORMATS.get(spec.parameters.get("layout", ""), {}), **spec.parameters}
     resize, colour = _choice(spec, given, "resize", RESIZES), _choice(spec, given, "colour", COLOURS)
     if tensor.dtype == "UINT8":
         _check_bytes(spec, tensor)

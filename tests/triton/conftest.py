@@ -18,7 +18,7 @@ import sys, numpy as np, onnxruntime
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-np.save(sys.argv[3], session.run(None, {session.get_inputs()[0].name: np.load(sys.argv[2])})[0])
+np.save(sys.argv[3], session.run(None, {session.get_inputs()[0].name: np.load(sys.argv[2])})[int(sys.argv[4])])
 """
 
 
@@ -31,13 +31,13 @@ def triton_python() -> Path:
 
 
 @pytest.fixture
-def run_onnx(triton_python: Path, tmp_path: Path) -> Callable[[Path, np.ndarray], np.ndarray]:
-    """Runs an ONNX in ONNX Runtime, where it will be served, and returns its first output."""
+def run_onnx(triton_python: Path, tmp_path: Path) -> Callable[..., np.ndarray]:
+    """Runs an ONNX in ONNX Runtime, where it will be served, and returns its first output, or another."""
 
-    def run(model: Path, images: np.ndarray) -> np.ndarray:
+    def run(model: Path, images: np.ndarray, output: int = 0) -> np.ndarray:
         given, answer = tmp_path / "given.npy", tmp_path / "answer.npy"
         np.save(given, images)
-        subprocess.run([triton_python, "-I", "-c", RUN, model, given, answer], check=True, timeout=60)
+        subprocess.run([triton_python, "-I", "-c", RUN, model, given, answer, str(output)], check=True, timeout=60)
         return np.load(answer)
 
     return run

@@ -25,10 +25,12 @@ def save(
     end2end: bool = False,
     opset: int = 17,
     shuffled: bool = False,
+    masks: int = 0,
     metadata: dict[str, str] | None = None,
 ) -> Path:
     """Writes a graph with `weights` [C, 3] and `bias` [C]: output [N, C, A] raw, [N, 300, C] end-to-end.
 
+    `masks`: number of prototypes in a second output [N, masks, H / 4, W / 4], each a multiple of the mean colour.
     `shuffled` puts the nodes in the wrong order, as Ultralytics' FP16 export does; ONNX Runtime takes that, too.
     """
     channels, anchors = len(bias), (height // CELL) * (width // CELL)
@@ -49,12 +51,18 @@ def save(
         nodes.append(helper.make_node("Transpose", ["flat_map"], ["rows"], perm=[0, 2, 1]))
         nodes.append(helper.make_node("Slice", ["rows", "from", "to", "axis"], ["output0"]))
         head = [batch, 300, channels]
+    outputs = [helper.make_tensor_value_info("output0", kind, head)]
+    if masks:
+        constants["masks"] = _mask_weights(masks).astype(dtype).reshape(masks, 3, 1, 1)
+        nodes.append(helper.make_node("AveragePool", ["images"], ["quarters"], kernel_shape=[4, 4], strides=[4, 4]))
+        nodes.append(helper.make_node("Conv", ["quarters", "masks"], ["output1"]))
+        outputs.append(helper.make_tensor_value_info("output1", kind, [batch, masks, height // 4, width // 4]))
     size: list[int | str] = ["height", "width"] if open_size else [height, width]
     graph = helper.make_graph(
         nodes,
         "head",
         [helper.make_tensor_value_info("images", kind, [batch, 3, *size])],
-        [helper.make_tensor_value_info("output0", kind, head)],
+        outputs,
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     if shuffled:
@@ -65,6 +73,50 @@ def save(
     helper.set_model_props(model, metadata or {})
     onnx.save(model, path)
     return path
+
+
+def _mask_weights(masks: int) -> np.ndarray:
+    return np.random.default_rng(11).normal(0, 1, (masks, 3)).astype(np.float16).astype(float)
+
+
+def prototypes(images: np.ndarray, masks: int) -> np.ndarray:
+    """What the graph above gives as its second output for UINT8 [N, H, W, 3]."""
+    count, height, width, _ = images.shape
+    scaled = images.astype(np.float64) / 255
+    cells = scaled.reshape(count, height // 4, 4, width // 4, 4, 3).mean(axis=(2, 4))
+    return np.einsum("nyxc,mc->nmyx", cells, _mask_weights(masks))
+
+
+CLASSIFIER = np.random.default_rng(12).normal(0, 1, (5, 3)).astype(np.float16).astype(float)
+
+
+def classifier(path: Path, metadata: dict[str, str], *, side: int = 64, softmax: bool = True) -> Path:
+    """Writes a graph [N, 3, side, side] -> [N, 5]: multiples of the image's mean colour, and their softmax."""
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["images"], ["colour"]),
+        helper.make_node("Flatten", ["colour"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["logits" if softmax else "output0"]),
+    ]
+    if softmax:
+        nodes.append(helper.make_node("Softmax", ["logits"], ["output0"], axis=1))
+    graph = helper.make_graph(
+        nodes,
+        "classifier",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, side, side])],
+        [helper.make_tensor_value_info("output0", TensorProto.FLOAT, ["batch", 5])],
+        [numpy_helper.from_array(CLASSIFIER.T.astype(np.float32), "weights")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(model, metadata)
+    onnx.save(model, path)
+    return path
+
+
+def scores(images: np.ndarray) -> np.ndarray:
+    """What the graph above gives for [N, H, W, 3] of 0 to 255."""
+    logits = (images.astype(np.float64) / 255).mean(axis=(1, 2)) @ CLASSIFIER.T
+    grown = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return grown / grown.sum(axis=1, keepdims=True)
 
 
 def head(images: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 import pytest
 from arcface import install_arcface
-from engine_check import difference, read_output, write_output
+from engine_check import Head, boxes_of, compare, difference, read_outputs, write_outputs
 from engine_device import Device, Stop, library_version, version_of
 from engine_files import choose, sources
 from engine_graph import for_tensorrt
@@ -55,10 +55,13 @@ if "loadEngine" in arguments:
     name, path = arguments["loadInputs"].split(":")
     shape = [int(size) for size in arguments["shapes"].split(":")[1].split("x")]
     kind = np.uint8 if given.type == "tensor(uint8)" else np.float32
-    (values,) = session.run(None, {{name: np.fromfile(path, kind).reshape(shape)}})
-    one = {{"name": session.get_outputs()[0].name, "dimensions": "x".join(map(str, values.shape))}}
+    found = zip(session.get_outputs(), session.run(None, {{name: np.fromfile(path, kind).reshape(shape)}}))
+    written = [
+        {{"name": given.name, "dimensions": "x".join(map(str, values.shape)), "values": values.ravel().tolist()}}
+        for given, values in found
+    ]
     with open(arguments["exportOutput"], "w") as output:
-        json.dump([one | {{"values": values.ravel().tolist()}}], output)
+        json.dump(written, output)
 """
 
 
@@ -447,10 +450,54 @@ def test_answers_are_read_as_trtexec_writes_them(tmp_path: Path) -> None:
     path.write_text(
         '[\n  { "name" : "detections"\n  , "dimensions" : "1x2x3"\n  , "values" : [ 1, 2, 3, 4, 5, 6.5 ]\n  }\n]'
     )
-    assert read_output(path) == [[1, 2, 3], [4, 5, 6.5]]
-    write_output(path, "detections", (1, 1, 2), [1.0, float("nan")])
-    with pytest.raises(ValueError, match="no numbers"):
-        read_output(path)
+    assert read_outputs(path) == {"detections": [[1, 2, 3], [4, 5, 6.5]]}
+    write_outputs(path, {"detections": ((1, 1, 2), [1.0, float("nan")])})
+    with pytest.raises(ValueError, match="detections has values that are no numbers"):
+        read_outputs(path)
+
+
+def test_angles_and_masks_are_compared() -> None:
+    def turned(angle: float, width: float = 90.0) -> tuple[float, ...]:
+        return (50.0, 60.0, width, 30.0, 0.9, 0.0, angle)
+
+    assert difference("obb", [turned(0.5)], [turned(0.53)]) is None
+    assert difference("obb", [turned(0.01)], [turned(3.13)]) is None
+    assert difference("obb", [turned(0.5)], [turned(0.8)]) is not None
+    assert difference("obb", [turned(0.5)], [turned(0.5 + 1.5708)]) is not None
+    assert difference("obb", [turned(0.5, 30.0)], [turned(0.5 + 1.5708, 30.0)]) is None
+
+    masks = Head("segment", "prepared", (160, 192))
+    wanted = {"segments": [(*ROW, 1.0, 0.0)], "protos": [(0.5, 0.1), (0.2, 0.9)]}
+    assert compare(masks, wanted, {**wanted, "segments": [(*ROW, 1.0, 0.01)]}) is None
+    assert "only the ONNX" in str(compare(masks, wanted, {**wanted, "segments": [(*ROW, 1.0, 0.5)]}))
+    assert "protos have a cosine" in str(compare(masks, wanted, {**wanted, "protos": [(0.5, 0.1), (0.2, -0.9)]}))
+    assert "outputs segments instead of" in str(compare(masks, wanted, {"segments": wanted["segments"]}))
+
+    scores = {"scores": [(0.9, 0.1)]}
+    assert compare(Head("classify"), scores, {"scores": [(0.88, 0.12)]}) is None
+    assert "class 0 has a score of 0.800" in str(compare(Head("classify"), scores, {"scores": [(0.8, 0.2)]}))
+
+
+@pytest.mark.parametrize(
+    ("layout", "outputs", "row"),
+    [
+        ("rtdetr", {"output0": [(0.5, 0.25, 0.1, 0.2, 0.1, 0.8)]}, (96, 40, 19.2, 32, 0.8, 1)),
+        ("rtdetr_rows", {"output0": [(0.5, 0.25, 0.1, 0.2, 0.8, 1)]}, (96, 40, 19.2, 32, 0.8, 1)),
+        ("objectness", {"output": [(96, 40, 19, 32, 0.5, 0.2, 0.8)]}, (96, 40, 19, 32, 0.4, 1)),
+        ("boxes_logits", {"labels": [(-9, 0)], "dets": [(0.5, 0.25, 0.1, 0.2)]}, (96, 40, 19.2, 32, 0.5, 1)),
+        ("boxes_scores", {"boxes": [(1, 2, 3, 4)], "scores": [(0.1, 0.7)]}, (1, 2, 3, 4, 0.7, 1)),
+        ("rows_apart", {"labels": [(7,)], "boxes": [(1, 2, 3, 4)], "scores": [(0.7,)]}, (1, 2, 3, 4, 0.7, 7)),
+        (
+            "efficient_nms",
+            {"num_dets": [(1,)], "det_boxes": [(1, 2, 3, 4)], "det_scores": [(0.7,)], "det_classes": [(7,)]},
+            (1, 2, 3, 4, 0.7, 7),
+        ),
+    ],
+)
+def test_other_families_are_compared_as_the_same_rows(layout: str, outputs: dict, row: tuple[float, ...]) -> None:
+    head = Head("detect", layout, (160, 192))
+    assert boxes_of(head, outputs) == [pytest.approx(row)]
+    assert compare(head, outputs, outputs) is None
 
 
 def test_a_plan_of_another_onnx_is_not_taken(built: Host) -> None:

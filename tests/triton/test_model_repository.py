@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 import pytest
 import tritonclient.grpc as grpcclient
-from configs import ensemble_config, gpu_config
+from configs import gpu_config
+from ensemble import Member, ensemble_config
 from onnx import TensorProto, helper
 
 from app.inference.client import Reply
@@ -143,12 +144,12 @@ def test_what_is_checked_in_is_what_the_tools_write() -> None:
         return helper.make_model(helper.make_graph([], "stub", [images], [rows]))
 
     names = classes("yolo")
-    steps = [("yolo", "detections", "detections", 300, 6), ("yolo_pose", "detections", "poses", 300, 57)]
     written = {
         "yolo": gpu_config(stub(6), "yolo", "tensorrt_plan", "yolov8n", names, {}),
         "yolo_pose": gpu_config(stub(57), "yolo_pose", "tensorrt_plan", "yolov8n-pose", ["person"], {}),
-        "vision": ensemble_config("vision", (SIZE, SIZE), steps, "yolov8n + yolov8n-pose", names),
     }
+    members = [Member(name, parsed(text)) for name, text in written.items()]
+    written["vision"] = ensemble_config("vision", members, "yolov8n + yolov8n-pose", names)
     for name, text in written.items():
         assert parsed((REPOSITORY / name / "config.pbtxt").read_text()) == parsed(text)
 

@@ -133,7 +133,7 @@ def test_a_model_for_another_task_is_refused(repository: Path, tmp_path: Path) -
     detect, pose = onnx_of(tmp_path / "site.onnx", 6, **NAMES), onnx_of(tmp_path / "other.onnx", 6, **NAMES)
     done = make_models(repository, "--detect", detect, "--pose", pose)
     assert done.returncode == 1
-    assert "other.onnx: is a detect model; yolo_pose wants one for pose" in done.stderr
+    assert "other.onnx: is a detect model; POSE= takes one for pose. It goes with DETECT=" in done.stderr
     assert files(repository) == before
 
 
@@ -214,7 +214,8 @@ def test_e7_wrong_names_change_nothing(
 
 
 def test_e7_names_without_a_detection_model_are_refused(repository: Path, tmp_path: Path) -> None:
-    done = make_models(repository, "--pose", onnx_of(tmp_path / "p.onnx", 56), "--names", "person")
+    pose, obb = onnx_of(tmp_path / "p.onnx", 56), onnx_of(tmp_path / "o.onnx", 7, task="obb")
+    done = make_models(repository, "--pose", pose, "--obb", obb, "--names", "person")
     assert done.returncode == 1
     assert "DETECT=" in done.stderr
 

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from layouts import UnknownLayout
+from model_yaml import ModelYaml
 from onnx import TensorProto, helper, numpy_helper
 from prepare import checksum, prepare
 
@@ -70,11 +71,80 @@ def test_pose_of_several_classes(tmp_path: Path, run_onnx) -> None:
     assert_same_rows(run_onnx(tmp_path / "prepared.onnx", IMAGES), expected)
 
 
-def test_other_keypoints_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("points", "numbers"), [(21, 3), (4, 2)])
+def test_other_keypoints(tmp_path: Path, run_onnx, points: int, numbers: int) -> None:
+    weights, bias = weights_of(4 + 2 + points * numbers)
+    metadata = {"task": "pose", "kpt_shape": f"[{points}, {numbers}]", "names": "{0: 'left', 1: 'right'}"}
+    metadata["kpt_names"] = str({0: [f"p{number}" for number in range(points)]})
+    sheet = prepare(graphs.save(tmp_path / "hand.onnx", weights, bias, metadata=metadata), tmp_path / "prepared.onnx")
+    assert (sheet.columns, sheet.names) == (6 + points * numbers, ["left", "right"])
+    assert sheet.parameters["kpt_shape"] == f"{points}x{numbers}"
+    assert json.loads(sheet.parameters["kpt_names"])[-1] == f"p{points - 1}"
+    expected = graphs.candidates(graphs.head(IMAGES, weights, bias), 2)
+    assert_same_rows(run_onnx(tmp_path / "prepared.onnx", IMAGES), expected)
+
+
+@pytest.mark.parametrize("shape", ["[21]", "[0, 3]", "[17, 4]", "many"])
+def test_keypoints_that_cannot_be_are_refused(tmp_path: Path, shape: str) -> None:
     weights, bias = weights_of(4 + 1 + 63)
-    source = graphs.save(tmp_path / "hand.onnx", weights, bias, metadata={"task": "pose", "kpt_shape": "[21, 3]"})
-    with pytest.raises(UnknownLayout, match=r"kpt_shape is \[21, 3\]; known is \[17, 3\]"):
+    source = graphs.save(tmp_path / "hand.onnx", weights, bias, metadata={"task": "pose", "kpt_shape": shape})
+    with pytest.raises(UnknownLayout, match=r"kpt_shape is .*; want the number of points"):
         prepare(source, tmp_path / "prepared.onnx")
+
+
+def test_rows_that_are_keypoints_or_classes_ask_for_kpt_shape(tmp_path: Path) -> None:
+    weights, bias = weights_of(4 + 1 + 63)
+    source = graphs.save(tmp_path / "hand.onnx", weights, bias, metadata={"task": "pose"})
+    with pytest.raises(UnknownLayout, match=r"68 rows: neither.*model.yaml.*kpt_shape: \[points, 3\]"):
+        prepare(source, tmp_path / "prepared.onnx")
+    about = ModelYaml(kpt_shape=(21, 3))
+    assert prepare(source, tmp_path / "prepared.onnx", about=about).columns == 69
+
+
+def test_oriented_boxes_keep_their_centre_and_angle(tmp_path: Path, run_onnx) -> None:
+    weights, bias = weights_of(4 + CLASSES + 1)
+    source = graphs.save(tmp_path / "own.onnx", weights, bias, metadata=NAMES | {"task": "obb"})
+    sheet = prepare(source, tmp_path / "prepared.onnx")
+    assert (sheet.task, sheet.columns, sheet.rows) == ("obb", 7, "prepared")
+    raw = graphs.head(IMAGES, weights, bias)
+    expected = graphs.candidates(raw, CLASSES)
+    expected[..., :4] = raw[:, :4].transpose(0, 2, 1)
+    assert_same_rows(run_onnx(tmp_path / "prepared.onnx", IMAGES), expected)
+
+
+def test_masks_keep_their_coefficients_and_prototypes(tmp_path: Path, run_onnx) -> None:
+    weights, bias = weights_of(4 + CLASSES + 8)
+    source = graphs.save(tmp_path / "own.onnx", weights, bias, masks=8, metadata=NAMES | {"task": "segment"})
+    sheet = prepare(source, tmp_path / "prepared.onnx")
+    assert (sheet.task, sheet.columns, sheet.rows) == ("segment", 14, "prepared")
+    outputs = {value.name: value for value in onnx.load(tmp_path / "prepared.onnx").graph.output}
+    assert [dim.dim_value for dim in outputs["protos"].type.tensor_type.shape.dim[1:]] == [8, 40, 48]
+    expected = graphs.candidates(graphs.head(IMAGES, weights, bias), CLASSES)
+    assert_same_rows(run_onnx(tmp_path / "prepared.onnx", IMAGES), expected)
+    protos = run_onnx(tmp_path / "prepared.onnx", IMAGES, output=1)
+    np.testing.assert_allclose(protos, graphs.prototypes(IMAGES, 8), atol=1e-4)
+
+
+def test_scores_of_a_classification_model(tmp_path: Path, run_onnx) -> None:
+    source = graphs.classifier(tmp_path / "own.onnx", NAMES | {"task": "classify"})
+    sheet = prepare(source, tmp_path / "prepared.onnx")
+    assert (sheet.task, sheet.rows, sheet.names[0]) == ("classify", "", "thing 0")
+    assert sheet.parameters == {
+        "task": "classify", "input_size": "64x64", "resize": "crop", "colour": "rgb", "logits": "false",
+    }  # fmt: skip
+    images = IMAGES[:, :64, :64]
+    np.testing.assert_allclose(run_onnx(tmp_path / "prepared.onnx", images), graphs.scores(images), atol=1e-5)
+
+
+def test_pixels_become_what_model_yaml_says(tmp_path: Path, run_onnx) -> None:
+    source = graphs.classifier(tmp_path / "own.onnx", NAMES | {"task": "classify"})
+    images = IMAGES[:, :64, :64]
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
+    about = ModelYaml(colour="bgr", scale=1, mean=mean, std=std)
+    prepare(source, tmp_path / "prepared.onnx", about=about)
+    wanted = (images[..., ::-1].astype(np.float64) - mean) / std
+    found = run_onnx(tmp_path / "prepared.onnx", images)
+    np.testing.assert_allclose(found, graphs.scores(wanted * 255), atol=1e-4)
 
 
 def test_half_precision_is_entered_and_left_inside_the_graph(tmp_path: Path, run_onnx) -> None:
@@ -155,7 +225,6 @@ def test_56_rows_are_52_classes_when_the_names_say_so(tmp_path: Path) -> None:
         ([1, 3, 160, 192], [1, 84, 20, 24]),
         ([1, 3, 160, 192], [1, 480, 84]),
         ([1, 1, 160, 192], [1, 84, 480]),
-        ([1, 3, 160, 192], [1, 1000]),
     ],
 )
 def test_unknown_shapes_are_refused_by_name(tmp_path: Path, given: list[int], head: list[int]) -> None:
@@ -250,21 +319,40 @@ def test_c3_class_ids_out_of_a_topk_are_an_end_to_end_head(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
+    ("indexed", "shares", "metadata", "rows"),
+    [
+        (True, False, {"head": "RTDETRDecoder", "names": "{0: 'a', 1: 'b', 2: 'c'}"}, "rtdetr_rows"),
+        (True, True, {"description": "Ultralytics rtdetr-l model", **DETECT}, "rtdetr_rows"),
+        (False, True, {"description": "Ultralytics RT-DETR-x model", **DETECT}, "rtdetr"),
+    ],
+)
+def test_c4_rt_detr_is_known_by_its_metadata(
+    tmp_path: Path, indexed: bool, shares: bool, metadata: dict[str, str], rows: str
+) -> None:
+    source = rows_of(tmp_path / "own.onnx", SHARES, shares=shares, indexed=indexed, **metadata)
+    sheet = prepare(source, tmp_path / "prepared.onnx")
+    assert (sheet.rows, sheet.parameters["resize"]) == (rows, "stretch")
+    twice = prepare(tmp_path / "prepared.onnx", tmp_path / "twice.onnx")
+    assert (twice.rows, twice.parameters["resize"]) == (rows, "stretch")
+
+
+@pytest.mark.parametrize(
     ("shares", "metadata"),
     [
         (True, {}),
         (True, DETECT),
         (True, {"end2end": "False", "args": "{'nms': None}"}),
         (False, {"head": "RTDETRDecoder"}),
-        (False, {"description": "Ultralytics rtdetr-l model"}),
-        (False, {"description": "Ultralytics RT-DETR-x model"}),
+        (False, {"description": "Ultralytics rtdetr-l model", **DETECT}),
     ],
 )
-@pytest.mark.parametrize("indexed", [False, True])
-def test_c4_rt_detr_is_refused_by_name(tmp_path: Path, shares: bool, metadata: dict[str, str], indexed: bool) -> None:
-    boxes = SHARES if shares else corners()
-    with pytest.raises(UnknownLayout, match=r"RT-DETR's head.*relative to the image"):
-        prepare(rows_of(tmp_path / "own.onnx", boxes, shares=shares, indexed=indexed, **metadata), tmp_path / "p.onnx")
+def test_c4_boxes_as_shares_that_may_be_one_or_the_other_ask_for_the_layout(
+    tmp_path: Path, shares: bool, metadata: dict[str, str]
+) -> None:
+    source = rows_of(tmp_path / "own.onnx", SHARES, shares=shares, **metadata)
+    with pytest.raises(UnknownLayout, match=r"RT-DETR's head.*relative to the image.*model\.yaml.*layout: rtdetr"):
+        prepare(source, tmp_path / "p.onnx")
+    assert prepare(source, tmp_path / "p.onnx", about=ModelYaml(layout="rtdetr")).rows == "rtdetr"
 
 
 def constant_rows(path: Path, boxes: np.ndarray) -> Path:
@@ -318,8 +406,7 @@ def raw_of(path: Path, *extra: str, classes: int = 15, **metadata: str) -> Path:
     [
         (["1"], {}, "not classes, but masks, an angle"),
         (["32"], {}, "not classes, but masks"),
-        (["1"], {"task": "obb"}, "oriented boxes"),
-        (["32"], {"task": "segment"}, "segmentation"),
+        (["32"], {"task": "segment"}, "a segmentation model has a second output"),
         (["1"], {"task": "detect", "names": str({i: f"n{i}" for i in range(15)})}, "not classes, but masks"),
         (
             [],
@@ -359,14 +446,16 @@ def test_c4_56_rows_that_nothing_explains_are_what_whoever_installs_them_says(tm
         ({"output": [1, 85, 1890]}, "three anchors a cell"),
         ({"output": [1, 630, 85]}, "YOLOv5 and YOLOX"),
         ({"num_dets": [1, 1], "boxes": [1, 100, 4], "scores": [1, 100], "labels": [1, 100]}, "EfficientNMS"),
+        ({"boxes": [1, 300, 4], "scores": [1, 300], "labels": [1, 300]}, "rows_apart, or torchvision"),
+        ({"boxes": [300, 4], "scores": [300], "labels": [300]}, "rows_apart, or torchvision"),
         ({"dets": [1, 300, 4], "labels": [1, 300, 91]}, "separate boxes and scores, as of RF-DETR"),
         ({"boxes": [1, 630, 4], "scores": [1, 630, 80]}, "separate boxes and scores"),
-        ({"output0": [1, 116, 630], "output1": [1, 32, 40, 48]}, "segmentation"),
-        ({"output0": [1, 1000]}, "classification"),
+        ({"output0": [1, 116, 630], "output1": [1, 32, 40, 48]}, "is a segment model.*It goes with SEGMENT="),
+        ({"output0": [1, 1000]}, "is a classify model.*It goes with CLASSIFY="),
     ],
 )
 def test_c4_other_families_are_named(tmp_path: Path, outputs: dict[str, list[int]], why: str) -> None:
     constants = {f"c_{name}": np.zeros(shape, np.float32) for name, shape in outputs.items()}
     nodes = [helper.make_node("Identity", [f"c_{name}"], [name]) for name in outputs]
     with pytest.raises(UnknownLayout, match=why):
-        prepare(saved(tmp_path / "odd.onnx", nodes, outputs, constants), tmp_path / "p.onnx")
+        prepare(saved(tmp_path / "odd.onnx", nodes, outputs, constants), tmp_path / "p.onnx", task="detect")
