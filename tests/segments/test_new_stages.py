@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import orjson
 import pytest
 import simplejpeg
 from supervision.config import ORIENTED_BOX_COORDINATES
 
 from app.client import to_supervision
+from app.settings import ROOT
 from tests.pipeline.test_model_stages import BLUE, HEIGHT, RED, WIDTH, frame, url
 from tests.segments.films import FPS, assert_lines, run
 from tests.support import clip
@@ -83,3 +86,27 @@ def test_send_writes_and_draws_what_every_stage_found(service: Service, source: 
     assert oriented.data[ORIENTED_BOX_COORDINATES][0].mean(axis=0) == pytest.approx((160, 120), abs=0.1)
     every, _ = to_supervision(found)
     assert set(every.data["field"].tolist()) == {"objects", "segments", "oriented"}
+
+
+def assert_outlined(video: Path, line: dict[str, Any]) -> None:
+    """Asserts that in the last frame each object's box has the colour that the stage from outside found for it."""
+    picture = list(shown(video))[-1][1].astype(int)
+    assert len(line["colours"]) == len(line["objects"]) == 2
+    for found in line["colours"]:
+        x, y1, y2 = (round(found["box"][side]) for side in ("x1", "y1", "y2"))
+        side = picture[y1 + 40 : y2 - 40, max(0, x - 1) : x + 2]
+        assert np.abs(side - found["rgb"]).max(axis=2).min(axis=1).mean() < 30
+
+
+def test_parts_of_stages_from_outside_are_drawn_too(canned_triton: str, tmp_path: Path) -> None:
+    source = clip.write_mp4(tmp_path / "pan.mp4", clip.Pan(step=(4, 2), count=8).pictures(), fps=FPS)
+    plugins = {"TRITON_URL": canned_triton, "OCR": "off", "PLUGINS": str(ROOT / "examples/stages/average_colour")}
+    final = Path(run(["submit", str(source)], plugins, tmp_path / "log", folder=tmp_path / "out"))
+    assert_outlined(final, assert_lines(final.with_suffix(".jsonl"), 8)[-1])
+    (tmp_path / "service").mkdir()
+    with serving(
+        tmp_path / "service", plugins
+    ) as service:  # the sender has no plug-ins: `ready.stages` says how to draw
+        assert send(service, source, "-o", tmp_path / "out.mp4").code == 0
+        last = orjson.loads(send(service, source).out.splitlines()[-1])
+    assert_outlined(tmp_path / "out.mp4", last)
