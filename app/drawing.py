@@ -306,8 +306,8 @@ def fill(image: NDArray[np.uint8], rings: list[NDArray[np.int32]], colour: NDArr
     for ring in rings:  # one by one, so that rings that overlap leave no hole
         cv2.fillPoly(inside, [ring - (left, top)], 1)
     part = image[top:bottom, left:right]
-    where = inside.astype(bool)
-    part[where] = (part[where] * (1 - MASK_OPACITY) + np.asarray(colour) * MASK_OPACITY).round().astype(np.uint8)
+    coloured = np.full_like(part, colour)
+    part[:] = cv2.copyTo(cv2.addWeighted(part, 1 - MASK_OPACITY, coloured, MASK_OPACITY, 0), inside, part.copy())
 
 
 def _colour_of(mark: Mark) -> Rgb:
