@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -32,6 +33,10 @@ GROUP = "sightline.sinks"
 BUILT_IN: dict[str, type[ResultSink]] = {sink.name: sink for sink in (KafkaSink, JsonLinesSink, WebhookSink)}
 MOST_WAITING = 1024
 """Messages of a lossy feed that wait in front of a sink; then the oldest give way to newer ones."""
+MOST_WAITING_BYTES = 64 * 1024 * 1024
+"""Bytes of these messages; the newest message stays in any case."""
+_ENDS_WITHIN_S = 2.0
+"""Seconds that a sink may take to end after the time that it was given."""
 
 Outcomes = Mapping[str, Outcome]
 """What became of a message, by the name of the sink."""
@@ -115,8 +120,9 @@ class Sinks:
         threads = [threading.Thread(target=sink.close, args=(timeout_s,), daemon=True) for sink in self._sinks]
         for thread in threads:
             thread.start()
+        deadline = time.monotonic() + timeout_s + _ENDS_WITHIN_S
         for thread in threads:
-            thread.join()
+            thread.join(max(0.0, deadline - time.monotonic()))
         for feed in self._feeds:
             feed.leave()
 
@@ -125,7 +131,7 @@ class Feed:
     """The way of one entry point's messages to all sinks. Any thread may use it."""
 
     def __init__(self, sinks: Sequence[ResultSink], entry: str, *, lossy: bool) -> None:
-        self._lanes = [_Lane(sink, entry, MOST_WAITING if lossy else None) for sink in sinks]
+        self._lanes = [_Lane(sink, entry, lossy=lossy) for sink in sinks]
 
     def __bool__(self) -> bool:
         """Whether there is a sink at all."""
@@ -169,11 +175,12 @@ class _Sending:
 class _Lane:
     """One entry point's messages to one sink, in order: some at the sink, the others in front of it."""
 
-    def __init__(self, sink: ResultSink, entry: str, most_waiting: int | None) -> None:
+    def __init__(self, sink: ResultSink, entry: str, *, lossy: bool) -> None:
         self._sink = sink
-        self._most_waiting = most_waiting
+        self._lossy = lossy
         self._lock = threading.Lock()
         self._waiting: deque[_Sending] = deque()
+        self._waiting_bytes = 0
         self._at_sink: dict[int, _Sending] = {}
         self._pumping = False
         self._left = False
@@ -186,18 +193,31 @@ class _Lane:
     def add(self, sending: _Sending) -> None:
         self._counters["offered"].inc()
         self._gauge.inc()
-        oldest = None
+        dropped: list[_Sending] = []
         with self._lock:
             left = self._left
             if not left:
-                if self._most_waiting is not None and len(self._waiting) >= self._most_waiting:
-                    oldest = self._waiting.popleft()
                 self._waiting.append(sending)
+                self._waiting_bytes += len(sending.message.value)
+                while self._lossy and self._is_full():
+                    dropped.append(self._take())
         if left:
             self._end(sending, "left")
-        if oldest is not None:
+        for oldest in dropped:
             self._end(oldest, "dropped")
         self._pump()
+
+    def _is_full(self) -> bool:
+        if len(self._at_sink) < self._sink.window:
+            return False  # the next one goes to the sink at once
+        too_many, too_large = len(self._waiting) > MOST_WAITING, self._waiting_bytes > MOST_WAITING_BYTES
+        return too_many or (too_large and len(self._waiting) > 1)
+
+    def _take(self) -> _Sending:
+        """Removes the message that waits for the longest time."""
+        sending = self._waiting.popleft()
+        self._waiting_bytes -= len(sending.message.value)
+        return sending
 
     def _pump(self) -> None:
         """Gives waiting messages to the sink. One thread at a time does so, so that their order is kept."""
@@ -210,7 +230,7 @@ class _Lane:
                 if self._left or not self._waiting or len(self._at_sink) >= self._sink.window:
                     self._pumping = False
                     return
-                sending = self._waiting.popleft()
+                sending = self._take()
                 self._at_sink[id(sending)] = sending
             try:
                 self._sink.send(sending.message, partial(self._finished, sending))
@@ -238,6 +258,7 @@ class _Lane:
             rest = [*self._at_sink.values(), *self._waiting]
             self._at_sink.clear()
             self._waiting.clear()
+            self._waiting_bytes = 0
         if rest:
             log.warning("sink %s: %d messages were not delivered before the end", self._sink.name, len(rest))
         for sending in rest:

@@ -124,6 +124,8 @@ class BatchSink(ResultSink):
 
     batch: ClassVar[int] = 64
     """Most messages in one call of `write`."""
+    batch_bytes: ClassVar[int] = 1024 * 1024
+    """Most bytes of them; a larger message comes alone."""
 
     def __init__(self, host: SinkHost) -> None:
         super().__init__(host)
@@ -203,7 +205,14 @@ class BatchSink(ResultSink):
             self._changed.wait_for(lambda: self._queue or self._ends_at is not None)
             if self._is_over():
                 return []
-            return [self._queue.popleft() for _ in range(min(self.batch, len(self._queue)))]
+            batch: list[tuple[SinkMessage, Done]] = []
+            left = self.batch_bytes
+            while self._queue and len(batch) < self.batch:
+                left -= len(self._queue[0][0].value)
+                if left < 0 and batch:
+                    break
+                batch.append(self._queue.popleft())
+            return batch
 
     def _is_over(self) -> bool:
         return self._ends_at is not None and time.monotonic() >= self._ends_at

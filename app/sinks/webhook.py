@@ -26,6 +26,9 @@ _NEVER = frozenset({400, 413, 415, 422})
 """Statuses by which a server says that this content is wrong. Others may be right another time, such as 401 and 404,
 which an operator can mend."""
 
+_MOST_READ = 64 * 1024
+"""Bytes that are read of an answer's body, which says nothing that matters."""
+
 
 class WebhookSink(BatchSink):
     """Posts messages. Any status of 2xx means that the server has them.
@@ -72,7 +75,11 @@ class WebhookSink(BatchSink):
                 asyncio.timeout(self._timeout_s),
                 self._client.stream("POST", self._url, content=body, headers=headers) as answer,
             ):
-                status = answer.status_code  # the body is not read
+                status = answer.status_code
+                read = 0
+                async for chunk in answer.aiter_raw():  # so that the connection can be used again
+                    if (read := read + len(chunk)) > _MOST_READ:
+                        break
         except TimeoutError:
             raise SinkUnavailable(f"no answer within WEBHOOK_TIMEOUT_S={self._timeout_s:g} seconds") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -99,11 +106,9 @@ class WebhookSink(BatchSink):
 
 def _retry_after_s(value: str) -> float | None:
     """Seconds of a `Retry-After`, which is a number or a date (RFC 9110, 10.2.3); None if it is neither."""
-    try:
-        return float(int(value))
-    except ValueError:
-        pass
+    if value.isascii() and value.isdigit():
+        return float(value[:9])
     try:
         return parsedate_to_datetime(value).timestamp() - time.time()
-    except ValueError:
+    except (ValueError, OverflowError):
         return None

@@ -12,7 +12,7 @@ import pytest
 from app.errors import ConfigurationError
 from app.settings import Settings
 from app.sinks import BatchSink, Done, MessageRejected, ResultSink, SinkMessage, SinkUnavailable, open_sinks
-from app.sinks.feed import MOST_WAITING
+from app.sinks.feed import MOST_WAITING, MOST_WAITING_BYTES
 from tests.sinks.sending import Counted, host, message, opened, until
 
 
@@ -135,6 +135,21 @@ def test_in_front_of_a_sink_that_stands_still_live_results_give_way_to_newer_one
     kept = [int(each.id.partition("/")[2]) for each in sink.written]
     assert kept == [*range(sink.window), *range(sink.window + 100, total)]
     assert counted.grown() == {"offered": total, "delivered": total - 100, "dropped": 100}
+
+
+def test_what_waits_in_front_of_a_sink_is_bounded_in_bytes_too() -> None:
+    counted, sink = Counted("scripted"), Scripted()
+    large = MOST_WAITING_BYTES // 4 + 1
+    with opened(sink, lossy=True) as (_, sender):
+        sink.gate.clear()
+        sender.send(*map(message, range(sink.window)))
+        sender.send(*(SinkMessage("gate", f"gate/large {number}", bytes(large)) for number in range(10)))
+        assert counted.grown()["dropped"] == 7
+        sender.send(SinkMessage("gate", "gate/largest", bytes(MOST_WAITING_BYTES + 1)))
+        assert counted.grown()["dropped"] == 10
+        sink.gate.set()
+        sender.wait(sink.window + 11)
+    assert [each.id for each in sink.written[sink.window :]] == ["gate/largest"]
 
 
 def test_what_does_not_arrive_before_the_end_is_counted_as_left() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import time
@@ -12,6 +13,7 @@ from email.utils import formatdate
 import orjson
 import pytest
 
+from app.sinks import SinkMessage
 from tests.sinks.sending import Counted, message, opened, until
 from tests.support.kafka import free_ports
 from tests.support.receiving import Behaviour, Receiver, answers, closes, hangs, receiving, trickles
@@ -37,6 +39,7 @@ def test_messages_arrive_in_their_order_as_json_arrays(receiver: Receiver) -> No
         sender.wait(500)
     assert receiver.values() == [{"n": number} for number in range(500)]
     assert len(receiver.requests) < 100
+    assert receiver.connections == 1
     headers, _ = receiver.requests[0]
     assert headers["content-type"] == "application/json"
     assert headers["user-agent"].startswith("sightline/")
@@ -92,6 +95,42 @@ def test_a_server_that_is_not_there_yet_gets_everything_once_it_is() -> None:
         with receiving(port) as receiver:
             sender.wait(50)
             assert receiver.values() == [{"n": number} for number in range(50)]
+
+
+@pytest.mark.parametrize("header", ["", "soon", "9" * 400, "Fri, 31 Dec 99999 23:59:59 GMT", "-5"])
+def test_a_wait_that_means_nothing_does_no_harm(receiver: Receiver, monkeypatch: pytest.MonkeyPatch, header) -> None:
+    monkeypatch.setattr("app.sinks.sink._LONGEST_S", 0.1)
+    receiver.next.append(answers(503, retry_after=header))
+    with opened(result_sinks="webhook", webhook_url=receiver.url) as (_, sender):
+        sender.send(message(1))
+        sender.wait(1)
+    assert sender.of("webhook") == ["delivered"]
+
+
+def test_an_answer_of_any_length_is_given_up_soon(receiver: Receiver) -> None:
+    def endless(request) -> None:
+        request.send_response(200)
+        request.send_header("content-length", str(1 << 40))
+        request.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                request.wfile.write(bytes(65536))
+        request.close_connection = True
+
+    receiver.usual = endless
+    with opened(result_sinks="webhook", webhook_url=receiver.url) as (_, sender):
+        sender.send(message(1))
+        sender.wait(1)
+    assert sender.of("webhook") == ["delivered"]
+
+
+def test_large_messages_come_in_requests_of_their_own(receiver: Receiver) -> None:
+    large = [SinkMessage("gate", f"gate/{number}", b'["' + b"x" * 400_000 + b'"]') for number in range(7)]
+    with opened(result_sinks="webhook", webhook_url=receiver.url) as (_, sender):
+        sender.send(*large)
+        sender.wait(7)
+    assert len(receiver.values()) == 7
+    assert max(len(body) for _, body in receiver.requests) < 1_100_000
 
 
 @pytest.mark.parametrize("header", ["2", lambda: formatdate(time.time() + 2, usegmt=True)])

@@ -26,6 +26,8 @@ class Receiver:
     """Headers (names in lower case) and body of each request."""
     next: deque[Behaviour] = field(default_factory=deque)
     """One for each of the next requests; then `usual` answers."""
+    connections: int = 0
+    """Connections that were opened."""
     usual: Behaviour = lambda request: answer(request, 204)
 
     @property
@@ -86,6 +88,10 @@ class _Server(ThreadingHTTPServer):
 def receiving(port: int = 0) -> Iterator[Receiver]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            receiver.connections += 1
+            super().setup()
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
