@@ -36,7 +36,7 @@ __all__ = ["LiveSession", "Refused", "SessionEnded", "connect", "decode", "to_su
 
 assert registry.BUILT_IN  # imported because it declares the parts that `decode` reads
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {}
-_SILENCE_S = 60.0
+SILENCE_S = 60.0
 """Seconds of silence after which the connection counts as lost; the service sends `ping` every 15 s."""
 _SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 _RESULT_FIELDS = frozenset(field.name for field in fields(Result)) - {"frame"}
@@ -280,11 +280,11 @@ class LiveSession:
             SessionEnded: the session is over; `bye` has its report.
         """
         try:
-            async with asyncio.timeout(_SILENCE_S):
+            async with asyncio.timeout(SILENCE_S):
                 text = await self._socket.recv()
         except TimeoutError:
             self._socket.transport.abort()
-            raise self._end(f"the service sent nothing for {_SILENCE_S:g} seconds") from None
+            raise self._end(f"the service sent nothing for {SILENCE_S:g} seconds") from None
         except ConnectionClosed as error:
             raise self._end(self.bye.message or self.bye.reason if self.bye else str(error)) from None
         message = decode(text)

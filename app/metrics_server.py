@@ -25,9 +25,9 @@ HealthReport = Callable[[], dict[str, Any]]
 
 log = logging.getLogger(__name__)
 
-_MAX_CONNECTIONS = 64
+MAX_CONNECTIONS = 64
 """Most connections at once; each has a thread."""
-_TIMEOUT_S = 10.0
+TIMEOUT_S = 10.0
 """Seconds from accept to the end of the response, however steadily the client sends or reads."""
 _PAUSE_S = 0.5
 """Seconds before the next accept while no descriptor is left. Without it the loop would spin, because the listening
@@ -60,11 +60,11 @@ class _Server(ThreadingHTTPServer):
         return accepted
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if len(self._open) >= _MAX_CONNECTIONS:
+        if len(self._open) >= MAX_CONNECTIONS:
             metrics.CONNECTIONS_REFUSED.labels("full").inc()
             self.shutdown_request(request)
             return
-        self._open[request] = time.monotonic() + _TIMEOUT_S
+        self._open[request] = time.monotonic() + TIMEOUT_S
         metrics.CONNECTIONS.labels("http").inc()
         super().process_request(request, client_address)
 

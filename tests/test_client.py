@@ -193,7 +193,7 @@ async def test_it_waits_in_the_line_and_is_told_when_there_is_none(locked: Servi
 
 
 async def test_a_service_that_falls_silent_is_given_up(slow: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.client._SILENCE_S", 0.3)
+    monkeypatch.setattr("app.client.SILENCE_S", 0.3)
     async with connect(slow.url) as session:
         with pytest.raises(SessionEnded, match=r"sent nothing for 0\.3 seconds"):
             await session.receive()

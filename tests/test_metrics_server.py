@@ -78,8 +78,8 @@ def test_b1_another_name_gets_no_figures() -> None:
 
 
 def test_a4_connections_that_become_no_request_are_bounded_in_time_and_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics_server, "_TIMEOUT_S", 1.0)
-    monkeypatch.setattr(metrics_server, "_MAX_CONNECTIONS", 20)
+    monkeypatch.setattr(metrics_server, "TIMEOUT_S", 1.0)
+    monkeypatch.setattr(metrics_server, "MAX_CONNECTIONS", 20)
     with (
         metrics_server.serve_metrics("127.0.0.1", 0, WorkerHeartbeats(1).report, Hosts(Settings())) as port,
         ExitStack() as stack,

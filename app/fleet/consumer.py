@@ -119,7 +119,9 @@ class Consumer:
         self._schedule = ReadSchedule(())
         self._empty_reads = 0
         """Streams read in a row that had no new entry."""
-        self._next_refresh = self._next_reclaim = self._next_transfer = 0.0
+        self.next_refresh = 0.0
+        """Monotonic time of the next refresh of cameras and workers."""
+        self._next_reclaim = self._next_transfer = 0.0
         self.lag = 0
         """Frames that waited in Redis at the last refresh."""
 
@@ -177,7 +179,7 @@ class Consumer:
 
     def _next(self, room: int) -> list[CameraFrame]:
         now = time.monotonic()
-        if now >= self._next_refresh:
+        if now >= self.next_refresh:
             self._refresh(now)
         if now >= self._next_transfer:
             self._transfer()
@@ -204,7 +206,7 @@ class Consumer:
         statuses = self._inspector.read(self._client, [stream.removeprefix(self._prefix) for stream in readable])
         self.lag = sum(status.lag or 0 for status in statuses.values())
         metrics.FLEET_LAG.set(self.lag)
-        self._next_refresh = now + self._fleet.fleet_discover_s
+        self.next_refresh = now + self._fleet.fleet_discover_s
         trimmed = [self._prefix + camera for camera, status in statuses.items() if status.unread and status.lag == 0]
         for _, count in self._leases.positions(trimmed).values():
             self._counts.dropped_unread("trimmed", count)
@@ -248,7 +250,7 @@ class Consumer:
         placed = [stream for stream in streams if self._held[stream].last]
         if len(placed) < len(streams):
             self.membership.forget_groups()
-            self._next_refresh = 0.0
+            self.next_refresh = 0.0
         if not placed:
             return
         execute_all(self._client, [("XGROUP", "CREATECONSUMER", stream, self._group, self.name) for stream in placed])
@@ -434,7 +436,7 @@ class Consumer:
             self._held[stream].last, self._held[stream].ready = "", False
         self.membership.forget_groups()
         self._reschedule()
-        self._next_refresh = self._next_transfer = 0.0
+        self.next_refresh = self._next_transfer = 0.0
 
     def _refused(self, error: redis.ResponseError) -> None:
         """Handles an error of a command: its group is gone after a restart without persistence, its stream was deleted

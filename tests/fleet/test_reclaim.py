@@ -155,7 +155,7 @@ def lost_before_it_claims(redis: redis_library.Redis, begin: Begin) -> Life:
     keys = Keys.of(RedisSettings())
     redis.hset(keys.holders, "frames:a", f"{epoch + 1} another")
     redis.zadd(keys.leases, {"another": time.time() * 1000 + 3_600_000})
-    life.consumer._next_refresh = math.inf  # where it would find out
+    life.consumer.next_refresh = math.inf  # where it would find out
     return life
 
 

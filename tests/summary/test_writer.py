@@ -62,11 +62,11 @@ async def test_a_fault_of_our_own_in_the_thread_is_answered_and_the_next_work_is
     writer = DiskWriter(tmp_path, SummarySettings(), retry_s=0.05, on_lost=lambda: None)
     writer.start()
 
-    def broken(self: DiskWriter) -> None:
+    def broken(*_: object) -> None:
         raise KeyError("ours")
 
     with monkeypatch.context() as patch:
-        patch.setattr(DiskWriter, "_open", broken)
+        patch.setattr("app.summary.spill.SpillFile", broken)
         assert await within(writer.ask(lambda file: "done")) == DiskFailure("internal")
     assert await within(writer.ask(lambda file: "done")) == "done"
     await within(writer.stop())
