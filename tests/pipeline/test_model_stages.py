@@ -107,6 +107,11 @@ def install(
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
+    add_model(repository, name, model, classes, **given)
+
+
+def add_model(repository: Path, name: str, model: onnx.ModelProto, classes: list[str], **given: str) -> None:
+    """Puts a graph into a repository, with these string parameters."""
     folder = repository / name / "1"
     folder.mkdir(parents=True)
     onnx.save(model, folder / "model.onnx")
