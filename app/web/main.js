@@ -283,12 +283,13 @@ const otherActions = [
   { key: "?", title: "show this list", run: showHelp },
 ];
 
-/** All shortcuts: those of the stages are numbers, by the order of their switches. */
+/** All shortcuts: those of the first nine stages are numbers, by the order of their switches. */
 function shortcuts() {
-  const numbered = panel.switches.slice(0, 9).map(({ name, title }, i) => {
-    return { key: String(i + 1), title: `${title} on or off`, run: () => panel.toggle(name) };
+  const numbered = panel.switches.map(({ name, title }, i) => {
+    const key = name === "flow" ? "v" : String(i + 1);
+    return { key, title: `${title} on or off`, run: () => panel.toggle(name) };
   });
-  return [...actions, ...numbered, ...otherActions];
+  return [...actions, ...numbered.filter(({ key }) => key.length === 1), ...otherActions];
 }
 
 function showHelp() {

@@ -14,6 +14,7 @@ const STAGE_REASONS = {
   size_changed: "size changed",
   frame_too_small: "frame too small",
   inference_unavailable: "models unavailable",
+  not_served: "no model",
 };
 
 /**
@@ -22,7 +23,9 @@ const STAGE_REASONS = {
  */
 export function stageText(stage) {
   if (!stage) return "";
-  if (stage.status === "disabled") return stage.reason && stage.reason !== "off" ? `off, ${stage.reason}` : "off";
+  if (stage.status === "disabled") {
+    return stage.reason && stage.reason !== "off" ? `off, ${STAGE_REASONS[stage.reason] ?? stage.reason}` : "off";
+  }
   const age = stage.age_ms === null ? "" : ` ${seconds(stage.age_ms)}`;
   const reason = stage.reason ? `, ${STAGE_REASONS[stage.reason] ?? stage.reason.replaceAll("_", " ")}` : "";
   return `${stage.status}${age}${reason}`;

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from app.settings import ROOT
 from tests.browser.conftest import Look
 from tests.browser.sight import Sight
 from tests.conftest import Serve
-from tests.support.service import Service
+from tests.pipeline.test_model_stages import BLUE, RED, frame, url
+from tests.support.service import Service, serving
 
+__all__ = ["url"]
 EXAMPLE = ROOT / "examples" / "stages" / "average_colour"
 PLUGIN = '''
 """Stages with every kind of shape, computed from the objects that were found."""
@@ -146,11 +150,12 @@ def plugged(serve: Serve, tmp_path: Path) -> Service:
 
 
 def colour_at(sight: Sight, x: float, y: float, reach: int = 3) -> list[list[int]]:
-    """The colours of the overlay around a point of the frame of 640x480, RGBA."""
-    drawn = sight.moment().drawn
+    """The colours of the overlay around a point of the shown frame, RGBA."""
+    moment = sight.moment()
+    drawn, size = moment.drawn, np.array(moment.shown.shape[1::-1])
     room = np.array(drawn.shape[1::-1])
-    scale = (room / (640, 480)).min()
-    left, top = np.round((room - np.array((640, 480)) * scale) / 2 + np.array((x, y)) * scale).astype(int)
+    scale = (room / size).min()
+    left, top = np.round((room - size * scale) / 2 + np.array((x, y)) * scale).astype(int)
     patch = drawn[top - reach : top + reach + 1, left - reach : left + reach + 1]
     return [list(map(int, pixel)) for pixel in patch.reshape(-1, 4)]
 
@@ -219,6 +224,41 @@ def test_every_kind_of_shape_is_drawn_as_its_stage_says(plugged: Service, look: 
     keys = sight.text("#shortcuts dl")
     assert "1 objects on or off" in keys
     assert "outlines on or off" in keys
+    assert "v motion vectors on or off" in keys
+
+
+def test_what_the_stages_of_other_models_find_is_shown(url: str, look: Look, tmp_path: Path) -> None:
+    """Masks, oriented boxes, the class of the frame, and poses of cards, by tiny models on a real Triton."""
+    Image.open(io.BytesIO(frame())).save(tmp_path / "cards.png")
+    with serving(tmp_path, {"TRITON_URL": url, "OCR": "off"}) as service:
+        sight = look(service)
+        sight.page.set_input_files("#file", tmp_path / "cards.png")
+        sight.live(results=4)
+        parts = "sightline.overlay.model.parts"
+        names = ("segments", "oriented", "classifications", "poses")
+        for name in names:
+            sight.until(f"{parts}.{name}.length")
+        sight.screenshot("model-stages")
+        segments, oriented, classes, poses = (sight.ask(f"{parts}.{name}") for name in names)
+        inks = []
+        for found, (x1, y1, x2, y2) in zip(segments, (RED, BLUE), strict=True):
+            ring = np.array(found["polygons"][0])
+            assert [*ring.min(axis=0), *ring.max(axis=0)] == pytest.approx([x1, y1, x2, y2], abs=4)
+            inks += colour_at(sight, x1 + 12, y2 - 10, 1)
+        assert all(20 < alpha < 200 for *_, alpha in inks)  # half transparent
+        assert np.mean(oriented[0]["corners"], axis=0) == pytest.approx((160, 120), abs=2)
+        assert len(oriented[0]["corners"]) == 4
+        assert [point["name"] for point in poses[0]["keypoints"]] == ["a", "b", "c", "d", "middle"]
+        # The line from a to the middle, in the colour of the card's class, the first one.
+        assert poses[0]["class_id"] == 0
+        assert has(colour_at(sight, 205, 80), 85, 246, 152)
+        assert classes[0]["box"] is None
+        sight.shows("#seen", classes[0]["top"][0]["class_name"])
+        corner = sight.moment().drawn[:60, :160]
+        assert (corner[..., 3] > 60).mean() > 0.1  # its label
+        assert "Model for segmentation tiny yolo_segment" in sight.text("#session")
+        sight.page.click("#stop")
+        sight.shows("#card", "The session has ended")
 
 
 def test_a_hundred_objects_with_masks_cost_what_drawing_them_costs(service: Service, look: Look) -> None:

@@ -189,6 +189,8 @@ test("codes become text", () => {
   assert.equal(stageText({ status: "stale", age_ms: 430, reason: "throttled" }), "stale 0.4 s, throttled");
   assert.equal(stageText({ status: "disabled", age_ms: null, reason: "off" }), "off");
   assert.equal(stageText({ status: "skipped", age_ms: null, reason: "running" }), "skipped, being read");
+  assert.equal(stageText({ status: "disabled", age_ms: null, reason: "not_served" }), "off, no model");
+  assert.equal(stageText({ status: "disabled", age_ms: null, reason: "TRITON_X=none" }), "off, TRITON_X=none");
   const person = { class_name: "person", class_id: 0, confidence: 1, track_id: 1, box: { x1: 0, y1: 0, x2: 1, y2: 1 } };
   const text = { text: "GATE 7", confidence: 1, polygon: [] };
   const motion = { score: 0.1, moving_fraction: 0.3, direction_deg: 178, camera: { dx: 0, dy: 0, rotation_deg: 0, zoom: 1 }, grid: null };
