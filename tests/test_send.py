@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +23,7 @@ import pytest
 from PIL import Image
 
 from app.client import decode
-from app.protocol.messages import Result, encode_result
+from app.protocol.messages import Result
 from app.settings import ROOT
 from benchmarks import canned
 from tests.conftest import SLOW, Serve
@@ -55,7 +57,7 @@ def results(lines: bytes) -> list[Result]:
 
 def sightline(*arguments: object) -> Done:
     done = forks.run(*map(str, arguments))
-    return Done(done.returncode, done.stdout, done.stderr.decode())
+    return Done(done.returncode, done.stdout.encode(), done.stderr)
 
 
 def send(service: Service, *arguments: object) -> Done:
@@ -125,9 +127,10 @@ def test_a_folder_is_sent_by_name_and_what_is_no_picture_is_named(service: Servi
 
 def test_one_picture_is_one_line(service: Service, tmp_path: Path) -> None:
     (tmp_path / "one.jpg").write_bytes(PAN.jpegs()[0])
-    (result,) = send(service, tmp_path / "one.jpg", "--confidence", 0.85).results
+    done = send(service, tmp_path / "one.jpg", "--confidence", 0.85)
+    (result,) = done.results
     assert [detection.class_name for detection in result.frame.objects] == ["person"]  # the dog has 0.8
-    assert b"\n" not in encode_result(result)
+    assert done.out.count(b"\n") == 1
 
 
 def test_limit_ends_it(service: Service, film: Path) -> None:
@@ -225,16 +228,21 @@ def test_schema_is_json() -> None:
 
 def interrupted(*arguments: object, when: Callable[[], bool], number: int = signal.SIGINT) -> Done:
     """Runs `send` and sends it a signal as soon as `when` returns true."""
-    command = [sys.executable, "-m", "app", "send", *map(str, arguments)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
-        deadline = time.monotonic() + 30
-        while not when():
-            assert time.monotonic() < deadline
-            assert child.poll() is None, child.stderr and child.stderr.read()
-            time.sleep(0.05)
-        child.send_signal(number)
-        out, err = child.communicate(timeout=30)
-    return Done(child.returncode, out, err.decode())
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        child = forks.start(["send", *map(str, arguments)], os.environ, stdout=out.fileno(), stderr=err.fileno())
+        try:
+            deadline = time.monotonic() + 30
+            while not when():
+                assert time.monotonic() < deadline
+                assert child.poll() is None, os.pread(err.fileno(), 65536, 0)
+                time.sleep(0.05)
+            child.send_signal(number)
+            code = child.wait(30)
+        finally:
+            child.kill()
+        out.seek(0)
+        err.seek(0)
+        return Done(code, out.read(), err.read().decode())
 
 
 @pytest.mark.parametrize("name", ["out.mp4", "out.jsonl"])

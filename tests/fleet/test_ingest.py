@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import sys
 import time
 from pathlib import Path
-from subprocess import PIPE, STDOUT, Popen
 
 import httpx
 import numpy as np
@@ -17,10 +14,10 @@ import redis as redis_library
 
 from app.fleet.ingest import Outbox, OutgoingFrame
 from app.fleet.streams import Keys
-from app.settings import ROOT
-from tests.support import clip
+from tests.support import clip, forks
 from tests.support.ingest import PATIENCE_S, entries, frames_counted, ingesting, on_a_terminal, until
 from tests.support.redis import RedisServer
+from tests.support.service import process
 
 PAN = clip.Pan(step=(2, 1), count=20)
 
@@ -169,35 +166,29 @@ def test_the_rate_falls_while_nobody_keeps_up_and_rises_when_somebody_does(
 def test_the_command_ends_by_itself_when_all_recordings_are_over(
     redis_server: RedisServer, redis: redis_library.Redis, pictures: Path
 ) -> None:
-    environment = {**os.environ, "REDIS_URL": redis_server.url, "METRICS_PORT": "0", "INGEST_FPS": "15"}
-    command = [sys.executable, "-m", "app", "fleet", "ingest", str(pictures)]
-    with Popen(command, env=environment, cwd=ROOT, stdout=PIPE, stderr=STDOUT) as child:
-        said = child.communicate(timeout=60)[0].decode()
-    assert child.returncode == 0, said
+    given = {"REDIS_URL": redis_server.url, "METRICS_PORT": "0", "INGEST_FPS": "15"}
+    done = forks.run("fleet", "ingest", str(pictures), **given)
+    assert done.returncode == 0, done.stdout + done.stderr
     assert len(entries(redis, "pictures")) == 10
-    assert "metrics on http://127.0.0.1:" in said
+    assert "metrics on http://127.0.0.1:" in done.stdout + done.stderr
 
 
 def test_the_command_tells_its_health_and_ends_on_sigterm(
     redis_server: RedisServer, redis: redis_library.Redis, pictures: Path, film: Path, tmp_path: Path
 ) -> None:
-    environment = {**os.environ, "REDIS_URL": redis_server.url, "METRICS_PORT": "0"}
-    command = [sys.executable, "-m", "app", "fleet", "ingest", str(pictures), f"two={film}", "--loop"]
+    given = {"REDIS_URL": redis_server.url, "METRICS_PORT": "0"}
     log = tmp_path / "ingest.log"
-    with log.open("wb") as out, Popen(command, env=environment, cwd=ROOT, stdout=out, stderr=STDOUT) as child:
-        try:
-            until(lambda: entries(redis, "pictures") and entries(redis, "two"))
-            address = re.search(r"metrics on (http://127.0.0.1:\d+)/metrics", log.read_text())
-            assert address, log.read_text()
-            health = until(
-                lambda: (response := httpx.get(f"{address[1]}/health/ready")).status_code == 200 and response.json()
-            )
-            assert health["sources"] == {"connecting": 0, "running": 2, "retrying": 0, "ended": 0}
-            assert 'sightline_ingest_frames_total{outcome="sent"}' in httpx.get(f"{address[1]}/metrics").text
-            child.send_signal(signal.SIGTERM)
-            assert child.wait(30) == 0, log.read_text()
-        finally:
-            child.kill()
+    with process(["fleet", "ingest", str(pictures), f"two={film}", "--loop"], given, log) as child:
+        until(lambda: entries(redis, "pictures") and entries(redis, "two"))
+        address = re.search(r"metrics on (http://127.0.0.1:\d+)/metrics", log.read_text())
+        assert address, log.read_text()
+        health = until(
+            lambda: (response := httpx.get(f"{address[1]}/health/ready")).status_code == 200 and response.json()
+        )
+        assert health["sources"] == {"connecting": 0, "running": 2, "retrying": 0, "ended": 0}
+        assert 'sightline_ingest_frames_total{outcome="sent"}' in httpx.get(f"{address[1]}/metrics").text
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(30) == 0, log.read_text()
     assert "Traceback" not in log.read_text()
 
 
@@ -214,8 +205,6 @@ def test_a_table_is_shown_on_a_terminal(redis_server: RedisServer, redis: redis_
 
 
 def test_a_wrong_source_ends_the_command_in_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "app", "fleet", "ingest", "gopher://old/film"]
-    with Popen(command, cwd=ROOT, stdout=PIPE, stderr=STDOUT) as child:
-        said = child.communicate(timeout=60)[0].decode()
-    assert child.returncode == 2
-    assert said.startswith("sightline: gopher://old/film: gopher:// is not read; want rtsp,")
+    done = forks.run("fleet", "ingest", "gopher://old/film")
+    assert done.returncode == 2
+    assert (done.stdout + done.stderr).startswith("sightline: gopher://old/film: gopher:// is not read; want rtsp,")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,10 +20,10 @@ from app.fleet.in_flight import InFlight
 from app.fleet.leases import Leases
 from app.fleet.streams import CameraFrame, FrameOrigin, Keys
 from app.fleet.worker import WorkerHeartbeats
-from app.settings import ROOT, RedisSettings
+from app.settings import RedisSettings
 from tests.fleet.lives import ROOM, Life
 from tests.fleet.work import GROUP, add_frames
-from tests.support import clip
+from tests.support import clip, forks
 from tests.support.ingest import entries, frames_counted, ingesting, until
 from tests.support.redis import RedisServer, free_port, running_redis
 from tests.support.sentinel import SERVICE, running_sentinel
@@ -386,16 +383,8 @@ def test_d2_sentinels_are_asked_at_the_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", [("ingest", "0"), ("work",), ("top", "--once")])
 def test_d3_a_cluster_is_refused_by_name_at_the_start(tmp_path: Path, command: tuple[str, ...]) -> None:
     with running_redis(tmp_path, *CLUSTER, str(free_port())) as server:
-        environment = {**os.environ, "REDIS_URL": server.url, "METRICS_PORT": "0", "STATE_DIR": str(tmp_path / "state")}
-        done = subprocess.run(
-            [sys.executable, "-m", "app", "fleet", *command],
-            env=environment,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        given = {"REDIS_URL": server.url, "METRICS_PORT": "0", "STATE_DIR": str(tmp_path / "state")}
+        done = forks.run("fleet", *command, **given)
     assert done.returncode != 0
     assert "REDIS_URL: the server is a node of a Redis Cluster" in done.stderr + done.stdout
     assert "redis+sentinel://" in done.stderr + done.stdout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from app.fleet.streams import Keys
 from app.settings import ROOT, RedisSettings, Settings
 from tests.fleet.conftest import Work
 from tests.fleet.work import add_frames, eventually
+from tests.support import forks
 from tests.support.ingest import on_a_terminal, until
 from tests.support.kafka import running_kafka
 from tests.support.redis import RedisServer, running_redis
@@ -238,15 +238,6 @@ def test_d12_kafka_away_is_said_by_its_workers_and_by_top(
 
 
 def command(server: RedisServer, *arguments: str) -> str:
-    environment = {**os.environ, "REDIS_URL": server.url, "COLUMNS": "140"}
-    done = subprocess.run(
-        [sys.executable, "-m", "app", "fleet", "top", *arguments],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = forks.run("fleet", "top", *arguments, REDIS_URL=server.url, COLUMNS="140")
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -18,6 +18,7 @@ import yaml
 
 from app.settings import ROOT, VARIABLES, Settings
 from tests.infra.composed import OURS, Service, services, whole
+from tests.support import forks
 from tests.support.kafka import JarsMissing, jars
 from tests.support.nginx import free_ports, require
 
@@ -45,8 +46,7 @@ def test_the_settings_exist_and_are_accepted(name: str, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_command_line_knows_the_command(name: str) -> None:
-    asked = [sys.executable, "-m", "app", *services()[name]["command"], "--help"]
-    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = forks.run(*services()[name]["command"], "--help")
     assert done.returncode == 0, done.stderr
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import socket
 import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,8 +13,8 @@ import orjson
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from app.settings import ROOT
 from tests.conftest import Serve
+from tests.support import forks
 from tests.support.live import BINARY, opened, plain_socket, ready, upgrade, ws_frame
 from tests.support.service import Service
 
@@ -231,10 +230,8 @@ async def test_a_client_that_is_no_browser_needs_no_origin(listed: Service) -> N
 
 
 def start(tmp_path: Path, command: str = "serve", **settings: str) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": "/usr/bin", "STATE_DIR": str(tmp_path), "PORT": "0", "TRITON_URL": "127.0.0.1:9", **settings}
-    return subprocess.run(
-        [sys.executable, "-m", "app", command], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
+    given = {"STATE_DIR": str(tmp_path), "PORT": "0", "TRITON_URL": "127.0.0.1:9", **settings}
+    return forks.run(command, **given)
 
 
 @pytest.mark.parametrize(("host", "workers"), [("0.0.0.0", "1"), ("::", "2")])

@@ -23,7 +23,7 @@ def load(service: Service | str, folder: Path, *options: str) -> tuple[int, dict
     told = folder / "figures.json"
     done = forks.run("load", url, "--ramp", "0.5", "--warm-up", "0.5", f"--json={told}", *options)
     figures = orjson.loads(told.read_bytes())["figures"] if told.exists() else {}
-    return done.returncode, figures, done.stderr.decode()
+    return done.returncode, figures, done.stderr
 
 
 def test_what_the_client_counts_the_service_counted(serve: Serve, tmp_path: Path) -> None:

@@ -153,21 +153,24 @@ def start(
     return _nursery.fork(arguments, environment, [stdout, stderr])
 
 
-def run(*arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[bytes]:
+def run(*arguments: str, timeout_s: float = 60.0, **variables: str) -> subprocess.CompletedProcess[str]:
     """`python -m app …` to its end, with what it wrote; killed after `timeout_s`.
+
+    Args:
+        variables: of its environment, beside this process's.
 
     Raises:
         subprocess.TimeoutExpired: it was killed.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        child = start(arguments, os.environ, stdout=out.fileno(), stderr=err.fileno())
+        child = start(arguments, {**os.environ, **variables}, stdout=out.fileno(), stderr=err.fileno())
         try:
             code = child.wait(timeout_s)
         finally:
             child.kill()
         out.seek(0)
         err.seek(0)
-        return subprocess.CompletedProcess(["app", *arguments], code, out.read(), err.read())
+        return subprocess.CompletedProcess(["app", *arguments], code, out.read().decode(), err.read().decode())
 
 
 # --- the process that forks ---
