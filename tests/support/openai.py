@@ -50,6 +50,7 @@ class Exchange(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: _Server
     received: Received
+    in_flight = False
 
     def do_POST(self) -> None:
         length = int(self.headers.get("content-length") or 0)
@@ -70,6 +71,7 @@ class Exchange(BaseHTTPRequestHandler):
         for name, value in {"content-type": kind, "content-length": str(len(data)), **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
+        self.server.fake.answered(self)
         self.wfile.write(data)
 
     def completion(self, content: str | None, finish: str = "stop", refusal: str | None = None) -> None:
@@ -101,6 +103,7 @@ class Exchange(BaseHTTPRequestHandler):
         self._event({**head, "choices": [choice(finish, delta={})]})
         if (self.received.body.get("stream_options") or {}).get("include_usage"):
             self._event({**head, "choices": [], "usage": usage()})
+        self.server.fake.answered(self)
         self.wfile.write(b"data: [DONE]\n\n")
         self.close_connection = True
 
@@ -220,15 +223,21 @@ class FakeOpenAI:
     def _counted(self, behaviour: Behaviour) -> Behaviour:
         def behave(exchange: Exchange) -> None:
             with self._lock:
+                exchange.in_flight = True
                 self.in_flight += 1
                 self.most_in_flight = max(self.most_in_flight, self.in_flight)
             try:
                 behaviour(exchange)
             finally:
-                with self._lock:
-                    self.in_flight -= 1
+                self.answered(exchange)
 
         return behave
+
+    def answered(self, exchange: Exchange) -> None:
+        """It is in flight no more. Said before an answer's last bytes: who has them may ask again at once."""
+        with self._lock:
+            self.in_flight -= exchange.in_flight
+            exchange.in_flight = False
 
 
 @contextmanager
