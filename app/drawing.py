@@ -444,7 +444,7 @@ def _detections(
         mask=None if mask is None else mask.astype(bool),
         confidence=np.array([value(entry, "confidence") for entry in entries], np.float32),
         class_id=np.array([value(entry, "class_id") for entry in entries], int),
-        tracker_id=np.array([-1 if (track := value(entry, "track_id")) is None else track for entry in entries], int),
+        tracker_id=np.array([-1 if (known := value(entry, "track_id")) is None else known for entry in entries], int),
         data=data,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -11,7 +12,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, ValidationError
 
 from app.client import decode
 from app.errors import ProtocolError, SightlineError, UndecodableFrame
@@ -237,3 +238,77 @@ def test_two_seconds_worth_at_once_then_no_faster_than_allowed() -> None:
 def test_less_than_one_in_two_seconds_is_still_one() -> None:
     bucket = TokenBucket(0.01, 0.02)
     assert [bucket.take(), bucket.take()] == [True, False]
+
+
+# --- stages: those that a client names, and those that only the other side knows ---
+
+
+@pytest.mark.parametrize(
+    ("stages", "field"),
+    [
+        (5, "stages"),
+        ("pose", "stages"),
+        ([], "stages"),
+        (True, "stages"),
+        ({"pose": "yes"}, "stages.pose"),
+        ({"pose": 1}, "stages.pose"),
+        ({"summary": 0}, "stages.summary"),
+        ({"detect": False, "pose": {}}, "stages.pose"),
+        (None, None),
+        ({}, None),
+        ({"pose": None}, None),
+        ({"unheard_of": 5, "pose": False}, None),
+    ],
+)
+@pytest.mark.parametrize("kind", ["init", "update"])
+def test_a_patch_of_stages_is_taken_or_refused_as_the_schema_says(kind: str, stages: Any, field: str | None) -> None:
+    message = {"type": kind, "stages": stages}
+    if field is None:
+        valid("client", kind, message)
+        parsed = messages.parse(orjson.dumps(message))
+        assert isinstance(parsed, messages.Init | messages.Update)
+        assert parsed.stages in (None, {}, {"pose": False})
+        return
+    with pytest.raises(ValidationError):
+        valid("client", kind, message)
+    with pytest.raises(ProtocolError) as refused:
+        messages.parse(orjson.dumps(message))
+    assert (refused.value.code, refused.value.field) == ("invalid_value", field)
+
+
+def later_ready(**changes: Any) -> bytes:
+    """`ready` of a service with a stage, a shape and fields that this version does not know."""
+    depth = {
+        "name": "depth",
+        "title": "Depth",
+        "description": "How far away.",
+        "field": "depths",
+        "shapes": [{"kind": "heat", "at": "map"}, {"kind": "box", "at": "box", "soft": True}],
+        "figures": [{"place": "margin", "text": "far"}],
+        "late": False,
+        "since": 2,
+    }
+    limits = dict.fromkeys(messages.Limits.__dataclass_fields__, 1)
+    settings = {"stages": {"depth": True, "detect": False}}
+    message = {"type": "ready", "protocol": 1, "session_id": "a", "models": {"depth": {"name": "deep"}}, "credits": 3}
+    return orjson.dumps({**message, "settings": settings, "limits": limits, "stages": [depth], "hints": [], **changes})
+
+
+def test_a_client_takes_what_a_later_service_says_of_its_stages() -> None:
+    ready = decode(later_ready())
+    assert isinstance(ready, messages.Ready)
+    assert (ready.models["depth"], ready.models.detect) == ({"name": "deep"}, None)
+    assert (ready.settings.stages["depth"], ready.settings.stages.detect) == (True, False)
+    (described,) = ready.stages
+    assert ([shape.kind for shape in described.shapes], described.figures) == (["box"], ())
+
+
+@pytest.mark.parametrize("changes", [{"models": None}, {"models": [1]}, {"settings": {"stages": None}}])
+def test_a_client_refuses_what_is_no_ready(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="validation error"):
+        decode(later_ready(**changes))
+
+
+def test_the_schema_lacks_no_definition_and_has_none_too_many() -> None:
+    used = set(re.findall(r'"#/\$defs/([^"]+)"', orjson.dumps(SCHEMA).decode()))
+    assert used == SCHEMA["$defs"].keys()

@@ -207,8 +207,8 @@ async def _analyze(pipeline: Pipeline, image: bytes, settings: StreamSettings) -
     counted = False
     try:
         memory = StreamMemory()
-        # With one image there is nothing to track, and no motion.
-        alone = dataclasses.replace(settings, stages=settings.stages.but(track=False, motion=False))
+        off = {stage.name: False for stage in pipeline.stages if not stage.single}
+        alone = dataclasses.replace(settings, stages=settings.stages.but(**off))
         job = FrameJob(frame, memory, alone, photo=True)
         (result,) = await pipeline.analyze([job], entry=ENTRY)
         if isinstance(result, FrameError):

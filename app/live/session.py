@@ -130,7 +130,7 @@ class LiveEntryPoint:
             return
         before, self._inference_up, self._inference_reason = self._inference_reason, up, reason
         if up:
-            self.notify(Notice("inference_restored", "detection and pose are back"))
+            self.notify(Notice("inference_restored", "what the models find is there again"))
         elif before is None or before != reason:
             self.notify(_inference_unavailable(reason))
 
@@ -144,7 +144,7 @@ class LiveEntryPoint:
 
 def _inference_unavailable(reason: str | None) -> Notice:
     if reason is None:
-        return Notice("inference_unavailable", "no detection or pose until it is back; motion goes on")
+        return Notice("inference_unavailable", "nothing that models find until it is back; the other stages go on")
     return Notice("inference_unavailable", f"a model does not answer: {reason[:_MAX_REASON]}")
 
 

@@ -148,6 +148,8 @@ class PipelineStage:
     part: ClassVar[Part | None] = None
     live: ClassVar[bool] = True
     """Whether it runs for live clients, who may switch it off."""
+    single: ClassVar[bool] = True
+    """Whether it runs on an image that stands alone; False where it compares the frames of a stream."""
     fleet: ClassVar[bool] = False
     """Whether it runs on cameras' frames where FLEET_STAGES is unset."""
     needs: ClassVar[tuple[str, ...]] = ()

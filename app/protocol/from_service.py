@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, make_dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import orjson
-from pydantic import GetCoreSchemaHandler
+from pydantic import BeforeValidator, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from app.protocol.result import FrameResult
-from app.protocol.stages import STAGES, Figure, Shape
+from app.protocol.stages import STAGES, Figure, FigurePlace, Shape, ShapeKind
 from app.protocol.stream import StreamSettings
 
 
@@ -35,9 +35,22 @@ class Models(dict[str, Any]):
         kind.__doc__ = "The models that are loaded, by stage; null for those that are not."
 
         def read(value: Any, handle: Callable[[Any], Any]) -> Models:
-            return cls({**value, **vars(handle(value))})
+            known = vars(handle(value))  # first, because it refuses what is no object
+            return cls({**value, **known})
 
         return core_schema.no_info_wrap_validator_function(read, handler.generate_schema(kind))
+
+
+def _only(field: str, literal: Any) -> BeforeValidator:
+    """Leaves out what only a later version can draw: a client draws the rest."""
+    known = get_args(literal)
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        return [entry for entry in value if not isinstance(entry, dict) or entry.get(field) in known]
+
+    return BeforeValidator(read)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +63,9 @@ class StageDescription:
     description: str
     field: str | None
     """Its field of a result; null where it adds to the fields of others."""
-    shapes: tuple[Shape, ...]
+    shapes: Annotated[tuple[Shape, ...], _only("kind", ShapeKind)]
     """How each entry of the field is drawn."""
-    figures: tuple[Figure, ...]
+    figures: Annotated[tuple[Figure, ...], _only("place", FigurePlace)]
     """What the field says in words and numbers."""
     late: bool
     """Whether entries may come from an earlier frame; the stage's `age_ms` says how old they are."""

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from app.errors import ConfigurationError
 
 ShapeKind = Literal["box", "polygon", "polyline", "mask", "points", "label", "arrow", "field"]
+FigurePlace = Literal["figures", "status", "sentence"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Shape:
 class Figure:
     """What a part says in words and numbers beside the picture."""
 
-    place: Literal["figures", "status", "sentence"]
+    place: FigurePlace
     """`figures`: in a tile of its own, with the stage's title; `status`: behind the stage's status; `sentence`: in the
     sentence that says what is in view."""
     text: str

@@ -51,7 +51,8 @@ class Stages(dict[str, bool]):
         kind.__doc__ = "Which stages run, and whether the stream is summarized."
 
         def read(value: Any, handle: Callable[[Any], Any]) -> Stages:
-            return cls(**{**value, **vars(handle(value))})
+            known = vars(handle(value))  # first, because it refuses what is no object
+            return cls(**{**value, **known})
 
         return core_schema.no_info_wrap_validator_function(read, handler.generate_schema(kind))
 

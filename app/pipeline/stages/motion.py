@@ -282,6 +282,7 @@ class MotionStage(PipelineStage):
             Figure("sentence", "moving {direction_deg:direction}", where="moving_fraction", least=0.02),
         ),
     )
+    single = False
     needs_grey = True
 
     def prepare(self, state: FrameState, previous: Grey | None, grey: Grey) -> None:

@@ -358,6 +358,7 @@ class TrackStage(PipelineStage):
     title = "Tracks"
     description = "Gives an object the same number in all frames of its stream."
     runs = "anywhere"
+    single = False
     needs = ("detect", "pose")
 
     def load(self) -> None:

@@ -205,7 +205,7 @@ class VideoProcessor:
     """Passes the frames of one video from the reader through the pipeline to the output. `run` may be called once.
 
     Raises:
-        InferenceUnavailable: no detection or pose model is loaded.
+        InferenceUnavailable: no model is loaded that takes whole frames.
         InferenceError: the model that the mode needs is not loaded.
     """
 
