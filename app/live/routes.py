@@ -113,6 +113,7 @@ async def frames(
     confidence: Annotated[float | None, Query(ge=0, le=1)] = None,
     iou: Annotated[float | None, Query(ge=0, le=1)] = None,
     classes: Annotated[str | None, Query(max_length=10_000)] = None,
+    mask_rle: bool | None = None,
 ) -> Response:
     """One JPEG, PNG or WebP in, as the body or as the part `file` of a form; one result out.
 
@@ -128,7 +129,7 @@ async def frames(
     entry_point.images += 1
     try:
         with entry_point.admission.admit_image(token=token, address=address_of(request.scope)):
-            settings = _settings(entry_point, confidence, iou, classes)
+            settings = _settings(entry_point, classes, confidence=confidence, iou=iou, mask_rle=mask_rle)
             image = await _read_image(request, entry_point.live)
             result = await _analyze(entry_point.pipeline, image, settings)
     except Rejected as error:
@@ -153,13 +154,11 @@ async def frames(
     return Response(messages.encode(result), media_type="application/json")
 
 
-def _settings(
-    entry_point: LiveEntryPoint, confidence: float | None, iou: float | None, classes: str | None
-) -> StreamSettings:
+def _settings(entry_point: LiveEntryPoint, classes: str | None, **given: float | bool | None) -> StreamSettings:
     """The settings in force for a request; `classes` as in `person,16`."""
     wanted = None if not classes else [int(name) if _ID.fullmatch(name) else name for name in classes.split(",")]
     try:
-        patch = messages.Patch.model_validate({"confidence": confidence, "iou": iou, "classes": wanted})
+        patch = messages.Patch.model_validate({**given, "classes": wanted})
     except ValidationError as error:
         (first, *_) = error.errors(include_url=False, include_context=False, include_input=False)
         raise ProtocolError(f"classes: {shortened(first['msg'])}", code="invalid_value", field="classes") from None

@@ -477,6 +477,10 @@ def lay_into(pixels: Pixels, box: Letterbox, canvas: Pixels, *, border: bool = T
     _resize(pixels, box, image)
 
 
+_LONGEST = 16
+"""Times the canvas's side that an image is scaled to as a whole, to show its middle."""
+
+
 def crop_into(pixels: Pixels, box: Letterbox, canvas: Pixels) -> None:
     """Lays the middle of an image, RGB uint8 `[h, w, 3]`, into a canvas, as torchvision's `Resize` and `CenterCrop` do.
 
@@ -489,6 +493,13 @@ def crop_into(pixels: Pixels, box: Letterbox, canvas: Pixels) -> None:
     from PIL import Image  # a tenth of the start's time, needed only where a model wants its images so
 
     width, height = round(box.scale_x * box.image_width), round(box.scale_y * box.image_height)
+    if max(width, height) > _LONGEST * max(box.width, box.height):
+        # Only the part that is seen, within a level of it: the whole of a line of pixels would take gigabytes.
+        left, top = box.cut_x / box.scale_x, box.cut_y / box.scale_y
+        part = (left, top, left + box.width / box.scale_x, top + box.height / box.scale_y)
+        seen = Image.fromarray(pixels).resize((box.width, box.height), Image.Resampling.BILINEAR, part)
+        canvas[...] = np.asarray(seen)
+        return
     scaled = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
     canvas[...] = scaled[box.cut_y : box.cut_y + box.height, box.cut_x : box.cut_x + box.width]
 

@@ -44,6 +44,7 @@
  * @property {number} [iou]
  * @property {(string | number)[]} [classes] Names or ids; an empty list keeps all.
  * @property {boolean} [motion_grid]
+ * @property {boolean} [mask_rle] Masks come as run lengths, too.
  * @property {number} [max_age_ms]
  * @property {{prompt: string}} [summary]
  */
@@ -55,6 +56,7 @@
  * @property {number} iou
  * @property {number[] | null} classes
  * @property {boolean} motion_grid
+ * @property {boolean} mask_rle
  * @property {number} max_age_ms
  * @property {string | null} [summary_prompt]
  */

@@ -67,6 +67,7 @@ def test_the_body_may_come_in_chunks_of_unknown_number(service: Service, jpeg: b
         ("?classes=1", []),
         ("?classes=", ["person", "dog"]),
         ("?iou=0.1&confidence=0", ["person", "dog"]),
+        ("?mask_rle=true", ["person", "dog"]),
     ],
 )
 def test_the_query_says_what_to_keep(service: Service, jpeg: bytes, query: str, names: list[str]) -> None:
@@ -83,7 +84,9 @@ def test_classes_that_are_none_are_named(service: Service, jpeg: bytes, classes:
     assert answer.json()["error"]["field"].startswith("classes")
 
 
-@pytest.mark.parametrize("query", ["confidence=2", "confidence=-0.1", "confidence=much", "iou=nan", "iou=1.01"])
+@pytest.mark.parametrize(
+    "query", ["confidence=2", "confidence=-0.1", "confidence=much", "iou=nan", "iou=1.01", "mask_rle=2"]
+)
 def test_numbers_out_of_range_are_refused(service: Service, jpeg: bytes, query: str) -> None:
     answer = post(service, jpeg, f"?{query}")
     assert code(answer) == (422, "invalid_value")
@@ -325,8 +328,8 @@ def test_every_picture_of_this_module_is_accounted_for(service: Service, brisk: 
         ("/v1/frames", "conf=0.9", "confidence"),
         ("/v1/frames", "Confidence=0.9", "confidence"),
         ("/v1/frames", "confidence=0.5&class=person", "classes"),
-        ("/v1/frames", "verbose=1", "confidence, iou, classes"),
-        ("/v1/frames", "x" * 3000 + "=1", "confidence, iou, classes"),
+        ("/v1/frames", "verbose=1", "confidence, iou, classes, mask_rle"),
+        ("/v1/frames", "x" * 3000 + "=1", "confidence, iou, classes, mask_rle"),
     ],
 )
 def test_e6_a_misspelt_query_is_said(service: Service, jpeg: bytes, path: str, wrong: str, right: str) -> None:

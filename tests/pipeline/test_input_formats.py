@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import replace
 from typing import Any
 
@@ -79,6 +80,22 @@ def test_a_canvas_that_is_not_square_is_filled_smoothly() -> None:
     pixels = picture(640, 480, seed=4)
     (found,) = tensors(b"", input_format(spec("UINT8", (-1, 128, 224, 3), resize="crop")), pixels=pixels)
     assert (found == np.asarray(Image.fromarray(pixels).resize((224, 128), Image.Resampling.BILINEAR))).all()
+
+
+@pytest.mark.parametrize("size", [(1500, 9), (20, 2000)])
+def test_a_long_image_shows_its_middle_to_a_level(size: tuple[int, int]) -> None:
+    pixels = picture(*size, seed=5)
+    (found,) = tensors(b"", input_format(spec("UINT8", (-1, 224, 224, 3), resize="crop")), pixels=pixels)
+    assert np.abs(found.astype(int) - of_torchvision(pixels, 224)).max() <= 1
+
+
+def test_a_line_of_pixels_takes_no_memory_beyond_its_middle() -> None:
+    """Scaled as a whole, 60,000x3 pixels would become 4,480,000x224: three gigabytes."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    form = input_format(spec("UINT8", (-1, 224, 224, 3), resize="crop"))
+    (found,) = tensors(b"", form, pixels=np.full((3, 60_000, 3), 77, np.uint8))
+    assert (found == 77).all()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])

@@ -164,8 +164,38 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         task="classify",
         resize="crop",
     )
+    together(repository)
     with running_triton(repository, folder / "state", TRITON_DEADLINE_S="600") as found:
         yield found
+
+
+TOGETHER = {"yolo": "objects", "yolo_segment": "segments", "yolo_obb": "oriented", "yolo_pose": "poses"}
+
+
+def together(repository: Path) -> None:
+    """An ensemble of all models that take the same image, under the name of no setting's default."""
+    outputs, steps, named = [], [], {}
+    for name, output in TOGETHER.items():
+        given = {"output0": output, **({"output1": "protos"} if name == "yolo_segment" else {})}
+        maps = " ".join(f'output_map {{ key: "{own}" value: "{ours}" }}' for own, ours in given.items())
+        steps.append(
+            f'{{ model_name: "{name}" model_version: -1 input_map {{ key: "images" value: "images" }} {maps} }}'
+        )
+        rows = {"yolo": 6, "yolo_segment": 9, "yolo_obb": 7, "yolo_pose": 15}[name]
+        outputs.append(f'{{ name: "{output}" data_type: TYPE_FP32 dims: [ {rows}, {ANCHORS} ] }}')
+        named[name] = given
+    outputs.append(f'{{ name: "protos" data_type: TYPE_FP32 dims: [ 3, {SIDE // 4}, {SIDE // 4} ] }}')
+    text = orjson.dumps(orjson.dumps(named).decode()).decode()
+    folder = repository / "all_in_one"
+    (folder / "1").mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(f"""name: "all_in_one"
+platform: "ensemble"
+max_batch_size: 16
+input [ {{ name: "images" data_type: TYPE_FP32 dims: [ 3, {SIDE}, {SIDE} ] }} ]
+output [ {", ".join(outputs)} ]
+ensemble_scheduling {{ step [ {", ".join(steps)} ] }}
+parameters {{ key: "outputs" value {{ string_value: {text} }} }}
+""")
 
 
 async def analyze(
@@ -355,3 +385,16 @@ def test_clients_learn_what_the_models_are(url: str, tmp_path: Path) -> None:
     assert found["classify"]["classes"] == COLOURS
     card = {"keypoints": ["a", "b", "c", "d", "middle"], "skeleton": [[0, 4], [1, 4]], "classes": ["card"]}
     assert found["pose"] == {"name": "tiny yolo_pose", **card}
+
+
+def test_models_in_an_ensemble_answer_together_what_they_answer_alone(url: str, tmp_path: Path) -> None:
+    (alone,) = asyncio.run(analyze(url, tmp_path, mask_rle=True))
+    requests = metrics.MODEL_BATCH.labels("all_in_one")._sum.get()
+    (one,) = asyncio.run(analyze(url, tmp_path, mask_rle=True, settings={"triton_ensemble": "all_in_one"}))
+    assert metrics.MODEL_BATCH.labels("all_in_one")._sum.get() == requests + 1
+    for part in ("objects", "segments", "oriented", "poses", "classifications"):
+        assert wire(one)[part] == wire(alone)[part]
+        assert len(wire(one)[part]) >= 1
+    some = Stages.only(["segment", "obb"])
+    (few,) = asyncio.run(analyze(url, tmp_path, stages=some, settings={"triton_ensemble": "all_in_one"}))
+    assert (len(few.segments), len(few.oriented), few.objects, few.poses) == (2, 2, [], [])
