@@ -191,7 +191,7 @@ def test_sessions_side_by_side_get_what_is_theirs(real: Service) -> None:
         )
         for results, expected in zip(streams, truth, strict=True):
             for result in results:
-                found = orjson.loads(orjson.dumps(result.frame.values()))
+                found = orjson.loads(orjson.dumps(result.frame))
                 assert found["image"] == expected["image"]
                 assert found["objects"] == expected["objects"]
                 assert found["poses"] == expected["poses"]
