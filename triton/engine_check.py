@@ -3,7 +3,8 @@
 FP16 changes scores a little, and with them the order of the rows, so rows are compared by their content. For each row
 with a score of at least `SURE` on one side, the other side must have one of the same class, with a score within
 `SCORE`, and with corners and keypoints within `PIXELS` or within `SHARE` of the box's longer side. Two embeddings must
-have a cosine of at least `COSINE`, as must the prototypes of masks. Heads of other families are compared as such rows.
+have a cosine of at least `COSINE`. Coefficients and prototypes of masks must not be apart by more than `APART`. Heads
+of other families are compared as such rows.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ KEYPOINT_SURE = 0.5
 COSINE = 0.998
 ANGLE = 0.05
 """Radians."""
-COEFFICIENTS = 0.99
-"""Least cosine of the coefficients of a mask."""
+APART = 0.1
+"""Greatest distance of two lists of coefficients or prototypes of masks, in lengths of the longer one."""
 
 Row = Sequence[float]
 
@@ -90,9 +91,9 @@ def compare(head: Head, wanted: Outputs, given: Outputs) -> str | None:
     if head.task == "classify":
         return _scores_apart(wanted, given)
     for name in set(wanted) & {"protos"}:
-        likeness = cosine(*([value for row in rows for value in row] for rows in (wanted[name], given[name])))
-        if likeness < COSINE:
-            return f"{name} have a cosine of {likeness:.4f}; want {COSINE} at least"
+        apart = _apart(*([value for row in rows for value in row] for rows in (wanted[name], given[name])))
+        if apart > APART:
+            return f"{name} are apart by {apart:.3f} of their length; want {APART} at most"
     return difference(head.task, boxes_of(head, wanted), boxes_of(head, given), head.numbers)
 
 
@@ -185,6 +186,11 @@ def cosine(left: Row, right: Row) -> float:
     return sum(a * b for a, b in zip(left, right, strict=True)) / lengths if lengths else 0.0
 
 
+def _apart(left: Row, right: Row) -> float:
+    length = max(math.hypot(*left), math.hypot(*right))
+    return math.dist(left, right) / length if length else 0.0
+
+
 def _same(task: str, row: Row, other: Row, numbers: int) -> bool:
     long, short = (row[2], row[3]) if task == "obb" else (row[2] - row[0], row[3] - row[1])
     reach = max(PIXELS, SHARE * max(long, short))
@@ -198,7 +204,7 @@ def _same(task: str, row: Row, other: Row, numbers: int) -> bool:
         apart = abs(row[6] - other[6]) % turn
         return min(apart, turn - apart) <= ANGLE
     if task == "segment":
-        return cosine(row[6:], other[6:]) >= COEFFICIENTS
+        return _apart(row[6:], other[6:]) <= APART
     return all(
         abs(row[at] - other[at]) <= reach and abs(row[at + 1] - other[at + 1]) <= reach
         for at in (range(6, len(row), numbers) if task == "pose" else ())

@@ -19,12 +19,13 @@ import numpy as np
 import onnx
 import pytest
 from arcface import install_arcface
+from configs import parsed
 from engine_check import Head, boxes_of, compare, difference, read_outputs, write_outputs
 from engine_device import Device, Stop, library_version, version_of
 from engine_files import choose, sources
 from engine_graph import for_tensorrt
 from engine_swap import installed_version
-from install import DETECT, POSE, install
+from install import CLASSIFY, DETECT, OBB, POSE, SEGMENT, install
 from onnx import TensorProto, helper, numpy_helper
 
 from app.inference.triton import TritonClient
@@ -170,14 +171,21 @@ def plan_of(host: Host, name: str) -> Path:
 
 
 def head(
-    path: Path, channels: int, metadata: dict[str, str], *, width: float = 60.0, batch: int | str = "batch"
+    path: Path,
+    channels: int,
+    metadata: dict[str, str],
+    *,
+    width: float = 60.0,
+    batch: int | str = "batch",
+    masks: int = 0,
 ) -> Path:
     """Boxes `width` wide in every cell, the surer the redder it is; the sample picture has red cells and others."""
     weights, bias = np.zeros((channels, 3)), np.zeros(channels)
     weights[0, 1], weights[1, 2] = 90, 80  # no two cells give the same box
     bias[2:4] = width, 50
     weights[4, 0] = 0.9
-    return graphs.save(path, weights, bias, height=HEIGHT, width=WIDTH, batch=batch, metadata=metadata)
+    size = {"height": HEIGHT, "width": WIDTH}
+    return graphs.save(path, weights, bias, **size, batch=batch, masks=masks, metadata=metadata)
 
 
 def test_names_of_devices() -> None:
@@ -275,6 +283,42 @@ def test_an_arcface_goes_the_same_way(built: Host) -> None:
     assert 'parameters { key: "input_std" value { string_value: "127.5" } }' in config
     build = next(call for call in built.calls if "/arcface/" in call.get("onnx", ""))
     assert build["maxShapes"] == "data:16x3x112x112"
+
+
+def test_every_task_goes_the_same_way(built: Host) -> None:
+    install(head(built.folder / "s.onnx", 14, NAMES | {"task": "segment"}, masks=8), SEGMENT, built.models)
+    install(head(built.folder / "o.onnx", 7, NAMES | {"task": "obb"}), OBB, built.models)
+    install(graphs.classifier(built.folder / "c.onnx", {"task": "classify"}), CLASSIFY, built.models)
+    assert "not in the ensemble, but asked apart: yolo_classify takes 64x64 (crop)" in built.run("source")
+    said = built.run("build")
+    for name in (SEGMENT, OBB, CLASSIFY):
+        assert f"{name}: serves plan" in said
+        assert built.serves(name) == "plan"
+    vision = (built.repository / "vision" / "configs" / "installed.pbtxt").read_text()
+    for name in (DETECT, POSE, SEGMENT, OBB):
+        assert f'model_name: "{name}"' in vision
+    assert json.loads(parsed(vision).parameters["outputs"].string_value)[SEGMENT] == {
+        "segments": "segments", "protos": "protos",
+    }  # fmt: skip
+    config = parsed((built.repository / SEGMENT / "configs" / "installed.pbtxt").read_text())
+    assert (config.parameters["task"].string_value, config.parameters["layout"].string_value) == ("segment", "prepared")
+    bent = install(
+        head(built.folder / "bent.onnx", 14, NAMES | {"task": "segment"}, width=75, masks=8),
+        SEGMENT,
+        built.folder / "bent",
+    )
+    done = built.attempt("build", "--force", INSTEAD=str(bent / "model.onnx"))
+    assert done.returncode == 1
+    assert "output differs from its ONNX's" in done.stderr
+
+
+def test_a_model_of_single_images_has_no_plan(built: Host) -> None:
+    sheet = built.models / "yolo" / "2" / "model.json"
+    about = json.loads(sheet.read_text())
+    sheet.write_text(json.dumps(about | {"parameters": about["parameters"] | {"layout": "torchvision"}}))
+    done = built.attempt("source")
+    assert done.returncode == 1
+    assert "takes one image at a time, but a plan is built for batches" in done.stderr
 
 
 def test_without_a_gpu_it_says_so(host: Host) -> None:
@@ -470,7 +514,7 @@ def test_angles_and_masks_are_compared() -> None:
     wanted = {"segments": [(*ROW, 1.0, 0.0)], "protos": [(0.5, 0.1), (0.2, 0.9)]}
     assert compare(masks, wanted, {**wanted, "segments": [(*ROW, 1.0, 0.01)]}) is None
     assert "only the ONNX" in str(compare(masks, wanted, {**wanted, "segments": [(*ROW, 1.0, 0.5)]}))
-    assert "protos have a cosine" in str(compare(masks, wanted, {**wanted, "protos": [(0.5, 0.1), (0.2, -0.9)]}))
+    assert "protos are apart by" in str(compare(masks, wanted, {**wanted, "protos": [(0.5, 0.1), (0.2, -0.9)]}))
     assert "outputs segments instead of" in str(compare(masks, wanted, {"segments": wanted["segments"]}))
 
     scores = {"scores": [(0.9, 0.1)]}
