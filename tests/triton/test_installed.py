@@ -13,6 +13,7 @@ import graphs
 import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
+from configs import parsed
 from install import TASKS, compose, remove
 from onnx import TensorProto, helper, numpy_helper, save
 
@@ -205,6 +206,27 @@ def test_a_classifier_alone_leaves_the_ensemble_alone(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "ensemble" not in done.stdout
     assert models_of(repository) == ("vision", "yolo", "yolo_classify", "yolo_pose")
+
+
+def test_keypoints_of_ones_own_are_named_in_the_configuration(tmp_path: Path) -> None:
+    repository = checkout(tmp_path)
+    spread = np.random.default_rng(3)
+    source = graphs.save(tmp_path / "card.onnx", spread.normal(0, 1, (15, 3)), np.zeros(15), metadata={"task": "pose"})
+    (tmp_path / "model.yaml").write_text(
+        "names: [card]\nkpt_shape: [5, 2]\nkpt_names: [a, b, c, d, middle]\nskeleton: [[0, 4], [1, 4]]\n"
+    )
+    done = make_models(repository, "--pose", source)
+    assert done.returncode == 0, done.stderr
+    config = parsed((repository / "yolo_pose" / "configs" / "installed.pbtxt").read_text())
+    given = {key: value.string_value for key, value in config.parameters.items()}
+    assert list(config.output[0].dims) == [480, 16]
+    assert given["kpt_shape"] == "5x2"
+    assert json.loads(given["kpt_names"]) == ["a", "b", "c", "d", "middle"]
+    assert json.loads(given["skeleton"]) == [[0, 4], [1, 4]]
+    (tmp_path / "model.yaml").write_text("names: [card]\nkpt_shape: [5, 2]\nskeleton: [[0, 5]]\n")
+    done = make_models(repository, "--pose", source)
+    assert done.returncode == 1
+    assert "skeleton: 5; the model has 5 keypoints, from 0 to 4" in done.stderr
 
 
 # --- other families, with a model.yaml ---
