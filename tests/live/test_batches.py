@@ -276,7 +276,7 @@ def test_a_crowd_is_read_and_tracked_off_the_loop_and_answered_alike(tmp_path: P
 
 def test_frames_of_one_stream_overlap_at_the_server_and_keep_their_order(tmp_path: Path) -> None:
     """Three streams, each with four frames in the pipeline: the square is where it was, and tracked all along."""
-    client = Sight(batched=True)
+    client = Sight(batched=True, together=2)
     frames = 40
 
     async def stream(batches: Asked, name: str) -> list[FrameResult]:

@@ -316,8 +316,17 @@ async def test_after_kill_9_triton_and_ocr_are_gone_too(embedded: Service, jpeg:
 
 @pytest.fixture
 def pair(tmp_path: Path, canned_triton: str) -> Iterator[Service]:
+    """Two workers that the test may end."""
     settings = {"TRITON_URL": canned_triton, "OCR": "off", "WORKERS": "2"}
     with serving(tmp_path, settings) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def lasting_pair(tmp_path_factory: pytest.TempPathFactory, canned_triton: str) -> Iterator[Service]:
+    """Two workers that several tests use."""
+    settings = {"TRITON_URL": canned_triton, "OCR": "off", "WORKERS": "2"}
+    with serving(tmp_path_factory.mktemp("pair"), settings) as service:
         yield service
 
 
@@ -350,7 +359,9 @@ async def test_two_workers_serve_and_their_metrics_add_up(pair: Service, jpeg: b
     assert "Traceback" not in pair.log
 
 
-async def test_sessions_that_come_at_once_are_spread_over_the_workers(pair: Service) -> None:
+async def test_sessions_that_come_at_once_are_spread_over_the_workers(lasting_pair: Service) -> None:
+    pair = lasting_pair
+
     def held() -> list[int]:
         """Sockets of sessions, by worker; the kernel chooses by address and port, as good as by dice."""
         children = psutil.Process(pair.process.pid).children()
@@ -381,10 +392,10 @@ def listening(process: psutil.Process, port: int) -> bool:
     )
 
 
-def test_a_port_that_is_taken_is_not_shared_with_whoever_has_it(pair: Service, tmp_path: Path) -> None:
+def test_a_port_that_is_taken_is_not_shared_with_whoever_has_it(lasting_pair: Service, tmp_path: Path) -> None:
     settings = {
         "WORKERS": "2",
-        "PORT": str(pair.port),
+        "PORT": str(lasting_pair.port),
         "STATE_DIR": str(tmp_path / "other"),
         "TRITON_URL": "127.0.0.1:9",
     }
@@ -393,7 +404,7 @@ def test_a_port_that_is_taken_is_not_shared_with_whoever_has_it(pair: Service, t
         command, env={**os.environ, **settings}, cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert second.returncode == 2
-    assert f"PORT={pair.port}: cannot listen there (Address already in use)" in second.stderr + second.stdout
+    assert f"PORT={lasting_pair.port}: cannot listen there (Address already in use)" in second.stderr + second.stdout
 
 
 async def test_workers_do_not_outlive_their_parent(pair: Service) -> None:

@@ -93,7 +93,7 @@ def test_too_many_pixels_are_refused(tmp_path: Path) -> None:
 
 
 def test_turns_keep_a_stream_in_order_while_its_calls_overlap(tmp_path: Path) -> None:
-    client = Sight(longest_s=0.2)  # longer than a busy machine takes to prepare two calls
+    client = Sight(together=3)
 
     async def run() -> list[FrameResult]:
         memory, turns = StreamMemory(), Sequencer()

@@ -75,7 +75,7 @@ def is_boxed(frame: Pixels, number: int) -> bool:
 
 
 def test_every_frame_has_its_own_result_in_the_lines_and_in_the_video(tmp_path: Path) -> None:
-    before, client = counters(), Sight()
+    before, client = counters(), Sight(together=2)
     told: list[int] = []
     report, video, lines = analyzed(squares(tmp_path / "in.mp4", 50), tmp_path, client=client, on_frames=told.append)
     assert (report.frames, report.failed, report.undecodable, sum(told)) == (50, 0, 0, 50)

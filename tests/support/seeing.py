@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -78,11 +78,11 @@ class Sight(FakeClient):
     Args:
         fails: whether the model fails on a frame, by the frame's number (known from the square's position).
         batched: whether the model declares dynamic batching.
-        longest_s: the longest delay, seconds.
+        together: calls are held until so many are there at once, ten seconds at most.
     """
 
     def __init__(
-        self, fails: Callable[[int], bool] = lambda number: False, *, batched: bool = False, longest_s: float = 0.02
+        self, fails: Callable[[int], bool] = lambda number: False, *, batched: bool = False, together: int = 1
     ) -> None:
         names = {"class_names": json.dumps(["person", "face"])}
         super().__init__({"vision": (ModelSpec("vision", "1", _INPUT, _OUTPUTS, 16, names, batched), self._look)})
@@ -90,7 +90,7 @@ class Sight(FakeClient):
             self._models[name] = (ModelSpec(name, "1", _INPUT, (output,), 16, names, batched), self._look)
         self._fails = fails
         self._dice = random.Random(3)
-        self._longest_s = longest_s
+        self._together, self._are_together = together, asyncio.Event()
         self.most = self._now = 0
         """The most calls at once so far."""
         self.seen = 0
@@ -98,8 +98,12 @@ class Sight(FakeClient):
     async def infer(self, model: ModelSpec, buffer: Buffer, *, stream: str, deadline_s: float | None = None) -> Reply:
         self._now += 1
         self.most = max(self.most, self._now)
+        if self.most >= self._together:
+            self._are_together.set()
         try:
-            await asyncio.sleep(self._dice.choice([0.0, 0.002, self._longest_s]))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._are_together.wait(), 10)
+            await asyncio.sleep(self._dice.choice([0.0, 0.002, 0.02]))
             return await super().infer(model, buffer, stream=stream)
         finally:
             self._now -= 1
