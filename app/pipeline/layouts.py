@@ -318,7 +318,7 @@ class Head:
     tensor: TensorSpec
     layout: Layout
     declared: bool
-    """Whether the model declares the layout. Else only the shape suggests it, and an answer must confirm it
+    """Whether the model declares the layout, and shows its numbers of rows and columns. Else an answer must confirm it
     (`implausible`)."""
 
 
@@ -331,6 +331,7 @@ def find_head(
     likely: Callable[[int, int], bool],
     output: str | None,
     known: str,
+    may_be_open: bool = False,
 ) -> Head:
     """Picks the output tensor to read, and its layout.
 
@@ -341,6 +342,8 @@ def find_head(
         likely: whether `[N, a, b]` is a raw head unless another layout fits better.
         output: name of the output; None: any.
         known: the known shapes, for the message.
+        may_be_open: whether a head whose layout is declared may leave its numbers of rows and columns open; the caller
+            then checks them in the first answer.
 
     Raises:
         ModelRejected: no output fits, or several do.
@@ -351,8 +354,13 @@ def find_head(
     given = [t for t in spec.outputs if output in (None, t.name)]
     heads = [t for t in given if len(t.shape) == 3 and t.dtype in ("FP32", "FP16")]
     cells = anchors(form)
-    raws = [t for t in heads if sure(t.shape[1], t.shape[2])]
-    rows = [t for t in heads if t.shape[2] == columns and (declared or t.shape[1] not in (cells, 3 * cells))]
+    is_open = [t for t in heads if may_be_open and declared and t.shape[1:] == (-1, -1)]
+    raws = [t for t in heads if sure(t.shape[1], t.shape[2]) or (declared == "raw" and t in is_open)]
+    rows = [
+        t
+        for t in heads
+        if t in is_open or (t.shape[2] == columns and (declared or t.shape[1] not in (cells, 3 * cells)))
+    ]
     maybe = [t for t in heads if likely(t.shape[1], t.shape[2]) and t.shape[2] != 3 * cells]
     as_rows: Layout = "prepared" if form.is_image else "end_to_end"
     tiers: list[tuple[list[TensorSpec], Layout]] = [(raws, "raw"), (rows, as_rows), (maybe, "raw")]
@@ -365,9 +373,9 @@ def find_head(
     found, layout = next(((tensors, layout) for tensors, layout in tiers if tensors), ([], as_rows))
     strange = _strange(spec, form) if layout == "raw" and output is None else None
     if len(found) == 1 and strange is None:
-        return Head(found[0], layout, declared is not None or form.is_image)
+        return Head(found[0], layout, (declared is not None or form.is_image) and found[0] not in is_open)
     shapes = ", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in spec.outputs) or "none"
-    looks = _looks(spec, form)
+    looks = _looks(spec, form) if columns == 6 else _strange(spec, form)  # 6: a stage of objects asks
     why = (
         f"; {' and '.join(t.name for t in found)} could each be it"
         if len(found) > 1 and strange is None
@@ -447,6 +455,12 @@ def _looks(spec: ModelSpec, form: InputFormat) -> str | None:
     if strange is not None:
         return strange
     threes = [t.shape for t in spec.outputs if len(t.shape) == 3]
+    if any(shape[1:] == (-1, -1) for shape in threes):
+        return (
+            "rows and columns are both open, as in an export with dynamic=True that was not simplified. Say with the "
+            "parameter `layout` what they are (raw, end_to_end), and with `class_names` how many classes there are; or "
+            "install it with `make models`"
+        )
     if any(shape[1] == POSE_ROWS or shape[2] == POSE_ROWS + 1 for shape in threes):
         return (
             f"{POSE_ROWS} rows or {POSE_ROWS + 1} columns are one class and COCO's 17 keypoints: a pose head, which "

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +43,20 @@ def python() -> str:
     return found
 
 
+def write_pictures(folder: Path) -> None:
+    """JPEGs of eight shapes."""
+    folder.mkdir()
+    photograph = np.tile(skimage.data.astronaut()[..., ::-1], (4, 4, 1))
+    for number, (width, height) in enumerate(SHAPES):
+        picture = photograph[40 : 40 + height, 40 : 40 + width]
+        cv2.imwrite(str(folder / f"{number}.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
+
+
 @pytest.fixture(scope="module")
 def exports(python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Exported networks, and Ultralytics' own results with them on images of eight shapes."""
     folder = tmp_path_factory.mktemp("ultralytics")
-    (folder / "pictures").mkdir()
-    photograph = np.tile(skimage.data.astronaut()[..., ::-1], (4, 4, 1))
-    for number, (width, height) in enumerate(SHAPES):
-        picture = photograph[40 : 40 + height, 40 : 40 + width]
-        cv2.imwrite(str(folder / "pictures" / f"{number}.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
+    write_pictures(folder / "pictures")
     script = ROOT / "tests" / "integration" / "ultralytics_networks.py"
     done = subprocess.run(
         [python, script, folder], cwd=folder, capture_output=True, text=True, timeout=900, check=False
@@ -88,16 +94,21 @@ def test_c1_the_service_sees_what_ultralytics_sees(
 
 def the_same(found: FrameResult, objects: dict[str, Any], poses: dict[str, Any]) -> None:
     where = f"{found.image.width}x{found.image.height}"
-    for ours, theirs in ((found.objects, objects), (found.poses, poses)):
-        assert len(ours) == len(theirs["boxes"]), where
-        free: list[Detection | Pose] = [*ours]
-        for index, box in enumerate(theirs["boxes"]):
-            alike = [found_object for found_object in free if _is(found_object, theirs, index)]
-            assert alike, (where, box, theirs["scores"][index], theirs["classes"][index])
-            free.remove(alike[0])
+    the_same_things(found.objects, objects, where)
+    the_same_things(found.poses, poses, where)
 
 
-def _is(found_object: Detection | Pose, theirs: dict[str, Any], index: int) -> bool:
+def the_same_things(ours: Sequence[Detection | Pose], theirs: dict[str, Any], where: str) -> None:
+    assert len(ours) == len(theirs["boxes"]), where
+    free = [*ours]
+    for index, box in enumerate(theirs["boxes"]):
+        same = [found_object for found_object in free if alike(found_object, theirs, index)]
+        assert same, (where, box, theirs["scores"][index], theirs["classes"][index])
+        free.remove(same[0])
+
+
+def alike(found_object: Detection | Pose, theirs: dict[str, Any], index: int) -> bool:
+    """Whether an object or a pose is the one that Ultralytics found at this index."""
     box, score = np.array(theirs["boxes"][index]), theirs["scores"][index]
     if abs(found_object.confidence - score) > SCORE or not _covers(corners(found_object.box), box):
         return False

@@ -510,4 +510,23 @@ def test_the_pose_stage_names_the_stage_that_reads_a_head() -> None:
         pose_reader(spec(("o", FLOAT, (1, 56, CELLS)), task="detect"))
     with pytest.raises(ModelRejected, match="layout='yolox': such a head has objects, which stage `detect` reads"):
         pose_reader(spec(("o", FLOAT, (1, 56, CELLS)), layout="yolox"))
-    assert pose_reader(spec(("o", FLOAT, (1, 56, CELLS)), task="pose", layout="raw")).layout == "raw"
+    known = pose_reader(spec(("o", FLOAT, (1, 56, CELLS)), names=["person"], task="pose", layout="raw"))
+    assert known.layout == "raw"
+
+
+def test_a_head_that_shows_no_shape_is_read_as_declared_once_an_answer_has_confirmed_it() -> None:
+    """As Ultralytics' export with dynamic=True where its simplifier is not installed."""
+    anywhere = ("output0", FLOAT, (-1, -1, -1))
+    with pytest.raises(ModelRejected, match=r"rows and columns are both open.*class_names.*make models"):
+        detect_reader(spec(anywhere))
+    with pytest.raises(ModelRejected, match="does not show the number of classes"):
+        detect_reader(spec(anywhere, names=None, layout="raw"))
+    raw = detect_reader(spec(anywhere, layout="raw"))
+    assert (raw.layout, raw.declared, raw.class_names) == ("raw", False, tuple(NAMES))
+    raw.check({"output0": np.zeros((1, 4 + len(NAMES), CELLS), np.float32)})
+    with pytest.raises(ModelRejected, match=r"\[41, 2730\].* with 5 names of classes, layout raw has 9 rows"):
+        raw.check({"output0": np.zeros((1, 41, CELLS), np.float32)})
+    rows = detect_reader(spec(anywhere, layout="end_to_end"))
+    rows.check({"output0": np.zeros((1, 300, 6), np.float32)})
+    with pytest.raises(ModelRejected, match="layout end_to_end has 6 columns"):
+        rows.check({"output0": np.zeros((1, 300, 38), np.float32)})

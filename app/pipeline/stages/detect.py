@@ -130,7 +130,15 @@ class DetectReader:
                     "parameter `layout`, or the export"
                 )
         elif not self.declared:
-            confirm(self.spec, outputs[self.output_name][0], self.layout, len(self.class_names), known=KNOWN)
+            head = outputs[self.output_name][0]
+            numbers, wanted = (len(head), 4 + len(self.class_names)) if self.layout == "raw" else (head.shape[1], 6)
+            if numbers != wanted:
+                classes = len(self.class_names)
+                raise ModelRejected(
+                    f"model {self.spec.name!r}: its answer is {list(head.shape)} for an image; with {classes} names of "
+                    f"classes, layout {self.layout} has {wanted} {'rows' if self.layout == 'raw' else 'columns'}"
+                )
+            confirm(self.spec, head, self.layout, len(self.class_names), known=KNOWN)
 
     def scan(
         self, outputs: Mapping[str, NDArray[Any]], confidence: float
@@ -255,9 +263,15 @@ def detect_reader(spec: ModelSpec, labels: tuple[str, ...] | None = None, *, out
         open_or_more = columns < 0 or columns > rows
         return rows >= 5 and rows not in (*_POSE, cells, 3 * cells) and columns not in _POSE and open_or_more
 
-    head = find_head(spec, form, columns=6, sure=sure, likely=likely, output=output, known=KNOWN)
+    head = find_head(spec, form, columns=6, sure=sure, likely=likely, output=output, known=KNOWN, may_be_open=True)
     tensor, layout = head.tensor, head.layout
-    if layout == "raw":
+    if layout == "raw" and tensor.shape[1] < 0:
+        if not names:
+            raise ModelRejected(
+                f"model {spec.name!r}: output {tensor.name!r} {list(tensor.shape)} does not show the number of "
+                "classes; name them with the parameter class_names"
+            )
+    elif layout == "raw":
         count = tensor.shape[1] - 4
         if names and len(names) != count:
             hint = {
