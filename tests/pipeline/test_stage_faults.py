@@ -287,9 +287,8 @@ def test_a_plug_ins_own_error_fails_no_frame_of_a_camera_or_a_video_but_a_missin
     failure = outcome_of(frame, away, ["mine"], {"mine"}).failure
     assert failure is not None
     assert failure.code == "inference_unavailable"
-    required = frozenset({"mine"})
-    assert _checked(own, required=required, plug_ins=required) is own
-    assert isinstance(_checked(own, required=required, plug_ins=frozenset()), FrameFailed)
+    assert _checked(own, required=["mine"], plug_ins=frozenset({"mine"})) is own
+    assert isinstance(_checked(own, required=["mine"], plug_ins=frozenset()), FrameFailed)
 
 
 @pytest.mark.parametrize("when", ["__init__", "check"])

@@ -125,8 +125,8 @@ def serves_any(models: ModelSet) -> bool:
     return bool(models.whole)
 
 
-def required_stages(models: ModelSet, mode: Mode) -> frozenset[str]:
-    """The stages that must succeed on every frame: those whose models are loaded.
+def required_stages(models: ModelSet, mode: Mode) -> tuple[str, ...]:
+    """The stages that must succeed on every frame, in the order of the wire: those whose models are loaded.
 
     Raises:
         InferenceUnavailable: no model is loaded.
@@ -137,7 +137,7 @@ def required_stages(models: ModelSet, mode: Mode) -> frozenset[str]:
         raise InferenceUnavailable(f"this server serves no model that reads frames{reason}")
     if mode == "blur_faces" and "pose" not in models.whole and not models.ids_of("detect", FACE_CLASS):
         raise InferenceError("this server serves neither poses nor a class `face`: faces cannot be hidden")
-    return frozenset(models.whole)
+    return tuple(models.whole)
 
 
 # --- the analysis ---
@@ -370,7 +370,7 @@ def _text_lags(memory: OcrMemory, at_s: float) -> bool:
     return memory.read_at is None or (memory.asked_at is not None and at_s - memory.asked_at >= MAX_TEXT_LAG_S)
 
 
-def _checked(result: FrameResult | FrameError, *, required: frozenset[str], plug_ins: frozenset[str]) -> AnalysisResult:
+def _checked(result: FrameResult | FrameError, *, required: Sequence[str], plug_ins: frozenset[str]) -> AnalysisResult:
     """Returns the result, or an error if a required stage failed or was skipped: the frame is not analysed again.
 
     Args:
