@@ -72,6 +72,8 @@ _APART = np.float32(7680)
 _EPSILON = np.float32(1e-7)
 _BLOCK = 256
 _ROWS = 2048
+_FAR = np.float32(1e7)
+"""No number of a box, in pixels of the canvas, is as large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,17 +231,17 @@ class ObbReader:
         """The oriented boxes in image `index` of a batch. `classes`: ids to keep, None keeps all.
 
         Only the best class of a box counts, and its score must exceed `confidence`; then only `classes` are kept; then
-        `rotated_nms`, except for an end-to-end head. Boxes with numbers that are not finite are removed.
+        `rotated_nms`, except for an end-to-end head. Boxes with numbers that are none, or far too large, are removed.
         """
         head: Floats = outputs[self.output_name][index]
-        with np.errstate(invalid="ignore", over="ignore"):
+        with np.errstate(all="ignore"):
             if self.layout == "raw":
                 xywhr, scores, labels = _columns(head, len(self.class_names), confidence)
             else:
                 rows = head[head[:, 4] > confidence].astype(np.float32, copy=False)
                 xywhr, scores = rows[:, (0, 1, 2, 3, 6)], rows[:, 4]
                 labels = np.nan_to_num(rows[:, 5]).astype(np.int32)
-            keep = np.isfinite(xywhr.sum(axis=1) + scores)
+            keep = np.isfinite(scores) & (np.abs(xywhr) < _FAR).all(axis=1)
             if classes is not None:
                 keep &= np.isin(labels, list(classes))
             if not keep.all():

@@ -261,7 +261,7 @@ class PoseReader:
             points = np.concatenate((points, np.ones_like(points[..., :1])), axis=2)
         with np.errstate(invalid="ignore", over="ignore"):
             if not math.isfinite(points.sum()):
-                return np.nan_to_num(points)
+                return np.nan_to_num(points, posinf=1e9, neginf=-1e9)
         return points.copy()
 
 
