@@ -97,6 +97,7 @@ function withValue(from, [key, ...path], value) {
  * @property {Interpolation | null} position x1, y1, x2, y2 of its box, as shares of the image. Null: it has no place.
  * @property {number[]} from The box of `last`, as shares of the image.
  * @property {(Outline | null)[]} outlines Of each shape; null: it is not drawn, or it is the box.
+ * @property {ShownShape | undefined} boxed The shape that is the box.
  * @property {any} last The entry.
  * @property {Look} look
  * @property {number} seenAt Capture time of the last frame that showed it.
@@ -339,7 +340,8 @@ function follow(stage, tracks, found, image, capturedAt, now) {
     if (!track) {
       const position = box && new Interpolation(values, capturedAt);
       const look = { marks: [] };
-      track = { kind, id, position, from: values, outlines: [], last: entry, look, seenAt: capturedAt, bornAt: now, lostAt: null };
+      const shown = { from: values, outlines: [], boxed: undefined, last: entry, look };
+      track = { kind, id, position, ...shown, seenAt: capturedAt, bornAt: now, lostAt: null };
     } else {
       left.delete(track);
       track.position?.observe(values, capturedAt, now);
@@ -385,9 +387,9 @@ function match(tracks, kind, id, values, now) {
  * @param {number} now
  */
 function observeOutlines(stage, track, image, capturedAt, now) {
-  const boxed = anchorShape(stage, track.last);
+  track.boxed = anchorShape(stage, track.last);
   track.outlines = stage.shapes.map((shape, i) => {
-    const geometry = shape === boxed || UNMOVED.has(shape.kind) ? null : geometryOf(shape, track.last);
+    const geometry = shape === track.boxed || UNMOVED.has(shape.kind) ? null : geometryOf(shape, track.last);
     if (!geometry) return null;
     const seen = shares(coordinates(shape, geometry), image);
     const sizes = sizesOf(shape, geometry);
@@ -461,8 +463,7 @@ function visibility({ bornAt, lostAt }, now) {
  * @returns {SceneEntry}
  */
 function sceneEntry({ shapes }, track, fixed, now, width, height, alpha) {
-  const { last, look, outlines, from } = track;
-  const boxed = anchorShape({ shapes }, last);
+  const { last, look, outlines, boxed, from } = track;
   const to = track.position?.at(now);
   const entry = track.id === null || last.track_id === track.id ? last : { ...last, track_id: track.id };
   const box = to ? shownBox(to, width, height) : null;
