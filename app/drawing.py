@@ -373,11 +373,12 @@ def to_supervision(
 ) -> tuple[supervision.Detections, supervision.KeyPoints]:
     """The result as supervision's types: boxes xyxy float32 [n, 4] and keypoints xy float32 [n, k, 2], frame pixels.
 
-    Detections are the entries with a class and a box, of all parts; keypoints those that are drawn as points.
+    Keypoints are the entries that are drawn as points, of all parts; detections the others with a class and a box.
     `Detections.data` has for each: `class_name`; `field`, the part of the result that it comes from; `polygons`, a list
     of rings [points, 2], if any entry has a mask; `xyxyxyxy` (`ORIENTED_BOX_COORDINATES`), float32 [n, 4, 2], if any
     entry is an oriented box. `mask` is bool [n, height, width] if every entry has one. `tracker_id` is -1 where there
-    is no track yet. Of entries with fewer than k keypoints, the further ones are 0, 0 with confidence 0.
+    is no track yet. `KeyPoints.data["class_name"]` is there if any entry has one. Of entries with fewer than k
+    keypoints, the further ones are 0, 0 with confidence 0.
 
     Args:
         field: the only part to convert, such as `segments`; None: all.
@@ -390,9 +391,10 @@ def to_supervision(
             continue
         entries = frame.values().get(name) or []
         for entry in entries if isinstance(entries, list | tuple) else [entries]:
-            if value(entry, "class_id") is not None and value(entry, "box") is not None:
+            drawn_as_points = [(entry, value(entry, shape.at)) for shape in shapes if shape.kind == "points"]
+            points += drawn_as_points
+            if not drawn_as_points and value(entry, "class_id") is not None and value(entry, "box") is not None:
                 found.append((name, entry, *_outlines(shapes, entry)))
-            points += [(entry, value(entry, shape.at)) for shape in shapes if shape.kind == "points"]
     return _detections(found, frame), _keypoints([(entry, each) for entry, each in points if each])
 
 
@@ -457,8 +459,10 @@ def _keypoints(found: list[tuple[Any, Any]]) -> supervision.KeyPoints:
     points = np.zeros((len(found), max(len(each) for _, each in found), 3), np.float32)
     for row, (_, each) in zip(points, found, strict=True):
         row[: len(each)] = [[value(point, name) for name in ("x", "y", "confidence")] for point in each]
+    names = [value(entry, "class_name") for entry, _ in found]
     return supervision.KeyPoints(
         xy=points[:, :, :2],
+        data={"class_name": np.array([name or "" for name in names])} if any(names) else {},
         keypoint_confidence=points[:, :, 2],
         class_id=np.array([value(entry, "class_id") or 0 for entry, _ in found], int),
     )

@@ -192,6 +192,12 @@ def test_supervision_gets_masks_oriented_boxes_and_keypoints_of_any_number() -> 
     assert keypoints.xy.shape == (2, 21, 2)
     assert keypoints.xy[0, 20].tolist() == [20, 40]
     assert keypoints.keypoint_confidence[1].tolist() == [0.5] * 5 + [0.0] * 16
+    hand = {**thing, **hands[1], "class_name": "hand"}  # such as a pose of a model with classes: keypoints alone
+    nothing, keypoints = to_supervision(
+        FrameResult(Image(640, 480), things=[hand]), stages=stage(Shape("points", "points"))
+    )
+    assert len(nothing) == 0
+    assert (keypoints.class_id.tolist(), keypoints.data["class_name"].tolist()) == ([2], ["hand"])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 7), (2160, 3840)])

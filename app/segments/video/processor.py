@@ -382,9 +382,8 @@ def _checked(result: FrameResult | FrameError, *, required: Sequence[str], plug_
     """
     if isinstance(result, FrameError):
         return result
-    for name in required:
-        stage = result.stages[name]
-        if stage.status in ("error", "disabled"):
+    for name, stage in result.stages.items():  # in the order of the wire, so that the first failure is named
+        if name in required and stage.status in ("error", "disabled"):
             if stage.reason == "inference_unavailable":
                 raise InferenceUnavailable(
                     "the inference server became unreachable, or was too slow, while the video was analysed"
