@@ -15,6 +15,7 @@ import hypothesis
 import numpy as np
 import pytest
 
+from app.pipeline import registry  # noqa: F401 - so that a result has the parts here that it has in the service
 from app.settings import SECTIONS, OcrSettings, TritonSettings
 from benchmarks import canned
 from tests.support.service import Service, require_environment, running_triton, serving
