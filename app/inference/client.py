@@ -38,8 +38,9 @@ class ModelSpec:
     max_batch: int
     """Largest batch of one request; at least 1."""
     parameters: Mapping[str, str] = field(default_factory=dict)
-    """The model configuration's string parameters. The pipeline reads `display_name` (the name of the network),
-    `class_names` (a JSON array of names in the order of class ids), `layout`, `input_size`, `input_mean`, `input_std`.
+    """The model configuration's string parameters. The pipeline reads `display_name` (the name of the network), `task`,
+    `class_names` (a JSON array of names in the order of class ids), `layout`; of the input `input_size`, `resize`,
+    `colour`, `scale`, `mean`, `std`; and others that a stage's reader names.
     """
     batched: bool = False
     """Whether the server batches requests by itself (dynamic batching)."""
