@@ -79,36 +79,18 @@ class ModelSet:
     def request(self, wanted: Mapping[str, ModelReader]) -> tuple[dict[str, ModelReader], ...]:
         """The readers for each request that answers the wanted stages: of the ensemble, those that it has, if they are
         several."""
-        key = tuple(wanted)
-        found = self._requests.get(key)
-        if found is None:
-            together = {name: self.ensemble[name] for name in wanted if name in self.ensemble}
-            if len(together) < 2:
-                together = {}
-            elif len(together) < len(self.ensemble):
-                together = _subset(together)
-            alone = tuple({name: reader} for name, reader in wanted.items() if name not in together)
-            found = self._requests[key] = (*([together] if together else []), *alone)
+        together = {name: self.ensemble[name] for name in wanted if name in self.ensemble}
+        if len(together) < 2:
+            together = {}
+        elif len(together) < len(self.ensemble):
+            together = _subset(together)
+        alone = tuple({name: reader} for name, reader in wanted.items() if name not in together)
+        found = self.requests[tuple(wanted)] = (*([together] if together else []), *alone)
         return found
 
     @cached_property
-    def _requests(self) -> dict[tuple[str, ...], tuple[dict[str, ModelReader], ...]]:
-        return {}
-
-    def common_classes(self, name: str, other: str, found: Any, other_found: Any) -> tuple[list[int], list[int]]:
-        """The classes of what two stages found, as numbers that are equal where the classes have the same name."""
-        numbers = self._common.get((name, other))
-        if numbers is None:
-            known: dict[str, int] = {}
-            of_other, of_this = (
-                [known.setdefault(word.lower(), len(known)) for word in class_names(self.readers.get(stage))]
-                for stage in (other, name)
-            )
-            numbers = self._common[name, other] = of_this, of_other
-        return _mapped(found, numbers[0]), _mapped(other_found, numbers[1])
-
-    @cached_property
-    def _common(self) -> dict[tuple[str, str], tuple[list[int], list[int]]]:
+    def requests(self) -> dict[tuple[str, ...], tuple[dict[str, ModelReader], ...]]:
+        """What `request` has answered, by the names of the wanted stages."""
         return {}
 
 
@@ -116,13 +98,6 @@ def class_names(reader: Any) -> tuple[str, ...]:
     """The names of a model's classes by id; none where its reader has no classes."""
     names: tuple[str, ...] = getattr(reader, "class_names", ())
     return names
-
-
-def _mapped(found: Any, numbers: list[int]) -> list[int]:
-    class_id = getattr(found, "class_id", None)
-    ids = [0] * len(found.xyxy) if class_id is None else class_id.tolist()
-    # A class without a name is no class of another model.
-    return [numbers[number] if 0 <= number < len(numbers) else -1 - number for number in ids]
 
 
 def _subset(readers: dict[str, ModelReader]) -> dict[str, ModelReader]:

@@ -164,7 +164,7 @@ class Pipeline:
             wanted = {
                 name: reader for name, reader in models.whole.items() if True in [stages.get(name) for stages in chosen]
             }
-            for readers in models.request(wanted):
+            for readers in models.requests.get(tuple(wanted)) or models.request(wanted):
                 first = next(iter(readers.values()))
                 batch.requests.append(Request(first.spec, self._memory(batch, first.input), readers))
         return batch

@@ -192,15 +192,17 @@ class Finisher:
         free = [hook for hook in hooks if hook[1] == "anywhere"]
         self._finishing = [(stage.name, stage) for stage, _, _ in free if defines(stage, "finish")]
         self._writing = [(stage.name, stage, field) for stage, _, field in free if defines(stage, "write")]
-        self._in_loop = [(stage.name, stage, field) for stage, runs, field in hooks if runs == "loop"]
+        self._in_loop = [
+            (stage.name, stage, field, defines(stage, "finish")) for stage, runs, field in hooks if runs == "loop"
+        ]
         self.threads = [StageThread(stage) for stage, runs, _ in hooks if runs == "thread"]
         """The stages that run in threads of their own."""
         self._blocked: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._usual: dict[str, Stage] = {}
-        self._usual_of = (0, False)
-        self._usual_models: ModelSet | None = None
-        """Kept, so that no other set gets its id."""
+        """The outcomes that depend on nothing but the models that are there: of stages without a `status` of theirs."""
+        self._usual_of: ModelSet | None = None
+        self._usual_up = False
 
     def close(self) -> None:
         """Ends the stages' threads. Does not wait for them."""
@@ -279,16 +281,12 @@ class Finisher:
         state.finished = True
         state.time("parse", clock)
 
-    def _usual_outcomes(self, batch: Batch) -> dict[str, Stage]:
-        """The outcomes that depend on nothing but the models that are there: of stages without a `status` of theirs."""
-        if self._usual_of != (id(batch.model_set), batch.up):
-            state = batch.frames[0]
-            self._usual = {
-                name: _status(stage, state, batch) for name, stage in self._stages if not defines(stage, "status")
-            }
-            self._usual_of = id(batch.model_set), batch.up
-            self._usual_models = batch.model_set
-        return self._usual
+    def _set_usual(self, batch: Batch) -> None:
+        state = batch.frames[0]
+        self._usual = {
+            name: _status(stage, state, batch) for name, stage in self._stages if not defines(stage, "status")
+        }
+        self._usual_of, self._usual_up = batch.model_set, batch.up
 
     def run_all(self, batch: Batch) -> None:
         """`run` for all usable frames, in order. Takes milliseconds for a crowd."""
@@ -304,14 +302,15 @@ class Finisher:
             return
         state.looped = True
         chosen = state.job.settings.stages
-        for name, stage, field in self._in_loop:
+        for name, stage, field, finishes in self._in_loop:
             if chosen.get(name):
                 try:
                     if stage.plug_in:
                         self._timed(stage, stage.finish, state, batch)
                         part = self._timed(stage, stage.write, state, batch)
                     else:
-                        stage.finish(state, batch)
+                        if finishes:
+                            stage.finish(state, batch)
                         part = stage.write(state, batch)
                     if field is not None:
                         state.parts[field] = part
@@ -329,7 +328,9 @@ class Finisher:
         assert info is not None
         chosen = job.settings.stages
         outcomes: dict[str, Stage] = {}
-        usual = self._usual_outcomes(batch)
+        if self._usual_of is not batch.model_set or self._usual_up is not batch.up:
+            self._set_usual(batch)
+        usual = self._usual
         for name, stage in self._stages:
             if chosen.get(name):
                 # Not `setdefault`: `status` is called only where no hook has set an outcome.

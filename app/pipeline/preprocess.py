@@ -47,7 +47,7 @@ from app.pipeline.decode import (
     upright,
     work_of,
 )
-from app.pipeline.stage import PipelineStage, defines, guarded
+from app.pipeline.stage import PipelineStage, defines, raised
 from app.pipeline.types import Batch, FrameJob, FrameState
 from app.settings import LiveSettings, PipelineSettings
 
@@ -79,7 +79,7 @@ class Preprocessor:
         self._orientation = settings.exif_orientation
         self._limits = limits
         self.budget_s = settings.decode_budget_ms / 1000
-        self._preparing = [(stage.name, guarded(stage, stage.prepare)) for stage in stages if defines(stage, "prepare")]
+        self._preparing = [(stage.name, stage) for stage in stages if defines(stage, "prepare")]
         self._grey = [stage.name for stage in stages if stage.needs_grey or defines(stage, "prepare")]
         self._image = [stage.name for stage in stages if stage.needs_image]
 
@@ -145,9 +145,14 @@ class Preprocessor:
             state.pixels = image.pixels
         if image.remade:
             state.still = partial(self._again, state.job)
-        for name, prepare in self._preparing:
+        for name, stage in self._preparing:
             if chosen.get(name):
-                prepare(state, memory.grey, grey)
+                try:
+                    stage.prepare(state, memory.grey, grey)  # type: ignore[arg-type]
+                except FrameError:
+                    raise
+                except Exception as error:  # whatever a stage raises must not cost the others their results
+                    raised(stage, state, error)
                 clock = state.time(name, clock)
         # None where no stage used the grey frame, because the next flow must not start from an old image.
         memory.grey = state.grey if wants_grey else None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from app.errors import FrameError, shortened
+from app.errors import shortened
 from app.inference.client import InferenceClient, ModelSpec
 from app.limits import TokenBucket
 from app.pipeline.boxes import Letterbox
@@ -47,7 +47,6 @@ __all__ = [
     "StreamMemory",
     "defines",
     "display_name",
-    "guarded",
     "raised",
 ]
 
@@ -279,20 +278,6 @@ class PipelineStage:
 
 
 _UNAVAILABLE = Stage("error", UNAVAILABLE)
-
-
-def guarded(stage: PipelineStage, hook: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook whose errors cost the stage's part of the frame alone. Its first argument is the frame's state."""
-
-    def call(state: FrameState, *arguments: Any) -> Any:
-        try:
-            return hook(state, *arguments)
-        except FrameError:
-            raise
-        except Exception as error:  # whatever a stage raises must not cost the others their results
-            raised(stage, state, error)
-
-    return call
 
 
 def raised(stage: PipelineStage, state: FrameState, error: Exception) -> None:

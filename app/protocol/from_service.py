@@ -287,13 +287,8 @@ CLOSE_CODES: dict[str, int] = {
 
 def encode(message: ServerMessage) -> bytes:
     """UTF-8 JSON of a message; the fields of a `Result`'s frame are fields of the message itself."""
-    if isinstance(message, Result):
-        return encode_result(message)
-    return orjson.dumps(message)
-
-
-def encode_result(message: Result) -> bytes:
-    """UTF-8 JSON of a `result` message."""
+    if not isinstance(message, Result):
+        return orjson.dumps(message)
     return orjson.dumps(
         {
             "type": "result",

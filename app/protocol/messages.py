@@ -41,7 +41,6 @@ from app.protocol.from_service import (
     StageTimes,
     Summary,
     encode,
-    encode_result,
     stage_descriptions,
 )
 from app.protocol.stream import (
@@ -86,7 +85,6 @@ __all__ = [
     "SummaryChoice",
     "Update",
     "encode",
-    "encode_result",
     "parse",
     "schema",
     "stage_descriptions",

@@ -28,7 +28,7 @@ from app.drawing import annotate
 from app.errors import SightlineError
 from app.files import partial_path
 from app.process import handling_signals
-from app.protocol.messages import Ready, Result, encode_result
+from app.protocol.messages import Ready, Result, encode
 from app.sources.address import Address, ffmpeg_name, parse, printable
 from app.sources.copying import accepts, add_copy
 from app.sources.options import Options
@@ -72,7 +72,7 @@ class JsonLines:
             if self._file is None:
                 assert self._path is not None
                 self._file = self._path.open("wb")
-            self._file.write(encode_result(result) + b"\n")
+            self._file.write(encode(result) + b"\n")
             self._file.flush()
         except OSError as error:
             if self._path is None:

@@ -365,7 +365,7 @@ def test_a_models_set_of_requests_does_not_grow_with_the_frames(tmp_path: Path) 
         for turn in range(12):
             chosen = {"pose": turn % 2 == 0, "detect": turn % 3 == 0, "motion": turn % 4 == 0}
             await pipeline.analyze([job(photograph(), str(turn), **chosen)])
-        assert len(pipeline.model_set._requests) <= 4
+        assert len(pipeline.model_set.requests) <= 4
 
     run(FakeClient(served("yolo", "yolo_pose", "vision")), tmp_path, [job(photograph())], use=use)
 

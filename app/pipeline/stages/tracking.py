@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.pipeline.boxes import Floats
+from app.pipeline.models import ModelSet, class_names
 from app.pipeline.stage import PipelineStage
 from app.pipeline.stages.detect import Detected
 from app.pipeline.stages.pose import Posed
 from app.pipeline.types import Batch, FrameState
 from app.protocol.result import OK, Stage
+from app.settings import Settings
 
 Ids = NDArray[np.int64]
 Corners = Sequence[float]
@@ -361,6 +363,12 @@ class TrackStage(PipelineStage):
     single = False
     needs = ("detect", "pose")
 
+    def __init__(self, settings: Settings, *, used: bool = True) -> None:
+        super().__init__(settings, used=used)
+        self._numbers: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
+        self._numbers_of: ModelSet | None = None
+        """The models that `_numbers` is about."""
+
     def load(self) -> None:
         load()
 
@@ -386,9 +394,29 @@ class TrackStage(PipelineStage):
             at_s=frame.received if frame.at_s is None else frame.at_s,
         )
         for name, what in found.items():
-            classes, led_classes = batch.model_set.common_classes(name, leader, what, led)
-            state.track_ids[name] = match(what.xyxy.tolist(), classes, led.xyxy.tolist(), led_classes, ids)
+            numbers = self._numbers.get((name, leader))
+            if numbers is None or self._numbers_of is not batch.model_set:
+                numbers = self._number(name, leader, batch.model_set)
+            classes = []
+            for numbered, of in zip(numbers, (what, led), strict=True):
+                class_id = getattr(of, "class_id", None)
+                ids_of = [0] * len(of.xyxy) if class_id is None else class_id.tolist()
+                # A class without a name is no class of another model.
+                classes.append([numbered[n] if 0 <= n < len(numbered) else -1 - n for n in ids_of])
+            state.track_ids[name] = match(what.xyxy.tolist(), classes[0], led.xyxy.tolist(), classes[1], ids)
         state.stages["track"] = OK
+
+    def _number(self, name: str, leader: str, models: ModelSet) -> tuple[list[int], list[int]]:
+        """Numbers for the classes of two stages' models, by class id: equal where the classes have the same name."""
+        if self._numbers_of is not models:
+            self._numbers, self._numbers_of = {}, models
+        known: dict[str, int] = {}
+        of_leader, of_this = (
+            [known.setdefault(word.lower(), len(known)) for word in class_names(models.readers.get(stage))]
+            for stage in (leader, name)
+        )
+        self._numbers[name, leader] = of_this, of_leader
+        return of_this, of_leader
 
     def status(self, state: FrameState, batch: Batch) -> Stage:
         return _NOTHING

@@ -269,8 +269,9 @@ class OcrStage(PipelineStage):
     def write(self, state: FrameState, batch: Batch) -> list[Text]:
         job = state.job
         now = time.perf_counter() if job.frame.at_s is None else job.frame.at_s
+        memory = job.memory.parts.get("ocr")
         texts, state.stages["ocr"] = self.ocr.attach(
-            _memory(job.memory), state.still or job.frame.still, state.grey, now=now
+            _memory(job.memory) if memory is None else memory, state.still or job.frame.still, state.grey, now=now
         )
         return texts
 
