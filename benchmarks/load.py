@@ -26,7 +26,7 @@ import uvloop
 from benchmarks import photographs
 from benchmarks.measure import Window
 
-_RESULT = b'"objects"'
+_RESULT = b'"objects":'
 """In every result, and in no other message."""
 _PING = 0x89
 """First byte of a WebSocket's own ping. It stays unanswered, because frames keep the session alive as well."""

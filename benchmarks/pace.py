@@ -65,7 +65,7 @@ class Paced(Load):
             self._transport.write(masked(header.pack(jpeg, seq=count, captured_at_ms=0.0), 2))
 
     def _answer(self, frame: bytes) -> None:
-        if b'"objects"' in frame:
+        if b'"objects":' in frame:
             self.last = frame
             found = _SEQ.search(frame)
             assert found is not None
