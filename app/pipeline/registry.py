@@ -61,8 +61,13 @@ def load(settings: Settings) -> None:
         ConfigurationError: a plug-in cannot be loaded, or another stage has its name or its field.
     """
     built_in = {stage.name for stage in BUILT_IN}
-    for stage in find(GROUP, PipelineStage, settings.server.plugins, taken=built_in).values():
-        register(stage)
+    waiting = [*find(GROUP, PipelineStage, settings.server.plugins, taken=built_in).values()]
+    while waiting:  # a plug-in may need another one that is found after it
+        names = {known.name for known in _classes}
+        ready = [stage for stage in waiting if names.issuperset(stage.needs)]
+        for stage in ready or waiting:
+            register(stage)
+        waiting = [stage for stage in waiting if stage not in ready] if ready else []
 
 
 def fleet_stages(settings: FleetSettings) -> frozenset[str]:
@@ -86,6 +91,8 @@ def check(settings: Settings) -> None:
     for stage in _classes:
         with told(stage.name):
             stage.check(settings)
+            if stage not in BUILT_IN:
+                stage(settings, used=False)  # may read settings of its own
 
 
 def create(settings: Settings, used: Collection[str] | None = None) -> list[PipelineStage]:

@@ -163,12 +163,16 @@ def test_a_stage_that_cannot_be_loaded_stops_the_start(tmp_path: Path, text: str
 def test_the_tutorial_does_what_it_says(canned_triton: str, tmp_path: Path) -> None:
     text = (ROOT / "docs" / "stages.md").read_text()
     files = dict(re.findall(r"```python\n# my_stages/(\w+\.py)\n(.*?)```", text, re.S))
-    assert set(files) == {"brightness.py", "centres.py"}
+    assert set(files) == {"brightness.py", "centres.py", "darkness.py"}
     plugins = tmp_path / "my_stages"
     plugins.mkdir()
     for name, code in files.items():
         (plugins / name).write_text(code)
     settings = {"TRITON_URL": canned_triton, "OCR": "off", "PLUGINS": str(plugins)}
+    wrong = {**settings, "DARKNESS_BELOW": "999", "STATE_DIR": str(tmp_path / "state"), "PORT": "0"}
+    with process(["serve"], wrong, tmp_path / "log") as child:
+        assert child.wait(60) == 2
+    assert "darkness" in (tmp_path / "log").read_text().splitlines()[-1]
     with serving(tmp_path, settings) as service:
         assert f"plug-in Brightness in '{plugins}/brightness.py' adds brightness" in service.log
         sample = (ROOT / "app" / "web" / "sample.jpg").read_bytes()
@@ -178,6 +182,7 @@ def test_the_tutorial_does_what_it_says(canned_triton: str, tmp_path: Path) -> N
     assert said is not None
     assert answer["brightness"] == float(said[1])
     assert answer["stages"]["brightness"]["status"] == "ok"
+    assert answer["dark"] is False
     (point,) = result.frame.centres[0]["points"]
     box = result.frame.objects[0].box
     assert (point["x"], point["y"]) == ((box.x1 + box.x2) / 2, (box.y1 + box.y2) / 2)
