@@ -11,7 +11,8 @@ import ipaddress
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
@@ -29,7 +30,7 @@ from pydantic_settings import (
 )
 
 from app.addresses import read_host, read_origin
-from app.errors import ConfigurationError
+from app.errors import ConfigurationError, SightlineError, shortened
 
 # --- how a section is read ---
 
@@ -951,7 +952,25 @@ def ignored_variables() -> list[str]:
     ]
 
 
+@contextmanager
+def starting(part: str) -> Iterator[None]:
+    """Makes whatever a part raises while it starts a ConfigurationError that names the part, or its wrong settings.
+
+    For parts that others wrote, which may read settings of their own: subclasses of `Section`.
+    """
+    try:
+        yield
+    except SightlineError:
+        raise
+    except ValidationError as error:
+        raise ConfigurationError("\n".join(_explain(error))) from None
+    except Exception as error:
+        reason = f"{type(error).__name__}: {shortened(str(error))}"
+        raise ConfigurationError(f"{part} cannot be started: {reason}") from error
+
+
 def _explain(error: ValidationError) -> list[str]:
+    """A line for each wrong variable of a section: its name, the value seen, and what would be right."""
     lines = []
     for detail in error.errors():
         if detail["type"] == "default_factory_not_called":  # its default follows from a wrong value

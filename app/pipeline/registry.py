@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 
-from app.errors import ConfigurationError, SightlineError
-from app.pipeline.stage import PipelineStage, reason_of
+from app.errors import ConfigurationError
+from app.pipeline.stage import PipelineStage
 from app.pipeline.stages.classify import ClassifyStage
 from app.pipeline.stages.detect import DetectStage
 from app.pipeline.stages.faces import FaceStage
@@ -18,7 +17,7 @@ from app.pipeline.stages.segment import SegmentStage
 from app.pipeline.stages.tracking import TrackStage
 from app.plugins import find
 from app.protocol.stages import declare
-from app.settings import FleetSettings, Settings
+from app.settings import FleetSettings, Settings, starting
 
 BUILT_IN: tuple[type[PipelineStage], ...] = (
     DetectStage,
@@ -89,7 +88,7 @@ def check(settings: Settings) -> None:
     """Loads the plug-ins and checks the settings of all stages. Raises ConfigurationError."""
     load(settings)
     for stage in _classes:
-        with told(stage.name):
+        with starting(f"stage {stage.name!r}"):
             stage.check(settings)
             if stage not in BUILT_IN:
                 stage(settings, used=False)  # may read settings of its own
@@ -108,20 +107,9 @@ def create(settings: Settings, used: Collection[str] | None = None) -> list[Pipe
     stages = []
     for stage in _classes:
         if stage.live or stage.name in (used or ()):
-            with told(stage.name):
+            with starting(f"stage {stage.name!r}"):
                 stages.append(stage(settings, used=stage.live if used is None else stage.name in used))
     return stages
-
-
-@contextmanager
-def told(name: str) -> Iterator[None]:
-    """Makes whatever a stage raises while it starts a ConfigurationError that names the stage."""
-    try:
-        yield
-    except SightlineError:
-        raise
-    except Exception as error:
-        raise ConfigurationError(f"stage {name!r} cannot be started: {reason_of(error)}") from error
 
 
 for _stage in BUILT_IN:

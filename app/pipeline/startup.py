@@ -13,10 +13,10 @@ from app.files import writable_folder
 from app.inference.embedded import EmbeddedTriton
 from app.inference.triton import TritonClient
 from app.pipeline.multimodal import Pipeline
-from app.pipeline.registry import check, create, told
+from app.pipeline.registry import check, create
 from app.pipeline.stage import StatusListener
 from app.process import log_while_waiting
-from app.settings import Settings
+from app.settings import Settings, starting
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ async def open_pipeline(
             if on_stage is not None:
                 stage.listen(on_stage)
             if stage.used:
-                with log_while_waiting(f"what stage {stage.name} needs"), told(stage.name):
+                with log_while_waiting(f"what stage {stage.name} needs"), starting(f"stage {stage.name!r}"):
                     await asyncio.to_thread(stage.load)  # an import would delay the first frame
         pipeline = Pipeline(client, settings, stages)
         stack.push_async_callback(asyncio.to_thread, pipeline.close)

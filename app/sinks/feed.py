@@ -20,7 +20,7 @@ from functools import partial
 from app import metrics
 from app.errors import ConfigurationError
 from app.plugins import find
-from app.settings import Settings
+from app.settings import Settings, starting
 from app.sinks.jsonl import JsonLinesSink
 from app.sinks.kafka import KafkaSink
 from app.sinks.sink import Outcome, ResultSink, SinkHost, SinkMessage
@@ -56,7 +56,11 @@ def open_sinks(
         ConfigurationError: a name is unknown, a plug-in cannot be loaded, or a setting of a sink is wrong.
     """
     host = SinkHost(settings, entry, on_fatal or partial(log.critical, "%s"))
-    return Sinks([kind(host) for kind in sink_classes(settings, default).values()])
+    sinks = []
+    for name, kind in sink_classes(settings, default).items():
+        with starting(f"sink {name!r}"):
+            sinks.append(kind(host))
+    return Sinks(sinks)
 
 
 def sink_classes(settings: Settings, default: Sequence[str] = ()) -> dict[str, type[ResultSink]]:

@@ -85,6 +85,11 @@ def moved(found: list[dict[str, Any]], dx: float) -> list[list[float]]:
             "from app.segments.backends.stub import StubBackend\nclass Mine(StubBackend):\n    name = 'mine'\n",
             "INFERENCE_BACKEND='side_by_side': should be one of stub, http, sagemaker, pipeline, mine; others are ",
         ),
+        (
+            "from app.segments.backends.stub import StubBackend\nclass Mine(StubBackend):\n    name = 'side_by_side'\n"
+            "    def __init__(self, context):\n        raise OSError('no camera')\n",
+            "backend 'side_by_side' cannot be started: OSError: no camera",
+        ),
     ],
 )
 def test_a_backend_that_cannot_be_loaded_stops_the_start(tmp_path: Path, text: str, said: str) -> None:

@@ -172,7 +172,8 @@ def test_the_tutorial_does_what_it_says(canned_triton: str, tmp_path: Path) -> N
     wrong = {**settings, "DARKNESS_BELOW": "999", "STATE_DIR": str(tmp_path / "state"), "PORT": "0"}
     with process(["serve"], wrong, tmp_path / "log") as child:
         assert child.wait(60) == 2
-    assert "darkness" in (tmp_path / "log").read_text().splitlines()[-1]
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    assert last == "sightline: DARKNESS_BELOW='999': should be less than or equal to 255"
     with serving(tmp_path, settings) as service:
         assert f"plug-in Brightness in '{plugins}/brightness.py' adds brightness" in service.log
         sample = (ROOT / "app" / "web" / "sample.jpg").read_bytes()

@@ -243,3 +243,42 @@ def test_a_sink_that_cannot_be_loaded_is_named_with_the_reason(tmp_path: Path, t
         open_sinks(Settings(result_sinks="mine", plugins=tmp_path), "service")
     assert str(path) in str(caught.value)
     assert said in str(caught.value)
+
+
+SINK = """
+from pydantic import Field
+from app.sinks import BatchSink
+from app.settings import Section
+
+class MineSettings(Section):
+    mine_port: int = Field(1, ge=1)
+
+class Mine(BatchSink):
+    name = "mine"
+
+    def __init__(self, host):
+        super().__init__(host)
+        self.port = MineSettings().mine_port
+        if self.port == 7:
+            raise OSError("no such port")
+
+    def write(self, messages):
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("port", "said"),
+    [
+        ("0", "MINE_PORT='0': should be greater than or equal to 1"),
+        ("7", "sink 'mine' cannot be started: OSError: no such port"),
+    ],
+)
+def test_what_a_sink_raises_at_the_start_names_the_setting_or_the_sink(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: str, said: str
+) -> None:
+    (tmp_path / "mine.py").write_text(SINK)
+    monkeypatch.setenv("MINE_PORT", port)
+    with pytest.raises(ConfigurationError) as caught:
+        open_sinks(Settings(result_sinks="mine", plugins=tmp_path), "service")
+    assert str(caught.value) == said

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from app import plugins
 from app.errors import ConfigurationError
 from app.segments.ports import Backend, BackendContext
-from app.settings import Settings
+from app.settings import Settings, starting
 
 GROUP = "sightline.backends"
 """The group of entry points by which a package adds backends."""
@@ -15,7 +15,7 @@ BUILT_IN = ("stub", "http", "sagemaker", "pipeline")
 
 
 def chosen_plugin(settings: Settings) -> Callable[[BackendContext], Backend] | None:
-    """The class of the plug-in that INFERENCE_BACKEND names; None if it names a built-in backend.
+    """What makes the plug-in that INFERENCE_BACKEND names; None if it names a built-in backend.
 
     Raises:
         ConfigurationError: there is no such backend.
@@ -30,5 +30,10 @@ def chosen_plugin(settings: Settings) -> Callable[[BackendContext], Backend] | N
             f"INFERENCE_BACKEND={name!r}: should be one of {', '.join([*BUILT_IN, *found])}; others are plug-ins, from "
             f"files in PLUGINS or from packages with the entry point {GROUP}"
         )
-    kind: Callable[..., Backend] = found[name]
-    return kind
+    kind: Callable[[BackendContext], Backend] = found[name]
+
+    def make(context: BackendContext) -> Backend:
+        with starting(f"backend {name!r}"):
+            return kind(context)
+
+    return make
