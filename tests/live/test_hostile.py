@@ -326,12 +326,18 @@ async def test_one_who_leaves_between_two_words_is_no_fault(target: Service, jpe
 
 
 def test_memory_returns_to_where_it_was(target: Service, before: int, jpeg: bytes) -> None:
-    """Not to the byte: what sessions leave in circles, some 65 kB each, waits for the collector."""
-    begun = anonymous(target)
-    asyncio.run(rounds(target, jpeg, MORE))
-    now = anonymous(target)
-    assert now - begun < MORE * 150e3, (before, begun, now)
-    assert now - before < 50e6, (before, begun, now)
+    """Not to the byte: what sessions leave in circles, some 65 kB each, waits for the collector.
+
+    A leak shows in every round of sessions; ten megabytes that a thread's allocator takes once, in one of them.
+    """
+    sizes = [anonymous(target)]
+    while len(sizes) < 4:
+        asyncio.run(rounds(target, jpeg, MORE))
+        sizes.append(anonymous(target))
+        if sizes[-1] - sizes[-2] < MORE * 150e3:
+            break
+    assert sizes[-1] - sizes[-2] < MORE * 150e3, (before, sizes)
+    assert sizes[-1] - before < 50e6, (before, sizes)
 
 
 def test_everything_is_accounted_for_and_nobody_is_left(target: Service, slow: Service) -> None:
