@@ -137,6 +137,7 @@ async def describe(client: InferenceClient, ensemble: str, stages: Sequence[Pipe
         except Exception as error:
             if not stage.plug_in:
                 raise
+            log.error("stage %s cannot read its model", stage.name, exc_info=error)
             rejected[stage.name] = reason_of(error)
             log.error("stage %s cannot read the model %s", stage.name, model, exc_info=error)
     whole = {name: reader for name, reader in readers.items() if name not in crops}

@@ -205,11 +205,11 @@ class PipelineStage:
             ModelRejected: it cannot read this model; the message says what the model's outputs look like, which stage
                 reads them if one does, and what to do.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"stage {self.name!r} names a model and should define `reader`")
 
     def describe(self, reader: Any) -> Any:
         """What clients learn about the model: its entry in `ready.models`, a `model_type`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"stage {self.name!r} has a `model_type` and should define `describe`")
 
     def offer(self, readers: Mapping[str, Any]) -> Any:
         """The entry in `ready.models`; None while there is no model. `readers`: those of the models, by stage."""
